@@ -1,0 +1,18 @@
+"""The errors a user can cause. The CLI prints each as one line and exits non-zero; everything else is a bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message is one line with what was wrong, the value and the choices."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """`unknown method 'eagel2'; did you mean 'eagle2'? known: eagle1, eagle2, vanilla`."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(choices)}")

@@ -1,0 +1,111 @@
+"""The training set on disk: shards of on-policy conversations with their features, made once, resumable, seeded.
+
+A shard is two files: `shard-00000.npz` (ids of all conversations end to end, offsets, prompt lengths, greedy flags) and
+`shard-00000.features` (bf16 bits, row per token, memory-mapped by the trainer). A shard exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import LlamaForCausalLM
+
+from harness.train.generate import answers
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """`ids` [n] int32; `features` [n, hidden] bf16 bits (memory-mapped); the answer starts at `n_prompt`."""
+
+    ids: np.ndarray
+    features: np.ndarray
+    n_prompt: int
+
+
+def make_shards(
+    folder: Path,
+    model: LlamaForCausalLM,
+    prompts: list[list[int]],
+    *,
+    stop_ids: set[int],
+    n_tokens: int,
+    max_new_tokens: int = 160,
+    shard_prompts: int = 512,
+    n_slots: int = 64,
+    greedy_share: float = 0.5,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> int:
+    """Generate shards until they hold `n_tokens` answer tokens or the prompts run out; returns the answer tokens held.
+
+    Prompts are taken in the given order, `shard_prompts` at a time, so the result does not depend on interruptions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held, started, fresh = 0, time.monotonic(), 0
+    for number, first in enumerate(range(0, len(prompts), shard_prompts)):
+        if held >= n_tokens:
+            break
+        meta = folder / f"shard-{number:05d}.npz"
+        if not meta.exists():
+            chunk = sorted(prompts[first : first + shard_prompts], key=len)
+            made = 0
+
+            def tick(n: int) -> None:
+                nonlocal made, fresh
+                if (made + n) // 10_000 > made // 10_000:
+                    rate = fresh / (time.monotonic() - started)
+                    left = max(n_tokens - held - made, 0) / max(rate, 1e-9) / 60
+                    say(f"answers: {held + made:,} of {n_tokens:,} tokens, {rate:.0f} tokens/s, {left:.0f} min left")
+                made, fresh = made + n, fresh + n
+
+            done = list(
+                answers(model, chunk, stop_ids=stop_ids, max_new_tokens=max_new_tokens, n_slots=n_slots,
+                        greedy_share=greedy_share, seed=seed * 1_000_003 + number, progress=tick)  # fmt: skip
+            )
+            done.sort(key=lambda a: a.index)
+            _write_shard(meta, done)
+        with np.load(meta) as shard:
+            held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
+    say(f"answers: {held:,} tokens in {folder}")
+    return held
+
+
+def _write_shard(meta: Path, done: list) -> None:
+    features = meta.with_suffix(".features")
+    tmp = features.with_suffix(".part")
+    with tmp.open("wb") as f:
+        for a in done:
+            f.write(a.features.tobytes())
+    os.replace(tmp, features)
+    tmp = meta.with_suffix(".part.npz")
+    np.savez(
+        tmp,
+        ids=np.concatenate([a.ids for a in done]),
+        offsets=np.cumsum([0, *[len(a.ids) for a in done]]),
+        n_prompt=np.array([a.n_prompt for a in done]),
+        greedy=np.array([a.greedy for a in done]),
+    )
+    os.replace(tmp, meta)  # last: its presence says the shard is whole
+
+
+def read_shards(folder: Path, hidden: int) -> list[Conversation]:
+    """All conversations of a folder, features memory-mapped."""
+    out = []
+    for meta in sorted(folder.glob("shard-?????.npz")):
+        with np.load(meta) as shard:
+            ids, offsets, n_prompt = shard["ids"], shard["offsets"], shard["n_prompt"]
+        features = np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
+        for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+            out.append(Conversation(ids[a:b], features[a:b], int(n_prompt[i])))
+    return out
+
+
+def write_settings(path: Path, settings: dict) -> None:
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

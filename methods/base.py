@@ -1,0 +1,118 @@
+"""Types every method shares: what it is given, what it gives back, and the target and drafter it may call. Types only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.engine.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerParams:
+    """How tokens are drawn and when generation ends: the same for every method and the baseline.
+
+    `key` names the random stream: a hash of (run seed, sample id, turn, repeat). T = 0 is argmax, lowest index on ties.
+    """
+
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    key: int = 0
+
+
+@dataclass(slots=True)
+class Trace:
+    """Columns with one entry per target forward after prefill; times in seconds.
+
+    `tree_size`: draft nodes verified (root excluded); `accepted`: draft tokens accepted, before any cutting at a stop id
+    or the budget; `forward_s`: the part of draft_s + verify_s spent inside the two models, their LM heads included.
+    """
+
+    tree_size: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    draft_s: list[float] = field(default_factory=list)
+    verify_s: list[float] = field(default_factory=list)
+    forward_s: list[float] = field(default_factory=list)
+
+    def add(self, tree_size: int, accepted: int, draft_s: float, verify_s: float, forward_s: float) -> None:
+        self.tree_size.append(tree_size)
+        self.accepted.append(accepted)
+        self.draft_s.append(draft_s)
+        self.verify_s.append(verify_s)
+        self.forward_s.append(forward_s)
+
+
+@dataclass(slots=True)
+class Generation:
+    """`token_ids`: new tokens, a stop id included; 1 + sum(accepted + 1) - n_cut == len(token_ids) where there is a trace."""
+
+    token_ids: list[int]
+    finish: str  # 'stop' | 'length'
+    n_cut: int
+    prefill_s: float
+    trace: Trace | None
+
+
+class Target(Protocol):
+    """The model whose output counts. It owns its KV cache; batch is 1.
+
+    The tokens in the cache are those passed to `prefill`, `step` or committed; `length` counts them.
+    """
+
+    forward_s: float  # seconds spent inside forwards so far
+    length: int
+
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        """Empty the cache, run the prompt; -> features [n, hidden], logits [vocab] after the last token.
+
+        `room`: tokens that may follow, uncommitted tree nodes included.
+        """
+        ...
+
+    def step(self, token: int) -> Tensor:
+        """Append one token -> logits [vocab]: plain decoding."""
+        ...
+
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        """Run all nodes under the tree mask -> features [nodes, hidden], logits [nodes, vocab]. Commits nothing."""
+        ...
+
+    def commit(self, path: list[int]) -> None:
+        """Keep the nodes of `path` (root first) of the tree last verified; drop the others."""
+        ...
+
+
+class Drafter(Protocol):
+    """What a grower may ask of a draft head. Entries: nodes run in this step, in order; dropped by the next `observe`."""
+
+    forward_s: float
+
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, hidden]. Starts a new step."""
+        ...
+
+    def start(self, room: int) -> None:
+        """Forget everything; `room` bounds the pairs and entries to come."""
+        ...
+
+    def root_logits(self) -> Tensor:
+        """[1, vocab]: the head's prediction of what follows the last observed token."""
+        ...
+
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        """Run m nodes of one level -> logits [m, vocab].
+
+        tokens [m]; parents [m]: each node's parent as an entry number, -1 for the root; sees [m, entries + m] bool: the
+        entries (this level's included) each node attends to, all observed pairs besides.
+        """
+        ...
+
+
+Decode = Callable[[list[int], Any, Any, SamplerParams], Generation]
+"""(prompt_ids, target, drafter or None, params) -> Generation. Models are arguments: a method holds no weights."""

@@ -1,0 +1,200 @@
+"""The EAGLE draft head: (feature f_i, next token t_{i+1}) -> feature f_{i+1}, whose logits are the target's LM head.
+
+One head serves EAGLE-1 and EAGLE-2. Facts that trained checkpoints rely on (EAGLE, arXiv 2401.15077, and its release):
+- `fc` takes [embedding; feature], embedding first; its bias is present unless config.json says `"bias": false`;
+- one LLaMA decoder layer without input norm and without final norm; the feature is the target's hidden state *after*
+  its final norm; embedding and LM head are the target's own;
+- the rotary position of the pair (f_i, t_{i+1}) is i, one less than the target's position of the token.
+
+Checkpoint layout: `model.safetensors` with `fc.*` and `layers.0.*`, `config.json`. Loading is strict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    vocab_size: int
+    bias: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class _Attention(nn.Module):
+    def __init__(self, c: HeadConfig):
+        super().__init__()
+        kv = c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, kv, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, kv, bias=False)
+        self.o_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+
+
+class _MLP(nn.Module):
+    def __init__(self, c: HeadConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class _Layer(nn.Module):
+    def __init__(self, c: HeadConfig):
+        super().__init__()
+        self.self_attn = _Attention(c)
+        self.mlp = _MLP(c)
+        self.post_attention_layernorm = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
+class EagleHead(nn.Module):
+    """The weights and the two halves of a forward; the attention between them differs in training and in drafting."""
+
+    def __init__(self, config: HeadConfig):
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
+        self.layers = nn.ModuleList([_Layer(config)])
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+        self._inverse_frequencies = config.rope_theta**-exponents
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos, sin [..., n, head_dim] for integer positions [..., n]."""
+        angles = positions[..., None].to(torch.float64) * self._inverse_frequencies.to(positions.device)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [..., n, hidden] -> q [..., heads, n, d], k and v [..., kv_heads, n, d]; q and k are rotated."""
+        attention, d = self.layers[0].self_attn, self.config.head_dim
+        q, k, v = (
+            p(x).unflatten(-1, (-1, d)).transpose(-3, -2) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        cos, sin = (r.unsqueeze(-3) for r in rotary)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x: [..., n, hidden]; attended: [..., heads, n, d] -> predicted features [..., n, hidden]."""
+        layer = self.layers[0]
+        x = x + layer.self_attn.o_proj(attended.transpose(-3, -2).flatten(-2))
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos + turned * sin
+
+
+class EagleDrafter:
+    """Implements methods.base.Drafter with a head and the target's embedding and LM head.
+
+    Keys and values of true features are kept across steps; those of a step's entries lie behind them and are dropped by
+    the next `observe`, which runs the head on the accepted tokens' true features.
+    """
+
+    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: Callable[[Tensor], Tensor]):
+        self.head, self.embedding, self.lm_head = head.eval(), embedding, lm_head
+        weight = head.fc.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.forward_s = 0.0
+        self._group = head.config.num_attention_heads // head.config.num_key_value_heads
+        self._capacity = self._n_pairs = self._n_entries = 0
+        self._hidden = torch.empty(0)  # [1 + entries, hidden]: what the head predicted after the root and each entry
+
+    def start(self, room: int) -> None:
+        c = self.head.config
+        self._n_pairs = self._n_entries = 0
+        if room > self._capacity:
+            self._capacity = -(-room // 256) * 256
+            shape = (c.num_key_value_heads, self._capacity, c.head_dim)
+            self._keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self._values = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self._cos, self._sin = self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype)
+
+    def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
+        """tokens [m], features [m, hidden], positions [m] -> predicted features [m, hidden]; keys written at `at`."""
+        x = self.head.fc(torch.cat([F.embedding(tokens, self.embedding), features], dim=-1))
+        q, k, v = self.head.qkv(x, (self._cos[positions], self._sin[positions]))
+        end = at + len(tokens)
+        self._keys[:, at:end], self._values[:, at:end] = k, v
+        keys, values = self._keys[None, :, :end], self._values[None, :, :end]
+        rows = q.reshape(1, keys.shape[1], -1, q.shape[-1])  # heads of a group as rows of one query
+        attended = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        return self.head.finish(x, attended.reshape(q.shape))
+
+    def _causal(self, m: int, before: int) -> Tensor | None:
+        if m == 1:
+            return None
+        blocked = torch.ones(m, before + m, dtype=torch.bool).triu(before + 1)
+        return self._additive(blocked)
+
+    def _additive(self, blocked: Tensor) -> Tensor:
+        mask = torch.zeros(blocked.shape, dtype=self.dtype).masked_fill_(blocked, torch.finfo(self.dtype).min)
+        return mask.repeat(self._group, 1).to(self.device, non_blocking=True)
+
+    @torch.inference_mode()
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        at, m = self._n_pairs, len(tokens)
+        mask = self._causal(m, at)
+        started = time.perf_counter()
+        ids = torch.tensor(tokens, device=self.device)
+        out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
+        self._hidden = out[-1:]
+        self._n_pairs, self._n_entries = at + m, 0
+        self.forward_s += time.perf_counter() - started
+
+    @torch.inference_mode()
+    def root_logits(self) -> Tensor:
+        started = time.perf_counter()
+        logits = self.lm_head(self._hidden[:1])
+        self.forward_s += time.perf_counter() - started
+        return logits
+
+    @torch.inference_mode()
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        m, pairs = len(tokens), self._n_pairs
+        blocked = torch.zeros(m, pairs + sees.shape[1], dtype=torch.bool)
+        blocked[:, pairs:] = ~sees
+        mask = self._additive(blocked)
+        # the whole level sits one position below its parents: pair position = depth of the parent
+        level = int(sees[0].sum()) - 1
+        positions = torch.full((m,), pairs + level, device=self.device)
+        started = time.perf_counter()
+        features = self._hidden[(parents + 1).to(self.device)]
+        out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
+        logits = self.lm_head(out)
+        self.forward_s += time.perf_counter() - started
+        self._hidden = torch.cat([self._hidden, out])
+        self._n_entries += m
+        return logits

@@ -1,0 +1,198 @@
+"""How trees grow: the only place where drafting methods differ.
+
+Counts are draft nodes, root excluded, and levels: the release's `--total-token 60 --depth 5` is total=59, depth=6 here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from methods.base import Drafter
+from methods.engine.loop import Context, Grow
+from methods.engine.tree import Tree, chain
+
+
+@dataclass(slots=True)
+class Pool:
+    """Every node drafted in a step, in generation order (level by level, expanded parents by rank, children by rank).
+
+    `value`: the log of the path product of confidences; `confidence`: the node's own. `parent` is a pool index, -1 = root.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def best_children(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """logits [m, vocab] -> (tokens [m, k], log-probabilities [m, k] float32, <= 0), best first; k = min(top_k, vocab)."""
+    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logp = top.values.to(wide.dtype) - wide.logsumexp(-1, keepdim=True)
+    return top.indices, logp.float().clamp_(max=0.0)  # rounding must not give a child more value than its parent
+
+
+def by_score(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k best, ties to the lower index: a bare topk may keep a child and drop its equal parent."""
+    return scores.sort(descending=True, stable=True).indices[:k]
+
+
+def dynamic_tree(top_k: int = 10, depth: int = 6, total: int = 59, score: str = "value", rerank: bool = True) -> Grow:
+    """EAGLE-2's tree (arXiv 2406.16858, section 4): expand the `top_k` best nodes of the newest level `depth - 1` times,
+    then keep the `total` best of all nodes.
+
+    score: "value" ranks nodes by the path product of confidences, "confidence" by their own alone (ablation).
+    rerank: False keeps the expanded nodes of each level in level order, cut at `total` (ablation).
+    """
+
+    def tree(drafter: Drafter | None, context: Context) -> Tree:
+        assert drafter is not None
+        pool, levels = Pool(), []
+        tokens, logp = best_children(drafter.root_logits(), top_k)
+        values, own = logp, logp  # [m parents, k]
+        parent_ids = torch.full((1,), -1)  # pool index of each expanded node
+        entry_of = torch.full((1,), -1)  # its entry in the drafter
+        sees = torch.zeros(1, 0, dtype=torch.bool)  # what each expanded node's entry attends to among entries
+        for level in range(1, depth + 1):
+            first, k = len(pool), tokens.shape[1]
+            rank = (values if score == "value" else own).flatten()
+            flat_tokens = tokens.flatten()
+            picked = by_score(rank, top_k)
+            levels.append((picked + first).tolist())
+            pool.tokens += flat_tokens.tolist()
+            pool.parents += parent_ids.repeat_interleave(k).tolist()
+            pool.confidence += own.flatten().tolist()
+            pool.value += values.flatten().tolist()
+            if level == depth:
+                break
+            row = picked // k  # which expanded node each picked one hangs on
+            m, before = len(picked), sees.shape[1]
+            sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool)], dim=1)
+            chosen, parent_values = flat_tokens[picked], values.flatten()[picked]
+            logits = drafter.expand(chosen, entry_of[row], sees)
+            entry_of = torch.arange(before, before + m)
+            parent_ids = picked + first
+            tokens, own = best_children(logits, top_k)
+            tokens, own = tokens.cpu(), own.cpu()
+            values = own + parent_values[:, None]
+        if not rerank:
+            kept = [i for ids in levels for i in ids][:total]
+        elif score == "value":
+            kept = sorted(by_score(torch.tensor(pool.value), total).tolist())
+        else:
+            kept = sorted(_best_first(pool, total))
+        place = {-1: 0} | {i: n for n, i in enumerate(kept, start=1)}
+        return Tree(
+            [context.root, *(pool.tokens[i] for i in kept)], [-1, *(place[pool.parents[i]] for i in kept)]
+        )
+
+    return Grow(tree, max(total, top_k * depth))
+
+
+def _best_first(pool: Pool, total: int) -> list[int]:
+    """The `total` most confident among nodes whose parent is in; generation order settles ties (shallower, lower index)."""
+    children: dict[int, list[int]] = {}
+    for i, p in enumerate(pool.parents):
+        children.setdefault(p, []).append(i)
+    open_nodes = [(-pool.confidence[i], i) for i in children.get(-1, [])]
+    heapq.heapify(open_nodes)
+    kept: list[int] = []
+    while open_nodes and len(kept) < total:
+        _, i = heapq.heappop(open_nodes)
+        kept.append(i)
+        for c in children.get(i, []):
+            heapq.heappush(open_nodes, (-pool.confidence[c], c))
+    return kept
+
+
+def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
+    """A tree of fixed shape (EAGLE-1): path (2, 0) is the best child of the third-best child of the root.
+
+    At T > 0 children are sampled without replacement from the head's processed distribution (temperature and top-p
+    applied), "rank" being the order of draw; `Tree.q` then holds those distributions. `ranks`: candidates a node offers.
+    """
+    ordered = sorted(paths, key=lambda p: (len(p), p))
+    index = {path: i for i, path in enumerate(ordered)}
+    for path in ordered:
+        if path[:-1] and path[:-1] not in index or path[-1] >= ranks:
+            raise ValueError(f"path {path} hangs on nothing, or its rank is not under {ranks}")
+    depth = max(map(len, ordered))
+    levels = [[p for p in ordered if len(p) == d] for d in range(1, depth + 1)]
+    expanded = [[p for p in level if any(c[:-1] == p for c in ordered)] for level in levels]
+
+    def tree(drafter: Drafter | None, context: Context) -> Tree:
+        assert drafter is not None
+        sampled = not context.chooser.greedy
+        token_of: dict[tuple[int, ...], int] = {}
+        q: dict[int, Tensor] = {}
+        offers: dict[tuple[int, ...], list[int]] = {}
+        entry: dict[tuple[int, ...], int] = {}
+        laws: dict[tuple[int, ...], Tensor] = {}
+
+        def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
+            if not sampled:
+                for path, ids in zip(parents, logits.topk(min(ranks, logits.shape[-1]), dim=-1).indices.tolist(), strict=True):
+                    offers[path] = ids
+                return
+            for row, path in enumerate(parents):
+                laws[path] = context.chooser.law(logits[row])
+                node = index[path] + 1 if path else 0
+                offers[path] = context.chooser.children(laws[path], ranks, context.position, node)
+
+        offer([()], drafter.root_logits())
+        n_entries, sees = 0, torch.zeros(0, 0, dtype=torch.bool)
+        for level, to_expand in zip(levels, expanded, strict=True):
+            for path in level:
+                if path[:-1] in offers and path[-1] < len(offers[path[:-1]]):
+                    token_of[path] = offers[path[:-1]][path[-1]]
+            live = [p for p in to_expand if p in token_of]
+            if not live:
+                break
+            m = len(live)
+            parents = torch.tensor([entry.get(p[:-1], -1) for p in live])
+            grown = torch.zeros(n_entries + m, n_entries + m, dtype=torch.bool)
+            grown[:n_entries, :n_entries] = sees
+            for j, path in enumerate(live):
+                if path[:-1] in entry:
+                    grown[n_entries + j, :n_entries] = sees[entry[path[:-1]]]
+                grown[n_entries + j, n_entries + j] = True
+                entry[path] = n_entries + j
+            sees = grown
+            offer(live, drafter.expand(torch.tensor([token_of[p] for p in live]), parents, sees[n_entries:]))
+            n_entries += m
+        kept = [p for p in ordered if p in token_of]
+        place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
+        if sampled:
+            q = {place[p[:-1]]: laws[p[:-1]] for p in kept}
+        return Tree(
+            [context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if sampled else None
+        )
+
+    return Grow(tree, len(ordered))
+
+
+def prompt_lookup(max_ngram: int = 3, n_draft: int = 10) -> Grow:
+    """A chain copied from the last earlier occurrence of the longest matching n-gram at the end of the text; no model.
+
+    After prompt lookup decoding (Saxena 2023), which takes the first occurrence; the last one drafts better in long outputs.
+    """
+
+    def tree(drafter: Drafter | None, context: Context) -> Tree:
+        tokens = context.tokens
+        for n in range(min(max_ngram, len(tokens) - 1), 0, -1):
+            gram = tokens[-n:]
+            for start in range(len(tokens) - n - 1, -1, -1):
+                if tokens[start] == gram[0] and tokens[start : start + n] == gram:
+                    return chain(context.root, tokens[start + n : start + n + n_draft])
+        return chain(context.root, [])
+
+    return Grow(tree, n_draft)

@@ -1,0 +1,75 @@
+"""The decoding loop of every drafting method (EAGLE-2, arXiv 2406.16858, section 4): draft, verify, accept, repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from methods.base import Decode, Drafter, Generation, SamplerParams, Target, Trace
+from methods.engine.sampling import Chooser
+from methods.engine.stopping import Output
+from methods.engine.tree import Tree
+from methods.engine.verify import Verify, walk
+
+
+@dataclass(slots=True)
+class Context:
+    """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`."""
+
+    tokens: list[int]
+    position: int
+    chooser: Chooser
+
+    @property
+    def root(self) -> int:
+        return self.tokens[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """How a method drafts: `tree(drafter, context) -> Tree`; `most` bounds its draft nodes and its drafter entries."""
+
+    tree: Callable[[Drafter | None, Context], Tree]
+    most: int
+
+
+def speculative(grow: Grow, verify: Verify = walk) -> Decode:
+    """A decoding method from a grower and a verification rule. Exact for every grower `verify` is exact for."""
+
+    def decode(prompt_ids: list[int], target: Target, drafter: Drafter | None, params: SamplerParams) -> Generation:
+        started = time.perf_counter()
+        chooser, output, trace = Chooser(params), Output(params), Trace()
+        # the last step may start one token short of the budget and holds the tree besides
+        room = params.max_new_tokens + grow.most + 1
+        features, logits = target.prefill(prompt_ids, room)
+        context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
+        prefill_s = time.perf_counter() - started
+        if drafter is not None:
+            drafter.start(len(prompt_ids) + room)
+        over = output.extend(context.tokens[-1:])
+        new = context.tokens[1:]  # pair (f_i, t_{i+1}): the tokens one to the right of the features
+        while not over:
+            began, inside = time.perf_counter(), _forward_s(target, drafter)
+            if drafter is not None:
+                drafter.observe(new, features)
+            tree = grow.tree(drafter, context)
+            drafted = time.perf_counter()
+            features, logits = target.verify(tree)
+            accepted = verify(tree, logits, chooser, context.position)
+            target.commit(accepted.path)
+            features = features[accepted.path]
+            new = [*(tree.tokens[i] for i in accepted.path[1:]), accepted.bonus]
+            context.tokens.extend(new)
+            context.position += len(new)
+            over = output.extend(new)
+            ended = time.perf_counter()
+            trace.add(tree.n_draft, len(new) - 1, drafted - began, ended - drafted, _forward_s(target, drafter) - inside)
+        assert output.finish is not None
+        return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)
+
+    return decode
+
+
+def _forward_s(target: Target, drafter: Drafter | None) -> float:
+    return target.forward_s + (drafter.forward_s if drafter is not None else 0.0)

@@ -1,0 +1,125 @@
+"""A Hugging Face causal LM as the target: prefill, one plain step, verify a tree, commit a path. It owns its KV cache."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from methods.engine.cache import TreeCache
+from methods.engine.tree import Tree
+
+
+def grouped_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """SDPA without copying keys for grouped heads: the query heads of a group become rows of one query.
+
+    query [1, heads, n, d]; key, value [1, kv_heads, length, d]; attention_mask: None (n tokens after `length - n`
+    others, causal) or additive [1, 1, group * n, length], its rows already repeated for the group.
+    """
+    batch, heads, n, d = query.shape
+    kv_heads = key.shape[1]
+    if attention_mask is None and n > 1:  # prefill into an empty cache
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
+    else:
+        grouped = query.reshape(batch, kv_heads, (heads // kv_heads) * n, d)
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+        out = out.reshape(batch, heads, n, d)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Masks are built here, once a forward, not by transformers once a model call."""
+
+
+AttentionInterface.register("grouped", grouped_attention)
+try:
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register("grouped", _no_mask)
+except ImportError as e:  # pragma: no cover - a transformers outside the tested range
+    raise ImportError("transformers >= 5 is needed (AttentionMaskInterface)") from e
+
+
+class HFTarget:
+    """Implements methods.base.Target for any decoder-only model of transformers without sliding windows."""
+
+    def __init__(self, model: Any):
+        config = model.config
+        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            raise ValueError("models with a sliding window cannot verify trees here: the path kept may leave the window")
+        model.eval()
+        model.set_attn_implementation("grouped")
+        self.model, self.body, self.lm_head = model, model.model, model.get_output_embeddings()
+        self.embedding: Tensor = model.get_input_embeddings().weight
+        self.device, self.dtype = self.embedding.device, model.dtype
+        self.vocab_size: int = config.vocab_size
+        heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._group = heads // self._kv_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        devices = [next(layer.parameters()).device for layer in self.body.layers]
+        self.cache = TreeCache(devices, self._kv_heads, head_dim, model.dtype)
+        self.forward_s = 0.0
+        self._n_pending = 0
+
+    @property
+    def length(self) -> int:
+        return self.cache.length
+
+    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+        """-> features [n, hidden]: the last hidden state after the final norm."""
+        out = self.body(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=positions[None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        features: Tensor = out.last_hidden_state[0]
+        return features
+
+    @torch.inference_mode()
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        started = time.perf_counter()
+        self.cache.reserve(len(prompt_ids) + room)
+        features = self._forward(prompt_ids, torch.arange(len(prompt_ids), device=self.device), None)
+        self.cache.append(len(prompt_ids))
+        logits = self.lm_head(features[-1:])[0]
+        self.forward_s += time.perf_counter() - started
+        return features, logits
+
+    @torch.inference_mode()
+    def step(self, token: int) -> Tensor:
+        started = time.perf_counter()
+        features = self._forward([token], torch.full((1,), self.cache.length, device=self.device), None)
+        self.cache.append(1)
+        logits: Tensor = self.lm_head(features)[0]
+        self.forward_s += time.perf_counter() - started
+        return logits
+
+    @torch.inference_mode()
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        length, n = self.cache.length, len(tree)
+        blocked = ~tree.ancestors()
+        mask = torch.zeros(n, length + n, dtype=self.dtype)
+        mask[:, length:].masked_fill_(blocked, torch.finfo(self.dtype).min)  # additive: bool masks are wrong under eager
+        mask = mask.repeat(self._group, 1)[None, None].to(self.device, non_blocking=True)
+        positions = length + torch.tensor(tree.depths()).to(self.device, non_blocking=True)
+        started = time.perf_counter()
+        features = self._forward(tree.tokens, positions, mask)
+        logits = self.lm_head(features)
+        self.forward_s += time.perf_counter() - started
+        self._n_pending = n
+        return features, logits
+
+    @torch.inference_mode()
+    def commit(self, path: list[int]) -> None:
+        if not path or path[0] != 0 or path[-1] >= self._n_pending:
+            raise ValueError(f"path {path} is not one of the {self._n_pending} nodes last verified")
+        self.cache.keep(path)
+        self._n_pending = 0

@@ -1,0 +1,73 @@
+"""Which drafts the target accepts. Both rules keep the target's distribution; they differ in what they ask of the drafts.
+
+`walk` is exact for any proposals: draw the target's own token at the node reached and descend while it is a child.
+`rejection` (Leviathan et al. 2023; without replacement over siblings as in EAGLE, arXiv 2401.15077 and SpecInfer) is
+for drafts that were themselves sampled, and accepts more of them: accept child x with min(1, p(x)/q(x)), else take the
+residual max(p - q, 0) for the target and strike x from q. Exact only with the q the drafts were really drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.engine.sampling import Chooser
+from methods.engine.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """`path`: nodes from the root down (root included); `bonus`: the target's own next token after the last of them."""
+
+    path: list[int]
+    bonus: int
+
+
+Verify = Callable[[Tree, Tensor, Chooser, int], Accepted]
+"""(tree, logits [n, vocab], chooser, output position of the root's successor) -> Accepted."""
+
+
+def walk(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accepted:
+    """Draw at the node reached, descend while the token is a child; the last draw is the bonus (T = 0: argmax)."""
+    by_parent: dict[tuple[int, int], int] = {}
+    for node in range(len(tree) - 1, 0, -1):  # from the back, so that the first of equal siblings stays
+        by_parent[tree.parents[node], tree.tokens[node]] = node
+    path = [0]
+    while True:
+        token = chooser.token(logits[path[-1]], position + len(path) - 1)
+        child = by_parent.get((path[-1], token))
+        if child is None:
+            return Accepted(path, token)
+        path.append(child)
+
+
+def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accepted:
+    """p/q acceptance over sampled siblings with residual resampling; at T = 0 drafts are not sampled and `walk` serves."""
+    if chooser.greedy or tree.q is None:
+        return walk(tree, logits, chooser, position)
+    children = tree.children()
+    path = [0]
+    while True:
+        at = position + len(path) - 1
+        p = chooser.law(logits[path[-1]])
+        if path[-1] not in tree.q:
+            return Accepted(path, chooser.draw(p, at))
+        q = tree.q[path[-1]].clone()
+        for attempt, child in enumerate(children[path[-1]]):
+            token = tree.tokens[child]
+            if q[token] > 0 and chooser.accept(min(1.0, float(p[token] / q[token])), at, attempt):
+                path.append(child)
+                break
+            residual = (p - q).clamp_(min=0)
+            mass = float(residual.sum())
+            if mass > 0:  # zero only where p == q up to rounding: a rejection of probability zero
+                p = residual / mass
+            q[token] = 0
+            left = float(q.sum())
+            if left <= 0:
+                return Accepted(path, chooser.draw(p, at))
+            q = q / left
+        else:
+            return Accepted(path, chooser.draw(p, at))
