@@ -1,0 +1,138 @@
+"""The registry of decoding methods. One file a method: a builder decorated with `@method`, found by scanning this folder.
+
+A builder's keyword arguments are the method's options (`--set name=value`); their defaults are the preset `paper`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, unknown
+from methods.base import Decode
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method. `options`: every option with its default; `presets`: named changes to them.
+
+    `exact`: the output distribution is the target's; `external`: somebody else's loop, measured for comparison only.
+    """
+
+    name: str
+    line: str
+    build: Callable[..., Decode]
+    options: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, Any]]
+    exact: bool
+    needs_head: bool
+    external: bool
+    file: str
+    types: Mapping[str, type] = field(default_factory=dict)
+
+    def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """All options in force: defaults, then the model's and the method's preset, then `--set`.
+
+        Raises:
+            UserError: a preset neither the method nor the model knows, or an option the method does not have.
+        """
+        known = {"paper", *self.presets, *model_presets}
+        if preset not in known:
+            raise unknown("preset", preset, known)
+        options = dict(self.options)
+        for source in (model_presets.get(preset, {}), self.presets.get(preset, {})):
+            options |= {k: v for k, v in source.items() if k in options}
+        for k, v in changes.items():
+            if k not in options:
+                has = ", ".join(options) or "none"
+                raise UserError(f"method {self.name} has no option {k!r}; it has: {has}")
+            options[k] = _as_type(self.name, k, v, self.types[k])
+        return options
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    line: str,
+    exact: bool = True,
+    needs_head: bool = False,
+    external: bool = False,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
+    """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it."""
+
+    def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
+        parameters = inspect.signature(build, eval_str=True).parameters
+        file = inspect.getsourcefile(build) or "?"
+        if name in _METHODS:
+            raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
+        _METHODS[name] = Method(
+            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, external,
+            file, {k: p.annotation for k, p in parameters.items()},
+        )  # fmt: skip
+        return build
+
+    return register
+
+
+def _as_type(name: str, option: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        return kind(value)
+    except (ValueError, KeyError):
+        raise UserError(f"option {option} of {name} takes {kind.__name__}, not {value!r}") from None
+
+
+def names(exact: bool | None = None) -> list[str]:
+    """All methods, or those of this repository's own loops that are (not) exact: `--method all` is names(exact=True)."""
+    _scan()
+    return sorted(n for n, m in _METHODS.items() if exact is None or (m.exact is exact and not m.external))
+
+
+def get(name: str) -> Method:
+    _scan()
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def include(path: Path) -> None:
+    """Register the methods of a user's file, or of every .py file of a folder."""
+    _scan()
+    for file in [path] if path.is_file() else sorted(path.glob("*.py")):
+        module = f"harness_user_methods.{file.stem}"
+        spec = importlib.util.spec_from_file_location(module, file)
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(f"cannot load {file}: {type(e).__name__}: {e}") from e
+
+
+_scanned = False
+
+
+def _scan() -> None:
+    global _scanned
+    if not _scanned:
+        _scanned = True
+        for module in pkgutil.iter_modules(__path__):
+            if not module.ispkg and module.name != "base":
+                importlib.import_module(f"{__name__}.{module.name}")

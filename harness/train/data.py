@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from harness.train.generate import answers
+from harness.train.generate import answers, text_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,32 @@ def make_shards(
         with np.load(meta) as shard:
             held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
     say(f"answers: {held:,} tokens in {folder}")
+    return held
+
+
+def make_text_shards(
+    folder: Path,
+    model: LlamaForCausalLM,
+    texts: list[tuple[list[int], int]],
+    *,
+    n_tokens: int,
+    shard_texts: int = 256,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> int:
+    """The same shards for given texts `(ids, n_prompt)`, until they hold `n_tokens` tokens after the prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held, started, fresh = 0, time.monotonic(), 0
+    for number, first in enumerate(range(0, len(texts), shard_texts)):
+        if held >= n_tokens:
+            break
+        meta = folder / f"shard-{number:05d}.npz"
+        if not meta.exists():
+            done = sorted(text_features(model, texts[first : first + shard_texts]), key=lambda a: a.index)
+            fresh += sum(len(a.ids) for a in done)
+            _write_shard(meta, done)
+            say(f"texts: {held:,} of {n_tokens:,} tokens, {fresh / (time.monotonic() - started):.0f} tokens/s")
+        with np.load(meta) as shard:
+            held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
     return held
 
 

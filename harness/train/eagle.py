@@ -26,6 +26,9 @@ from harness.train.data import Conversation
 from methods.engine.draft_head import EagleHead
 
 
+TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to learn there
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """What decides the result besides the data. `tokens`: positions put through the first pass."""
@@ -42,6 +45,7 @@ class TrainSettings:
     noise: float = 0.1
     unroll: int = 2
     unroll_from: float = 0.0
+    prompt_share: float = 0.3
     frequent_rows: int = 6144
     max_length: int = 1280
     held_out: int = 96
@@ -67,11 +71,13 @@ def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> l
 
 @dataclass(slots=True)
 class Batch:
-    """ids [b, n] int64, features [b, n, hidden], trained [b, n-1]: pair i is trained iff token i+1 belongs to the answer."""
+    """ids [b, n] int64, features [b, n, hidden], bf16; trained [b, n-1]: pair i is trained iff token i+1 is the answer's;
+    prompt [b, n-1]: pairs before those, a share of which is trained as well."""
 
     ids: Tensor
     features: Tensor
     trained: Tensor
+    prompt: Tensor
 
 
 def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
@@ -79,12 +85,14 @@ def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
     ids = torch.zeros(len(items), n, dtype=torch.long)
     features = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16)
     trained = torch.zeros(len(items), n - 1, dtype=torch.bool)
+    prompt = torch.zeros(len(items), n - 1, dtype=torch.bool)
     for row, c in enumerate(items):
         m = min(len(c.ids), n)
         ids[row, :m] = torch.from_numpy(c.ids[:m].astype(np.int64))
         features[row, :m] = torch.from_numpy(np.array(c.features[:m]).view(np.int16)).view(torch.bfloat16)
         trained[row, c.n_prompt - 1 : m - 1] = True
-    return Batch(ids, features, trained)
+        prompt[row, TEMPLATE_TOKENS : c.n_prompt - 1] = True
+    return Batch(ids, features, trained, prompt)
 
 
 def predicted_features(
@@ -150,6 +158,13 @@ def loss_of(predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: flo
     return regression + ce_weight * cross, agree
 
 
+def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, held-out) split of on-policy conversations, seeded."""
+    order = np.random.default_rng(settings.seed).permutation(len(answers))
+    shuffled = [answers[i] for i in order]
+    return shuffled[settings.held_out :], shuffled[: settings.held_out]
+
+
 @torch.no_grad()
 def held_out_acceptance(
     head: EagleHead, embedding: Tensor, lm_head: Tensor, items: list[Conversation], settings: TrainSettings, depth: int = 4
@@ -187,14 +202,15 @@ def train(
     head: EagleHead,
     embedding: Tensor,
     lm_head: Tensor,
-    items: list[Conversation],
+    pool: list[Conversation],
+    held: list[Conversation],
     settings: TrainSettings,
     folder: Path,
     *,
     warm_start: dict[str, Tensor] | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[dict]:
-    """Train to `settings.tokens`; resumes from `folder/checkpoint.pt`; returns the learning curve.
+    """Train on `pool` to `settings.tokens`, checking on `held`; resumes from `folder/checkpoint.pt`; returns the learning curve.
 
     embedding, lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count.
     """
@@ -203,9 +219,6 @@ def train(
     _initialise(head)
     if warm_start is not None:
         head.load_state_dict(warm_start)
-    rng = np.random.default_rng(settings.seed)
-    shuffled = [items[i] for i in rng.permutation(len(items))]
-    held, pool = shuffled[: settings.held_out], shuffled[settings.held_out :]
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
     optimizer = torch.optim.AdamW(
@@ -247,6 +260,7 @@ def train(
         for g in optimizer.param_groups:
             g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
+        batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
         rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
         lm_rows = lm_head[rows]
         passes = settings.unroll if done >= settings.unroll_from else 1

@@ -193,3 +193,24 @@ def answers(
             else:
                 ids.append(tokens[slot])
         progress(emitted)
+
+
+@torch.inference_mode()
+def text_features(
+    model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 6144
+) -> Iterator[Answer]:
+    """Features of given texts `(ids, n_prompt)`: off-policy data, about four times as fast to make as answers."""
+    model.set_attn_implementation("sdpa")
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    while order:
+        n = max(1, batch_tokens // len(texts[order[0]][0]))
+        chunk, order = order[:n], order[n:]
+        longest = max(len(texts[i][0]) for i in chunk)
+        ids = torch.zeros(len(chunk), longest, dtype=torch.long)
+        for row, i in enumerate(chunk):
+            ids[row, : len(texts[i][0])] = torch.tensor(texts[i][0])
+        hidden = model.model(ids, use_cache=False).last_hidden_state.to(torch.bfloat16)  # padded on the right: causal
+        for row, i in enumerate(chunk):
+            tokens, n_prompt = texts[i]
+            bits = hidden[row, : len(tokens)].view(torch.int16).numpy().view(np.uint16).copy()
+            yield Answer(i, np.array(tokens, dtype=np.int32), bits, n_prompt, False)

