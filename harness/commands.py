@@ -33,7 +33,9 @@ def include_all(paths: tuple[Path, ...]) -> None:
         if path.is_dir() or path.suffix == ".py":
             methods.include(path)
         if not (models or new_tasks or set(methods.names()) - before):
-            raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")
+            raise UserError(
+                f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there"
+            )
 
 
 def list_lines(what: str) -> Iterator[str]:
@@ -59,7 +61,9 @@ def fetch_command(model: str, source: str) -> None:
     folder, digest = weights_folder(config)
     click.echo(f"{config.title}: {folder} ({digest[:16]})")
     for name in tasks.names():
-        got = tasks.load(name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1)
+        got = tasks.load(
+            name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1
+        )
         click.echo(f"{name}: {got.source}")
 
 
@@ -74,7 +78,10 @@ def _checked(options: dict[str, Any]) -> None:
     need(o["temperature"] >= 0, f"--temperature is {o['temperature']}; it must be 0 (greedy) or more")
     need(0 < o["top_p"] <= 1, f"--top-p is {o['top_p']}; it must be over 0 and at most 1")
     need(o["limit"] is None or o["limit"] > 0, f"--limit is {o['limit']}; it must be at least 1")
-    need(o["max_new_tokens"] is None or o["max_new_tokens"] > 0, f"--max-new-tokens is {o['max_new_tokens']}; it must be at least 1")
+    need(
+        o["max_new_tokens"] is None or o["max_new_tokens"] > 0,
+        f"--max-new-tokens is {o['max_new_tokens']}; it must be at least 1",
+    )
     need(o["repeats"] > 0, f"--repeats is {o['repeats']}; it must be at least 1")
     need(o["threads"] is None or o["threads"] > 0, f"--threads is {o['threads']}; it must be at least 1")
     if o["dtype"] not in DTYPES:
@@ -145,7 +152,9 @@ def run_command(**o: Any) -> None:
         values = [s.to_json(path) for s in summaries if s.method in shown]
         click.echo(json.dumps(values[0] if len(values) == 1 else values))
     if failed:
-        raise UserError(f"{failed} generations failed; they are recorded with status 'error', and the same command tries them again")
+        raise UserError(
+            f"{failed} generations failed; they are recorded with status 'error', and the same command tries them again"
+        )
 
 
 def _measure(run: Any, dtype: str) -> int:
@@ -164,7 +173,13 @@ def _measure(run: Any, dtype: str) -> int:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds > 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds > 90
+        else f"{seconds:.0f} s"
+    )
 
 
 @contextmanager
@@ -185,7 +200,14 @@ def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -
     """A bar with time left on a terminal, else a plain line about every twentieth of the work."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                    TextColumn("{task.description}"))  # fmt: skip
@@ -206,7 +228,9 @@ def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            _say(f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left")
+            _say(
+                f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left"
+            )
 
     yield lambda _: None, advance
 
@@ -229,7 +253,9 @@ def _dry_run(config: Any, arms: Any, prompt_sets: Any, max_new_tokens: int, o: d
         n = sum(len(p.turns) for p in ps.prompts)
         turns += n
         for name in arm_names:
-            click.echo(f"cell: {config.name} x {ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns) x {name} at T = {o['temperature']:g}")
+            click.echo(
+                f"cell: {config.name} x {ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns) x {name} at T = {o['temperature']:g}"
+            )
     generations = turns * len(arm_names) * o["repeats"]
     folder = prepared_folder(config)
     rate = _known_rate(o["out"], config.name, records)
@@ -240,10 +266,14 @@ def _dry_run(config: Any, arms: Any, prompt_sets: Any, max_new_tokens: int, o: d
         click.echo(f"time: at most {_duration(generations * max_new_tokens * rate)}, by the records in {o['out']}")
     if folder is not None and (folder / "model.safetensors").exists():
         size = (folder / "model.safetensors").stat().st_size
-        click.echo(f"memory: about {size * 1.3 / 1e9:.1f} GB for weights stored in {size / 1e9:.2f} GB, plus the KV cache")
+        click.echo(
+            f"memory: about {size * 1.3 / 1e9:.1f} GB for weights stored in {size / 1e9:.2f} GB, plus the KV cache"
+        )
         click.echo("missing: nothing")
     else:
-        click.echo(f"missing: weights of {config.name} are not in the cache yet; `harness fetch --model {config.name}` obtains them")
+        click.echo(
+            f"missing: weights of {config.name} are not in the cache yet; `harness fetch --model {config.name}` obtains them"
+        )
     head = o["head"] or config.head_folder
     if any(a.method.needs_head for a in arms) and not (head and (head / "config.json").exists()):
         click.echo(f"missing: draft head in {head}")

@@ -129,7 +129,9 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):  # transformers would fill missing weights with random ones and go on
-            raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(map(str, list(info[what])[:5]))}")
+            raise UserError(
+                f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(map(str, list(info[what])[:5]))}"
+            )
     target = HFTarget(model.to(where))
     tokenizer = load_tokenizer(folder)
     drafter, head_sha = None, None
@@ -149,7 +151,9 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
     try:
         values = json.loads(config_file.read_text())
     except OSError:
-        raise UserError(f"no draft head for {model} in {folder}: train one with `harness train eagle --model {model} --out DIR`") from None
+        raise UserError(
+            f"no draft head for {model} in {folder}: train one with `harness train eagle --model {model} --out DIR`"
+        ) from None
     except ValueError as e:
         raise UserError(f"{config_file} is not JSON: {e}") from None
     try:
@@ -173,7 +177,9 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
         )
     made_for = values.get("target_sha256")
     if made_for is not None and made_for != target_sha:
-        raise UserError(f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}..")
+        raise UserError(
+            f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}.."
+        )
     file = folder / "model.safetensors"
     try:
         if file.exists():

@@ -27,6 +27,7 @@ class Divergence:
 
     method: str
     preset: str
+    exact: bool
     task: str
     source: str
     sample_id: str
@@ -61,8 +62,8 @@ def _divergence(record: Record, vanilla: Record) -> Divergence | None:
     if position is None:
         return None
     return Divergence(
-        record["method"], record["preset"], record["task"], record["source"], record["sample_id"], record["turn"],
-        record["repeat"], position,
+        record["method"], record["preset"], record["exact"], record["task"], record["source"],
+        record["sample_id"], record["turn"], record["repeat"], position,
         reference[position] if position < len(reference) else None,
         ids[position] if position < len(ids) else None,
         len(reference), len(ids), record["key"], vanilla["key"],

@@ -170,9 +170,7 @@ def point(arms: Sequence[Arm], statistic: Callable[..., Array], *, by_task: bool
     return _value(_unit_totals(arms, by_task), _mean_over_strata(statistic, len(arms)))
 
 
-def estimate(
-    arms: Sequence[Arm], statistic: Callable[..., Array], *, by_task: bool = False, rng_seed: int = 0
-) -> Estimate:
+def estimate(arms: Sequence[Arm], statistic: Callable[..., Array], *, by_task: bool = False, rng_seed: int = 0) -> Estimate:
     """`statistic` of the arms' totals over the prompts that all of them have.
 
     Args:
@@ -242,9 +240,7 @@ class DepthRate:
         return self.n_accepted / self.n_reached
 
 
-def acceptance_by_depth(
-    records: Iterable[Record], *, intervals: bool = False, rng_seed: int = 0
-) -> tuple[DepthRate, ...]:
+def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False, rng_seed: int = 0) -> tuple[DepthRate, ...]:
     """P(accepted >= d | accepted >= d - 1) over forwards, up to the deepest token ever accepted.
 
     A forward without a draft counts as one that accepted nothing. `intervals` adds them (bootstrap over conversations).
@@ -255,9 +251,7 @@ def acceptance_by_depth(
             accepted[conversation_of(record)] += record["trace"]["accepted"]
     deepest = max((n for counts in accepted.values() for n in counts), default=0)
     # [depths from 0, conversations]: forwards that accepted at least so many
-    reaching = np.array(
-        [[sum(n >= d for n in counts) for counts in accepted.values()] for d in range(deepest + 1)], float
-    )
+    reaching = np.array([[sum(n >= d for n in counts) for counts in accepted.values()] for d in range(deepest + 1)], float)
 
     def rate_at(depth: int) -> DepthRate:
         n_reached, n_accepted = (int(n) for n in reaching[depth - 1 : depth + 1].sum(axis=1))
@@ -305,9 +299,7 @@ def identical(own: Arm, base: Arm) -> tuple[int, int]:
     turns: dict[tuple[Conversation, int], dict[int, bool]] = defaultdict(dict)
     for key, record in own.items():
         if key in base:
-            turns[conversation_of(record), record["repeat"]][record["turn"]] = (
-                record["token_ids"] == base[key]["token_ids"]
-            )
+            turns[conversation_of(record), record["repeat"]][record["turn"]] = record["token_ids"] == base[key]["token_ids"]
     n_turns = {conversation_of(r): r["n_turns"] for r in own.values()}
     verdicts: dict[Conversation, list[bool]] = defaultdict(list)
     for (conversation, _), by_turn in turns.items():
@@ -407,7 +399,7 @@ def _summary(cell: Sequence[Record], base: Arm, rng_seed: int) -> CellSummary:
     everything = arm(cell)
     with_baseline = compared(everything, base)
     own = with_baseline or everything
-    used = list(own.values())
+    used = [own[key] for key in sorted(own)]  # sums must not depend on the order of the file
     first = cell[0]
     speed = estimate([own, base], speed_ratio, rng_seed=rng_seed)
     accept = estimate([own], tau, rng_seed=rng_seed)

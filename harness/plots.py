@@ -34,8 +34,18 @@ from harness.metrics import (
     variant_of,
 )
 from harness.records import Record, read
-from harness.style import PARTS, SIX_TASKS, VANILLA, colour, hatch, preset_order
-from harness.tables import MEAN, Variant, by_setting, by_variant, comparisons, facts, labels, shown_cells, write_file
+from harness.style import PARTS, SIX_TASKS, VANILLA, colour, hatch, marker, preset_order
+from harness.tables import (
+    MEAN,
+    Variant,
+    by_setting,
+    by_variant,
+    comparisons,
+    labels,
+    shown_cells,
+    weights_and_machine,
+    write_file,
+)
 
 _RC = {
     "figure.dpi": 100,
@@ -73,6 +83,7 @@ class Look:
     label: str
     colour: str
     hatch: str
+    marker: str
 
 
 def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
@@ -91,11 +102,8 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
             if data.empty:
                 continue
             with matplotlib.style.context(["default", _RC]):
-                figure = Figure(figsize=(9, 4.2), layout="constrained")
+                figure = Figure(figsize=(9, 4.8), layout="constrained")
                 draw(figure.subplots(), data, panel)
-                figure.supxlabel(
-                    "   ".join(facts(panel.summaries)[1:3]), fontsize=7, color="#777777", x=0.995, ha="right"
-                )
                 written += _save(figure, target / f"{drawing}_{name}")
             written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
     return written
@@ -106,41 +114,34 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
 
 def speedup_data(panel: Panel) -> pd.DataFrame:
     """Speedup over vanilla by task and method, with intervals; the six-task mean has none."""
-    return _by_task(panel, "speedup", lambda s: s.speedup_ci95)
+    return _by_task(panel, "speedup")
 
 
 def tau_data(panel: Panel) -> pd.DataFrame:
     """Tokens per target forward by task and method, with intervals, and without looping outputs."""
-    return _by_task(panel, "tau", lambda s: s.tau_ci95)
+    return _by_task(panel, "tau", "tau_no_loop")
 
 
-def _by_task(panel: Panel, name: str, interval: Callable[[CellSummary], Interval | None]) -> pd.DataFrame:
+def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
     rows = []
     for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
         for s in cells:
-            row = {
-                "task": s.task,
-                "source": s.source,
-                "prompts": s.prompts,
-                name: getattr(s, name),
-                **_ends(interval(s)),
-            }
-            rows.append(_arm(panel, variant) | row | ({"tau_no_loop": s.tau_no_loop} if name == "tau" else {}))
+            row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
+            rows.append(row | {name: getattr(s, name) for name in (value, *more)} | _ends(getattr(s, f"{value}_ci95")))
         mean = six_task_mean(cells)
-        if getattr(mean, name) is not None:
-            row = {"task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells), name: getattr(mean, name)}
-            rows.append(_arm(panel, variant) | row | ({"tau_no_loop": mean.tau_no_loop} if name == "tau" else {}))
-    data = pd.DataFrame(rows)
-    return data[data[name].notna()] if rows else data
+        row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
+        rows.append(row | {name: getattr(mean, name) for name in (value, *more)})
+    return _with_value(rows, value)
 
 
 def acceptance_data(panel: Panel) -> pd.DataFrame:
     """Acceptance rate by depth, all tasks pooled, for every method that drafts."""
     rows = []
-    for variant, _ in by_variant(panel.summaries):
+    for variant, cells in by_variant(panel.summaries):
+        n_tasks = len({(s.task, s.source) for s in cells})
         for d in acceptance_by_depth(_arm_of(panel, variant).values(), intervals=True):
-            counts = {"depth": d.depth, "n_reached": d.n_reached, "n_accepted": d.n_accepted, "rate": d.rate}
-            rows.append(_arm(panel, variant) | counts | _ends(d.ci95))
+            counts = {"n_tasks": n_tasks, "depth": d.depth, "n_reached": d.n_reached, "n_accepted": d.n_accepted}
+            rows.append({**_arm(panel, variant), **counts, "rate": d.rate, **_ends(d.ci95)})
     return pd.DataFrame(rows)
 
 
@@ -155,15 +156,17 @@ def time_data(panel: Panel) -> pd.DataFrame:
     for variant, _ in by_variant(panel.summaries):
         everything = _arm_of(panel, variant)
         own = compared(everything, base) if relative else everything
-        speed = point([own, base], lambda _, b: tokens_per_s(b)) if relative else 1e-3
-        total = point([own], tokens_per_s)
-        if not speed or not total:
+        per_second = point([own], tokens_per_s)
+        scale = point([own, base], lambda _, b: tokens_per_s(b)) if relative else 1000.0
+        if not per_second or not scale:
             continue
         split = time_split(list(own.values()))
         parts = {part: getattr(split, part) if split else 0.0 for part in PARTS if part != "untraced"}
-        parts["untraced"] = 0.0 if split else 1 / total
-        unit = "vanilla's time per token" if relative else "ms per token"
-        rows.append(_arm(panel, variant) | {part: seconds * speed for part, seconds in parts.items()} | {"unit": unit})
+        parts["untraced"] = 0.0 if split else 1 / per_second
+        unit = "vanilla's on the same prompts" if relative else "ms"
+        n_tasks = len({(r["task"], r["source"]) for r in own.values()})
+        row = {**_arm(panel, variant), "n_tasks": n_tasks, "unit": unit}
+        rows.append(row | {part: seconds * scale for part, seconds in parts.items()})
     return pd.DataFrame(rows)
 
 
@@ -173,10 +176,14 @@ def ablation_data(panel: Panel) -> pd.DataFrame:
     for c in comparisons(panel.records, panel.summaries):
         if c.against_method != "eagle1":
             row = {"method": c.against_method, "label": c.against, "task": c.task, "source": c.source}
-            row |= {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
-            rows.append(row | _ends(c.tau_difference.ci95))
-    data = pd.DataFrame(rows)
-    return data[data["tau_difference"].notna()] if rows else data
+            difference = {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
+            rows.append({**row, **difference, **_ends(c.tau_difference.ci95)})
+    return _with_value(rows, "tau_difference")
+
+
+def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
+    """The rows that have the value: what was not measured is not drawn."""
+    return pd.DataFrame([row for row in rows if row[value] is not None])
 
 
 # ---- how it is drawn ------------------------------------------------------------------------------------------------
@@ -192,33 +199,33 @@ def _draw_speedup(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
 def _draw_tau(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     places = _grouped_bars(ax, data, "tau", panel)
     looped = data["tau_no_loop"].notna() & (data["tau_no_loop"] != data["tau"])
-    if looped.any():
-        xs = [x for x, differs in zip(places, looped, strict=True) if differs]
-        ax.plot(xs, data.loc[looped, "tau_no_loop"], "_", color="black", markersize=5, markeredgewidth=1.6,
-                label="without looping outputs")  # fmt: skip
     ax.axhline(1.0, color="#333333", linewidth=1, linestyle="--", label="vanilla")
+    if looped.any():
+        ax.plot(places[looped], data["tau_no_loop"][looped], "_", color="black", markersize=5, markeredgewidth=1.6,
+                label="without looping outputs")  # fmt: skip
     ax.set_ylabel("τ, tokens per target forward")
     _finish(ax, "Accept length τ, 95 % intervals", panel)
 
 
 def _draw_acceptance(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    shown = _with_n_tasks(data)
     names = list(dict.fromkeys(data["label"]))
     for i, name in enumerate(names):
         rows = data[data["label"] == name]
         look = _look(panel, name)
         xs = rows["depth"] + 0.07 * (i - (len(names) - 1) / 2)  # apart, so that whiskers do not hide each other
-        _whiskers(ax, xs, rows, "rate")
-        ax.plot(xs, rows["rate"], color=look.colour, linewidth=1.4, linestyle="--" if look.hatch else "-", zorder=3)
+        _whiskers(ax, xs, rows, look.colour)
+        ax.plot(xs, rows["rate"], look.marker, linestyle="--" if look.hatch else "-", color=look.colour, linewidth=1.4,
+                markersize=5, zorder=3, label=shown[name])  # fmt: skip
         bare = rows["low"].isna()
-        ax.plot(xs[~bare], rows["rate"][~bare], "o", color=look.colour, markersize=5, zorder=4, label=name)
-        ax.plot(xs[bare], rows["rate"][bare], "o", color=look.colour, markerfacecolor="white", markersize=5, zorder=4)
+        ax.plot(xs[bare], rows["rate"][bare], look.marker, color=look.colour, mfc="white", markersize=5, zorder=4)
     if data["low"].isna().any():
-        ax.plot([], [], "o", color="#777777", markerfacecolor="white", markersize=5, label="too few for an interval")
+        ax.plot([], [], "o", color="#777777", mfc="white", markersize=5, label="too few for an interval")
     ax.set_xticks(range(1, int(data["depth"].max()) + 1))
     ax.set_xlabel("depth d in the draft tree")
     ax.set_ylabel("accepted at d, of those accepted at d - 1")
     ax.set_ylim(0, 1.02)
-    _finish(ax, "Acceptance rate by depth, all tasks pooled, 95 % intervals", panel)
+    _finish(ax, "Acceptance rate by depth, tasks pooled, 95 % intervals", panel)
 
 
 def _draw_time(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -229,28 +236,24 @@ def _draw_time(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
             ax.barh(places, data[part], left=left, color=fill, height=0.7, label=part, edgecolor="white", linewidth=0.5)
         left += data[part]
     for place, total in zip(places, left, strict=True):
-        ax.annotate(
-            f"{total:.2f}", (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
-        )
+        ax.annotate(f"{total:.2f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     if data["unit"].iloc[0].startswith("vanilla"):
         ax.axvline(1.0, color="#333333", linewidth=1, linestyle="--")
-    ax.set_yticks(places, data["label"])
+    shown = _with_n_tasks(data)
+    ax.set_yticks(places, [shown[name] for name in data["label"]])
     ax.set_xlim(0, left.max() * 1.08)
-    ax.set_xlabel(
-        "time per generated token, in " + data["unit"].iloc[0].replace("time per token", "on the same prompts")
-    )
-    _finish(ax, "Where the time goes, all tasks pooled", panel, grid="x")
+    ax.set_xlabel("time per generated token, in units of " + data["unit"].iloc[0])
+    _finish(ax, "Where the time goes, tasks pooled", panel, grid="x")
 
 
 def _draw_ablations(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     groups = _groups(data)
-    names = list(dict.fromkeys(data["label"]))
-    for i, name in enumerate(names):
+    places = _places(data, groups, 0.16)
+    for name in dict.fromkeys(data["label"]):
         rows = data[data["label"] == name]
         look = _look(panel, name)
-        xs = pd.Series([groups.index(key) for key in _keys(rows)], rows.index) + 0.16 * (i - (len(names) - 1) / 2)
-        _whiskers(ax, xs, rows, "tau_difference")
-        ax.plot(xs, rows["tau_difference"], "o" if not look.hatch else "s", color=look.colour, markersize=6, zorder=4,
+        _whiskers(ax, places[rows.index], rows, look.colour)
+        ax.plot(places[rows.index], rows["tau_difference"], look.marker, color=look.colour, markersize=6, zorder=4,
                 label=f"against {name}")  # fmt: skip
     ax.axhline(0.0, color="#333333", linewidth=1, linestyle="--")
     _task_ticks(ax, groups)
@@ -258,29 +261,41 @@ def _draw_ablations(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     _finish(ax, "What full EAGLE-2 gains in τ over each ablation, paired by prompt, 95 % intervals", panel)
 
 
-def _grouped_bars(ax: Axes, data: pd.DataFrame, value: str, panel: Panel) -> list[float]:
-    """One group a task, one bar an arm; returns the bars' places in the order of `data`."""
+def _grouped_bars(ax: Axes, data: pd.DataFrame, value: str, panel: Panel) -> pd.Series:
+    """One group a task, one bar an arm; returns where the bars stand."""
     groups = _groups(data)
-    names = list(dict.fromkeys(data["label"]))
-    width = 0.84 / max(len(names), 3)
-    places = pd.Series(0.0, index=data.index)
-    for i, name in enumerate(names):
+    width = 0.86 / max(6, data["label"].nunique())
+    places = _places(data, groups, width)
+    for name in dict.fromkeys(data["label"]):
         rows = data[data["label"] == name]
         look = _look(panel, name)
-        xs = pd.Series([groups.index(key) for key in _keys(rows)], rows.index) + width * (i - (len(names) - 1) / 2)
-        ax.bar(xs, rows[value], width * 0.94, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0.3,
-               label=name)  # fmt: skip
-        _whiskers(ax, xs, rows, value)
-        places[rows.index] = xs
+        ax.bar(places[rows.index], rows[value], width * 0.94, color=look.colour, hatch=look.hatch, edgecolor="white",
+               linewidth=0.3, label=name)  # fmt: skip
+        _whiskers(ax, places[rows.index], rows, "#222222")
     _task_ticks(ax, groups)
-    return list(places)
+    return places
 
 
-def _whiskers(ax: Axes, xs: pd.Series, rows: pd.DataFrame, value: str) -> None:
-    """Interval whiskers; drawn from end to end, since a bootstrap interval need not hold the value at its middle."""
+def _places(data: pd.DataFrame, groups: Sequence[tuple[str, str]], step: float) -> pd.Series:
+    """Side by side within a group, in the order of methods, without gaps for arms that the group lacks."""
+    keys = pd.Series(_keys(data), data.index)
+    nth = data.groupby(keys).cumcount()
+    size = data.groupby(keys)["label"].transform("size")
+    return keys.map(list(groups).index) + step * (nth - (size - 1) / 2)
+
+
+def _whiskers(ax: Axes, xs: pd.Series, rows: pd.DataFrame, colour: str) -> None:
+    """Interval whiskers, from end to end: a bootstrap interval need not hold the value at its middle."""
     if "low" in rows:
         known = rows["low"].notna()
-        ax.vlines(xs[known], rows["low"][known], rows["high"][known], color="#222222", linewidth=0.9, zorder=3)
+        ax.vlines(xs[known], rows["low"][known], rows["high"][known], color=colour, linewidth=1, zorder=3)
+
+
+def _with_n_tasks(data: pd.DataFrame) -> dict[str, str]:
+    """Labels that say so where an arm's pool has fewer tasks than the fullest: such pools are not alike."""
+    n_tasks = {str(name): int(n) for name, n in data.groupby("label")["n_tasks"].max().items()}
+    most = max(n_tasks.values())
+    return {name: name if n == most else f"{name}, {n} of {most} tasks" for name, n in n_tasks.items()}
 
 
 def _groups(data: pd.DataFrame) -> list[tuple[str, str]]:
@@ -310,7 +325,12 @@ def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
     handles, names = ax.get_legend_handles_labels()
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
-    figure.legend(handles, names, loc="outside right upper", fontsize=8.5, handlelength=1.4)
+    n_columns = max(1, min(len(names), 120 // (max(map(len, names), default=0) + 6)))  # as many as the width has room for
+    facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries)]
+    # the facts as the legend's title, since the layout keeps no room for a line of their own beside it
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=n_columns, fontsize=8.5, handlelength=1.6,
+                           title="   ".join(facts), title_fontsize=7)  # fmt: skip
+    legend.get_title().set_color("#777777")
 
 
 # ---- panels, files --------------------------------------------------------------------------------------------------
@@ -331,7 +351,7 @@ def _looks(summaries: Sequence[CellSummary]) -> dict[Variant, Look]:
     for method in methods:
         siblings = sorted((v for v in names if v[0] == method), key=lambda v: (preset_order(v[1]), v))
         for place, variant in enumerate(siblings):
-            looks[variant] = Look(names[variant], colour(method, methods), hatch(place))
+            looks[variant] = Look(names[variant], colour(method, methods), hatch(place), marker(place))
     return looks
 
 

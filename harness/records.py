@@ -243,9 +243,7 @@ class Ledger:
             stored = read_env(self.folder, name)
             if stored is None:
                 path = _env_path(self.folder, name)
-                raise UserError(
-                    f"{path} is missing: cannot tell what machine measured cell {cell}; choose another --out"
-                )
+                raise UserError(f"{path} is missing: cannot tell what machine measured cell {cell}; choose another --out")
             for key, there in machine_keys(stored).items():
                 if there != here[key]:
                     raise UserError(f"{self.folder} holds cell {cell} from another machine: {key} was {there!r}, "

@@ -124,7 +124,12 @@ class Runner:
                 done.setdefault(r["cell"], set()).add((r["sample_id"], r["turn"], r["repeat"]))
         missing: dict[str, int] = {}
         for cell in self.cells():
-            wanted = {(p.id, t, n) for p in cell.prompts.prompts for t in range(1, len(p.turns) + 1) for n in range(self.spec.repeats)}
+            wanted = {
+                (p.id, t, n)
+                for p in cell.prompts.prompts
+                for t in range(1, len(p.turns) + 1)
+                for n in range(self.spec.repeats)
+            }
             missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
         return missing
 
@@ -152,7 +157,9 @@ class Runner:
                 "key": records.canonical_hash(["warm-up", self.run_id, arm.name]),
             }  # fmt: skip
             self.ledger.append(record)
-            rates[arm.name] = (wall - generation.prefill_s if generation.trace else wall) / max(len(generation.token_ids) - 1, 1)
+            rates[arm.name] = (wall - generation.prefill_s if generation.trace else wall) / max(
+                len(generation.token_ids) - 1, 1
+            )
         return rates
 
     def run(self, tick: Callable[[str], None], advance: Callable[[str], None]) -> int:
@@ -198,7 +205,9 @@ class Runner:
             advance(cell.arm.name)
         return failed
 
-    def _measure(self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int) -> int:
+    def _measure(
+        self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int
+    ) -> int:
         room = self.loaded.config.context_length - self.spec.max_new_tokens
         if len(ids) > room:
             why = (
@@ -213,7 +222,9 @@ class Runner:
         try:
             generation, wall = self._generate(cell.arm, ids, params)
         except (RuntimeError, MemoryError) as e:  # a failed prompt is a record with a status and no numbers
-            self._append(record | {"status": "error", "error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
+            self._append(
+                record | {"status": "error", "error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"}
+            )
             print(f"{cell.arm.name} failed on {prompt.id} turn {turn}: {e}", file=sys.stderr)
             return 1
         self._append(record | self._measured(cell.arm, generation, wall))
@@ -242,7 +253,11 @@ class Runner:
         cell = self._cell(_baseline_arm(), prompts, 0.0)
         key = records.sample_key(cell.key, prompt.id, 1, 0, _sha(rendered))
         if not self.turn1:
-            self.turn1 = {r["key"]: dict(r) for r in self._recorded() if r["method"] == BASELINE and r["turn"] == 1 and r["status"] == "ok"}
+            self.turn1 = {
+                r["key"]: dict(r)
+                for r in self._recorded()
+                if r["method"] == BASELINE and r["turn"] == 1 and r["status"] == "ok"
+            }
         if key not in self.turn1:
             if key not in self.keys:
                 ids = self.loaded.encode(rendered)
@@ -314,7 +329,12 @@ def _sha(text: str) -> str:
 
 
 def make_arms(
-    names: Sequence[str], preset: str, changes: Mapping[str, str], model_presets: Mapping[str, Mapping[str, Any]], has_head: bool, model: str
+    names: Sequence[str],
+    preset: str,
+    changes: Mapping[str, str],
+    model_presets: Mapping[str, Mapping[str, Any]],
+    has_head: bool,
+    model: str,
 ) -> tuple[Arm, ...]:
     """Methods by name with their options resolved; `all` = the exact ones of this repository.
 
@@ -334,7 +354,9 @@ def make_arms(
     arms = []
     for m in chosen:
         if m.needs_head and not has_head:
-            raise UserError(f"method {m.name} needs a draft head and model {model} has none: `harness train eagle --model {model} --out DIR`")
+            raise UserError(
+                f"method {m.name} needs a draft head and model {model} has none: `harness train eagle --model {model} --out DIR`"
+            )
         own = {k: v for k, v in changes.items() if k in m.options}
         presets = model_presets if m.needs_head else {preset: {}} if preset in model_presets else {}
         options = m.resolve(preset, own, presets)

@@ -20,6 +20,7 @@ _METHODS = {
 }
 _OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#117733")  # Tol's muted set
 _PRESET_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
+_PRESET_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # The paper's six tasks, in its order; the six-task mean is over exactly these.
 SIX_TASKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "natural_questions")
@@ -54,6 +55,10 @@ def colour(method: str, shown: Iterable[str] = ()) -> str:
 def hatch(place: int) -> str:
     """The fill that tells a method's presets apart; `place` counts them from 0."""
     return _PRESET_HATCHES[place % len(_PRESET_HATCHES)]
+
+
+def marker(place: int) -> str:
+    return _PRESET_MARKERS[place % len(_PRESET_MARKERS)]
 
 
 def label(method: str, preset: str) -> str:

@@ -7,9 +7,8 @@ machine) is a section of its own: nothing is averaged over two of them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +27,8 @@ from harness.metrics import (
     SixTaskMean,
     arm,
     estimate,
+    identical,
+    measured,
     point,
     setting_of,
     six_task_mean,
@@ -46,6 +47,7 @@ from harness.style import SIX_TASKS, VANILLA, label, method_order, preset_order,
 
 NOTHING = "—"
 MEAN = "six-task mean"
+INEXACT = "† not exact: the method does not promise the target's own outputs."
 FULL, COUNTERPARTS = "eagle2", ("eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank")
 
 Variant = tuple[str, str, str, str]
@@ -68,6 +70,27 @@ class Table:
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
     numbers: pd.DataFrame
+
+
+# How to read each table; under it in every form.
+_READING = {
+    "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
+        target forward after prefill); in brackets τ over outputs where neither arm fell into a loop.""",
+    "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
+        without the prefill and its token. Identical: conversations token for token vanilla's, T = 0 only.""",
+    "categories": """MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither looped.""",
+    "paired": """eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is
+        eagle2's less the other's, ratios are eagle2's over the other's. No loops: outputs where neither looped.""",
+    "divergences": """Outputs at T = 0 that are not vanilla's: the first token that differs, by token id; what follows
+        is not comparable.""",
+    "compare": """On the prompts that both hold, with paired 95 % intervals: the difference in τ is B's less A's, ratios
+        are B's over A's; speedup is over vanilla in the same folder. No loops: outputs where neither looped.
+        Same outputs: conversations token for token equal.
+        Differs: what is not the same besides; timings from two machines are not comparable, τ is.""",
+    "run": """τ in brackets: over outputs where neither arm looped. Square brackets: 95 % intervals, none under 5
+        prompts.""",
+}
+_READING = {name: " ".join(text.split()) for name, text in _READING.items()}
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
@@ -107,11 +130,7 @@ def main_report(summaries: Iterable[CellSummary]) -> Table:
                 row[MEAN] = _speedup_and_tau(six_task_mean(cells))
             rows.append(row)
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    reading = (
-        "Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per "
-    )
-    reading += "target forward after prefill); in brackets τ over outputs where neither arm fell into a loop."
-    return Table("main", tuple(sections), (reading, *_notes(summaries)), _main_numbers(summaries))
+    return Table("main", tuple(sections), (_READING["main"], *_notes(summaries)), _main_numbers(summaries))
 
 
 def cell_report(summaries: Iterable[CellSummary]) -> Table:
@@ -121,9 +140,7 @@ def cell_report(summaries: Iterable[CellSummary]) -> Table:
         Section(setting.title(), facts(group), pd.DataFrame([_cell_row(name, c) for name, c in _labelled_cells(group)]))
         for setting, group in by_setting(summaries)
     )
-    reading = "In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup "
-    reading += "without the prefill and its token. Identical: conversations token for token vanilla's, T = 0 only."
-    return Table("cells", sections, (reading, *_notes(summaries)), tidy_table(summaries))
+    return Table("cells", sections, (_READING["cells"], *_notes(summaries)), tidy_table(summaries))
 
 
 def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
@@ -135,9 +152,7 @@ def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
         row |= {name: getattr(s, name) for name in _TIDY_VALUES}
         row |= _interval_columns("speedup", s.speedup, s.speedup_ci95) | _interval_columns("tau", s.tau, s.tau_ci95)
         split = s.time_split
-        row |= {
-            f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")
-        }
+        row |= {f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -155,7 +170,7 @@ def mt_bench_by_category(records: Iterable[Record]) -> Table:
         category: shown_cells(summarise(r for r in records if r["category"] == category))
         for category in sorted({r["category"] for r in records})
     }
-    numbers = [tidy_table(group).assign(category=category) for category, group in by_category.items()]
+    by_row = [tidy_table(group).assign(category=category) for category, group in by_category.items()]
     sections = []
     for setting, whole in by_setting(summaries):
         rows: dict[str, dict[str, str]] = {}
@@ -165,10 +180,8 @@ def mt_bench_by_category(records: Iterable[Record]) -> Table:
                 rows.setdefault(name, {"method": name})[f"{category} ({cell.source})"] = _speedup_and_tau(cell)
         shown = pd.DataFrame(list(rows.values())).fillna("")
         sections.append(Section(setting.title(), facts(whole), shown))
-    reading = "MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither arm looped."
-    return Table(
-        "mt_bench_by_category", tuple(sections), (reading, *_notes(summaries)), pd.concat(numbers or [pd.DataFrame()])
-    )
+    numbers = pd.concat(by_row) if by_row else pd.DataFrame()
+    return Table("mt_bench_by_category", tuple(sections), (_READING["categories"], *_notes(summaries)), numbers)
 
 
 def paired_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -202,14 +215,10 @@ def paired_report(records: Iterable[Record], summaries: Iterable[CellSummary]) -
         rows = [_comparison_row(c) for c in found if c.setting == setting]
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    reading = "eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is "
-    reading += (
-        "eagle2's less the other's, ratios are eagle2's over the other's. No loops: over outputs where neither looped."
-    )
-    return Table("paired", tuple(sections), (reading, *_notes(summaries)), _paired_numbers(found))
+    return Table("paired", tuple(sections), (_READING["paired"], *_notes(summaries)), _paired_numbers(found))
 
 
-def divergence_report(records: Sequence[Record], summaries: Iterable[CellSummary]) -> Table:
+def divergence_report(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
     """Where greedy outputs leave vanilla's: one line for each first difference."""
     found = divergences(records)
     settings = {r["key"]: setting_of(r) for r in records}
@@ -219,45 +228,32 @@ def divergence_report(records: Sequence[Record], summaries: Iterable[CellSummary
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     numbers = [{**_setting_columns(settings[d.key]), **_named(d)} for d in found]
-    reading = "Outputs at T = 0 that are not vanilla's: the first token that differs, by token id; what follows is not "
-    reading += "comparable." if found else "comparable. There are none in these records."
-    return Table("divergences", tuple(sections), (reading,), pd.DataFrame(numbers))
+    notes = (_READING["divergences"], *(_notes(summaries) if found else ["There are none in these records."]))
+    return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))
 
 
 def compare(folder_a: Path, folder_b: Path) -> Table:
     """What changed from folder A to folder B, cell by cell, on the prompts both measured.
 
-    Weights, heads and machines may differ: the table says which do.
+    Weights, heads, options and machines may differ: the table says which do.
     """
-    arms_a, arms_b = _comparable_cells(read(folder_a)), _comparable_cells(read(folder_b))
-    shown, numbers = [], []
-    for key in sorted(arms_a | arms_b, key=_comparable_order):
-        columns = dict(zip(_COMPARABLE, key, strict=True))
-        row = {**columns, "in": "both"} if key in arms_a and key in arms_b else {**columns, "in": _side(key in arms_a)}
-        cell_a, cell_b = arms_a.get(key), arms_b.get(key)
-        if cell_a and cell_b:
-            tau_change = estimate([cell_b.own, cell_a.own], tau_difference)
-            speed_change = estimate([cell_b.own, cell_a.own], speed_ratio)
-            gain_change = estimate([cell_b.own, cell_b.base, cell_a.own, cell_a.base], speedup_change)
-            row |= {"prompts": tau_change.prompts, "tau_a": _over_shared(tau, cell_a, cell_b),
-                    "tau_b": _over_shared(tau, cell_b, cell_a)}  # fmt: skip
-            row |= _interval_columns("tau_difference", tau_change.value, tau_change.ci95)
-            row |= {"tokens_per_s_a": _over_shared(tokens_per_s, cell_a, cell_b),
-                    "tokens_per_s_b": _over_shared(tokens_per_s, cell_b, cell_a)}  # fmt: skip
-            row |= _interval_columns("speed_ratio", speed_change.value, speed_change.ci95)
-            row |= _interval_columns("speedup_ratio", gain_change.value, gain_change.ci95)
-            row["differs"] = ", ".join(_what_differs(cell_a.own, cell_b.own))
-            shown.append(_change_row(columns, row, tau_change, speed_change, gain_change))
+    cells_a, cells_b = _comparable_cells(folder_a), _comparable_cells(folder_b)
+    rows: list[dict[str, str]] = []
+    numbers: list[dict[str, Any]] = []
+    for key in sorted(cells_a.keys() | cells_b.keys(), key=_comparable_order):
+        named = dict(zip(_COMPARABLE, key, strict=True))
+        if key in cells_a and key in cells_b:
+            change = _change(cells_a[key], cells_b[key])
+            rows.append(_change_labels(named, cells_b[key]) | _change_row(change))
+            numbers.append({**named, "in": "both", **_change_numbers(change)})
         else:
-            shown.append({**_change_labels(columns), "prompts": f"only in {row['in']}"})
-        numbers.append(row)
-    reading = f"What changed from A = {folder_a} to B = {folder_b}, on the prompts that both hold, with paired 95 % "
-    reading += (
-        "intervals: τ B - A; speed and speedup (speed over vanilla in the same folder) B / A. Differs: what is not "
-    )
-    reading += "the same besides; timings from two machines are not comparable, τ is."
-    section = Section("A against B", (), pd.DataFrame(shown).fillna(NOTHING))
-    return Table("compare", (section,), (reading,), pd.DataFrame(numbers))
+            only = "A" if key in cells_a else "B"
+            cell = cells_a.get(key) or cells_b[key]
+            rows.append(_change_labels(named, cell) | {"prompts": f"only in {only}"})
+            numbers.append({**named, "in": only})
+    notes = (f"A = {folder_a}, B = {folder_b}.", _READING["compare"], INEXACT)
+    section = Section("A against B", (), pd.DataFrame(rows).fillna(NOTHING))
+    return Table("compare", (section,), notes, pd.DataFrame(numbers))
 
 
 def run_table(summaries: Iterable[CellSummary]) -> str:
@@ -293,10 +289,7 @@ def _run_report(summaries: Iterable[CellSummary]) -> Table:
         Section(setting.title(), facts(group), pd.DataFrame([_run_row(c) for c in group]))
         for setting, group in by_setting(summaries)
     )
-    reading = (
-        "τ in brackets: over outputs where neither arm looped. Square brackets: 95 % intervals, none under 5 prompts."
-    )
-    return Table("run", sections, (reading, *_notes(summaries)), tidy_table(summaries))
+    return Table("run", sections, (_READING["run"], *_notes(summaries)), tidy_table(summaries))
 
 
 def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
@@ -314,7 +307,7 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     for table in tables:
         if table.sections or table.name == "divergences":  # that there are none is worth a file
             forms = {"md": markdown(table), "csv": csv(table), "tex": latex(table)}
-            written += [_write(target / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
+            written += [write_file(target / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
     return written
 
 
@@ -354,7 +347,7 @@ def _fraction(cell: CellSummary) -> str:
 
 def _run_row(c: CellSummary) -> dict[str, str]:
     return {
-        "method": c.method + ("" if c.exact else " †"),
+        "method": c.method + _mark(c.exact),
         "preset": c.preset,
         "task": c.task,
         "source": c.source,
@@ -387,7 +380,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     }
 
 
-_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "sample", "differs"}
+_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs"}
 
 
 # ---- paired comparisons ---------------------------------------------------------------------------------------------
@@ -429,9 +422,7 @@ def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> 
     return found
 
 
-def _comparisons(
-    setting: Setting, method: str, against: str, against_method: str, a: Arm, b: Arm
-) -> Iterator[Comparison]:
+def _comparisons(setting: Setting, method: str, against: str, against_method: str, a: Arm, b: Arm) -> Iterator[Comparison]:
     shared = {key: a[key] for key in a.keys() & b.keys()}
     tasks = sorted({(r["task"], r["source"]) for r in shared.values()}, key=lambda t: (task_order(t[0]), t[1]))
     for task, source in tasks:
@@ -477,7 +468,7 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
 
 def _divergence_row(d: Divergence) -> dict[str, str]:
     return {
-        "method": label(d.method, d.preset),
+        "method": label(d.method, d.preset) + _mark(d.exact),
         "task": d.task,
         "source": d.source,
         "sample": d.sample_id,
@@ -503,11 +494,37 @@ class _Cell:
     base: Arm
 
 
-def _comparable_cells(records: Sequence[Record]) -> dict[tuple[Any, ...], _Cell]:
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a cell from folder A to folder B."""
+
+    prompts: int
+    tau_a: float | None
+    tau_b: float | None
+    tau_difference: Estimate
+    tau_difference_no_loop: Estimate
+    tokens_per_s_a: float | None
+    tokens_per_s_b: float | None
+    speed_ratio: Estimate
+    speedup_ratio: Estimate
+    n_same: int  # conversations with the same output in both
+    n_compared: int
+    differs: tuple[str, ...]
+
+
+def _comparable_cells(folder: Path) -> dict[tuple[Any, ...], _Cell]:
+    records = read(folder)
     base = arm((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(record[name] for name in _COMPARABLE), []).append(record)  # type: ignore[literal-required]
+        groups.setdefault(tuple(dict(record)[name] for name in _COMPARABLE), []).append(record)
+    for group in groups.values():
+        first = group[0]
+        if len({(variant_of(r), r["target_sha"], r.get("machine")) for r in measured(group)}) > 1:
+            raise UserError(
+                f"{folder} holds {first['method']} ({first['preset']}) on {first['task']} with several options, "
+                "weights or machines: compare folders that hold one of each"
+            )
     arms = {key: arm(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
     return {key: _Cell(own, base) for key, own in arms.items() if own}
 
@@ -517,44 +534,57 @@ def _comparable_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*setting, method_order(method), preset_order(preset), task_order(task), source)
 
 
-def _side(in_a: bool) -> str:
-    return "A" if in_a else "B"
-
-
-def _over_shared(statistic: Callable[..., Any], cell: _Cell, other: _Cell) -> float | None:
-    return point([{k: r for k, r in cell.own.items() if k in other.own}], statistic)
-
-
-def _what_differs(a: Arm, b: Arm) -> list[str]:
-    def values(own: Arm, name: str) -> set[str]:
-        return {str(r.get(name)) for r in own.values()}
-
-    return [name for name in _ONE_SIDED if values(a, name) != values(b, name)]
-
-
-def _change_labels(c: Mapping[str, Any]) -> dict[str, str]:
-    setting = (
-        f"{c['model']}, T = {c['temperature']:g}, {c['dtype']}, {c['threads']} threads, {c['max_new_tokens']} tokens"
+def _change(a: _Cell, b: _Cell) -> Change:
+    own_a = {key: r for key, r in a.own.items() if key in b.own}
+    own_b = {key: b.own[key] for key in own_a}
+    tau_change = estimate([own_b, own_a], tau_difference)
+    n_same, n_compared = identical(own_b, own_a)
+    return Change(
+        prompts=tau_change.prompts,
+        tau_a=point([own_a], tau),
+        tau_b=point([own_b], tau),
+        tau_difference=tau_change,
+        tau_difference_no_loop=estimate([without_loops(own_b, own_a), own_a], tau_difference),
+        tokens_per_s_a=point([own_a], tokens_per_s),
+        tokens_per_s_b=point([own_b], tokens_per_s),
+        speed_ratio=estimate([own_b, own_a], speed_ratio),
+        speedup_ratio=estimate([own_b, b.base, own_a, a.base], speedup_change),
+        n_same=n_same,
+        n_compared=n_compared,
+        differs=tuple(name for name in _ONE_SIDED if _values(own_a, name) != _values(own_b, name)),
     )
-    return {"method": label(c["method"], c["preset"]), "task": c["task"], "source": c["source"], "setting": setting}
 
 
-def _change_row(
-    columns: Mapping[str, Any],
-    row: Mapping[str, Any],
-    tau_change: Estimate,
-    speed_change: Estimate,
-    gain_change: Estimate,
-) -> dict[str, str]:
+def _values(own: Arm, name: str) -> set[str]:
+    return {str(r.get(name)) for r in own.values()}
+
+
+def _change_labels(named: Mapping[str, Any], cell: _Cell) -> dict[str, str]:
+    setting = "{model}, T = {temperature:g}, {dtype}, {threads} threads, {max_new_tokens} tokens".format(**named)
+    method = label(named["method"], named["preset"]) + _mark(next(iter(cell.own.values()))["exact"])
+    return {"method": method, "task": named["task"], "source": named["source"], "setting": setting}
+
+
+def _change_numbers(c: Change) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompts": c.prompts, "tau_a": c.tau_a, "tau_b": c.tau_b}
+    row |= {"tokens_per_s_a": c.tokens_per_s_a, "tokens_per_s_b": c.tokens_per_s_b}
+    for name in ("tau_difference", "tau_difference_no_loop", "speed_ratio", "speedup_ratio"):
+        value: Estimate = getattr(c, name)
+        row |= _interval_columns(name, value.value, value.ci95)
+    return row | {"n_same": c.n_same, "n_compared": c.n_compared, "differs": " ".join(c.differs)}
+
+
+def _change_row(c: Change) -> dict[str, str]:
     return {
-        **_change_labels(columns),
-        "prompts": str(row["prompts"]),
-        "τ": f"{_number(row['tau_a'])} → {_number(row['tau_b'])}",
-        "difference in τ": _estimated(tau_change, "{:+.2f}"),
-        "tokens/s": f"{_number(row['tokens_per_s_a'], '{:.1f}')} → {_number(row['tokens_per_s_b'], '{:.1f}')}",
-        "speed ratio": _estimated(speed_change),
-        "speedup ratio": _estimated(gain_change),
-        "differs": row["differs"],
+        "prompts": str(c.prompts),
+        "τ": f"{_number(c.tau_a)} → {_number(c.tau_b)}",
+        "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
+        "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
+        "tokens/s": f"{_number(c.tokens_per_s_a, '{:.1f}')} → {_number(c.tokens_per_s_b, '{:.1f}')}",
+        "speed ratio": _estimated(c.speed_ratio),
+        "speedup ratio": _estimated(c.speedup_ratio),
+        "same outputs": f"{c.n_same}/{c.n_compared}",
+        "differs": ", ".join(c.differs) or "nothing",
     }
 
 
@@ -567,11 +597,17 @@ def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
 
 
 def by_setting(summaries: Iterable[CellSummary]) -> list[tuple[Setting, list[CellSummary]]]:
-    return [(setting, list(group)) for setting, group in groupby(summaries, key=lambda s: s.setting)]
+    groups: dict[Setting, list[CellSummary]] = {}
+    for s in summaries:
+        groups.setdefault(s.setting, []).append(s)
+    return list(groups.items())
 
 
 def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[CellSummary]]]:
-    return [(variant, list(group)) for variant, group in groupby(summaries, key=lambda s: s.variant)]
+    groups: dict[Variant, list[CellSummary]] = {}
+    for s in summaries:
+        groups.setdefault(s.variant, []).append(s)
+    return list(groups.items())
 
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
@@ -581,13 +617,17 @@ def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
     for variant in exact:
         method, preset, options, head = variant
         twins = [v for v in exact if v[:2] == variant[:2] and v != variant]
-        text = label(method, preset) + ("" if exact[variant] else " †")
+        text = label(method, preset) + _mark(exact[variant])
         if any(v[2] != options for v in twins):
             text += f" options {options[:6]}"
         if any(v[3] != head for v in twins):
             text += f" head {head[:6]}"
         names[variant] = text
     return names
+
+
+def _mark(exact: bool) -> str:
+    return "" if exact else " †"
 
 
 def _labelled(summaries: Sequence[CellSummary]) -> list[tuple[str, list[CellSummary]]]:
@@ -610,10 +650,7 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         name = f"{s.task} {s.source}"
         prompts[name] = max(prompts.get(name, 0), s.prompts)
     lines = ["Prompts: " + ", ".join(f"{name} ({n})" for name, n in prompts.items())]
-    heads = sorted({s.head_sha for s in summaries if s.head_sha})
-    lines.append(f"Weights: target {summaries[0].target_sha[:16]}" + "".join(f", head {head[:16]}" for head in heads))
-    if summaries[0].machine:
-        lines.append(f"Machine: {summaries[0].machine}")
+    lines += weights_and_machine(summaries)
     reasons = {
         "n_errors": "failed",
         "n_skipped": "skipped",
@@ -631,16 +668,20 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def weights_and_machine(summaries: Sequence[CellSummary]) -> list[str]:
+    heads = sorted({s.head_sha for s in summaries if s.head_sha})
+    weights = f"Weights: target {summaries[0].target_sha[:16]}" + "".join(f", head {head[:16]}" for head in heads)
+    return [weights, f"Machine: {summaries[0].machine}"] if summaries[0].machine else [weights]
+
+
 def _notes(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     notes = []
     if any(s.source == "bundled" for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
     if any(not s.exact for s in summaries):
-        notes.append("† not exact: the method does not promise the target's own outputs.")
+        notes.append(INEXACT)
     if any(s.looped for s in summaries):
-        notes.append(
-            "looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ."
-        )
+        notes.append("looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ.")
     return tuple(notes)
 
 
@@ -726,19 +767,22 @@ def plain(table: Table) -> str:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         left = [column in _TEXT_COLUMNS for column in section.shown.columns]
         lines = [
-            "  ".join(
-                c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(row, widths, left, strict=True)
-            ).rstrip()
+            "  ".join(c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(row, widths, left, strict=True)).rstrip()
             for row in rows
         ]
         parts.append("\n".join([section.title, *section.facts, *lines]))
     return "\n\n".join([*parts, "\n".join(table.notes)])
 
 
-def _write(path: Path, text: str) -> Path:
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Put `content` in place whole.
+
+    Raises:
+        UserError: names the folder that cannot be written.
+    """
     try:
         with whole_file(path) as tmp:
-            tmp.write_text(text, encoding="utf-8")
+            tmp.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
     return path

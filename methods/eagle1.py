@@ -14,9 +14,7 @@ from methods.engine.loop import speculative
 from methods.engine.verify import rejection
 
 # each word is a node: the ranks of its ancestors' and its own among their siblings
-SHAPE = (
-    "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"  # fmt: skip
-)
+SHAPE = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"  # fmt: skip
 
 
 @method("eagle1", line="EAGLE-1: static draft tree of 25 nodes", needs_head=True)

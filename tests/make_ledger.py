@@ -70,7 +70,7 @@ METHODS = {
 }
 
 
-def base_record(method: Simulated, task: str, temperature: float, **changes: Any) -> dict[str, Any]:
+def base_record(method: Simulated, task: str, temperature: float, /, **changes: Any) -> dict[str, Any]:
     """A record of `method` with everything but an output; `changes` go over its fields."""
     source = {"gsm8k": "pypi", "humaneval": "pypi"}.get(task, "bundled")
     fields: dict[str, Any] = {
@@ -165,9 +165,7 @@ def simulated_records() -> Iterator[dict[str, Any]]:
     yield output_of(vanilla, base_record(vanilla, "alpaca", 0.0, sample_id="5"), target_output("alpaca", 5))
     yield failed
     for method in (vanilla, eagle2):
-        yield base_record(
-            method, "cnn_dm", 0.0, sample_id="5", status="skipped", error="prompt longer than the context"
-        )
+        yield base_record(method, "cnn_dm", 0.0, sample_id="5", status="skipped", error="prompt longer than the context")
 
 
 def _conversations(method: Simulated, task: str, temperature: float) -> Iterator[dict[str, Any]]:

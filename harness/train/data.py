@@ -57,7 +57,7 @@ def make_shards(
             chunk = sorted(prompts[first : first + shard_prompts], key=len)
             made = 0
 
-            def tick(n: int) -> None:
+            def tick(n: int, held: int = held) -> None:
                 nonlocal made, fresh
                 if (made + n) // 10_000 > made // 10_000:
                     rate = fresh / (time.monotonic() - started)
@@ -66,8 +66,16 @@ def make_shards(
                 made, fresh = made + n, fresh + n
 
             done = list(
-                answers(model, chunk, stop_ids=stop_ids, max_new_tokens=max_new_tokens, n_slots=n_slots,
-                        greedy_share=greedy_share, seed=seed * 1_000_003 + number, progress=tick)  # fmt: skip
+                answers(
+                    model,
+                    chunk,
+                    stop_ids=stop_ids,
+                    max_new_tokens=max_new_tokens,
+                    n_slots=n_slots,
+                    greedy_share=greedy_share,
+                    seed=seed * 1_000_003 + number,
+                    progress=tick,
+                )  # fmt: skip
             )
             done.sort(key=lambda a: a.index)
             _write_shard(meta, done)

@@ -25,7 +25,6 @@ from torch import Tensor
 from harness.train.data import Conversation
 from methods.engine.draft_head import EagleHead
 
-
 TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to learn there
 
 
@@ -167,7 +166,12 @@ def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list
 
 @torch.no_grad()
 def held_out_acceptance(
-    head: EagleHead, embedding: Tensor, lm_head: Tensor, items: list[Conversation], settings: TrainSettings, depth: int = 4
+    head: EagleHead,
+    embedding: Tensor,
+    lm_head: Tensor,
+    items: list[Conversation],
+    settings: TrainSettings,
+    depth: int = 4,
 ) -> dict[str, float]:
     """Teacher-forced agreement on held-out conversations over the whole vocabulary.
 
@@ -258,7 +262,9 @@ def train(
         warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         for g in optimizer.param_groups:
-            g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
+            g["lr"] = warm * (
+                settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
+            )
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
         batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
         rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
@@ -281,8 +287,9 @@ def train(
         state["at"] += 1
         state["seen"] += int((batch.ids[:, 1:] != 0).sum())
         now = time.monotonic()
-        if now - last_check > 60 or state["seen"] >= settings.tokens:
-            check = held_out_acceptance(head, embedding, lm_head, held, settings)
+        if now - last_check > 180 or state["seen"] >= settings.tokens:
+            some = held if state["seen"] >= settings.tokens else held[:24]  # the whole check costs a minute
+            check = held_out_acceptance(head, embedding, lm_head, some, settings)
             spent = now - started
             row = {"step": state["step"], "tokens": state["seen"], "epoch": state["epoch"], "seconds": round(spent, 1),
                    "loss": round(float(np.mean([r[0] for r in recent])), 4),

@@ -90,7 +90,9 @@ def batched_attention(module, query, key, value, attention_mask, scaling=None, *
     batch, heads, q_len, dim = query.shape
     kv_heads = key.shape[1]
     if q_len > 1:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        )
     else:
         scores = torch.matmul(query.view(batch, kv_heads, heads // kv_heads, dim) * scaling, key.transpose(-1, -2))
         out = torch.matmul((scores + attention_mask).softmax(-1), value).view(batch, heads, 1, dim)
@@ -155,7 +157,9 @@ def answers(
         caught = PromptCache()
         n = len(ids)
         mask = torch.full((n, n), torch.finfo(model.dtype).min, dtype=model.dtype).triu(1)[None, None]
-        h = model.model(torch.tensor([ids]), attention_mask=mask, past_key_values=caught, use_cache=True).last_hidden_state[0]
+        h = model.model(
+            torch.tensor([ids]), attention_mask=mask, past_key_values=caught, use_cache=True
+        ).last_hidden_state[0]
         cache.fit(max(n, cache.width))
         for layer, (k, v) in enumerate(caught.layers_kv):
             cache.keys[layer, slot, :, :n] = k[0]

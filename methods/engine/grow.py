@@ -53,11 +53,13 @@ def dynamic_tree(top_k: int = 10, depth: int = 6, total: int = 59, score: str = 
     score: "value" ranks nodes by the path product of confidences, "confidence" by their own alone (ablation).
     rerank: False keeps the expanded nodes of each level in level order, cut at `total` (ablation).
     """
+    if min(top_k, depth, total) < 1:
+        raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
         pool, levels = Pool(), []
-        tokens, logp = best_children(drafter.root_logits(), top_k)
+        tokens, logp = (t.cpu() for t in best_children(drafter.root_logits(), top_k))
         values, own = logp, logp  # [m parents, k]
         parent_ids = torch.full((1,), -1)  # pool index of each expanded node
         entry_of = torch.full((1,), -1)  # its entry in the drafter
@@ -91,9 +93,7 @@ def dynamic_tree(top_k: int = 10, depth: int = 6, total: int = 59, score: str = 
         else:
             kept = sorted(_best_first(pool, total))
         place = {-1: 0} | {i: n for n, i in enumerate(kept, start=1)}
-        return Tree(
-            [context.root, *(pool.tokens[i] for i in kept)], [-1, *(place[pool.parents[i]] for i in kept)]
-        )
+        return Tree([context.root, *(pool.tokens[i] for i in kept)], [-1, *(place[pool.parents[i]] for i in kept)])
 
     return Grow(tree, max(total, top_k * depth))
 
@@ -120,11 +120,12 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
     At T > 0 children are sampled without replacement from the head's processed distribution (temperature and top-p
     applied), "rank" being the order of draw; `Tree.q` then holds those distributions. `ranks`: candidates a node offers.
     """
-    ordered = sorted(paths, key=lambda p: (len(p), p))
+    ordered = sorted(set(paths), key=lambda p: (len(p), p))
     index = {path: i for i, path in enumerate(ordered)}
     for path in ordered:
-        if path[:-1] and path[:-1] not in index or path[-1] >= ranks:
-            raise ValueError(f"path {path} hangs on nothing, or its rank is not under {ranks}")
+        better = (*path[:-1], path[-1] - 1)  # sampled siblings are tried in the order of draw: none may be left out
+        if (path[:-1] and path[:-1] not in index) or (path[-1] and better not in index) or path[-1] >= ranks:
+            raise ValueError(f"path {path} hangs on nothing, lacks a better sibling, or its rank is not under {ranks}")
     depth = max(map(len, ordered))
     levels = [[p for p in ordered if len(p) == d] for d in range(1, depth + 1)]
     expanded = [[p for p in level if any(c[:-1] == p for c in ordered)] for level in levels]
@@ -140,7 +141,9 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
 
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
             if not sampled:
-                for path, ids in zip(parents, logits.topk(min(ranks, logits.shape[-1]), dim=-1).indices.tolist(), strict=True):
+                for path, ids in zip(
+                    parents, logits.topk(min(ranks, logits.shape[-1]), dim=-1).indices.tolist(), strict=True
+                ):
                     offers[path] = ids
                 return
             for row, path in enumerate(parents):
@@ -185,6 +188,8 @@ def prompt_lookup(max_ngram: int = 3, n_draft: int = 10) -> Grow:
 
     After prompt lookup decoding (Saxena 2023), which takes the first occurrence; the last one drafts better in long outputs.
     """
+    if min(max_ngram, n_draft) < 1:
+        raise ValueError(f"max_ngram={max_ngram}, n_draft={n_draft}: each must be at least 1")
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         tokens = context.tokens

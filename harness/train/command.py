@@ -1,0 +1,174 @@
+"""`harness train eagle`: prompts -> answers and features -> head, in a work folder that can be interrupted at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import tasks
+from harness.commands import parse_changes
+from harness.config import model_config
+from harness.errors import UserError
+from harness.fetch import sha256_file, whole_file
+from harness.loading import Loaded, load
+from harness.train import sharegpt
+from harness.train.data import make_shards, make_text_shards, read_shards
+from harness.train.eagle import TrainSettings, hold_out, train
+from methods.engine.draft_head import EagleHead, HeadConfig
+
+MAX_PROMPT, MAX_TEXT = 1100, 400  # tokens of a prompt; of an answer that ShareGPT brought
+
+
+def train_eagle(
+    *, model: str, out: Path, work: Path | None, answer_tokens: int, text_tokens: int, tokens: int,
+    changes: tuple[str, ...], seed: int, threads: int | None,
+) -> None:  # fmt: skip
+    """Train a head for `model` and write it to `out`.
+
+    Raises:
+        UserError: a bad setting, or `work` was begun with other settings.
+    """
+    settings = training_settings(changes, tokens=tokens, seed=seed)
+    for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
+        if value < 0 or (value == 0 and name == "--tokens"):
+            raise UserError(f"{name} is {value}; it must be positive")
+    config = model_config(model)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    work = work or out / "work"
+    out.mkdir(parents=True, exist_ok=True)
+    made_from = {"model": config.name, "answer_tokens": answer_tokens, "text_tokens": text_tokens, "seed": seed}
+    _same_work(work, made_from)
+    loaded = load(config, "bfloat16", with_head=False)
+
+    kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation_prompts())
+    _say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with a task's prompts")
+    prompts = [p for p in (loaded.encode(loaded.render([("user", text)])) for text in kept) if len(p) <= MAX_PROMPT]
+    make_shards(
+        work / "answers",
+        loaded.target.model,
+        prompts,
+        stop_ids=set(config.stop_ids),
+        n_tokens=answer_tokens,
+        n_slots=96,
+        seed=seed,
+    )
+    make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed), n_tokens=text_tokens)
+
+    hidden = loaded.target.embedding.shape[1]
+    pool, held = hold_out(read_shards(work / "answers", hidden), settings)
+    pool += read_shards(work / "texts", hidden)
+    head = EagleHead(head_config(loaded))
+    n_kept = sum(len(c.ids) for c in pool)
+    _say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
+    curve = train(
+        head, loaded.target.embedding.detach().to(torch.bfloat16), loaded.target.lm_head.weight.detach().to(torch.bfloat16),
+        pool, held, settings, work,
+    )  # fmt: skip
+    save_head(
+        head,
+        out,
+        loaded,
+        curve,
+        {**made_from, **asdict(settings), "conversations": len(pool), "distinct_tokens": n_kept},
+    )
+    _say(f"head written to {out}; use it with `harness run --head {out} ...`")
+
+
+def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:
+    known = {f.name: f for f in fields(TrainSettings)}
+    values: dict[str, Any] = dict(given)
+    for key, value in parse_changes(changes).items():
+        if key not in known:
+            raise UserError(f"unknown training setting {key!r}; known: {', '.join(known)}")
+        kind = type(getattr(TrainSettings(), key))
+        try:
+            values[key] = kind(value) if kind is not tuple else tuple(float(x) for x in value.split(","))
+        except ValueError:
+            raise UserError(f"training setting {key} takes {kind.__name__}, not {value!r}") from None
+    return replace(TrainSettings(), **values)
+
+
+def evaluation_prompts() -> list[str]:
+    """Every prompt of every task and source at hand: none may be in the training data."""
+    out = []
+    for name in tasks.names():
+        for source in tasks.sources_of(name):
+            try:
+                if source != "hub":
+                    out += [turn for p in tasks.load(name, source=source).prompts for turn in p.turns]
+            except UserError:
+                continue  # this source is not here
+    return out
+
+
+def _texts(loaded: Loaded, seed: int) -> list[tuple[list[int], int]]:
+    stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
+    out = []
+    exchanges = sharegpt.exchanges(sharegpt.conversations(), seed)
+    kept, _ = sharegpt.without_overlap([user for user, _ in exchanges], evaluation_prompts())
+    allowed = set(kept)
+    for user, answer in exchanges[:4000]:
+        if user in allowed:
+            prompt = loaded.encode(loaded.render([("user", user)]))
+            if len(prompt) <= 700:
+                out.append(
+                    ((prompt + loaded.encode(answer + stop))[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt))
+                )
+    return out
+
+
+def head_config(loaded: Loaded) -> HeadConfig:
+    """A head as wide as the target: one more of its layers."""
+    c = loaded.target.model.config
+    return HeadConfig(
+        hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads, rms_norm_eps=c.rms_norm_eps, rope_theta=c.rope_parameters["rope_theta"],
+        vocab_size=c.vocab_size, bias=True,
+    )  # fmt: skip
+
+
+def save_head(
+    head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    """Official layout in bf16, with how it was made: `training.json` (settings) and `curve.jsonl`."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in head.state_dict().items()}
+    file = out / "model.safetensors"
+    with whole_file(file) as tmp:
+        save_file(state, tmp)
+    config = {
+        "architectures": ["EagleHead"],
+        **asdict(head.config),
+        "target_sha256": loaded.target_sha,
+        "weights_sha256": sha256_file(file),
+    }
+    with whole_file(out / "config.json") as tmp:
+        tmp.write_text(json.dumps(config, indent=2) + "\n")
+    with whole_file(out / "training.json") as tmp:
+        tmp.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    with whole_file(out / "curve.jsonl") as tmp:
+        tmp.write_text("".join(json.dumps(row) + "\n" for row in curve))
+
+
+def _same_work(work: Path, made_from: dict[str, Any]) -> None:
+    file = work / "made_from.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        for key, value in made_from.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder"
+                )
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(made_from) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""Stand-ins for the models whose logits are a function of the text alone, and a chooser that walks every branch."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import SamplerParams
+from methods.engine.sampling import Chooser, probabilities
+from methods.engine.tree import Tree
+
+Text = tuple[int, ...]
+Rows = Callable[[Text], Sequence[float]]
+"""Text -> logits [vocab] of what follows it."""
+
+
+def random_rows(vocab: int, seed: int, spread: float = 1.5) -> Rows:
+    """A model: unrelated logits after every text."""
+
+    def rows(text: Text) -> list[float]:
+        rng = random.Random(f"{seed} {text}")
+        return [rng.gauss(0, spread) for _ in range(vocab)]
+
+    return rows
+
+
+@dataclass
+class FakeDrafter:
+    """Drafts by `rows` of (text observed, path drafted); checks what the grower says of its entries."""
+
+    rows: Rows
+    observed: list[int] = field(default_factory=list)
+    paths: list[Text] = field(default_factory=list)
+    above: list[set[int]] = field(default_factory=list)
+    forward_s: float = 0.0
+
+    def start(self, room: int) -> None:
+        self.observed = []
+
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        assert len(tokens) == len(features)
+        self.observed += tokens
+
+    def _logits(self, paths: list[Text]) -> Tensor:
+        return torch.tensor([self.rows((*self.observed, *path)) for path in paths], dtype=torch.float64)
+
+    def root_logits(self) -> Tensor:
+        self.paths, self.above = [], []
+        return self._logits([()])
+
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        first, depths = len(self.paths), set()
+        assert sees.shape == (len(tokens), first + len(tokens)) and sees.dtype == torch.bool
+        for j, (token, parent) in enumerate(zip(tokens.tolist(), parents.tolist(), strict=True)):
+            assert parent < first, "a parent is an entry of an earlier level"
+            above = {first + j} | (self.above[parent] if parent >= 0 else set())
+            assert set(sees[j].nonzero().flatten().tolist()) == above, "an entry sees its ancestors and itself"
+            self.paths.append((*(self.paths[parent] if parent >= 0 else ()), token))
+            self.above.append(above)
+            depths.add(len(self.paths[-1]))
+        assert len(depths) == 1, "a level has one depth: positions depend on it"
+        return self._logits(self.paths[first:])
+
+
+@dataclass
+class FakeTarget:
+    """A target by `rows` of the text; features are the texts' lengths."""
+
+    rows: Rows
+    text: list[int] = field(default_factory=list)
+    pending: Tree | None = None
+    forward_s: float = 0.0
+
+    @property
+    def length(self) -> int:
+        return len(self.text)
+
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        self.text = list(prompt_ids)
+        return torch.zeros(len(prompt_ids), 1), self.logits_after([()])[0]
+
+    def step(self, token: int) -> Tensor:
+        self.text.append(token)
+        return self.logits_after([()])[0]
+
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        self.pending = tree
+        return torch.zeros(len(tree), 1), self.logits_after(texts_of(tree))
+
+    def commit(self, path: list[int]) -> None:
+        assert self.pending is not None and path[0] == 0
+        assert all(self.pending.parents[b] == a for a, b in zip(path, path[1:], strict=False))
+        self.text += [self.pending.tokens[i] for i in path]
+
+    def logits_after(self, continuations: list[Text]) -> Tensor:
+        return torch.tensor([self.rows((*self.text, *c)) for c in continuations], dtype=torch.float64)
+
+
+def texts_of(tree: Tree) -> list[Text]:
+    """For every node the tokens from the root to it, the root's included."""
+    texts: list[Text] = [(tree.tokens[0],)]
+    for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
+        texts.append((*texts[parent], token))
+    return texts
+
+
+class Branching(Chooser):
+    """Follows `script` at its random choices, then takes the first of every further one and notes the others.
+
+    Choices are independent of each other only if none uses a random number twice: that is checked too.
+    """
+
+    def __init__(self, params: SamplerParams, script: list[int]):
+        super().__init__(params)
+        self.script, self.taken = script, list[int]()
+        self.weight = 1.0
+        self.others: list[list[int]] = []
+        self.used: set[tuple[Any, ...]] = set()
+
+    def _choose(self, weights: Sequence[float], *key: Any) -> int:
+        assert key not in self.used, f"the random number {key} was used before"
+        self.used.add(key)
+        possible = [i for i, w in enumerate(weights) if w > 0]
+        at = len(self.taken)
+        if at < len(self.script):
+            choice = self.script[at]
+        else:
+            choice = possible[0]
+            self.others += [[*self.taken, other] for other in possible[1:]]
+        self.taken.append(choice)
+        self.weight *= weights[choice] / sum(weights)
+        return choice
+
+    def draw(self, p: Tensor, position: int) -> int:
+        return self._choose(p.tolist(), "token", position)
+
+    def accept(self, probability: float, position: int, attempt: int) -> bool:
+        assert 0 <= probability <= 1
+        return bool(self._choose([1 - probability, probability], "accept", position, attempt))
+
+    def children(self, q: Tensor, k: int, position: int, node: int) -> Any:
+        return _Drawn(self, q.tolist(), k, ("draft", position, node))
+
+
+class _Drawn(Sequence[int]):
+    """Tokens drawn without replacement, each when it is first asked for: branches nobody looks at are not walked."""
+
+    def __init__(self, chooser: Branching, q: list[float], k: int, key: tuple[Any, ...]):
+        self.chooser, self.q, self.key, self.drawn = chooser, q, key, list[int]()
+        self.n = min(k, sum(w > 0 for w in q))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: Any) -> Any:
+        while len(self.drawn) <= i:
+            left = [0.0 if t in self.drawn else w for t, w in enumerate(self.q)]
+            self.drawn.append(self.chooser._choose(left, *self.key, len(self.drawn)))
+        return self.drawn[i]
+
+
+def exact_law(run: Callable[[Branching], Any], params: SamplerParams) -> dict[Any, float]:
+    """The law of `run(chooser)`: every branch walked, with the product of its probabilities."""
+    law: dict[Any, float] = defaultdict(float)
+    waiting: list[list[int]] = [[]]
+    while waiting:
+        chooser = Branching(params, waiting.pop())
+        law[run(chooser)] += chooser.weight
+        waiting += chooser.others
+    assert abs(sum(law.values()) - 1) < 1e-12
+    return dict(law)
+
+
+def plain_law(rows: Rows, text: Text, n: int, params: SamplerParams) -> dict[Text, float]:
+    """The law of the next n tokens drawn one by one from the processed logits."""
+    if n == 0:
+        return {(): 1.0}
+    p = probabilities(torch.tensor(rows(text), dtype=torch.float64), params.temperature, params.top_p).tolist()
+    return {
+        (token, *rest): w * v
+        for token, w in enumerate(p)
+        if w > 0
+        for rest, v in plain_law(rows, (*text, token), n - 1, params).items()
+    }
+
+
+def completed(law: dict[Text, float], rows: Rows, text: Text, n: int, params: SamplerParams) -> dict[Text, float]:
+    """The law of exactly n tokens from a law of blocks: longer ones are cut, shorter ones go on by plain decoding."""
+    out: dict[Text, float] = defaultdict(float)
+    for block, weight in law.items():
+        for rest, v in plain_law(rows, (*text, *block[:n]), n - len(block[:n]), params).items():
+            out[*block[:n], *rest] += weight * v
+    return dict(out)
+
+
+def distance(a: dict[Any, float], b: dict[Any, float]) -> float:
+    """The largest difference of two laws."""
+    return max(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys())
+
+
+def all_texts(vocab: int, n: int) -> Iterator[Text]:
+    return iter([()] if n == 0 else [(*t, token) for t in all_texts(vocab, n - 1) for token in range(vocab)])
