@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -204,14 +204,23 @@ def main() -> None:
         # not standalone: click would end a Ctrl-C with status 1
         sys.exit(cli.main(standalone_mode=False) or 0)
     except UserError as e:
-        click.echo(f"error: {e}", err=True)
-        sys.exit(2)
-    except click.ClickException as e:
+        _fail(str(e), 2)
+    except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help
         e.show()
         sys.exit(e.exit_code)
+    except click.UsageError as e:
+        _fail(f"{e.format_message()} (`{e.ctx.command_path if e.ctx else 'harness'} -h` shows what there is)", e.exit_code)
+    except click.ClickException as e:
+        _fail(e.format_message(), e.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted: the records written are whole; the same command goes on from here", err=True)
         sys.exit(130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """One line, whatever the message: scripts that run this look for a line that begins with `error:`."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ def include_all(paths: tuple[Path, ...]) -> None:
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")
-        models = model_configs.include(path) if path.is_dir() or path.suffix == ".yaml" else []
+        models = model_configs.include(path) if path.is_dir() or path.suffix in model_configs.SUFFIXES else []
         new_tasks = tasks.include(path) if path.is_dir() or path.suffix == ".py" else []
         before = set(methods.names())
         if path.is_dir() or path.suffix == ".py":
@@ -75,7 +76,10 @@ def _checked(options: dict[str, Any]) -> None:
             raise UserError(what)
 
     o = options
-    need(o["temperature"] >= 0, f"--temperature is {o['temperature']}; it must be 0 (greedy) or more")
+    need(
+        math.isfinite(o["temperature"]) and o["temperature"] >= 0,
+        f"--temperature is {o['temperature']}; it must be 0 (greedy) or more",
+    )
     need(0 < o["top_p"] <= 1, f"--top-p is {o['top_p']}; it must be over 0 and at most 1")
     need(o["limit"] is None or o["limit"] > 0, f"--limit is {o['limit']}; it must be at least 1")
     need(

@@ -13,6 +13,8 @@ from harness.errors import UserError, unknown
 
 MODELS = Path(models.__file__).parent
 
+SUFFIXES = (".yaml", ".yml")
+
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
@@ -70,8 +72,8 @@ _included: dict[str, Path] = {}
 def include(path: Path) -> list[str]:
     """Make a user's model YAML (or all of a folder) known by name; returns the names."""
     found = []
-    for file in [path] if path.is_file() else sorted(path.glob("*.yaml")):
-        if file.suffix == ".yaml":
+    for file in [path.resolve()] if path.is_file() else sorted(path.resolve().iterdir()):
+        if file.suffix in SUFFIXES:
             config = read_model(file)
             if config.name in known_models() and known_models()[config.name] != file:
                 raise UserError(f"model {config.name!r} is defined twice: {known_models()[config.name]} and {file}")
@@ -90,7 +92,7 @@ def model_config(name: str) -> ModelConfig:
     Raises:
         UserError: no such model, or a YAML that is malformed or has unknown or missing keys.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(SUFFIXES):
         return read_model(Path(name))
     known = known_models()
     if name not in known:
@@ -103,14 +105,27 @@ def read_model(path: Path) -> ModelConfig:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot read model file {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text: {e.reason}") from None
     except yaml.YAMLError as e:
         raise UserError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    keys = ModelConfig.model_fields.keys() - {"folder"}  # that one is ours to set
+    for key in values:
+        if key not in keys:
+            raise UserError(f"{path}: {unknown('key', str(key), keys)}")
     try:
         return ModelConfig(**values, folder=path.parent.resolve())
     except pydantic.ValidationError as e:
-        errors = [err for err in e.errors() if err["loc"][:1] != ("weights",)] or e.errors()[:1]
-        first = errors[0]
+        first = _clearest(e)
         where = ".".join(str(x) for x in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']} (keys: {', '.join(ModelConfig.model_fields)})") from None
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
+
+
+def _clearest(error: pydantic.ValidationError) -> Any:
+    """The first error; for `weights`, that of the kind the file comes closest to."""
+    kinds: dict[tuple[int | str, ...], list[Any]] = {}
+    for e in error.errors():
+        kinds.setdefault(e["loc"][:2] if e["loc"][0] == "weights" else e["loc"], []).append(e)
+    return min(kinds.values(), key=len)[0]

@@ -15,4 +15,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(choices)}")
+    return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(choices) or 'none'}")

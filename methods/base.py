@@ -106,7 +106,7 @@ class Drafter(Protocol):
         ...
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
-        """Run m nodes of one level -> logits [m, vocab].
+        """Run m nodes of the next level, called level by level from the top -> logits [m, vocab].
 
         tokens [m]; parents [m]: each node's parent as an entry number, -1 for the root; sees [m, entries + m] bool: the
         entries (this level's included) each node attends to, all observed pairs besides.

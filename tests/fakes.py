@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,11 @@ class FakeDrafter:
         self.observed = []
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
-        assert len(tokens) == len(features)
+        """Pairs (f_i, t_{i+1}): a feature of FakeTarget says which position and token it is of."""
+        first = len(self.observed)
+        assert features[:, 0].tolist() == list(range(first, first + len(tokens)))
+        assert features[1:, 1].tolist() == tokens[:-1]
+        assert not self.observed or int(features[0, 1]) == self.observed[-1]
         self.observed += tokens
 
     def _logits(self, paths: list[Text]) -> Tensor:
@@ -70,7 +74,7 @@ class FakeDrafter:
 
 @dataclass
 class FakeTarget:
-    """A target by `rows` of the text; features are the texts' lengths."""
+    """A target by `rows` of the text; the feature of a token is (its position, the token)."""
 
     rows: Rows
     text: list[int] = field(default_factory=list)
@@ -83,7 +87,7 @@ class FakeTarget:
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         self.text = list(prompt_ids)
-        return torch.zeros(len(prompt_ids), 1), self.logits_after([()])[0]
+        return torch.tensor(list(enumerate(prompt_ids))), self.logits_after([()])[0]
 
     def step(self, token: int) -> Tensor:
         self.text.append(token)
@@ -91,7 +95,8 @@ class FakeTarget:
 
     def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
         self.pending = tree
-        return torch.zeros(len(tree), 1), self.logits_after(texts_of(tree))
+        positions = [self.length + depth for depth in tree.depths()]
+        return torch.tensor(list(zip(positions, tree.tokens, strict=True))), self.logits_after(texts_of(tree))
 
     def commit(self, path: list[int]) -> None:
         assert self.pending is not None and path[0] == 0
@@ -202,7 +207,3 @@ def completed(law: dict[Text, float], rows: Rows, text: Text, n: int, params: Sa
 def distance(a: dict[Any, float], b: dict[Any, float]) -> float:
     """The largest difference of two laws."""
     return max(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys())
-
-
-def all_texts(vocab: int, n: int) -> Iterator[Text]:
-    return iter([()] if n == 0 else [(*t, token) for t in all_texts(vocab, n - 1) for token in range(vocab)])

@@ -55,9 +55,7 @@ class Lab:
     def encode(self, text: str) -> list[int]:
         return self.loaded.encode(self.loaded.render([("user", text)]))
 
-    def decode(
-        self, method: str, prompt: list[int], params: SamplerParams, *, target: Any = None, **options: Any
-    ) -> Generation:
+    def decode(self, method: str, prompt: list[int], params: SamplerParams, *, target: Any = None, **options: Any) -> Generation:
         """`method` with its default options, except those given, on this model or on `target` in its place."""
         found = methods.get(method)
         decode = found.build(**{**found.options, **options})

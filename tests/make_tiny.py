@@ -153,9 +153,7 @@ def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, prompts
     """Train a head on the target's own answers, greedy and sampled, and save it in the official layout."""
     prompts = [p for p in prompts if len(p) <= 400] * 2
     began = time.monotonic()
-    made = sorted(
-        answers(model, prompts, stop_ids=set(STOP_IDS), max_new_tokens=96, n_slots=64, seed=0), key=lambda a: a.index
-    )
+    made = sorted(answers(model, prompts, stop_ids=set(STOP_IDS), max_new_tokens=96, n_slots=64, seed=0), key=lambda a: a.index)
     print(f"head: {sum(len(a.ids) for a in made):,} tokens of answers, {time.monotonic() - began:.0f} s", flush=True)
     c = model.config
     shape = {
@@ -173,7 +171,9 @@ def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, prompts
     lm_head = model.get_output_embeddings().weight.detach().to(torch.bfloat16)
     pool, held = hold_out([Conversation(a.ids, a.features, a.n_prompt) for a in made], HEAD)
     with tempfile.TemporaryDirectory() as scratch:
-        curve = train(head, embedding, lm_head, pool, held, HEAD, Path(scratch), say=lambda text: print("head:", text, flush=True))
+        curve = train(
+            head, embedding, lm_head, pool, held, HEAD, Path(scratch), say=lambda text: print("head:", text, flush=True)
+        )
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.to(torch.bfloat16).contiguous() for name, p in head.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -92,9 +91,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("n", [1, 2, 33, 300])
-def test_prefill_gives_the_last_hidden_states_and_the_logits_after_the_prompt(
-    n: int, lab: Lab, stock: LlamaForCausalLM
-) -> None:
+def test_prefill_gives_the_last_hidden_states_and_the_logits_after_the_prompt(n: int, lab: Lab, stock: LlamaForCausalLM) -> None:
     ids = (lab.prompts[2] * 2)[:n]
     features, logits = lab.loaded.target.prefill(ids, 4)
     wanted_features, wanted_logits = plain(stock, ids)
@@ -108,7 +105,6 @@ def test_single_steps_give_the_logits_of_the_growing_text(lab: Lab, stock: Llama
     target.prefill(ids[:30], 10)
     for i in range(30, 40):
         assert close(target.step(ids[i]), plain(stock, ids[: i + 1])[1][-1])
-
 
 
 @st.composite

@@ -332,9 +332,7 @@ ALTERATIONS = [rounded_logits, zeroed_rows, saturated_head, sharp_target]
 
 
 @pytest.mark.parametrize("alter", ALTERATIONS, ids=lambda f: f.__name__)
-def test_ties_and_saturation_keep_trees_closed_and_the_output_vanillas(
-    alter: Callable[[Lab], None], altered_lab: Lab
-) -> None:
+def test_ties_and_saturation_keep_trees_closed_and_the_output_vanillas(alter: Callable[[Lab], None], altered_lab: Lab) -> None:
     alter(altered_lab)
     plain, drawn = SamplerParams(20, STOP_IDS), SamplerParams(20, STOP_IDS, temperature=1.0, key=3)
     for name in SPECULATIVE:

@@ -40,9 +40,7 @@ def slow_probabilities(logits: list[float], temperature: float, top_p: float) ->
     temperature=st.sampled_from([0.2, 0.7, 1.0, 1.7]),
     top_p=st.sampled_from([0.05, 0.501, 0.803, 0.97, 1.0]),
 )
-def test_temperature_and_top_p_give_the_law_of_the_slow_version(
-    logits: list[int], temperature: float, top_p: float
-) -> None:
+def test_temperature_and_top_p_give_the_law_of_the_slow_version(logits: list[int], temperature: float, top_p: float) -> None:
     wanted = slow_probabilities([float(x) for x in logits], temperature, top_p)
     # a nucleus whose mass is top_p up to rounding may end on either side of it
     masses = np.cumsum(sorted(slow_probabilities([float(x) for x in logits], temperature, 1.0), reverse=True))
@@ -94,9 +92,7 @@ def test_every_token_has_an_interval_as_long_as_its_probability(weights: list[in
 
 
 @pytest.mark.parametrize("u", [0.0, 2**-53, 0.5, ALMOST_ONE])
-@pytest.mark.parametrize(
-    "weights", [[1.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.0], [1e-300, 1.0], [1.0, 1e-300], [0.1] * 10]
-)
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.5, 0.0], [1e-300, 1.0], [1.0, 1e-300], [0.1] * 10])
 def test_a_token_without_mass_is_never_drawn(weights: list[float], u: float) -> None:
     p = torch.tensor(weights, dtype=torch.float64)
     assert p[inverse_cdf(p, u)] > 0
@@ -169,6 +165,12 @@ def test_children_are_distinct_possible_and_as_many_as_there_are() -> None:
         children = Chooser(SAMPLED).children(q, 10, position, 0)
         assert sorted(children) == [1, 3, 4]
         assert Chooser(SAMPLED).children(q, 2, position, 0) == children[:2]
+
+
+def test_nodes_and_positions_draw_their_own_children() -> None:
+    q = torch.full((30,), 1 / 30, dtype=torch.float64)
+    drawn = [Chooser(SAMPLED).children(q, 3, position, node) for position in range(4) for node in range(4)]
+    assert len({tuple(children) for children in drawn}) == 16
 
 
 def test_the_first_two_children_have_the_law_of_drawing_without_replacement() -> None:

@@ -172,9 +172,7 @@ def block_law(tree: Tree, verify: Verify, target: Rows, params: SamplerParams) -
 
 @given(tree=drafts(), seed=st.integers(0, 10**6), params=st.sampled_from(list(LAWS.values())))
 @settings(max_examples=40)
-def test_the_walk_has_the_joint_law_and_that_of_accept_zero_renormalise(
-    tree: Tree, seed: int, params: SamplerParams
-) -> None:
+def test_the_walk_has_the_joint_law_and_that_of_accept_zero_renormalise(tree: Tree, seed: int, params: SamplerParams) -> None:
     target = random_rows(VOCAB, seed)
     walked = block_law(tree, walk, target, params)
     assert distance(completed(walked, target, ROOT, 2, params), plain_law(target, ROOT, 2, params)) < 1e-12

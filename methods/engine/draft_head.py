@@ -130,12 +130,12 @@ class EagleDrafter:
         self.device, self.dtype = weight.device, weight.dtype
         self.forward_s = 0.0
         self._group = head.config.num_attention_heads // head.config.num_key_value_heads
-        self._capacity = self._n_pairs = self._n_entries = 0
+        self._capacity = self._n_pairs = self._n_entries = self._level = 0
         self._hidden = torch.empty(0)  # [1 + entries, hidden]: what the head predicted after the root and each entry
 
     def start(self, room: int) -> None:
         c = self.head.config
-        self._n_pairs = self._n_entries = 0
+        self._n_pairs = self._n_entries = self._level = 0
         if room > self._capacity:
             self._capacity = -(-room // 256) * 256
             shape = (c.num_key_value_heads, self._capacity, c.head_dim)
@@ -157,12 +157,12 @@ class EagleDrafter:
     def _causal(self, m: int, before: int) -> Tensor | None:
         if m == 1:
             return None
-        blocked = torch.ones(m, before + m, dtype=torch.bool).triu(before + 1)
+        blocked = torch.ones(m, before + m, dtype=torch.bool, device=self.device).triu(before + 1)
         return self._additive(blocked)
 
     def _additive(self, blocked: Tensor) -> Tensor:
-        mask = torch.zeros(blocked.shape, dtype=self.dtype).masked_fill_(blocked, torch.finfo(self.dtype).min)
-        return mask.repeat(self._group, 1).to(self.device, non_blocking=True)
+        mask = torch.zeros(blocked.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(blocked, torch.finfo(self.dtype).min).repeat(self._group, 1)
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -172,7 +172,7 @@ class EagleDrafter:
         ids = torch.tensor(tokens, device=self.device)
         out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
         self._hidden = out[-1:]
-        self._n_pairs, self._n_entries = at + m, 0
+        self._n_pairs, self._n_entries, self._level = at + m, 0, 0
         self.forward_s += time.perf_counter() - started
 
     @torch.inference_mode()
@@ -185,12 +185,11 @@ class EagleDrafter:
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         m, pairs = len(tokens), self._n_pairs
-        blocked = torch.zeros(m, pairs + sees.shape[1], dtype=torch.bool)
-        blocked[:, pairs:] = ~sees
+        blocked = torch.zeros(m, pairs + sees.shape[1], dtype=torch.bool, device=self.device)
+        blocked[:, pairs:] = ~sees.to(self.device)
         mask = self._additive(blocked)
-        # the whole level sits one position below its parents: pair position = depth of the parent
-        level = int(sees[0].sum()) - 1
-        positions = torch.full((m,), pairs + level, device=self.device)
+        # a whole level shares one position: that of the pair (feature after the parent, this token)
+        positions = torch.full((m,), pairs + self._level, device=self.device)
         started = time.perf_counter()
         features = self._hidden[(parents + 1).to(self.device)]
         out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
@@ -198,4 +197,5 @@ class EagleDrafter:
         self.forward_s += time.perf_counter() - started
         self._hidden = torch.cat([self._hidden, out])
         self._n_entries += m
+        self._level += 1
         return logits

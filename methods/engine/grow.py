@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,22 +14,6 @@ from torch import Tensor
 from methods.base import Drafter
 from methods.engine.loop import Context, Grow
 from methods.engine.tree import Tree, chain
-
-
-@dataclass(slots=True)
-class Pool:
-    """Every node drafted in a step, in generation order (level by level, expanded parents by rank, children by rank).
-
-    `value`: the log of the path product of confidences; `confidence`: the node's own. `parent` is a pool index, -1 = root.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
-    value: list[float] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 def best_children(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -58,59 +41,57 @@ def dynamic_tree(top_k: int = 10, depth: int = 6, total: int = 59, score: str = 
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        pool, levels = Pool(), []
-        tokens, logp = (t.cpu() for t in best_children(drafter.root_logits(), top_k))
-        values, own = logp, logp  # [m parents, k]
-        parent_ids = torch.full((1,), -1)  # pool index of each expanded node
-        entry_of = torch.full((1,), -1)  # its entry in the drafter
-        sees = torch.zeros(1, 0, dtype=torch.bool)  # what each expanded node's entry attends to among entries
+        logits = drafter.root_logits()
+        here = logits.device
+        tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
+        values = own  # log of the path product of confidences
+        expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
+        entries = torch.full((1,), -1, device=here)  # their entry numbers in the drafter
+        sees = torch.zeros(1, 0, dtype=torch.bool, device=here)  # which entries each of them attends to
+        drafted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # all nodes, in generation order
+        frontiers: list[Tensor] = []
+        n_drafted = 0
         for level in range(1, depth + 1):
-            first, k = len(pool), tokens.shape[1]
-            rank = (values if score == "value" else own).flatten()
-            flat_tokens = tokens.flatten()
-            picked = by_score(rank, top_k)
-            levels.append((picked + first).tolist())
-            pool.tokens += flat_tokens.tolist()
-            pool.parents += parent_ids.repeat_interleave(k).tolist()
-            pool.confidence += own.flatten().tolist()
-            pool.value += values.flatten().tolist()
+            k, level_tokens, level_values = tokens.shape[1], tokens.flatten(), values.flatten()
+            drafted.append((level_tokens, expanded.repeat_interleave(k), own.flatten(), level_values))
+            picked = by_score(level_values if score == "value" else own.flatten(), top_k)
+            frontiers.append(picked + n_drafted)
             if level == depth:
                 break
-            row = picked // k  # which expanded node each picked one hangs on
-            m, before = len(picked), sees.shape[1]
-            sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool)], dim=1)
-            chosen, parent_values = flat_tokens[picked], values.flatten()[picked]
-            logits = drafter.expand(chosen, entry_of[row], sees)
-            entry_of = torch.arange(before, before + m)
-            parent_ids = picked + first
+            row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
+            sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
+            logits = drafter.expand(level_tokens[picked], entries[row], sees)
+            expanded, entries = frontiers[-1], torch.arange(before, before + m, device=here)
+            n_drafted += len(level_tokens)
             tokens, own = best_children(logits, top_k)
-            tokens, own = tokens.cpu(), own.cpu()
-            values = own + parent_values[:, None]
+            values = own + level_values[picked, None]
+        all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))
         if not rerank:
-            kept = [i for ids in levels for i in ids][:total]
+            kept = torch.cat(frontiers)[:total]
         elif score == "value":
-            kept = sorted(by_score(torch.tensor(pool.value), total).tolist())
+            kept = by_score(value, total).sort().values
         else:
-            kept = sorted(_best_first(pool, total))
-        place = {-1: 0} | {i: n for n, i in enumerate(kept, start=1)}
-        return Tree([context.root, *(pool.tokens[i] for i in kept)], [-1, *(place[pool.parents[i]] for i in kept)])
+            kept = torch.tensor(sorted(_best_first(parents.tolist(), confidence.tolist(), total)), device=here)
+        numbers, kept_tokens, kept_parents = torch.stack([kept, all_tokens[kept], parents[kept]]).tolist()  # the one host sync
+        place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
+        return Tree([context.root, *kept_tokens], [-1, *(place[p] for p in kept_parents)])
 
     return Grow(tree, max(total, top_k * depth))
 
 
-def _best_first(pool: Pool, total: int) -> list[int]:
-    """The `total` most confident among nodes whose parent is in; generation order settles ties (shallower, lower index)."""
+def _best_first(parents: list[int], confidence: list[float], total: int) -> list[int]:
+    """The `total` most confident nodes among those whose parent is in; generation order settles ties (shallower first)."""
     children: dict[int, list[int]] = {}
-    for i, p in enumerate(pool.parents):
+    for i, p in enumerate(parents):
         children.setdefault(p, []).append(i)
-    open_nodes = [(-pool.confidence[i], i) for i in children.get(-1, [])]
+    open_nodes = [(-confidence[i], i) for i in children.get(-1, [])]
     heapq.heapify(open_nodes)
     kept: list[int] = []
     while open_nodes and len(kept) < total:
         _, i = heapq.heappop(open_nodes)
         kept.append(i)
         for c in children.get(i, []):
-            heapq.heappush(open_nodes, (-pool.confidence[c], c))
+            heapq.heappush(open_nodes, (-confidence[c], c))
     return kept
 
 

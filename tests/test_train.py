@@ -1,0 +1,305 @@
+"""Training the head: which text it may see, which pairs it learns, and that its passes are what drafting does."""
+
+from __future__ import annotations
+
+import json
+import string
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lab import TINY, Lab, shared_lab
+from torch import Tensor
+
+from harness.train import eagle
+from harness.train.data import Conversation, make_shards, read_shards
+from harness.train.eagle import TEMPLATE_TOKENS, Batch, TrainSettings, batches, collate, predicted_features, train
+from harness.train.sharegpt import conversations, exchanges, prompts, without_overlap
+from methods.engine.draft_head import EagleHead, HeadConfig
+
+# ---- the text ----
+
+QUESTION = "Explain in a few plain words how a lighthouse lamp was turned before there was electricity, and by whom."
+
+
+def talk(*values: str) -> dict:
+    return {
+        "id": values[0][:6],
+        "conversations": [{"from": "human" if i % 2 == 0 else "gpt", "value": value} for i, value in enumerate(values)],
+    }
+
+
+@pytest.mark.parametrize("cut", [1, 9, 30, 120])
+def test_every_whole_conversation_of_a_file_cut_off_in_the_middle_is_read(cut: int, tmp_path: Path) -> None:
+    talks = [talk('Tell me about [brackets] and "quotes"', "They {nest}."), talk("naïve ünïcode \n text"), talk("x" * 400)]
+    file = tmp_path / "sharegpt.json"
+    file.write_text(json.dumps(talks, indent=1, ensure_ascii=False)[:-cut], encoding="utf-8")
+    assert list(conversations(file)) == (talks if cut <= 2 else talks[:2])
+
+
+def test_a_whole_file_and_an_empty_one_are_read_to_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "sharegpt.json"
+    for talks in ([talk("one"), talk("two")], []):
+        file.write_text(json.dumps(talks))
+        assert list(conversations(file)) == talks
+
+
+def test_prompts_are_first_user_turns_each_once_in_a_seeded_order() -> None:
+    talks = [talk(f"Question number {i} about something") for i in range(40)] + [talk("Question number 3 about something")]
+    talks += [talk("short"), talk("не по-английски, совсем не по-английски"), {"id": "none", "conversations": []}]
+    found = prompts(talks, seed=1)
+    assert sorted(found) == sorted({f"Question number {i} about something" for i in range(40)})
+    assert found == prompts(talks, seed=1) != prompts(talks, seed=2)
+
+
+def test_some_prompts_ask_for_a_summary_of_a_long_answer() -> None:
+    talks = [talk(f"Question number {i} about something", f"{i} " + "word " * 400) for i in range(50)]
+    found = prompts(talks, seed=0, summarize_share=0.1)
+    assert sum(len(p) > 1500 for p in found) == 5 and len(found) == 55
+
+
+def test_exchanges_are_the_openings_with_both_sides() -> None:
+    talks = [
+        talk("A question long enough", "An answer that is long enough to be kept, forty characters"),
+        talk("A lone question"),
+    ]
+    assert exchanges(talks) == [tuple(turn["value"] for turn in talks[0]["conversations"])]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        QUESTION,
+        f"  {QUESTION.upper()}\n",
+        QUESTION.replace(" ", "\n  ").translate(str.maketrans("", "", string.punctuation)),
+        f"Hello! Please help me with my homework. {QUESTION} Thanks!",
+        QUESTION.replace("Explain", "Describe"),
+        f"Summarize: {' '.join(QUESTION.split()[3:])} And then there is more text after it.",
+    ],
+    ids=["same", "case", "layout", "inside", "first word", "tail"],
+)
+def test_a_planted_copy_of_an_evaluation_prompt_is_dropped(copy: str) -> None:
+    other = "How do I turn a list of numbers into a sorted list without repeats in Python, and what does it cost me?"
+    assert without_overlap([other, copy], [QUESTION, "What is iron?"]) == ([other], 1)
+
+
+def test_a_short_evaluation_prompt_is_known_whatever_its_layout() -> None:
+    assert without_overlap(["what is IRON"], ["What is iron?"]) == ([], 1)
+
+
+def test_unrelated_prompts_and_shared_phrases_are_kept() -> None:
+    near = [
+        "Explain in a few plain words how a lighthouse works.",  # eight words in common
+        "Who turned the lamp before there was electricity, and by whom was it paid?",
+        "What is iron made of and where is it mined today by the large companies of this world?",
+    ]
+    assert without_overlap(near, [QUESTION, "What is iron?"]) == (near, 0)
+
+
+# ---- batches ----
+
+HIDDEN, VOCAB = 16, 40
+SETTINGS = TrainSettings(
+    tokens=1400, batch_tokens=160, learning_rate=1e-2, warmup_steps=3, unroll=2, frequent_rows=20, max_length=48,
+    held_out=3, seed=5,
+)  # fmt: skip
+
+
+def made_up(n: int, seed: int = 0) -> list[Conversation]:
+    """Conversations of random tokens whose feature depends on the token: something a head can learn."""
+    rng = np.random.default_rng(seed)
+    table = torch.from_numpy(rng.normal(size=(VOCAB, HIDDEN))).to(torch.bfloat16)
+    out = []
+    for _ in range(n):
+        ids = rng.integers(1, VOCAB, size=rng.integers(30, 60)).astype(np.int32)
+        bits = table[torch.from_numpy(ids).long()].view(torch.int16).numpy().view(np.uint16)
+        out.append(Conversation(ids, bits, int(rng.integers(3, 28))))
+    return out
+
+
+def test_batches_hold_every_conversation_once_within_the_budget() -> None:
+    items = made_up(37)
+    seen = []
+    for batch in batches(items, SETTINGS, epoch=0):
+        longest = max(min(len(items[i].ids), SETTINGS.max_length) for i in batch)
+        assert len(batch) == 1 or longest * len(batch) <= SETTINGS.batch_tokens
+        seen += batch
+    assert sorted(seen) == list(range(37))
+
+
+def test_the_order_of_batches_is_that_of_seed_and_epoch() -> None:
+    items = made_up(37)
+    first = batches(items, SETTINGS, epoch=0)
+    assert first == batches(items, SETTINGS, epoch=0)
+    assert first != batches(items, SETTINGS, epoch=1)
+    assert first != batches(items, replace(SETTINGS, seed=6), epoch=0)
+
+
+def test_a_pair_is_trained_where_its_token_is_the_answers() -> None:
+    items = made_up(6)
+    batch = collate(items, max_length=40, hidden=HIDDEN)
+    n = batch.ids.shape[1]
+    assert n == 40 and batch.features.dtype == torch.bfloat16
+    for row, c in enumerate(items):
+        length = min(len(c.ids), n)
+        assert batch.ids[row].tolist() == [*c.ids[:length].tolist(), *[0] * (n - length)]
+        bits = batch.features[row, :length].view(torch.int16).numpy().view(np.uint16)
+        assert np.array_equal(bits, c.features[:length]) and not batch.features[row, length:].any()
+        for i in range(n - 1):  # pair i: (f_i, t_{i+1})
+            assert batch.trained[row, i] == (c.n_prompt <= i + 1 < length)
+            assert batch.prompt[row, i] == (TEMPLATE_TOKENS <= i and i + 1 < c.n_prompt)
+
+
+# ---- the passes are drafting ----
+
+
+@pytest.fixture(scope="module")
+def lab32() -> Lab:
+    return shared_lab("float32")
+
+
+@torch.inference_mode()
+def true_batch(lab: Lab, n: int) -> Batch:
+    """Two texts with the target's own features, in float32."""
+    texts = [lab.prompts[0][:n], lab.prompts[3][:n]]
+    features = torch.stack([lab.loaded.target.prefill(text, 1)[0] for text in texts])
+    trained = torch.zeros(2, n - 1, dtype=torch.bool)
+    trained[0, 4:] = trained[1, 9:14] = trained[1, 17:] = True
+    return Batch(torch.tensor(texts), features, trained, torch.zeros_like(trained))
+
+
+@torch.inference_mode()
+def test_pass_s_is_what_drafting_computes_at_depth_s(lab32: Lab) -> None:
+    drafter, lm_head = lab32.loaded.drafter, lab32.loaded.target.lm_head
+    assert drafter is not None
+    batch, n, depth = true_batch(lab32, 24), 24, 4
+    passes = [out for out, _ in predicted_features(drafter.head, drafter.embedding, batch, depth)]
+    assert [p.shape for p in passes] == [(2, n - 1, 64)] * depth
+    for row in range(2):
+        ids = batch.ids[row].tolist()
+        for last in range(0, n - depth, 3):  # the last pair whose feature is the target's
+            drafter.start(64)
+            drafter.observe(ids[1 : last + 2], batch.features[row, : last + 1])
+            logits = [drafter.root_logits()[0]]
+            for d in range(1, depth):
+                sees = torch.ones(1, d, dtype=torch.bool)
+                logits.append(drafter.expand(torch.tensor(ids[last + d + 1 : last + d + 2]), torch.tensor([d - 2]), sees)[0])
+            for s in range(depth):
+                wanted: Tensor = lm_head(passes[s][row, last + s])
+                assert (logits[s] - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@torch.inference_mode()
+def test_a_pass_is_valid_where_all_it_was_fed_is_trained(lab32: Lab) -> None:
+    drafter = lab32.loaded.drafter
+    assert drafter is not None
+    batch = true_batch(lab32, 24)
+    for s, (_, valid) in enumerate(predicted_features(drafter.head, drafter.embedding, batch, 3)):
+        for row in range(2):
+            for i in range(23):
+                assert valid[row, i] == (i >= s and bool(batch.trained[row, i - s : i + 1].all()))
+
+
+@torch.inference_mode()
+def test_noise_is_on_the_true_features_alone_and_bounded(lab32: Lab) -> None:
+    drafter = lab32.loaded.drafter
+    assert drafter is not None
+    batch = true_batch(lab32, 24)
+    torch.manual_seed(0)
+    (clean, _), (noisy, _) = (next(predicted_features(drafter.head, drafter.embedding, batch, 1, a)) for a in (0.0, 0.1))
+    (small, _) = next(predicted_features(drafter.head, drafter.embedding, batch, 1, 1e-6))
+    assert (noisy - clean).abs().max() > 1e-3 > (small - clean).abs().max()
+
+
+# ---- the training loop ----
+
+
+def new_head() -> EagleHead:
+    return EagleHead(HeadConfig(HIDDEN, 24, 2, 1, 1e-5, 10000.0, VOCAB))
+
+
+def trained(folder: Path, settings: TrainSettings = SETTINGS, say=lambda text: None) -> tuple[dict[str, Tensor], list[dict]]:  # noqa: ANN001
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
+    items, head = made_up(30), new_head()
+    curve = train(head, embedding, lm_head, items[3:], items[:3], settings, folder, say=say)
+    return head.state_dict(), curve
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_is_deterministic_given_the_seed_and_learns(tmp_path: Path) -> None:
+    one, curve = trained(tmp_path / "one")
+    two, _ = trained(tmp_path / "two")
+    other, _ = trained(tmp_path / "other", replace(SETTINGS, seed=6))
+    assert same(one, two) and not same(one, other)
+    assert curve[-1]["tokens"] >= SETTINGS.tokens and curve[-1]["step"] >= 8
+    longer = trained(tmp_path / "longer", replace(SETTINGS, tokens=6000))[1]
+    assert longer[-1]["loss"] < curve[-1]["loss"]
+
+
+def test_training_interrupted_and_resumed_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, curve = trained(tmp_path / "whole")
+    clock = iter(range(0, 10**6, 100))  # every look at the clock is 100 s later: saves and checks come every few steps
+    monkeypatch.setattr(eagle, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    said: list[str] = []
+
+    def dying(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    for _ in range(2):  # killed twice
+        said.clear()
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "resumed", say=dying)
+    messages: list[str] = []
+    resumed, after = trained(tmp_path / "resumed", say=messages.append)
+    assert messages[0].startswith("resuming at step")
+    assert 0 < int(messages[0].split()[3].rstrip(",")) < curve[-1]["step"]
+    assert same(whole, resumed)
+    assert (after[-1]["step"], after[-1]["tokens"]) == (curve[-1]["step"], curve[-1]["tokens"])
+
+
+def test_a_finished_training_is_not_repeated_and_other_settings_are_refused(tmp_path: Path) -> None:
+    weights, curve = trained(tmp_path)
+    again, same_curve = trained(tmp_path)
+    assert same(weights, again) and same_curve == curve
+    with pytest.raises(ValueError, match="other settings"):
+        trained(tmp_path, replace(SETTINGS, learning_rate=1.0))
+
+
+# ---- the data engine ----
+
+
+def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.bfloat16).eval()
+    questions = [prompt[:40] for prompt in shared_lab("float64").prompts[:6]]
+
+    def shards(folder: Path, n_tokens: int = 10**6) -> int:
+        return make_shards(
+            folder, model, questions, stop_ids={0, 2}, n_tokens=n_tokens, max_new_tokens=12, shard_prompts=3, n_slots=2,
+            greedy_share=1.0, say=lambda text: None,
+        )  # fmt: skip
+
+    held = shards(tmp_path / "whole")
+    assert shards(tmp_path / "parts", n_tokens=1) < held == shards(tmp_path / "parts")  # stopped after a shard, then on
+    items = read_shards(tmp_path / "whole", 64)
+    assert sum(len(c.ids) - c.n_prompt for c in items) == held
+    assert sorted(c.ids[: c.n_prompt].tolist() for c in items) == sorted(questions)
+    for whole, part in zip(items, read_shards(tmp_path / "parts", 64), strict=True):
+        assert np.array_equal(whole.ids, part.ids) and np.array_equal(whole.features, part.features)
+    exact = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.float32).eval()
+    for c in items:
+        with torch.inference_mode():
+            wanted = exact.model(torch.from_numpy(c.ids.astype(np.int64))[None]).last_hidden_state[0]
+        features = torch.from_numpy(np.array(c.features).view(np.int16)).view(torch.bfloat16).float()
+        assert torch.nn.functional.cosine_similarity(features, wanted, dim=-1).min() > 0.99
