@@ -22,9 +22,7 @@ def cli() -> None:
 
 
 def model_option(f: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model."
-    )(f)
+    return click.option("--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model.")(f)
 
 
 def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,9 +39,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@click.option(
-    "--method", "names", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones."
-)
+@click.option("--method", "names", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")
 @click.option("--task", "task_names", multiple=True, required=True, metavar="NAME|all", help="Repeatable.")
 @model_option
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy decoding.")
@@ -76,9 +72,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
 @click.option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder."
-)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
 @include_option
 def run(**options: Any) -> None:
@@ -89,9 +83,7 @@ def run(**options: Any) -> None:
 
 
 @cli.command()
-@click.option(
-    "--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl."
-)
+@click.option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl.")
 @click.option(
     "--compare",
     nargs=2,
@@ -185,9 +177,7 @@ def train() -> None:
 )
 @click.option("--answer-tokens", type=int, default=250_000, show_default=True, help="On-policy tokens to generate.")
 @click.option("--text-tokens", type=int, default=250_000, show_default=True, help="Tokens of ShareGPT's own answers.")
-@click.option(
-    "--tokens", type=int, default=10_000_000, show_default=True, help="Positions to train on, all epochs together."
-)
+@click.option("--tokens", type=int, default=10_000_000, show_default=True, help="Positions to train on, all epochs together.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=None)

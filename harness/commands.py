@@ -34,9 +34,7 @@ def include_all(paths: tuple[Path, ...]) -> None:
         if path.is_dir() or path.suffix == ".py":
             methods.include(path)
         if not (models or new_tasks or set(methods.names()) - before):
-            raise UserError(
-                f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there"
-            )
+            raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")
 
 
 def list_lines(what: str) -> Iterator[str]:
@@ -62,9 +60,7 @@ def fetch_command(model: str, source: str) -> None:
     folder, digest = weights_folder(config)
     click.echo(f"{config.title}: {folder} ({digest[:16]})")
     for name in tasks.names():
-        got = tasks.load(
-            name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1
-        )
+        got = tasks.load(name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1)
         click.echo(f"{name}: {got.source}")
 
 
@@ -177,13 +173,7 @@ def _measure(run: Any, dtype: str) -> int:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds > 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds > 90
-        else f"{seconds:.0f} s"
-    )
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 @contextmanager
@@ -232,9 +222,7 @@ def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            _say(
-                f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left"
-            )
+            _say(f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left")
 
     yield lambda _: None, advance
 
@@ -257,9 +245,8 @@ def _dry_run(config: Any, arms: Any, prompt_sets: Any, max_new_tokens: int, o: d
         n = sum(len(p.turns) for p in ps.prompts)
         turns += n
         for name in arm_names:
-            click.echo(
-                f"cell: {config.name} x {ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns) x {name} at T = {o['temperature']:g}"
-            )
+            where = f"{ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns)"
+            click.echo(f"cell: {config.name} x {where} x {name} at T = {o['temperature']:g}")
     generations = turns * len(arm_names) * o["repeats"]
     folder = prepared_folder(config)
     rate = _known_rate(o["out"], config.name, records)
@@ -270,10 +257,10 @@ def _dry_run(config: Any, arms: Any, prompt_sets: Any, max_new_tokens: int, o: d
         click.echo(f"time: at most {_duration(generations * max_new_tokens * rate)}, by the records in {o['out']}")
     if folder is not None and (folder / "model.safetensors").exists():
         size = (folder / "model.safetensors").stat().st_size
-        click.echo(
-            f"memory: about {size * 1.3 / 1e9:.1f} GB for weights stored in {size / 1e9:.2f} GB, plus the KV cache"
-        )
+        click.echo(f"memory: about {size * 1.3 / 1e9:.1f} GB for weights stored in {size / 1e9:.2f} GB, plus the KV cache")
         click.echo("missing: nothing")
+    elif isinstance(config.weights, model_configs.LocalFolder):
+        click.echo(f"missing: {folder}/model.safetensors")
     else:
         click.echo(
             f"missing: weights of {config.name} are not in the cache yet; `harness fetch --model {config.name}` obtains them"

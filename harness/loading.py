@@ -123,21 +123,23 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, name), output_loading_info=True
+            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, name), output_loading_info=True, ignore_mismatched_sizes=True
             )
+            model, info = found
         tokenizer = load_tokenizer(folder)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(what):  # transformers would fill missing weights with random ones and go on
-            raise UserError(
-                f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(map(str, list(info[what])[:5]))}"
-            )
+        if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
+            keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
+            raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
+    if config.template == "tokenizer" and not tokenizer.chat_template:
+        raise UserError(f"model {config.name}: the tokenizer in {folder} has no chat template; its YAML may say template: plain")
     try:
         target = HFTarget(model.to(where))
-    except ValueError as e:
-        raise UserError(f"model {config.name}: {e}") from e
+    except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
+        raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
     drafter, head_sha = None, None
     head_folder = head or config.head_folder
     if with_head and head_folder is not None:
@@ -163,18 +165,23 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
     if not isinstance(values, dict):
         raise UserError(f"{config_file}: expected an object, not {type(values).__name__}")
     try:
+        heads = int(values["num_attention_heads"])
         config = HeadConfig(
-            hidden_size=values["hidden_size"],
-            intermediate_size=values["intermediate_size"],
-            num_attention_heads=values["num_attention_heads"],
-            num_key_value_heads=values.get("num_key_value_heads", values["num_attention_heads"]),
-            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=values.get("rope_theta", 10000.0),
-            vocab_size=values["vocab_size"],
+            hidden_size=int(values["hidden_size"]),
+            intermediate_size=int(values["intermediate_size"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(values.get("num_key_value_heads", heads)),
+            rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(values.get("rope_theta", 10000.0)),
+            vocab_size=int(values["vocab_size"]),
             bias=values.get("bias", True),
         )
     except KeyError as e:
         raise UserError(f"{config_file} lacks {e.args[0]!r}") from None
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{config_file}: {e}") from None
+    if min(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) < 1:
+        raise UserError(f"{config_file}: sizes and numbers of heads must be at least 1")
     vocab, hidden = embedding_shape
     if config.hidden_size != hidden or config.vocab_size != vocab:
         raise UserError(

@@ -18,7 +18,7 @@ from typing import Any
 
 import methods
 from harness import environment, records
-from harness.errors import UserError
+from harness.errors import UserError, unknown
 from harness.loading import Loaded, ids_sha
 from methods.base import Generation, SamplerParams
 from methods.engine.sampling import stream_key
@@ -26,6 +26,7 @@ from tasks import Prompt, PromptSet
 
 BASELINE = "vanilla"
 WARMUP_TOKENS = 16
+FAILURES = (RuntimeError, MemoryError)  # what a method may run into on one prompt without ending the run; torch's errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs a spec into a ledger. `tick(text)` is called before and after each measured generation, for progress."""
+    """Runs a spec into a ledger. `tick(text)` is called before each measured generation, `advance(method)` after it."""
 
     loaded: Loaded
     spec: RunSpec
@@ -78,8 +79,9 @@ class Runner:
     env_hash: str = ""
     env: dict[str, Any] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
-    turn1: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     decoders: dict[str, Any] = field(default_factory=dict)
+    n_failed: int = 0
 
     def __post_init__(self) -> None:
         loaded = self.loaded
@@ -87,10 +89,13 @@ class Runner:
             dtype=loaded.dtype, threads=self.spec.threads, target_sha=loaded.target_sha, head_sha=loaded.head_sha,
             seed=self.spec.seed,
         )  # fmt: skip
-        for cell in self.cells():
+        several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
+        for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
         self.env_hash = self.ledger.write_env(self.env)
         self.keys = self.ledger.keys()
+        for record in self._recorded() if several_turns else ():
+            self._remember(dict(record))
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 
@@ -113,6 +118,10 @@ class Runner:
         )  # fmt: skip
         return Cell(arm, prompts, temperature, key)
 
+    def _answer_cell(self, prompts: PromptSet) -> Cell:
+        """Vanilla's greedy answers: what later turns are built from, at any temperature and without a baseline too."""
+        return self._cell(_baseline_arm(), prompts, 0.0)
+
     def _head_sha(self, arm: Arm) -> str | None:
         return self.loaded.head_sha if arm.method.needs_head else None
 
@@ -121,14 +130,13 @@ class Runner:
         done: dict[str, set[tuple[str, int, int]]] = {}
         for r in self._recorded():
             if not r["is_warmup"] and r["status"] in ("ok", "skipped"):
-                done.setdefault(r["cell"], set()).add((r["sample_id"], r["turn"], r["repeat"]))
+                # after a turn that was skipped there is nothing to build the next one from
+                last = r["turn"] if r["status"] == "ok" else r["n_turns"]
+                done.setdefault(r["cell"], set()).update((r["sample_id"], t, r["repeat"]) for t in range(r["turn"], last + 1))
         missing: dict[str, int] = {}
         for cell in self.cells():
             wanted = {
-                (p.id, t, n)
-                for p in cell.prompts.prompts
-                for t in range(1, len(p.turns) + 1)
-                for n in range(self.spec.repeats)
+                (p.id, t, n) for p in cell.prompts.prompts for t in range(1, len(p.turns) + 1) for n in range(self.spec.repeats)
             }
             missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
         return missing
@@ -146,20 +154,23 @@ class Runner:
         if first is None:
             return rates
         prompts = next(ps for ps in self.spec.prompt_sets if first in ps.prompts)
-        ids = self.loaded.encode(self.loaded.render([("user", first.turns[0])]))
+        rendered = self.loaded.render([("user", first.turns[0])])
+        ids = self.loaded.encode(rendered)[: max(self.loaded.config.context_length - WARMUP_TOKENS, 1)]
         for arm in self.arms():
-            for n in (4, WARMUP_TOKENS):  # the first run of a method compiles and allocates
-                generation, wall = self._generate(arm, ids, self._params(n, "warm-up", 1, 0, self.spec.temperature))
+            try:
+                for n in (4, WARMUP_TOKENS):  # the first run of a method compiles and allocates
+                    generation, wall = self._generate(arm, ids, self._params(n, "warm-up", 1, 0, self.spec.temperature))
+            except FAILURES:  # told and recorded when it fails on a prompt that counts
+                rates[arm.name] = 0.0
+                continue
             cell = self._cell(arm, prompts, self.spec.temperature)
-            record = self._record(cell, first, 1, 0, self.loaded.render([("user", first.turns[0])]), ids, None)
+            record = self._record(cell, first, 1, 0, rendered, ids, None)
             record |= self._measured(arm, generation, wall) | {
                 "is_warmup": True, "max_new_tokens": WARMUP_TOKENS,
                 "key": records.canonical_hash(["warm-up", self.run_id, arm.name]),
             }  # fmt: skip
             self.ledger.append(record)
-            rates[arm.name] = (wall - generation.prefill_s if generation.trace else wall) / max(
-                len(generation.token_ids) - 1, 1
-            )
+            rates[arm.name] = (wall - generation.prefill_s if generation.trace else wall) / max(len(generation.token_ids) - 1, 1)
         return rates
 
     def run(self, tick: Callable[[str], None], advance: Callable[[str], None]) -> int:
@@ -168,72 +179,73 @@ class Runner:
         Raises:
             UserError: a prompt that does not fit (on_overflow='error'), or the ledger cannot be written.
         """
-        failed = 0
+        self.n_failed = 0
         for prompts in self.spec.prompt_sets:
             cells = [self._cell(arm, prompts, self.spec.temperature) for arm in self.arms()]
             for prompt in prompts.prompts:
                 for repeat in range(self.spec.repeats):
                     for turn in range(1, len(prompt.turns) + 1):
-                        failed += self._turn(cells, prompts, prompt, turn, repeat, tick, advance)
-        return failed
+                        self._turn(cells, prompts, prompt, turn, repeat, tick, advance)
+        return self.n_failed
 
     def _turn(
         self, cells: Sequence[Cell], prompts: PromptSet, prompt: Prompt, turn: int, repeat: int,
         tick: Callable[[str], None], advance: Callable[[str], None],
-    ) -> int:  # fmt: skip
-        failed = 0
-        history: list[tuple[str, str]] = []
-        turn1_sha = None
-        if turn > 1:
-            first = self._turn1(prompts, prompt)
-            if first is None:  # turn 1 failed or does not fit: there is nothing to build turn 2 from
-                return 0
-            history = [("user", prompt.turns[0]), ("assistant", first["text"])]
-            turn1_sha = ids_sha(first["token_ids"])
-        rendered = self.loaded.render([*history, ("user", prompt.turns[turn - 1])])
+    ) -> None:  # fmt: skip
+        dialogue, turn1_sha = [("user", prompt.turns[0])], None
+        for earlier in range(1, turn):
+            answer = self._answer(prompts, prompt, earlier, dialogue, turn1_sha)
+            if answer is None:  # it failed or does not fit: there is nothing to build the next turn from
+                return
+            dialogue += [("assistant", answer["text"]), ("user", prompt.turns[earlier])]
+            turn1_sha = turn1_sha or ids_sha(answer["token_ids"])
+        rendered = self.loaded.render(dialogue)
         prompt_sha = _sha(rendered)
         todo = [c for c in cells if records.sample_key(c.key, prompt.id, turn, repeat, prompt_sha) not in self.keys]
         # the order is a function of the seed and the sample, not of what was measured before
         random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(todo)
         if not todo:
-            return 0
+            return
         ids = self.loaded.encode(rendered)
         for cell in todo:
             tick(f"{prompts.task} {prompt.id} turn {turn}: {cell.arm.name}")
             record = self._record(cell, prompt, turn, repeat, rendered, ids, turn1_sha)
-            failed += self._measure(cell, record, ids, prompt, turn, repeat)
+            self._measure(cell, record, ids, prompt, turn, repeat)
             advance(cell.arm.name)
-        return failed
 
-    def _measure(
-        self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int
-    ) -> int:
+    def _measure(self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int) -> None:
         room = self.loaded.config.context_length - self.spec.max_new_tokens
         if len(ids) > room:
             why = (
                 f"prompt {prompt.id} turn {turn} has {len(ids)} tokens; with {self.spec.max_new_tokens} new ones it exceeds the "
                 f"context of {self.loaded.config.context_length}"
             )
-            self._append(record | {"status": "skipped", "error": why})
-            if self.spec.on_overflow == "error":
+            if self.spec.on_overflow == "error":  # a record that is skipped would not be an error the next time
+                self._append(record | {"status": "error", "error": why})
                 raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
-            return 0
+            self._append(record | {"status": "skipped", "error": why})
+            return
         params = self._params(self.spec.max_new_tokens, prompt.id, turn, repeat, cell.temperature)
         try:
             generation, wall = self._generate(cell.arm, ids, params)
-        except (RuntimeError, MemoryError) as e:  # a failed prompt is a record with a status and no numbers
-            self._append(
-                record | {"status": "error", "error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"}
-            )
-            print(f"{cell.arm.name} failed on {prompt.id} turn {turn}: {e}", file=sys.stderr)
-            return 1
+        except FAILURES as e:  # a failed prompt is a record with a status and no numbers
+            why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+            self._append(record | {"status": "error", "error": why})
+            print(f"{cell.arm.name} failed on {prompt.id} turn {turn}: {why}", file=sys.stderr)
+            self.n_failed += 1
+            return
         self._append(record | self._measured(cell.arm, generation, wall))
-        return 0
 
     def _append(self, record: dict[str, Any]) -> None:
         self.ledger.append(record)
         if record["status"] != "error":
             self.keys.add(record["key"])
+        self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        """Keep vanilla's answers to all turns but the last: later turns are built from them."""
+        if record["method"] == BASELINE and record["turn"] < record["n_turns"] and record["status"] == "ok":
+            self.answers[record["key"]] = record
 
     def _generate(self, arm: Arm, ids: list[int], params: SamplerParams) -> tuple[Generation, float]:
         """One interval around the whole generation: what every ratio is made of."""
@@ -247,28 +259,17 @@ class Runner:
         self.loaded.target.synchronise()
         return generation, time.perf_counter() - started
 
-    def _turn1(self, prompts: PromptSet, prompt: Prompt) -> dict[str, Any] | None:
-        """Vanilla's greedy turn 1 of the same model, dtype and budget, made once and stored as a record."""
-        rendered = self.loaded.render([("user", prompt.turns[0])])
-        cell = self._cell(_baseline_arm(), prompts, 0.0)
-        key = records.sample_key(cell.key, prompt.id, 1, 0, _sha(rendered))
-        if not self.turn1:
-            self.turn1 = {
-                r["key"]: dict(r)
-                for r in self._recorded()
-                if r["method"] == BASELINE and r["turn"] == 1 and r["status"] == "ok"
-            }
-        if key not in self.turn1:
-            if key not in self.keys:
-                ids = self.loaded.encode(rendered)
-                record = self._record(cell, prompt, 1, 0, rendered, ids, None) | {"temperature": 0.0}
-                if self._measure(cell, record, ids, prompt, 1, 0):
-                    return None
-            found = {r["key"]: dict(r) for r in self._recorded() if r["key"] == key and r["status"] == "ok"}
-            if not found:
-                return None
-            self.turn1 |= found
-        return self.turn1[key]
+    def _answer(
+        self, prompts: PromptSet, prompt: Prompt, turn: int, dialogue: list[tuple[str, str]], turn1_sha: str | None
+    ) -> dict[str, Any] | None:
+        """Vanilla's greedy answer of the same model, dtype and budget, made once and stored as a record."""
+        rendered = self.loaded.render(dialogue)
+        cell = self._answer_cell(prompts)
+        key = records.sample_key(cell.key, prompt.id, turn, 0, _sha(rendered))
+        if key not in self.keys:
+            ids = self.loaded.encode(rendered)
+            self._measure(cell, self._record(cell, prompt, turn, 0, rendered, ids, turn1_sha), ids, prompt, turn, 0)
+        return self.answers.get(key)
 
     def _params(self, max_new_tokens: int, sample_id: str, turn: int, repeat: int, temperature: float) -> SamplerParams:
         return SamplerParams(
@@ -349,8 +350,8 @@ def make_arms(
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
-            has = "; ".join(f"{m.name}: {', '.join(m.options) or 'none'}" for m in chosen)
-            raise UserError(f"no option {option!r} in the methods asked for ({has})")
+            known = unknown("option", option, {o for m in chosen for o in m.options})
+            raise UserError(f"{known} (of {', '.join(wanted)})")
     arms = []
     for m in chosen:
         if m.needs_head and not has_head:

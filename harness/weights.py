@@ -89,9 +89,7 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            packed = transformers.AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-            )
+            packed = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # a GGUF model refuses save_pretrained, and its config would make the saved copy load as packed again
         config = packed.config
         del config.quantization_config

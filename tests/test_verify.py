@@ -224,3 +224,25 @@ def test_the_loop_emits_three_tokens_with_the_exact_joint_law(
         return tuple(decode(prompt, FakeTarget(target), FakeDrafter(draft), params).token_ids)
 
     assert distance(exact_law(run, params), plain_law(target, tuple(prompt), 3, params)) < 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("grow", "verify"), GROWERS.values(), ids=GROWERS.keys())
+def test_the_drafter_is_told_each_token_with_the_feature_before_it(grow: Grow, verify: Verify, temperature: float) -> None:
+    """FakeDrafter.observe checks the pairs; here they come from paths off the first rows as well."""
+    target = random_rows(VOCAB, 21)
+    noise = random_rows(VOCAB, 22, spread=0.8)
+    paths: list[list[int]] = []
+
+    class Noting(FakeTarget):
+        def commit(self, path: list[int]) -> None:
+            paths.append(path)
+            super().commit(path)
+
+    drafter = FakeDrafter(lambda text: [a + b for a, b in zip(target(text), noise(text), strict=True)])
+    params = SamplerParams(60, temperature=temperature, key=8)
+    generation = speculative(grow, verify)([3, 1, 2, 3, 1], Noting(target), drafter, params)
+    assert len(generation.token_ids) == 60
+    assert drafter.observed == [1, 2, 3, 1, *generation.token_ids][: len(drafter.observed)]
+    if "dynamic" in grow.tree.__qualname__:
+        assert sum(path != list(range(len(path))) for path in paths) >= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -39,6 +40,7 @@ def train_eagle(
     for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
         if value < 0 or (value == 0 and name == "--tokens"):
             raise UserError(f"{name} is {value}; it must be positive")
+    keep_freed_memory()
     config = model_config(model)
     torch.set_num_threads(threads or os.cpu_count() or 1)
     work = work or out / "work"
@@ -79,6 +81,20 @@ def train_eagle(
         {**made_from, **asdict(settings), "conversations": len(pool), "distinct_tokens": n_kept},
     )
     _say(f"head written to {out}; use it with `harness run --head {out} ...`")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks instead of handing them back at every free: page faults were a fifth of a step."""
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (OSError, AttributeError):  # another libc
+            return
+        for option, value in ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
+            mallopt(option, value)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:

@@ -287,7 +287,7 @@ def train(
         state["at"] += 1
         state["seen"] += int((batch.ids[:, 1:] != 0).sum())
         now = time.monotonic()
-        if now - last_check > 180 or state["seen"] >= settings.tokens:
+        if now - last_check > 120 or state["seen"] >= settings.tokens:
             some = held if state["seen"] >= settings.tokens else held[:24]  # the whole check costs a minute
             check = held_out_acceptance(head, embedding, lm_head, some, settings)
             spent = now - started
