@@ -37,9 +37,7 @@ class Method:
     file: str
     types: Mapping[str, type] = field(default_factory=dict)
 
-    def resolve(
-        self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """All options in force: defaults, then the model's and the method's preset, then `--set`.
 
         Raises:

@@ -13,9 +13,7 @@ from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
 
-@method(
-    "eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True
-)
+@method("eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True)
 def no_value(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence"))
 

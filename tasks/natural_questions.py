@@ -19,7 +19,5 @@ TASK = Task(
     paper_folder="qa",
     to_prompt=to_prompt,
     # nq_open, not natural_questions: the latter is over 40 GB of web pages
-    hub=HubSpec(
-        "google-research-datasets/nq_open", None, "validation", revision="5dd9790a83002ad084ddeb7c420dc716852c6f28"
-    ),
+    hub=HubSpec("google-research-datasets/nq_open", None, "validation", revision="5dd9790a83002ad084ddeb7c420dc716852c6f28"),
 )

@@ -68,16 +68,12 @@ def resolve(task: Task, source: str, prompts_dir: Path | None) -> str:
     if source == "auto":
         found = [s for s in choices if s != "paper" or _paper_file(task, prompts_dir).is_file()]
         if not found:
-            raise UserError(
-                f"task {task.name!r} has no prompts; {_own_file(task)[1]} would hold them, one question a line"
-            )
+            raise UserError(f"task {task.name!r} has no prompts; {_own_file(task)[1]} would hold them, one question a line")
         return found[0]
     if source not in choices:
         raise UserError(f"task {task.name!r} has no source {source!r}; it has: {', '.join(choices) or 'none'}")
     if source == "paper" and not (path := _paper_file(task, prompts_dir)).is_file():
-        raise UserError(
-            f"no file {path}; run `harness data pull`, or name a folder by --prompts{_instead(task, 'paper')}"
-        )
+        raise UserError(f"no file {path}; run `harness data pull`, or name a folder by --prompts{_instead(task, 'paper')}")
     return source
 
 

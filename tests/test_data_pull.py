@@ -135,9 +135,7 @@ def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -
 
 def test_no_server_is_one_line_that_says_what_to_do_instead(server: Server, tmp_path: Path) -> None:
     server.url = "http://127.0.0.1:1/data"  # a reserved port: nothing listens
-    with pytest.raises(
-        UserError, match=r"cannot download .*refused.*; .*--prompts, or take --source pypi or"
-    ) as caught:
+    with pytest.raises(UserError, match=r"cannot download .*refused.*; .*--prompts, or take --source pypi or") as caught:
         quietly(tmp_path, server, attempts=2)
     assert "\n" not in str(caught.value)
     assert held(tmp_path) == {}

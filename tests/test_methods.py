@@ -118,7 +118,7 @@ SAMPLING = {"T=1": (1.0, 1.0), "T=0.7 top-p 0.8": (0.7, 0.8)}
 each_sampling = pytest.mark.parametrize(("temperature", "top_p"), SAMPLING.values(), ids=SAMPLING.keys())
 
 
-def sampled(lab: Lab, temperature: float, top_p: float, n: int = 40) -> Iterator[tuple[list[int], SamplerParams]]:
+def sampled(lab: Lab, temperature: float, top_p: float, n: int = 32) -> Iterator[tuple[list[int], SamplerParams]]:
     """Each prompt with a stream of its own."""
     for i, prompt in enumerate(lab.prompts):
         key = stream_key(0, str(i), 1, 0)
@@ -128,7 +128,7 @@ def sampled(lab: Lab, temperature: float, top_p: float, n: int = 40) -> Iterator
 @each_sampling
 @pytest.mark.parametrize("name", WALKING)
 def test_sampled_ids_of_walking_methods_are_vanillas(name: str, temperature: float, top_p: float, lab: Lab) -> None:
-    for prompt, params in list(sampled(lab, temperature, top_p))[:5]:
+    for prompt, params in list(sampled(lab, temperature, top_p))[:4]:
         generation = lab.decode(name, prompt, params)
         check(generation, params)
         assert generation.token_ids == lab.vanilla(prompt, params).token_ids
@@ -141,7 +141,7 @@ def test_sampled_ids_follow_the_law_of_their_own_prefix(name: str, temperature: 
     the sums over all ids of log p and of `is the likeliest` are what the laws say (a martingale: z is standard normal)."""
     target = lab.loaded.target
     z = {"log p": [0.0, 0.0], "likeliest": [0.0, 0.0]}
-    for prompt, params in sampled(lab, temperature, top_p):
+    for prompt, params in list(sampled(lab, temperature, top_p))[:8]:
         generation = lab.decode(name, prompt, params)
         if generation.trace is not None:
             check(generation, params)
@@ -162,7 +162,7 @@ def test_sampled_ids_follow_the_law_of_their_own_prefix(name: str, temperature: 
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_sample_depends_on_its_stream_alone(name: str, lab: Lab) -> None:
-    (prompt, params), (other, _) = list(sampled(lab, 1.0, 1.0))[4:6]
+    (prompt, params), (other, _) = list(sampled(lab, 1.0, 1.0, n=16))[4:6]
     first = lab.decode(name, prompt, params).token_ids
     lab.decode(name, other, params)
     torch.manual_seed(99)
@@ -232,9 +232,9 @@ def test_a_first_token_that_stops_or_a_budget_of_one_needs_no_step(name: str, la
 @pytest.mark.parametrize("name", OWN)
 def test_prompts_of_any_length_that_fits(name: str, lab: Lab) -> None:
     text = [token for prompt in lab.prompts for token in prompt]
-    budget = 24
+    budget = 12
     params = SamplerParams(budget, STOP_IDS)
-    for n in (1, 2, 3, 31, 255, 256, 257, lab.loaded.config.context_length - budget):
+    for n in (1, 2, 255, 256, 257, lab.loaded.config.context_length - budget):
         generation = lab.decode(name, text[-n:], params)
         check(generation, params)
         assert generation.token_ids == lab.vanilla(text[-n:], params).token_ids
@@ -360,23 +360,23 @@ class Failing(Spy):
 
 @each_method
 def test_generations_on_one_target_do_not_know_of_each_other(name: str, lab: Lab) -> None:
-    long, short = lab.prompts[8], lab.prompts[10]
-    first = lab.decode(name, short, GREEDY)
-    lab.decode(name, long, GREEDY)
+    long, short, params = lab.prompts[8], lab.prompts[10], SamplerParams(24)
+    first = lab.decode(name, short, params)
+    lab.decode(name, long, params)
     lab.decode("vanilla", long, SamplerParams(5))
     with pytest.raises(KeyboardInterrupt):
-        lab.decode(name, long, GREEDY, target=Failing(lab.loaded.target))
-    again = lab.decode(name, short, GREEDY)
+        lab.decode(name, long, params, target=Failing(lab.loaded.target))
+    again = lab.decode(name, short, params)
     assert again.token_ids == first.token_ids
     assert again.trace is not None and first.trace is not None
     assert (again.trace.accepted, again.trace.tree_size) == (first.trace.accepted, first.trace.tree_size)
 
 
 def test_a_method_built_once_serves_any_number_of_prompts(lab: Lab) -> None:
-    decode = methods.get("eagle2").build()
+    decode, params = methods.get("eagle2").build(), SamplerParams(24)
     for prompt in (lab.prompts[0], lab.prompts[9], lab.prompts[0]):
-        generation = decode(prompt, lab.loaded.target, lab.loaded.drafter, GREEDY)
-        assert generation.token_ids == lab.vanilla(prompt, GREEDY).token_ids
+        generation = decode(prompt, lab.loaded.target, lab.loaded.drafter, params)
+        assert generation.token_ids == lab.vanilla(prompt, params).token_ids
 
 
 def test_the_exact_methods_are_all_but_the_external_ones() -> None:

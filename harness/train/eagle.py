@@ -262,9 +262,7 @@ def train(
         warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         for g in optimizer.param_groups:
-            g["lr"] = warm * (
-                settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
-            )
+            g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
         batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
         rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
@@ -292,7 +290,7 @@ def train(
             check = held_out_acceptance(head, embedding, lm_head, some, settings)
             spent = now - started
             row = {"step": state["step"], "tokens": state["seen"], "epoch": state["epoch"], "seconds": round(spent, 1),
-                   "loss": round(float(np.mean([r[0] for r in recent])), 4),
+                   "held_out": len(some), "loss": round(float(np.mean([r[0] for r in recent])), 4),
                    "train_top1": round(float(np.mean([r[1] for r in recent])), 4),
                    **{k: round(v, 4) for k, v in check.items()}}  # fmt: skip
             state["curve"].append(row)

@@ -90,9 +90,7 @@ def batched_attention(module, query, key, value, attention_mask, scaling=None, *
     batch, heads, q_len, dim = query.shape
     kv_heads = key.shape[1]
     if q_len > 1:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-        )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
     else:
         scores = torch.matmul(query.view(batch, kv_heads, heads // kv_heads, dim) * scaling, key.transpose(-1, -2))
         out = torch.matmul((scores + attention_mask).softmax(-1), value).view(batch, heads, 1, dim)
@@ -157,9 +155,7 @@ def answers(
         caught = PromptCache()
         n = len(ids)
         mask = torch.full((n, n), torch.finfo(model.dtype).min, dtype=model.dtype).triu(1)[None, None]
-        h = model.model(
-            torch.tensor([ids]), attention_mask=mask, past_key_values=caught, use_cache=True
-        ).last_hidden_state[0]
+        h = model.model(torch.tensor([ids]), attention_mask=mask, past_key_values=caught, use_cache=True).last_hidden_state[0]
         cache.fit(max(n, cache.width))
         for layer, (k, v) in enumerate(caught.layers_kv):
             cache.keys[layer, slot, :, :n] = k[0]
@@ -200,9 +196,7 @@ def answers(
 
 
 @torch.inference_mode()
-def text_features(
-    model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 6144
-) -> Iterator[Answer]:
+def text_features(model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 6144) -> Iterator[Answer]:
     """Features of given texts `(ids, n_prompt)`: off-policy data, about four times as fast to make as answers."""
     model.set_attn_implementation("sdpa")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))

@@ -97,10 +97,7 @@ class EagleHead(nn.Module):
     def qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x: [..., n, hidden] -> q [..., heads, n, d], k and v [..., kv_heads, n, d]; q and k are rotated."""
         attention, d = self.layers[0].self_attn, self.config.head_dim
-        q, k, v = (
-            p(x).unflatten(-1, (-1, d)).transpose(-3, -2)
-            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        q, k, v = (p(x).unflatten(-1, (-1, d)).transpose(-3, -2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
         cos, sin = (r.unsqueeze(-3) for r in rotary)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 

@@ -122,9 +122,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
 
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
             if not sampled:
-                for path, ids in zip(
-                    parents, logits.topk(min(ranks, logits.shape[-1]), dim=-1).indices.tolist(), strict=True
-                ):
+                for path, ids in zip(parents, logits.topk(min(ranks, logits.shape[-1]), dim=-1).indices.tolist(), strict=True):
                     offers[path] = ids
                 return
             for row, path in enumerate(parents):
@@ -157,9 +155,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
         place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
         if sampled:
             q = {place[p[:-1]]: laws[p[:-1]] for p in kept}
-        return Tree(
-            [context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if sampled else None
-        )
+        return Tree([context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if sampled else None)
 
     return Grow(tree, len(ordered))
 

@@ -64,9 +64,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             context.position += len(new)
             over = output.extend(new)
             ended = time.perf_counter()
-            trace.add(
-                tree.n_draft, len(new) - 1, drafted - began, ended - drafted, _forward_s(target, drafter) - inside
-            )
+            trace.add(tree.n_draft, len(new) - 1, drafted - began, ended - drafted, _forward_s(target, drafter) - inside)
         assert output.finish is not None
         return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)
 

@@ -88,9 +88,7 @@ class Chooser:
         """Up to k distinct tokens drawn from q [vocab] without replacement, in order of draw (Gumbel-top-k)."""
         generator = torch.Generator().manual_seed(
             int.from_bytes(
-                hashlib.blake2b(
-                    struct.pack(">QQQ", self.params.key, position, node) + b"draft", digest_size=8
-                ).digest(),
+                hashlib.blake2b(struct.pack(">QQQ", self.params.key, position, node) + b"draft", digest_size=8).digest(),
                 "big",
             )
             >> 1

@@ -35,9 +35,7 @@ def grouped_attention(
     batch, heads, n, d = query.shape
     kv_heads = key.shape[1]
     if attention_mask is None and n > 1:  # prefill into an empty cache
-        out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads
-        )
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
     else:
         grouped = query.reshape(batch, kv_heads, (heads // kv_heads) * n, d)
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
@@ -64,9 +62,7 @@ class HFTarget:
     def __init__(self, model: Any):
         config = model.config
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise ValueError(
-                "models with a sliding window cannot verify trees here: the path kept may leave the window"
-            )
+            raise ValueError("models with a sliding window cannot verify trees here: the path kept may leave the window")
         model.eval()
         model.set_attn_implementation("grouped")
         self.model, self.body, self.lm_head = model, model.model, model.get_output_embeddings()
@@ -141,9 +137,7 @@ class HFTarget:
         length, n = self.cache.length, len(tree)
         blocked = ~tree.ancestors()
         mask = torch.zeros(n, length + n, dtype=self.dtype)
-        mask[:, length:].masked_fill_(
-            blocked, torch.finfo(self.dtype).min
-        )  # additive: bool masks are wrong under eager
+        mask[:, length:].masked_fill_(blocked, torch.finfo(self.dtype).min)  # additive: bool masks are wrong under eager
         mask = mask.repeat(self._group, 1)[None, None].to(self.device, non_blocking=True)
         positions = length + torch.tensor(tree.depths()).to(self.device, non_blocking=True)
         started = time.perf_counter()
