@@ -205,9 +205,13 @@ def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                    TextColumn("{task.description}"))  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        # drawn between generations only: a thread that redraws would run inside the intervals that are measured
+        with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
             row = bar.add_task("", total=total)
-            yield lambda text: bar.update(row, description=text), lambda _: bar.advance(row)
+            yield (
+                lambda text: bar.update(row, description=text, refresh=True),
+                lambda _: bar.update(row, advance=1, refresh=True),
+            )
         return
     done, started, shown = 0, time.monotonic(), 0
     left = dict(missing)

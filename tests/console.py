@@ -45,19 +45,26 @@ class Outcome:
         return {(cell["method"], cell["task"]): cell for cell in (value if isinstance(value, list) else [value])}
 
 
-def harness(*words: object) -> Outcome:
+class Terminal(io.StringIO):
+    """Takes what is printed as a terminal would."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def harness(*words: object, terminal: bool = False) -> Outcome:
     """Run `harness WORDS..`; strings are split at spaces, paths and numbers are not."""
     argv = [part for word in words for part in (word.split() if isinstance(word, str) else [str(word)])]
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (Terminal(), Terminal()) if terminal else (io.StringIO(), io.StringIO())
     with patch.object(sys, "argv", ["harness", *argv]), redirect_stdout(out), redirect_stderr(err):
         with pytest.raises(SystemExit) as ended:
             main()
     return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def run(out: Path, *words: object) -> Outcome:
+def run(out: Path, *words: object, terminal: bool = False) -> Outcome:
     """`harness run` on the tiny model, one bundled prompt, 8 tokens, float32, unless `words` say otherwise."""
-    return harness("run", *SMALL, "--out", out, *words)
+    return harness("run", *SMALL, "--out", out, *words, terminal=terminal)
 
 
 def measured(out: Path, *words: object) -> list[Record]:

@@ -124,6 +124,21 @@ def test_json_is_the_last_line_of_stdout_and_everything_about_progress_is_on_std
         assert word in done.stderr and word not in done.stdout
 
 
+def test_on_a_terminal_there_is_a_bar_elsewhere_there_are_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    command = "--method pld --task gsm8k --limit 2 --json"
+    drawn = run(tmp_path / "terminal", command, terminal=True)
+    assert drawn.code == 0 and "\x1b[" in drawn.err and "4/4" in drawn.err
+    plain = run(tmp_path / "file", command)
+    assert "\x1b[" not in plain.err + plain.out and "4/4 generations" in plain.err
+    assert drawn.value.keys() == plain.value.keys()
+
+
+def test_harness_alone_explains_itself() -> None:
+    assert "Usage: harness" in harness().err and "Usage: harness" in harness("-h").out
+    assert (harness().code, harness("-h").code, harness("--version").code) == (2, 0, 0)
+
+
 def test_help_and_bad_options_do_not_wait_for_torch() -> None:
     look = (
         "import sys, harness.cli, harness.commands; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> l
             current = []
         current.append(int(i))
     out.append(current)
-    rng.shuffle(out)  # type: ignore[arg-type]
+    rng.shuffle(out)
     return out
 
 
@@ -185,7 +186,7 @@ def held_out_acceptance(
         batch = collate(items[first : first + 8], 512, hidden)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             target = F.linear(batch.features[:, 1:], lm_head).max(-1).indices
-            running = None
+            running = torch.zeros(())
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
                 logits = F.linear(out.to(torch.bfloat16), lm_head)
                 right = (logits.max(-1).indices == target) & valid
@@ -228,7 +229,7 @@ def train(
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    state = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)

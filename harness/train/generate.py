@@ -38,8 +38,9 @@ class SlotCache(Cache):
     def __init__(self, model: LlamaForCausalLM, n_slots: int):
         self.layers = []  # what the base class asks about its layers holds for none: no sliding windows
         c = model.config
-        self.shape, self.dtype = (c.num_hidden_layers, n_slots, c.num_key_value_heads, 0, c.head_dim), model.dtype
-        self.keys = self.values = torch.zeros(self.shape, dtype=self.dtype)
+        head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+        self.shape = (c.num_hidden_layers, n_slots, c.num_key_value_heads or c.num_attention_heads, 0, head_dim)
+        self.keys = self.values = torch.zeros(self.shape, dtype=model.dtype)
         self.rows = torch.arange(n_slots)
         self.at = torch.zeros(n_slots, dtype=torch.long)
 
@@ -54,7 +55,7 @@ class SlotCache(Cache):
         kept = min(width, self.width)
 
         def remade(old: torch.Tensor) -> torch.Tensor:
-            new = torch.zeros(*self.shape[:3], width, self.shape[4], dtype=self.dtype)
+            new = torch.zeros(*self.shape[:3], width, self.shape[4], dtype=old.dtype)
             new[:, :, :, :kept] = old[:, :, :, :kept]
             return new
 

@@ -41,7 +41,7 @@ class TreeCache(Cache):
             self._keys[device] = torch.zeros(shape, dtype=self.dtype, device=device)
             self._values[device] = torch.zeros(shape, dtype=self.dtype, device=device)
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         device, slot = self._where[layer_idx]
         end = self.length + key_states.shape[2]
         keys, values = self._keys[device][slot], self._values[device][slot]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +85,13 @@ class EagleHead(nn.Module):
         super().__init__()
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
-        self.layers = nn.ModuleList([_Layer(config)])
+        self.layers = nn.ModuleList([_Layer(config)])  # a list of one, for the checkpoint's key names
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
         self._inverse_frequencies = config.rope_theta**-exponents
+
+    @property
+    def layer(self) -> _Layer:
+        return cast(_Layer, self.layers[0])
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [..., n, head_dim] for integer positions [..., n]."""
@@ -96,14 +101,14 @@ class EagleHead(nn.Module):
 
     def qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x: [..., n, hidden] -> q [..., heads, n, d], k and v [..., kv_heads, n, d]; q and k are rotated."""
-        attention, d = self.layers[0].self_attn, self.config.head_dim
+        attention, d = self.layer.self_attn, self.config.head_dim
         q, k, v = (p(x).unflatten(-1, (-1, d)).transpose(-3, -2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
         cos, sin = (r.unsqueeze(-3) for r in rotary)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """x: [..., n, hidden]; attended: [..., heads, n, d] -> predicted features [..., n, hidden]."""
-        layer = self.layers[0]
+        layer = self.layer
         x = x + layer.self_attn.o_proj(attended.transpose(-3, -2).flatten(-2))
         return x + layer.mlp(layer.post_attention_layernorm(x))
 
