@@ -192,7 +192,7 @@ def main() -> None:
     """Entry point of `harness`."""
     try:
         # not standalone: click would end a Ctrl-C with status 1
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="harness", standalone_mode=False) or 0)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console import SMALL, TINY, Outcome, counted, files, harness, isolate, measured, questions, refused, run, tiny_copy
+from console import SMALL, TINY, Outcome, counted, files, harness, isolate, measured, questions, reason, refused, run, tiny_copy
 
 import methods
 from harness.records import RECORDS, read, validate
@@ -226,6 +226,7 @@ def test_all_takes_included_methods_that_are_exact(tmp_path: Path) -> None:
         ("second.yaml", TINY.read_text().replace("name: tiny", "name: smollm2-135m"),
          ["'smollm2-135m' is defined twice", "smollm2-135m.yaml", "second.yaml"]),
     ],
+    ids=reason,
 )  # fmt: skip
 def test_a_file_that_cannot_be_included_is_named(tmp_path: Path, name: str, text: str, parts: list[str], ledger: Path) -> None:
     (tmp_path / name).write_text(text)

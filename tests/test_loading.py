@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from console import TINY, files, harness, isolate, measured, refused, run, tiny_copy
+from console import TINY, files, harness, isolate, measured, reason, refused, run, tiny_copy
 from lab import shared_lab
 from safetensors.torch import load_file, save_file
 
@@ -98,6 +98,7 @@ NORM = "layers.0.post_attention_layernorm.weight"
         (lambda head: (head / "config.json").write_text("[1]"), ["config.json: expected an object, not list"]),
         (lambda head: (head / "config.json").unlink(), ["no draft head for tiny in", "harness train eagle --model tiny"]),
     ],
+    ids=reason,
 )
 def test_a_head_that_does_not_fit_is_refused_and_the_reason_named(
     tmp_path: Path, model: Path, change: Callable[[Path], None], parts: list[str]
@@ -165,6 +166,7 @@ def other_architecture(target: Path) -> None:
         (lambda t: (t / "chat_template.jinja").unlink(), ["has no chat template", "template: plain"]),
         (other_architecture, ["GPT2LMHeadModel cannot be a target here"]),
     ],
+    ids=reason,
 )  # fmt: skip
 def test_a_target_that_is_not_whole_is_refused_and_the_reason_named(
     tmp_path: Path, model: Path, damage: Callable[[Path], None], parts: list[str]
@@ -235,6 +237,7 @@ GOOD = "name: m\ntitle: M\nweights: {path: target}\ncontext_length: 9\nstop_ids:
         ("", ["expected a mapping"]),
         (b"name: \xff\n", ["is not UTF-8 text"]),
     ],
+    ids=reason,
 )
 def test_a_malformed_model_file_is_named_with_the_key(tmp_path: Path, text: str | bytes, parts: list[str]) -> None:
     path = tmp_path / "m.yaml"
