@@ -24,7 +24,8 @@ from harness.train.data import make_shards, make_text_shards, read_shards
 from harness.train.eagle import TrainSettings, hold_out, train
 from methods.engine.draft_head import EagleHead, HeadConfig
 
-MAX_PROMPT, MAX_TEXT = 1100, 400  # tokens of a prompt; of an answer that ShareGPT brought
+MAX_PROMPT = 1100  # tokens of a prompt to be answered
+N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
 def train_eagle(
@@ -125,16 +126,17 @@ def evaluation_prompts() -> list[str]:
 
 
 def _texts(loaded: Loaded, seed: int) -> list[tuple[list[int], int]]:
+    """ShareGPT's own first exchanges as (ids, prompt length); neither side overlaps an evaluation prompt."""
     stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
+    overlaps = sharegpt.Overlap(evaluation_prompts())
     out = []
-    exchanges = sharegpt.exchanges(sharegpt.conversations(), seed)
-    kept, _ = sharegpt.without_overlap([user for user, _ in exchanges], evaluation_prompts())
-    allowed = set(kept)
-    for user, answer in exchanges[:4000]:
-        if user in allowed:
-            prompt = loaded.encode(loaded.render([("user", user)]))
-            if len(prompt) <= 700:
-                out.append(((prompt + loaded.encode(answer + stop))[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt)))
+    for user, answer in sharegpt.exchanges(sharegpt.conversations(), seed)[:N_TEXTS]:
+        if overlaps(user) or overlaps(answer):
+            continue
+        prompt = loaded.encode(loaded.render([("user", user)]))
+        if len(prompt) <= MAX_TEXT_PROMPT:
+            ids = prompt + loaded.encode(answer + stop)
+            out.append((ids[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt)))
     return out
 
 

@@ -274,6 +274,8 @@ def train(
         agree = 0.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, passes, settings.noise)):
+                if not valid.any():
+                    continue  # a mean over nothing would spoil the weights
                 loss, agreed = loss_of(out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight)
                 total = total + loss / passes
                 if s == 0:

@@ -178,7 +178,7 @@ def answers(
         last = torch.tensor([[ids[-1] if ids else 0] for ids in slot_ids])
         h = model.model(last, attention_mask=mask, position_ids=at[:, None], past_key_values=cache, use_cache=True)
         h = h.last_hidden_state[:, 0]
-        features[cache.rows, at] = h
+        features[cache.rows, at] = h.to(features.dtype)
         greedy = [bool(is_greedy[p]) if p is not None else True for p in slot_prompt]
         tokens = pick(model.lm_head(h), greedy)
         emitted = 0

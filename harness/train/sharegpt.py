@@ -91,18 +91,41 @@ def normalised(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
-def shingles(text: str, words: int = 13) -> set[str]:
-    """Runs of `words` words (the whole text if shorter): the unit of the contamination check."""
-    split = normalised(text).split()
-    if len(split) <= words:
-        return {" ".join(split)}
-    return {" ".join(split[i : i + words]) for i in range(len(split) - words + 1)}
+RUN, LEAST = 13, 5  # words: what two texts share to overlap; texts shorter than LEAST overlap only when equal
+
+
+def runs(words: list[str], n: int) -> set[str]:
+    """All runs of n words."""
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+class Overlap:
+    """Whether a text overlaps any evaluation prompt: a shared run of 13 words, or the whole of the shorter of the two."""
+
+    def __init__(self, evaluation: Iterable[str]):
+        texts = [normalised(text).split() for text in evaluation]
+        self._whole = {" ".join(words) for words in texts}
+        self._runs: dict[int, set[str]] = {n: set() for n in range(LEAST, RUN + 1)}
+        self._short: dict[int, set[str]] = {}
+        for words in texts:
+            for n in self._runs:
+                self._runs[n] |= runs(words, n)
+            if LEAST <= len(words) < RUN:
+                self._short.setdefault(len(words), set()).add(" ".join(words))
+
+    def __call__(self, text: str) -> bool:
+        words = normalised(text).split()
+        if " ".join(words) in self._whole:
+            return True
+        if not runs(words, RUN).isdisjoint(self._runs[RUN]):
+            return True
+        if LEAST <= len(words) < RUN and " ".join(words) in self._runs[len(words)]:
+            return True  # cut from an evaluation prompt
+        return any(not runs(words, n).isdisjoint(short) for n, short in self._short.items())  # holds a short one whole
 
 
 def without_overlap(candidates: list[str], evaluation: Iterable[str]) -> tuple[list[str], int]:
-    """Drop every candidate that equals an evaluation prompt or shares a 13-word run with one. Returns (kept, n_dropped)."""
-    banned: set[str] = set()
-    for text in evaluation:
-        banned |= shingles(text)
-    kept = [c for c in candidates if banned.isdisjoint(shingles(c)) and normalised(c) not in banned]
+    """Drop every candidate that overlaps an evaluation prompt. Returns (kept, n_dropped)."""
+    overlaps = Overlap(evaluation)
+    kept = [c for c in candidates if not overlaps(c)]
     return kept, len(candidates) - len(kept)
