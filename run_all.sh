@@ -14,7 +14,7 @@ plots, and prints the main table. Stop it at any time (Ctrl-C) and start it agai
 
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
   (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1:
-                 up to 75 minutes
+                 about 100 minutes on two slow cores; each run prints its own estimate first
   --full         40 prompts a task at temperature 0 and 20 at 1, all exact methods and hf-generate: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled

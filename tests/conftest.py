@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -36,3 +37,7 @@ def altered_lab() -> Lab:
     from lab import fresh_lab
 
     return fresh_lab("float64")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
