@@ -14,6 +14,7 @@ import torch
 from lab import TINY, Lab, shared_lab
 from torch import Tensor
 
+from harness.errors import UserError
 from harness.train import eagle
 from harness.train.data import Conversation, make_shards, read_shards
 from harness.train.eagle import TEMPLATE_TOKENS, Batch, TrainSettings, batches, collate, predicted_features, train
@@ -271,7 +272,7 @@ def test_a_finished_training_is_not_repeated_and_other_settings_are_refused(tmp_
     weights, curve = trained(tmp_path)
     again, same_curve = trained(tmp_path)
     assert same(weights, again) and same_curve == curve
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(UserError, match="other settings"):
         trained(tmp_path, replace(SETTINGS, learning_rate=1.0))
 
 

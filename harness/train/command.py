@@ -46,8 +46,7 @@ def train_eagle(
     torch.set_num_threads(threads or os.cpu_count() or 1)
     work = work or out / "work"
     out.mkdir(parents=True, exist_ok=True)
-    made_from = {"model": config.name, "answer_tokens": answer_tokens, "text_tokens": text_tokens, "seed": seed}
-    _same_work(work, made_from)
+    _same_work(work, {"model": config.name, "seed": seed})  # shards are the same whatever their number: more may be added
     loaded = load(config, "bfloat16", with_head=False)
 
     kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation_prompts())
@@ -79,7 +78,14 @@ def train_eagle(
         out,
         loaded,
         curve,
-        {**made_from, **asdict(settings), "conversations": len(pool), "distinct_tokens": n_kept},
+        {
+            "model": config.name,
+            "answer_tokens": answer_tokens,
+            "text_tokens": text_tokens,
+            **asdict(settings),
+            "conversations": len(pool),
+            "distinct_tokens": n_kept,
+        },
     )
     _say(f"head written to {out}; use it with `harness run --head {out} ...`")
 

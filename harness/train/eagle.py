@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.errors import UserError
 from harness.train.data import Conversation
 from methods.engine.draft_head import EagleHead
 
@@ -234,7 +235,7 @@ def train(
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
         if saved["settings"] != json.loads(json.dumps(asdict(settings))):
-            raise ValueError(f"{checkpoint} was made with other settings; use another folder")
+            raise UserError(f"{checkpoint} was made with other settings; choose another --work folder")
         head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
