@@ -26,7 +26,7 @@ from tasks import Prompt, PromptSet
 
 BASELINE = "vanilla"
 WARMUP_TOKENS = 16
-FAILURES = (RuntimeError, MemoryError)  # what a method may run into on one prompt without ending the run; torch's errors
+FAILURES = Exception  # a method, perhaps a user's own, may fail on one prompt without ending the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +201,10 @@ class Runner:
             turn1_sha = turn1_sha or ids_sha(answer["token_ids"])
         rendered = self.loaded.render(dialogue)
         prompt_sha = _sha(rendered)
-        todo = [c for c in cells if records.sample_key(c.key, prompt.id, turn, repeat, prompt_sha) not in self.keys]
         # the order is a function of the seed and the sample, not of what was measured before
-        random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(todo)
+        order = list(cells)
+        random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
+        todo = [c for c in order if records.sample_key(c.key, prompt.id, turn, repeat, prompt_sha) not in self.keys]
         if not todo:
             return
         ids = self.loaded.encode(rendered)

@@ -75,7 +75,8 @@ class Table:
 # How to read each table; under it in every form.
 _READING = {
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
-        target forward after prefill); in brackets τ over outputs where neither arm fell into a loop.""",
+        target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
+        prompts only, fewer than the column's, and so are the means over such cells.""",
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
         without the prefill and its token. Identical: conversations token for token vanilla's, T = 0 only.""",
     "categories": """MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither looped.""",
@@ -122,9 +123,10 @@ def main_report(summaries: Iterable[CellSummary]) -> Table:
     sections = []
     for setting, group in by_setting(summaries):
         tasks = sorted({(c.task, c.source) for c in group}, key=lambda t: (task_order(t[0]), t[1]))
+        most = {key: max(c.prompts for c in group if (c.task, c.source) == key) for key in tasks}
         rows = []
         for name, cells in _labelled(group):
-            by_task = {(c.task, c.source): _speedup_and_tau(c) for c in cells}
+            by_task = {(c.task, c.source): _speedup_and_tau(c) + _fewer(c.prompts, most[c.task, c.source]) for c in cells}
             row = {"method": name} | {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
             if {task for task, _ in tasks} >= set(SIX_TASKS):
                 row[MEAN] = _speedup_and_tau(six_task_mean(cells))
@@ -339,6 +341,11 @@ def _tau(cell: CellSummary | SixTaskMean) -> str:
 
 def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
     return NOTHING if cell.speedup is None and cell.tau is None else f"{_times(cell.speedup)} / {_tau(cell)}"
+
+
+def _fewer(prompts: int, most: int) -> str:
+    """Said where a method was measured on fewer prompts than another of the same column."""
+    return f" on {prompts}" if prompts < most else ""
 
 
 def _fraction(cell: CellSummary) -> str:

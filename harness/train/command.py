@@ -17,7 +17,7 @@ import tasks
 from harness.commands import parse_changes
 from harness.config import model_config
 from harness.errors import UserError
-from harness.fetch import sha256_file, whole_file
+from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.loading import Loaded, load
 from harness.train import sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards
@@ -44,13 +44,18 @@ def train_eagle(
     keep_freed_memory()
     config = model_config(model)
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    work = work or out / "work"
+    work = work or cache_dir() / "train" / config.name
     out.mkdir(parents=True, exist_ok=True)
     _same_work(work, {"model": config.name, "seed": seed})  # shards are the same whatever their number: more may be added
     loaded = load(config, "bfloat16", with_head=False)
 
-    kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation_prompts())
-    _say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with a task's prompts")
+    checked = evaluation_prompts()
+    missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
+    if missing:
+        _say(f"warning: the paper's prompts of {', '.join(missing)} are not here, so overlap with them is not checked")
+    evaluation = [text for texts in checked.values() for text in texts]
+    kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation)
+    _say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
     prompts = [p for p in (loaded.encode(loaded.render([("user", text)])) for text in kept) if len(p) <= MAX_PROMPT]
     make_shards(
         work / "answers",
@@ -61,7 +66,7 @@ def train_eagle(
         n_slots=96,
         seed=seed,
     )
-    make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed), n_tokens=text_tokens)
+    make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed, evaluation), n_tokens=text_tokens)
 
     hidden = loaded.target.embedding.shape[1]
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
@@ -82,6 +87,7 @@ def train_eagle(
             "model": config.name,
             "answer_tokens": answer_tokens,
             "text_tokens": text_tokens,
+            "overlap_checked_against": {name: len(texts) for name, texts in checked.items()},
             **asdict(settings),
             "conversations": len(pool),
             "distinct_tokens": n_kept,
@@ -118,23 +124,27 @@ def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:
     return replace(TrainSettings(), **values)
 
 
-def evaluation_prompts() -> list[str]:
-    """Every prompt of every task and source at hand: none may be in the training data."""
-    out = []
+def evaluation_prompts() -> dict[str, list[str]]:
+    """`task/source` -> its prompts, for every task and source at hand: none may be in the training data.
+
+    The hub is not asked. A source that is not here is left out: what was checked is said and recorded with the head.
+    """
+    out: dict[str, list[str]] = {}
     for name in tasks.names():
         for source in tasks.sources_of(name):
             try:
                 if source != "hub":
-                    out += [turn for p in tasks.load(name, source=source).prompts for turn in p.turns]
+                    found = tasks.load(name, source=source)
+                    out[f"{name}/{source}"] = [turn for p in found.prompts for turn in p.turns]
             except UserError:
-                continue  # this source is not here
+                continue
     return out
 
 
-def _texts(loaded: Loaded, seed: int) -> list[tuple[list[int], int]]:
+def _texts(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:
     """ShareGPT's own first exchanges as (ids, prompt length); neither side overlaps an evaluation prompt."""
     stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
-    overlaps = sharegpt.Overlap(evaluation_prompts())
+    overlaps = sharegpt.Overlap(evaluation)
     out = []
     for user, answer in sharegpt.exchanges(sharegpt.conversations(), seed)[:N_TEXTS]:
         if overlaps(user) or overlaps(answer):

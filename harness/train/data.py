@@ -6,7 +6,6 @@ A shard is two files: `shard-00000.npz` (ids of all conversations end to end, of
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -139,7 +138,3 @@ def read_shards(folder: Path, hidden: int) -> list[Conversation]:
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
             out.append(Conversation(ids[a:b], features[a:b], int(n_prompt[i])))
     return out
-
-
-def write_settings(path: Path, settings: dict) -> None:
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

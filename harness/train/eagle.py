@@ -34,7 +34,7 @@ TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to l
 class TrainSettings:
     """What decides the result besides the data. `tokens`: positions put through the first pass."""
 
-    tokens: int = 12_000_000
+    tokens: int = 5_000_000
     batch_tokens: int = 4096
     learning_rate: float = 1.5e-3
     final_learning_rate: float = 2e-5
@@ -45,8 +45,8 @@ class TrainSettings:
     ce_weight: float = 0.5
     noise: float = 0.1
     unroll: int = 2
-    unroll_from: float = 0.0
-    prompt_share: float = 0.3
+    unroll_from: float = 0.6
+    prompt_share: float = 0.2
     frequent_rows: int = 6144
     max_length: int = 1280
     held_out: int = 96
@@ -213,7 +213,6 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
-    warm_start: dict[str, Tensor] | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[dict]:
     """Train on `pool` to `settings.tokens`, checking on `held`; resumes from `folder/checkpoint.pt`; returns the learning curve.
@@ -223,19 +222,19 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     _initialise(head)
-    if warm_start is not None:
-        head.load_state_dict(warm_start)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
     state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0}
+    # the data counts as a setting: another pool is another order, and what was held out may have been trained on
+    begun_with = json.loads(json.dumps(asdict(settings))) | {"conversations": len(pool), "pool_tokens": int(counts.sum())}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
-        if saved["settings"] != json.loads(json.dumps(asdict(settings))):
-            raise UserError(f"{checkpoint} was made with other settings; choose another --work folder")
+        if saved["settings"] != begun_with:
+            raise UserError(f"{checkpoint} was made with other settings or data; move it away, or choose another --work folder")
         head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
@@ -247,7 +246,7 @@ def train(
         state["seconds"] = time.monotonic() - started
         torch.save(
             {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "state": state,
-             "settings": json.loads(json.dumps(asdict(settings)))},
+             "settings": begun_with},
             checkpoint.with_suffix(".part"),
         )  # fmt: skip
         checkpoint.with_suffix(".part").replace(checkpoint)
