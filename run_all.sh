@@ -7,7 +7,7 @@ set -euo pipefail
 usage() {
   cat <<'HELP'
 usage: ./run_all.sh [--quick | --full] [--model NAME] [--source S] [--prompts DIR]
-                    [--out DIR] [OPTION ...]
+                    [--out DIR] [--include PATH] [OPTION ...]
 
 Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, writes records, tables and
 plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
@@ -21,6 +21,7 @@ plots, and prints the main table. Stop it at any time (Ctrl-C) and start it agai
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
                  with -NAME added for another model)
+  --include PATH your own methods, tasks or models (a file or folder; repeatable)
   OPTION ...     anything else goes to every `harness run` and overrides the tier, e.g. --limit 3 --dtype float32
   -h, --help     this text
 
@@ -30,11 +31,11 @@ HELP
 }
 
 default_model=smollm2-135m
-tier=default model=$default_model out="" source=() options=()
+tier=default model=$default_model out="" source=() include=() options=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --model | --source | --prompts | --out) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
-    --model=* | --source=* | --prompts=* | --out=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --model | --source | --prompts | --out | --include) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
+    --model=* | --source=* | --prompts=* | --out=* | --include=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case "$1" in
     -h | --help) usage && exit ;;
@@ -43,6 +44,7 @@ while [ $# -gt 0 ]; do
     --source) source=(--source "$2") && shift ;;
     --prompts) export HARNESS_PROMPTS=$2 && shift ;; # so that the step that obtains prompts sees it too
     --out) out=$2 && shift ;;
+    --include) include+=(--include "$2") && shift ;;
     *) options+=("$1") ;;
   esac
   shift
@@ -57,7 +59,7 @@ fi
 run() { # METHODS and tier options; the user's options last, because the last value of an option counts
   local command=(harness run --model "$model" --task all "$@" --out "$out")
   # ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
-  command+=(${source[@]+"${source[@]}"} ${options[@]+"${options[@]}"})
+  command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
   say "${command[*]}"
   "${command[@]}"
 }
@@ -65,7 +67,7 @@ run() { # METHODS and tier options; the user's options last, because the last va
 use_env ""
 
 say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
-harness fetch --model "$model" ${source[@]+"${source[@]}"}
+harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"}
 
 case $tier in
   quick)

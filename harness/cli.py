@@ -132,12 +132,13 @@ def list_(what: str, includes: tuple[Path, ...]) -> None:
 
 @cli.command()
 @model_option
-@click.option("--source", default="auto", show_default=True, help="Prompt source to obtain for all tasks.")
-def fetch(model: str, source: str) -> None:
+@click.option("--source", default="auto", show_default=True, help="Prompt source to obtain where a task has it.")
+@include_option
+def fetch(model: str, source: str, includes: tuple[Path, ...]) -> None:
     """Obtain a model's weights and the prompts, so that runs need no network."""
     from harness.commands import fetch_command
 
-    fetch_command(model, source)
+    fetch_command(model, source, includes)
 
 
 @cli.group()

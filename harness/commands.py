@@ -30,10 +30,8 @@ def include_all(paths: tuple[Path, ...]) -> None:
             raise UserError(f"--include {path}: no such file or folder")
         models = model_configs.include(path) if path.is_dir() or path.suffix in model_configs.SUFFIXES else []
         new_tasks = tasks.include(path) if path.is_dir() or path.suffix == ".py" else []
-        before = set(methods.names())
-        if path.is_dir() or path.suffix == ".py":
-            methods.include(path)
-        if not (models or new_tasks or set(methods.names()) - before):
+        new_methods = methods.include(path) if path.is_dir() or path.suffix == ".py" else []
+        if not (models or new_tasks or new_methods):
             raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")
 
 
@@ -53,9 +51,13 @@ def list_lines(what: str) -> Iterator[str]:
             yield f"{name:18} {c.title}  [{c.licence}; {head}; context {c.context_length}]"
 
 
-def fetch_command(model: str, source: str) -> None:
+def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
     from harness.weights import weights_folder
 
+    include_all(includes)
+    sources = {"auto", *(s for name in tasks.names() for s in tasks.sources_of(name))}
+    if source not in sources:
+        raise unknown("source", source, sources)
     config = model_configs.model_config(model)
     folder, digest = weights_folder(config)
     click.echo(f"{config.title}: {folder} ({digest[:16]})")

@@ -73,12 +73,16 @@ def method(
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
         parameters = inspect.signature(build, eval_str=True).parameters
+        bare = [k for k, p in parameters.items() if p.default is p.empty]
+        if bare:
+            raise UserError(f"method {name!r} in {build.__module__}: option {bare[0]!r} needs a default, its value under 'paper'")
         file = inspect.getsourcefile(build) or "?"
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
         _METHODS[name] = Method(
             name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, external,
-            file, {k: p.annotation for k, p in parameters.items()},
+            file, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
+                   for k, p in parameters.items()},
         )  # fmt: skip
         return build
 
@@ -109,10 +113,13 @@ def get(name: str) -> Method:
     return _METHODS[name]
 
 
-def include(path: Path) -> None:
-    """Register the methods of a user's file, or of every .py file of a folder."""
+def include(path: Path) -> list[str]:
+    """Register the methods of a user's file, or of every .py file of a folder; returns their names."""
     _scan()
-    for file in [path] if path.is_file() else sorted(path.glob("*.py")):
+    files = [path] if path.is_file() else sorted(path.glob("*.py"))
+    for file in files:
+        if any(Path(m.file).resolve() == file.resolve() for m in _METHODS.values()):
+            continue  # named twice, by itself and with its folder
         module = f"harness_user_methods.{file.stem}"
         spec = importlib.util.spec_from_file_location(module, file)
         assert spec is not None and spec.loader is not None
@@ -124,6 +131,8 @@ def include(path: Path) -> None:
             raise
         except Exception as e:
             raise UserError(f"cannot load {file}: {type(e).__name__}: {e}") from e
+    theirs = {file.resolve() for file in files}
+    return sorted(name for name, m in _METHODS.items() if Path(m.file).resolve() in theirs)
 
 
 _scanned = False
