@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from methods.engine.cache import TreeCache
 from methods.engine.tree import Tree
@@ -48,12 +48,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 AttentionInterface.register("grouped", grouped_attention)
-try:
-    from transformers import AttentionMaskInterface
-
-    AttentionMaskInterface.register("grouped", _no_mask)
-except ImportError as e:  # pragma: no cover - a transformers outside the tested range
-    raise ImportError("transformers >= 5 is needed (AttentionMaskInterface)") from e
+AttentionMaskInterface.register("grouped", _no_mask)
 
 
 class HFTarget:
