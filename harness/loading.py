@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.weights import weights_folder
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
 
 
@@ -137,7 +138,8 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
     if config.template == "tokenizer" and not tokenizer.chat_template:
         raise UserError(f"model {config.name}: the tokenizer in {folder} has no chat template; its YAML may say template: plain")
     try:
-        target = HFTarget(model.to(where))
+        model = model.to(where)
+        target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
     drafter, head_sha = None, None

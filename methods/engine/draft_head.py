@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
@@ -126,12 +128,16 @@ class EagleDrafter:
     the next `observe`, which runs the head on the accepted tokens' true features.
     """
 
-    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: Callable[[Tensor], Tensor]):
+    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: Callable[[Tensor], Tensor], packed: bool = True):
         self.head, self.embedding, self.lm_head = head.eval(), embedding, lm_head
-        weight = head.fc.weight
+        weight, c = head.fc.weight, head.config
         self.device, self.dtype = weight.device, weight.dtype
         self.forward_s = 0.0
-        self._group = head.config.num_attention_heads // head.config.num_key_value_heads
+        self._group = c.num_attention_heads // c.num_key_value_heads
+        self._fc = Linear(weight, head.fc.bias, packed=packed)
+        self._layer = DecoderLayer(
+            head.layer, c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps, input_norm=False, packed=packed
+        )
         self._capacity = self._n_pairs = self._n_entries = self._level = 0
         self._hidden = torch.empty(0)  # [1 + entries, hidden]: what the head predicted after the root and each entry
 
@@ -143,18 +149,21 @@ class EagleDrafter:
             shape = (c.num_key_value_heads, self._capacity, c.head_dim)
             self._keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._values = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            self._cos, self._sin = self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype)
+            self._cos, self._sin = rotary_rows(*self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype))
 
     def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
         """tokens [m], features [m, hidden], positions [m] -> predicted features [m, hidden]; keys written at `at`."""
-        x = self.head.fc(torch.cat([F.embedding(tokens, self.embedding), features], dim=-1))
-        q, k, v = self.head.qkv(x, (self._cos[positions], self._sin[positions]))
         end = at + len(tokens)
-        self._keys[:, at:end], self._values[:, at:end] = k, v
-        keys, values = self._keys[None, :, :end], self._values[None, :, :end]
-        rows = q.reshape(1, keys.shape[1], -1, q.shape[-1])  # heads of a group as rows of one query
-        attended = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-        return self.head.finish(x, attended.reshape(q.shape))
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._keys[:, at:end], self._values[:, at:end] = k, v
+            keys, values = self._keys[None, :, :end], self._values[None, :, :end]
+            rows = q.reshape(1, keys.shape[1], -1, q.shape[-1])  # heads of a group as rows of one query
+            attended = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+            return attended.reshape(q.shape).transpose(0, 1).reshape(len(tokens), -1)
+
+        x = self._fc(torch.cat([F.embedding(tokens, self.embedding), features], dim=-1))
+        return self._layer(x, (self._cos[positions], self._sin[positions]), attend)
 
     def _causal(self, m: int, before: int) -> Tensor | None:
         if m == 1:

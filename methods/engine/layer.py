@@ -1,0 +1,92 @@
+"""A LLaMA decoder layer for decoding: fused projections, weights packed once for the CPU's matmul kernels.
+
+oneDNN repacks a weight matrix at every call unless it is given one packed before: at 1-60 rows that is up to half of a
+matmul. The packed operator is torch's own (inductor emits it) but not public API: a tiny product is tried once, and
+where it fails or the dtype or device has no such kernel, `F.linear` does the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Linear:
+    """x [.., in] -> x @ weight.T + bias [.., out], then `silu`, `+ plus` or `* times` (each [.., out]) in the same kernel.
+
+    `packed=False` keeps to `F.linear`: the plain path that tests compare with.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, packed: bool = True):
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.packed: Tensor | None = None
+        if packed and weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES and _can_pack(weight.dtype):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+
+    def __call__(self, x: Tensor, *, silu: bool = False, plus: Tensor | None = None, times: Tensor | None = None) -> Tensor:
+        if self.packed is None:
+            out = F.linear(x, self.weight, self.bias)
+            out = F.silu(out) if silu else out
+            return out + plus if plus is not None else out * times if times is not None else out
+        other = plus if plus is not None else times
+        if other is None:
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "swish" if silu else "none", [], "")
+        else:
+            result = torch.ops.mkldnn._linear_pointwise(x, other, self.packed, self.bias, "add" if plus is not None else "mul")
+        return result
+
+
+@cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    try:
+        x, w, other = (torch.ones(shape, dtype=dtype) for shape in ((2, 8), (4, 8), (2, 4)))
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, None)
+        plain = torch.ops.mkldnn._linear_pointwise(x, packed, None, "swish", [], "")
+        added = torch.ops.mkldnn._linear_pointwise(x, other, packed, None, "add")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool(plain.float().isclose(F.silu(torch.tensor(8.0)), rtol=1e-2).all() and (added == 9).all())
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class DecoderLayer:
+    """One layer on the weights of a module with LLaMA's names; `input_norm=False` leaves out its first norm (EAGLE)."""
+
+    def __init__(self, module: Any, heads: int, kv_heads: int, eps: float, input_norm: bool = True, packed: bool = True):
+        a, mlp = module.self_attn, module.mlp
+        self.qkv = Linear(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]), packed=packed)
+        self.o, self.down = Linear(a.o_proj.weight, packed=packed), Linear(mlp.down_proj.weight, packed=packed)
+        self.gate, self.up = Linear(mlp.gate_proj.weight, packed=packed), Linear(mlp.up_proj.weight, packed=packed)
+        self.norm1 = module.input_layernorm.weight if input_norm else None
+        self.norm2 = module.post_attention_layernorm.weight
+        self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
+
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """x [n, hidden], rotary of the rows (`rotary_rows`) -> [n, hidden].
+
+        `attend(q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d]) -> [n, heads * d]` keeps the keys and values.
+        """
+        n, heads, kv = x.shape[0], self.heads, self.kv_heads
+        cos, sin = rotary
+        size, d = (x.shape[1],), cos.shape[-1]
+        qkv = self.qkv(x if self.norm1 is None else F.rms_norm(x, size, self.norm1, self.eps)).view(n, heads + 2 * kv, d)
+        qk = qkv[:, : heads + kv]
+        qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin).transpose(0, 1)
+        x = self.o(attend(qk[:heads], qk[heads:], qkv[:, heads + kv :].transpose(0, 1)), plus=x)
+        h = F.rms_norm(x, size, self.norm2, self.eps)
+        return self.down(self.up(h, times=self.gate(h, silu=True)), plus=x)
+
+
+def rotary_rows(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, d] each -> [n, 1, d] each, the first half of sin negated: rotating is then a roll and an addcmul."""
+    half = sin.shape[-1] // 2
+    return cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
