@@ -13,8 +13,7 @@ Makes an environment in .venv, obtains the model and the prompts, runs methods x
 plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
 
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
-  (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1:
-                 about 100 minutes on two slow cores; each run prints its own estimate first
+  (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1
   --full         40 prompts a task at temperature 0 and 20 at 1, all exact methods and hf-generate: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled
@@ -22,7 +21,7 @@ plots, and prints the main table. Stop it at any time (Ctrl-C) and start it agai
   --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
                  with -NAME added for another model)
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
-  OPTION ...     anything else goes to every `harness run` and overrides the tier, e.g. --limit 3 --dtype float32
+  OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
   -h, --help     this text
 
 Variables: HARNESS_PROMPTS (as --prompts), HARNESS_CACHE (where downloads are kept), HARNESS_PYTHON (the interpreter to
@@ -56,32 +55,16 @@ if [ -z "$out" ]; then
   if [ "$name" != "$default_model" ]; then out=$out-$name; fi
 fi
 
-run() { # METHODS and tier options; the user's options last, because the last value of an option counts
-  local command=(harness run --model "$model" --task all "$@" --out "$out")
-  # ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
-  command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
-  say "${command[*]}"
-  "${command[@]}"
-}
-
 use_env ""
 
 say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
 harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"}
 
-case $tier in
-  quick)
-    run --method all --temperature 0 --limit 1 --max-new-tokens 32
-    ;;
-  default)
-    run --method all --temperature 0 --limit 10 --max-new-tokens 128
-    run --method vanilla --method eagle1 --method eagle2 --temperature 1 --limit 10 --max-new-tokens 128
-    ;;
-  full) # the length budget is the model's own: 128 tokens for the embedded target, 512 for the paper's
-    run --method all --method hf-generate --temperature 0 --limit 40
-    run --method all --method hf-generate --temperature 1 --limit 20
-    ;;
-esac
+command=(harness matrix --tier "$tier" --model "$model" --out "$out")
+# ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
+command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
+say "${command[*]}"
+"${command[@]}"
 
 say "tables and plots from the records in $out"
 harness table --results "$out"

@@ -83,6 +83,31 @@ def run(**options: Any) -> None:
 
 
 @cli.command()
+@click.option("--tier", default="default", show_default=True, metavar="quick|default|full", help="What ./run_all.sh runs.")
+@model_option
+@click.option("--limit", type=int, default=None, help="Prompts a task (default: the tier's).")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the tier's, else the model's).")
+@click.option("--source", default=None, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from (default: auto).")
+@click.option(
+    "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files."
+)
+@click.option("--dtype", default=None, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--preset", default=None, help="A named set of options (default: paper).")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
+@click.option("--seed", type=int, default=None)
+@click.option("--repeats", type=int, default=None)
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Ledger folder.")
+@include_option
+def matrix(tier: str, **options: Any) -> None:
+    """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""
+    from harness.commands import matrix_command
+
+    matrix_command(tier, **options)
+
+
+@cli.command()
 @click.option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl.")
 @click.option(
     "--compare",

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,74 +105,163 @@ def run_command(**o: Any) -> None:
     _checked(o)
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
-    changes = parse_changes(o["changes"])
+    part = _part(config, o)
+    if o["dry_run"]:
+        _dry_run(config, part, o)
+        return
+    from harness import metrics, records, tables
+
+    with _session(config, o, [part]) as (run,):
+        failed = _measure([run])
+        wanted = {c.key for c in run.cells()}
+        asked = {c.key for c in run.cells() if any(c.arm.name == a.name for a in part.arms)}
+        mine = [r for r in records.read(o["out"]) if r["cell"] in wanted]
+    ids = {(ps.task, p.id) for ps in part.prompt_sets for p in ps.prompts}
+    mine = [r for r in mine if (r["task"], r["sample_id"]) in ids]
+    summaries = metrics.summarise(mine)
+    tables.print_run_table(summaries)
+    path = str(o["out"] / records.RECORDS)
+    _say(f"records: {path}")
+    if o["as_json"]:
+        shown = {r["method"] for r in mine if r["cell"] in asked}
+        values = [s.to_json(path) for s in summaries if s.method in shown]
+        click.echo(json.dumps(values[0] if len(values) == 1 else values))
+    _tell_failures(failed)
+
+
+def matrix_command(tier: str, **o: Any) -> None:
+    """All runs of a tier in one process: the model is loaded once, and one estimate covers them all."""
+    include_all(o["includes"])
+    config = model_configs.model_config(o["model"])
+    given = {k: v for k, v in o.items() if v is not None}
+    parts = []
+    for row in tier_rows(tier):
+        options = {**MATRIX_DEFAULTS, **row, **given}
+        _checked(options)
+        parts.append(_part(config, options))
+    with _session(config, options, parts) as runners:
+        failed = _measure(runners)
+    _tell_failures(failed)
+
+
+# What a tier runs; a row's keys are options of `harness run`. The length budget of `full` is the model's own.
+TIERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
+    "default": (
+        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128},
+        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128},
+    ),
+    "full": (
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40},
+        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20},
+    ),
+}
+MATRIX_DEFAULTS: dict[str, Any] = {
+    "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
+    "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
+    "on_overflow": "skip", "head": None,
+}  # fmt: skip
+
+
+def tier_rows(tier: str) -> tuple[dict[str, Any], ...]:
+    if tier not in TIERS:
+        raise unknown("tier", tier, TIERS)
+    return TIERS[tier]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One run: methods x tasks at one temperature."""
+
+    arms: tuple[Any, ...]
+    prompt_sets: tuple[Any, ...]
+    temperature: float
+    max_new_tokens: int
+
+
+def _part(config: Any, o: dict[str, Any]) -> Part:
     from harness import runner
 
     has_head = o["head"] is not None or config.head is not None
-    arms = runner.make_arms(o["names"], o["preset"], changes, config.presets, has_head, config.name)
-    limit = o["limit"] or config.limit
+    arms = runner.make_arms(o["names"], o["preset"], parse_changes(o["changes"]), config.presets, has_head, config.name)
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]
     for name in names:
         tasks.get(name)
     prompt_sets = tuple(
-        tasks.load(n, source=o["source"], limit=limit, prompts_dir=o["prompts_dir"], seed=o["seed"]) for n in names
+        tasks.load(n, source=o["source"], limit=o["limit"] or config.limit, prompts_dir=o["prompts_dir"], seed=o["seed"])
+        for n in names
     )
-    max_new_tokens = o["max_new_tokens"] or config.max_new_tokens
-    threads = o["threads"] or os.cpu_count() or 1
-    if o["dry_run"]:
-        _dry_run(config, arms, prompt_sets, max_new_tokens, o)
-        return
-    from harness import metrics, records, tables
+    return Part(arms, prompt_sets, o["temperature"], o["max_new_tokens"] or config.max_new_tokens)
 
-    ledger = records.Ledger(o["out"])  # before anything is loaded: an unwritable folder is found out now
-    with ledger:
+
+@contextmanager
+def _session(config: Any, o: dict[str, Any], parts: Sequence[Part]) -> Iterator[list[Any]]:
+    """The ledger locked, the model loaded: a runner for each part."""
+    from harness import records, runner
+    from harness.environment import keep_freed_memory
+
+    keep_freed_memory()
+    with records.Ledger(o["out"]) as ledger:  # before anything is loaded: an unwritable folder is found out now
         import torch
 
+        threads = o["threads"] or os.cpu_count() or 1
         torch.set_num_threads(threads)
         from harness.loading import load
 
         _say(f"loading {config.title} ...")
-        loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for a in arms))
-        spec = runner.RunSpec(
-            arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"], max_new_tokens=max_new_tokens,
-            seed=o["seed"], repeats=o["repeats"], threads=threads, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
-        )  # fmt: skip
-        run = runner.Runner(loaded, spec, ledger)
-        failed = _measure(run, loaded.dtype)
-        wanted = {c.key for c in run.cells()}
-        asked = {c.key for c in run.cells() if any(c.arm.name == a.name for a in arms)}
-        mine = [r for r in records.read(o["out"]) if r["cell"] in wanted]
-    ids = {(ps.task, p.id) for ps in prompt_sets for p in ps.prompts}
-    mine = [r for r in mine if (r["task"], r["sample_id"]) in ids]
-    summaries = metrics.summarise(mine)
-    tables.print_run_table(summaries)
-    _say(f"records: {runner.results_path(o['out'])}")
-    if o["as_json"]:
-        path = runner.results_path(o["out"])
-        shown = {r["method"] for r in mine if r["cell"] in asked}
-        values = [s.to_json(path) for s in summaries if s.method in shown]
-        click.echo(json.dumps(values[0] if len(values) == 1 else values))
+        loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for p in parts for a in p.arms))
+        specs = [
+            runner.RunSpec(
+                arms=p.arms,
+                prompt_sets=p.prompt_sets,
+                temperature=p.temperature,
+                top_p=o["top_p"],
+                max_new_tokens=p.max_new_tokens,
+                seed=o["seed"],
+                repeats=o["repeats"],
+                threads=threads,
+                baseline=not o["no_baseline"],
+                on_overflow=o["on_overflow"],
+            )  # fmt: skip
+            for p in parts
+        ]
+        yield [runner.Runner(loaded, spec, ledger) for spec in specs]
+
+
+def _measure(runners: Sequence[Any]) -> int:
+    """Everything missing, after one estimate for all of it; -> number of generations that failed."""
+    missing = [run.n_missing() for run in runners]
+    total = sum(sum(m.values()) for m in missing)
+    if not total:
+        _say("everything asked for is in the ledger already: nothing to measure")
+        return 0
+    _say(f"{total} generations to measure in {runners[0].loaded.dtype}; warming up each method ...")
+    failed = 0
+    with _interruptible():
+        costs: list[dict[str, float]] = []  # seconds a generation, by method
+        for run, m in zip(runners, missing, strict=True):
+            run.check_lengths()
+            rates = run.warm_up() if any(m.values()) else {}
+            costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
+        seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
+        apart = ", ".join(f"{_duration(s)} at T = {run.spec.temperature:g}" for s, run in zip(seconds, runners, strict=True))
+        _say(f"about {_duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
+        work = {(i, name): n for i, m in enumerate(missing) for name, n in m.items()}
+        cost_of = {(i, name): cost for i, by_name in enumerate(costs) for name, cost in by_name.items()}
+        with _progress(total, cost_of, work) as (tick, advance):
+            for i, (run, m) in enumerate(zip(runners, missing, strict=True)):
+                if any(m.values()):
+                    failed += run.run(tick, lambda name, i=i: advance((i, name)))
+    return failed
+
+
+def _tell_failures(failed: int) -> None:
     if failed:
         raise UserError(
             f"{failed} generations failed; they are recorded with status 'error', and the same command tries them again"
         )
-
-
-def _measure(run: Any, dtype: str) -> int:
-    missing = run.n_missing()
-    total = sum(missing.values())
-    if not total:
-        _say("everything asked for is in the ledger already: nothing to measure")
-        return 0
-    _say(f"{total} generations to measure in {dtype}; warming up each method ...")
-    with _interruptible():
-        rates = run.warm_up()
-        seconds = sum(n * rates[m] * run.spec.max_new_tokens for m, n in missing.items())
-        _say(f"about {_duration(seconds)} if every answer uses its {run.spec.max_new_tokens} tokens")
-        with _progress(total, {m: rates[m] * run.spec.max_new_tokens for m in missing}, missing) as (tick, advance):
-            return run.run(tick, advance)
 
 
 def _duration(seconds: float) -> str:
@@ -188,11 +278,12 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-Progress = tuple[Callable[[str], None], Callable[[str], None]]
+Work = tuple[int, str]  # which run, which method
+Progress = tuple[Callable[[str], None], Callable[[Work], None]]
 
 
 @contextmanager
-def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -> Iterator[Progress]:
+def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int]) -> Iterator[Progress]:
     """A bar with time left on a terminal, else a plain line about every twentieth of the work."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -219,7 +310,7 @@ def _progress(total: int, estimate: dict[str, float], missing: dict[str, int]) -
     left = dict(missing)
     guessed_total = sum(estimate[m] * n for m, n in missing.items()) or 1.0
 
-    def advance(name: str) -> None:
+    def advance(name: Work) -> None:
         nonlocal done, shown
         done += 1
         left[name] -= 1
@@ -237,12 +328,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _dry_run(config: Any, arms: Any, prompt_sets: Any, max_new_tokens: int, o: dict[str, Any]) -> None:
+def _dry_run(config: Any, part: Part, o: dict[str, Any]) -> None:
     """Cells, a rough time, memory, and what is missing; loads no model."""
     from harness import records
     from harness.runner import BASELINE
     from harness.weights import prepared_folder
 
+    arms, prompt_sets, max_new_tokens = part.arms, part.prompt_sets, part.max_new_tokens
     arm_names = [f"{a.name} ({a.preset})" for a in arms]
     if not o["no_baseline"] and all(a.name != BASELINE for a in arms):
         arm_names.insert(0, f"{BASELINE} (baseline)")

@@ -288,6 +288,36 @@ def time_split(records: Sequence[Record]) -> TimeSplit | None:
     return TimeSplit(*(seconds / tokens for seconds in (draft, verify, prefill, other)))
 
 
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What one drafting step costs in units of one vanilla step: decode speedup = tau / (verify + draft + other)."""
+
+    verify: float  # inside the target's forward, LM head included
+    draft: float  # inside the drafter's forwards, its prompt pass excluded (that is prefill)
+    other: float  # growing the tree, acceptance, the cache, the loop
+
+
+def step_costs(own: Arm, base: Arm) -> StepCosts | None:
+    """Over the prompts both have, or None where one side lacks traces or took no step."""
+    keys = sorted(own.keys() & base.keys())
+    a, b = totals_of([own[key] for key in keys]), totals_of([base[key] for key in keys])
+    traces = [trace for key in keys if (trace := own[key]["trace"])]
+    if a is None or b is None or len(traces) < len(keys):
+        return None
+    target, drafter = (sum(sum(t[column]) for t in traces) for column in ("target_s", "drafter_s"))
+    step = b.decode_seconds / b.decode_tokens * a.forwards
+    return StepCosts(*(float(x / step) for x in (target, drafter, a.decode_seconds - target - drafter)))
+
+
+def totals_of(records: Iterable[Record]) -> Totals | None:
+    """Sums over records, or None where no decoding was timed."""
+    sums = np.array([totals(r) for r in records])
+    if not len(sums):
+        return None
+    t = Totals(*sums.sum(axis=0))
+    return t if t.decode_tokens > 0 and t.decode_seconds > 0 and t.forwards > 0 else None
+
+
 def mean_tree_size(records: Iterable[Record]) -> float | None:
     """Draft nodes per target forward, root excluded."""
     sizes = [n for r in records if r["trace"] for n in r["trace"]["tree_size"]]
@@ -351,10 +381,12 @@ class CellSummary:
     looped: float | None  # share of records
     acceptance: tuple[DepthRate, ...]
     time_split: TimeSplit | None
+    step_costs: StepCosts | None
     mean_tree_size: float | None
     n_errors: int  # prompts and turns that failed and were not measured since
     n_skipped: int
     n_unpaired: int  # measured conversations left out because their baseline is missing
+    n_elsewhere: int  # records whose baseline was measured in another process
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
 
     @property
@@ -426,10 +458,12 @@ def _summary(cell: Sequence[Record], base: Arm, rng_seed: int) -> CellSummary:
         looped=sum(r["looped"] for r in used) / len(used) if used else None,
         acceptance=acceptance_by_depth(used),
         time_split=time_split(used),
+        step_costs=step_costs(with_baseline, base),
         mean_tree_size=mean_tree_size(used),
         n_errors=_n_unmeasured(cell, everything, "error"),
         n_skipped=_n_unmeasured(cell, everything, "skipped"),
         n_unpaired=len({conversation_of(r) for r in everything.values()}) - len({conversation_of(r) for r in used}),
+        n_elsewhere=sum(r["run"] != base[key]["run"] for key, r in with_baseline.items()),
         n_incomplete=_n_incomplete(used),
     )
 

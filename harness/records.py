@@ -23,7 +23,7 @@ import filelock
 from harness.errors import UserError
 from harness.fetch import whole_file
 
-SCHEMA = 1
+SCHEMA = 2
 RECORDS = "records.jsonl"
 LOOP_WINDOW, LOOP_GRAM = 64, 8
 
@@ -39,6 +39,8 @@ class Trace(TypedDict):
     accepted: list[int]  # accepted draft tokens before cutting
     draft_s: list[float]
     verify_s: list[float]
+    target_s: list[float]  # the part of both inside the target's forward, LM head included
+    drafter_s: list[float]  # and inside the drafter's
 
 
 class StoredRecord(TypedDict):
@@ -84,11 +86,13 @@ class StoredRecord(TypedDict):
     prefill_s: float | None
     trace: Trace | None
     peak_bytes: int | None
-    prompt_sha: str
+    prompts_sha: str  # of the prompt set the cell is over
+    prompt_sha: str  # of the rendered prompt
     turn1_sha: str | None  # the vanilla turn-1 ids a turn-2 prompt was built from
     status: str  # ok | error | skipped
     error: str | None
     env: str  # names the env file
+    code_sha: str  # of the engine and the method's file
 
 
 class Record(StoredRecord, total=False):
@@ -172,6 +176,7 @@ class Ledger:
         try:
             self._lock.acquire(timeout=lock_timeout_s)
             self._keys: set[str] = set()
+            self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
             for record in _parse(self._path, self._repaired()):
                 self._remember(record)
@@ -197,9 +202,9 @@ class Ledger:
             self._fd = -1
         self._lock.release()
 
-    def keys(self) -> set[str]:
+    def keys(self, *, with_skipped: bool = True) -> set[str]:
         """Sample keys that need no measuring again: status ok or skipped. Errors are retried, warm-ups do not count."""
-        return set(self._keys)
+        return self._keys | self._skipped if with_skipped else set(self._keys)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record: in the file as a whole line, on the disk when this returns.
@@ -253,7 +258,7 @@ class Ledger:
         if record["status"] == "ok":
             self._cell_envs.setdefault(record["cell"], set()).add(record["env"])
         if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
-            self._keys.add(record["key"])
+            (self._keys if record["status"] == "ok" else self._skipped).add(record["key"])
 
     def _repaired(self) -> bytes:
         """The file's whole lines, after a last line that a kill cut short is taken away or given its newline."""
@@ -319,7 +324,7 @@ def validate(record: Mapping[str, Any]) -> None:
         if drawn - stored["n_cut"] != len(stored["token_ids"]):
             problems.append(f"token_ids: 1 + sum(accepted + 1) - n_cut = {drawn} - {stored['n_cut']}, "
                             f"but there are {len(stored['token_ids'])}")  # fmt: skip
-        if len({len(trace[column]) for column in ("tree_size", "accepted", "draft_s", "verify_s")}) > 1:
+        if len({len(trace[column]) for column in ("tree_size", "accepted", "draft_s", "verify_s", "target_s", "drafter_s")}) > 1:
             problems.append("trace: the columns differ in length")
     if problems:
         raise ValueError(f"record {record.get('key')!r}: " + "; ".join(sorted(problems)))

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import methods
@@ -93,9 +92,11 @@ class Runner:
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
         self.env_hash = self.ledger.write_env(self.env)
-        self.keys = self.ledger.keys()
-        for record in self._recorded() if several_turns else ():
+        self.keys = self.ledger.keys(with_skipped=self.spec.on_overflow == "skip")
+        recorded = self._recorded()
+        for record in recorded if several_turns else ():
             self._remember(dict(record))
+        self._warn_of_other_code(recorded)
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 
@@ -128,8 +129,9 @@ class Runner:
     def n_missing(self) -> dict[str, int]:
         """Generations still to be measured, by method. Turn-2 prompts are not known yet: counted by what is recorded."""
         done: dict[str, set[tuple[str, int, int]]] = {}
+        counted = ("ok", "skipped") if self.spec.on_overflow == "skip" else ("ok",)
         for r in self._recorded():
-            if not r["is_warmup"] and r["status"] in ("ok", "skipped"):
+            if not r["is_warmup"] and r["status"] in counted:
                 # after a turn that was skipped there is nothing to build the next one from
                 last = r["turn"] if r["status"] == "ok" else r["n_turns"]
                 done.setdefault(r["cell"], set()).update((r["sample_id"], t, r["repeat"]) for t in range(r["turn"], last + 1))
@@ -141,11 +143,43 @@ class Runner:
             missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
         return missing
 
+    def _warn_of_other_code(self, recorded: list[Any]) -> None:
+        now = {cell.key: environment.code_sha(cell.arm.method.file) for cell in self.cells()}
+        old = {r["method"] for r in recorded if r["cell"] in now and r.get("code_sha") != now[r["cell"]]}
+        if old:
+            print(
+                f"warning: {self.ledger.folder} holds records of {', '.join(sorted(old))} that were measured with other code; "
+                "they are kept and not measured again (another --out measures anew)", file=sys.stderr,
+            )  # fmt: skip
+
     def _recorded(self) -> list[Any]:
         path = self.ledger.folder / records.RECORDS
         return list(records.read(self.ledger.folder)) if path.exists() and path.stat().st_size else []
 
     # -- doing it ------------------------------------------------------------------------------------------------------
+
+    def check_lengths(self) -> None:
+        """Find first turns that do not fit before anything is measured, where they are errors.
+
+        Raises:
+            UserError: names the prompt and its length.
+        """
+        if self.spec.on_overflow != "error":
+            return
+        for prompts in self.spec.prompt_sets:
+            for p in prompts.prompts:
+                why = self._overflow(p, 1, len(self.loaded.encode(self.loaded.render([("user", p.turns[0])]))))
+                if why:
+                    raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
+
+    def _overflow(self, prompt: Prompt, turn: int, n_tokens: int) -> str | None:
+        room = self.loaded.config.context_length - self.spec.max_new_tokens
+        if n_tokens <= room:
+            return None
+        return (
+            f"prompt {prompt.id} turn {turn} has {n_tokens} tokens; with {self.spec.max_new_tokens} new ones it exceeds the "
+            f"context of {self.loaded.config.context_length}"
+        )
 
     def warm_up(self) -> dict[str, float]:
         """A short generation per method (recorded, marked); -> seconds per token of each, for the estimate of time."""
@@ -215,12 +249,8 @@ class Runner:
             advance(cell.arm.name)
 
     def _measure(self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int) -> None:
-        room = self.loaded.config.context_length - self.spec.max_new_tokens
-        if len(ids) > room:
-            why = (
-                f"prompt {prompt.id} turn {turn} has {len(ids)} tokens; with {self.spec.max_new_tokens} new ones it exceeds the "
-                f"context of {self.loaded.config.context_length}"
-            )
+        why = self._overflow(prompt, turn, len(ids))
+        if why:
             if self.spec.on_overflow == "error":  # a record that is skipped would not be an error the next time
                 self._append(record | {"status": "error", "error": why})
                 raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
@@ -298,8 +328,9 @@ class Runner:
             "temperature": cell.temperature, "top_p": self.spec.top_p, "dtype": self.loaded.dtype, "threads": self.spec.threads,
             "max_new_tokens": self.spec.max_new_tokens, "seed": self.spec.seed, "token_ids": [], "text": "", "n_prompt": len(ids),
             "n_text_tokens": 0, "n_cut": 0, "looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None,
-            "peak_bytes": None, "prompt_sha": prompt_sha, "turn1_sha": turn1_sha, "status": "ok", "error": None,
-            "env": self.env_hash,
+            "peak_bytes": None, "prompts_sha": prompts.sha256,
+            "prompt_sha": prompt_sha, "turn1_sha": turn1_sha, "status": "ok", "error": None,
+            "env": self.env_hash, "code_sha": environment.code_sha(arm.method.file),
         }  # fmt: skip
 
     def _measured(self, arm: Arm, generation: Generation, wall: float) -> dict[str, Any]:
@@ -316,7 +347,7 @@ class Runner:
             "prefill_s": generation.prefill_s if trace else None,
             "trace": None if trace is None else {
                 "tree_size": trace.tree_size, "accepted": trace.accepted,
-                **{k: [round(x, 7) for x in getattr(trace, k)] for k in ("draft_s", "verify_s", "forward_s")},
+                **{k: [round(x, 7) for x in getattr(trace, k)] for k in ("draft_s", "verify_s", "target_s", "drafter_s")},
             },
             "peak_bytes": self.loaded.target.peak_bytes(),
         }  # fmt: skip
@@ -369,7 +400,3 @@ def make_arms(
         label = preset + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     return tuple(arms)
-
-
-def results_path(folder: Path) -> str:
-    return str(folder / records.RECORDS)

@@ -78,7 +78,9 @@ _READING = {
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
-        without the prefill and its token. Identical: conversations token for token vanilla's, T = 0 only.""",
+        without the prefill and its token. c: what one step costs inside the target's forward, inside the drafter's and
+        outside both, in vanilla steps; decode = τ / (c_verify + c_draft + c_other).
+        Identical: conversations token for token vanilla's, T = 0 only.""",
     "categories": """MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither looped.""",
     "paired": """eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is
         eagle2's less the other's, ratios are eagle2's over the other's. No loops: outputs where neither looped.""",
@@ -155,13 +157,15 @@ def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
         row |= _interval_columns("speedup", s.speedup, s.speedup_ci95) | _interval_columns("tau", s.tau, s.tau_ci95)
         split = s.time_split
         row |= {f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")}
+        costs = s.step_costs
+        row |= {f"c_{part}": costs and getattr(costs, part) for part in ("verify", "draft", "other")}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s", "decode_speedup", "tau_no_loop",
                 "identical", "n_compared", "looped", "mean_tree_size", "n_errors", "n_skipped", "n_unpaired",
-                "n_incomplete")  # fmt: skip
+                "n_elsewhere", "n_incomplete")  # fmt: skip
 
 
 def mt_bench_by_category(records: Iterable[Record]) -> Table:
@@ -369,6 +373,7 @@ def _run_row(c: CellSummary) -> dict[str, str]:
 
 
 def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
+    costs = c.step_costs
     return {
         "method": name,
         "task": c.task,
@@ -384,6 +389,9 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "looped": _number(c.looped, "{:.0%}"),
         "identical": _fraction(c),
         "tree": _number(c.mean_tree_size, "{:.1f}"),
+        "c_verify": _number(costs.verify if costs else None),
+        "c_draft": _number(costs.draft if costs else None),
+        "c_other": _number(costs.other if costs else None),
     }
 
 
@@ -672,6 +680,9 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     ]
     if left_out:
         lines.append("Not in the numbers, or not whole: " + "; ".join(left_out))
+    apart = [f"{s.method} {s.task} ({s.n_elsewhere})" for s in summaries if s.n_elsewhere]
+    if apart:
+        lines.append("Records whose baseline was measured in another process: " + ", ".join(apart))
     return tuple(lines)
 
 

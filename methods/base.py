@@ -31,21 +31,26 @@ class Trace:
     """Columns with one entry per target forward after prefill; times in seconds.
 
     `tree_size`: draft nodes verified (root excluded); `accepted`: draft tokens accepted, before any cutting at a stop id
-    or the budget; `forward_s`: the part of draft_s + verify_s spent inside the two models, their LM heads included.
+    or the budget; `target_s`, `drafter_s`: the part of draft_s + verify_s inside either model, LM head included. The first
+    run of the drafter over the prompt belongs to the prefill; its run over a step's accepted tokens to that step's draft_s.
     """
 
     tree_size: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     draft_s: list[float] = field(default_factory=list)
     verify_s: list[float] = field(default_factory=list)
-    forward_s: list[float] = field(default_factory=list)
+    target_s: list[float] = field(default_factory=list)
+    drafter_s: list[float] = field(default_factory=list)
 
-    def add(self, tree_size: int, accepted: int, draft_s: float, verify_s: float, forward_s: float) -> None:
+    def add(
+        self, tree_size: int, accepted: int, draft_s: float, verify_s: float, target_s: float, drafter_s: float = 0.0
+    ) -> None:
         self.tree_size.append(tree_size)
         self.accepted.append(accepted)
         self.draft_s.append(draft_s)
         self.verify_s.append(verify_s)
-        self.forward_s.append(forward_s)
+        self.target_s.append(target_s)
+        self.drafter_s.append(drafter_s)
 
 
 @dataclass(slots=True)

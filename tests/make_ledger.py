@@ -93,7 +93,16 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
     record |= {"exact": method.exact, "sample_id": "0", "category": task, "turn": 1, "n_turns": 1, "repeat": 0}
     record |= {"is_warmup": False, "token_ids": [], "text": "", "n_prompt": 40, "n_text_tokens": 0, "n_cut": 0}
     record |= {"looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None, "peak_bytes": None}
-    record |= {"prompt_sha": "", "turn1_sha": None, "status": "ok", "error": None, "env": "0" * 16, **changes}
+    record |= {
+        "prompts_sha": "p" * 16,
+        "code_sha": "c0" * 8,
+        "prompt_sha": "",
+        "turn1_sha": None,
+        "status": "ok",
+        "error": None,
+        "env": "0" * 16,
+        **changes,
+    }
     record["prompt_sha"] = record["prompt_sha"] or canonical_hash([task, source, record["sample_id"], record["turn"]])
     key = sample_key(record["cell"], record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
     return {**record, "key": key}
@@ -120,6 +129,8 @@ def output_of(method: Simulated, record: dict[str, Any], token_ids: list[int]) -
         "accepted": accepted,
         "draft_s": draft,
         "verify_s": verify,
+        "target_s": [round(0.97 * seconds, 6) for seconds in verify],
+        "drafter_s": [round(0.8 * seconds, 6) for seconds in draft],
     }
     return record | {
         "token_ids": token_ids,

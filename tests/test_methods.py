@@ -31,11 +31,12 @@ def check(generation: Generation, params: SamplerParams) -> None:
     """What holds of every generation with a trace, whatever the method."""
     ids, trace = generation.token_ids, generation.trace
     assert trace is not None
-    columns = [trace.tree_size, trace.accepted, trace.draft_s, trace.verify_s, trace.forward_s]
+    columns = [trace.tree_size, trace.accepted, trace.draft_s, trace.verify_s, trace.target_s, trace.drafter_s]
     assert len({len(column) for column in columns}) == 1
     assert 1 + sum(a + 1 for a in trace.accepted) - generation.n_cut == len(ids)
     assert all(0 <= a <= n for a, n in zip(trace.accepted, trace.tree_size, strict=True))
-    assert all(f <= d + v for d, v, f in zip(trace.draft_s, trace.verify_s, trace.forward_s, strict=True))
+    inside = [a + b for a, b in zip(trace.target_s, trace.drafter_s, strict=True)]
+    assert all(f <= d + v for d, v, f in zip(trace.draft_s, trace.verify_s, inside, strict=True))
     assert 1 <= len(ids) <= params.max_new_tokens
     assert not params.stop_ids & set(ids[:-1])
     assert generation.finish == ("stop" if ids[-1] in params.stop_ids else "length")

@@ -38,7 +38,8 @@ def measured(method: str, sample: int, accepted: list[int], /, wall_s: float = 1
     task = changes.pop("task", "gsm8k")
     n = 1 + sum(a + 1 for a in accepted)
     steps = len(accepted)
-    trace = {"tree_size": [4] * steps, "accepted": accepted, "draft_s": [0.01] * steps, "verify_s": [0.02] * steps}
+    trace = {"tree_size": [4] * steps, "accepted": accepted, "draft_s": [0.01] * steps, "verify_s": [0.02] * steps,
+             "target_s": [0.015] * steps, "drafter_s": [0.008] * steps}  # fmt: skip
     output = {"token_ids": list(range(n)), "wall_s": wall_s, "prefill_s": 0.1, "trace": trace, "finish": "stop"}
     return cast(Record, base_record(METHODS[method], task, temperature, **{"sample_id": str(sample), **output, **changes}))
 
@@ -88,6 +89,20 @@ def test_the_numbers_of_a_cell_are_those_worked_out_by_hand() -> None:
     assert split.total == pytest.approx(2.0 / 30)
     assert [(d.depth, d.n_reached, d.n_accepted) for d in cell.acceptance] == [
         (1, 7, 6), (2, 6, 5), (3, 5, 4), (4, 4, 3), (5, 3, 2), (6, 2, 1)]  # fmt: skip
+
+
+def test_decode_speedup_is_tau_over_the_costs_of_a_step() -> None:
+    cell = only(both_arms())
+    costs = cell.step_costs
+    assert costs is not None and cell.tau is not None
+    assert cell.decode_speedup == pytest.approx(cell.tau / (costs.verify + costs.draft + costs.other))
+    assert only(both_arms(), "vanilla").step_costs is not None
+    assert only([r for r in both_arms() if r["method"] != "vanilla"]).step_costs is None
+
+
+def test_a_baseline_from_another_process_is_counted() -> None:
+    records = [r | {"run": "another"} if r["method"] == "vanilla" and r["sample_id"] == "1" else r for r in both_arms()]
+    assert only(cast(list[Record], records)).n_elsewhere == 1 and only(both_arms()).n_elsewhere == 0
 
 
 def test_speedup_is_a_ratio_of_totals_not_a_mean_of_ratios() -> None:

@@ -142,7 +142,7 @@ def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0) -> StubbedRun:
     stub.write_text(
         "#!/usr/bin/env bash\n"
         f"""printf '%s\\t' "$@" >>'{log}'; echo >>'{log}'\n"""
-        f"""if [ "$1" = run ]; then exit {run_exits}; fi\n"""
+        f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
     )
     stub.chmod(0o755)
@@ -162,8 +162,8 @@ def last_value(command: list[str], option: str) -> str:
 
 def test_run_all_obtains_runs_tabulates_and_plots_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path)
-    assert [command[0] for command in done.commands] == ["fetch", "run", "run", "table", "plot"]
-    assert [last_value(command, "--temperature") for command in done.commands[1:3]] == ["0", "1"]
+    assert [command[0] for command in done.commands] == ["fetch", "matrix", "table", "plot"]
+    assert last_value(done.commands[1], "--tier") == "default"
     assert done.stdout == "the main table\n"
     assert done.exit_code == 0
 
@@ -172,13 +172,13 @@ def test_run_all_hands_options_on_so_that_they_override_the_tier(tmp_path: Path)
     args = ["--quick", "--model=m.yaml", "--source", "bundled", "--limit", "3", "--set", "total=24"]
     (fetch, run, *_) = stubbed_run_all(tmp_path, *args).commands
     assert fetch == ["fetch", "--model", "m.yaml", "--source", "bundled"]
-    wanted = {"--model": "m.yaml", "--source": "bundled", "--limit": "3", "--set": "total=24", "--max-new-tokens": "32"}
+    wanted = {"--model": "m.yaml", "--source": "bundled", "--limit": "3", "--set": "total=24", "--tier": "quick"}
     assert {option: last_value(run, option) for option in wanted} == wanted
 
 
 def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, run_exits=130)
-    assert [command[0] for command in done.commands] == ["fetch", "run"]
+    assert [command[0] for command in done.commands] == ["fetch", "matrix"]
     assert done.exit_code == 130
 
 

@@ -118,7 +118,7 @@ def test_random_numbers_are_those_that_recorded_results_were_drawn_with() -> Non
     assert stream_key(0, "gsm8k/1", 1, 0) == 2988722099848425758
     assert [uniform(7, b"token", 0), uniform(7, b"accept", 3, 2)] == [0.24006139007815974, 0.5482242835073033]
     q = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2], dtype=torch.float64)
-    assert Chooser(SAMPLED).children(q, 9, 4, 1) == [0, 4, 1, 3]
+    assert Chooser(SAMPLED).children(q, 9, 4, 1) == [3, 4, 1, 0]
 
 
 def test_a_stream_is_named_by_everything_that_makes_a_sample() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 import tasks
 from harness.commands import parse_changes
 from harness.config import model_config
+from harness.environment import keep_freed_memory
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.loading import Loaded, load
@@ -94,20 +94,6 @@ def train_eagle(
         },
     )
     _say(f"head written to {out}; use it with `harness run --head {out} ...`")
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep large blocks instead of handing them back at every free: page faults were a fifth of a step."""
-    if sys.platform == "linux":
-        try:
-            mallopt = ctypes.CDLL(None).mallopt
-        except (OSError, AttributeError):  # another libc
-            return
-        for option, value in ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
-            mallopt(option, value)
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:

@@ -18,10 +18,10 @@ from methods.engine.tree import Tree, chain
 
 def best_children(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """logits [m, vocab] -> (tokens [m, k], log-probabilities [m, k] float32, <= 0), best first; k = min(top_k, vocab)."""
-    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    logp = top.values.to(wide.dtype) - wide.logsumexp(-1, keepdim=True)
-    return top.indices, logp.float().clamp_(max=0.0)  # rounding must not give a child more value than its parent
+    tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1).indices
+    wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+    logp = logits.log_softmax(-1, dtype=wide).gather(-1, tokens)
+    return tokens, logp.float().clamp_(max=0.0)  # rounding must not give a child more value than its parent
 
 
 def by_score(scores: Tensor, k: int) -> Tensor:

@@ -8,6 +8,7 @@ exactness is what counts) and every GPU stay with `HFTarget`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class LlamaTarget(HFTarget):
         super().__init__(model)
         if not is_lean(model):
             raise ValueError(f"{type(model).__name__} with these settings has no lean forward")
+        model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config
         self._eps, self._norm = c.rms_norm_eps, self.body.norm.weight
         self._layers = [
@@ -49,6 +51,9 @@ class LlamaTarget(HFTarget):
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
         self._cos = self._sin = torch.empty(0)
+
+    def stock_attention(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         if len(self._cos) < self.cache.capacity:

@@ -44,32 +44,35 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         room = params.max_new_tokens + grow.most + 1
         features, logits = target.prefill(prompt_ids, room)
         context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
-        prefill_s = time.perf_counter() - started
-        if drafter is not None:
-            drafter.start(len(prompt_ids) + room)
         over = output.extend(context.tokens[-1:])
-        new = context.tokens[1:]  # pair (f_i, t_{i+1}): the tokens one to the right of the features
+        if drafter is not None and not over:
+            drafter.start(len(prompt_ids) + room)
+            drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
+        prefill_s = time.perf_counter() - started
         while not over:
-            began, inside = time.perf_counter(), _forward_s(target, drafter)
-            if drafter is not None:
-                drafter.observe(new, features)
+            began, target_s, drafter_s = time.perf_counter(), target.forward_s, _forward_s(drafter)
             tree = grow.tree(drafter, context)
             drafted = time.perf_counter()
             features, logits = target.verify(tree)
             accepted = verify(tree, logits, chooser, context.position)
             target.commit(accepted.path)
-            features = features[accepted.path]
             new = [*(tree.tokens[i] for i in accepted.path[1:]), accepted.bonus]
             context.tokens.extend(new)
             context.position += len(new)
             over = output.extend(new)
+            verified = time.perf_counter()
+            if drafter is not None and not over:
+                drafter.observe(new, features[accepted.path])
             ended = time.perf_counter()
-            trace.add(tree.n_draft, len(new) - 1, drafted - began, ended - drafted, _forward_s(target, drafter) - inside)
+            trace.add(
+                tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted,
+                target.forward_s - target_s, _forward_s(drafter) - drafter_s,
+            )  # fmt: skip
         assert output.finish is not None
         return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)
 
     return decode
 
 
-def _forward_s(target: Target, drafter: Drafter | None) -> float:
-    return target.forward_s + (drafter.forward_s if drafter is not None else 0.0)
+def _forward_s(drafter: Drafter | None) -> float:
+    return drafter.forward_s if drafter is not None else 0.0

@@ -10,6 +10,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,15 +86,9 @@ class Chooser:
         return uniform(self.params.key, b"accept", position, attempt) < probability
 
     def children(self, q: Tensor, k: int, position: int, node: int) -> list[int]:
-        """Up to k distinct tokens drawn from q [vocab] without replacement, in order of draw (Gumbel-top-k)."""
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(
-                hashlib.blake2b(struct.pack(">QQQ", self.params.key, position, node) + b"draft", digest_size=8).digest(),
-                "big",
-            )
-            >> 1
-        )
-        noise = -torch.log(torch.empty(q.shape, dtype=torch.float64).exponential_(generator=generator)).to(q.device)
-        keys = torch.where(q > 0, q.log() + noise, -torch.inf)
-        best = keys.topk(min(k, int((q > 0).sum())))
-        return best.indices.tolist()
+        """Up to k distinct tokens drawn from q [vocab] without replacement, in order of draw: the k first arrivals of
+        exponential clocks with rates q."""
+        digest = hashlib.blake2b(struct.pack(">QQQ", self.params.key, position, node) + b"draft", digest_size=16).digest()
+        clocks = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big"))).standard_exponential(len(q))
+        rates = q / torch.from_numpy(clocks).to(q.device)
+        return rates.topk(min(k, int((q > 0).sum()))).indices.tolist()

@@ -6,13 +6,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 
 from methods.engine.cache import TreeCache
 from methods.engine.tree import Tree
@@ -59,6 +59,7 @@ class HFTarget:
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
             raise ValueError("models with a sliding window cannot verify trees here: the path kept may leave the window")
         model.eval()
+        model.generation_config = GenerationConfig()  # no penalties or samplers of a repository's own in `hf-generate`
         model.set_attn_implementation("grouped")
         self.model, self.body, self.lm_head = model, model.model, model.get_output_embeddings()
         self.embedding: Tensor = model.get_input_embeddings().weight
@@ -72,14 +73,18 @@ class HFTarget:
         self.forward_s = 0.0
         self._n_pending = 0
 
-    @contextmanager
-    def stock_attention(self) -> Iterator[None]:
+    def stock_attention(self) -> AbstractContextManager[None]:
         """Transformers' own attention for a while: what its own `generate` is measured with."""
-        self.model.set_attn_implementation("sdpa")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation("grouped")
+
+        @contextmanager
+        def switched() -> Iterator[None]:
+            self.model.set_attn_implementation("sdpa")
+            try:
+                yield
+            finally:
+                self.model.set_attn_implementation("grouped")
+
+        return switched()
 
     def synchronise(self) -> None:
         """Wait for the device, so that the clock reads finished work."""
