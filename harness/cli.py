@@ -108,6 +108,47 @@ def matrix(tier: str, **options: Any) -> None:
 
 
 @cli.command()
+@click.option("--method", default="eagle2", show_default=True, metavar="eagle2|eagle2-fr", help="Whose tree to tune.")
+@model_option
+@click.option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable; 0 by default.")
+@click.option("--conversations", type=int, default=16, show_default=True, help="Held-out training prompts to tune on.")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--save", type=click.Path(path_type=Path), default=None, help="Where to save it (default: the cache folder).")
+@include_option
+def tune(**options: Any) -> None:
+    """Find the tree that pays best on this machine, and save it as `--preset tuned`."""
+    from harness.commands import tune_command
+
+    tune_command(**options)
+
+
+@cli.command()
+@click.option("--method", "names", multiple=True, default=("eagle1", "eagle2"), metavar="NAME", help="Repeatable.")
+@model_option
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--limit", type=int, default=1, show_default=True, help="Bundled prompts a task.")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@click.option("--preset", default="paper", show_default=True, help="A named set of options.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
+@click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--sweep", is_flag=True, help="Speed of vanilla and eagle2 against context and tree size instead.")
+@click.option("--context", "contexts", type=int, multiple=True, default=(128, 512, 1024, 2048, 4096), help="For --sweep; repeatable.")
+@click.option("--tree", "trees", type=int, multiple=True, default=(8, 16, 32, 60, 120), help="Nodes, for --sweep; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/profile"), show_default=True)
+@include_option
+def profile(**options: Any) -> None:
+    """Where a step's time goes, with the ceilings beside it; or, with --sweep, speed by context and tree size."""
+    from harness.commands import profile_command
+
+    profile_command(**options)
+
+
+@cli.command()
 @click.option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A folder with records.jsonl.")
 @click.option(
     "--compare",

@@ -179,11 +179,173 @@ class Part:
     max_new_tokens: int
 
 
+def _tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    from harness import tuned
+
+    return tuned.lookup(_tuned_key(config, method, head, o), config.folder / f"{config.name}.tuned.json")
+
+
+def _tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    import torch
+
+    from harness.environment import cpu_name
+    from harness.fetch import sha256_file
+    from harness.loading import resolve_dtype
+    from harness.tuned import Key
+
+    threads = o["threads"] or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    weights = head / "model.safetensors" if head else None
+    return Key(
+        model=config.name,
+        head=sha256_file(weights) if weights and weights.exists() else "",
+        method=method,
+        temperature=o["temperature"],
+        dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
+        threads=threads,
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+    )
+
+
+def tune_command(**o: Any) -> None:
+    """Find the best tree for each temperature, print what was found, and save it as the preset `tuned`."""
+    for name, least in (("conversations", 1), ("max_new_tokens", 2)):
+        if o[name] is not None and o[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} is {o[name]}; it must be at least {least}")
+    if o["dtype"] not in DTYPES:
+        raise unknown("dtype", o["dtype"], DTYPES)
+    include_all(o["includes"])
+    config = model_configs.model_config(o["model"])
+    m = methods.get(o["method"])
+    from harness import runner
+    from harness.environment import keep_freed_memory
+
+    if not runner.is_tunable(m):
+        raise UserError(f"method {m.name} has no dynamic tree to tune; eagle2 and eagle2-fr have")
+    (arm,) = runner.make_arms((m.name,), "paper", {}, config, o["head"] or config.head_folder)
+    keep_freed_memory()
+    from harness import tuned
+    from harness.loading import load
+    from harness.train.command import evaluation_prompts
+    from harness.tune import tune
+
+    evaluation = [text for texts in evaluation_prompts().values() for text in texts]
+    for temperature in o["temperatures"] or (0.0,):
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise UserError(f"--temperature is {temperature}; it must be 0 (greedy) or more")
+        key = _tuned_key(config, m.name, o["head"] or config.head_folder, o | {"temperature": temperature})
+        loaded = load(config, key.dtype, head=o["head"])
+        ranked, costs = tune(
+            loaded, temperature=temperature, frequent=arm.options.get("frequent"), n_prompts=o["conversations"],
+            max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, evaluation=evaluation,
+        )  # fmt: skip
+        best = ranked[0]
+        paper = next((c for c in ranked if (c.top_k, c.depth, c.total) == tuple(arm.options[k] for k in ("top_k", "depth", "total"))), None)
+        click.echo(f"{m.name} on {config.name}, T = {temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:")
+        click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
+        for what, c in (*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *((("paper", paper),) if paper else ())):
+            click.echo(
+                f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
+                f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
+            )
+        if best.speedup <= 1:
+            click.echo(f"speculation does not pay on this machine: the best tree is predicted at {best.speedup:.2f}x of vanilla")
+        options = {"top_k": best.top_k, "depth": best.depth, "total": best.total}
+        predicted = {
+            "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
+            "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
+            "conversations": o["conversations"],
+        }  # fmt: skip
+        path = tuned.save(tuned.Entry(key, options, predicted), o["save"])
+        _say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {temperature:g} ...` uses it")
+
+
+def profile_command(**o: Any) -> None:
+    """Profile vanilla and the methods asked for, print and write tables and plots; with `sweep`, speed against context."""
+    if o["limit"] < 1:
+        raise UserError(f"--limit is {o['limit']}; it must be at least 1")
+    _checked({"repeats": 1, "top_p": 1.0, **o})
+    include_all(o["includes"])
+    config = model_configs.model_config(o["model"])
+    names = ("vanilla", *(n for n in o["names"] if n != "vanilla"))
+    part = _part(config, {**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "names": names,
+                          "task_names": ("all",), "source": "bundled"})  # fmt: skip
+    untraced = [a.name for a in part.arms if a.method.external]
+    if untraced:
+        raise UserError(f"method {untraced[0]} is another loop: it has no steps to profile")
+    import torch
+
+    from harness import profiling
+    from harness.environment import keep_freed_memory
+    from harness.loading import load
+    from methods.base import SamplerParams
+
+    keep_freed_memory()
+    torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
+    _say(f"loading {config.title} ...")
+    loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for a in part.arms))
+    stop = frozenset(config.stop_ids)
+    params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
+    where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"
+    if o["sweep"]:
+        tree_arms = [
+            (f"{n} nodes", a)
+            for n in o["trees"] for a in make_trees(config, o, n)
+        ]  # fmt: skip
+        text = loaded.encode("\n\n".join(t for ps in part.prompt_sets for p in ps.prompts for t in p.turns))
+        while len(text) < max(o["contexts"]):
+            text = text + text
+        vanilla = next(a for a in part.arms if a.name == "vanilla")
+        _say(f"contexts {', '.join(map(str, o['contexts']))} x trees {', '.join(map(str, o['trees']))} ...")
+        rows = profiling.sweep(
+            loaded, [("vanilla", vanilla), *tree_arms], o["contexts"], text, SamplerParams(32, temperature=o["temperature"], key=1)
+        )
+        if rows.empty:
+            raise UserError(f"no context of {', '.join(map(str, o['contexts']))} fits into the model's {config.context_length} tokens")
+        click.echo(rows.pivot(index="arm", columns="context", values="tokens_per_s").reindex(rows["arm"].unique()).round(1).to_string())
+        written = profiling.write_sweep(rows, where, o["out"])
+    else:
+        prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(o["limit"])
+                   for ps in part.prompt_sets if i < len(ps.prompts)]  # fmt: skip
+        profiles = []
+        for arm in part.arms:
+            _say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
+            profiles.append(profiling.profile(loaded, arm, prompts, params))
+        rows = profiling.profile_rows(profiles, profiles[0])
+        text_out = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
+        click.echo(text_out)
+        written = profiling.write_profile(rows, text_out, where, o["out"])
+    for path in written:
+        click.echo(path)
+
+
+def make_trees(config: Any, o: dict[str, Any], total: int) -> tuple[Any, ...]:
+    from harness import runner
+
+    return runner.make_arms(("eagle2",), "paper", {"total": str(total)}, config, o["head"] or config.head_folder)
+
+
+def _known_best(config: Any, part: Part, o: dict[str, Any]) -> dict[str, float]:
+    """The best decode speedup that `harness tune` predicted over all trees, by method, where it was run here."""
+    from harness.runner import is_tunable
+
+    best = {}
+    for arm in part.arms:
+        if is_tunable(arm.method):
+            try:
+                best[arm.name] = float(_tuned(config, arm.name, o["head"] or config.head_folder, o).predicted["speedup"])
+            except UserError:
+                continue
+    return best
+
+
 def _part(config: Any, o: dict[str, Any]) -> Part:
     from harness import runner
 
-    has_head = o["head"] is not None or config.head is not None
-    arms = runner.make_arms(o["names"], o["preset"], parse_changes(o["changes"]), config.presets, has_head, config.name)
+    head = o["head"] or config.head_folder
+    arms = runner.make_arms(
+        o["names"], o["preset"], parse_changes(o["changes"]), config, head, lambda method: _tuned(config, method, head, o).options
+    )
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

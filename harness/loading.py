@@ -35,6 +35,7 @@ class Loaded:
     dtype: str
     target_sha: str
     head_sha: str | None
+    frequent_sha: str | None = None  # of the list of frequent tokens beside the head
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
@@ -142,12 +143,34 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
         target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
-    drafter, head_sha = None, None
+    drafter, head_sha, frequent_sha = None, None, None
     head_folder = head or config.head_folder
     if with_head and head_folder is not None:
         weights, head_sha = load_head(head_folder, config.name, target.embedding.shape, target_sha)
-        drafter = EagleDrafter(weights.to(where, target.dtype), target.embedding, target.lm_head)
-    return Loaded(config, target, drafter, tokenizer, name, target_sha, head_sha)
+        frequent, frequent_sha = load_frequent(head_folder, len(target.embedding))
+        drafter = EagleDrafter(weights.to(where, target.dtype), target.embedding, target.lm_head, frequent)
+    return Loaded(config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha)
+
+
+FREQUENT = "frequent.safetensors"
+
+
+def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | None]:
+    """The token ids beside a head, most frequent in its training data first, and their file's hash; None without one.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold distinct token ids.
+    """
+    file = folder / FREQUENT
+    if not file.exists():
+        return None, None
+    try:
+        tokens = load_file(file)["tokens"].long()
+    except (SafetensorError, OSError, KeyError) as e:
+        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
+    if tokens.dim() != 1 or len(tokens) < 1 or len(tokens.unique()) < len(tokens) or not 0 <= tokens.min() <= tokens.max() < vocab:
+        raise UserError(f"{file}: expected distinct token ids under {vocab}")
+    return tokens, sha256_file(file)
 
 
 def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha: str) -> tuple[EagleHead, str]:

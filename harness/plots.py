@@ -47,7 +47,7 @@ from harness.tables import (
     write_file,
 )
 
-_RC = {
+RC = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
     "font.size": 9.5,
@@ -101,10 +101,10 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
             data = collect(panel)
             if data.empty:
                 continue
-            with matplotlib.style.context(["default", _RC]):
+            with matplotlib.style.context(["default", RC]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
                 draw(figure.subplots(), data, panel)
-                written += _save(figure, target / f"{drawing}_{name}")
+                written += save_figure(figure, target / f"{drawing}_{name}")
             written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
     return written
 
@@ -390,7 +390,7 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
     return names
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
     paths = []
     for suffix, metadata in _METADATA.items():
         buffer = io.BytesIO()

@@ -13,12 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import methods
 from harness import environment, records
+from harness.config import ModelConfig
 from harness.errors import UserError, unknown
-from harness.loading import Loaded, ids_sha
+from harness.loading import FREQUENT, Loaded, ids_sha
 from methods.base import Generation, SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import Prompt, PromptSet
@@ -124,7 +126,10 @@ class Runner:
         return self._cell(_baseline_arm(), prompts, 0.0)
 
     def _head_sha(self, arm: Arm) -> str | None:
-        return self.loaded.head_sha if arm.method.needs_head else None
+        head, frequent = self.loaded.head_sha, self.loaded.frequent_sha
+        if arm.method.needs_frequent and head and frequent:
+            return hashlib.sha256(f"{head} {frequent}".encode()).hexdigest()
+        return head if arm.method.needs_head else None
 
     def n_missing(self) -> dict[str, int]:
         """Generations still to be measured, by method. Turn-2 prompts are not known yet: counted by what is recorded."""
@@ -361,42 +366,63 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+TUNED = "tuned"
+
+
 def make_arms(
     names: Sequence[str],
     preset: str,
     changes: Mapping[str, str],
-    model_presets: Mapping[str, Mapping[str, Any]],
-    has_head: bool,
-    model: str,
+    config: ModelConfig,
+    head: Path | None,
+    tuned: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> tuple[Arm, ...]:
-    """Methods by name with their options resolved; `all` = the exact ones of this repository.
+    """Methods by name with their options resolved; `all` = the exact ones of this repository that the model has weights for.
 
-    A `--set` option must belong to at least one of the methods asked for, and changes those that have it.
+    head: the draft head's folder, if there is one. tuned: method -> options, for the preset `tuned`; methods without a tree
+    to tune keep `paper`. A `--set` option must belong to at least one of the methods asked for, and changes those that have it.
 
     Raises:
-        UserError: unknown method, preset or option, a bad value, or a method whose head the model lacks.
+        UserError: unknown method, preset or option, a bad value, or a method asked for by name whose weights the model lacks.
     """
     wanted: list[str] = []
     for name in names:
-        wanted += [n for n in (methods.names(exact=True) if name == "all" else [name]) if n not in wanted]
+        known = [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, head) is None] if name == "all" else [name]
+        wanted += [n for n in known if n not in wanted]
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
-            known = unknown("option", option, {o for m in chosen for o in m.options})
-            raise UserError(f"{known} (of {', '.join(wanted)})")
+            nearest = unknown("option", option, {o for m in chosen for o in m.options})
+            raise UserError(f"{nearest} (of {', '.join(wanted)})")
     arms = []
     for m in chosen:
-        if m.needs_head and not has_head:
-            raise UserError(
-                f"method {m.name} needs a draft head and model {model} has none: `harness train eagle --model {model} --out DIR`"
-            )
+        lacking = _lacks(m, config, head)
+        if lacking:
+            raise UserError(lacking)
         own = {k: v for k, v in changes.items() if k in m.options}
-        presets = model_presets if m.needs_head else {preset: {}} if preset in model_presets else {}
-        options = m.resolve(preset, own, presets)
+        named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
+        if preset == TUNED and tuned is not None and TUNED not in m.presets:
+            named, presets = (TUNED, {TUNED: tuned(m.name)}) if is_tunable(m) else ("paper", config.presets)
+        options = m.resolve(named, own, presets)
         try:
             m.build(**options)
         except ValueError as e:
             raise UserError(f"method {m.name}: {e}") from None
-        label = preset + "".join(f"+{k}={options[k]}" for k in sorted(own))
+        label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     return tuple(arms)
+
+
+def is_tunable(m: methods.Method) -> bool:
+    """Whether `harness tune` knows the method's tree: a dynamic one, ranked by value and reranked."""
+    return m.name in ("eagle2", "eagle2-fr")
+
+
+def _lacks(m: methods.Method, config: ModelConfig, head: Path | None) -> str | None:
+    """What the model lacks of what a method needs, and where to get it; None where nothing."""
+    train = f"`harness train eagle --model {config.name} --out DIR` makes one"
+    if m.needs_head and head is None:
+        return f"method {m.name} needs a draft head and model {config.name} has none: {train}"
+    if m.needs_frequent and head is not None and not (head / FREQUENT).exists():
+        return f"method {m.name} needs a list of frequent tokens and there is no {head / FREQUENT}: {train} with its head"
+    return None

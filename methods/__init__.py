@@ -33,6 +33,7 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]]
     exact: bool
     needs_head: bool
+    needs_frequent: bool
     external: bool
     file: str
     types: Mapping[str, type] = field(default_factory=dict)
@@ -66,10 +67,14 @@ def method(
     line: str,
     exact: bool = True,
     needs_head: bool = False,
+    needs_frequent: bool = False,
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
-    """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it."""
+    """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
+
+    needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
+    """
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
         parameters = inspect.signature(build, eval_str=True).parameters
@@ -80,7 +85,7 @@ def method(
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
         _METHODS[name] = Method(
-            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, external,
+            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, needs_frequent, external,
             file, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
                    for k, p in parameters.items()},
         )  # fmt: skip

@@ -102,16 +102,24 @@ class Drafter(Protocol):
         """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, hidden]. Starts a new step."""
         ...
 
-    def start(self, room: int) -> None:
-        """Forget everything; `room` bounds the pairs and entries to come."""
+    def start(self, room: int, frequent: int | None = None) -> None:
+        """Forget everything; `room` bounds the pairs and entries to come.
+
+        `frequent`: predict over the so many most frequent tokens only; None: over the whole vocabulary.
+        Raises ValueError where the drafter has no list of so many.
+        """
+        ...
+
+    def named(self, columns: Tensor) -> Tensor:
+        """Columns of its logits -> token ids."""
         ...
 
     def root_logits(self) -> Tensor:
-        """[1, vocab]: the head's prediction of what follows the last observed token."""
+        """[1, columns]: the head's prediction of what follows the last observed token."""
         ...
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
-        """Run m nodes of the next level, called level by level from the top -> logits [m, vocab].
+        """Run m nodes of the next level, called level by level from the top -> logits [m, columns].
 
         tokens [m]; parents [m]: each node's parent as an entry number, -1 for the root; sees [m, entries + m] bool: the
         entries (this level's included) each node attends to, all observed pairs besides.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
+class LMHead(Protocol):
+    """The target's LM head: a module of transformers or `engine.layer.Linear`."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class EagleDrafter:
     """Implements methods.base.Drafter with a head and the target's embedding and LM head.
 
@@ -128,8 +136,20 @@ class EagleDrafter:
     the next `observe`, which runs the head on the accepted tokens' true features.
     """
 
-    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: Callable[[Tensor], Tensor], packed: bool = True):
-        self.head, self.embedding, self.lm_head = head.eval(), embedding, lm_head
+    def __init__(
+        self,
+        head: EagleHead,
+        embedding: Tensor,
+        lm_head: LMHead,
+        frequent: Tensor | None = None,
+        packed: bool = True,
+    ):
+        """frequent: token ids, most frequent first; what `start(.., frequent=n)` takes its n from."""
+        self.head, self.embedding, self._lm_head, self._frequent = head.eval(), embedding, lm_head, frequent
+        self._logits: Callable[[Tensor], Tensor] = lm_head
+        self._names: Tensor | None = None
+        self._cut: dict[int, Linear] = {}
+        self._packed = packed
         weight, c = head.fc.weight, head.config
         self.device, self.dtype = weight.device, weight.dtype
         self.forward_s = 0.0
@@ -141,8 +161,11 @@ class EagleDrafter:
         self._capacity = self._n_pairs = self._n_entries = self._level = 0
         self._hidden = torch.empty(0)  # [1 + entries, hidden]: what the head predicted after the root and each entry
 
-    def start(self, room: int) -> None:
+    def start(self, room: int, frequent: int | None = None) -> None:
         c = self.head.config
+        self._logits, self._names = self._lm_head, None
+        if frequent is not None:
+            self._logits, self._names = self._cut_to(frequent)
         self._n_pairs = self._n_entries = self._level = 0
         if room > self._capacity:
             self._capacity = -(-room // 256) * 256
@@ -150,6 +173,18 @@ class EagleDrafter:
             self._keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._values = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._cos, self._sin = rotary_rows(*self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype))
+
+    def _cut_to(self, n: int) -> tuple[Linear, Tensor]:
+        """The LM head's rows of the n most frequent tokens (FR-Spec, arXiv 2502.14856), of all listed if there are fewer."""
+        if self._frequent is None or n < 1:
+            raise ValueError(f"frequent={n}: it must be at least 1, and the draft head needs a list of frequent tokens")
+        names = self._frequent[:n].to(self.device)
+        if n not in self._cut:
+            self._cut[n] = Linear(self._lm_head.weight.detach()[names].contiguous(), packed=self._packed)
+        return self._cut[n], names
+
+    def named(self, columns: Tensor) -> Tensor:
+        return columns if self._names is None else self._names[columns]
 
     def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
         """tokens [m], features [m, hidden], positions [m] -> predicted features [m, hidden]; keys written at `at`."""
@@ -186,10 +221,14 @@ class EagleDrafter:
         self._n_pairs, self._n_entries, self._level = at + m, 0, 0
         self.forward_s += time.perf_counter() - started
 
+    def rewind(self, n: int) -> None:
+        """Forget the last n observed pairs: for measuring a step at one place over and over."""
+        self._n_pairs -= n
+
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
         started = time.perf_counter()
-        logits = self.lm_head(self._hidden[:1])
+        logits = self._logits(self._hidden[:1])
         self.forward_s += time.perf_counter() - started
         return logits
 
@@ -204,7 +243,7 @@ class EagleDrafter:
         started = time.perf_counter()
         features = self._hidden[(parents + 1).to(self.device)]
         out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
-        logits = self.lm_head(out)
+        logits = self._logits(out)
         self.forward_s += time.perf_counter() - started
         self._hidden = torch.cat([self._hidden, out])
         self._n_entries += m

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,58 +30,85 @@ def by_score(scores: Tensor, k: int) -> Tensor:
     return scores.sort(descending=True, stable=True).indices[:k]
 
 
-def dynamic_tree(top_k: int = 10, depth: int = 6, total: int = 59, score: str = "value", rerank: bool = True) -> Grow:
-    """EAGLE-2's tree (arXiv 2406.16858, section 4): expand the `top_k` best nodes of the newest level `depth - 1` times,
-    then keep the `total` best of all nodes.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All nodes of one dynamic draft before reranking, in generation order (level by level): columns [n].
+
+    `tokens`; `parents`: generation numbers, -1 the root; `confidence`, `value`: float32 logs of the node's own probability
+    and of the product along its path; `levels`: where each level ends; `expanded`: per level the numbers of the nodes
+    picked for expansion. At a fixed top_k the pool of a smaller depth is a prefix of this one.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    confidence: Tensor
+    value: Tensor
+    levels: list[int]
+    expanded: list[Tensor]
+
+
+def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value") -> Pool:
+    """Expand the `top_k` best nodes of the newest level `depth - 1` times (EAGLE-2, section 4.1)."""
+    logits = drafter.root_logits()
+    here = logits.device
+    tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
+    values = own  # log of the path product of confidences
+    expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
+    entries = torch.full((1,), -1, device=here)  # their entry numbers in the drafter
+    sees = torch.zeros(1, 0, dtype=torch.bool, device=here)  # which entries each of them attends to
+    drafted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    frontiers: list[Tensor] = []
+    levels = [0]
+    for level in range(1, depth + 1):
+        k, level_tokens, level_values = tokens.shape[1], drafter.named(tokens.flatten()), values.flatten()
+        drafted.append((level_tokens, expanded.repeat_interleave(k), own.flatten(), level_values))
+        picked = by_score(level_values if score == "value" else own.flatten(), top_k)
+        frontiers.append(picked + levels[-1])
+        levels.append(levels[-1] + len(level_tokens))
+        if level == depth:
+            break
+        row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
+        sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
+        logits = drafter.expand(level_tokens[picked], entries[row], sees)
+        expanded, entries = frontiers[-1], torch.arange(before, before + m, device=here)
+        tokens, own = best_children(logits, top_k)
+        values = own + level_values[picked, None]
+    columns = (torch.cat(column) for column in zip(*drafted, strict=True))
+    return Pool(*columns, levels=levels[1:], expanded=frontiers)
+
+
+def dynamic_tree(
+    top_k: int = 10, depth: int = 6, total: int = 59, score: str = "value", rerank: bool = True, frequent: int | None = None
+) -> Grow:
+    """EAGLE-2's tree (arXiv 2406.16858, section 4): `draft_pool`, then keep the `total` best of all nodes.
 
     score: "value" ranks nodes by the path product of confidences, "confidence" by their own alone (ablation).
     rerank: False keeps the expanded nodes of each level in level order, cut at `total` (ablation).
+    frequent: the drafter predicts over this many frequent tokens only (FR-Spec); None is the whole vocabulary.
     """
     if min(top_k, depth, total) < 1:
         raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        logits = drafter.root_logits()
-        here = logits.device
-        tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
-        values = own  # log of the path product of confidences
-        expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
-        entries = torch.full((1,), -1, device=here)  # their entry numbers in the drafter
-        sees = torch.zeros(1, 0, dtype=torch.bool, device=here)  # which entries each of them attends to
-        drafted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # all nodes, in generation order
-        frontiers: list[Tensor] = []
-        n_drafted = 0
-        for level in range(1, depth + 1):
-            k, level_tokens, level_values = tokens.shape[1], tokens.flatten(), values.flatten()
-            drafted.append((level_tokens, expanded.repeat_interleave(k), own.flatten(), level_values))
-            picked = by_score(level_values if score == "value" else own.flatten(), top_k)
-            frontiers.append(picked + n_drafted)
-            if level == depth:
-                break
-            row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
-            sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
-            logits = drafter.expand(level_tokens[picked], entries[row], sees)
-            expanded, entries = frontiers[-1], torch.arange(before, before + m, device=here)
-            n_drafted += len(level_tokens)
-            tokens, own = best_children(logits, top_k)
-            values = own + level_values[picked, None]
-        all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))
+        pool = draft_pool(drafter, top_k, depth, score)
         if not rerank:
-            kept = torch.cat(frontiers)[:total]
+            kept = torch.cat(pool.expanded)[:total]
         elif score == "value":
-            kept = by_score(value, total).sort().values
+            kept = by_score(pool.value, total).sort().values
         else:
-            kept = torch.tensor(sorted(_best_first(parents.tolist(), confidence.tolist(), total)), device=here)
-        numbers, kept_tokens, kept_parents = torch.stack([kept, all_tokens[kept], parents[kept]]).tolist()  # the one host sync
+            kept = _best_first(pool, total)
+        # the one host sync
+        numbers, tokens, parents = torch.stack([kept, pool.tokens[kept], pool.parents[kept]]).tolist()
         place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
-        return Tree([context.root, *kept_tokens], [-1, *(place[p] for p in kept_parents)])
+        return Tree([context.root, *tokens], [-1, *(place[p] for p in parents)])
 
-    return Grow(tree, max(total, top_k * depth))
+    return Grow(tree, max(total, top_k * depth), frequent)
 
 
-def _best_first(parents: list[int], confidence: list[float], total: int) -> list[int]:
+def _best_first(pool: Pool, total: int) -> Tensor:
     """The `total` most confident nodes among those whose parent is in; generation order settles ties (shallower first)."""
+    parents, confidence = pool.parents.tolist(), pool.confidence.tolist()
     children: dict[int, list[int]] = {}
     for i, p in enumerate(parents):
         children.setdefault(p, []).append(i)
@@ -92,7 +120,7 @@ def _best_first(parents: list[int], confidence: list[float], total: int) -> list
         kept.append(i)
         for c in children.get(i, []):
             heapq.heappush(open_nodes, (-confidence[c], c))
-    return kept
+    return torch.tensor(sorted(kept), device=pool.parents.device)
 
 
 def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:

@@ -28,10 +28,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Grow:
-    """How a method drafts: `tree(drafter, context) -> Tree`; `most` bounds its draft nodes and its drafter entries."""
+    """How a method drafts: `tree(drafter, context) -> Tree`; `most` bounds its draft nodes and its drafter entries;
+    `frequent`: the drafter predicts over so many frequent tokens only (None: over all)."""
 
     tree: Callable[[Drafter | None, Context], Tree]
     most: int
+    frequent: int | None = None
 
 
 def speculative(grow: Grow, verify: Verify = walk) -> Decode:
@@ -46,7 +48,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
         over = output.extend(context.tokens[-1:])
         if drafter is not None and not over:
-            drafter.start(len(prompt_ids) + room)
+            drafter.start(len(prompt_ids) + room, grow.frequent)
             drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
         prefill_s = time.perf_counter() - started
         while not over:

@@ -1,0 +1,257 @@
+"""`harness tune`: the tree that pays best on this machine, found on held-out training prompts, never on a task's.
+
+1. Vanilla answers some held-out ShareGPT prompts at the temperature asked for.
+2. At every position of those answers, and for every top_k, the drafter's whole pool is drafted to the greatest depth, as
+   decoding would draft it there. `walk` accepts a draft exactly where it is the token vanilla draws, so a decode with any
+   smaller depth or total is replayed from the ranks of the answer's own tokens in the pool: no forward is run for it.
+3. What a step costs is measured: a target forward by rows, a draft by top_k and depth.
+4. The best of all trees is the one with the most tokens per second: tau / (c_verify + c_draft).
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+import methods
+from harness.loading import Loaded
+from harness.train import sharegpt
+from methods.base import SamplerParams
+from methods.engine.draft_head import EagleDrafter
+from methods.engine.grow import draft_pool, dynamic_tree
+from methods.engine.loop import Context
+from methods.engine.sampling import Chooser, stream_key
+from methods.engine.tree import chain
+from methods.engine.verify import walk
+
+TOP_KS = (2, 4, 6, 8, 10)
+DEPTHS = tuple(range(1, 9))
+TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)
+ROWS = (1, 2, 4, 6, 8, 11, 16, 21, 26, 33, 41, 60)
+ROUNDS = 9  # repeats of every timing; medians are used
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- prompts ----
+
+
+def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
+    """The last `n` usable training prompts (token ids): training takes them from the front, and none is a task's."""
+    texts, _ = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed)[-6 * n :], evaluation)
+    encoded = (loaded.encode(loaded.render([("user", text)])) for text in reversed(texts))
+    return list(itertools.islice((ids for ids in encoded if len(ids) <= longest), n))
+
+
+# ---- 1, 2: answers and pools ----
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    prompt: list[int]
+    ids: list[int]  # what vanilla answered
+
+
+def vanilla_answers(loaded: Loaded, prompts: Sequence[list[int]], temperature: float, max_new_tokens: int) -> list[Answer]:
+    decode = methods.get("vanilla").build()
+    found = []
+    for i, prompt in enumerate(prompts):
+        params = SamplerParams(
+            max_new_tokens, frozenset(loaded.config.stop_ids), temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0)
+        )
+        ids = decode(prompt, loaded.target, None, params).token_ids
+        if len(ids) > 1:
+            found.append(Answer(prompt, ids))
+    return found
+
+
+def path_ranks(
+    tokens: np.ndarray, parents: np.ndarray, value: np.ndarray, levels: Sequence[int], answer: Sequence[int]
+) -> np.ndarray:
+    """[depth, depth]: entry (m, d - 1) is the rank of the answer's (m+1)-th token among the pool's nodes down to level d,
+    or the size of the pool where that token is not in it (then it is in no tree)."""
+    depth, absent = len(levels), len(tokens)
+    ranks = np.full((depth, depth), absent, dtype=np.int64)
+    node = -1
+    for m in range(min(depth, len(answer))):
+        found = np.flatnonzero((parents == node) & (tokens == answer[m]))
+        if not len(found):
+            break
+        node = int(found[0])
+        better = value > value[node]
+        equal = value[:node] == value[node]
+        for d in range(m + 1, depth + 1):
+            ranks[m, d - 1] = int(better[: levels[d - 1]].sum()) + int(equal.sum())
+    return ranks
+
+
+@torch.inference_mode()
+def answer_ranks(loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None) -> np.ndarray:
+    """[positions, depth, depth]: `path_ranks` at every position of an answer a step may start from."""
+    drafter, n_prompt = loaded.drafter, len(answer.prompt)
+    assert drafter is not None
+    text = [*answer.prompt, *answer.ids]
+    features, _ = loaded.target.prefill(text[:-1], 1)
+    drafter.start(len(text) + top_k * depth, frequent)
+    seen, rows = 0, []
+    for j in range(len(answer.ids) - 1):
+        now = n_prompt + j
+        drafter.observe(text[seen + 1 : now + 1], features[seen:now])
+        seen = now
+        pool = draft_pool(drafter, top_k, depth)
+        columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())
+        rows.append(path_ranks(*columns, pool.levels, answer.ids[j + 1 :]))
+    return np.array(rows)
+
+
+def replayed_tau(ranks: Sequence[np.ndarray], depth: int, total: int) -> float:
+    """tau of decoding the answers with a tree of this depth and total: tokens per forward, over all answers."""
+    tokens = forwards = 0
+    for answer in ranks:
+        # a path's values never rise, so its ranks never fall: what is in the tree is a run from the root
+        accepted = (answer[:, :depth, depth - 1] < total).cumprod(axis=1).sum(axis=1).tolist()
+        at, n = 0, len(accepted)
+        tokens += n
+        while at < n:
+            forwards += 1
+            at += accepted[at] + 1
+    return tokens / forwards
+
+
+# ---- 3: costs ----
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds on this machine. `verify[rows]`: target forward, acceptance and commit; `draft[top_k, depth]`: growing a tree
+    and running the head over the tokens accepted; `step`: plain decoding of one token; at a context of `context` tokens."""
+
+    context: int
+    step: float
+    verify: dict[int, float]
+    draft: dict[tuple[int, int], float]
+
+    def verify_s(self, rows: int) -> float:
+        return float(np.interp(rows, sorted(self.verify), [self.verify[r] for r in sorted(self.verify)]))
+
+
+@torch.inference_mode()
+def measure_costs(
+    loaded: Loaded, context: int, top_ks: Sequence[int], depths: Sequence[int], temperature: float, frequent: int | None,
+    rounds: int = ROUNDS, rows: Sequence[int] = ROWS,
+) -> Costs:  # fmt: skip
+    """Medians over `rounds` passes, everything interleaved, so that a drift of the machine hits all alike."""
+    target, drafter = loaded.target, loaded.drafter
+    assert drafter is not None
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, len(target.embedding), (context,), generator=generator).tolist()
+    chooser = Chooser(SamplerParams(1, temperature=temperature, key=1))
+    features, _ = target.prefill(ids, max(rows) + 64)
+    drafter.start(context + max(top_ks) * max(depths) + 8, frequent)
+    drafter.observe([*ids[1:], ids[0]], features)
+    draw = ids[:2]
+    samples: dict[Any, list[float]] = {}
+
+    def timed(name: Any, work: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        work()
+        target.synchronise()
+        samples.setdefault(name, []).append(time.perf_counter() - started)
+
+    def verify(n: int) -> None:
+        tree = chain(ids[0], ids[1:n])
+        _, logits = target.verify(tree)
+        walk(tree, logits, chooser, 0)
+        target.commit([0])
+        target.cache.length -= 1
+
+    def step() -> None:
+        chooser.token(target.step(ids[0]), 0)
+        target.cache.length -= 1
+
+    for _ in range(rounds + 1):
+        timed("step", step)
+        for n in rows:
+            timed(("verify", n), lambda n=n: verify(n))
+        for k, d in itertools.product(top_ks, depths):
+            drafter.observe(draw, features[:2])
+            drafter.rewind(2)
+            grow = dynamic_tree(k, d, max(TOTALS), frequent=frequent)
+            context_of_tree = Context(ids, 1, chooser)
+            timed(("tree", k, d), lambda grow=grow, c=context_of_tree: grow.tree(drafter, c))
+
+            def observe() -> None:
+                drafter.observe(draw, features[:2])
+                drafter.rewind(2)
+
+            timed("observe", observe)
+    middle = {name: median(times[1:]) for name, times in samples.items()}
+    return Costs(
+        context,
+        middle["step"],
+        {n: middle["verify", n] for n in rows},
+        {(k, d): middle["tree", k, d] + middle["observe"] for k, d in itertools.product(top_ks, depths)},
+    )
+
+
+# ---- 4: the best ----
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tree with what is expected of it; costs in vanilla steps."""
+
+    top_k: int
+    depth: int
+    total: int
+    tau: float
+    c_verify: float
+    c_draft: float
+
+    @property
+    def speedup(self) -> float:
+        return self.tau / (self.c_verify + self.c_draft)
+
+
+def choices(ranks_by_k: dict[int, list[np.ndarray]], costs: Costs, depths: Sequence[int], totals: Sequence[int]) -> list[Choice]:
+    """Every tree that the ranks and costs cover, best first."""
+    found = []
+    for top_k, ranks in ranks_by_k.items():
+        for depth in depths:
+            most = top_k + (depth - 1) * top_k * top_k
+            for total in sorted({min(t, most) for t in totals}):
+                tau = replayed_tau(ranks, depth, total)
+                verify, draft = costs.verify_s(total + 1) / costs.step, costs.draft[top_k, depth] / costs.step
+                found.append(Choice(top_k, depth, total, tau, verify, draft))
+    return sorted(found, key=lambda c: -c.speedup)
+
+
+def tune(
+    loaded: Loaded, *, temperature: float, frequent: int | None, n_prompts: int, max_new_tokens: int, evaluation: Iterable[str],
+    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, prompts: Sequence[list[int]] | None = None,
+    rounds: int = ROUNDS,
+) -> tuple[list[Choice], Costs]:  # fmt: skip
+    """All trees, best first, and the costs they were judged by."""
+    assert isinstance(loaded.drafter, EagleDrafter)
+    prompts = prompts or held_out_prompts(loaded, n_prompts, 600, evaluation)
+    say(f"answering {len(prompts)} held-out training prompts at T = {temperature:g} ...")
+    answers = vanilla_answers(loaded, prompts, temperature, max_new_tokens)
+    context = int(np.mean([len(a.prompt) + len(a.ids) / 2 for a in answers]))
+    say(f"measuring what steps cost at a context of {context} tokens ...")
+    costs = measure_costs(loaded, context, top_ks, depths, temperature, frequent, rounds)
+    ranks: dict[int, list[np.ndarray]] = {}
+    n = sum(len(a.ids) - 1 for a in answers)
+    for top_k in top_ks:
+        say(f"drafting at {n} positions with top_k {top_k} ...")
+        ranks[top_k] = [answer_ranks(loaded, a, top_k, max(depths), frequent) for a in answers]
+    return choices(ranks, costs, depths, TOTALS), costs

@@ -1,0 +1,81 @@
+"""The preset `tuned`: options that `harness tune` found for one model, method, temperature and machine.
+
+Entries lie in the cache folder (found here) and in `models/<name>.tuned.json` (shipped, for the machines named in it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.fetch import cache_dir, whole_file
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an entry holds for; all of it must agree."""
+
+    model: str
+    head: str  # sha256 of the head's weights
+    method: str
+    temperature: float
+    dtype: str
+    threads: int
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`options`: what to run with; `predicted`: tau, step costs and decode speedup on the prompts tuned on."""
+
+    key: Key
+    options: Mapping[str, Any]
+    predicted: Mapping[str, Any]
+
+
+def entries(shipped: Path) -> list[Entry]:
+    """Those found on this machine first."""
+    found: list[Entry] = []
+    for path in (cache_dir() / "tuned.json", shipped):
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            found += [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in rows]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise UserError(f"{path} is no list of tuned presets ({e}); remove it and run `harness tune` again") from None
+    return found
+
+
+def lookup(key: Key, shipped: Path) -> Entry:
+    """Raises:
+    UserError: nothing was tuned for this key; says what to run.
+    """
+    known = entries(shipped)
+    for entry in known:
+        if entry.key == key:
+            return entry
+    near = ", ".join(sorted({f"T = {e.key.temperature:g}" for e in known if (e.key.model, e.key.method) == (key.model, key.method)}))
+    others = f" (there are some for {near}, perhaps elsewhere)" if near else ""
+    raise UserError(
+        f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads on "
+        f"this machine and with this head{others}: "
+        f"`harness tune --model {key.model} --method {key.method} --temperature {key.temperature:g}` makes one"
+    )
+
+
+def save(new: Entry, path: Path | None = None) -> Path:
+    """Put an entry in the place of an older one with the same key."""
+    path = path or cache_dir() / "tuned.json"
+    rows = []
+    if path.exists():
+        rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["key"] != asdict(new.key)]
+    rows.append({"key": asdict(new.key), "options": dict(new.options), "predicted": dict(new.predicted)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as tmp:
+        tmp.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return path
