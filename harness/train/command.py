@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -18,10 +19,10 @@ from harness.config import model_config
 from harness.environment import keep_freed_memory
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
-from harness.loading import Loaded, load
+from harness.loading import FREQUENT, Loaded, load
 from harness.train import sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards
-from harness.train.eagle import TrainSettings, hold_out, train
+from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, train
 from methods.engine.draft_head import EagleHead, HeadConfig
 
 MAX_PROMPT = 1100  # tokens of a prompt to be answered
@@ -78,11 +79,15 @@ def train_eagle(
         head, loaded.target.embedding.detach().to(torch.bfloat16), loaded.target.lm_head.weight.detach().to(torch.bfloat16),
         pool, held, settings, work,
     )  # fmt: skip
+    answers = read_shards(work / "answers", hidden)
     save_head(
         head,
         out,
         loaded,
         curve,
+        calibration(head, loaded.target.embedding.detach().to(torch.bfloat16),
+                    loaded.target.lm_head.weight.detach().to(torch.bfloat16), held),
+        frequent_tokens(answers, len(loaded.target.embedding)),
         {
             "model": config.name,
             "answer_tokens": answer_tokens,
@@ -152,8 +157,12 @@ def head_config(loaded: Loaded) -> HeadConfig:
     )  # fmt: skip
 
 
-def save_head(head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Official layout in bf16, with how it was made: `training.json` (settings) and `curve.jsonl`."""
+def save_head(
+    head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], calibrated: list[dict[str, float]],
+    frequent: np.ndarray, settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Official layout in bf16, the list of frequent tokens, and how it was made: `training.json` (settings), `curve.jsonl` and
+    `calibration.jsonl`."""
     out.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in head.state_dict().items()}
     file = out / "model.safetensors"
@@ -169,8 +178,11 @@ def save_head(head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, 
         tmp.write_text(json.dumps(config, indent=2) + "\n")
     with whole_file(out / "training.json") as tmp:
         tmp.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    with whole_file(out / "curve.jsonl") as tmp:
-        tmp.write_text("".join(json.dumps(row) + "\n" for row in curve))
+    for name, rows in (("curve.jsonl", curve), ("calibration.jsonl", calibrated)):
+        with whole_file(out / name) as tmp:
+            tmp.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with whole_file(out / FREQUENT) as tmp:
+        save_file({"tokens": torch.from_numpy(frequent)}, tmp)
 
 
 def _same_work(work: Path, made_from: dict[str, Any]) -> None:

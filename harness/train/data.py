@@ -1,7 +1,8 @@
 """The training set on disk: shards of on-policy conversations with their features, made once, resumable, seeded.
 
 A shard is two files: `shard-00000.npz` (ids of all conversations end to end, offsets, prompt lengths, greedy flags) and
-`shard-00000.features` (bf16 bits, row per token, memory-mapped by the trainer). A shard exists whole or not at all.
+`shard-00000.features` (bf16 bits, row per token, memory-mapped by the trainer). A shard exists whole or not at all; where
+only its features are missing they are computed again from its ids, so the ids alone are enough to repeat a training.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def make_shards(
     *,
     stop_ids: set[int],
     n_tokens: int,
-    max_new_tokens: int = 160,
+    max_new_tokens: int = 192,
     shard_prompts: int = 512,
     n_slots: int = 64,
     greedy_share: float = 0.5,
@@ -52,7 +53,10 @@ def make_shards(
         if held >= n_tokens:
             break
         meta = folder / f"shard-{number:05d}.npz"
-        if not meta.exists():
+        if meta.exists() and not meta.with_suffix(".features").exists():
+            say(f"{meta.name}: computing the features of its stored ids ...")
+            _write_shard(meta, sorted(text_features(model, _stored_texts(meta)), key=lambda a: a.index))
+        elif not meta.exists():
             chunk = sorted(prompts[first : first + shard_prompts], key=len)
             made = 0
 
@@ -110,6 +114,12 @@ def make_text_shards(
     return held
 
 
+def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
+    with np.load(meta) as shard:
+        ids, offsets, n_prompt = shard["ids"], shard["offsets"], shard["n_prompt"]
+    return [(ids[a:b].tolist(), int(n)) for a, b, n in zip(offsets[:-1], offsets[1:], n_prompt, strict=True)]
+
+
 def _write_shard(meta: Path, done: list) -> None:
     features = meta.with_suffix(".features")
     tmp = features.with_suffix(".part")
@@ -118,7 +128,7 @@ def _write_shard(meta: Path, done: list) -> None:
             f.write(a.features.tobytes())
     os.replace(tmp, features)
     tmp = meta.with_suffix(".part.npz")
-    np.savez(
+    np.savez_compressed(
         tmp,
         ids=np.concatenate([a.ids for a in done]),
         offsets=np.cumsum([0, *[len(a.ids) for a in done]]),

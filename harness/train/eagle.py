@@ -204,6 +204,43 @@ def held_out_acceptance(
     return {"top1": top1 / n, "top10": top10 / n, "chain_tau": 1 + float(chained.sum()) / starts}
 
 
+@torch.no_grad()
+def calibration(
+    head: EagleHead, embedding: Tensor, lm_head: Tensor, items: list[Conversation], *, top_k: int = 10, depth: int = 4, n_bins: int = 10
+) -> list[dict[str, float]]:
+    """The head's confidence against what happens, on held-out conversations: EAGLE-2's value rests on their agreement.
+
+    One row a depth and confidence bin: `n` children (the head's top_k at each pair), their mean `confidence`, `accepted`: the
+    share that is the target's argmax, `sampled`: the target's mean probability of them (acceptance at T = 1). Depth s > 1:
+    the head runs on its own features, the s - 1 tokens before being the answer's.
+    """
+    sums = np.zeros((depth, n_bins, 4))
+    for first in range(0, len(items), 8):
+        batch = collate(items[first : first + 8], 512, embedding.shape[1])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
+                p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
+                target = F.linear(batch.features[:, 1:][valid], lm_head).float()
+                best = p.topk(top_k)
+                hit = best.indices == target.max(-1).indices[:, None]
+                mass = target.softmax(-1).gather(1, best.indices)
+                bins = (best.values * n_bins).long().clamp_(max=n_bins - 1).flatten().numpy()
+                for column, values in enumerate((torch.ones_like(mass), best.values, hit.float(), mass)):
+                    sums[s, :, column] += np.bincount(bins, weights=values.flatten().double().numpy(), minlength=n_bins)
+    return [
+        {"depth": s + 1, "bin": round(b / n_bins, 3), "n": int(n), "confidence": round(c / n, 4), "accepted": round(a / n, 4),
+         "sampled": round(m / n, 4)}
+        for s in range(depth) for b, (n, c, a, m) in enumerate(sums[s]) if n > 0
+    ]  # fmt: skip
+
+
+def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
+    """Token ids by how often they occur in answers, most frequent first, ties to the lower id; only those that occur."""
+    counts = np.bincount(np.concatenate([c.ids[c.n_prompt :] for c in items]), minlength=vocab)
+    order = np.argsort(-counts, kind="stable")
+    return order[: min(most, int((counts > 0).sum()))].astype(np.int32)
+
+
 def train(
     head: EagleHead,
     embedding: Tensor,

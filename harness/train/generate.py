@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, LlamaForCausalLM
-from transformers.cache_utils import Cache
+from transformers import LlamaForCausalLM
+
+from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+
+LOOP_CHECK = 8  # tokens between two looks for a loop
 
 
 @dataclass(slots=True)
@@ -28,21 +31,26 @@ class Answer:
     greedy: bool
 
 
-class SlotCache(Cache):
-    """Keys and values of `n_slots` conversations; each slot is written at its own position.
+class BatchedLlama:
+    """A LLaMA forward over many conversations, one new token each, on the packed layers that decoding uses.
 
-    The buffers are always exactly `width` long and contiguous: batched matmuls over a strided slice of a longer buffer
-    cost 2.5 times as much on a CPU. They are remade in steps of 64 as the longest conversation grows or ends.
+    Keys and values: [layers, slots, kv_heads, width, head_dim], always exactly `width` long and contiguous: batched matmuls
+    over a strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64.
     """
 
     def __init__(self, model: LlamaForCausalLM, n_slots: int):
-        self.layers = []  # what the base class asks about its layers holds for none: no sliding windows
         c = model.config
-        head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-        self.shape = (c.num_hidden_layers, n_slots, c.num_key_value_heads or c.num_attention_heads, 0, head_dim)
-        self.keys = self.values = torch.zeros(self.shape, dtype=model.dtype)
-        self.rows = torch.arange(n_slots)
-        self.at = torch.zeros(n_slots, dtype=torch.long)
+        self.heads, self.kv_heads = c.num_attention_heads, c.num_key_value_heads
+        self.head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+        self.layers = [DecoderLayer(m, self.heads, self.kv_heads, c.rms_norm_eps) for m in model.model.layers]
+        self.lm_head = Linear(model.lm_head.weight)
+        self.embedding, self.norm, self.eps = model.get_input_embeddings().weight.detach(), model.model.norm.weight, c.rms_norm_eps
+        self.device, self.dtype = self.embedding.device, model.dtype
+        self.rows = torch.arange(n_slots, device=self.device)
+        self.shape = (len(self.layers), n_slots, self.kv_heads, 0, self.head_dim)
+        self.keys = self.values = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        self._rotary_of = model.model.rotary_emb
+        self._cos = self._sin = torch.empty(0)
 
     @property
     def width(self) -> int:
@@ -55,50 +63,55 @@ class SlotCache(Cache):
         kept = min(width, self.width)
 
         def remade(old: torch.Tensor) -> torch.Tensor:
-            new = torch.zeros(*self.shape[:3], width, self.shape[4], dtype=old.dtype)
+            new = torch.zeros(*self.shape[:3], width, self.shape[4], dtype=old.dtype, device=old.device)
             new[:, :, :, :kept] = old[:, :, :, :kept]
             return new
 
         self.keys, self.values = remade(self.keys), remade(self.values)
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):  # noqa: ANN001, ANN201
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.rows, :, self.at] = key_states[:, :, 0]
-        values[self.rows, :, self.at] = value_states[:, :, 0]
-        return keys, values
+    def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        most = int(positions.max()) + 1
+        if len(self._cos) < most:
+            cos, sin = self._rotary_of(self.embedding[:0], torch.arange(2 * most, device=self.device)[None])
+            self._cos, self._sin = rotary_rows(cos[0], sin[0])
+        return self._cos[positions], self._sin[positions]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.width
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        x, rotary = F.embedding(ids, self.embedding), self._rotary(positions)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rotary, lambda q, k, v, i=i: attend(i, q, k, v))
+        return F.rms_norm(x, (x.shape[1],), self.norm, self.eps)
 
+    def prefill(self, slot: int, ids: list[int]) -> torch.Tensor:
+        """-> features [n, hidden]; the keys and values go into the slot."""
+        n = len(ids)
+        self.fit(max(n, self.width))
 
-class PromptCache(Cache):
-    """Catches the keys and values of one prompt's prefill."""
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self.keys[i, slot, :, :n], self.values[i, slot, :, :n] = k, v
+            out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=self.heads != self.kv_heads)
+            return out[0].transpose(0, 1).reshape(n, -1)
 
-    def __init__(self) -> None:
-        self.layers = []
-        self.layers_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        return self._run(torch.tensor(ids, device=self.device), torch.arange(n, device=self.device), attend)
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):  # noqa: ANN001, ANN201
-        self.layers_kv.append((key_states, value_states))
-        return key_states, value_states
+    def step(self, tokens: list[int], at: list[int]) -> torch.Tensor:
+        """tokens [slots], at [slots]: the position of each -> features [slots, hidden]."""
+        here = torch.tensor(at, device=self.device)
+        self.fit(max(at) + 1)
+        n, group = len(at), self.heads // self.kv_heads
+        blocked = torch.arange(self.width, device=self.device)[None] > here[:, None]
+        mask = torch.zeros(n, self.width, dtype=self.dtype, device=self.device)
+        mask = mask.masked_fill_(blocked, torch.finfo(self.dtype).min)[:, None, None]  # [slots, 1, 1, width]
+        scale = self.head_dim**-0.5
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = self.keys[i], self.values[i]
+            keys[self.rows, :, here], values[self.rows, :, here] = k.transpose(0, 1), v.transpose(0, 1)
+            grouped = (q.transpose(0, 1) * scale).reshape(n, self.kv_heads, group, self.head_dim)
+            weights = torch.matmul(grouped, keys.transpose(-1, -2)).add_(mask).softmax(-1)
+            return torch.matmul(weights, values).view(n, -1)
 
-
-def batched_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):  # noqa: ANN001, ANN003, ANN201
-    """One query row a slot as plain batched matmuls, the heads of a group as rows of one query; prefill goes to SDPA."""
-    batch, heads, q_len, dim = query.shape
-    kv_heads = key.shape[1]
-    if q_len > 1:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
-    else:
-        scores = torch.matmul(query.view(batch, kv_heads, heads // kv_heads, dim) * scaling, key.transpose(-1, -2))
-        out = torch.matmul((scores + attention_mask).softmax(-1), value).view(batch, heads, 1, dim)
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("batched", batched_attention)
+        return self._run(torch.tensor(tokens, device=self.device), here, attend)
 
 
 def is_looping(ids: list[int], window: int = 48, gram: int = 6) -> bool:
@@ -123,12 +136,11 @@ def answers(
     progress: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Answer]:
     """Answers to `prompts` (token ids, template included), in order of completion; deterministic for a given seed."""
-    model.set_attn_implementation("batched")
     generator = torch.Generator().manual_seed(seed)
     n_slots = min(n_slots, len(prompts))
     longest = max(len(p) for p in prompts) + max_new_tokens
     vocab, hidden = model.config.vocab_size, model.config.hidden_size
-    cache = SlotCache(model, n_slots)
+    llama = BatchedLlama(model, n_slots)
     features = torch.zeros(n_slots, longest, hidden, dtype=torch.bfloat16)
     gumbel = -torch.log(-torch.log(torch.rand(4 * vocab * n_slots + 1, generator=generator).clamp_(1e-9, 1 - 1e-7)))
     is_greedy = torch.rand(len(prompts), generator=generator) < greedy_share
@@ -136,7 +148,8 @@ def answers(
     slot_prompt: list[int | None] = [None] * n_slots
     slot_ids: list[list[int]] = [[] for _ in range(n_slots)]
 
-    def pick(logits: torch.Tensor, greedy: list[bool]) -> list[int]:
+    def pick(h: torch.Tensor, greedy: list[bool]) -> list[int]:
+        logits = llama.lm_head(h).to("cpu")
         tokens = logits.max(-1).indices
         rows = torch.tensor([i for i, g in enumerate(greedy) if not g])
         if len(rows):  # Gumbel-max: argmax(logits + noise) ~ softmax(logits)
@@ -153,43 +166,26 @@ def answers(
             slot_ids[slot] = []
             return
         ids = prompts[index]
-        caught = PromptCache()
-        n = len(ids)
-        mask = torch.full((n, n), torch.finfo(model.dtype).min, dtype=model.dtype).triu(1)[None, None]
-        h = model.model(torch.tensor([ids]), attention_mask=mask, past_key_values=caught, use_cache=True).last_hidden_state[0]
-        cache.fit(max(n, cache.width))
-        for layer, (k, v) in enumerate(caught.layers_kv):
-            cache.keys[layer, slot, :, :n] = k[0]
-            cache.values[layer, slot, :, :n] = v[0]
-        features[slot, :n] = h
-        slot_ids[slot] = [*ids, *pick(model.lm_head(h[-1:]), [bool(is_greedy[index])])]
+        h = llama.prefill(slot, ids)
+        features[slot, : len(ids)] = h
+        slot_ids[slot] = [*ids, *pick(h[-1:], [bool(is_greedy[index])])]
 
     for slot in range(n_slots):
         fill(slot)
     while any(p is not None for p in slot_prompt):
-        lengths = [max(len(ids), 1) for ids in slot_ids]
-        at = torch.tensor(lengths) - 1  # the last token has no keys, no feature yet
-        cache.at = at
-        cache.fit(max(lengths))
-        blocked = torch.arange(cache.width)[None] > at[:, None]
-        mask = torch.zeros(n_slots, 1, 1, cache.width, dtype=model.dtype).masked_fill_(
-            blocked[:, None, None], torch.finfo(model.dtype).min
-        )
-        last = torch.tensor([[ids[-1] if ids else 0] for ids in slot_ids])
-        h = model.model(last, attention_mask=mask, position_ids=at[:, None], past_key_values=cache, use_cache=True)
-        h = h.last_hidden_state[:, 0]
-        features[cache.rows, at] = h.to(features.dtype)
-        greedy = [bool(is_greedy[p]) if p is not None else True for p in slot_prompt]
-        tokens = pick(model.lm_head(h), greedy)
+        at = [max(len(ids), 1) - 1 for ids in slot_ids]  # the last token has no keys, no feature yet
+        h = llama.step([ids[-1] if ids else 0 for ids in slot_ids], at)
+        features[torch.arange(n_slots), torch.tensor(at)] = h.to("cpu", features.dtype)
+        tokens = pick(h, [bool(is_greedy[p]) if p is not None else True for p in slot_prompt])
         emitted = 0
         for slot, index in enumerate(slot_prompt):
             if index is None:
                 continue
-            ids, n_prompt = slot_ids[slot], len(prompts[index])
+            ids, n = slot_ids[slot], len(slot_ids[slot]) - len(prompts[index])
             emitted += 1
-            if ids[-1] in stop_ids or len(ids) - n_prompt >= max_new_tokens or is_looping(ids[n_prompt:]):
+            if ids[-1] in stop_ids or n >= max_new_tokens or (n % LOOP_CHECK == 0 and is_looping(ids[-n:])):
                 bits = features[slot, : len(ids)].view(torch.int16).numpy().view(np.uint16).copy()
-                yield Answer(index, np.array(ids, dtype=np.int32), bits, n_prompt, bool(is_greedy[index]))
+                yield Answer(index, np.array(ids, dtype=np.int32), bits, len(prompts[index]), bool(is_greedy[index]))
                 fill(slot)
             else:
                 ids.append(tokens[slot])

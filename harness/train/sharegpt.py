@@ -1,6 +1,6 @@
 """ShareGPT, the paper's training data, from PyPI: its JSON is cut off at the end, so it is read as a stream.
 
-What is kept are prompts: first user turns, and `Summarize: <text>` built on long assistant turns (long inputs are rare
+What is kept are prompts: first user turns, later ones that stand on their own, and `Summarize: <text>` built on long assistant turns (long inputs are rare
 among first turns, and a head that never saw one drafts badly on CNN/DM).
 """
 
@@ -46,17 +46,21 @@ def _skip(text: str, at: int, chars: str) -> int:
 def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08) -> list[str]:
     """Distinct English-looking user prompts in a seeded order, with `summarize_share` of them built on long texts."""
     first: dict[str, None] = {}
+    later: dict[str, None] = {}
     long_texts: dict[str, None] = {}
     for item in items:
         turns = item.get("conversations") or []
         if turns and turns[0].get("from") == "human" and _usable(turns[0]["value"], 8, 3500):
             first[turns[0]["value"].strip()] = None
+        for turn in turns[1:]:
+            if turn.get("from") == "human" and _usable(turn["value"], 50, 1500):
+                later[turn["value"].strip()] = None
         for turn in turns:
             if turn.get("from") == "gpt" and _usable(turn["value"], 1500, 4200) and "```" not in turn["value"]:
                 long_texts[turn["value"].strip()] = None
                 break
     rng = random.Random(seed)
-    short, long = list(first), list(long_texts)
+    short, long = list(first | later), list(long_texts)
     rng.shuffle(short)
     rng.shuffle(long)
     n_long = min(len(long), int(len(short) * summarize_share))
