@@ -120,6 +120,8 @@ def run_command(**o: Any) -> None:
     mine = [r for r in mine if (r["task"], r["sample_id"]) in ids]
     summaries = metrics.summarise(mine)
     tables.print_run_table(summaries)
+    if o["preset"] == "tuned":
+        _compare_with_prediction(config, summaries, o)
     path = str(o["out"] / records.RECORDS)
     _say(f"records: {path}")
     if o["as_json"]:
@@ -127,6 +129,24 @@ def run_command(**o: Any) -> None:
         values = [s.to_json(path) for s in summaries if s.method in shown]
         click.echo(json.dumps(values[0] if len(values) == 1 else values))
     _tell_failures(failed)
+
+
+def _compare_with_prediction(config: Any, summaries: Sequence[Any], o: dict[str, Any]) -> None:
+    """One line a tuned method: what `harness tune` expected on held-out training prompts, and what was measured now."""
+    from harness.runner import TUNED
+
+    for method in dict.fromkeys(s.method for s in summaries if s.preset == TUNED):
+        predicted = _tuned(config, method, o["head"] or config.head_folder, o).predicted
+        cells = [s for s in summaries if s.method == method and s.tau is not None]
+        if not cells:
+            continue
+        tau = sum(s.tau for s in cells) / len(cells)
+        ratios = [s.decode_speedup for s in cells if s.decode_speedup is not None]
+        speed = f", decode speedup {sum(ratios) / len(ratios):.2f}x" if ratios else ""
+        _say(
+            f"{method}: predicted on training prompts: tau {predicted['tau']:.2f}, decode speedup {predicted['speedup']:.2f}x; "
+            f"measured here (mean over {len(cells)} tasks): tau {tau:.2f}{speed}"
+        )
 
 
 def matrix_command(tier: str, **o: Any) -> None:

@@ -40,8 +40,12 @@ class FakeDrafter:
     above: list[set[int]] = field(default_factory=list)
     forward_s: float = 0.0
 
-    def start(self, room: int) -> None:
+    def start(self, room: int, frequent: int | None = None) -> None:
+        assert frequent is None
         self.observed = []
+
+    def named(self, columns: Tensor) -> Tensor:
+        return columns
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
         """Pairs (f_i, t_{i+1}): a feature of FakeTarget says which position and token it is of."""

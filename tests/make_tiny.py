@@ -28,8 +28,9 @@ from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
+from harness.loading import FREQUENT  # noqa: E402
 from harness.train.data import Conversation  # noqa: E402
-from harness.train.eagle import TrainSettings, hold_out, train  # noqa: E402
+from harness.train.eagle import TrainSettings, frequent_tokens, hold_out, train  # noqa: E402
 from harness.train.generate import answers  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
@@ -177,6 +178,8 @@ def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, prompts
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.to(torch.bfloat16).contiguous() for name, p in head.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({"tokens": torch.from_numpy(frequent_tokens(pool + held, c.vocab_size))}, folder / FREQUENT)
+    (folder / FREQUENT).chmod(0o644)
     (folder / "model.safetensors").chmod(0o644)
     values = shape | {
         "architectures": ["LlamaForCausalLM"],

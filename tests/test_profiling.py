@@ -1,0 +1,79 @@
+"""`harness profile`: the parts of a step add up, both models are told apart, and files and pictures are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from console import TINY, harness, isolate, refused
+from lab import shared_lab
+
+from harness.profiling import ACCEPTED, ceiling, outside, profile
+from harness.runner import Arm
+from methods import get
+from methods.base import SamplerParams
+
+COMMAND = f"profile --model {TINY} --dtype float32 --threads 1 --max-new-tokens 8"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+def arm(name: str) -> Arm:
+    return Arm(get(name), "paper", get(name).options)
+
+
+def test_a_step_is_taken_apart_without_a_rest() -> None:
+    lab = shared_lab("float32")
+    params = SamplerParams(16, frozenset({0, 2}))
+    found = profile(lab.loaded, arm("eagle2"), lab.prompts[:2], params)
+    levels = [f"draft level {i}" for i in range(1, 7)]
+    assert list(found.parts) == [
+        "target forward", ACCEPTED, *levels, "growth (top-k, scores, tree)", "mask and positions", "cache", "acceptance", "loop",
+    ]  # fmt: skip
+    assert min(found.parts.values()) >= 0 and found.steps > 0 and found.tau >= 1
+    assert 0 < outside(found) < 1
+    made = [lab.decode("eagle2", p, params) for p in lab.prompts[:2]]
+    assert found.steps == sum(len(g.trace.accepted) for g in made if g.trace)
+
+
+def test_vanilla_has_no_drafting_parts() -> None:
+    lab = shared_lab("float32")
+    found = profile(lab.loaded, arm("vanilla"), lab.prompts[:1], SamplerParams(8))
+    assert found.tau == 1 and not any(part.startswith(("draft", "growth")) for part in found.parts)
+
+
+def test_the_ceiling_counts_the_matrices_a_step_reads() -> None:
+    lab = shared_lab("float32")
+    found = ceiling(lab.loaded, megabytes=2)
+    model = lab.loaded.target.model
+    n = sum(p.numel() for p in model.parameters()) - lab.loaded.target.embedding.numel() - model.model.norm.weight.numel()
+    assert found.weight_bytes == 4 * n and found.bandwidth > 0 and found.step_ms > 0
+
+
+def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
+    done = harness(COMMAND, "--method eagle1 --method eagle2 --out", tmp_path / "p")
+    assert done.code == 0, done.err
+    for word in ("target forward", "draft level 1", "growth", "Ceiling of plain decoding", "| eagle1 | eagle2 |", "decode speedup"):
+        assert word in done.out
+    rows = pd.read_csv(tmp_path / "p" / "profile.csv")
+    assert set(rows["method"]) == {"vanilla", "eagle1", "eagle2"}
+    assert rows.groupby("method")["share"].sum().tolist() == pytest.approx([1.0] * 3)
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {"profile.csv", "profile.md", "profile.png", "profile.pdf"}
+
+
+def test_the_sweep_has_a_row_a_context_and_tree(tmp_path: Path) -> None:
+    done = harness(COMMAND, "--sweep --context 32 --context 64 --context 99999 --tree 4 --tree 20 --out", tmp_path / "s")
+    assert done.code == 0, done.err
+    rows = pd.read_csv(tmp_path / "s" / "sweep.csv")
+    assert sorted(set(rows["context"])) == [32, 64] and list(dict.fromkeys(rows["arm"])) == ["vanilla", "4 nodes", "20 nodes"]
+    assert (rows["tokens_per_s"] > 0).all() and (tmp_path / "s" / "sweep.png").exists()
+
+
+def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
+    refused(harness(COMMAND, "--method hf-generate --out", tmp_path), "no steps to profile")
+    refused(harness(COMMAND, "--limit 0 --out", tmp_path), "--limit is 0")
+    refused(harness(COMMAND, "--sweep --context 99999 --out", tmp_path), "no context of 99999 fits")

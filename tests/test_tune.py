@@ -1,0 +1,156 @@
+"""`harness tune`: what is replayed is what decoding does; the choice, its place in the cache, and the preset it becomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from console import TINY, harness, isolate, refused, run
+from hypothesis import given
+from lab import Lab, shared_lab
+
+from harness import tune, tuned
+from harness.errors import UserError
+from harness.tune import Answer, Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
+from methods.base import SamplerParams
+from methods.engine.sampling import stream_key
+
+KEY = tuned.Key("tiny", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("method", "frequent"), [("eagle2", None), ("eagle2-fr", 200)])
+def test_a_replay_has_the_tau_of_the_decode_it_stands_for(temperature: float, method: str, frequent: int | None, lab: Lab) -> None:
+    """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
+    answers = tune.vanilla_answers(lab.loaded, lab.prompts[:4], temperature, 24)
+    for top_k in (2, 5):
+        ranks = [answer_ranks(lab.loaded, a, top_k, 5, frequent) for a in answers]
+        for depth, total in ((1, 1), (2, 4), (3, 9), (5, 3), (5, 24)):
+            tokens = forwards = 0
+            for i, prompt in enumerate(lab.prompts[:4]):
+                params = SamplerParams(24, frozenset({0, 2}), temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0))
+                options = {"top_k": top_k, "depth": depth, "total": total} | ({"frequent": frequent} if frequent else {})
+                made = lab.decode(method, prompt, params, **options)
+                assert made.trace is not None
+                tokens, forwards = tokens + len(made.token_ids) - 1, forwards + len(made.trace.accepted)
+            assert replayed_tau(ranks, depth, total) == pytest.approx(tokens / forwards)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int], list[int]]:
+    """Pools of three levels with many equal values, and an answer: tokens, parents, values, where levels end, answer."""
+    tokens, parents, values, ends = list[int](), list[int](), list[float](), list[int]()
+    level = [-1]
+    for _ in range(3):
+        new = []
+        for p in level[:2]:
+            for t in draw(st.permutations(range(4)))[:2]:
+                new.append(len(tokens))
+                tokens.append(t)
+                parents.append(p)
+                values.append((values[p] if p >= 0 else 0.0) - draw(st.integers(0, 2)))
+        ends.append(len(tokens))
+        level = draw(st.permutations(new))
+    answer = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    return np.array(tokens), np.array(parents), np.array(values, dtype=np.float32), ends, answer
+
+
+@given(pool=pools())
+def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> None:
+    tokens, parents, values, ends, answer = pool
+    ranks = path_ranks(tokens, parents, values, ends, answer)
+    for depth in (1, 2, 3):
+        order = sorted(range(ends[depth - 1]), key=lambda i: (-values[i], i))
+        node = -1
+        for m in range(depth):
+            node = next((i for i in range(ends[depth - 1]) if node is not None and parents[i] == node and m < len(answer)
+                         and tokens[i] == answer[m]), None)  # fmt: skip
+            assert ranks[m, depth - 1] == (len(tokens) if node is None else order.index(node))
+            if node is None:
+                break
+
+
+def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
+    """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
+    ranks = {2: [np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1))]}
+    cheap = Costs(10, 1.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
+    best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
+    assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2
+    dear = replace(cheap, verify={1: 1.0, 2: 1.2, 5: 3.0})
+    assert (choices(ranks, dear, (1, 2), (1, 2, 4))[0].depth, choices(ranks, dear, (1, 2), (1, 2, 4))[0].total) == (1, 1)
+
+
+def test_costs_cover_what_was_asked_and_lie_between_their_neighbours() -> None:
+    lab = shared_lab("float32")
+    costs = measure_costs(lab.loaded, 40, (2, 4), (1, 3), 0.0, None, rounds=2, rows=(1, 8, 16))
+    assert set(costs.verify) == {1, 8, 16} and set(costs.draft) == {(2, 1), (2, 3), (4, 1), (4, 3)}
+    assert min(*costs.verify.values(), *costs.draft.values(), costs.step) > 0
+    assert costs.verify_s(12) == pytest.approx((costs.verify[8] + costs.verify[16]) / 2)
+
+
+# ---- where it is kept ----
+
+
+def test_an_entry_is_found_again_by_all_of_its_key_and_a_newer_one_replaces_it(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    tuned.save(tuned.Entry(KEY, {"total": 4}, {"tau": 2.0}), file)
+    tuned.save(tuned.Entry(replace(KEY, temperature=1.0), {"total": 5}, {}), file)
+    tuned.save(tuned.Entry(KEY, {"total": 6}, {"tau": 2.5}), file)
+    assert tuned.lookup(KEY, file).options == {"total": 6} and len(json.loads(file.read_text())) == 2
+    for change in ({"machine": "Other CPU"}, {"head": "cd"}, {"threads": 2}, {"dtype": "bfloat16"}, {"temperature": 0.5}):
+        with pytest.raises(UserError, match="harness tune --model tiny"):
+            tuned.lookup(replace(KEY, **change), file)
+
+
+def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    file.write_text('[{"key": {}}]')
+    with pytest.raises(UserError, match="no list of tuned presets"):
+        tuned.lookup(KEY, file)
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Held-out prompts without ShareGPT, few timings, and an empty cache."""
+    isolate(monkeypatch, tmp_path)
+    questions = shared_lab("float32").prompts[:2]
+    monkeypatch.setattr(tune, "held_out_prompts", lambda loaded, n, longest, evaluation: questions[:n])
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+
+
+def test_tune_finds_a_preset_that_run_then_takes(prompts: None, tmp_path: Path) -> None:
+    command = f"--model {TINY} --dtype float32 --threads 1 --max-new-tokens 12 --conversations 2 --temperature 0"
+    missing = run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned")
+    refused(missing, "no tuned preset of eagle2 for tiny at T = 0", "harness tune --model tiny")
+    found = harness("tune", command)
+    assert found.code == 0, found.err
+    assert "1." in found.out and "paper" in found.out and "decode speedup" in found.out
+    made = run(tmp_path / "out", "--method eagle2 --method pld --task gsm8k --preset tuned --json")
+    assert made.code == 0, made.err
+    assert {m: c["preset"] for (m, _), c in made.cells.items()} == {"eagle2": "tuned", "pld": "paper"}
+    (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
+    assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
+    assert "predicted" in made.err and "measured" in made.err
+    refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --temperature 1"), "T = 1")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ["--method pld", "no dynamic tree to tune"],
+        ["--method eagle4", "unknown method 'eagle4'"],
+        ["--temperature -1", "--temperature is -1"],
+        ["--conversations 0", "--conversations is 0"],
+        ["--dtype int4", "unknown dtype"],
+    ],
+    ids=lambda case: case[0],
+)
+def test_bad_input_to_tune_is_one_line(case: list[str], prompts: None) -> None:
+    refused(harness("tune", f"--model {TINY}", case[0]), case[1])
