@@ -269,6 +269,8 @@ def main() -> None:
         _fail(f"{e.format_message()} (`{e.ctx.command_path if e.ctx else 'harness'} -h` shows what there is)", e.exit_code)
     except click.ClickException as e:
         _fail(e.format_message(), e.exit_code)
+    except OSError as e:  # a full disk, a folder that cannot be written: nothing a traceback would explain better
+        _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted: the records written are whole; the same command goes on from here", err=True)
         sys.exit(130)

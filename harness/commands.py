@@ -527,17 +527,18 @@ def _dry_run(config: Any, part: Part, o: dict[str, Any]) -> None:
         for name in arm_names:
             where = f"{ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns)"
             click.echo(f"cell: {config.name} x {where} x {name} at T = {o['temperature']:g}")
-    generations = turns * len(arm_names) * o["repeats"]
+    names = [a.name for a in arms] + ([BASELINE] if len(arm_names) > len(arms) else [])
+    generations = turns * len(names) * o["repeats"]
     folder = prepared_folder(config)
-    rate = _known_rate(o["out"], config.name, records)
     click.echo(f"generations: {generations} of at most {max_new_tokens} tokens")
-    if rate is None:
-        click.echo("time: unknown until the warm-up has run (no record of this model in --out to go by)")
+    rates = _known_rates(o["out"], config.name, records)
+    if lacking := [name for name in names if name not in rates]:
+        click.echo(f"time: unknown until the warm-up has run ({o['out']} has no record of {', '.join(lacking)} on {config.name})")
     else:
-        click.echo(f"time: at most {_duration(generations * max_new_tokens * rate)}, by the records in {o['out']}")
+        seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
+        click.echo(f"time: at most {_duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
     if folder is not None and (folder / "model.safetensors").exists():
-        size = (folder / "model.safetensors").stat().st_size
-        click.echo(f"memory: about {size * 1.3 / 1e9:.1f} GB for weights stored in {size / 1e9:.2f} GB, plus the KV cache")
+        click.echo(f"memory: {_memory(folder, o['dtype'] if o['dtype'] != 'auto' else config.dtype)}")
         click.echo("missing: nothing")
     elif isinstance(config.weights, model_configs.LocalFolder):
         click.echo(f"missing: {folder}/model.safetensors")
@@ -550,11 +551,27 @@ def _dry_run(config: Any, part: Part, o: dict[str, Any]) -> None:
         click.echo(f"missing: draft head in {head}")
 
 
-def _known_rate(folder: Path, model: str, records: Any) -> float | None:
+def _memory(folder: Path, dtype: str) -> str:
+    """What loading needs, from the shapes stored: on a CPU matrices are kept twice, as they are and packed for its kernels."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as f:
+        n = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118: not a mapping
+    by_size = {"float64": 8, "float32": 4}
+    if dtype == "auto":
+        return f"about {4 * n / 1e9:.1f} GB in 16 bits, {8 * n / 1e9:.1f} GB in float32, plus 0.5 GB and the KV cache"
+    return f"about {2 * by_size.get(dtype, 2) * n / 1e9:.1f} GB in {dtype}, plus 0.5 GB and the KV cache"
+
+
+def _known_rates(folder: Path, model: str, records: Any) -> dict[str, float]:
+    """Seconds per token of each method in a ledger."""
     try:
         known = [r for r in records.read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     except UserError:
-        return None
-    if not known:
-        return None
-    return float(sum(r["wall_s"] for r in known) / sum(len(r["token_ids"]) for r in known))
+        return {}
+    seconds: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for r in known:
+        seconds[r["method"]] = seconds.get(r["method"], 0.0) + r["wall_s"]
+        tokens[r["method"]] = tokens.get(r["method"], 0) + len(r["token_ids"])
+    return {name: seconds[name] / tokens[name] for name in seconds}

@@ -394,6 +394,10 @@ def make_arms(
         if not any(option in m.options for m in chosen):
             nearest = unknown("option", option, {o for m in chosen for o in m.options})
             raise UserError(f"{nearest} (of {', '.join(wanted)})")
+    for option in config.presets.get(preset, {}):
+        everything = {o for name in methods.names() for o in methods.get(name).options}
+        if option not in everything:
+            raise UserError(f"preset {preset!r} of model {config.name}: {unknown('option', option, everything)}")
     arms = []
     for m in chosen:
         lacking = _lacks(m, config, head)

@@ -34,6 +34,7 @@ class Method:
     exact: bool
     needs_head: bool
     needs_frequent: bool
+    samples_drafts: bool
     external: bool
     file: str
     types: Mapping[str, type] = field(default_factory=dict)
@@ -68,12 +69,14 @@ def method(
     exact: bool = True,
     needs_head: bool = False,
     needs_frequent: bool = False,
+    samples_drafts: bool = False,
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
     needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
+    samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
     """
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
@@ -85,7 +88,7 @@ def method(
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
         _METHODS[name] = Method(
-            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, needs_frequent, external,
+            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, needs_frequent, samples_drafts, external,
             file, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
                    for k, p in parameters.items()},
         )  # fmt: skip

@@ -301,6 +301,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
         ("--model nowhere.yaml", ["cannot read model file nowhere.yaml"]),
         ("--source bundeld", ["unknown source 'bundeld'; did you mean 'bundled'? known: auto, bundled"]),
         ("--source file", ["task 'gsm8k' has no source 'file'; it has: paper, pypi, bundled"]),
+        ("--set shape=wide --method eagle1", ["method eagle1: shape='wide': expected words of digits"]),
         ("--preset papr", ["unknown preset 'papr'; did you mean 'paper'? known: paper"]),
         ("--set totl=3", ["unknown option 'totl'; did you mean 'total'? known: depth, top_k, total"]),
         ("--set total", ["--set takes KEY=VALUE, not 'total'"]),

@@ -19,8 +19,7 @@ from methods.engine.tree import Tree
 OWN = [name for name in methods.names() if not methods.get(name).external]
 SPECULATIVE = [name for name in OWN if name != "vanilla"]
 WITH_HEAD = [name for name in OWN if methods.get(name).needs_head]
-REJECTING = {"eagle1"}  # samples its drafts at T > 0: exact, but not vanilla's ids
-WALKING = [name for name in SPECULATIVE if name not in REJECTING]
+WALKING = [name for name in SPECULATIVE if not methods.get(name).samples_drafts]
 
 each_method = pytest.mark.parametrize("name", SPECULATIVE)
 each_headed = pytest.mark.parametrize("name", WITH_HEAD)
@@ -136,7 +135,7 @@ def test_sampled_ids_of_walking_methods_are_vanillas(name: str, temperature: flo
 
 
 @each_sampling
-@pytest.mark.parametrize("name", [*sorted(REJECTING), "vanilla", "hf-generate"])
+@pytest.mark.parametrize("name", [*(n for n in SPECULATIVE if methods.get(n).samples_drafts), "vanilla", "hf-generate"])
 def test_sampled_ids_follow_the_law_of_their_own_prefix(name: str, temperature: float, top_p: float, lab: Lab) -> None:
     """Each id against the processed law after its prefix, from a forward without cache: none outside the nucleus, and
     the sums over all ids of log p and of `is the likeliest` are what the laws say (a martingale: z is standard normal)."""

@@ -297,12 +297,17 @@ def test_options_set_by_hand_are_in_force_in_the_record_and_in_the_presets_name(
 
 
 def test_a_models_preset_changes_the_options_it_names(tmp_path: Path) -> None:
-    model = tiny_copy(tmp_path / "model", presets="{small: {total: 8, unheard_of: 1}}")
+    model = tiny_copy(tmp_path / "model", presets="{small: {total: 8}}")
     records = measured(tmp_path / "out", "--method eagle2 --method vanilla --task gsm8k --preset small --model", model)
     assert {r["method"]: (r["preset"], r["options"]) for r in records} == {
         "eagle2": ("small", {"top_k": 10, "depth": 6, "total": 8}),
         "vanilla": ("small", {}),
     }
+
+
+def test_an_option_that_no_method_has_is_no_preset(tmp_path: Path) -> None:
+    model = tiny_copy(tmp_path / "model", presets="{small: {totl: 8}}")
+    refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset small --model", model), "unknown option 'totl'", "'total'")
 
 
 def test_a_record_says_what_it_was_made_with_and_where(tmp_path: Path) -> None:

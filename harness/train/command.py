@@ -109,10 +109,16 @@ def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:
             raise UserError(f"unknown training setting {key!r}; known: {', '.join(known)}")
         kind = type(getattr(TrainSettings(), key))
         try:
-            values[key] = kind(value) if kind is not tuple else tuple(float(x) for x in value.split(","))
-        except ValueError:
+            values[key] = _parsed(kind, value)
+        except (ValueError, KeyError):
             raise UserError(f"training setting {key} takes {kind.__name__}, not {value!r}") from None
     return replace(TrainSettings(), **values)
+
+
+def _parsed(kind: type, value: str) -> Any:
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+    return tuple(float(x) for x in value.split(",")) if kind is tuple else kind(value)
 
 
 def evaluation_prompts() -> dict[str, list[str]]:

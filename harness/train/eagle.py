@@ -32,7 +32,8 @@ TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to l
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """What decides the result besides the data. `tokens`: positions put through the first pass."""
+    """What decides the result besides the data. `tokens`: positions put through the first pass; `first_pair`: whether (last
+    prompt feature, first answer token) is trained, which the reference never does."""
 
     tokens: int = 5_000_000
     batch_tokens: int = 4096
@@ -43,10 +44,12 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ce_weight: float = 0.5
+    feature_weight: float = 1.0
     noise: float = 0.1
     unroll: int = 2
     unroll_from: float = 0.6
     prompt_share: float = 0.2
+    first_pair: bool = True
     frequent_rows: int = 6144
     max_length: int = 1280
     held_out: int = 96
@@ -148,7 +151,9 @@ def _shift(x: Tensor, m: int) -> Tensor:
     return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
 
 
-def loss_of(predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: float) -> tuple[Tensor, float]:
+def loss_of(
+    predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: float, feature_weight: float = 1.0
+) -> tuple[Tensor, float]:
     """predicted, features: [m, hidden]; lm_rows: [rows, hidden]. Returns (loss, share of rows with the same argmax)."""
     regression = F.smooth_l1_loss(predicted.float(), features.float())
     with torch.no_grad():
@@ -156,7 +161,7 @@ def loss_of(predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: flo
     logits = F.linear(predicted.to(lm_rows.dtype), lm_rows)
     cross = -(wanted * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
     agree = float((logits.detach().max(-1).indices == wanted.max(-1).indices).float().mean())
-    return regression + ce_weight * cross, agree
+    return feature_weight * regression + ce_weight * cross, agree
 
 
 def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
@@ -166,42 +171,50 @@ def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list
     return shuffled[settings.held_out :], shuffled[: settings.held_out]
 
 
+KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles
+
+
 @torch.no_grad()
 def held_out_acceptance(
     head: EagleHead,
     embedding: Tensor,
     lm_head: Tensor,
     items: list[Conversation],
-    settings: TrainSettings,
     depth: int = 4,
 ) -> dict[str, float]:
     """Teacher-forced agreement on held-out conversations over the whole vocabulary.
 
     `top1`, `top10`: share of pairs whose target argmax is the head's argmax / among its ten best (pass 1);
-    `chain_tau`: 1 + sum over d <= depth of P(a greedy chain's first d tokens are all the target's argmax).
+    `chain_tau`: 1 + sum over d <= depth of P(a greedy chain's first d tokens are all the target's argmax), and the same
+    for prompts of each of `KINDS` that occurs.
     """
-    hidden = embedding.shape[1]
-    n, top1, top10 = 0, 0.0, 0.0
-    chained, starts = np.zeros(depth), 0
+    n, top1, top10, chained = (np.zeros(len(items)) for _ in range(4))  # by conversation
     for first in range(0, len(items), 8):
-        batch = collate(items[first : first + 8], 512, hidden)
+        here = slice(first, first + 8)
+        batch = collate(items[here], 1024, embedding.shape[1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             target = F.linear(batch.features[:, 1:], lm_head).max(-1).indices
             running = torch.zeros(())
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
-                logits = F.linear(out.to(torch.bfloat16), lm_head)
-                right = (logits.max(-1).indices == target) & valid
+                logits = F.linear(out[valid].to(torch.bfloat16), lm_head)
+                right = torch.zeros_like(valid)
+                right[valid] = logits.max(-1).indices == target[valid]
                 if s == 0:
-                    n += int(valid.sum())
-                    top1 += float(right.sum())
-                    best = logits[valid].topk(10).indices
-                    top10 += float((best == target[valid][:, None]).any(-1).sum())
+                    among = torch.zeros_like(valid)
+                    among[valid] = (logits.topk(10).indices == target[valid][:, None]).any(-1)
+                    n[here], top1[here], top10[here] = (x.sum(-1).numpy() for x in (valid, right, among))
                     running = right
                 else:
                     running = right & _shift(running[..., None], 1)[..., 0]
-                chained[s] += float(running.sum())
-                starts = n
-    return {"top1": top1 / n, "top10": top10 / n, "chain_tau": 1 + float(chained.sum()) / starts}
+                chained[here] += running.sum(-1).numpy()
+    found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
+    lengths, least = np.array([c.n_prompt for c in items]), 0
+    for kind, most in KINDS.items():
+        mine = (lengths >= least) & (lengths < most)
+        if n[mine].sum():
+            found[f"chain_tau_{kind}"] = 1 + chained[mine].sum() / n[mine].sum()
+        least = most
+    return {name: float(value) for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -302,6 +315,9 @@ def train(
         for g in optimizer.param_groups:
             g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
+        if not settings.first_pair:
+            first = batch.trained.int().argmax(-1)
+            batch.trained[torch.arange(len(first)), first] = False
         batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
         rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
         lm_rows = lm_head[rows]
@@ -313,7 +329,7 @@ def train(
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, passes, settings.noise)):
                 if not valid.any():
                     continue  # a mean over nothing would spoil the weights
-                loss, agreed = loss_of(out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight)
+                loss, agreed = loss_of(out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight, settings.feature_weight)
                 total = total + loss / passes
                 if s == 0:
                     agree = agreed
@@ -327,7 +343,7 @@ def train(
         now = time.monotonic()
         if now - last_check > 120 or state["seen"] >= settings.tokens:
             some = held if state["seen"] >= settings.tokens else held[:24]  # the whole check costs a minute
-            check = held_out_acceptance(head, embedding, lm_head, some, settings)
+            check = held_out_acceptance(head, embedding, lm_head, some)
             spent = now - started
             row = {"step": state["step"], "tokens": state["seen"], "epoch": state["epoch"], "seconds": round(spent, 1),
                    "held_out": len(some), "loss": round(float(np.mean([r[0] for r in recent])), 4),
