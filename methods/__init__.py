@@ -37,6 +37,7 @@ class Method:
     samples_drafts: bool
     external: bool
     file: str
+    small: Mapping[str, Any]
     types: Mapping[str, type] = field(default_factory=dict)
 
     def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,10 +73,12 @@ def method(
     samples_drafts: bool = False,
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    small: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
     needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
+    small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
     """
 
@@ -89,7 +92,7 @@ def method(
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
         _METHODS[name] = Method(
             name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, needs_frequent, samples_drafts, external,
-            file, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
+            file, small or {}, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
                    for k, p in parameters.items()},
         )  # fmt: skip
         return build

@@ -12,17 +12,19 @@ from methods.base import Decode
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
+SMALL = {"top_k": 2, "depth": 2, "total": 4}
 
-@method("eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True)
+
+@method("eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True, small=SMALL)
 def no_value(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence"))
 
 
-@method("eagle2-no-rerank", line="EAGLE-2 ablation: expanded nodes in level order, no reranking", needs_head=True)
+@method("eagle2-no-rerank", line="EAGLE-2 ablation: expanded nodes in level order, no reranking", needs_head=True, small=SMALL)
 def no_rerank(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, rerank=False))
 
 
-@method("eagle2-no-both", line="EAGLE-2 ablation: neither value nor reranking", needs_head=True)
+@method("eagle2-no-both", line="EAGLE-2 ablation: neither value nor reranking", needs_head=True, small=SMALL)
 def no_both(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence", rerank=False))

@@ -17,6 +17,7 @@ class SamplerParams:
     """How tokens are drawn and when generation ends: the same for every method and the baseline.
 
     `key` names the random stream: a hash of (run seed, sample id, turn, repeat). T = 0 is argmax, lowest index on ties.
+    `chooser` makes the source of all randomness from these params: the audit puts one there that walks every branch.
     """
 
     max_new_tokens: int
@@ -24,6 +25,7 @@ class SamplerParams:
     temperature: float = 0.0
     top_p: float = 1.0
     key: int = 0
+    chooser: Callable[[SamplerParams], Any] | None = None
 
 
 @dataclass(slots=True)

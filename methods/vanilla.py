@@ -14,7 +14,7 @@ from methods.engine.stopping import Output
 def vanilla() -> Decode:
     def decode(prompt_ids: list[int], target: Target, drafter: Drafter | None, params: SamplerParams) -> Generation:
         started = time.perf_counter()
-        chooser, output, trace = Chooser(params), Output(params), Trace()
+        chooser, output, trace = Chooser.of(params), Output(params), Trace()
         _, logits = target.prefill(prompt_ids, params.max_new_tokens)
         token = chooser.token(logits, 0)
         prefill_s = time.perf_counter() - started

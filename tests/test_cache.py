@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from fakes import texts_of
+from harness.audit.law import texts_of
 from hypothesis import HealthCheck, given, settings
 from lab import TINY, Lab
 from torch import Tensor

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import texts_of
+from harness.audit.law import texts_of
 from hypothesis import HealthCheck, given, settings
 from lab import Lab
 from torch import Tensor

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from fakes import FakeDrafter, Rows, random_rows, texts_of
-from fakes import Text as Path
+from harness.audit.law import FakeDrafter, Rows, random_rows, texts_of
+from harness.audit.law import Text as Path
 from hypothesis import example, given, settings
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import hypothesis.strategies as st
 import pytest
 import torch
-from fakes import (
+from harness.audit.law import (
     Branching,
     FakeDrafter,
     FakeTarget,

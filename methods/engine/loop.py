@@ -41,7 +41,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
 
     def decode(prompt_ids: list[int], target: Target, drafter: Drafter | None, params: SamplerParams) -> Generation:
         started = time.perf_counter()
-        chooser, output, trace = Chooser(params), Output(params), Trace()
+        chooser, output, trace = Chooser.of(params), Output(params), Trace()
         # the last step may start one token short of the budget and holds the tree besides
         room = params.max_new_tokens + grow.most + 1
         features, logits = target.prefill(prompt_ids, room)

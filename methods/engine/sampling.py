@@ -60,9 +60,15 @@ def inverse_cdf(p: Tensor, u: float) -> int:
 
 @dataclass(slots=True)
 class Chooser:
-    """All the randomness of one generation. Tests put one in its place that walks every branch."""
+    """All the randomness of one generation. The audit puts one in its place that walks every branch."""
 
     params: SamplerParams
+
+    @classmethod
+    def of(cls, params: SamplerParams) -> Chooser:
+        """The chooser of a generation: the one its params bring, else the keyed one."""
+        made: Chooser = params.chooser(params) if params.chooser is not None else cls(params)
+        return made
 
     @property
     def greedy(self) -> bool:

@@ -1,16 +1,23 @@
-"""Stand-ins for the models whose logits are a function of the text alone, and a chooser that walks every branch."""
+"""The exact law of a method's output: stand-ins for the models, and a chooser that walks every branch (layer 1).
+
+The stand-ins' logits are a function of the text alone, over a handful of tokens. A method is run once per branch of its
+random choices; the weights of the branches that end in the same tokens sum to that output's probability. Nothing is
+sampled: a law that differs from plain decoding's by more than rounding is a fault.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import methods
 from methods.base import SamplerParams
 from methods.engine.sampling import Chooser, probabilities
 from methods.engine.tree import Tree
@@ -39,13 +46,16 @@ class FakeDrafter:
     paths: list[Text] = field(default_factory=list)
     above: list[set[int]] = field(default_factory=list)
     forward_s: float = 0.0
+    names: list[int] | None = None  # of the columns, where the vocabulary is cut
 
     def start(self, room: int, frequent: int | None = None) -> None:
-        assert frequent is None
-        self.observed = []
+        self.observed, self.names = [], None
+        if frequent is not None:
+            vocab = len(self.rows(()))
+            self.names = sorted(range(vocab), key=lambda t: (-(t * 7 % vocab), t))[:frequent]
 
     def named(self, columns: Tensor) -> Tensor:
-        return columns
+        return columns if self.names is None else torch.tensor(self.names)[columns]
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
         """Pairs (f_i, t_{i+1}): a feature of FakeTarget says which position and token it is of."""
@@ -56,7 +66,8 @@ class FakeDrafter:
         self.observed += tokens
 
     def _logits(self, paths: list[Text]) -> Tensor:
-        return torch.tensor([self.rows((*self.observed, *path)) for path in paths], dtype=torch.float64)
+        logits = torch.tensor([self.rows((*self.observed, *path)) for path in paths], dtype=torch.float64)
+        return logits if self.names is None else logits[:, self.names]
 
     def root_logits(self) -> Tensor:
         self.paths, self.above = [], []
@@ -211,3 +222,99 @@ def completed(law: dict[Text, float], rows: Rows, text: Text, n: int, params: Sa
 def distance(a: dict[Any, float], b: dict[Any, float]) -> float:
     """The largest difference of two laws."""
     return max(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys())
+
+
+# ---- a registered method against the law ----
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two models over the same few tokens, and how tokens are drawn."""
+
+    name: str
+    target: Rows
+    draft: Rows
+    params: SamplerParams
+
+
+@dataclass(frozen=True, slots=True)
+class LawResult:
+    """`deviation`: the largest error of the probability of any output of `n_tokens`; `branches` were walked."""
+
+    method: str
+    case: str
+    n_tokens: int
+    branches: int
+    deviation: float
+
+
+TOLERANCE = 1e-12  # healthy methods show 1e-16
+PROMPT = (3, 1, 2, 3, 1)  # repeats itself, so that prompt lookup has something to look up
+VOCAB = 4
+
+
+def only(*tokens: int) -> Rows:
+    """A model that gives the same mass to some tokens and none to the others, after every text."""
+    return lambda text: [0.0 if t in tokens else -math.inf for t in range(VOCAB)]
+
+
+def rounded(rows: Rows) -> Rows:
+    """The same model with whole-number logits: full of ties."""
+    return lambda text: [float(round(x)) for x in rows(text)]
+
+
+LAWS = {"T=1": (1.0, 1.0), "T=0.5": (0.5, 1.0), "T=1.4 top-p 0.8": (1.4, 0.8), "T=0": (0.0, 1.0)}
+
+
+def cases(n_tokens: int, level: str = "full") -> list[Case]:
+    """The corner cases of the protocol (disjoint support, one-hot, zeros, ties, equal laws, all mass among the candidates)
+    and unrelated models, at four ways of drawing; `quick` has each model once, with the drawings in turn."""
+    models: dict[str, tuple[Rows, Rows]] = {
+        "unrelated": (random_rows(VOCAB, 11), random_rows(VOCAB, 12)),
+        "peaked": (random_rows(VOCAB, 13, 4.0), random_rows(VOCAB, 14, 4.0)),
+        "equal": (random_rows(VOCAB, 15), random_rows(VOCAB, 15)),
+        "ties": (rounded(random_rows(VOCAB, 16)), rounded(random_rows(VOCAB, 17, 0.5))),
+        "disjoint": (only(0, 1), only(2, 3)),
+        "one-hot target": (only(2), random_rows(VOCAB, 18)),
+        "one-hot draft": (random_rows(VOCAB, 19), only(1)),
+        "all mass among the candidates": (only(1, 2), only(1, 2, 3)),
+    }
+    found = []
+    for i, (name, (target, draft)) in enumerate(models.items()):
+        laws = list(LAWS.items()) if level == "full" else [list(LAWS.items())[i % 3]]
+        for label, (temperature, top_p) in laws:
+            found.append(Case(f"{name}, {label}", target, draft, SamplerParams(n_tokens, temperature=temperature, top_p=top_p)))
+    return found
+
+
+def small_options(m: methods.Method) -> dict[str, Any]:
+    """Options under which every branch can be walked: those the method names for it, else whole numbers cut to 2."""
+    cut = {k: min(v, 2) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in m.options.items()}
+    return cut | dict(m.small)
+
+
+def method_law(m: methods.Method, case: Case) -> LawResult:
+    """Walk every branch of `m` on the case's models and compare with plain decoding, drawn token by token.
+
+    Raises:
+        NotEnumerable: the method's randomness does not come from its params' chooser.
+    """
+    decode = m.build(**small_options(m))
+    target = FakeTarget(case.target)
+    branches = 0
+
+    def run(chooser: Branching) -> Text:
+        nonlocal branches
+        branches += 1
+        drafter = FakeDrafter(case.draft)
+        return tuple(decode(list(PROMPT), target, drafter, replace(case.params, chooser=lambda _: chooser)).token_ids)
+
+    law = exact_law(run, case.params)
+    n = case.params.max_new_tokens
+    if case.params.temperature > 0 and branches == 1 and len(plain_law(case.target, PROMPT, n, case.params)) > 1:
+        raise NotEnumerable(f"{m.name} draws without the chooser of its params: its law cannot be enumerated")
+    return LawResult(m.name, case.name, n, branches, distance(law, plain_law(case.target, PROMPT, n, case.params)))
+
+
+class NotEnumerable(Exception):
+    """A method whose random choices cannot be walked."""
