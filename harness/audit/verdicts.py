@@ -119,10 +119,13 @@ def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
     return found
 
 
-def classify(finding: Finding, gap_tol: float) -> str:
-    """`benign_tie`, `near_tie` or `FAULT` of a first divergence: how far below the reference's best either token lies."""
+def classify(finding: Finding, gap_tol: float, replay_limit: float = math.inf) -> str:
+    """`benign_tie`, `near_tie` or `FAULT` of a first divergence: how far below the reference's best either token lies.
+
+    An output that ended where the other went on, or logits beyond layer 2's limit before the divergence, are faults.
+    """
     gaps = finding["gap_vanilla"], finding["gap_method"]
-    if finding.get("ended") or finding.get("replay_violation"):
+    if finding["ended"] or finding["before"] > replay_limit:
         return "FAULT"
     if max(gaps) == 0:
         return "benign_tie"
@@ -152,7 +155,8 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
         if control is None:
             found.append(Verdict(layer, method, checked, f"{len(diverged)} differ", "—", bound, None, f"no control in {dtype}"))
             continue
-        kinds = [classify(f, control.gap_tol) for f in diverged]
+        limit = REPLAY_FACTOR * control.largest if dtype in EXACT_DTYPES else math.inf
+        kinds = [classify(f, control.gap_tol, limit) for f in diverged]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
         worst_gap = max((max(f["gap_vanilla"], f["gap_method"]) for f in diverged), default=0.0)
         p = more_often(len(diverged), positions, control.flips, control.n)
