@@ -71,7 +71,11 @@ def verify(
         _law(store, chosen, how, level)
         started = time.monotonic()
         for dtype in wanted:
-            _on_model(store, config, chosen, how, dtype, results if dtype == wanted[-1] else None, prompts_dir, head, threads)
+            loaded = _on_model(store, config, chosen, how, dtype, head, threads)
+            if dtype == wanted[-1]:  # the most exact one, if the dtypes were not chosen by hand
+                _explain(store, loaded)
+                if results is not None:
+                    _explain_ledger(store, loaded, results, prompts_dir)
         say(f"everything was generated in {time.monotonic() - started:.0f} s; judging ...")
         mine = {m.name for m in chosen}
         findings = [f for f in store if f.get("method", VANILLA) in mine | {VANILLA} and f.get("model", config.name) == config.name]
@@ -151,10 +155,9 @@ def _code(m: Method) -> str:
 
 
 def _on_model(
-    store: Store, config: ModelConfig, chosen: Sequence[Method], how: Level, dtype: str, results: Path | None,
-    prompts_dir: Path | None, head: Path | None, threads: int,
-) -> None:  # fmt: skip
-    """Everything that needs the model in one dtype. `results`: a ledger whose divergences are explained here."""
+    store: Store, config: ModelConfig, chosen: Sequence[Method], how: Level, dtype: str, head: Path | None, threads: int
+) -> Any:
+    """Everything that needs the model in one dtype; -> the model."""
     import torch
 
     from harness.loading import load
@@ -167,14 +170,16 @@ def _on_model(
     todo = [(about, make) for about, make in work if store.get(about) is None]
     started = time.monotonic()
     for i, (about, make) in enumerate(todo, start=1):
-        if store.get(about) is None:
+        if store.get(about) is None and not (about["kind"] == "score" and _n_scored(store, about["method"]) >= how.score_tokens):
             store.add(about, make())
         spent = time.monotonic() - started
         if i == 3 or i % max(len(todo) // 20, 1) == 0:
             say(f"{dtype}: {i}/{len(todo)} findings, {spent:.0f} s spent, about {spent / i * (len(todo) - i):.0f} s left")
-    _explain(store, loaded, config)
-    if results is not None:
-        _explain_ledger(store, loaded, config, results, prompts_dir)
+    return loaded
+
+
+def _n_scored(store: Store, method: str) -> int:
+    return sum(f["n"] for f in store if f["kind"] == "score" and f["method"] == method)
 
 
 def _prompts(loaded: Any, n: int) -> list[tuple[str, list[int]]]:
@@ -220,9 +225,7 @@ def _work(
             for name, ids in prompts:
                 params = SamplerParams(how.new_tokens, stop, temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat))
                 for m in chosen:
-                    if _runs(m, loaded) and sum(
-                        f["n"] for f in store if f["kind"] == "score" and f["method"] == m.name and f["code"] == _code(m)
-                    ) < how.score_tokens:  # fmt: skip
+                    if _runs(m, loaded):
                         yield (
                             about("score", m, name, repeat=repeat, temperature=SCORE_TEMPERATURE),
                             lambda m=m, ids=ids, params=params: _score(loaded, m, ids, params),
@@ -297,13 +300,11 @@ def _score(loaded: Any, m: Method, ids: list[int], params: SamplerParams) -> dic
 # ---- divergences explained ----
 
 
-def _explain(store: Store, loaded: Any, config: ModelConfig) -> None:
-    """Turn pending divergences into explained ones, with the most exact model loaded so far (the last is float64)."""
-    if loaded.dtype not in verdicts.EXACT_DTYPES:
-        return
+def _explain(store: Store, loaded: Any) -> None:
+    """Turn pending divergences into explained ones, by the logits of the model that is loaded."""
     for f in store:
-        if f["kind"] == "pending" and f["model"] == config.name:
-            about = {"kind": "divergence", "of": f["key"], "method": f["method"], "dtype": f["dtype"], "model": config.name}
+        if f["kind"] == "pending" and f["model"] == loaded.config.name:
+            about = {"kind": "divergence", "of": f["key"], "method": f["method"], "dtype": f["dtype"], "model": f["model"]}
             if store.get(about) is None:
                 store.add(about, {**gaps(loaded, f["prefix"], f["tokens"]), "before": f["before"]})
 
@@ -320,8 +321,9 @@ def gaps(loaded: Any, prefix: Sequence[int], tokens: Sequence[int | None]) -> di
             "reference": loaded.dtype}  # fmt: skip
 
 
-def _explain_ledger(store: Store, loaded: Any, config: ModelConfig, results: Path, prompts_dir: Path | None) -> None:
+def _explain_ledger(store: Store, loaded: Any, results: Path, prompts_dir: Path | None) -> None:
     """First divergences of a ledger's greedy outputs, explained on the prompts they were made from."""
+    config = loaded.config
     ledger = [r for r in records.read(results) if r["model"] == config.name and r["status"] == "ok" and not r["is_warmup"]]
     by_key = {r["key"]: r for r in ledger}
     known: dict[tuple[str, str], Any] = {}
