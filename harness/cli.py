@@ -21,8 +21,17 @@ def cli() -> None:
     """Decoding methods x tasks x models: timed against plain decoding on one budget, checked, recorded."""
 
 
+CONTEXTS, TREES = (128, 512, 1024, 2048, 4096), (8, 16, 32, 60, 120)
+
+
 def model_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--model", default="smollm2-135m", show_default=True, metavar="NAME|YAML", help="Target model.")(f)
+
+
+def prompts_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files."
+    )(f)
 
 
 def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,13 +145,16 @@ def tune(**options: Any) -> None:
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
-@click.option("--sweep", is_flag=True, help="Speed of vanilla and eagle2 against context and tree size instead.")
-@click.option("--context", "contexts", type=int, multiple=True, default=(128, 512, 1024, 2048, 4096), help="For --sweep; repeatable.")
-@click.option("--tree", "trees", type=int, multiple=True, default=(8, 16, 32, 60, 120), help="Nodes, for --sweep; repeatable.")
+@click.option("--sweep", is_flag=True, help="Instead: speed by context and tree size (vanilla, eagle2).")
+@click.option("--context", "contexts", type=int, multiple=True, default=CONTEXTS, help="Tokens, for --sweep; repeatable.")
+@click.option("--tree", "trees", type=int, multiple=True, default=TREES, help="Nodes, for --sweep; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/profile"), show_default=True)
 @include_option
 def profile(**options: Any) -> None:
-    """Where a step's time goes, with the ceilings beside it; or, with --sweep, speed by context and tree size."""
+    """Where a step's time goes, with the ceilings beside it; with --sweep, speed by context and tree size.
+
+    --sweep measures vanilla and eagle2 at `paper` but for the tree's size; --method, --set and --preset do not touch it.
+    """
     from harness.commands import profile_command
 
     profile_command(**options)
@@ -186,20 +198,26 @@ def plot(results: Path, out: Path | None) -> None:
 
 @cli.command()
 @model_option
-@click.option("--method", "names", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable; all = all but external loops.")
+@click.option(
+    "--method", "names", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable; all = all but external loops."
+)
 @click.option("--level", default="quick", show_default=True, metavar="quick|full", help="How much is checked.")
 @click.option("--dtype", "dtypes", multiple=True, metavar="float64|float32|bfloat16", help="Repeatable (default: the level's).")
 @click.option("--results", type=click.Path(path_type=Path), default=None, help="A ledger whose divergences are explained too.")
-@click.option("--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files.")
+@prompts_option
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/audit"), show_default=True, help="Where findings go.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results/audit"), show_default=True, help="Where findings go."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as one JSON value on the last line.")
+@click.option("--mutants", "plant", is_flag=True, help="Plant known faults and see which layer notices each.")
 @include_option
 def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> None:
-    """Audit losslessness in layers: exact law, logit replay, greedy equality, sampling statistics."""
+    """Audit losslessness in layers: exact law, logit replay, greedy equality, sampling statistics; or plant faults."""
     import os
 
+    from harness.audit.command import mutants
     from harness.audit.command import verify as audit
     from harness.commands import DTYPES, include_all
     from harness.errors import unknown
@@ -210,7 +228,11 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
             raise unknown("dtype", dtype, DTYPES[1:])
     if threads is not None and threads < 1:
         raise UserError(f"--threads is {threads}; it must be at least 1")
-    audit(threads=threads or os.cpu_count() or 1, **options)
+    threads = threads or os.cpu_count() or 1
+    if options.pop("plant"):
+        mutants(threads=threads, **{k: options[k] for k in ("model", "level", "out", "head", "as_json")})
+    else:
+        audit(threads=threads, **options)
 
 
 @cli.command("list")

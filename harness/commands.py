@@ -210,15 +210,15 @@ def _tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -
 
     from harness.environment import cpu_name
     from harness.fetch import sha256_file
-    from harness.loading import resolve_dtype
+    from harness.loading import FREQUENT, resolve_dtype
     from harness.tuned import Key
 
     threads = o["threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    weights = head / "model.safetensors" if head else None
+    files = [head / name for name in ("model.safetensors", "pytorch_model.bin", FREQUENT)] if head else []
     return Key(
         model=config.name,
-        head=sha256_file(weights) if weights and weights.exists() else "",
+        head=" ".join(sha256_file(file)[:16] for file in files if file.exists()),
         method=method,
         temperature=o["temperature"],
         dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
@@ -229,55 +229,55 @@ def _tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -
 
 def tune_command(**o: Any) -> None:
     """Find the best tree for each temperature, print what was found, and save it as the preset `tuned`."""
-    for name, least in (("conversations", 1), ("max_new_tokens", 2)):
-        if o[name] is not None and o[name] < least:
-            raise UserError(f"--{name.replace('_', '-')} is {o[name]}; it must be at least {least}")
-    if o["dtype"] not in DTYPES:
-        raise unknown("dtype", o["dtype"], DTYPES)
+    temperatures = o["temperatures"] or (0.0,)
+    for temperature in temperatures:
+        _checked({**MATRIX_DEFAULTS, **o, "temperature": temperature})
+    if o["conversations"] < 1:
+        raise UserError(f"--conversations is {o['conversations']}; it must be at least 1")
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
     m = methods.get(o["method"])
-    from harness import runner
+    from harness import runner, tuned
     from harness.environment import keep_freed_memory
 
     if not runner.is_tunable(m):
         raise UserError(f"method {m.name} has no dynamic tree to tune; eagle2 and eagle2-fr have")
-    (arm,) = runner.make_arms((m.name,), "paper", {}, config, o["head"] or config.head_folder)
+    head = o["head"] or config.head_folder
+    (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
+    tuned.rows(o["save"] or tuned.found_here())  # a spoilt file is found out before hours are spent
     keep_freed_memory()
-    from harness import tuned
     from harness.loading import load
     from harness.train.command import evaluation_prompts
     from harness.tune import tune
 
     evaluation = [text for texts in evaluation_prompts().values() for text in texts]
-    for temperature in o["temperatures"] or (0.0,):
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise UserError(f"--temperature is {temperature}; it must be 0 (greedy) or more")
-        key = _tuned_key(config, m.name, o["head"] or config.head_folder, o | {"temperature": temperature})
-        loaded = load(config, key.dtype, head=o["head"])
+    keys = [_tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
+    loaded = load(config, keys[0].dtype, head=o["head"])
+    for key in keys:
         ranked, costs = tune(
-            loaded, temperature=temperature, frequent=arm.options.get("frequent"), n_prompts=o["conversations"],
+            loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), n_prompts=o["conversations"],
             max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, evaluation=evaluation,
         )  # fmt: skip
-        best = ranked[0]
-        paper = next((c for c in ranked if (c.top_k, c.depth, c.total) == tuple(arm.options[k] for k in ("top_k", "depth", "total"))), None)
-        click.echo(f"{m.name} on {config.name}, T = {temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:")
+        click.echo(f"{m.name} on {config.name}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:")
         click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
-        for what, c in (*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *((("paper", paper),) if paper else ())):
+        given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
+        paper = [("paper", c) for c in ranked if (c.top_k, c.depth, c.total) == given]
+        for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
             click.echo(
                 f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
                 f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
             )
+        best = ranked[0]
         if best.speedup <= 1:
             click.echo(f"speculation does not pay on this machine: the best tree is predicted at {best.speedup:.2f}x of vanilla")
-        options = {"top_k": best.top_k, "depth": best.depth, "total": best.total}
+        options = {**arm.options, "top_k": best.top_k, "depth": best.depth, "total": best.total}
         predicted = {
             "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
             "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
             "conversations": o["conversations"],
         }  # fmt: skip
         path = tuned.save(tuned.Entry(key, options, predicted), o["save"])
-        _say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {temperature:g} ...` uses it")
+        _say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
 
 
 def profile_command(**o: Any) -> None:
@@ -287,6 +287,9 @@ def profile_command(**o: Any) -> None:
     _checked({"repeats": 1, "top_p": 1.0, **o})
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
+    for name in ("contexts", "trees"):
+        if o["sweep"] and min(o[name]) < 1:
+            raise UserError(f"--{name[:-1]} is {min(o[name])}; it must be at least 1")
     names = ("vanilla", *(n for n in o["names"] if n != "vanilla"))
     part = _part(config, {**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "names": names,
                           "task_names": ("all",), "source": "bundled"})  # fmt: skip
@@ -308,21 +311,19 @@ def profile_command(**o: Any) -> None:
     params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
     where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"
     if o["sweep"]:
-        tree_arms = [
-            (f"{n} nodes", a)
-            for n in o["trees"] for a in make_trees(config, o, n)
-        ]  # fmt: skip
+        contexts, trees = sorted(set(o["contexts"])), sorted(set(o["trees"]))
+        tree_arms = [(f"{n} nodes", arm) for n in trees for arm in make_trees(config, o, n)]
         text = loaded.encode("\n\n".join(t for ps in part.prompt_sets for p in ps.prompts for t in p.turns))
-        while len(text) < max(o["contexts"]):
+        while len(text) < max(contexts):
             text = text + text
         vanilla = next(a for a in part.arms if a.name == "vanilla")
-        _say(f"contexts {', '.join(map(str, o['contexts']))} x trees {', '.join(map(str, o['trees']))} ...")
-        rows = profiling.sweep(
-            loaded, [("vanilla", vanilla), *tree_arms], o["contexts"], text, SamplerParams(32, temperature=o["temperature"], key=1)
-        )
+        _say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
+        short = SamplerParams(32, temperature=o["temperature"], key=1)
+        rows = profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short)
         if rows.empty:
-            raise UserError(f"no context of {', '.join(map(str, o['contexts']))} fits into the model's {config.context_length} tokens")
-        click.echo(rows.pivot(index="arm", columns="context", values="tokens_per_s").reindex(rows["arm"].unique()).round(1).to_string())
+            raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {config.context_length} tokens")
+        shown = rows.pivot(index="arm", columns="context", values="tokens_per_s").reindex(rows["arm"].unique())
+        click.echo(shown.round(1).to_string())
         written = profiling.write_sweep(rows, where, o["out"])
     else:
         prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(o["limit"])
@@ -332,9 +333,9 @@ def profile_command(**o: Any) -> None:
             _say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
             profiles.append(profiling.profile(loaded, arm, prompts, params))
         rows = profiling.profile_rows(profiles, profiles[0])
-        text_out = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
-        click.echo(text_out)
-        written = profiling.write_profile(rows, text_out, where, o["out"])
+        report = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
+        click.echo(report)
+        written = profiling.write_profile(rows, report, where, o["out"])
     for path in written:
         click.echo(path)
 
@@ -552,7 +553,7 @@ def _dry_run(config: Any, part: Part, o: dict[str, Any]) -> None:
 
 
 def _memory(folder: Path, dtype: str) -> str:
-    """What loading needs, from the shapes stored: on a CPU matrices are kept twice, as they are and packed for its kernels."""
+    """What loading needs, from the shapes stored: on a CPU matrices are kept as they are and packed for its kernels."""
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", framework="pt") as f:

@@ -168,7 +168,12 @@ def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | 
         tokens = load_file(file)["tokens"].long()
     except (SafetensorError, OSError, KeyError) as e:
         raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
-    if tokens.dim() != 1 or len(tokens) < 1 or len(tokens.unique()) < len(tokens) or not 0 <= tokens.min() <= tokens.max() < vocab:
+    if (
+        tokens.dim() != 1
+        or len(tokens) < 1
+        or len(tokens.unique()) < len(tokens)
+        or not 0 <= tokens.min() <= tokens.max() < vocab
+    ):
         raise UserError(f"{file}: expected distinct token ids under {vocab}")
     return tokens, sha256_file(file)
 

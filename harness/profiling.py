@@ -100,7 +100,7 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
         steps, tokens = steps + len(t.accepted), tokens + len(made.token_ids) - 1
         draft, verify, target_s = draft + sum(t.draft_s), verify + sum(t.verify_s), target_s + sum(t.target_s)
         rest += wall - made.prefill_s - sum(t.draft_s) - sum(t.verify_s)
-    drafting = {name: seconds[name] for name in sorted(seconds) if name.startswith("draft")}
+    drafting = {name: seconds[name] for name in sorted(seconds, key=_level) if name.startswith("draft")}
     parts = {"target forward": target_s} | drafting
     if drafting:
         parts["growth (top-k, scores, tree)"] = draft - sum(drafting.values())
@@ -111,6 +111,10 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
         "loop": rest,
     }
     return Profile(arm.name, arm.preset, steps, tokens / max(steps, 1), {k: 1e3 * v / max(steps, 1) for k, v in parts.items()})
+
+
+def _level(part: str) -> int:
+    return int(part.split()[2]) if part.startswith("draft level") else -1
 
 
 ACCEPTED = "draft level 0 (accepted tokens)"
@@ -166,7 +170,9 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
     base = profiles[0]
     lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step).", ""]
     parts = list(dict.fromkeys(part for p in profiles for part in p.parts))
-    lines.append("| part | " + " | ".join(p.method if p.preset == "paper" else f"{p.method} ({p.preset})" for p in profiles) + " |")
+    lines.append(
+        "| part | " + " | ".join(p.method if p.preset == "paper" else f"{p.method} ({p.preset})" for p in profiles) + " |"
+    )
     lines.append("|:--|" + "--:|" * len(profiles))
     for part in parts:
         cells = (f"{p.parts[part]:.2f} ({p.parts[part] / p.total:.0%})" if part in p.parts else "" for p in profiles)
@@ -182,8 +188,8 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
         lines.append(f"| {name} | " + " | ".join(value(p) for p in profiles) + " |")
     lines += [
         "",
-        f"Ceiling of plain decoding: a step reads {limit.weight_bytes / 1e6:.0f} MB of weights; at the {limit.bandwidth / 1e9:.1f} GB/s "
-        f"measured here that takes {limit.step_ms:.1f} ms ({1e3 / limit.step_ms:.0f} tokens/s). Vanilla's step reaches "
+        f"Ceiling of plain decoding: a step reads {limit.weight_bytes / 1e6:.0f} MB of weights; at the "
+        f"{limit.bandwidth / 1e9:.1f} GB/s measured here that takes {limit.step_ms:.1f} ms ({1e3 / limit.step_ms:.0f} tokens/s). Vanilla's step reaches "
         f"{limit.step_ms / base.total:.0%} of it.",
         "",
     ]
@@ -238,7 +244,12 @@ def _part_colours(parts: Sequence[str]) -> dict[str, Any]:
 
 
 def sweep(
-    loaded: Loaded, arms: Sequence[tuple[str, Arm]], contexts: Sequence[int], text: Sequence[int], params: SamplerParams, rounds: int = 3
+    loaded: Loaded,
+    arms: Sequence[tuple[str, Arm]],
+    contexts: Sequence[int],
+    text: Sequence[int],
+    params: SamplerParams,
+    rounds: int = 3,
 ) -> pd.DataFrame:
     """Decode-only tokens per second of each (label, arm) at each context, prompts cut from `text`; the best of `rounds`."""
     rows = []
@@ -257,8 +268,8 @@ def sweep(
                 steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1
                 best[label] = max(best.get(label, (0.0, 0.0, 0.0)), (tokens / seconds, tokens / steps, 1e3 * seconds / steps))
         rows += [
-            {"context": context, "arm": label, "method": arm.name, "tree": arm.options.get("total", 0), "tokens_per_s": best[label][0],
-             "tau": best[label][1], "step_ms": best[label][2]}
+            {"context": context, "arm": label, "method": arm.name, "tree": arm.options.get("total", 0),
+             "tokens_per_s": best[label][0], "tau": best[label][1], "step_ms": best[label][2]}
             for label, arm in arms
         ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -274,7 +285,9 @@ def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:
         shades = matplotlib.colormaps["viridis"]
         for i, label in enumerate(arms):
             mine = rows[rows["arm"] == label]
-            look = {"color": "#4d4d4d", "linestyle": "--"} if label == "vanilla" else {"color": shades(i / max(len(arms), 1))}
+            look: dict[str, Any] = (
+                {"color": "#4d4d4d", "linestyle": "--"} if label == "vanilla" else {"color": shades(i / max(len(arms), 1))}
+            )
             left.plot(mine["context"], mine["tokens_per_s"], marker="o", markersize=4, label=label, **look)
             right.plot(mine["context"], mine["step_ms"], marker="o", markersize=4, **look)
         for axes, name in ((left, "tokens per second, prefill excluded"), (right, "milliseconds per step")):

@@ -387,8 +387,12 @@ def make_arms(
     """
     wanted: list[str] = []
     for name in names:
-        known = [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, head) is None] if name == "all" else [name]
+        known = (
+            [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, head) is None] if name == "all" else [name]
+        )
         wanted += [n for n in known if n not in wanted]
+        for n in (n for n in methods.names(exact=True) if name == "all" and n not in known):
+            print(f"left out: {_lacks(methods.get(n), config, head)}", file=sys.stderr)
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
@@ -406,7 +410,7 @@ def make_arms(
         own = {k: v for k, v in changes.items() if k in m.options}
         named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
         if preset == TUNED and tuned is not None and TUNED not in m.presets:
-            named, presets = (TUNED, {TUNED: tuned(m.name)}) if is_tunable(m) else ("paper", config.presets)
+            named, presets = (TUNED, {TUNED: tuned(m.name)}) if is_tunable(m) else ("paper", presets)
         options = m.resolve(named, own, presets)
         try:
             m.build(**options)

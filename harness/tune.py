@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import methods
+from harness.errors import UserError
 from harness.loading import Loaded
 from harness.train import sharegpt
 from methods.base import SamplerParams
@@ -36,6 +37,7 @@ TOP_KS = (2, 4, 6, 8, 10)
 DEPTHS = tuple(range(1, 9))
 TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)
 ROWS = (1, 2, 4, 6, 8, 11, 16, 21, 26, 33, 41, 60)
+ABSENT = np.iinfo(np.int64).max  # the rank of a token that no tree holds
 ROUNDS = 9  # repeats of every timing; medians are used
 
 
@@ -47,9 +49,10 @@ def say(text: str) -> None:
 
 
 def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
-    """The last `n` usable training prompts (token ids): training takes them from the front, and none is a task's."""
-    texts, _ = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed)[-6 * n :], evaluation)
-    encoded = (loaded.encode(loaded.render([("user", text)])) for text in reversed(texts))
+    """`n` prompts (token ids) that training leaves out (`sharegpt.is_reserved`); none is a task's."""
+    reserved = [text for text in sharegpt.prompts(sharegpt.conversations(), seed) if sharegpt.is_reserved(text)]
+    texts, _ = sharegpt.without_overlap(reserved[: 6 * n], evaluation)
+    encoded = (loaded.encode(loaded.render([("user", text)])) for text in texts)
     return list(itertools.islice((ids for ids in encoded if len(ids) <= longest), n))
 
 
@@ -79,9 +82,9 @@ def path_ranks(
     tokens: np.ndarray, parents: np.ndarray, value: np.ndarray, levels: Sequence[int], answer: Sequence[int]
 ) -> np.ndarray:
     """[depth, depth]: entry (m, d - 1) is the rank of the answer's (m+1)-th token among the pool's nodes down to level d,
-    or the size of the pool where that token is not in it (then it is in no tree)."""
-    depth, absent = len(levels), len(tokens)
-    ranks = np.full((depth, depth), absent, dtype=np.int64)
+    or ABSENT where that token is not in it."""
+    depth = len(levels)
+    ranks = np.full((depth, depth), ABSENT, dtype=np.int64)
     node = -1
     for m in range(min(depth, len(answer))):
         found = np.flatnonzero((parents == node) & (tokens == answer[m]))
@@ -138,6 +141,7 @@ class Costs:
 
     context: int
     step: float
+    token: float  # drawing one token from its logits: a step of tau tokens does it tau times, `verify` has the first
     verify: dict[int, float]
     draft: dict[tuple[int, int], float]
 
@@ -148,7 +152,7 @@ class Costs:
 @torch.inference_mode()
 def measure_costs(
     loaded: Loaded, context: int, top_ks: Sequence[int], depths: Sequence[int], temperature: float, frequent: int | None,
-    rounds: int = ROUNDS, rows: Sequence[int] = ROWS,
+    rounds: int | None = None, rows: Sequence[int] = ROWS,
 ) -> Costs:  # fmt: skip
     """Medians over `rounds` passes, everything interleaved, so that a drift of the machine hits all alike."""
     target, drafter = loaded.target, loaded.drafter
@@ -160,6 +164,7 @@ def measure_costs(
     drafter.start(context + max(top_ks) * max(depths) + 8, frequent)
     drafter.observe([*ids[1:], ids[0]], features)
     draw = ids[:2]
+    drafts = torch.randint(100, len(target.embedding), (max(rows),), generator=generator).tolist()
     samples: dict[Any, list[float]] = {}
 
     def timed(name: Any, work: Callable[[], object]) -> None:
@@ -169,18 +174,23 @@ def measure_costs(
         samples.setdefault(name, []).append(time.perf_counter() - started)
 
     def verify(n: int) -> None:
-        tree = chain(ids[0], ids[1:n])
+        tree = chain(ids[0], drafts[: n - 1])
         _, logits = target.verify(tree)
         walk(tree, logits, chooser, 0)
-        target.commit([0])
-        target.cache.length -= 1
+        path = [0, 2] if n > 2 else [0]  # a path off the first rows: what is kept has to be moved
+        target.commit(path)
+        target.cache.length -= len(path)
+
+    logits = target.step(ids[0])
+    target.cache.length -= 1
 
     def step() -> None:
         chooser.token(target.step(ids[0]), 0)
         target.cache.length -= 1
 
-    for _ in range(rounds + 1):
+    for _ in range((rounds or ROUNDS) + 1):
         timed("step", step)
+        timed("token", lambda: chooser.token(logits, 0))
         for n in rows:
             timed(("verify", n), lambda n=n: verify(n))
         for k, d in itertools.product(top_ks, depths):
@@ -199,6 +209,7 @@ def measure_costs(
     return Costs(
         context,
         middle["step"],
+        middle["token"],
         {n: middle["verify", n] for n in rows},
         {(k, d): middle["tree", k, d] + middle["observe"] for k, d in itertools.product(top_ks, depths)},
     )
@@ -231,21 +242,23 @@ def choices(ranks_by_k: dict[int, list[np.ndarray]], costs: Costs, depths: Seque
             most = top_k + (depth - 1) * top_k * top_k
             for total in sorted({min(t, most) for t in totals}):
                 tau = replayed_tau(ranks, depth, total)
-                verify, draft = costs.verify_s(total + 1) / costs.step, costs.draft[top_k, depth] / costs.step
-                found.append(Choice(top_k, depth, total, tau, verify, draft))
+                verify = costs.verify_s(total + 1) + (tau - 1) * costs.token
+                found.append(Choice(top_k, depth, total, tau, verify / costs.step, costs.draft[top_k, depth] / costs.step))
     return sorted(found, key=lambda c: -c.speedup)
 
 
 def tune(
     loaded: Loaded, *, temperature: float, frequent: int | None, n_prompts: int, max_new_tokens: int, evaluation: Iterable[str],
     top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, prompts: Sequence[list[int]] | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
 ) -> tuple[list[Choice], Costs]:  # fmt: skip
     """All trees, best first, and the costs they were judged by."""
     assert isinstance(loaded.drafter, EagleDrafter)
     prompts = prompts or held_out_prompts(loaded, n_prompts, 600, evaluation)
     say(f"answering {len(prompts)} held-out training prompts at T = {temperature:g} ...")
     answers = vanilla_answers(loaded, prompts, temperature, max_new_tokens)
+    if not answers:
+        raise UserError("none of the held-out prompts has an answer of more than one token: there is nothing to tune on")
     context = int(np.mean([len(a.prompt) + len(a.ids) / 2 for a in answers]))
     say(f"measuring what steps cost at a context of {context} tokens ...")
     costs = measure_costs(loaded, context, top_ks, depths, temperature, frequent, rounds)

@@ -37,18 +37,31 @@ class Entry:
     predicted: Mapping[str, Any]
 
 
+def found_here() -> Path:
+    return cache_dir() / "tuned.json"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The stored entries of a file; none where there is no file.
+
+    Raises:
+        UserError: the file cannot be read or is something else.
+    """
+    try:
+        stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for row in stored:
+            Entry(Key(**row["key"]), row["options"], row["predicted"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"{path} is no list of tuned presets ({e}); remove it and run `harness tune` again") from None
+    return stored
+
+
 def entries(shipped: Path) -> list[Entry]:
     """Those found on this machine first."""
-    found: list[Entry] = []
-    for path in (cache_dir() / "tuned.json", shipped):
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            found += [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in rows]
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError, KeyError) as e:
-            raise UserError(f"{path} is no list of tuned presets ({e}); remove it and run `harness tune` again") from None
-    return found
+    stored = [*rows(found_here()), *rows(shipped)]
+    return [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in stored]
 
 
 def lookup(key: Key, shipped: Path) -> Entry:
@@ -59,23 +72,22 @@ def lookup(key: Key, shipped: Path) -> Entry:
     for entry in known:
         if entry.key == key:
             return entry
-    near = ", ".join(sorted({f"T = {e.key.temperature:g}" for e in known if (e.key.model, e.key.method) == (key.model, key.method)}))
-    others = f" (there are some for {near}, perhaps elsewhere)" if near else ""
+    same = [e.key for e in known if (e.key.model, e.key.method) == (key.model, key.method)]
+    near = ", ".join(sorted({f"T = {k.temperature:g} in {k.dtype}, {k.threads} threads, {k.machine}" for k in same}))
+    others = f" (there is one for {near})" if near else ""
     raise UserError(
-        f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads on "
-        f"this machine and with this head{others}: "
-        f"`harness tune --model {key.model} --method {key.method} --temperature {key.temperature:g}` makes one"
+        f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads "
+        f"on this machine and with this head{others}: `harness tune --model {key.model} --method {key.method} --temperature "
+        f"{key.temperature:g} --dtype {key.dtype} --threads {key.threads}` (and your --head, if any) makes one"
     )
 
 
 def save(new: Entry, path: Path | None = None) -> Path:
     """Put an entry in the place of an older one with the same key."""
-    path = path or cache_dir() / "tuned.json"
-    rows = []
-    if path.exists():
-        rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["key"] != asdict(new.key)]
-    rows.append({"key": asdict(new.key), "options": dict(new.options), "predicted": dict(new.predicted)})
+    path = path or found_here()
+    kept = [row for row in rows(path) if row["key"] != asdict(new.key)]
+    kept.append({"key": asdict(new.key), "options": dict(new.options), "predicted": dict(new.predicted)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as tmp:
-        tmp.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        tmp.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return path

@@ -46,7 +46,7 @@ class Method:
         Raises:
             UserError: a preset neither the method nor the model knows, or an option the method does not have.
         """
-        known = {"paper", *self.presets, *model_presets}
+        known = {"paper", *self.presets, *model_presets}  # and `tuned`, which comes from `harness tune` as a model's preset
         if preset not in known:
             raise unknown("preset", preset, known)
         options = dict(self.options)
@@ -90,10 +90,14 @@ def method(
         file = inspect.getsourcefile(build) or "?"
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
+        types = {
+            k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
+            for k, p in parameters.items()
+        }
         _METHODS[name] = Method(
-            name, line, build, {k: p.default for k, p in parameters.items()}, presets or {}, exact, needs_head, needs_frequent, samples_drafts, external,
-            file, small or {}, {k: p.annotation if isinstance(p.annotation, type) and p.annotation is not p.empty else type(p.default)
-                   for k, p in parameters.items()},
+            name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
+            exact=exact, needs_head=needs_head, needs_frequent=needs_frequent, samples_drafts=samples_drafts, external=external,
+            file=file, small=small or {}, types=types,
         )  # fmt: skip
         return build
 

@@ -15,7 +15,9 @@ from methods.engine.loop import speculative
 SMALL = {"top_k": 2, "depth": 2, "total": 4}
 
 
-@method("eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True, small=SMALL)
+@method(
+    "eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True, small=SMALL
+)
 def no_value(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence"))
 

@@ -107,8 +107,8 @@ class Drafter(Protocol):
     def start(self, room: int, frequent: int | None = None) -> None:
         """Forget everything; `room` bounds the pairs and entries to come.
 
-        `frequent`: predict over the so many most frequent tokens only; None: over the whole vocabulary.
-        Raises ValueError where the drafter has no list of so many.
+        `frequent`: predict over at most so many frequent tokens, all that are listed if there are fewer; None: over the whole
+        vocabulary. Raises ValueError where the drafter has no list.
         """
         ...
 

@@ -17,6 +17,11 @@ from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
 
-@method("eagle2", line="EAGLE-2: dynamic draft tree, expansion and reranking by value", needs_head=True, small={"top_k": 2, "depth": 2, "total": 4})
+@method(
+    "eagle2",
+    line="EAGLE-2: dynamic draft tree, expansion and reranking by value",
+    needs_head=True,
+    small={"top_k": 2, "depth": 2, "total": 4},
+)
 def eagle2(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total))

@@ -13,6 +13,12 @@ from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
 
-@method("eagle2-fr", line="EAGLE-2 drafting over frequent tokens only (FR-Spec)", needs_head=True, needs_frequent=True, small={"top_k": 2, "depth": 2, "total": 4, "frequent": 3})
+@method(
+    "eagle2-fr",
+    line="EAGLE-2 drafting over frequent tokens only (FR-Spec)",
+    needs_head=True,
+    needs_frequent=True,
+    small={"top_k": 2, "depth": 2, "total": 4, "frequent": 3},
+)
 def eagle2_fr(top_k: int = 10, depth: int = 6, total: int = 59, frequent: int = 8192) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, frequent=frequent))

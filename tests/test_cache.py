@@ -5,12 +5,12 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from harness.audit.law import texts_of
 from hypothesis import HealthCheck, given, settings
 from lab import TINY, Lab
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from harness.audit.law import texts_of
 from methods.engine.cache import TreeCache
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree, chain

@@ -8,11 +8,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from harness.audit.law import texts_of
 from hypothesis import HealthCheck, given, settings
 from lab import Lab
 from torch import Tensor
 
+from harness.audit.law import texts_of
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.tree import Tree
 
@@ -173,3 +173,36 @@ def test_position_zero_is_not_rotated(lab: Lab) -> None:
     x = torch.randn(3, head.config.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     q, _, _ = head.qkv(x, head.rotary(torch.zeros(3, dtype=torch.long), torch.float64))
     assert close(q, head.layers[0].self_attn.q_proj(x).view(3, -1, head.config.head_dim).transpose(0, 1))
+
+
+# ---- the vocabulary cut to frequent tokens ----
+
+
+@torch.inference_mode()
+def test_a_cut_vocabulary_has_the_columns_of_the_listed_tokens(lab: Lab) -> None:
+    drafter, target = lab.loaded.drafter, lab.loaded.target
+    assert drafter is not None and drafter._frequent is not None
+    text = lab.prompts[1][:12]
+    features, _ = target.prefill(text, 1)
+    tree = Tree([text[-1], 7, 8, 9], [-1, 0, 0, 2])
+
+    def logits(frequent: int | None) -> tuple[Tensor, Tensor]:
+        drafter.start(80, frequent)
+        drafter.observe(text[1:], features[:-1])
+        return drafter.root_logits().clone(), expand_in_levels(drafter, tree)
+
+    whole = logits(None)
+    assert torch.equal(drafter.named(torch.tensor([5, 300])), torch.tensor([5, 300]))
+    for n in (3, 100, 10_000):
+        listed = drafter._frequent[:n]
+        cut = logits(n)
+        assert all(close(a, b[..., listed]) for a, b in zip(cut, whole, strict=True))
+        assert torch.equal(drafter.named(torch.arange(len(listed))), listed)
+    assert all(close(a, b) for a, b in zip(logits(None), whole, strict=True))  # the next generation has the whole again
+
+
+def test_a_head_without_a_list_says_so(lab: Lab) -> None:
+    assert lab.loaded.drafter is not None
+    bare = EagleDrafter(lab.loaded.drafter.head, lab.loaded.target.embedding, lab.loaded.target.lm_head)
+    with pytest.raises(ValueError, match="needs a list of frequent tokens"):
+        bare.start(40, 100)

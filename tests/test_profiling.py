@@ -57,7 +57,14 @@ def test_the_ceiling_counts_the_matrices_a_step_reads() -> None:
 def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
     done = harness(COMMAND, "--method eagle1 --method eagle2 --out", tmp_path / "p")
     assert done.code == 0, done.err
-    for word in ("target forward", "draft level 1", "growth", "Ceiling of plain decoding", "| eagle1 | eagle2 |", "decode speedup"):
+    for word in (
+        "target forward",
+        "draft level 1",
+        "growth",
+        "Ceiling of plain decoding",
+        "| eagle1 | eagle2 |",
+        "decode speedup",
+    ):
         assert word in done.out
     rows = pd.read_csv(tmp_path / "p" / "profile.csv")
     assert set(rows["method"]) == {"vanilla", "eagle1", "eagle2"}

@@ -307,7 +307,9 @@ def test_a_models_preset_changes_the_options_it_names(tmp_path: Path) -> None:
 
 def test_an_option_that_no_method_has_is_no_preset(tmp_path: Path) -> None:
     model = tiny_copy(tmp_path / "model", presets="{small: {totl: 8}}")
-    refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset small --model", model), "unknown option 'totl'", "'total'")
+    refused(
+        run(tmp_path / "out", "--method eagle2 --task gsm8k --preset small --model", model), "unknown option 'totl'", "'total'"
+    )
 
 
 def test_a_record_says_what_it_was_made_with_and_where(tmp_path: Path) -> None:

@@ -16,9 +16,21 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.train import eagle
-from harness.train.data import Conversation, make_shards, read_shards
-from harness.train.eagle import TEMPLATE_TOKENS, Batch, TrainSettings, batches, collate, predicted_features, train
-from harness.train.sharegpt import conversations, exchanges, prompts, without_overlap
+from harness.train.data import Conversation, make_shards, read_shards, restore_features
+from harness.train.eagle import (
+    TEMPLATE_TOKENS,
+    Batch,
+    TrainSettings,
+    batches,
+    calibration,
+    collate,
+    frequent_tokens,
+    held_out_acceptance,
+    predicted_features,
+    train,
+)
+from harness.train.generate import BatchedLlama
+from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
 from methods.engine.draft_head import EagleHead, HeadConfig
 
 # ---- the text ----
@@ -60,6 +72,19 @@ def test_some_prompts_ask_for_a_summary_of_a_long_answer() -> None:
     talks = [talk(f"Question number {i} about something", f"{i} " + "word " * 400) for i in range(50)]
     found = prompts(talks, seed=0, summarize_share=0.1)
     assert sum(len(p) > 1500 for p in found) == 5 and len(found) == 55
+
+
+def test_later_turns_are_prompts_where_they_are_long() -> None:
+    later = "And could you now explain the second of these points in some more detail, please?"
+    found = prompts([talk("Question number 1 about something", "An answer.", later, "Yes.", "go on")], seed=0)
+    assert sorted(found) == sorted(["Question number 1 about something", later])
+
+
+def test_a_fixed_share_of_prompts_is_reserved_whatever_their_layout() -> None:
+    texts = [f"Question number {i} about something" for i in range(4000)]
+    reserved = [t for t in texts if is_reserved(t)]
+    assert 0.01 < len(reserved) / 4000 < 0.03
+    assert all(is_reserved(f"  {t.upper()}?\n") for t in reserved)
 
 
 def test_exchanges_are_the_openings_with_both_sides() -> None:
@@ -304,3 +329,84 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
             wanted = exact.model(torch.from_numpy(c.ids.astype(np.int64))[None]).last_hidden_state[0]
         features = torch.from_numpy(np.array(c.features).view(np.int16)).view(torch.bfloat16).float()
         assert torch.nn.functional.cosine_similarity(features, wanted, dim=-1).min() > 0.99
+        assert c.n_prompt == 40
+    for features in (tmp_path / "whole").glob("*.features"):
+        before = features.read_bytes()
+        features.unlink()
+        restore_features(tmp_path / "whole", model, say=lambda text: None)
+        again = [np.frombuffer(b, np.uint16).view(np.int16) for b in (before, features.read_bytes())]
+        a, b = (torch.from_numpy(x.copy()).view(torch.bfloat16).float().view(-1, 64) for x in again)
+        assert torch.nn.functional.cosine_similarity(a, b, dim=-1).min() > 0.99
+
+
+@torch.inference_mode()
+def test_slots_of_different_lengths_are_each_what_the_model_says_of_their_text(lab32: Lab) -> None:
+    """Prompts are prefilled into slots, grow side by side, are replaced, and the buffers shrink again."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.float32).eval()
+    llama = BatchedLlama(model, 3)
+    texts = [lab32.prompts[0][:5], (lab32.prompts[2] * 9)[:300], lab32.prompts[3][:20]]
+
+    def check(slot: int, features: Tensor) -> None:
+        wanted = model.model(torch.tensor([texts[slot]])).last_hidden_state[0]
+        assert (features - wanted[-len(features) :]).abs().max() < 1e-4 * wanted.abs().max()
+
+    for slot, text in enumerate(texts):
+        check(slot, llama.prefill(slot, text))
+    for round_ in range(12):
+        for slot in range(3):
+            texts[slot] = [*texts[slot], 7 + (slot + round_) % 50]
+        features = llama.step([t[-1] for t in texts], [len(t) - 1 for t in texts])
+        for slot in range(3):
+            check(slot, features[slot : slot + 1])
+        if round_ == 5:
+            wide = llama.width
+            texts[1] = lab32.prompts[4][:30]
+            check(1, llama.prefill(1, texts[1]))
+    assert llama.width < wide
+
+
+def test_a_model_of_another_make_is_refused() -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target")
+    model.config.attention_bias = True
+    with pytest.raises(ValueError, match="only plain LLaMA"):
+        BatchedLlama(model, 2)
+
+
+# ---- what is said of a head ----
+
+
+def test_frequent_tokens_are_those_of_answers_ties_to_the_lower_id() -> None:
+    def one(prompt: list[int], answer: list[int]) -> Conversation:
+        return Conversation(np.array([*prompt, *answer], dtype=np.int32), np.zeros(0, dtype=np.uint16), len(prompt))
+
+    items = [one([9, 9, 9, 9], [5, 3, 5]), one([9], [3, 7])]
+    assert frequent_tokens(items, 10).tolist() == [3, 5, 7]
+    assert frequent_tokens(items, 10, most=2).tolist() == [3, 5]
+
+
+def test_held_out_figures_are_counts_over_conversations_of_each_kind() -> None:
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
+    items, head = made_up(12), new_head()
+    found = held_out_acceptance(head, embedding, lm_head, items, depth=3)
+    assert 0 <= found["top1"] <= found["top10"] <= 1 <= found["chain_tau"] <= 4
+    assert found["chain_tau_short"] == found["chain_tau"] and "chain_tau_long" not in found
+    alone = [held_out_acceptance(head, embedding, lm_head, [c], depth=3)["top1"] * (len(c.ids) - c.n_prompt) for c in items]
+    assert found["top1"] == pytest.approx(sum(alone) / sum(len(c.ids) - c.n_prompt for c in items))
+
+
+def test_calibration_bins_hold_every_child_once() -> None:
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
+    items = made_up(6)
+    rows = calibration(new_head(), embedding, lm_head, items, top_k=4, depth=2, n_bins=10)
+    assert sum(r["n"] for r in rows if r["depth"] == 1) == 4 * sum(len(c.ids) - c.n_prompt for c in items)
+    for r in rows:
+        assert r["bin"] - 1e-6 <= r["confidence"] <= r["bin"] + 0.1 + 1e-6
+        assert 0 <= r["accepted"] <= 1 and 0 <= r["sampled"] <= 1

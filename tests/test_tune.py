@@ -15,7 +15,7 @@ from lab import Lab, shared_lab
 
 from harness import tune, tuned
 from harness.errors import UserError
-from harness.tune import Answer, Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
+from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
@@ -24,7 +24,9 @@ KEY = tuned.Key("tiny", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("method", "frequent"), [("eagle2", None), ("eagle2-fr", 200)])
-def test_a_replay_has_the_tau_of_the_decode_it_stands_for(temperature: float, method: str, frequent: int | None, lab: Lab) -> None:
+def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
+    temperature: float, method: str, frequent: int | None, lab: Lab
+) -> None:
     """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
     answers = tune.vanilla_answers(lab.loaded, lab.prompts[:4], temperature, 24)
     for top_k in (2, 5):
@@ -69,7 +71,7 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
         for m in range(depth):
             node = next((i for i in range(ends[depth - 1]) if node is not None and parents[i] == node and m < len(answer)
                          and tokens[i] == answer[m]), None)  # fmt: skip
-            assert ranks[m, depth - 1] == (len(tokens) if node is None else order.index(node))
+            assert ranks[m, depth - 1] == (tune.ABSENT if node is None else order.index(node))
             if node is None:
                 break
 
@@ -77,7 +79,7 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
 def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
     ranks = {2: [np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1))]}
-    cheap = Costs(10, 1.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
+    cheap = Costs(10, 1.0, 0.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
     best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
     assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2
     dear = replace(cheap, verify={1: 1.0, 2: 1.2, 5: 3.0})

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
+
 from harness.audit.law import (
     Branching,
     FakeDrafter,
@@ -21,8 +23,6 @@ from harness.audit.law import (
     random_rows,
     texts_of,
 )
-from hypothesis import given, settings
-
 from methods.base import SamplerParams
 from methods.engine import loop
 from methods.engine.grow import Grow, dynamic_tree, prompt_lookup, static_tree

@@ -78,7 +78,9 @@ def verify(
                     _explain_ledger(store, loaded, results, prompts_dir)
         say(f"everything was generated in {time.monotonic() - started:.0f} s; judging ...")
         mine = {m.name for m in chosen}
-        findings = [f for f in store if f.get("method", VANILLA) in mine | {VANILLA} and f.get("model", config.name) == config.name]
+        findings = [
+            f for f in store if f.get("method", VANILLA) in mine | {VANILLA} and f.get("model", config.name) == config.name
+        ]
     rows = judged(findings, how)
     report = table(rows, f"{config.title}, level {level}")
     for name, text in (("audit.md", tables.markdown(report)), ("audit.csv", tables.csv(report))):
@@ -275,7 +277,9 @@ def _greedy(
     at = lossless.first_divergence(vanilla["ids"], made)
     if at is not None:
         both = [x[at] if at < len(x) else None for x in (vanilla["ids"], made)]
-        store.add(about("pending", m, name), {"prefix": [*ids, *made[:at]], "tokens": both, "before": max(before[:at], default=0.0)})
+        store.add(
+            about("pending", m, name), {"prefix": [*ids, *made[:at]], "tokens": both, "before": max(before[:at], default=0.0)}
+        )
     return {"ids": made, "n_outputs": 1, "n_positions": len(made)}
 
 
@@ -356,16 +360,62 @@ def _prompt_of(record: Any, ledger: Sequence[Any], loaded: Any, prompts_dir: Pat
         raise UserError(f"prompt {record['sample_id']} of {record['task']} ({record['source']}) is not among the prompts here")
     dialogue = [("user", prompt.turns[0])]
     for turn in range(1, record["turn"]):
-        answer = next(
+        answer = next((
             r for r in ledger
             if r["method"] == VANILLA and (r["task"], r["sample_id"], r["turn"], r["dtype"]) ==
             (record["task"], record["sample_id"], turn, record["dtype"]) and r["temperature"] == 0
-        )  # fmt: skip
+        ), None)  # fmt: skip
+        if answer is None:
+            raise UserError(f"{record['task']} {record['sample_id']}: vanilla's answer to turn {turn} is not in the ledger")
         dialogue += [("assistant", answer["text"]), ("user", prompt.turns[turn])]
     rendered = loaded.render(dialogue)
     if hashlib.sha256(rendered.encode()).hexdigest()[:16] != record["prompt_sha"]:
-        raise UserError(
-            f"prompt {record['sample_id']} of {record['task']} is not what the record was made from (prompt_sha {record['prompt_sha']})"
-        )
+        raise UserError(f"prompt {record['sample_id']} of {record['task']} here is not what the record was made from")
     ids: list[int] = loaded.encode(rendered)
     return ids
+
+
+# ---- layer 5 ----
+
+
+def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: int, as_json: bool) -> None:
+    """Plant every fault, print which layer noticed it, write the table.
+
+    Raises:
+        UserError: a fault survived, or an equivalent mutant was flagged.
+    """
+    import torch
+
+    from harness.audit.mutation import Bench, run_mutants
+    from harness.loading import load
+
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    torch.set_num_threads(threads)
+    config = model_config(model)
+    say(f"loading {config.title} in {SCORE_DTYPE} ...")
+    loaded = load(config, SCORE_DTYPE, head=head)
+    if loaded.drafter is None:
+        raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
+    prompts = [ids for _, ids in _prompts(loaded, LEVELS[level].prompts * 2)]
+    bench = Bench(loaded, prompts, n_tokens=2_000 if level == "quick" else LEVELS[level].score_tokens)
+    outcomes = []
+    for outcome in run_mutants(bench):
+        outcomes.append(outcome)
+        say(f"{outcome.number:>3} {outcome.what}: {outcome.killed_by or 'not noticed'} ({outcome.seen})")
+    faults = [o for o in outcomes if not o.is_equivalent]
+    equivalent = [o for o in outcomes if o.is_equivalent]
+    rows = pd.DataFrame(
+        [{"fault": o.number, "what": o.what, "expected": ", ".join(o.expected) or "none", "noticed by": o.killed_by or "none",
+          "seen": o.seen} for o in outcomes]
+    )  # fmt: skip
+    report = tables.Table("mutants", (tables.Section(f"{config.title}, level {level}", (), rows),), (), rows)
+    for name, text in (("mutants.md", tables.markdown(report)), ("mutants.csv", tables.csv(report))):
+        tables.write_file(out / name, text)
+    killed, flagged = sum(o.right for o in faults), sum(not o.right for o in equivalent)
+    click.echo(f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}")
+    if as_json:
+        click.echo(json.dumps([asdict(o) for o in outcomes]))
+    wrong = [f"{o.number} ({o.what})" for o in outcomes if not o.right]
+    if wrong:
+        raise UserError(f"survived or wrongly flagged: {', '.join(wrong)}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import methods
-from methods.base import SamplerParams
+from methods.base import Decode, SamplerParams
 from methods.engine.sampling import Chooser, probabilities
 from methods.engine.tree import Tree
 
@@ -293,13 +293,13 @@ def small_options(m: methods.Method) -> dict[str, Any]:
     return cut | dict(m.small)
 
 
-def method_law(m: methods.Method, case: Case) -> LawResult:
-    """Walk every branch of `m` on the case's models and compare with plain decoding, drawn token by token.
+def decode_law(name: str, decode: Decode, case: Case) -> LawResult:
+    """Walk every branch of a decode on the case's models and compare with plain decoding, drawn token by token.
 
     Raises:
-        NotEnumerable: the method's randomness does not come from its params' chooser.
+        NotEnumerable: its randomness does not come from its params' chooser.
+        AssertionError: two of its choices hang on one random number, or its probabilities do not sum to one.
     """
-    decode = m.build(**small_options(m))
     target = FakeTarget(case.target)
     branches = 0
 
@@ -309,11 +309,25 @@ def method_law(m: methods.Method, case: Case) -> LawResult:
         drafter = FakeDrafter(case.draft)
         return tuple(decode(list(PROMPT), target, drafter, replace(case.params, chooser=lambda _: chooser)).token_ids)
 
-    law = exact_law(run, case.params)
-    n = case.params.max_new_tokens
-    if case.params.temperature > 0 and branches == 1 and len(plain_law(case.target, PROMPT, n, case.params)) > 1:
-        raise NotEnumerable(f"{m.name} draws without the chooser of its params: its law cannot be enumerated")
-    return LawResult(m.name, case.name, n, branches, distance(law, plain_law(case.target, PROMPT, n, case.params)))
+    law, n = exact_law(run, case.params), case.params.max_new_tokens
+    plain = greedy_law(case) if case.params.temperature <= 0 else plain_law(case.target, PROMPT, n, case.params)
+    if branches == 1 < len(plain):
+        raise NotEnumerable(f"{name} draws without the chooser of its params: its law cannot be enumerated")
+    return LawResult(name, case.name, n, branches, distance(law, plain))
+
+
+def greedy_law(case: Case) -> dict[Text, float]:
+    """All mass on the argmaxes, lowest token on ties."""
+    text: Text = PROMPT
+    for _ in range(case.params.max_new_tokens):
+        row = case.target(text)
+        text = (*text, max(range(len(row)), key=lambda t: (row[t], -t)))
+    return {text[len(PROMPT) :]: 1.0}
+
+
+def method_law(m: methods.Method, case: Case) -> LawResult:
+    """`decode_law` of a registered method, its tree cut down so that every branch can be walked."""
+    return decode_law(m.name, m.build(**small_options(m)), case)
 
 
 class NotEnumerable(Exception):

@@ -21,8 +21,6 @@ from methods.engine.sampling import Chooser, inverse_cdf, uniform
 from methods.engine.tree import Tree
 from methods.engine.verify import Accepted, Verify, rejection, walk
 
-LAYERS = ("L1", "L2", "L3", "L4", "stop", "acceptance", "metric")
-
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -38,7 +36,9 @@ class Mutant:
 # ---- verification ----
 
 
-def sequential(*, zero: bool = True, renormalise: bool = True, greedy_bonus: bool = False, threshold: float | None = None) -> Verify:
+def sequential(
+    *, zero: bool = True, renormalise: bool = True, greedy_bonus: bool = False, threshold: float | None = None
+) -> Verify:
     """The reference's rule for deterministic drafts: accept child x with p(x), else strike it and renormalise."""
 
     def verify(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accepted:
@@ -363,7 +363,9 @@ MUTANTS: Sequence[Mutant] = (
     Mutant("3", "no renormalising between siblings", ("L1",), of(sampled, resampling(renormalise=False))),
     Mutant("4", "the second child judged by the unconditioned q", ("L1",), of(sampled, resampling(strike=False))),
     Mutant("5", "q at another temperature than the drafts'", ("L1", "L4"), of(sampled, resampling(q_power=0.6))),
-    Mutant("6", "deterministic drafts judged by a softmax q", ("L1", "L4"), of(lambda s: with_softmax(small_or(s)), claims_softmax)),
+    Mutant(
+        "6", "deterministic drafts judged by a softmax q", ("L1", "L4"), of(lambda s: with_softmax(small_or(s)), claims_softmax)
+    ),
     Mutant("7", "accepted exactly where p >= q", ("L1", "L4"), of(sampled, resampling(accept="p >= q"))),
     Mutant("8", "a rejected token not struck (deterministic drafts)", ("L1", "L4"), of(small_or, sequential(zero=False))),
     Mutant("9", "draft and acceptance share a random number", ("L4",), of(lambda s: shared_uniform(), rejection)),

@@ -54,8 +54,13 @@ def law_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
         branches = sum(f["branches"] for f in mine)
         found.append(
             Verdict(
-                "L1 exact law", method, f"{len(mine)} cases, {branches:,} branches", f"{worst['deviation']:.1e} ({worst['case']})",
-                f"{LAW_TOLERANCE:.0e}", f"{LAW_TOLERANCE:.0e} in any output's probability", worst["deviation"] <= LAW_TOLERANCE,
+                "L1 exact law",
+                method,
+                f"{len(mine)} cases, {branches:,} branches",
+                f"{worst['deviation']:.1e} ({worst['case']})",
+                f"{LAW_TOLERANCE:.0e}",
+                f"{LAW_TOLERANCE:.0e} in any output's probability",
+                worst["deviation"] <= LAW_TOLERANCE,
             )  # fmt: skip
         )
     return found
@@ -141,8 +146,9 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
             cells[f["dtype"], f["method"]].append(f)
     found = []
     for (dtype, method), mine in cells.items():
-        outputs, positions = sum(f["n_outputs"] for f in mine if f["kind"] == "greedy"), sum(
-            f["n_positions"] for f in mine if f["kind"] == "greedy"
+        outputs, positions = (
+            sum(f["n_outputs"] for f in mine if f["kind"] == "greedy"),
+            sum(f["n_positions"] for f in mine if f["kind"] == "greedy"),
         )
         diverged = [f for f in mine if f["kind"] == "divergence"]
         control = known.get(dtype)
@@ -157,15 +163,20 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
             continue
         limit = REPLAY_FACTOR * control.largest if dtype in EXACT_DTYPES else math.inf
         kinds = [classify(f, control.gap_tol, limit) for f in diverged]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
+        counts = "".join(f", {kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
         worst_gap = max((max(f["gap_vanilla"], f["gap_method"]) for f in diverged), default=0.0)
         p = more_often(len(diverged), positions, control.flips, control.n)
         short = f"control has {control.n:,} positions, {positions:,} were checked" if control.n < positions else ""
         found.append(
             Verdict(
-                layer, method, checked, f"{outputs - len(diverged)} identical{', ' + counts if counts else ''}; largest gap {worst_gap:.2g}",
+                layer,
+                method,
+                checked,
+                f"{outputs - len(diverged)} identical{counts}; largest gap {worst_gap:.2g}",
                 f"gap {control.gap_tol:.2g} = {GAP_FACTOR:g} x control's largest; more often than the control: p = {p:.2g}",
-                f"fault rate under {rate_bound(kinds.count('FAULT'), outputs):.2%} (95 %)", "FAULT" not in kinds, short,
+                f"fault rate under {rate_bound(kinds.count('FAULT'), outputs):.2%} (95 %)",
+                "FAULT" not in kinds,
+                short,
             )  # fmt: skip
         )
     return found
@@ -179,8 +190,8 @@ def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
             by_method[f["method"]].append(f)
     return [
         Verdict("L4 same ids at T = 1, float64", method, f"{len(mine)} outputs, {sum(f['n'] for f in mine):,} tokens",
-                f"{sum(not f['identical'] for f in mine)} differ", "identical", f"fault rate under {rate_bound(0, len(mine)):.2%} (95 %)",
-                all(f["identical"] for f in mine))
+                f"{sum(not f['identical'] for f in mine)} differ", "identical",
+                f"fault rate under {rate_bound(0, len(mine)):.2%} (95 %)", all(f["identical"] for f in mine))
         for method, mine in by_method.items()
     ]  # fmt: skip
 
@@ -209,11 +220,16 @@ def score_verdicts(findings: Iterable[Finding], wanted_tokens: int = 0) -> list[
         short = f"{wanted_tokens - n:,} tokens missing of the {wanted_tokens:,} asked for" if n < wanted_tokens else ""
         found.append(
             Verdict(
-                "L4 score test, T > 0", method, f"{n:,} tokens, {len(FUNCTIONS)} functions",
+                "L4 score test, T > 0",
+                method,
+                f"{n:,} tokens, {len(FUNCTIONS)} functions",
                 f"p = {p:.2g} ({worst.function}: {worst.mean:+.2g} [{worst.ci95[0]:+.2g}, {worst.ci95[1]:+.2g}])",
                 f"Holm-adjusted p {ALPHA:g}",
-                "; ".join(f"{s.function} {s.detectable:.2g}" for s in scores if math.isfinite(s.detectable)) if finite else "nothing",
-                (p >= ALPHA) if not short and finite else (None if p >= ALPHA else False), short,
+                "; ".join(f"{s.function} {s.detectable:.2g}" for s in scores if math.isfinite(s.detectable))
+                if finite
+                else "nothing",
+                (p >= ALPHA) if not short and finite else (None if p >= ALPHA else False),
+                short,
             )  # fmt: skip
         )
     return found

@@ -20,12 +20,14 @@ from harness.environment import keep_freed_memory
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.loading import FREQUENT, Loaded, load
+from harness.records import canonical_hash
 from harness.train import sharegpt
-from harness.train.data import make_shards, make_text_shards, read_shards
+from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
 from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, train
 from methods.engine.draft_head import EagleHead, HeadConfig
+from methods.engine.llama import is_plain_llama
 
-MAX_PROMPT = 1100  # tokens of a prompt to be answered
+MAX_PROMPT, MAX_ANSWER = 1100, 192  # tokens of a prompt to be answered, and of its answer
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
@@ -40,15 +42,18 @@ def train_eagle(
     """
     settings = training_settings(changes, tokens=tokens, seed=seed)
     for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
-        if value < 0 or (value == 0 and name == "--tokens"):
-            raise UserError(f"{name} is {value}; it must be positive")
+        if value < (0 if name == "--text-tokens" else 1):
+            raise UserError(f"{name} is {value}; it must be {'0 or more' if name == '--text-tokens' else 'at least 1'}")
     keep_freed_memory()
     config = model_config(model)
     torch.set_num_threads(threads or os.cpu_count() or 1)
     work = work or cache_dir() / "train" / config.name
     out.mkdir(parents=True, exist_ok=True)
-    _same_work(work, {"model": config.name, "seed": seed})  # shards are the same whatever their number: more may be added
     loaded = load(config, "bfloat16", with_head=False)
+    if not is_plain_llama(loaded.target.model):
+        raise UserError(
+            f"model {config.name}: heads can be trained for plain LLaMA models only (no biases, SiLU, fixed rotary table)"
+        )
 
     checked = evaluation_prompts()
     missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
@@ -57,6 +62,9 @@ def train_eagle(
     evaluation = [text for texts in checked.values() for text in texts]
     kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation)
     _say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
+    kept = [text for text in kept if not sharegpt.is_reserved(text)]
+    # shards are the same whatever their number, so more may be added; but to the same prompts only
+    _same_work(work, {"model": config.name, "seed": seed, "prompts": canonical_hash(kept), "max_new_tokens": MAX_ANSWER})
     prompts = [p for p in (loaded.encode(loaded.render([("user", text)])) for text in kept) if len(p) <= MAX_PROMPT]
     make_shards(
         work / "answers",
@@ -64,11 +72,14 @@ def train_eagle(
         prompts,
         stop_ids=set(config.stop_ids),
         n_tokens=answer_tokens,
+        max_new_tokens=MAX_ANSWER,
         n_slots=96,
         seed=seed,
     )
     make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed, evaluation), n_tokens=text_tokens)
 
+    for folder in (work / "answers", work / "texts"):
+        restore_features(folder, loaded.target.model)
     hidden = loaded.target.embedding.shape[1]
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
     pool += read_shards(work / "texts", hidden)
@@ -85,8 +96,12 @@ def train_eagle(
         out,
         loaded,
         curve,
-        calibration(head, loaded.target.embedding.detach().to(torch.bfloat16),
-                    loaded.target.lm_head.weight.detach().to(torch.bfloat16), held),
+        calibration(
+            head,
+            loaded.target.embedding.detach().to(torch.bfloat16),
+            loaded.target.lm_head.weight.detach().to(torch.bfloat16),
+            held,
+        ),
         frequent_tokens(answers, len(loaded.target.embedding)),
         {
             "model": config.name,
@@ -144,7 +159,7 @@ def _texts(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[
     overlaps = sharegpt.Overlap(evaluation)
     out = []
     for user, answer in sharegpt.exchanges(sharegpt.conversations(), seed)[:N_TEXTS]:
-        if overlaps(user) or overlaps(answer):
+        if overlaps(user) or overlaps(answer) or sharegpt.is_reserved(user):
             continue
         prompt = loaded.encode(loaded.render([("user", user)]))
         if len(prompt) <= MAX_TEXT_PROMPT:

@@ -53,10 +53,7 @@ def make_shards(
         if held >= n_tokens:
             break
         meta = folder / f"shard-{number:05d}.npz"
-        if meta.exists() and not meta.with_suffix(".features").exists():
-            say(f"{meta.name}: computing the features of its stored ids ...")
-            _write_shard(meta, sorted(text_features(model, _stored_texts(meta)), key=lambda a: a.index))
-        elif not meta.exists():
+        if not meta.exists():
             chunk = sorted(prompts[first : first + shard_prompts], key=len)
             made = 0
 
@@ -114,19 +111,33 @@ def make_text_shards(
     return held
 
 
+def restore_features(
+    folder: Path, model: LlamaForCausalLM, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+) -> None:
+    """Compute the features of shards of which only the ids are there."""
+    for meta in sorted(folder.glob("shard-?????.npz")):
+        if not meta.with_suffix(".features").exists():
+            say(f"{meta.name}: computing the features of its stored ids ...")
+            _write_features(meta, sorted(text_features(model, _stored_texts(meta)), key=lambda a: a.index))
+
+
 def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
     with np.load(meta) as shard:
         ids, offsets, n_prompt = shard["ids"], shard["offsets"], shard["n_prompt"]
     return [(ids[a:b].tolist(), int(n)) for a, b, n in zip(offsets[:-1], offsets[1:], n_prompt, strict=True)]
 
 
-def _write_shard(meta: Path, done: list) -> None:
+def _write_features(meta: Path, done: list) -> None:
     features = meta.with_suffix(".features")
     tmp = features.with_suffix(".part")
     with tmp.open("wb") as f:
         for a in done:
             f.write(a.features.tobytes())
     os.replace(tmp, features)
+
+
+def _write_shard(meta: Path, done: list) -> None:
+    _write_features(meta, done)
     tmp = meta.with_suffix(".part.npz")
     np.savez_compressed(
         tmp,

@@ -171,6 +171,7 @@ def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list
     return shuffled[settings.held_out :], shuffled[: settings.held_out]
 
 
+MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles
 
 
@@ -188,10 +189,11 @@ def held_out_acceptance(
     `chain_tau`: 1 + sum over d <= depth of P(a greedy chain's first d tokens are all the target's argmax), and the same
     for prompts of each of `KINDS` that occurs.
     """
+    items = sorted(items, key=lambda c: len(c.ids))  # batches of one length waste no room
     n, top1, top10, chained = (np.zeros(len(items)) for _ in range(4))  # by conversation
     for first in range(0, len(items), 8):
         here = slice(first, first + 8)
-        batch = collate(items[here], 1024, embedding.shape[1])
+        batch = collate(items[here], MOST_HELD_OUT, embedding.shape[1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             target = F.linear(batch.features[:, 1:], lm_head).max(-1).indices
             running = torch.zeros(())
@@ -219,7 +221,14 @@ def held_out_acceptance(
 
 @torch.no_grad()
 def calibration(
-    head: EagleHead, embedding: Tensor, lm_head: Tensor, items: list[Conversation], *, top_k: int = 10, depth: int = 4, n_bins: int = 10
+    head: EagleHead,
+    embedding: Tensor,
+    lm_head: Tensor,
+    items: list[Conversation],
+    *,
+    top_k: int = 10,
+    depth: int = 4,
+    n_bins: int = 10,
 ) -> list[dict[str, float]]:
     """The head's confidence against what happens, on held-out conversations: EAGLE-2's value rests on their agreement.
 
@@ -227,9 +236,10 @@ def calibration(
     share that is the target's argmax, `sampled`: the target's mean probability of them (acceptance at T = 1). Depth s > 1:
     the head runs on its own features, the s - 1 tokens before being the answer's.
     """
+    items = sorted(items, key=lambda c: len(c.ids))
     sums = np.zeros((depth, n_bins, 4))
     for first in range(0, len(items), 8):
-        batch = collate(items[first : first + 8], 512, embedding.shape[1])
+        batch = collate(items[first : first + 8], MOST_HELD_OUT, embedding.shape[1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
                 p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
@@ -329,7 +339,9 @@ def train(
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, passes, settings.noise)):
                 if not valid.any():
                     continue  # a mean over nothing would spoil the weights
-                loss, agreed = loss_of(out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight, settings.feature_weight)
+                loss, agreed = loss_of(
+                    out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight, settings.feature_weight
+                )
                 total = total + loss / passes
                 if s == 0:
                     agree = agreed

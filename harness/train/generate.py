@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+from methods.engine.llama import is_plain_llama
 
 LOOP_CHECK = 8  # tokens between two looks for a loop
 
@@ -39,12 +40,18 @@ class BatchedLlama:
     """
 
     def __init__(self, model: LlamaForCausalLM, n_slots: int):
+        if not is_plain_llama(model):
+            raise ValueError(f"{type(model).__name__} with these settings cannot generate training data: only plain LLaMA can")
         c = model.config
         self.heads, self.kv_heads = c.num_attention_heads, c.num_key_value_heads
         self.head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
         self.layers = [DecoderLayer(m, self.heads, self.kv_heads, c.rms_norm_eps) for m in model.model.layers]
         self.lm_head = Linear(model.lm_head.weight)
-        self.embedding, self.norm, self.eps = model.get_input_embeddings().weight.detach(), model.model.norm.weight, c.rms_norm_eps
+        self.embedding, self.norm, self.eps = (
+            model.get_input_embeddings().weight.detach(),
+            model.model.norm.weight,
+            c.rms_norm_eps,
+        )
         self.device, self.dtype = self.embedding.device, model.dtype
         self.rows = torch.arange(n_slots, device=self.device)
         self.shape = (len(self.layers), n_slots, self.kv_heads, 0, self.head_dim)
@@ -89,7 +96,9 @@ class BatchedLlama:
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self.keys[i, slot, :, :n], self.values[i, slot, :, :n] = k, v
-            out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=self.heads != self.kv_heads)
+            out = F.scaled_dot_product_attention(
+                q[None], k[None], v[None], is_causal=True, enable_gqa=self.heads != self.kv_heads
+            )
             return out[0].transpose(0, 1).reshape(n, -1)
 
         return self._run(torch.tensor(ids, device=self.device), torch.arange(n, device=self.device), attend)

@@ -1,11 +1,12 @@
 """ShareGPT, the paper's training data, from PyPI: its JSON is cut off at the end, so it is read as a stream.
 
-What is kept are prompts: first user turns, later ones that stand on their own, and `Summarize: <text>` built on long assistant turns (long inputs are rare
-among first turns, and a head that never saw one drafts badly on CNN/DM).
+What is kept are prompts: user turns (later ones only where they are long), and `Summarize: <text>` built on long assistant
+turns (long inputs are rare among user turns, and a head that never saw one drafts badly on CNN/DM).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -68,6 +69,11 @@ def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08)
     mixed = short + [rng.choice(lead) + text for text in long[:n_long]]
     rng.shuffle(mixed)
     return mixed
+
+
+def is_reserved(text: str) -> bool:
+    """Whether a prompt is kept out of all training, for `harness tune`: about one in fifty, by its words alone."""
+    return hashlib.sha256(normalised(text).encode()).digest()[0] < 5
 
 
 def exchanges(items: Iterable[dict], seed: int = 0) -> list[tuple[str, str]]:

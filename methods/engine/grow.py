@@ -73,8 +73,8 @@ def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value") -
         expanded, entries = frontiers[-1], torch.arange(before, before + m, device=here)
         tokens, own = best_children(logits, top_k)
         values = own + level_values[picked, None]
-    columns = (torch.cat(column) for column in zip(*drafted, strict=True))
-    return Pool(*columns, levels=levels[1:], expanded=frontiers)
+    all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))
+    return Pool(all_tokens, parents, confidence, value, levels[1:], frontiers)
 
 
 def dynamic_tree(
@@ -88,6 +88,8 @@ def dynamic_tree(
     """
     if min(top_k, depth, total) < 1:
         raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
+    if frequent is not None and frequent < 1:
+        raise ValueError(f"frequent={frequent}: it must be at least 1")
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None

@@ -21,18 +21,22 @@ from methods.engine.target import HFTarget, grouped_attention
 FIXED_ROPE = ("default", "linear", "llama3")
 
 
-def is_lean(model: Any) -> bool:
-    """Whether `LlamaTarget` can run this model of transformers."""
+def is_plain_llama(model: Any) -> bool:
+    """Whether `DecoderLayer` is this model's layer: no biases, SiLU, a rotary table that does not depend on the length."""
     c = model.config
     rope = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default")
     return bool(
         type(model).__name__ == "LlamaForCausalLM"
-        and model.dtype in PACKED_DTYPES
-        and {p.device.type for p in model.parameters()} == {"cpu"}
         and c.hidden_act == "silu"
         and not (c.attention_bias or c.mlp_bias)
         and rope in FIXED_ROPE
     )
+
+
+def is_lean(model: Any) -> bool:
+    """Whether `LlamaTarget` can run this model of transformers."""
+    on = {p.device.type for p in model.parameters()}
+    return is_plain_llama(model) and model.dtype in PACKED_DTYPES and on == {"cpu"}
 
 
 class LlamaTarget(HFTarget):
