@@ -189,8 +189,8 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
     lines += [
         "",
         f"Ceiling of plain decoding: a step reads {limit.weight_bytes / 1e6:.0f} MB of weights; at the "
-        f"{limit.bandwidth / 1e9:.1f} GB/s measured here that takes {limit.step_ms:.1f} ms ({1e3 / limit.step_ms:.0f} tokens/s). Vanilla's step reaches "
-        f"{limit.step_ms / base.total:.0%} of it.",
+        f"{limit.bandwidth / 1e9:.1f} GB/s measured here that takes {limit.step_ms:.1f} ms ({1e3 / limit.step_ms:.0f} tokens/s). "
+        f"Vanilla's step reaches {limit.step_ms / base.total:.0%} of it.",
         "",
     ]
     return "\n".join(lines)

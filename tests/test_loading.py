@@ -20,7 +20,7 @@ from harness import loading, weights
 from harness.config import model_config
 from harness.errors import UserError
 from harness.fetch import WheelMember, sha256_file, wheel_member
-from harness.loading import load, resolve_dtype
+from harness.loading import FREQUENT, load, load_frequent, resolve_dtype
 from harness.records import RECORDS
 
 SHA = "ab" * 32
