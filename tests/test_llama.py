@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from methods.engine import layer
-from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+from methods.engine.layer import DecoderLayer, Linear, Norm, rotary_rows
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
@@ -95,6 +95,17 @@ def test_a_packed_matmul_is_the_plain_one(dtype: torch.dtype, rows: int) -> None
     ):  # fmt: skip
         for linear in (packed, plain):
             assert close(linear(x, **options).double(), wanted, tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_a_fused_norm_is_the_plain_one(dtype: torch.dtype, size: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, w = (size * torch.randn(60, 96, generator=generator)).to(dtype), torch.randn(96, generator=generator).to(dtype)
+    exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w.double()
+    for norm in (Norm(w, 1e-5), Norm(w, 1e-5, packed=False)):
+        assert norm(x).dtype == dtype and close(norm(x).double(), exact, 1e-6 if dtype == torch.float32 else 8e-3)
+        assert close(norm(x[0]).double(), exact[0], 1e-6 if dtype == torch.float32 else 8e-3)
 
 
 def test_weights_are_packed_where_torch_can_and_plain_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

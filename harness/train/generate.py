@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+from methods.engine.layer import DecoderLayer, Linear, Norm, rotary_rows
 from methods.engine.llama import is_plain_llama
 
 LOOP_CHECK = 8  # tokens between two looks for a loop
@@ -47,11 +47,8 @@ class BatchedLlama:
         self.head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
         self.layers = [DecoderLayer(m, self.heads, self.kv_heads, c.rms_norm_eps) for m in model.model.layers]
         self.lm_head = Linear(model.lm_head.weight)
-        self.embedding, self.norm, self.eps = (
-            model.get_input_embeddings().weight.detach(),
-            model.model.norm.weight,
-            c.rms_norm_eps,
-        )
+        self.norm = Norm(model.model.norm.weight, c.rms_norm_eps)
+        self.embedding = model.get_input_embeddings().weight.detach()
         self.device, self.dtype = self.embedding.device, model.dtype
         self.rows = torch.arange(n_slots, device=self.device)
         self.shape = (len(self.layers), n_slots, self.kv_heads, 0, self.head_dim)
@@ -87,7 +84,7 @@ class BatchedLlama:
         x, rotary = F.embedding(ids, self.embedding), self._rotary(positions)
         for i, layer in enumerate(self.layers):
             x = layer(x, rotary, lambda q, k, v, i=i: attend(i, q, k, v))
-        return F.rms_norm(x, (x.shape[1],), self.norm, self.eps)
+        return self.norm(x)
 
     def prefill(self, slot: int, ids: list[int]) -> torch.Tensor:
         """-> features [n, hidden]; the keys and values go into the slot."""

@@ -55,6 +55,24 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return bool(plain.float().isclose(F.silu(torch.tensor(8.0)), rtol=1e-2).all() and (added == 9).all())
 
 
+class Norm:
+    """RMS norm: x [.., size] -> the same shape.
+
+    On a CPU torch composes it of eight operations and as many temporaries, a tenth of a forward over 60 rows. Its layer norm
+    is one fused kernel, and over [x, -x], whose mean is zero, layer norm is RMS norm. `packed=False` keeps to `F.rms_norm`.
+    """
+
+    def __init__(self, weight: Tensor, eps: float, packed: bool = True):
+        self.size, self.eps = weight.shape[0], eps
+        self.doubled = packed and weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
+        self.weight = torch.cat([weight, weight]).detach() if self.doubled else weight.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.doubled:
+            return F.rms_norm(x, (self.size,), self.weight, self.eps)
+        return F.layer_norm(torch.cat([x, -x], dim=-1), (2 * self.size,), self.weight, None, self.eps)[..., : self.size]
+
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -66,9 +84,9 @@ class DecoderLayer:
         self.qkv = Linear(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]), packed=packed)
         self.o, self.down = Linear(a.o_proj.weight, packed=packed), Linear(mlp.down_proj.weight, packed=packed)
         self.gate, self.up = Linear(mlp.gate_proj.weight, packed=packed), Linear(mlp.up_proj.weight, packed=packed)
-        self.norm1 = module.input_layernorm.weight if input_norm else None
-        self.norm2 = module.post_attention_layernorm.weight
-        self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
+        self.norm1 = Norm(module.input_layernorm.weight, eps, packed) if input_norm else None
+        self.norm2 = Norm(module.post_attention_layernorm.weight, eps, packed)
+        self.heads, self.kv_heads = heads, kv_heads
 
     def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """x [n, hidden], rotary of the rows (`rotary_rows`) -> [n, hidden].
@@ -77,12 +95,12 @@ class DecoderLayer:
         """
         n, heads, kv = x.shape[0], self.heads, self.kv_heads
         cos, sin = rotary
-        size, d = (x.shape[1],), cos.shape[-1]
-        qkv = self.qkv(x if self.norm1 is None else F.rms_norm(x, size, self.norm1, self.eps)).view(n, heads + 2 * kv, d)
+        d = cos.shape[-1]
+        qkv = self.qkv(x if self.norm1 is None else self.norm1(x)).view(n, heads + 2 * kv, d)
         qk = qkv[:, : heads + kv]
         qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin).transpose(0, 1)
         x = self.o(attend(qk[:heads], qk[heads:], qkv[:, heads + kv :].transpose(0, 1)), plus=x)
-        h = F.rms_norm(x, size, self.norm2, self.eps)
+        h = self.norm2(x)
         return self.down(self.up(h, times=self.gate(h, silu=True)), plus=x)
 
 

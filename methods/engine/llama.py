@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, rotary_rows
+from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, Norm, rotary_rows
 from methods.engine.target import HFTarget, grouped_attention
 
 FIXED_ROPE = ("default", "linear", "llama3")
@@ -48,9 +48,9 @@ class LlamaTarget(HFTarget):
             raise ValueError(f"{type(model).__name__} with these settings has no lean forward")
         model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config
-        self._eps, self._norm = c.rms_norm_eps, self.body.norm.weight
+        self._norm = Norm(self.body.norm.weight, c.rms_norm_eps, packed)
         self._layers = [
-            DecoderLayer(module, c.num_attention_heads, self._kv_heads, self._eps, packed=packed) for module in self.body.layers
+            DecoderLayer(module, c.num_attention_heads, self._kv_heads, c.rms_norm_eps, packed=packed) for module in self.body.layers
         ]
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
@@ -72,4 +72,4 @@ class LlamaTarget(HFTarget):
                 return grouped_attention(None, q[None], keys, values, mask, self._scale)[0].view(n, -1)
 
             x = layer(x, rotary, attend)
-        return F.rms_norm(x, (x.shape[1],), self._norm, self._eps)
+        return self._norm(x)
