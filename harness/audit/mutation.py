@@ -40,7 +40,7 @@ class Outcome:
         return (self.killed_by is None) == self.is_equivalent
 
 
-@dataclass(slots=True)
+@dataclass
 class Bench:
     """A model in float32, prompts, and what healthy runs show on it; `n_tokens` sampled tokens a mutant in layer 4."""
 
@@ -80,7 +80,10 @@ class Bench:
     def l2(self, m: Mutant) -> str | None:
         decode = m.build(False)
         for ids in self.prompts:
-            run = replay.replayed(self.loaded, decode, ids, self.greedy, self.loaded.drafter)
+            try:
+                run = replay.replayed(self.loaded, decode, ids, self.greedy, self.loaded.drafter)
+            except ValueError as e:
+                return str(e)
             worst = max(replay.differences(run.used, run.reference)[0])
             if worst > self.limit:
                 return f"a logit off by {worst:.2g}, allowed {self.limit:.2g}"
