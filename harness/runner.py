@@ -94,11 +94,7 @@ class Runner:
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
         self.env_hash = self.ledger.write_env(self.env)
-        self.keys = self.ledger.keys(with_skipped=self.spec.on_overflow == "skip")
-        recorded = self._recorded()
-        for record in recorded if several_turns else ():
-            self._remember(dict(record))
-        self._warn_of_other_code(recorded)
+        self._warn_of_other_code(self._look())
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 
@@ -147,6 +143,14 @@ class Runner:
             }
             missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
         return missing
+
+    def _look(self) -> list[Any]:
+        """Take in what the ledger holds now; -> its records."""
+        self.keys = self.ledger.keys(with_skipped=self.spec.on_overflow == "skip")
+        recorded = self._recorded()
+        for record in recorded:
+            self._remember(dict(record))
+        return recorded
 
     def _warn_of_other_code(self, recorded: list[Any]) -> None:
         now = {cell.key: environment.code_sha(cell.arm.method.file) for cell in self.cells()}
@@ -219,6 +223,7 @@ class Runner:
             UserError: a prompt that does not fit (on_overflow='error'), or the ledger cannot be written.
         """
         self.n_failed = 0
+        self._look()  # another run of the same process may have measured since
         for prompts in self.spec.prompt_sets:
             cells = [self._cell(arm, prompts, self.spec.temperature) for arm in self.arms()]
             for prompt in prompts.prompts:

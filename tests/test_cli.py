@@ -17,6 +17,7 @@ import pytest
 from console import SMALL, TINY, Outcome, counted, files, harness, isolate, measured, questions, reason, refused, run, tiny_copy
 
 import methods
+from harness import commands
 from harness.records import RECORDS, read, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,6 +86,23 @@ def test_the_table_says_what_it_shows(six_tasks: tuple[Outcome, Path, int]) -> N
     for word in (*EXACT, *SIX, "tokens/s", "speedup", "looped", "bundled", f"T = {temperature}"):
         assert word in outcome.out
     assert ("1/1" in outcome.out) is (temperature == 0)
+
+
+def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ({"names": ("vanilla",), "temperature": 0.0, "limit": 1}, {"names": ("pld",), "temperature": 1.0, "limit": 1})
+    monkeypatch.setitem(commands.TIERS, "small", rows)
+    command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
+    first = harness(command, "--out", tmp_path)
+    assert first.code == 0, first.err
+    assert "at T = 0" in first.err and "at T = 1" in first.err  # one estimate for both
+    keys = [r["key"] for r in counted(tmp_path)]
+    assert len(set(keys)) == len(keys) == 7 + 2 * 7
+    before = files(tmp_path)
+    assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
+
+
+def test_an_unknown_tier_is_named(tmp_path: Path) -> None:
+    refused(harness(f"matrix --tier huge --model {TINY} --out", tmp_path), "unknown tier 'huge'", "default")
 
 
 # ---- --json ---------------------------------------------------------------------------------------------------------
