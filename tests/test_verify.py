@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -24,7 +25,6 @@ from harness.audit.law import (
     texts_of,
 )
 from methods.base import SamplerParams
-from methods.engine import loop
 from methods.engine.grow import Grow, dynamic_tree, prompt_lookup, static_tree
 from methods.engine.loop import Context, speculative
 from methods.engine.sampling import Chooser
@@ -211,17 +211,15 @@ GROWERS = {
 
 @each_law
 @pytest.mark.parametrize(("grow", "verify"), GROWERS.values(), ids=GROWERS.keys())
-def test_the_loop_emits_three_tokens_with_the_exact_joint_law(
-    grow: Grow, verify: Verify, params: SamplerParams, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loop_emits_three_tokens_with_the_exact_joint_law(grow: Grow, verify: Verify, params: SamplerParams) -> None:
     # the target's text starts with the prompt, so that a stale cache or a wrong root shows in the law
     target, draft = random_rows(VOCAB, 11), random_rows(VOCAB, 12)
     prompt = [3, 1, 2, 3, 1]
     decode = speculative(grow, verify)
 
     def run(chooser: Branching) -> Text:
-        monkeypatch.setattr(loop, "Chooser", lambda params: chooser)
-        return tuple(decode(prompt, FakeTarget(target), FakeDrafter(draft), params).token_ids)
+        own = replace(params, chooser=lambda _: chooser)
+        return tuple(decode(prompt, FakeTarget(target), FakeDrafter(draft), own).token_ids)
 
     assert distance(exact_law(run, params), plain_law(target, tuple(prompt), 3, params)) < 1e-12
 

@@ -95,6 +95,7 @@ class FakeTarget:
     text: list[int] = field(default_factory=list)
     pending: Tree | None = None
     forward_s: float = 0.0
+    blocks: int = -1  # forwards over a tree before `BlockEnded`; -1: any number
 
     @property
     def length(self) -> int:
@@ -109,6 +110,9 @@ class FakeTarget:
         return self.logits_after([()])[0]
 
     def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        if self.blocks == 0:
+            raise BlockEnded((*self.text, tree.tokens[0]))
+        self.blocks -= 1
         self.pending = tree
         positions = [self.length + depth for depth in tree.depths()]
         return torch.tensor(list(zip(positions, tree.tokens, strict=True))), self.logits_after(texts_of(tree))
@@ -120,6 +124,14 @@ class FakeTarget:
 
     def logits_after(self, continuations: list[Text]) -> Tensor:
         return torch.tensor([self.rows((*self.text, *c)) for c in continuations], dtype=torch.float64)
+
+
+class BlockEnded(Exception):
+    """Carries the text at the start of a step that is not to be taken, its root included."""
+
+    def __init__(self, text: Text):
+        super().__init__(text)
+        self.text = text
 
 
 def texts_of(tree: Tree) -> list[Text]:
@@ -147,6 +159,7 @@ class Branching(Chooser):
         assert key not in self.used, f"the random number {key} was used before"
         self.used.add(key)
         possible = [i for i, w in enumerate(weights) if w > 0]
+        assert possible, "no token has any mass"
         at = len(self.taken)
         if at < len(self.script):
             choice = self.script[at]
@@ -248,6 +261,7 @@ class LawResult:
     deviation: float
 
 
+MOST_DRAFTED, MOST_BRANCHES = 8, 200_000
 TOLERANCE = 1e-12  # healthy methods show 1e-16
 PROMPT = (3, 1, 2, 3, 1)  # repeats itself, so that prompt lookup has something to look up
 VOCAB = 4
@@ -293,23 +307,36 @@ def small_options(m: methods.Method) -> dict[str, Any]:
     return cut | dict(m.small)
 
 
-def decode_law(name: str, decode: Decode, case: Case) -> LawResult:
+def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) -> LawResult:
     """Walk every branch of a decode on the case's models and compare with plain decoding, drawn token by token.
+
+    The law is the joint one of all `case.params.max_new_tokens` tokens, the prefill's first. `one_step` walks a single step
+    of drafting and lets plain decoding go on after it: sampled drafts have too many branches for more.
 
     Raises:
         NotEnumerable: its randomness does not come from its params' chooser.
         AssertionError: two of its choices hang on one random number, or its probabilities do not sum to one.
     """
-    target = FakeTarget(case.target)
-    branches = 0
+    branches, n = 0, case.params.max_new_tokens
+    budget = n + MOST_DRAFTED if one_step else n
 
     def run(chooser: Branching) -> Text:
         nonlocal branches
         branches += 1
-        drafter = FakeDrafter(case.draft)
-        return tuple(decode(list(PROMPT), target, drafter, replace(case.params, chooser=lambda _: chooser)).token_ids)
+        if branches > MOST_BRANCHES:
+            raise NotEnumerable(f"{name} has over {MOST_BRANCHES:,} branches; give it smaller options by small=")
+        target, drafter = FakeTarget(case.target, blocks=1 if one_step else -1), FakeDrafter(case.draft)
+        params = replace(case.params, max_new_tokens=budget, chooser=lambda _: chooser)
+        try:
+            return tuple(decode(list(PROMPT), target, drafter, params).token_ids)
+        except BlockEnded as e:
+            return e.text[len(PROMPT) :]
 
-    law, n = exact_law(run, case.params), case.params.max_new_tokens
+    law = exact_law(run, case.params)
+    if one_step and case.params.temperature > 0:
+        law = completed(law, case.target, PROMPT, n, case.params)
+    elif one_step:
+        law = {text[:n]: weight for text, weight in law.items()}
     plain = greedy_law(case) if case.params.temperature <= 0 else plain_law(case.target, PROMPT, n, case.params)
     if branches == 1 < len(plain):
         raise NotEnumerable(f"{name} draws without the chooser of its params: its law cannot be enumerated")
@@ -327,7 +354,7 @@ def greedy_law(case: Case) -> dict[Text, float]:
 
 def method_law(m: methods.Method, case: Case) -> LawResult:
     """`decode_law` of a registered method, its tree cut down so that every branch can be walked."""
-    return decode_law(m.name, m.build(**small_options(m)), case)
+    return decode_law(m.name, m.build(**small_options(m)), case, one_step=m.samples_drafts)
 
 
 class NotEnumerable(Exception):

@@ -1,0 +1,66 @@
+"""Every registered method has the target's law, exactly: layer 1 of the losslessness audit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import methods
+from harness.audit import law
+from methods.base import Decode, Generation, SamplerParams
+from methods.engine.grow import dynamic_tree
+from methods.engine.loop import speculative
+from methods.engine.sampling import Chooser
+from methods.engine.tree import Tree
+from methods.engine.verify import Accepted, walk
+
+OWN = [name for name in methods.names(exact=True)]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_joint_law_of_three_tokens_is_plain_decodings(name: str) -> None:
+    for case in law.cases(3, "quick"):
+        found = law.method_law(methods.get(name), case)
+        assert found.deviation <= law.TOLERANCE, case.name
+
+
+def forgets(tree: Tree, logits: Any, chooser: Chooser, position: int) -> Accepted:
+    """A rejected token keeps its mass."""
+    if chooser.greedy:
+        return walk(tree, logits, chooser, position)
+    children, path = tree.children(), [0]
+    while True:
+        at = position + len(path) - 1
+        p = chooser.law(logits[path[-1]])
+        for attempt, child in enumerate(children[path[-1]]):
+            if chooser.accept(min(1.0, float(p[tree.tokens[child]])), at, attempt):
+                path.append(child)
+                break
+        else:
+            return Accepted(path, chooser.draw(p, at))
+
+
+def bonus_from_the_parent(tree: Tree, logits: Any, chooser: Chooser, position: int) -> Accepted:
+    """Right for the first token of a step, wrong for the next: only a joint law shows it."""
+    found = walk(tree, logits, chooser, position)
+    if len(found.path) == 1:
+        return found
+    row = logits[found.path[-2]]
+    return Accepted(found.path, chooser.token(row, position + len(found.path) + 100))
+
+
+@pytest.mark.parametrize("verify", [forgets, bonus_from_the_parent])
+def test_a_verification_that_changes_the_law_is_seen(verify: Any) -> None:
+    decode = speculative(dynamic_tree(2, 2, 4), verify)
+    assert max(law.decode_law("broken", decode, case).deviation for case in law.cases(3, "quick")) > 1e-3
+
+
+def test_a_method_with_randomness_of_its_own_is_refused() -> None:
+    def decode(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
+        return Generation([0] * params.max_new_tokens, "length", 0, 0.0, None)
+
+    own: Decode = decode
+    (case,) = (c for c in law.cases(2, "full") if c.name == "unrelated, T=1")
+    with pytest.raises(law.NotEnumerable, match="without the chooser"):
+        law.decode_law("own", own, case)
