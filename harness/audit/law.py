@@ -318,6 +318,7 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
         AssertionError: two of its choices hang on one random number, or its probabilities do not sum to one.
     """
     branches, n = 0, case.params.max_new_tokens
+    one_step = one_step and case.params.temperature > 0
     budget = n + MOST_DRAFTED if one_step else n
 
     def run(chooser: Branching) -> Text:
@@ -333,10 +334,8 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
             return e.text[len(PROMPT) :]
 
     law = exact_law(run, case.params)
-    if one_step and case.params.temperature > 0:
+    if one_step:
         law = completed(law, case.target, PROMPT, n, case.params)
-    elif one_step:
-        law = {text[:n]: weight for text, weight in law.items()}
     plain = greedy_law(case) if case.params.temperature <= 0 else plain_law(case.target, PROMPT, n, case.params)
     if branches == 1 < len(plain):
         raise NotEnumerable(f"{name} draws without the chooser of its params: its law cannot be enumerated")
