@@ -387,6 +387,7 @@ class CellSummary:
     n_skipped: int
     n_unpaired: int  # measured conversations left out because their baseline is missing
     n_elsewhere: int  # records whose baseline was measured in another process
+    is_apart: bool  # so were most of them: the machine may have been slower or faster then
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
 
     @property
@@ -463,7 +464,8 @@ def _summary(cell: Sequence[Record], base: Arm, rng_seed: int) -> CellSummary:
         n_errors=_n_unmeasured(cell, everything, "error"),
         n_skipped=_n_unmeasured(cell, everything, "skipped"),
         n_unpaired=len({conversation_of(r) for r in everything.values()}) - len({conversation_of(r) for r in used}),
-        n_elsewhere=sum(r["run"] != base[key]["run"] for key, r in with_baseline.items()),
+        n_elsewhere=(n_elsewhere := sum(r["run"] != base[key]["run"] for key, r in with_baseline.items())),
+        is_apart=2 * n_elsewhere > len(with_baseline),
         n_incomplete=_n_incomplete(used),
     )
 
@@ -489,6 +491,7 @@ class SixTaskMean:
     decode_speedup: float | None
     tau: float | None
     tau_no_loop: float | None
+    is_apart: bool
 
 
 def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
@@ -500,4 +503,5 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
         values = [getattr(s, name) for s in cells]
         return float(np.mean(values)) if complete and None not in values else None
 
-    return SixTaskMean(*(mean(f.name) for f in fields(SixTaskMean)))
+    values = (mean(name) for name in ("speedup", "decode_speedup", "tau", "tau_no_loop"))
+    return SixTaskMean(*values, is_apart=any(s.is_apart for s in cells))

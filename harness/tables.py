@@ -47,6 +47,7 @@ from harness.style import SIX_TASKS, VANILLA, label, method_order, preset_order,
 
 NOTHING = "—"
 MEAN = "six-task mean"
+APART = "≈ most of the baseline was measured in another process, when the machine may have been slower or faster."
 INEXACT = "† not exact: the method does not promise the target's own outputs."
 FULL, COUNTERPARTS = "eagle2", ("eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank")
 
@@ -344,7 +345,11 @@ def _tau(cell: CellSummary | SixTaskMean) -> str:
 
 
 def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
-    return NOTHING if cell.speedup is None and cell.tau is None else f"{_times(cell.speedup)} / {_tau(cell)}"
+    return NOTHING if cell.speedup is None and cell.tau is None else f"{_speedup(cell)} / {_tau(cell)}"
+
+
+def _speedup(cell: CellSummary | SixTaskMean) -> str:
+    return ("≈" if cell.is_apart and cell.speedup is not None else "") + _times(cell.speedup)
 
 
 def _fewer(prompts: int, most: int) -> str:
@@ -365,7 +370,7 @@ def _run_row(c: CellSummary) -> dict[str, str]:
         "T": f"{c.temperature:g}",
         "prompts": str(c.prompts),
         "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_times(c.speedup), c.speedup_ci95),
+        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
         "τ": _tau(c),
         "identical": _fraction(c),
         "looped": _number(c.looped, "{:.0%}"),
@@ -382,7 +387,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "tokens": str(c.new_tokens),
         "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
         "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_times(c.speedup), c.speedup_ci95),
+        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
         "decode": _times(c.decode_speedup),
         "τ": _bracketed(_number(c.tau), c.tau_ci95),
         "τ, no loops": _number(c.tau_no_loop),
@@ -680,9 +685,14 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     ]
     if left_out:
         lines.append("Not in the numbers, or not whole: " + "; ".join(left_out))
-    apart = [f"{s.method} {s.task} ({s.n_elsewhere})" for s in summaries if s.n_elsewhere]
+    apart: dict[str, int] = {}
+    for s in summaries:
+        if s.n_elsewhere:
+            name = label(s.method, s.preset)
+            apart[name] = apart.get(name, 0) + s.n_elsewhere
     if apart:
-        lines.append("Records whose baseline was measured in another process: " + ", ".join(apart))
+        counts = ", ".join(f"{name} ({n})" for name, n in apart.items())
+        lines.append(f"Records whose baseline was measured in another process: {counts}")
     return tuple(lines)
 
 
@@ -696,6 +706,8 @@ def _notes(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     notes = []
     if any(s.source == "bundled" for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
+    if any(s.is_apart for s in summaries):
+        notes.append(APART)
     if any(not s.exact for s in summaries):
         notes.append(INEXACT)
     if any(s.looped for s in summaries):

@@ -102,7 +102,10 @@ def test_decode_speedup_is_tau_over_the_costs_of_a_step() -> None:
 
 def test_a_baseline_from_another_process_is_counted() -> None:
     records = [r | {"run": "another"} if r["method"] == "vanilla" and r["sample_id"] == "1" else r for r in both_arms()]
-    assert only(cast(list[Record], records)).n_elsewhere == 1 and only(both_arms()).n_elsewhere == 0
+    found = only(cast(list[Record], records))
+    assert (found.n_elsewhere, found.is_apart, only(both_arms()).n_elsewhere) == (1, False, 0)
+    elsewhere = [r | {"run": "another"} if r["method"] == "vanilla" else r for r in both_arms()]
+    assert only(cast(list[Record], elsewhere)).is_apart
 
 
 def test_speedup_is_a_ratio_of_totals_not_a_mean_of_ratios() -> None:
