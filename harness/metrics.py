@@ -503,5 +503,5 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
         values = [getattr(s, name) for s in cells]
         return float(np.mean(values)) if complete and None not in values else None
 
-    values = (mean(name) for name in ("speedup", "decode_speedup", "tau", "tau_no_loop"))
-    return SixTaskMean(*values, is_apart=any(s.is_apart for s in cells))
+    apart = any(s.is_apart for s in cells)
+    return SixTaskMean(mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"), apart)

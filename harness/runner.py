@@ -413,6 +413,7 @@ def make_arms(
         if lacking:
             raise UserError(lacking)
         own = {k: v for k, v in changes.items() if k in m.options}
+        presets: Mapping[str, Mapping[str, Any]]
         named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
         if preset == TUNED and tuned is not None and TUNED not in m.presets:
             named, presets = (TUNED, {TUNED: tuned(m.name)}) if is_tunable(m) else ("paper", presets)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -192,13 +193,12 @@ def measure_costs(
         timed("step", step)
         timed("token", lambda: chooser.token(logits, 0))
         for n in rows:
-            timed(("verify", n), lambda n=n: verify(n))
+            timed(("verify", n), partial(verify, n))
         for k, d in itertools.product(top_ks, depths):
             drafter.observe(draw, features[:2])
             drafter.rewind(2)
             grow = dynamic_tree(k, d, max(TOTALS), frequent=frequent)
-            context_of_tree = Context(ids, 1, chooser)
-            timed(("tree", k, d), lambda grow=grow, c=context_of_tree: grow.tree(drafter, c))
+            timed(("tree", k, d), partial(grow.tree, drafter, Context(ids, 1, chooser)))
 
             def observe() -> None:
                 drafter.observe(draw, features[:2])

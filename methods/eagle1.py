@@ -17,7 +17,7 @@ from methods.engine.verify import rejection
 SHAPE = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"  # fmt: skip
 
 
-@method("eagle1", line="EAGLE-1: static draft tree of 25 nodes", needs_head=True, samples_drafts=True, small={"shape": "0 1 00"})
+@method("eagle1", line="EAGLE-1: static draft tree of 25 nodes", needs_head=True, samples_drafts=True, small={"shape": "0 1"})
 def eagle1(shape: str = SHAPE) -> Decode:
     if not shape.replace(" ", "").isdecimal():
         raise ValueError(f"shape={shape!r}: expected words of digits, one a node, such as '0 1 00 01'")

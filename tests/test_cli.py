@@ -277,7 +277,8 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_estimates_the_time_from_the_ledger_and_leaves_it_alone(tmp_path: Path, ledger: Path) -> None:
-    assert "time: at most" in run(ledger, "--method pld --task gsm8k --dry-run").out
+    assert "time: at most" in run(ledger, "--method vanilla --task gsm8k --dry-run").out
+    assert "has no record of pld" in run(ledger, "--method pld --task gsm8k --dry-run").out
 
 
 def test_a_dry_run_says_what_is_missing(tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ def test_a_cut_vocabulary_has_the_columns_of_the_listed_tokens(lab: Lab) -> None
     def logits(frequent: int | None) -> tuple[Tensor, Tensor]:
         drafter.start(80, frequent)
         drafter.observe(text[1:], features[:-1])
-        return drafter.root_logits().clone(), expand_in_levels(drafter, tree)
+        by_node = expand_in_levels(drafter, tree)
+        return drafter.root_logits().clone(), torch.stack([by_node[node] for node in sorted(by_node)])
 
     whole = logits(None)
     assert torch.equal(drafter.named(torch.tensor([5, 300])), torch.tensor([5, 300]))

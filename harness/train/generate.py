@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +41,13 @@ class BatchedLlama:
     over a strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64.
     """
 
-    def __init__(self, model: LlamaForCausalLM, n_slots: int):
+    def __init__(self, model: Any, n_slots: int):
         if not is_plain_llama(model):
             raise ValueError(f"{type(model).__name__} with these settings cannot generate training data: only plain LLaMA can")
         c = model.config
-        self.heads, self.kv_heads = c.num_attention_heads, c.num_key_value_heads
-        self.head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+        self.heads: int = c.num_attention_heads
+        self.kv_heads: int = c.num_key_value_heads
+        self.head_dim: int = c.head_dim or c.hidden_size // c.num_attention_heads
         self.layers = [DecoderLayer(m, self.heads, self.kv_heads, c.rms_norm_eps) for m in model.model.layers]
         self.lm_head = Linear(model.lm_head.weight)
         self.norm = Norm(model.model.norm.weight, c.rms_norm_eps)
@@ -83,7 +86,7 @@ class BatchedLlama:
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
         x, rotary = F.embedding(ids, self.embedding), self._rotary(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rotary, lambda q, k, v, i=i: attend(i, q, k, v))
+            x = layer(x, rotary, partial(attend, i))
         return self.norm(x)
 
     def prefill(self, slot: int, ids: list[int]) -> torch.Tensor:

@@ -50,7 +50,8 @@ class LlamaTarget(HFTarget):
         c = model.config
         self._norm = Norm(self.body.norm.weight, c.rms_norm_eps, packed)
         self._layers = [
-            DecoderLayer(module, c.num_attention_heads, self._kv_heads, c.rms_norm_eps, packed=packed) for module in self.body.layers
+            DecoderLayer(module, c.num_attention_heads, self._kv_heads, c.rms_norm_eps, packed=packed)
+            for module in self.body.layers
         ]
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
