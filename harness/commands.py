@@ -557,7 +557,7 @@ def _memory(folder: Path, dtype: str) -> str:
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", framework="pt") as f:
-        n = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118: not a mapping
+        n = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # a file, not a mapping
     by_size = {"float64": 8, "float32": 4}
     if dtype == "auto":
         return f"about {4 * n / 1e9:.1f} GB in 16 bits, {8 * n / 1e9:.1f} GB in float32, plus 0.5 GB and the KV cache"

@@ -326,8 +326,9 @@ def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     n_columns = max(1, min(len(names), 120 // (max(map(len, names), default=0) + 6)))  # as many as the width has room for
-    facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries),
-             *["≈ baseline from another process"] * any(s.is_apart for s in panel.summaries)]  # fmt: skip
+    facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries)]
+    if apart := sorted({panel.looks[s.variant].label for s in panel.summaries if s.is_apart}):
+        facts.append(f"Baseline from another process: {', '.join(apart)}")
     # the facts as the legend's title, since the layout keeps no room for a line of their own beside it
     legend = figure.legend(handles, names, loc="outside lower center", ncols=n_columns, fontsize=8.5, handlelength=1.6,
                            title="   ".join(facts), title_fontsize=7)  # fmt: skip
@@ -352,8 +353,7 @@ def _looks(summaries: Sequence[CellSummary]) -> dict[Variant, Look]:
     for method in methods:
         siblings = sorted((v for v in names if v[0] == method), key=lambda v: (preset_order(v[1]), v))
         for place, variant in enumerate(siblings):
-            apart = "≈ " if any(s.is_apart for s in summaries if s.variant == variant) else ""
-            looks[variant] = Look(apart + names[variant], colour(method, methods), hatch(place), marker(place))
+            looks[variant] = Look(names[variant], colour(method, methods), hatch(place), marker(place))
     return looks
 
 
