@@ -328,7 +328,7 @@ def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
     n_columns = max(1, min(len(names), 120 // (max(map(len, names), default=0) + 6)))  # as many as the width has room for
     facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries)]
     if apart := sorted({panel.looks[s.variant].label for s in panel.summaries if s.is_apart}):
-        facts.append(f"Baseline from another process: {', '.join(apart)}")
+        facts.append(f"\nBaseline from another process: {', '.join(apart)}")
     # the facts as the legend's title, since the layout keeps no room for a line of their own beside it
     legend = figure.legend(handles, names, loc="outside lower center", ncols=n_columns, fontsize=8.5, handlelength=1.6,
                            title="   ".join(facts), title_fontsize=7)  # fmt: skip

@@ -117,6 +117,11 @@ def _level(part: str) -> int:
     return int(part.split()[2]) if part.startswith("draft level") else -1
 
 
+def _place(part: str) -> float:
+    """Where a part stands in a bar: the target, the draft's levels, the rest."""
+    return 0 if part == "target forward" else 1 + _level(part) if part.startswith("draft level") else 1e3
+
+
 ACCEPTED = "draft level 0 (accepted tokens)"
 
 
@@ -160,7 +165,7 @@ def profile_rows(profiles: Sequence[Profile], base: Profile) -> pd.DataFrame:
     rows = [
         {"method": p.method, "preset": p.preset, "part": part, "ms": ms, "vanilla_steps": ms / base.total, "share": ms / p.total,
          "tau": p.tau, "steps": p.steps}
-        for p in profiles for part, ms in p.parts.items()
+        for p in profiles for part in all_parts(profiles) if (ms := p.parts.get(part)) is not None
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -169,7 +174,7 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
     """The profile as Markdown, the ceilings beside it. `best`: the best predicted decode speedup over all trees, by method."""
     base = profiles[0]
     lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step).", ""]
-    parts = list(dict.fromkeys(part for p in profiles for part in p.parts))
+    parts = all_parts(profiles)
     lines.append(
         "| part | " + " | ".join(p.method if p.preset == "paper" else f"{p.method} ({p.preset})" for p in profiles) + " |"
     )
@@ -196,6 +201,12 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
     return "\n".join(lines)
 
 
+def all_parts(profiles: Sequence[Profile]) -> list[str]:
+    """Every part of any profile, in the order of the one with the most."""
+    longest = max(profiles, key=lambda p: len(p.parts))
+    return list(dict.fromkeys(part for p in (longest, *profiles) for part in p.parts))
+
+
 def outside(p: Profile) -> float:
     """The share of a step spent in neither model."""
     return sum(ms for part, ms in p.parts.items() if part != "target forward" and not part.startswith("draft level")) / p.total
@@ -208,7 +219,7 @@ def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> li
         figure = Figure(figsize=(9, 1.6 + 0.55 * rows.groupby(["method", "preset"]).ngroups), layout="constrained")
         axes = figure.subplots()
         names = list(dict.fromkeys(zip(rows["method"], rows["preset"], strict=True)))
-        parts = list(dict.fromkeys(rows["part"]))
+        parts = list(dict.fromkeys(rows.sort_values("part", key=lambda c: c.map(_place), kind="stable")["part"]))
         colours = _part_colours(parts)
         left = dict.fromkeys(names, 0.0)
         for part in parts:
