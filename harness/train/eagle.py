@@ -363,7 +363,7 @@ def train(
                    **{k: round(v, 4) for k, v in check.items()}}  # fmt: skip
             state["curve"].append(row)
             rate = state["seen"] / max(spent, 1e-9)
-            left = (settings.tokens - state["seen"]) / rate / 60
+            left = max(settings.tokens - state["seen"], 0) / rate / 60
             say(f"{json.dumps(row)}  {rate:.0f} tokens/s, {left:.0f} min left")
             recent.clear()
             last_check = time.monotonic()
