@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +188,6 @@ def tier_rows(tier: str) -> tuple[dict[str, Any], ...]:
     return TIERS[tier]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One run: methods x tasks at one temperature."""
-
-    arms: tuple[Any, ...]
-    prompt_sets: tuple[Any, ...]
-    temperature: float
-    max_new_tokens: int
-
-
 def _tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
     from harness import tuned
 
@@ -346,7 +335,7 @@ def make_trees(config: Any, o: dict[str, Any], total: int) -> tuple[Any, ...]:
     return runner.make_arms(("eagle2",), "paper", {"total": str(total)}, config, o["head"] or config.head_folder)
 
 
-def _known_best(config: Any, part: Part, o: dict[str, Any]) -> dict[str, float]:
+def _known_best(config: Any, part: Any, o: dict[str, Any]) -> dict[str, float]:
     """The best decode speedup that `harness tune` predicted over all trees, by method, where it was run here."""
     from harness.runner import is_tunable
 
@@ -360,7 +349,8 @@ def _known_best(config: Any, part: Part, o: dict[str, Any]) -> dict[str, float]:
     return best
 
 
-def _part(config: Any, o: dict[str, Any]) -> Part:
+def _part(config: Any, o: dict[str, Any]) -> Any:
+    """The run that these options ask for, a `runner.RunSpec`; loads no model."""
     from harness import runner
 
     head = o["head"] or config.head_folder
@@ -376,11 +366,15 @@ def _part(config: Any, o: dict[str, Any]) -> Part:
         tasks.load(n, source=o["source"], limit=o["limit"] or config.limit, prompts_dir=o["prompts_dir"], seed=o["seed"])
         for n in names
     )
-    return Part(arms, prompt_sets, o["temperature"], o["max_new_tokens"] or config.max_new_tokens)
+    return runner.RunSpec(
+        arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
+        max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
+        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
+    )  # fmt: skip
 
 
 @contextmanager
-def _session(config: Any, o: dict[str, Any], parts: Sequence[Part]) -> Iterator[list[Any]]:
+def _session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[list[Any]]:
     """The ledger locked, the model loaded: a runner for each part."""
     from harness import records, runner
     from harness.environment import keep_freed_memory
@@ -389,28 +383,12 @@ def _session(config: Any, o: dict[str, Any], parts: Sequence[Part]) -> Iterator[
     with records.Ledger(o["out"]) as ledger:  # before anything is loaded: an unwritable folder is found out now
         import torch
 
-        threads = o["threads"] or os.cpu_count() or 1
-        torch.set_num_threads(threads)
+        torch.set_num_threads(parts[0].threads)
         from harness.loading import load
 
         _say(f"loading {config.title} ...")
         loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for p in parts for a in p.arms))
-        specs = [
-            runner.RunSpec(
-                arms=p.arms,
-                prompt_sets=p.prompt_sets,
-                temperature=p.temperature,
-                top_p=o["top_p"],
-                max_new_tokens=p.max_new_tokens,
-                seed=o["seed"],
-                repeats=o["repeats"],
-                threads=threads,
-                baseline=not o["no_baseline"],
-                on_overflow=o["on_overflow"],
-            )  # fmt: skip
-            for p in parts
-        ]
-        yield [runner.Runner(loaded, spec, ledger) for spec in specs]
+        yield [runner.Runner(loaded, part, ledger) for part in parts]
 
 
 def _measure(runners: Sequence[Any]) -> int:
@@ -511,7 +489,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _dry_run(config: Any, part: Part, o: dict[str, Any]) -> None:
+def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     """Cells, a rough time, memory, and what is missing; loads no model."""
     from harness import records
     from harness.runner import BASELINE

@@ -8,7 +8,8 @@ exactness is what counts) and every GPU stay with `HFTarget`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,8 +58,9 @@ class LlamaTarget(HFTarget):
         self._scale = self.cache.head_dim**-0.5
         self._cos = self._sin = torch.empty(0)
 
-    def stock_attention(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def stock_attention(self) -> Iterator[None]:
+        yield  # its module never has another
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         if len(self._cos) < self.cache.capacity:

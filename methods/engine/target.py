@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,18 +73,14 @@ class HFTarget:
         self.forward_s = 0.0
         self._n_pending = 0
 
-    def stock_attention(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def stock_attention(self) -> Iterator[None]:
         """Transformers' own attention for a while: what its own `generate` is measured with."""
-
-        @contextmanager
-        def switched() -> Iterator[None]:
-            self.model.set_attn_implementation("sdpa")
-            try:
-                yield
-            finally:
-                self.model.set_attn_implementation("grouped")
-
-        return switched()
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation("grouped")
 
     def synchronise(self) -> None:
         """Wait for the device, so that the clock reads finished work."""
