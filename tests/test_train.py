@@ -29,7 +29,7 @@ from harness.train.eagle import (
     predicted_features,
     train,
 )
-from harness.train.generate import BatchedLlama
+from harness.train.generate import BatchedLlama, Sampler
 from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
 from methods.engine.draft_head import EagleHead, HeadConfig
 
@@ -340,6 +340,40 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
 
 
 @torch.inference_mode()
+def test_prompts_share_their_first_tokens_and_slots_may_move(lab32: Lab) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.float32).eval()
+    prefix = lab32.prompts[0][:6]
+    texts = [prefix + lab32.prompts[1][:9], prefix + lab32.prompts[2][:30], prefix + [5]]
+    llama = BatchedLlama(model, 3, prefix)
+
+    def check(text: list[int], features: Tensor) -> None:
+        wanted = model.model(torch.tensor([text])).last_hidden_state[0]
+        assert (features - wanted[-len(features) :]).abs().max() < 1e-4 * wanted.abs().max()
+
+    for text, features in zip(texts, llama.prefill([0, 1, 2], texts), strict=True):
+        assert len(features) == len(text)
+        check(text, features)
+    texts = [[*text, 7 + i] for i, text in enumerate(texts)]
+    llama.step([t[-1] for t in texts], [len(t) - 1 for t in texts])
+    llama.move(2, 0, len(texts[2]))  # the first has ended
+    texts = [[*texts[2], 9], [*texts[1], 8]]
+    features = llama.step([t[-1] for t in texts], [len(t) - 1 for t in texts])
+    for i in range(2):
+        check(texts[i], features[i : i + 1])
+
+
+def test_what_is_sampled_follows_the_softmax() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(4000, 1)
+    sampler = Sampler(torch.Generator().manual_seed(0), 4, 4000)
+    drawn = sampler(logits.to(torch.bfloat16), [False] * 3999 + [True])
+    assert drawn[-1] == 2
+    shares = np.bincount(drawn[:-1], minlength=4) / 3999
+    assert np.abs(shares - logits[0].softmax(-1).numpy()).max() < 4 * 0.5 / 4000**0.5
+
+
+@torch.inference_mode()
 def test_slots_of_different_lengths_are_each_what_the_model_says_of_their_text(lab32: Lab) -> None:
     """Prompts are prefilled into slots, grow side by side, are replaced, and the buffers shrink again."""
     from transformers import LlamaForCausalLM
@@ -353,7 +387,7 @@ def test_slots_of_different_lengths_are_each_what_the_model_says_of_their_text(l
         assert (features - wanted[-len(features) :]).abs().max() < 1e-4 * wanted.abs().max()
 
     for slot, text in enumerate(texts):
-        check(slot, llama.prefill(slot, text))
+        check(slot, llama.prefill([slot], [text])[0])
     for round_ in range(12):
         for slot in range(3):
             texts[slot] = [*texts[slot], 7 + (slot + round_) % 50]
@@ -363,7 +397,7 @@ def test_slots_of_different_lengths_are_each_what_the_model_says_of_their_text(l
         if round_ == 5:
             wide = llama.width
             texts[1] = lab32.prompts[4][:30]
-            check(1, llama.prefill(1, texts[1]))
+            check(1, llama.prefill([1], [texts[1]])[0])
     assert llama.width < wide
 
 

@@ -27,7 +27,7 @@ from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hol
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.llama import is_plain_llama
 
-MAX_PROMPT, MAX_ANSWER = 1100, 192  # tokens of a prompt to be answered, and of its answer
+MAX_PROMPT, MAX_ANSWER = 1100, 256  # tokens of a prompt to be answered, and of its answer
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
@@ -73,7 +73,6 @@ def train_eagle(
         stop_ids=set(config.stop_ids),
         n_tokens=answer_tokens,
         max_new_tokens=MAX_ANSWER,
-        n_slots=96,
         seed=seed,
     )
     make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed, evaluation), n_tokens=text_tokens)

@@ -36,9 +36,9 @@ def make_shards(
     *,
     stop_ids: set[int],
     n_tokens: int,
-    max_new_tokens: int = 192,
-    shard_prompts: int = 512,
-    n_slots: int = 64,
+    max_new_tokens: int = 256,
+    shard_prompts: int = 1024,
+    n_slots: int = 128,
     greedy_share: float = 0.5,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
@@ -54,7 +54,7 @@ def make_shards(
             break
         meta = folder / f"shard-{number:05d}.npz"
         if not meta.exists():
-            chunk = sorted(prompts[first : first + shard_prompts], key=len)
+            chunk = prompts[first : first + shard_prompts]
             made = 0
 
             def tick(n: int, held: int = held) -> None:
