@@ -18,7 +18,7 @@ from harness.audit.law import FakeDrafter, Rows, random_rows, texts_of
 from harness.audit.law import Text as Path
 from methods.base import SamplerParams
 from methods.eagle1 import SHAPE
-from methods.engine.grow import dynamic_tree, prompt_lookup, static_tree
+from methods.engine.grow import best_tokens, dynamic_tree, prompt_lookup, static_tree
 from methods.engine.loop import Context
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
@@ -281,3 +281,15 @@ def test_prompt_lookup_copies_what_followed_the_last_earlier_match_of_the_longes
     tree = prompt_lookup(max_ngram, n_draft).tree(None, Context(tokens, 1, Chooser(GREEDY)))
     assert tree.tokens == [tokens[-1], *wanted]
     assert tree.parents == list(range(-1, len(wanted)))
+
+
+@pytest.mark.parametrize(("rows", "vocab", "k"), [(10, 49_152, 10), (1, 640, 10), (3, 64, 1), (2, 100, 7), (4, 128, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_best_tokens_are_those_of_a_plain_topk(rows: int, vocab: int, k: int, dtype: torch.dtype) -> None:
+    """vocab 100 and 128 take the plain path; in bf16 equal logits abound, so values are compared, and tokens distinct."""
+    logits = (torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)) * 3).to(dtype)
+    tokens = best_tokens(logits, k)
+    assert torch.equal(logits.gather(1, tokens), logits.topk(k, dim=-1).values)
+    assert all(len(set(row)) == k for row in tokens.tolist())
+    if dtype == torch.float32:
+        assert torch.equal(tokens, logits.topk(k, dim=-1).indices)
