@@ -15,7 +15,7 @@ from lab import TINY, Lab, shared_lab
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.train import eagle
+from harness.train import command, eagle
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.eagle import (
     TEMPLATE_TOKENS,
@@ -26,6 +26,7 @@ from harness.train.eagle import (
     collate,
     frequent_tokens,
     held_out_acceptance,
+    make_optimizers,
     predicted_features,
     train,
 )
@@ -270,8 +271,12 @@ def test_training_is_deterministic_given_the_seed_and_learns(tmp_path: Path) -> 
     assert longer[-1]["loss"] < curve[-1]["loss"]
 
 
-def test_training_interrupted_and_resumed_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, curve = trained(tmp_path / "whole")
+@pytest.mark.parametrize("muon", [False, True])
+def test_training_interrupted_and_resumed_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, muon: bool
+) -> None:
+    settings = replace(SETTINGS, muon=muon)
+    whole, curve = trained(tmp_path / "whole", settings)
     clock = iter(range(0, 10**6, 100))  # every look at the clock is 100 s later: saves and checks come every few steps
     monkeypatch.setattr(eagle, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     said: list[str] = []
@@ -284,13 +289,34 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(tmp_path: Pat
     for _ in range(2):  # killed twice
         said.clear()
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "resumed", say=dying)
+            trained(tmp_path / "resumed", settings, say=dying)
     messages: list[str] = []
-    resumed, after = trained(tmp_path / "resumed", say=messages.append)
+    resumed, after = trained(tmp_path / "resumed", settings, say=messages.append)
     assert messages[0].startswith("resuming at step")
     assert 0 < int(messages[0].split()[3].rstrip(",")) < curve[-1]["step"]
     assert same(whole, resumed)
     assert (after[-1]["step"], after[-1]["tokens"]) == (curve[-1]["step"], curve[-1]["tokens"])
+
+
+def test_muon_moves_matrices_and_adamw_the_rest() -> None:
+    head = new_head()
+    adamw, muon = make_optimizers(head, replace(SETTINGS, muon=True))
+    shapes = [[p.dim() for g in o.param_groups for p in g["params"]] for o in (adamw, muon)]
+    assert set(shapes[0]) == {1} and set(shapes[1]) == {2} and sum(map(len, shapes)) == len(list(head.parameters()))
+    (only,) = make_optimizers(head, SETTINGS)
+    assert sum(len(g["params"]) for g in only.param_groups) == len(list(head.parameters()))
+
+
+def test_a_head_may_begin_as_the_targets_last_layer_or_with_another_width(lab32: Lab) -> None:
+    head = command.new_head(lab32.loaded, replace(SETTINGS, from_target=True))
+    last = lab32.loaded.target.model.model.layers[-1]
+    assert torch.equal(head.layer.mlp.up_proj.weight, last.mlp.up_proj.weight)
+    feature = torch.randn(3, 64)
+    passed = head.fc(torch.cat([torch.zeros(3, 64), feature], -1))
+    assert torch.nn.functional.cosine_similarity(passed, feature, dim=-1).min() > 0.9
+    assert command.new_head(lab32.loaded, replace(SETTINGS, intermediate_size=40)).layer.mlp.up_proj.weight.shape == (40, 64)
+    with pytest.raises(UserError, match="intermediate_size must be 0"):
+        command.new_head(lab32.loaded, replace(SETTINGS, from_target=True, intermediate_size=40))
 
 
 def test_a_finished_training_is_not_repeated_and_other_settings_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from harness.loading import FREQUENT, Loaded, load
 from harness.records import canonical_hash
 from harness.train import sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
-from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, train
+from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, start_from, train
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.llama import is_plain_llama
 
@@ -75,14 +75,14 @@ def train_eagle(
         max_new_tokens=MAX_ANSWER,
         seed=seed,
     )
-    make_text_shards(work / "texts", loaded.target.model, _texts(loaded, seed, evaluation), n_tokens=text_tokens)
+    make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
 
     for folder in (work / "answers", work / "texts"):
         restore_features(folder, loaded.target.model)
     hidden = loaded.target.embedding.shape[1]
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
     pool += read_shards(work / "texts", hidden)
-    head = EagleHead(head_config(loaded))
+    head = new_head(loaded, settings)
     n_kept = sum(len(c.ids) for c in pool)
     _say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
     curve = train(
@@ -152,7 +152,7 @@ def evaluation_prompts() -> dict[str, list[str]]:
     return out
 
 
-def _texts(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:
+def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:
     """ShareGPT's own first exchanges as (ids, prompt length); neither side overlaps an evaluation prompt."""
     stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
     overlaps = sharegpt.Overlap(evaluation)
@@ -167,13 +167,27 @@ def _texts(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[
     return out
 
 
-def head_config(loaded: Loaded) -> HeadConfig:
-    """A head as wide as the target: one more of its layers."""
+def new_head(loaded: Loaded, settings: TrainSettings) -> EagleHead:
+    """An untrained head for the target.
+
+    Raises:
+        UserError: the target's last layer is asked for, at another width.
+    """
+    head = EagleHead(head_config(loaded, settings.intermediate_size))
+    if settings.from_target:
+        if settings.intermediate_size:
+            raise UserError("from_target takes the target's own layer, so intermediate_size must be 0")
+        start_from(head, loaded.target.model.model.layers[-1])
+    return head
+
+
+def head_config(loaded: Loaded, intermediate_size: int = 0) -> HeadConfig:
+    """A head as wide as the target: one more of its layers, its MLP as wide as the target's (0) or otherwise."""
     c = loaded.target.model.config
     return HeadConfig(
-        hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads, rms_norm_eps=c.rms_norm_eps, rope_theta=c.rope_parameters["rope_theta"],
-        vocab_size=c.vocab_size, bias=True,
+        hidden_size=c.hidden_size, intermediate_size=intermediate_size or c.intermediate_size,
+        num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads, rms_norm_eps=c.rms_norm_eps,
+        rope_theta=c.rope_parameters["rope_theta"], vocab_size=c.vocab_size, bias=True,
     )  # fmt: skip
 
 

@@ -33,7 +33,9 @@ TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to l
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """What decides the result besides the data. `tokens`: positions put through the first pass; `first_pair`: whether (last
-    prompt feature, first answer token) is trained, which the reference never does."""
+    prompt feature, first answer token) is trained, which the reference never does; `muon`: matrices by Muon (Jordan et al.
+    2024, updates scaled to AdamW's size as in arXiv 2502.16982), the rest by AdamW; `intermediate_size`: of the head's MLP, 0
+    for the target's; `from_target`: begin with the target's last layer, not with noise."""
 
     tokens: int = 5_000_000
     batch_tokens: int = 4096
@@ -53,6 +55,9 @@ class TrainSettings:
     frequent_rows: int = 6144
     max_length: int = 1280
     held_out: int = 96
+    muon: bool = False
+    intermediate_size: int = 0
+    from_target: bool = False
     seed: int = 0
 
 
@@ -275,18 +280,18 @@ def train(
     *,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[dict]:
-    """Train on `pool` to `settings.tokens`, checking on `held`; resumes from `folder/checkpoint.pt`; returns the learning curve.
+    """Train `head` on `pool` to `settings.tokens`, from noise unless `settings.from_target`; returns the learning curve.
 
-    embedding, lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count.
+    Checks on `held` by the way; resumes from `folder/checkpoint.pt`. embedding, lm_head: [vocab, hidden] bf16, frozen.
+    Deterministic for given settings, data and thread count.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    _initialise(head)
+    if not settings.from_target:
+        _initialise(head)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
+    optimizers = make_optimizers(head, settings)
     state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0}
     # the data counts as a setting: another pool is another order, and what was held out may have been trained on
     begun_with = json.loads(json.dumps(asdict(settings))) | {"conversations": len(pool), "pool_tokens": int(counts.sum())}
@@ -296,7 +301,8 @@ def train(
         if saved["settings"] != begun_with:
             raise UserError(f"{checkpoint} was made with other settings or data; move it away, or choose another --work folder")
         head.load_state_dict(saved["head"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, its in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(its)
         state = saved["state"]
         say(f"resuming at step {state['step']}, {state['seen']:,} tokens seen")
     started = time.monotonic() - state["seconds"]
@@ -305,7 +311,7 @@ def train(
     def save() -> None:
         state["seconds"] = time.monotonic() - started
         torch.save(
-            {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "state": state,
+            {"head": head.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": state,
              "settings": begun_with},
             checkpoint.with_suffix(".part"),
         )  # fmt: skip
@@ -322,7 +328,7 @@ def train(
         done = state["seen"] / settings.tokens
         warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        for g in optimizer.param_groups:
+        for g in (group for optimizer in optimizers for group in optimizer.param_groups):
             g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
         if not settings.first_pair:
@@ -332,7 +338,7 @@ def train(
         rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
         lm_rows = lm_head[rows]
         passes = settings.unroll if done >= settings.unroll_from else 1
-        optimizer.zero_grad(set_to_none=True)
+        head.zero_grad(set_to_none=True)
         total = torch.zeros(())
         agree = 0.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -347,7 +353,8 @@ def train(
                     agree = agreed
         total.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         recent.append((float(total.detach()), agree))
         state["step"] += 1
         state["at"] += 1
@@ -372,6 +379,29 @@ def train(
             last_save = time.monotonic()
     save()
     return state["curve"]
+
+
+def make_optimizers(head: EagleHead, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices and AdamW for the rest."""
+    matrices = [p for p in head.parameters() if p.dim() == 2] if settings.muon else []
+    others = [p for p in head.parameters() if not settings.muon or p.dim() != 2]
+    lr, decay = settings.learning_rate, settings.weight_decay
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=settings.betas, weight_decay=decay)]
+    if matrices:
+        made.append(torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
+def start_from(head: EagleHead, layer: torch.nn.Module) -> None:
+    """Give the head the weights of one of the target's layers; `fc` passes the feature on and adds nothing to it."""
+    mine = head.layer.state_dict()
+    head.layer.load_state_dict({k: v.float() for k, v in layer.state_dict().items() if k in mine})
+    with torch.no_grad():
+        size = head.config.hidden_size
+        torch.nn.init.normal_(head.fc.weight, std=0.02)
+        head.fc.weight[:, size:] += torch.eye(size)
+        if head.fc.bias is not None:
+            torch.nn.init.zeros_(head.fc.bias)
 
 
 def _initialise(head: EagleHead) -> None:

@@ -1,0 +1,114 @@
+"""Short trainings that differ in one setting each: what matters for the draft head, on the shards of a `--work` folder.
+
+    python scripts/study.py --work ~/.cache/draft-tree-harness/train/smollm2-135m --out results/head-study
+
+All see the same data in the same order, the same held-out answers and as many positions. Rows are appended to `study.csv`
+as they are done; a variant already there is not run again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+
+from harness.config import model_config
+from harness.environment import keep_freed_memory
+from harness.errors import UserError
+from harness.fetch import whole_file
+from harness.loading import load
+from harness.train.command import evaluation_prompts, exchange_ids, new_head, training_settings
+from harness.train.data import Conversation, make_text_shards, read_shards
+from harness.train.eagle import hold_out, train
+
+# name, settings, share of positions that are ShareGPT's own text instead of the target's answers
+VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
+    ("base", (), 0.0),
+    ("Muon", ("muon=true",), 0.0),
+    ("another seed", ("seed=1",), 0.0),
+    ("from the target's last layer", ("from_target=true",), 0.0),
+    ("half the batch", ("batch_tokens=2048",), 0.0),
+    ("Muon, rate x 2", ("muon=true", "learning_rate=0.003"), 0.0),
+    ("cross-entropy alone", ("feature_weight=0", "ce_weight=1"), 0.0),
+    ("cross-entropy 2", ("ce_weight=2",), 0.0),
+    ("rate x 2", ("learning_rate=0.003",), 0.0),
+    ("no feature noise", ("noise=0",), 0.0),
+    ("noise x 5", ("noise=0.5",), 0.0),
+    ("no unrolling", ("unroll=1",), 0.0),
+    ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
+    ("prompts trained as answers", ("prompt_share=1",), 0.0),
+    ("half text", (), 0.5),
+    ("text alone", (), 1.0),
+    ("MLP twice as wide", ("intermediate_size=3072",), 0.0),
+    ("no first pair (the reference)", ("first_pair=false",), 0.0),
+    ("unroll 3 in the second half", ("unroll=3", "unroll_from=0.5"), 0.0),
+    ("cross-entropy 0.1 (the reference's)", ("ce_weight=0.1",), 0.0),
+    ("rate / 2", ("learning_rate=0.00075",), 0.0),
+    ("prompts not trained", ("prompt_share=0",), 0.0),
+]
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--tokens", default=400_000, show_default=True, help="Positions of each training.")
+@click.option("--conversations", default=2400, show_default=True, help="How many answers, held-out ones included.")
+@click.option("--only", multiple=True, help="Names of variants; all otherwise.")
+@click.option("--set", "extra", multiple=True, help="Settings of every variant, before its own.")
+def main(
+    work: Path, out: Path, model: str, tokens: int, conversations: int, only: tuple[str, ...], extra: tuple[str, ...]
+) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(2)
+    loaded = load(model_config(model), "bfloat16", with_head=False)
+    hidden = loaded.target.embedding.shape[1]
+    answers = read_shards(work / "answers", hidden)[:conversations]
+    if len(answers) < conversations:
+        raise UserError(f"{work} holds {len(answers)} answers, fewer than --conversations {conversations}")
+    file = out / "study.csv"
+    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    chosen = [v for v in VARIANTS if not only or v[0] in only]
+    if any(share for _, _, share in chosen):
+        texts = [text for source in evaluation_prompts().values() for text in source]
+        make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, 0, texts), n_tokens=tokens)
+    embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
+    for name, changes, text_share in chosen:
+        if any(row["variant"] == name for row in rows):
+            continue
+        settings = training_settings((*extra, *changes), tokens=tokens)
+        pool, held = hold_out(answers, training_settings((), tokens=tokens))  # the same whatever the seed
+        if text_share:
+            pool = mixed(pool, read_shards(work / "texts", hidden), text_share)
+        folder = work / "study"
+        shutil.rmtree(folder, ignore_errors=True)
+        head, started = new_head(loaded, settings), time.monotonic()
+        curve = train(head, embedding, lm_head, pool, held, settings, folder, say=lambda text: None)
+        row = {"variant": name, "settings": " ".join([*extra, *changes]) or "-", "text_share": text_share, "positions": tokens,
+               "minutes": round((time.monotonic() - started) / 60, 2),
+               **{k: v for k, v in curve[-1].items() if k.startswith(("top", "chain", "train"))}}  # fmt: skip
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as tmp:
+            pd.DataFrame(rows).to_csv(tmp, index=False)
+
+
+def mixed(answers: list[Conversation], texts: list[Conversation], share: float) -> list[Conversation]:
+    """As many positions as `answers`, `share` of them texts."""
+    total = sum(len(c.ids) for c in answers)
+    out: list[Conversation] = []
+    for items, wanted in ((texts, share * total), (answers, (1 - share) * total)):
+        ends = np.cumsum([len(c.ids) for c in items])
+        out += items[: int(np.searchsorted(ends, wanted))]
+    return out
+
+
+if __name__ == "__main__":
+    main()
