@@ -229,8 +229,9 @@ def tune_command(**o: Any) -> None:
     from harness import runner, tuned
     from harness.environment import keep_freed_memory
 
-    if not runner.is_tunable(m):
-        raise UserError(f"method {m.name} has no dynamic tree to tune; eagle2 and eagle2-fr have")
+    if not m.tunable:
+        has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
+        raise UserError(f"method {m.name} has no dynamic tree that can be tuned; these have: {has}")
     head = o["head"] or config.head_folder
     (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
     tuned.rows(o["save"] or tuned.found_here())  # a spoilt file is found out before hours are spent
@@ -337,11 +338,9 @@ def make_trees(config: Any, o: dict[str, Any], total: int) -> tuple[Any, ...]:
 
 def _known_best(config: Any, part: Any, o: dict[str, Any]) -> dict[str, float]:
     """The best decode speedup that `harness tune` predicted over all trees, by method, where it was run here."""
-    from harness.runner import is_tunable
-
     best = {}
     for arm in part.arms:
-        if is_tunable(arm.method):
+        if arm.method.tunable:
             try:
                 best[arm.name] = float(_tuned(config, arm.name, o["head"] or config.head_folder, o).predicted["speedup"])
             except UserError:

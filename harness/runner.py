@@ -416,7 +416,7 @@ def make_arms(
         presets: Mapping[str, Mapping[str, Any]]
         named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
         if preset == TUNED and tuned is not None and TUNED not in m.presets:
-            named, presets = (TUNED, {TUNED: tuned(m.name)}) if is_tunable(m) else ("paper", presets)
+            named, presets = (TUNED, {TUNED: tuned(m.name)}) if m.tunable else ("paper", presets)
         options = m.resolve(named, own, presets)
         try:
             m.build(**options)
@@ -425,11 +425,6 @@ def make_arms(
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     return tuple(arms)
-
-
-def is_tunable(m: methods.Method) -> bool:
-    """Whether `harness tune` knows the method's tree: a dynamic one, ranked by value and reranked."""
-    return m.name in ("eagle2", "eagle2-fr")
 
 
 def _lacks(m: methods.Method, config: ModelConfig, head: Path | None) -> str | None:

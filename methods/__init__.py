@@ -35,6 +35,7 @@ class Method:
     needs_head: bool
     needs_frequent: bool
     samples_drafts: bool
+    tunable: bool
     external: bool
     file: str
     small: Mapping[str, Any]
@@ -71,6 +72,7 @@ def method(
     needs_head: bool = False,
     needs_frequent: bool = False,
     samples_drafts: bool = False,
+    tunable: bool = False,
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | None = None,
@@ -80,6 +82,7 @@ def method(
     needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
     small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
+    tunable: top_k, depth and total make a dynamic tree ranked by value and reranked: `harness tune` can choose them.
     """
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
@@ -96,8 +99,8 @@ def method(
         }
         _METHODS[name] = Method(
             name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
-            exact=exact, needs_head=needs_head, needs_frequent=needs_frequent, samples_drafts=samples_drafts, external=external,
-            file=file, small=small or {}, types=types,
+            exact=exact, needs_head=needs_head, needs_frequent=needs_frequent, samples_drafts=samples_drafts, tunable=tunable,
+            external=external, file=file, small=small or {}, types=types,
         )  # fmt: skip
         return build
 

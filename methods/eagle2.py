@@ -21,6 +21,7 @@ from methods.engine.loop import speculative
     "eagle2",
     line="EAGLE-2: dynamic draft tree, expansion and reranking by value",
     needs_head=True,
+    tunable=True,
     small={"top_k": 2, "depth": 2, "total": 4},
 )
 def eagle2(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:

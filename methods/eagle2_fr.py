@@ -17,6 +17,7 @@ from methods.engine.loop import speculative
     "eagle2-fr",
     line="EAGLE-2 drafting over frequent tokens only (FR-Spec)",
     needs_head=True,
+    tunable=True,
     needs_frequent=True,
     small={"top_k": 2, "depth": 2, "total": 4, "frequent": 3},
 )

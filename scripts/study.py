@@ -75,9 +75,6 @@ def main(
     file = out / "study.csv"
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     chosen = [v for v in VARIANTS if not only or v[0] in only]
-    if any(share for _, _, share in chosen):
-        texts = [text for source in evaluation_prompts().values() for text in source]
-        make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, 0, texts), n_tokens=tokens)
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     for name, changes, text_share in chosen:
         if any(row["variant"] == name for row in rows):
@@ -85,6 +82,9 @@ def main(
         settings = training_settings((*extra, *changes), tokens=tokens)
         pool, held = hold_out(answers, training_settings((), tokens=tokens))  # the same whatever the seed
         if text_share:
+            checked = [text for source in evaluation_prompts().values() for text in source]
+            texts = exchange_ids(loaded, 0, checked)
+            make_text_shards(work / "texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "texts", hidden), text_share)
         folder = work / "study"
         shutil.rmtree(folder, ignore_errors=True)

@@ -146,7 +146,7 @@ def test_tune_finds_a_preset_that_run_then_takes(prompts: None, tmp_path: Path) 
 @pytest.mark.parametrize(
     "case",
     [
-        ["--method pld", "no dynamic tree to tune"],
+        ["--method pld", "no dynamic tree that can be tuned; these have: eagle2, eagle2-fr"],
         ["--method eagle4", "unknown method 'eagle4'"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],

@@ -218,7 +218,7 @@ def answers(
     """
     generator = torch.Generator().manual_seed(seed)
     n_slots = min(n_slots, len(prompts))
-    prefix = commonprefix(prompts)[: min(len(p) for p in prompts) - 1]  # of each prompt at least one token is to be run
+    prefix = list(commonprefix(prompts))[: min(map(len, prompts)) - 1]  # of each prompt at least one token is to be run
     llama = BatchedLlama(model, n_slots, prefix)
     sampler = Sampler(generator, model.config.vocab_size, n_slots)
     is_greedy = (torch.rand(len(prompts), generator=generator) < greedy_share).tolist()
@@ -262,18 +262,16 @@ def _bits(features: torch.Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def text_features(model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 6144) -> Iterator[Answer]:
-    """Features of given texts `(ids, n_prompt)`: off-policy data, about four times as fast to make as answers."""
-    model.set_attn_implementation("sdpa")
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+def text_features(
+    model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 2048, n_slots: int = 16
+) -> Iterator[Answer]:
+    """Features of given texts `(ids, n_prompt)`: off-policy data, several times as fast to make as answers."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
+    llama = BatchedLlama(model, n_slots)
     while order:
-        n = max(1, batch_tokens // len(texts[order[0]][0]))
+        n = min(n_slots, max(1, batch_tokens // len(texts[order[0]][0])))
         chunk, order = order[:n], order[n:]
-        longest = max(len(texts[i][0]) for i in chunk)
-        ids = torch.zeros(len(chunk), longest, dtype=torch.long)
-        for row, i in enumerate(chunk):
-            ids[row, : len(texts[i][0])] = torch.tensor(texts[i][0])
-        hidden = model.model(ids, use_cache=False).last_hidden_state.to(torch.bfloat16)  # padded on the right: causal
-        for row, i in enumerate(chunk):
+        made = llama.prefill(list(range(len(chunk))), [texts[i][0] for i in chunk])
+        for i, features in zip(chunk, made, strict=True):
             tokens, n_prompt = texts[i]
-            yield Answer(i, np.array(tokens, dtype=np.int32), _bits(hidden[row, : len(tokens)]).copy(), n_prompt, False)
+            yield Answer(i, np.array(tokens, dtype=np.int32), _bits(features).copy(), n_prompt, False)
