@@ -17,6 +17,7 @@ _METHODS = {
     "eagle2-no-value": "#56b4e9",
     "eagle2-no-rerank": "#009e73",
     "eagle2": "#d55e00",
+    "eagle2-fr": "#7f3300",
 }
 _OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#117733")  # Tol's muted set
 _PRESET_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")

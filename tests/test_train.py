@@ -31,6 +31,7 @@ from harness.train.eagle import (
     train,
 )
 from harness.train.generate import BatchedLlama, Sampler
+from harness.train.report import write_report
 from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
 from methods.engine.draft_head import EagleHead, HeadConfig
 
@@ -437,6 +438,15 @@ def test_a_model_of_another_make_is_refused() -> None:
 
 
 # ---- what is said of a head ----
+
+
+def test_a_head_is_shown_by_its_curve_and_its_calibration(tmp_path: Path) -> None:
+    curve = [{"tokens": n, "train_top1": 0.1, "top1": 0.2, "top10": 0.5, "chain_tau": 1.2} for n in (10, 20)]
+    bins = [{"depth": d, "bin": 0.1, "n": 5, "confidence": 0.1, "accepted": 0.2, "sampled": 0.1} for d in (1, 2)]
+    assert write_report(tmp_path) == []
+    for name, rows in (("curve", curve), ("calibration", bins)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {p.name for p in write_report(tmp_path)} == {f"{n}.{s}" for n in ("training", "calibration") for s in ("png", "pdf")}
 
 
 def test_frequent_tokens_are_those_of_answers_ties_to_the_lower_id() -> None:

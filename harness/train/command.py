@@ -24,6 +24,7 @@ from harness.records import canonical_hash
 from harness.train import sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
 from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, start_from, train
+from harness.train.report import write_report
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.llama import is_plain_llama
 
@@ -195,8 +196,8 @@ def save_head(
     head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], calibrated: list[dict[str, float]],
     frequent: np.ndarray, settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Official layout in bf16, the list of frequent tokens, and how it was made: `training.json` (settings), `curve.jsonl` and
-    `calibration.jsonl`."""
+    """Official layout in bf16, the list of frequent tokens, and how it was made: `training.json` (settings), `curve.jsonl`,
+    `calibration.jsonl` and figures of both."""
     out.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in head.state_dict().items()}
     file = out / "model.safetensors"
@@ -217,6 +218,7 @@ def save_head(
             tmp.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with whole_file(out / FREQUENT) as tmp:
         save_file({"tokens": torch.from_numpy(frequent)}, tmp)
+    write_report(out)
 
 
 def _same_work(work: Path, made_from: dict[str, Any]) -> None:
