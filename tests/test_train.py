@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import string
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ from lab import TINY, Lab, shared_lab
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.train import command, eagle
+from harness.train import command, data, eagle
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.eagle import (
     TEMPLATE_TOKENS,
@@ -364,6 +367,22 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
         again = [np.frombuffer(b, np.uint16).view(np.int16) for b in (before, features.read_bytes())]
         a, b = (torch.from_numpy(x.copy()).view(torch.bfloat16).float().view(-1, 64) for x in again)
         assert torch.nn.functional.cosine_similarity(a, b, dim=-1).min() > 0.99
+
+
+def test_a_shard_belongs_to_the_process_that_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(data, "WAIT", 0.01)
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.bfloat16).eval()
+    questions = [prompt[:40] for prompt in shared_lab("float64").prompts[:6]]
+    first, second = (tmp_path / f"shard-0000{i}.npz" for i in (0, 1))
+    with ThreadPoolExecutor(1) as pool, filelock.FileLock(first.with_suffix(".lock")):
+        job = pool.submit(make_shards, tmp_path, model, questions, stop_ids={0, 2}, n_tokens=10**6, max_new_tokens=4,
+                          shard_prompts=3, say=lambda text: None)  # fmt: skip
+        while not second.exists():
+            job.exception(0.01) if job.done() else time.sleep(0.01)
+        assert not first.exists() and not job.done()
+    assert job.result() > 0 and first.exists()
 
 
 @torch.inference_mode()

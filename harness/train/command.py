@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ from harness.train.report import write_report
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.llama import is_plain_llama
 
+SLOTS = 64  # conversations answered side by side, a thread
 MAX_PROMPT, MAX_ANSWER = 1100, 256  # tokens of a prompt to be answered, and of its answer
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
@@ -47,7 +49,8 @@ def train_eagle(
             raise UserError(f"{name} is {value}; it must be {'0 or more' if name == '--text-tokens' else 'at least 1'}")
     keep_freed_memory()
     config = model_config(model)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    threads = threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
     work = work or cache_dir() / "train" / config.name
     out.mkdir(parents=True, exist_ok=True)
     loaded = load(config, "bfloat16", with_head=False)
@@ -74,8 +77,14 @@ def train_eagle(
         stop_ids=set(config.stop_ids),
         n_tokens=answer_tokens,
         max_new_tokens=MAX_ANSWER,
+        n_slots=SLOTS * threads,
         seed=seed,
     )
+    one_trainer = filelock.FileLock(work / "train.lock")
+    try:
+        one_trainer.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"another process trains in {work}; what this one was asked to generate is done") from None
     make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
 
     for folder in (work / "answers", work / "texts"):

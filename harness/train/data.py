@@ -14,10 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
 from harness.train.generate import answers, text_features
+
+WAIT = 5.0  # seconds between two looks at shards that other processes are at
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +48,52 @@ def make_shards(
 ) -> int:
     """Generate shards until they hold `n_tokens` answer tokens or the prompts run out; returns the answer tokens held.
 
-    Prompts are taken in the given order, `shard_prompts` at a time, so the result does not depend on interruptions.
+    A shard is `shard_prompts` prompts in the given order and does not depend on the others, so nothing depends on
+    interruptions, and several processes may fill one folder: a shard belongs to the process that holds its lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held, started, fresh = 0, time.monotonic(), 0
-    for number, first in enumerate(range(0, len(prompts), shard_prompts)):
-        if held >= n_tokens:
-            break
-        meta = folder / f"shard-{number:05d}.npz"
-        if not meta.exists():
-            chunk = prompts[first : first + shard_prompts]
-            made = 0
+    started, fresh, made = time.monotonic(), 0, 0
+    tokens: dict[int, int] = {}  # answer tokens of each whole shard
 
-            def tick(n: int, held: int = held) -> None:
-                nonlocal made, fresh
-                if (made + n) // 10_000 > made // 10_000:
-                    rate = fresh / (time.monotonic() - started)
-                    left = max(n_tokens - held - made, 0) / max(rate, 1e-9) / 60
-                    say(f"answers: {held + made:,} of {n_tokens:,} tokens, {rate:.0f} tokens/s, {left:.0f} min left")
-                made, fresh = made + n, fresh + n
+    def tick(n: int) -> None:
+        nonlocal made, fresh
+        if (made + n) // 10_000 > made // 10_000:
+            held, rate = sum(tokens.values()) + made, fresh / (time.monotonic() - started)
+            left = max(n_tokens - held, 0) / max(rate, 1e-9) / 60
+            say(f"answers: {held:,} of {n_tokens:,} tokens, {rate:.0f} tokens/s, {left:.0f} min left")
+        made, fresh = made + n, fresh + n
 
-            done = list(
-                answers(
-                    model,
-                    chunk,
-                    stop_ids=stop_ids,
-                    max_new_tokens=max_new_tokens,
-                    n_slots=n_slots,
-                    greedy_share=greedy_share,
-                    seed=seed * 1_000_003 + number,
-                    progress=tick,
-                )  # fmt: skip
-            )
-            done.sort(key=lambda a: a.index)
-            _write_shard(meta, done)
-        with np.load(meta) as shard:
-            held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
-    say(f"answers: {held:,} tokens in {folder}")
-    return held
+    n_shards = -(-len(prompts) // shard_prompts)
+    while True:
+        elsewhere = 0  # shards that other processes are at
+        for number in range(n_shards):
+            meta = folder / f"shard-{number:05d}.npz"
+            if number not in tokens and not meta.exists():
+                # what others are at will be as large as the shards so far
+                expected = sum(tokens.values()) + elsewhere * sum(tokens.values()) // max(len(tokens), 1)
+                lock = filelock.FileLock(meta.with_suffix(".lock"))
+                if expected >= n_tokens:
+                    break
+                try:
+                    with lock.acquire(timeout=0):
+                        if not meta.exists():
+                            made, first = 0, number * shard_prompts
+                            done = answers(
+                                model, prompts[first : first + shard_prompts], stop_ids=stop_ids, max_new_tokens=max_new_tokens,
+                                n_slots=n_slots, greedy_share=greedy_share, seed=seed * 1_000_003 + number, progress=tick,
+                            )  # fmt: skip
+                            _write_shard(meta, sorted(done, key=lambda a: a.index))
+                            made = 0
+                except filelock.Timeout:
+                    elsewhere += 1
+            if meta.exists() and number not in tokens:
+                with np.load(meta) as shard:
+                    tokens[number] = int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
+        held = sum(tokens.values())
+        if held >= n_tokens or not elsewhere:
+            say(f"answers: {held:,} tokens in {folder}")
+            return held
+        time.sleep(WAIT)
 
 
 def make_text_shards(
