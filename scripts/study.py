@@ -41,6 +41,7 @@ VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
     ("no feature noise", ("noise=0",), 0.0),
     ("noise x 5", ("noise=0.5",), 0.0),
     ("no unrolling", ("unroll=1",), 0.0),
+    ("cross-entropy on a third", ("ce_share=0.33",), 0.0),
     ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
     ("prompts trained as answers", ("prompt_share=1",), 0.0),
     ("half text", (), 0.5),

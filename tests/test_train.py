@@ -29,6 +29,7 @@ from harness.train.eagle import (
     collate,
     frequent_tokens,
     held_out_acceptance,
+    loss_of,
     make_optimizers,
     predicted_features,
     train,
@@ -300,6 +301,17 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(
     assert 0 < int(messages[0].split()[3].rstrip(",")) < curve[-1]["step"]
     assert same(whole, resumed)
     assert (after[-1]["step"], after[-1]["tokens"]) == (curve[-1]["step"], curve[-1]["tokens"])
+
+
+def test_the_cross_entropy_may_be_over_a_share_of_the_positions() -> None:
+    torch.manual_seed(0)
+    features, rows = torch.randn(40, HIDDEN), torch.randn(9, HIDDEN)
+    predicted = features + 0.1 * torch.randn(40, HIDDEN)
+    (whole, _), (part, _), (alone, _) = (loss_of(predicted, features, rows, ce, 1.0, share)
+                                         for ce, share in ((1.0, 1.0), (1.0, 0.25), (0.0, 0.25)))  # fmt: skip
+    assert torch.equal(alone, torch.nn.functional.smooth_l1_loss(predicted, features))  # the regression is over all
+    shares = [loss_of(predicted, features, rows, 1.0, 1.0, 0.25)[0] for _ in range(400)]
+    assert whole != part and abs(torch.stack(shares).mean() - whole) < 0.02 * whole
 
 
 def test_muon_moves_matrices_and_adamw_the_rest() -> None:

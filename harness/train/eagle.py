@@ -32,10 +32,14 @@ TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to l
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """What decides the result besides the data. `tokens`: positions put through the first pass; `first_pair`: whether (last
-    prompt feature, first answer token) is trained, which the reference never does; `muon`: matrices by Muon (Jordan et al.
-    2024, updates scaled to AdamW's size as in arXiv 2502.16982), the rest by AdamW; `intermediate_size`: of the head's MLP, 0
-    for the target's; `from_target`: begin with the target's last layer, not with noise."""
+    """What decides the result besides the data.
+
+    `tokens`: positions put through the first pass; `first_pair`: whether (last prompt feature, first answer token) is
+    trained, which the reference never does; `ce_share`: of the trained positions, those whose cross-entropy is computed,
+    which is half of a step's work; `muon`: matrices by Muon (Jordan et al. 2024, updates scaled to AdamW's size as in arXiv
+    2502.16982), the rest by AdamW; `intermediate_size`: of the head's MLP, 0 for the target's; `from_target`: begin with the
+    target's last layer, not with noise.
+    """
 
     tokens: int = 5_000_000
     batch_tokens: int = 4096
@@ -46,6 +50,7 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ce_weight: float = 0.5
+    ce_share: float = 1.0
     feature_weight: float = 1.0
     noise: float = 0.1
     unroll: int = 2
@@ -157,10 +162,16 @@ def _shift(x: Tensor, m: int) -> Tensor:
 
 
 def loss_of(
-    predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: float, feature_weight: float = 1.0
-) -> tuple[Tensor, float]:
-    """predicted, features: [m, hidden]; lm_rows: [rows, hidden]. Returns (loss, share of rows with the same argmax)."""
+    predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: float, feature_weight: float = 1.0, ce_share: float = 1.0
+) -> tuple[Tensor, float]:  # fmt: skip
+    """predicted, features: [m, hidden]; lm_rows: [rows, hidden]; the cross-entropy is over a random `ce_share` of the m.
+
+    Returns (loss, share of those with the same argmax).
+    """
     regression = F.smooth_l1_loss(predicted.float(), features.float())
+    if ce_share < 1:
+        some = torch.randperm(len(predicted))[: max(1, round(ce_share * len(predicted)))]
+        predicted, features = predicted[some], features[some]
     with torch.no_grad():
         wanted = F.linear(features.to(lm_rows.dtype), lm_rows).float().softmax(-1)
     logits = F.linear(predicted.to(lm_rows.dtype), lm_rows)
@@ -346,8 +357,9 @@ def train(
                 if not valid.any():
                     continue  # a mean over nothing would spoil the weights
                 loss, agreed = loss_of(
-                    out[valid], batch.features[:, 1:][valid], lm_rows, settings.ce_weight, settings.feature_weight
-                )
+                    out[valid], batch.features[:, 1:][valid], lm_rows,
+                    settings.ce_weight, settings.feature_weight, settings.ce_share,
+                )  # fmt: skip
                 total = total + loss / passes
                 if s == 0:
                     agree = agreed
