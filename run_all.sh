@@ -66,9 +66,15 @@ command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]
 say "${command[*]}"
 "${command[@]}"
 
+audit=(harness verify --level quick --model "$model" --results "$out" --out "$out/audit" ${include[@]+"${include[@]}"})
+say "${audit[*]}"
+audited=0
+"${audit[@]}" || audited=$?
+
 say "tables and plots from the records in $out"
 harness table --results "$out"
 harness plot --results "$out"
 
 say "done: records, tables and plots are in $out; the main table:"
 cat "$out/tables/main.md"
+[ "$audited" = 0 ] || die "the audit found something: see $out/audit/audit.md"

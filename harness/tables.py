@@ -6,6 +6,7 @@ machine) is a section of its own: nothing is averaged over two of them.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -73,8 +74,12 @@ class Table:
     numbers: pd.DataFrame
 
 
+AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's word in one line
+
 # How to read each table; under it in every form.
 _READING = {
+    "audit": """audit: what `harness verify` found on this model (`audit/audit.md`): `lossless`, or the layer that a method
+        fails, or a layer that could not judge it.""",
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",
@@ -120,8 +125,8 @@ def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
 _MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
 
 
-def main_report(summaries: Iterable[CellSummary]) -> Table:
-    """Methods by tasks, each with speedup and tau; what the README shows."""
+def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None) -> Table:
+    """Methods by tasks, each with speedup and tau; what the README shows. audits: model -> method -> the audit's word."""
     summaries = shown_cells(summaries)
     sections = []
     for setting, group in by_setting(summaries):
@@ -130,12 +135,31 @@ def main_report(summaries: Iterable[CellSummary]) -> Table:
         rows = []
         for name, cells in _labelled(group):
             by_task = {(c.task, c.source): _speedup_and_tau(c) + _fewer(c.prompts, most[c.task, c.source]) for c in cells}
-            row = {"method": name} | {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
+            audit = (audits or {}).get(setting.model)
+            row = {"method": name} | ({"audit": audit.get(cells[0].method, "not audited")} if audit else {})
+            row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
             if {task for task, _ in tasks} >= set(SIX_TASKS):
                 row[MEAN] = _speedup_and_tau(six_task_mean(cells))
             rows.append(row)
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    return Table("main", tuple(sections), (_READING["main"], *_notes(summaries)), _main_numbers(summaries))
+    read = (_READING["audit"],) if audits else ()
+    return Table("main", tuple(sections), (_READING["main"], *read, *_notes(summaries)), _main_numbers(summaries))
+
+
+def audits_of(folder: Path) -> dict[str, dict[str, str]]:
+    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run.
+
+    Raises:
+        UserError: the file there is something else.
+    """
+    file = Path(folder) / AUDIT
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {found["model"]: {str(k): str(v) for k, v in found["methods"].items()}}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
 
 
 def cell_report(summaries: Iterable[CellSummary]) -> Table:
@@ -307,7 +331,7 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     """
     records = read(folder)
     summaries = summarise(records)
-    tables = [main_report(summaries), cell_report(summaries), mt_bench_by_category(records),
+    tables = [main_report(summaries, audits_of(folder)), cell_report(summaries), mt_bench_by_category(records),
               paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
     target = out or Path(folder) / "tables"
     written = []
@@ -400,7 +424,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     }
 
 
-_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs"}
+_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit"}
 
 
 # ---- paired comparisons ---------------------------------------------------------------------------------------------

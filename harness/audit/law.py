@@ -272,6 +272,11 @@ def only(*tokens: int) -> Rows:
     return lambda text: [0.0 if t in tokens else -math.inf for t in range(VOCAB)]
 
 
+def without_first(rows: Rows) -> Rows:
+    """The same model for a target: a drafter has not seen the first token of the text."""
+    return lambda text: rows(text[1:])
+
+
 def rounded(rows: Rows) -> Rows:
     """The same model with whole-number logits: full of ties."""
     return lambda text: [float(round(x)) for x in rows(text)]
@@ -286,7 +291,7 @@ def cases(n_tokens: int, level: str = "full") -> list[Case]:
     models: dict[str, tuple[Rows, Rows]] = {
         "unrelated": (random_rows(VOCAB, 11), random_rows(VOCAB, 12)),
         "peaked": (random_rows(VOCAB, 13, 4.0), random_rows(VOCAB, 14, 4.0)),
-        "equal": (random_rows(VOCAB, 15), random_rows(VOCAB, 15)),
+        "equal": (without_first(random_rows(VOCAB, 15)), random_rows(VOCAB, 15)),
         "ties": (rounded(random_rows(VOCAB, 16)), rounded(random_rows(VOCAB, 17, 0.5))),
         "disjoint": (only(0, 1), only(2, 3)),
         "one-hot target": (only(2), random_rows(VOCAB, 18)),

@@ -1,0 +1,452 @@
+"""`harness verify`: what each layer needs is generated once, kept as findings, and judged; exit 0 only if all holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+import methods
+import tasks
+from harness import records
+from harness.audit import findings, law, page, verdicts
+from harness.audit.ledger import LedgerPair, compared, prompt_ids
+from harness.audit.store import Store
+from harness.audit.subject import Subject
+from harness.config import ModelConfig, model_config
+from harness.errors import UserError, unknown
+from harness.fetch import whole_file
+from harness.loading import Loaded
+from harness.records import canonical_hash
+from harness.style import SIX_TASKS, VANILLA, method_order
+from methods.base import SamplerParams
+from methods.engine.sampling import stream_key
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much is checked. `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `exact_prompts`: prompts
+    in float64; `width`: rows of the control's forwards."""
+
+    prompts: int
+    exact_prompts: int
+    new_tokens: int
+    dtypes: tuple[str, ...]
+    score_tokens: int
+    law_tokens: int
+    width: int
+
+
+LEVELS = {
+    "quick": Level(2, 1, 16, ("float32", "float64"), 64, 3, 60),
+    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60),
+}
+SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
+SLOWER = {"bfloat16": 1.0, "float16": 1.0, "float32": 2.0, "float64": 6.0}  # a forward's cost, for the estimate alone
+MOST_ROUNDS = 2000
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def verify(
+    *, model: str, names: Sequence[str], level: str, dtypes: Sequence[str], results: Sequence[Path], prompts_dir: Path | None,
+    out: Path, head: Path | None, threads: int, as_json: bool, record: bool = False,
+) -> None:  # fmt: skip
+    """Audit methods on a model; print the table, write it with figures beside the findings.
+
+    record: keep each method's tau beside the head, as what later audits are compared with.
+
+    Raises:
+        UserError: bad input, or a layer found a method out (after everything was checked).
+    """
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    config = model_config(model)
+    subjects = chosen(names, config)
+    ledger: list[LedgerPair] = []
+    n_alone = 0
+    for records_folder in results:
+        pairs, n = pairs_of(records_folder, config)
+        ledger, n_alone = ledger + pairs, n_alone + n
+    wanted = tuple(dict.fromkeys(dtypes or (*(pair.dtype for pair in ledger), *LEVELS[level].dtypes)))
+    with Store(out) as store:
+        folder = head or config.head_folder
+        audit = Audit(store, config, subjects, level, ledger, prompts_dir, folder, set(names), threads)
+        if n_alone:
+            why = f"{n_alone} outputs ended in an error or have no output of vanilla's beside them: run the same command again"
+            audit.rows.append(verdicts.Verdict.missing("L3, ledger", "all", why))
+        loaded: Loaded | None = load_in(config, wanted[0], head, threads)
+        assert loaded is not None
+        audit.prepare(loaded, wanted)
+        audit.law()
+        for dtype in wanted:
+            try:
+                loaded = loaded or load_in(config, dtype, head, threads)
+                audit.on_model(loaded, dtype)
+            except (UserError, RuntimeError) as e:  # it does not run in this dtype, or does not fit
+                audit.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split())))
+            loaded = None  # two models need not fit side by side
+        audit.not_asked_for(wanted)
+        if record:
+            audit.record()
+    rows = audit.judged()
+    written = page.write(out, rows, audit.touched, audit.facts(), config.title, level)
+    click.echo(page.plain(rows, config.title, level))
+    for path in written:
+        click.echo(path)
+    if as_json:
+        click.echo(json.dumps([asdict(v) for v in rows]))
+    problems = verdicts.overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+TAUS = "tau.json"  # beside a draft head: what `--record` kept
+
+
+def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
+    """`all`: every registered method, inexact ones and external loops included. Vanilla always comes along."""
+    found: list[str] = []
+    for name in names:
+        found += [n for n in (methods.names() if name == "all" else [name]) if n not in found]
+    return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
+
+
+def pairs_of(results: Path, config: ModelConfig) -> tuple[list[LedgerPair], int]:
+    """A ledger's pairs, and how many greedy outputs cannot be judged.
+
+    Raises:
+    UserError: no greedy outputs of this model in the ledger that have vanilla's beside them.
+    """
+    pairs, n_alone = compared(r for r in records.read(results) if r["model"] == config.name)
+    if not pairs:
+        raise UserError(f"{results} holds no greedy output of {config.name} with vanilla's to the same prompt beside it: "
+                        f"`harness run --method all --temperature 0 ... --out {results}` records both")  # fmt: skip
+    return pairs, n_alone
+
+
+def load_in(config: ModelConfig, dtype: str, head: Path | None, threads: int) -> Loaded:
+    import torch
+
+    from harness.environment import keep_freed_memory
+    from harness.loading import load
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    say(f"loading {config.title} in {dtype} ...")
+    return load(config, dtype, head=head, with_head=(head or config.head_folder) is not None)
+
+
+def bundled(loaded: Loaded, n: int, room: int) -> list[tuple[str, list[int]]]:
+    """(name, token ids): bundled prompts that fit with `room` more tokens, taken from the six tasks in turn."""
+    sets = [tasks.load(name, source="bundled", limit=n) for name in SIX_TASKS]
+    turns = [(f"{ps.task}/{ps.prompts[i].id}", ps.prompts[i].turns[0]) for i in range(n) for ps in sets if i < len(ps.prompts)]
+    encoded = ((name, loaded.encode(loaded.render([("user", text)]))) for name, text in turns)
+    return [(name, ids) for name, ids in encoded if len(ids) + room <= loaded.config.context_length][:n]
+
+
+@dataclass
+class Audit:
+    """One call of the command. `touched`: the findings this call is about, made now or before; only they are judged."""
+
+    store: Store
+    config: ModelConfig
+    subjects: Sequence[Subject]
+    level: str
+    ledger: Sequence[LedgerPair] = ()
+    prompts_dir: Path | None = None
+    head: Path | None = None
+    named: Collection[str] = ()
+    threads: int = 1
+    touched: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[verdicts.Verdict] = field(default_factory=list)
+    facts_of: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    _said: float = 0.0
+
+    @property
+    def how(self) -> Level:
+        return LEVELS[self.level]
+
+    def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored finding, else one made now."""
+        found = self.store.get(about)
+        if found is None or "error" in found:  # an error may have been the machine's
+            if time.monotonic() - self._said > 30:
+                self._said = time.monotonic()
+                what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
+                say(f"{self._said - self.started:.0f} s: {what}")
+            found = self.store.add(about, findings.guarded(make))
+        self.touched.append(found)
+        return found
+
+    # ---- layer 1 ----
+
+    def law(self) -> None:
+        for s in self.subjects:
+            if s.external:
+                self.rows.append(verdicts.Verdict.not_applicable("L1 exact law", s.name, "another's loop"))
+                continue
+            # sampled drafts have too many branches for a third token at every audit
+            n_tokens = self.how.law_tokens - (s.samples_drafts and self.level == "quick")
+            common = {"method": s.name, "code": s.code, "audit": audit_sha()}
+            self.find({"kind": "stop", **common}, partial(findings.stop_finding, s))
+            for case in law.cases(n_tokens, self.level):
+                about = {"kind": "law", "case": case.name, "n_tokens": n_tokens, **common}
+                if "refused" in self.find(about, partial(findings.law_finding, s, case)):
+                    break  # the other cases would be refused after as many branches
+
+    # ---- layers 2 to 4 ----
+
+    def prepare(self, loaded: Loaded, dtypes: Sequence[str]) -> None:
+        """Find out what cannot be done before hours are spent, and say how many they are.
+
+        Raises:
+            UserError: no bundled prompt fits, or the ledger's prompts or weights are not those at hand.
+        """
+        self.facts_of = {"model": self.config.name, "target": loaded.target_sha, "head": loaded.head_sha}
+        known: dict[Any, Any] = {}
+        for pair in self.ledger:
+            if pair.record["target_sha"] != loaded.target_sha:
+                raise UserError(f"the ledger's records are of other weights of {self.config.name} than those at hand")
+            prompt_ids(pair, loaded, self.prompts_dir, known)
+        how = self.how
+        found = bundled(loaded, how.prompts, how.new_tokens + how.width)
+        if not found:
+            raise UserError(f"no bundled prompt with {how.new_tokens} new tokens and a tree of {how.width} nodes fits into the "
+                            f"{self.config.context_length} tokens of {self.config.name}")  # fmt: skip
+        if len(found) < how.prompts:
+            self.rows.append(verdicts.Verdict.missing("prompts", "all", f"only {len(found)} of {how.prompts} fit the context"))
+        _, ids = found[0]
+        started = time.monotonic()
+        n = len(methods.get(VANILLA).build()(ids, loaded.target, None, SamplerParams(12)).token_ids)
+        token = (time.monotonic() - started) / n / SLOWER[loaded.dtype]
+        runs = len([s for s in self.subjects if s.lacks(loaded) is None]) + 2  # the controls count as two
+        tokens = sum(
+            SLOWER[d] * how.new_tokens * (how.exact_prompts * 2 if d == "float64" else how.prompts) for d in dtypes
+        ) + SLOWER[SCORE_DTYPE] * how.score_tokens * (SCORE_DTYPE in dtypes)  # fmt: skip
+        tokens += sum(pair.n for pair in self.ledger) * 0.1 / runs  # a plain forward and a few wide ones a text
+        hours = 2 * runs * tokens * token / 3600
+        say(f"all of it takes about {hours:.1f} hours on this machine, less what {self.store.path} holds already")
+
+    def on_model(self, loaded: Loaded, dtype: str) -> None:
+        """Everything that needs the model in one dtype."""
+        how = self.how
+        prompts = bundled(loaded, how.exact_prompts if dtype == "float64" else how.prompts, how.new_tokens + how.width)
+        able = []
+        for s in self.subjects:
+            lacks = s.lacks(loaded)
+            if lacks is None:
+                able.append(s)
+            elif s.name in self.named:
+                self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", s.name, lacks))
+            else:
+                self.rows.append(verdicts.Verdict.not_applicable(f"all of {dtype}", s.name, lacks))
+        if not self._greedy(loaded, dtype, able, prompts):
+            return
+        if dtype == "float64":
+            self._coupled(loaded, able, prompts)
+        if dtype == SCORE_DTYPE:
+            self._sampled(loaded, able, prompts)
+        self._ledger(loaded, dtype)
+
+    def not_asked_for(self, dtypes: Sequence[str]) -> None:
+        """Rows for what a choice of dtypes leaves out."""
+        for dtype in LEVELS[self.level].dtypes:
+            if dtype not in dtypes:
+                why = "this dtype was not asked for"
+                self.rows.append(verdicts.Verdict.not_applicable(f"all of {dtype}", "all", why))
+        skipped = sum(pair.dtype not in dtypes for pair in self.ledger)
+        if skipped:
+            self.rows.append(verdicts.Verdict.missing("L3, ledger", "all", f"{skipped} outputs are in dtypes not asked for"))
+        others = {pair.method for pair in self.ledger} - {s.name for s in self.subjects}
+        if others:
+            why = f"the ledger's outputs of {', '.join(sorted(others))} were not asked for"
+            self.rows.append(verdicts.Verdict.not_applicable("L3, ledger", "all", why))
+
+    def about(
+        self, kind: str, s: Subject, loaded: Loaded, dtype: str, name: str, ids: Sequence[int], **more: Any
+    ) -> dict[str, Any]:
+        return {
+            "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(list(ids))[:16],
+            "model": self.config.name, "target": loaded.target_sha, "head": loaded.head_sha if s.needs_head else None,
+            "frequent": loaded.frequent_sha if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
+            "new_tokens": self.how.new_tokens, "audit": audit_sha(), **self.where(), **more,
+        }  # fmt: skip
+
+    def _greedy(
+        self, loaded: Loaded, dtype: str, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]
+    ) -> bool:  # fmt: skip
+        """The control and every method's greedy outputs; whether the control ran."""
+        how = self.how
+        params = SamplerParams(how.new_tokens, frozenset(self.config.stop_ids))
+        vanilla = next(s for s in self.subjects if s.name == VANILLA)
+        for name, ids in prompts:
+            about = self.about("control", vanilla, loaded, dtype, name, ids, width=how.width)
+            control = self.find(about, partial(findings.control_finding, loaded, ids, params, how.width))
+            if "error" in control:
+                self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", f"plain decoding raised {control['error']}"))
+                return False
+            for s in able:
+                self.find(
+                    self.about("greedy", s, loaded, dtype, name, ids),
+                    partial(findings.greedy_finding, loaded, s, ids, params, control["ids"]),
+                )
+        return True
+
+    def _coupled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
+        layer = "L4 same ids at T = 1, float64"
+        for s in able:
+            if s.samples_drafts:
+                self.rows.append(
+                    verdicts.Verdict.not_applicable(layer, s.name, "its drafts are sampled: the law is the target's")
+                )
+        for name, ids in prompts:
+            params = SamplerParams(
+                self.how.new_tokens, frozenset(self.config.stop_ids), temperature=1.0, key=stream_key(1, name, 1, 0)
+            )
+            plain: list[int] | None = None
+            for s in able:
+                if s.name == VANILLA or s.external or s.samples_drafts or not s.exact:
+                    continue
+                about = self.about("coupled", s, loaded, "float64", name, ids)
+                if plain is None and self.store.get(about) is None:
+                    plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids
+                self.find(
+                    about,
+                    partial(findings.coupled_finding, loaded, s, ids, params, plain or []),
+                )
+
+    def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
+        """Sampled outputs of each method, round after round, until there are enough tokens."""
+        for s in able:
+            n = 0
+            for repeat in range(MOST_ROUNDS):
+                for name, ids in prompts:
+                    params = SamplerParams(
+                        self.how.new_tokens, frozenset(self.config.stop_ids), temperature=SCORE_TEMPERATURE,
+                        key=stream_key(2, name, 1, repeat),
+                    )  # fmt: skip
+                    about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE)
+                    about["head"] = loaded.head_sha  # q is the head's, whatever the method
+                    f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params))
+                    n += f.get("n", self.how.score_tokens)  # an error: no more of it
+                    if n >= self.how.score_tokens:
+                        break
+                if n >= self.how.score_tokens:
+                    break
+
+    def _ledger(self, loaded: Loaded, dtype: str) -> None:
+        """A ledger's greedy outputs, and the control over vanilla's texts in it: as many positions as are checked, twice."""
+        names = {s.name for s in self.subjects}
+        known: dict[Any, Any] = {}
+        pairs = [pair for pair in self.ledger if pair.dtype == dtype and pair.method in names]
+        common = {"dtype": dtype, "model": self.config.name, "target": loaded.target_sha, "audit": audit_sha(),
+                  **self.where()}  # fmt: skip
+        for pair in {pair.vanilla_key: pair for pair in pairs}.values():
+            about = {"kind": "control", "method": VANILLA, "of": pair.vanilla_key, "width": self.how.width, **common}
+
+            def scored(pair: LedgerPair = pair) -> dict[str, Any]:
+                prompt = prompt_ids(pair, loaded, self.prompts_dir, known)
+                return findings.ledger_control_finding(loaded, prompt, pair.vanilla["token_ids"], self.how.width)
+
+            self.find(about, scored)
+        for pair in pairs:
+            about = {"kind": "ledger", "method": pair.label, "of": pair.key, "vanilla": pair.vanilla_key, **common}
+
+            def explained(pair: LedgerPair = pair) -> dict[str, Any]:
+                if pair.at is None:
+                    return {"n": pair.n, "divergence": None}
+                prefix = [*prompt_ids(pair, loaded, self.prompts_dir, known), *pair.common]
+                return {"n": pair.n, "divergence": {"at": pair.at, **findings.explained(loaded, prefix, pair.tokens)}}
+
+            self.find(about, explained)
+
+    # ---- verdicts ----
+
+    def where(self) -> dict[str, Any]:
+        """What findings hold for besides weights and code: another machine rounds otherwise."""
+        import torch
+
+        from harness.environment import cpu_name
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return {"machine": gpu or cpu_name(), "threads": self.threads, "torch": torch.__version__}
+
+    def facts(self) -> dict[str, Any]:
+        return {**self.facts_of, **self.where()}
+
+    def record(self) -> None:
+        """Keep each method's counts beside the head, in the place of those of the same weights, options and length."""
+        if self.head is None:
+            raise UserError(f"--record keeps taus beside the draft head, and model {self.config.name} has none")
+        kept = {_tau_key(entry): entry for entry in _taus(self.head)}
+        for f in self.touched:
+            if f["kind"] == "greedy" and f["dtype"] == "float32" and f.get("forwards"):
+                entry = kept.setdefault(_tau_key(f), {name: f[name] for name in TAU_KEY} | {"runs": {}})
+                entry["runs"][f["prompt_sha"]] = [f["emitted"], f["forwards"]]
+        with whole_file(self.head / TAUS) as tmp:
+            tmp.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
+
+    def recorded(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(method, prompt) -> the counts kept beside the head for the same weights, options and length."""
+        if self.head is None:
+            return {}
+        kept = {_tau_key(entry): entry["runs"] for entry in _taus(self.head)}
+        found = {}
+        for f in self.touched:
+            if f["kind"] == "greedy" and f["dtype"] == "float32":
+                run = kept.get(_tau_key(f), {}).get(f["prompt_sha"])
+                if run is not None:
+                    found[f["method"], f["prompt"]] = {"emitted": run[0], "forwards": run[1]}
+        return found
+
+    def judged(self) -> list[verdicts.Verdict]:
+        known = verdicts.controls(self.touched)
+        f = self.touched
+        rows = [
+            *self.rows, *verdicts.law_verdicts(f), *verdicts.stop_verdicts(f), *verdicts.replay_verdicts(f, known),
+            *verdicts.greedy_verdicts(f, known), *verdicts.coupled_verdicts(f),
+            *verdicts.score_verdicts(f, self.how.score_tokens), *verdicts.acceptance_verdicts(f, self.recorded()),
+        ]  # fmt: skip
+        return sorted(rows, key=lambda v: (v.layer, method_order(v.method)))
+
+
+TAU_KEY = ("method", "options", "model", "target", "head", "frequent", "new_tokens")
+
+
+def _tau_key(entry: Mapping[str, Any]) -> str:
+    return canonical_hash([entry[name] for name in TAU_KEY])
+
+
+def _taus(head: Path) -> list[dict[str, Any]]:
+    file = head / TAUS
+    try:
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        for entry in found:
+            _tau_key(entry), entry["runs"].items()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{file} is not what `harness verify --record` writes ({e}); remove it and record again") from None
+    return found
+
+
+@cache
+def audit_sha() -> str:
+    """Of the audit's own code: findings made by other code are made anew."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in ("page.py", "verdicts.py", "command.py"):  # these judge and show, they do not find
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

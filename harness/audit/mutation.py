@@ -1,0 +1,219 @@
+"""Runs the planted faults of `mutants` through the layers: each must be noticed by all that should, equivalent ones by none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+import methods
+from harness import metrics, tables
+from harness.audit import findings, law, verdicts
+from harness.audit.command import LEVELS, bundled, load_in, say
+from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.subject import Subject
+from harness.audit.verdicts import Finding, Verdict
+from harness.config import model_config
+from harness.errors import UserError, unknown
+from harness.loading import Loaded
+from methods.base import SamplerParams
+from methods.engine.sampling import stream_key
+
+METRIC = "26"  # the baseline's tokens counted in another way: a fault of a metric, not of a method
+LAW_TOKENS = 3
+SCORE_TOKENS = {"quick": 1500, "full": 6000}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One mutant. `expected`: layers that must notice it; `seen`: what each layer that was asked saw, None where nothing."""
+
+    number: str
+    what: str
+    expected: tuple[str, ...]
+    seen: dict[str, str | None]
+
+    @property
+    def noticed_by(self) -> list[str]:
+        return [layer for layer, what in self.seen.items() if what is not None]
+
+    @property
+    def is_equivalent(self) -> bool:
+        return not self.expected
+
+    @property
+    def right(self) -> bool:
+        """A fault is noticed by every layer that must notice it; an equivalent mutant is flagged by none."""
+        return not self.noticed_by if self.is_equivalent else set(self.expected) <= set(self.noticed_by)
+
+
+@dataclass
+class Bench:
+    """A model in float32, prompts, and what healthy runs show on it; `n_tokens` sampled tokens a mutant in layer 4."""
+
+    loaded: Loaded
+    prompts: Sequence[list[int]]
+    n_tokens: int
+    level: str = "full"
+    new_tokens: int = 32
+    width: int = 30
+
+    def __post_init__(self) -> None:
+        self.greedy = SamplerParams(self.new_tokens, frozenset(self.loaded.config.stop_ids))
+        self.healthy = Subject.of(methods.get("eagle2"), self.loaded.config)
+        self._greedy: dict[str, list[Finding]] = {}
+
+    @cached_property
+    def control(self) -> list[Finding]:
+        made = (findings.control_finding(self.loaded, ids, self.greedy, self.width) for ids in self.prompts)
+        return [{**f, "kind": "control", "dtype": "float32", "method": "vanilla"} for f in made]
+
+    def runs(self, s: Subject) -> list[Finding]:
+        """Greedy findings on every prompt, made once."""
+        if s.name not in self._greedy:
+            self._greedy[s.name] = [
+                {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": str(i),
+                 **findings.guarded(partial(findings.greedy_finding, self.loaded, s, ids, self.greedy, plain["ids"]))}
+                for i, (ids, plain) in enumerate(zip(self.prompts, self.control, strict=True))
+            ]  # fmt: skip
+        return self._greedy[s.name]
+
+    # each layer: what it saw that is wrong, None where nothing
+
+    def l1(self, s: Subject) -> str | None:
+        for case in law.cases(LAW_TOKENS - s.samples_drafts, self.level):
+            f = findings.guarded(partial(findings.law_finding, s, case))
+            seen = wrong(verdicts.law_verdicts([{"kind": "law", "method": s.name, "case": case.name, **f}]))
+            if seen is not None:
+                return seen
+        return None
+
+    def l2(self, s: Subject) -> str | None:
+        return wrong(verdicts.replay_verdicts(self.runs(s), verdicts.controls(self.control)))
+
+    def l3(self, s: Subject) -> str | None:
+        return wrong(verdicts.greedy_verdicts(self.runs(s), verdicts.controls(self.control)))
+
+    def l4(self, s: Subject, temperature: float = 1.0) -> str | None:
+        made, n, repeat = list[Finding](), 0, 0
+        while n < self.n_tokens:
+            for i, ids in enumerate(self.prompts):
+                params = SamplerParams(
+                    self.new_tokens, self.greedy.stop_ids, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)
+                )  # fmt: skip
+                f = findings.guarded(partial(findings.sampled_finding, self.loaded, s, ids, params))
+                made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
+                n += f.get("n", self.n_tokens)
+            repeat += 1
+        return wrong(verdicts.score_verdicts(made))
+
+    def stop_rule(self, s: Subject) -> str | None:
+        f = findings.guarded(partial(findings.stop_finding, s))
+        return wrong(verdicts.stop_verdicts([{"kind": "stop", "method": s.name, **f}]))
+
+    def l5(self, s: Subject) -> str | None:
+        recorded = {(s.name, f["prompt"]): f for f in self.runs(self.healthy)}
+        return wrong(verdicts.acceptance_verdicts(self.runs(s), recorded))
+
+    def layers(self) -> dict[str, Callable[[Subject], str | None]]:
+        return {"L1": self.l1, "stop": self.stop_rule, "L2": self.l2, "L3": self.l3, "L4": self.l4, "L5": self.l5}
+
+
+def wrong(rows: Sequence[Verdict]) -> str | None:
+    failed = [v for v in rows if v.passed is False]
+    return f"{failed[0].worst}, allowed {failed[0].threshold}" if failed else None
+
+
+def run_mutant(bench: Bench, m: Mutant) -> Outcome:
+    """Through all layers that must notice it; an equivalent one through all that look at the output."""
+    layers, s = bench.layers(), m.subject()
+    layers["L4"] = partial(bench.l4, temperature=m.temperature)
+    return Outcome(m.number, m.what, m.killers, {name: layers[name](s) for name in m.killers or ("L1", "stop", "L2", "L3", "L4")})
+
+
+def equal_arms() -> str | None:
+    """The check of the metric: an arm against itself has a speedup of exactly 1."""
+    arms = []
+    for method in ("vanilla", "the same"):
+        record: Any = {"task": "t", "source": "s", "sample_id": "1", "method": method, "token_ids": [1, 2, 3, 4], "wall_s": 1.0,
+                       "prefill_s": 0.1, "trace": None, "n_text_tokens": 3}  # fmt: skip
+        arms.append({("1",): record})
+    ratio = metrics.point(arms[::-1], metrics.speed_ratio)
+    return None if ratio == 1.0 else f"equal arms have a speedup of {ratio}"
+
+
+def counts_differently() -> Outcome:
+    """Fault 26, planted in the metric: the baseline's tokens are those of its text tokenised again, as in the reference's
+    script."""
+    assert equal_arms() is None
+    honest = metrics.totals
+
+    def recounted(record: Any) -> tuple[float, ...]:
+        found = honest(record)
+        return (record["n_text_tokens"], *found[1:]) if record["method"] == "vanilla" else found
+
+    metrics.totals = recounted
+    try:
+        seen = equal_arms()
+    finally:
+        metrics.totals = honest
+    return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), {"metric": seen})
+
+
+def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: int, as_json: bool) -> None:
+    """Plant every fault, print which layers noticed it, write the matrix.
+
+    Raises:
+        UserError: a fault survived, or an equivalent mutant was flagged.
+    """
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    config = model_config(model)
+    loaded = load_in(config, "float32", head, threads)
+    if loaded.drafter is None:
+        raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
+    prompts = [ids for _, ids in bundled(loaded, 6 if level == "quick" else 12, 100)]
+    bench = Bench(loaded, prompts, SCORE_TOKENS[level], level)
+    outcomes = []
+    for outcome in all_outcomes(bench):
+        outcomes.append(outcome)
+        seen = "; ".join(f"{layer}: {what}" for layer, what in outcome.seen.items() if what)
+        say(f"{outcome.number:>3} {outcome.what}: {seen or 'not noticed'}")
+    table = matrix(outcomes, f"{config.title}, level {level}")
+    for name, text in (("mutants.md", tables.markdown(table)), ("mutants.csv", tables.csv(table))):
+        tables.write_file(out / name, text)
+    faults = [o for o in outcomes if not o.is_equivalent]
+    equivalent = [o for o in outcomes if o.is_equivalent]
+    killed, flagged = sum(o.right for o in faults), sum(not o.right for o in equivalent)
+    click.echo(tables.plain(table))
+    click.echo(f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}")
+    if as_json:
+        click.echo(json.dumps([asdict(o) for o in outcomes]))
+    survived = [f"{o.number} ({o.what})" for o in outcomes if not o.right]
+    if survived:
+        raise UserError(f"survived or wrongly flagged: {', '.join(survived)}")
+
+
+def all_outcomes(bench: Bench) -> Iterator[Outcome]:
+    for m in (*MUTANTS, *EQUIVALENT):
+        yield run_mutant(bench, m)
+    yield counts_differently()
+
+
+def matrix(outcomes: Sequence[Outcome], title: str) -> tables.Table:
+    names = ("L1", "stop", "L2", "L3", "L4", "L5", "metric")
+    rows = pd.DataFrame(
+        [
+            {"fault": o.number, "what": o.what, "must be noticed by": ", ".join(o.expected) or "none",
+             **{n: "" if n not in o.seen else "seen" if o.seen[n] else "—" for n in names},
+             "verdict": ("killed" if o.right else "SURVIVED") if not o.is_equivalent else "not flagged" if o.right else "FLAGGED"}
+            for o in sorted(outcomes, key=lambda o: (o.is_equivalent, int(o.number.lstrip("E"))))
+        ]
+    )  # fmt: skip
+    return tables.Table("mutants", (tables.Section(title, (), rows),), (), rows)

@@ -1,0 +1,77 @@
+"""The audit's own ledger: one JSON line a finding in `audit.jsonl`, keyed, appended whole, never rewritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from harness.errors import UserError
+from harness.records import canonical_hash
+
+FILE = "audit.jsonl"
+
+
+class Store:
+    """Findings by what they are about. A context manager; one process at a time.
+
+    Raises:
+        UserError: the folder cannot be written, another process holds it, or a line (not the last) is no finding.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / FILE
+        self._found: dict[str, dict[str, Any]] = {}
+        self._lock = filelock.FileLock(str(self.path) + ".lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=2)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        except filelock.Timeout:
+            raise UserError(f"another process writes to {folder}; wait for it or choose another --out") from None
+        except OSError as e:
+            raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+        whole = 0
+        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):  # torn by a kill: measured again
+                os.ftruncate(self._fd, whole)
+                break
+            try:
+                finding = json.loads(line)
+            except ValueError:
+                raise UserError(f"{self.path}:{number}: not JSON; mend or remove the line") from None
+            if not isinstance(finding, dict) or "key" not in finding:
+                raise UserError(f"{self.path}:{number}: not a finding; mend or remove the line")
+            whole += len(line)
+            self._found[finding["key"]] = finding
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self._lock.release()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(list(self._found.values()))
+
+    def get(self, about: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self._found.get(canonical_hash(about))
+
+    def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a finding; on the disk when this returns."""
+        finding = {"key": canonical_hash(about), **about, **values}
+        line = json.dumps(finding).encode() + b"\n"
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as e:
+            raise UserError(f"cannot write to {self.path}: {e.strerror}") from None
+        self._found[finding["key"]] = finding
+        return finding

@@ -1,0 +1,59 @@
+"""What is audited: a registered method as tables measure it, or a fault planted on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import methods
+from harness.audit.law import small_options
+from harness.config import ModelConfig
+from harness.environment import code_sha
+from harness.loading import Loaded
+from methods.base import Decode
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """`full()` decodes with the options measured, `small()` with a tree whose every branch can be walked.
+
+    `external`: another's loop, which keeps no logits; `samples_drafts`: its tokens at T > 0 are not vanilla's, its law is.
+    """
+
+    name: str
+    full: Callable[[], Decode]
+    small: Callable[[], Decode]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    external: bool = False
+    samples_drafts: bool = False
+    needs_head: bool = True
+    needs_frequent: bool = False
+    code: str = ""
+    spoilt: Callable[[Any], Any] | None = None  # a fault planted in the target, under everything that looks at it
+    misled: Callable[[Any], Any] | None = None  # one planted in the drafter
+
+    @classmethod
+    def of(cls, m: methods.Method, config: ModelConfig) -> Subject:
+        options = m.resolve("paper", {}, config.presets if m.needs_head else {})
+        return cls(
+            m.name, lambda: m.build(**options), lambda: m.build(**small_options(m)), options, m.exact, m.external,
+            m.samples_drafts, m.needs_head, m.needs_frequent, code_sha(m.file),
+        )  # fmt: skip
+
+    def lacks(self, loaded: Loaded) -> str | None:
+        """What the model has not that it needs."""
+        if self.needs_head and loaded.drafter is None:
+            return f"{loaded.config.name} has no draft head"
+        if self.needs_frequent and loaded.frequent_sha is None:
+            return "there is no list of frequent tokens beside the head"
+        return None
+
+    def drafter(self, loaded: Loaded) -> Any:
+        if not self.needs_head:
+            return None
+        return self.misled(loaded.drafter) if self.misled else loaded.drafter
+
+    def target(self, loaded: Loaded) -> Any:
+        return self.spoilt(loaded.target) if self.spoilt else loaded.target
