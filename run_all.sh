@@ -10,7 +10,7 @@ usage: ./run_all.sh [--quick | --full] [--model NAME] [--source S] [--prompts DI
                     [--out DIR] [--include PATH] [OPTION ...]
 
 Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, writes records, tables and
-plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
+plots, audits losslessness (level quick), and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
 
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
   (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1
@@ -69,7 +69,7 @@ say "${command[*]}"
 audit=(harness verify --level quick --model "$model" --results "$out" --out "$out/audit" ${include[@]+"${include[@]}"})
 say "${audit[*]}"
 audited=0
-"${audit[@]}" || audited=$?
+"${audit[@]}" >&2 || audited=$?
 
 say "tables and plots from the records in $out"
 harness table --results "$out"

@@ -135,7 +135,7 @@ class StubbedRun:
     stdout: str
 
 
-def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0) -> StubbedRun:
+def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: int = 0) -> StubbedRun:
     log, out = folder / "log", folder / "out"
     stub = folder / "bin" / "harness"
     stub.parent.mkdir()
@@ -143,6 +143,7 @@ def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0) -> StubbedRun:
         "#!/usr/bin/env bash\n"
         f"""printf '%s\\t' "$@" >>'{log}'; echo >>'{log}'\n"""
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
+        f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
     )
     stub.chmod(0o755)
@@ -162,7 +163,7 @@ def last_value(command: list[str], option: str) -> str:
 
 def test_run_all_obtains_runs_tabulates_and_plots_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path)
-    assert [command[0] for command in done.commands] == ["fetch", "matrix", "table", "plot"]
+    assert [command[0] for command in done.commands] == ["fetch", "matrix", "verify", "table", "plot"]
     assert last_value(done.commands[1], "--tier") == "default"
     assert done.stdout == "the main table\n"
     assert done.exit_code == 0
@@ -180,6 +181,12 @@ def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) 
     done = stubbed_run_all(tmp_path, run_exits=130)
     assert [command[0] for command in done.commands] == ["fetch", "matrix"]
     assert done.exit_code == 130
+
+
+def test_run_all_makes_the_tables_of_what_the_audit_found_out_and_fails(tmp_path: Path) -> None:
+    done = stubbed_run_all(tmp_path, audit_exits=2)
+    assert done.commands[-1][0] == "plot" and done.stdout == "the main table\n"
+    assert done.exit_code == 1
 
 
 def test_run_all_names_an_option_that_lacks_its_value(tmp_path: Path) -> None:
