@@ -18,7 +18,7 @@ import click
 import methods
 import tasks
 from harness import config as model_configs
-from harness.errors import UserError, unknown
+from harness.errors import UserError, say, unknown
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
@@ -122,7 +122,7 @@ def run_command(**o: Any) -> None:
     if o["preset"] == "tuned":
         _compare_with_prediction(config, summaries, o)
     path = str(o["out"] / records.RECORDS)
-    _say(f"records: {path}")
+    say(f"records: {path}")
     if o["as_json"]:
         shown = {r["method"] for r in mine if r["cell"] in asked}
         values = [s.to_json(path) for s in summaries if s.method in shown]
@@ -142,7 +142,7 @@ def _compare_with_prediction(config: Any, summaries: Sequence[Any], o: dict[str,
         tau = sum(s.tau for s in cells) / len(cells)
         ratios = [s.decode_speedup for s in cells if s.decode_speedup is not None]
         speed = f", decode speedup {sum(ratios) / len(ratios):.2f}x" if ratios else ""
-        _say(
+        say(
             f"{method}: predicted on training prompts: tau {predicted['tau']:.2f}, decode speedup {predicted['speedup']:.2f}x; "
             f"measured here (mean over {len(cells)} tasks): tau {tau:.2f}{speed}"
         )
@@ -267,7 +267,7 @@ def tune_command(**o: Any) -> None:
             "conversations": o["conversations"],
         }  # fmt: skip
         path = tuned.save(tuned.Entry(key, options, predicted), o["save"])
-        _say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+        say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
 
 
 def profile_command(**o: Any) -> None:
@@ -295,7 +295,7 @@ def profile_command(**o: Any) -> None:
 
     keep_freed_memory()
     torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
-    _say(f"loading {config.title} ...")
+    say(f"loading {config.title} ...")
     loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for a in part.arms))
     stop = frozenset(config.stop_ids)
     params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
@@ -307,7 +307,7 @@ def profile_command(**o: Any) -> None:
         while len(text) < max(contexts):
             text = text + text
         vanilla = next(a for a in part.arms if a.name == "vanilla")
-        _say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
+        say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
         short = SamplerParams(32, temperature=o["temperature"], key=1)
         rows = profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short)
         if rows.empty:
@@ -320,7 +320,7 @@ def profile_command(**o: Any) -> None:
                    for ps in part.prompt_sets if i < len(ps.prompts)]  # fmt: skip
         profiles = []
         for arm in part.arms:
-            _say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
+            say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
             profiles.append(profiling.profile(loaded, arm, prompts, params))
         rows = profiling.profile_rows(profiles, profiles[0])
         report = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
@@ -385,7 +385,7 @@ def _session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[l
         torch.set_num_threads(parts[0].threads)
         from harness.loading import load
 
-        _say(f"loading {config.title} ...")
+        say(f"loading {config.title} ...")
         loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for p in parts for a in p.arms))
         yield [runner.Runner(loaded, part, ledger) for part in parts]
 
@@ -395,9 +395,9 @@ def _measure(runners: Sequence[Any]) -> int:
     missing = [run.n_missing() for run in runners]
     total = sum(sum(m.values()) for m in missing)
     if not total:
-        _say("everything asked for is in the ledger already: nothing to measure")
+        say("everything asked for is in the ledger already: nothing to measure")
         return 0
-    _say(f"{total} generations to measure in {runners[0].loaded.dtype}; warming up each method ...")
+    say(f"{total} generations to measure in {runners[0].loaded.dtype}; warming up each method ...")
     failed = 0
     with _interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
@@ -407,7 +407,7 @@ def _measure(runners: Sequence[Any]) -> int:
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
         apart = ", ".join(f"{_duration(s)} at T = {run.spec.temperature:g}" for s, run in zip(seconds, runners, strict=True))
-        _say(f"about {_duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
+        say(f"about {_duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
         work = {(i, name): n for i, m in enumerate(missing) for name, n in m.items()}
         cost_of = {(i, name): cost for i, by_name in enumerate(costs) for name, cost in by_name.items()}
         with _progress(total, cost_of, work) as (tick, advance):
@@ -479,13 +479,9 @@ def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int])
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            _say(f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left")
+            say(f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left")
 
     yield lambda _: None, advance
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:

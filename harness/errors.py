@@ -1,8 +1,9 @@
-"""The errors a user can cause. The CLI prints each as one line and exits non-zero; everything else is a bug."""
+"""What a user is told: errors they can mend (one line, exit code not zero; everything else is a bug), and progress."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -16,3 +17,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(choices) or 'none'}")
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 import methods
-from harness.errors import UserError
+from harness.errors import UserError, say
 from harness.loading import Loaded
 from harness.train import sharegpt
 from methods.base import SamplerParams
@@ -40,10 +39,6 @@ TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)
 ROWS = (1, 2, 4, 6, 8, 11, 16, 21, 26, 33, 41, 60)
 ABSENT = np.iinfo(np.int64).max  # the rank of a token that no tree holds
 ROUNDS = 9  # repeats of every timing; medians are used
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # ---- prompts ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from harness.audit.ledger import LedgerPair, compared, prompt_ids
 from harness.audit.store import Store
 from harness.audit.subject import Subject
 from harness.config import ModelConfig, model_config
-from harness.errors import UserError, unknown
+from harness.errors import UserError, say, unknown
 from harness.fetch import whole_file
 from harness.loading import Loaded
 from harness.records import canonical_hash
@@ -52,10 +51,6 @@ LEVELS = {
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 SLOWER = {"bfloat16": 1.0, "float16": 1.0, "float32": 2.0, "float64": 6.0}  # a forward's cost, for the estimate alone
 MOST_ROUNDS = 2000
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def verify(

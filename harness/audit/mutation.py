@@ -15,12 +15,12 @@ import pandas as pd
 import methods
 from harness import metrics, tables
 from harness.audit import findings, law, verdicts
-from harness.audit.command import LEVELS, bundled, load_in, say
+from harness.audit.command import LEVELS, bundled, load_in
 from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.subject import Subject
 from harness.audit.verdicts import Finding, Verdict
 from harness.config import model_config
-from harness.errors import UserError, unknown
+from harness.errors import UserError, say, unknown
 from harness.loading import Loaded
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key

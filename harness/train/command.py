@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import tasks
 from harness.commands import parse_changes
 from harness.config import model_config
 from harness.environment import keep_freed_memory
-from harness.errors import UserError
+from harness.errors import UserError, say
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.loading import FREQUENT, Loaded, load
 from harness.records import canonical_hash
@@ -62,10 +61,10 @@ def train_eagle(
     checked = evaluation_prompts()
     missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
     if missing:
-        _say(f"warning: the paper's prompts of {', '.join(missing)} are not here, so overlap with them is not checked")
+        say(f"warning: the paper's prompts of {', '.join(missing)} are not here, so overlap with them is not checked")
     evaluation = [text for texts in checked.values() for text in texts]
     kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation)
-    _say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
+    say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
     kept = [text for text in kept if not sharegpt.is_reserved(text)]
     # shards are the same whatever their number, so more may be added; but to the same prompts only
     _same_work(work, {"model": config.name, "seed": seed, "prompts": canonical_hash(kept), "max_new_tokens": MAX_ANSWER})
@@ -94,7 +93,7 @@ def train_eagle(
     pool += read_shards(work / "texts", hidden)
     head = new_head(loaded, settings)
     n_kept = sum(len(c.ids) for c in pool)
-    _say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
+    say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
     curve = train(
         head, loaded.target.embedding.detach().to(torch.bfloat16), loaded.target.lm_head.weight.detach().to(torch.bfloat16),
         pool, held, settings, work,
@@ -122,7 +121,7 @@ def train_eagle(
             "distinct_tokens": n_kept,
         },
     )
-    _say(f"head written to {out}; use it with `harness run --head {out} ...`")
+    say(f"head written to {out}; use it with `harness run --head {out} ...`")
 
 
 def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:
@@ -239,7 +238,3 @@ def _same_work(work: Path, made_from: dict[str, Any]) -> None:
                 raise UserError(f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder")
     work.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(made_from) + "\n")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ only its features are missing they are computed again from its ids, so the ids a
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
+from harness.errors import say
 from harness.train.generate import answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
@@ -44,7 +44,7 @@ def make_shards(
     n_slots: int = 128,
     greedy_share: float = 0.5,
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = say,
 ) -> int:
     """Generate shards until they hold `n_tokens` answer tokens or the prompts run out; returns the answer tokens held.
 
@@ -103,7 +103,7 @@ def make_text_shards(
     *,
     n_tokens: int,
     shard_texts: int = 256,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = say,
 ) -> int:
     """The same shards for given texts `(ids, n_prompt)`, until they hold `n_tokens` tokens after the prompts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +122,7 @@ def make_text_shards(
     return held
 
 
-def restore_features(
-    folder: Path, model: LlamaForCausalLM, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
-) -> None:
+def restore_features(folder: Path, model: LlamaForCausalLM, say: Callable[[str], None] = say) -> None:
     """Compute the features of shards of which only the ids are there."""
     for meta in sorted(folder.glob("shard-?????.npz")):
         if not meta.with_suffix(".features").exists():

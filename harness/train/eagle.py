@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.errors import UserError, say
 from harness.train.data import Conversation
 from methods.engine.draft_head import EagleHead
 
@@ -289,7 +288,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = say,
 ) -> list[dict]:
     """Train `head` on `pool` to `settings.tokens`, from noise unless `settings.from_target`; returns the learning curve.
 
