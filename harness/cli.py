@@ -298,7 +298,13 @@ def train() -> None:
 )
 @click.option("--answer-tokens", type=int, default=200_000, show_default=True, help="On-policy tokens to generate.")
 @click.option("--text-tokens", type=int, default=190_000, show_default=True, help="Tokens of ShareGPT's own answers.")
-@click.option("--tokens", type=int, default=5_000_000, show_default=True, help="Positions to train on, all epochs together.")
+@click.option(
+    "--tokens",
+    type=int,
+    default=5_000_000,
+    show_default=True,
+    help="Positions to train on, all epochs together; 0: only generate.",
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=None)

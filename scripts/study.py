@@ -85,8 +85,8 @@ def main(
         if text_share:
             checked = [text for source in evaluation_prompts().values() for text in source]
             texts = exchange_ids(loaded, 0, checked)
-            make_text_shards(work / "texts", loaded.target.model, texts, n_tokens=tokens // 3)
-            pool = mixed(pool, read_shards(work / "texts", hidden), text_share)
+            make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
+            pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
         folder = work / "study"
         shutil.rmtree(folder, ignore_errors=True)
         head, started = new_head(loaded, settings), time.monotonic()

@@ -44,8 +44,9 @@ def train_eagle(
     """
     settings = training_settings(changes, tokens=tokens, seed=seed)
     for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
-        if value < (0 if name == "--text-tokens" else 1):
-            raise UserError(f"{name} is {value}; it must be {'0 or more' if name == '--text-tokens' else 'at least 1'}")
+        least = 1 if name == "--answer-tokens" else 0
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
     keep_freed_memory()
     config = model_config(model)
     threads = threads or os.cpu_count() or 1
@@ -79,18 +80,24 @@ def train_eagle(
         n_slots=SLOTS * threads,
         seed=seed,
     )
+    if tokens == 0:
+        say("no training was asked for (--tokens 0): done")
+        return
     one_trainer = filelock.FileLock(work / "train.lock")
     try:
         one_trainer.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(f"another process trains in {work}; what this one was asked to generate is done") from None
-    make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
-
-    for folder in (work / "answers", work / "texts"):
+    folders = [work / "answers"]
+    if text_tokens:
+        folders.append(work / "texts")
+        make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
+    for folder in folders:
         restore_features(folder, loaded.target.model)
     hidden = loaded.target.embedding.shape[1]
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
-    pool += read_shards(work / "texts", hidden)
+    if text_tokens:
+        pool += read_shards(work / "texts", hidden)
     head = new_head(loaded, settings)
     n_kept = sum(len(c.ids) for c in pool)
     say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")

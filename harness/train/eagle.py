@@ -363,7 +363,10 @@ def train(
                 if s == 0:
                     agree = agreed
         total.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
+        if not torch.isfinite(norm):  # one such step would spoil the weights, and the checkpoint with them
+            raise UserError(f"the gradient at step {state['step']} is not finite; a lower learning_rate may help (the last "
+                            f"checkpoint is of at most two minutes ago)")  # fmt: skip
         for optimizer in optimizers:
             optimizer.step()
         recent.append((float(total.detach()), agree))
