@@ -283,6 +283,7 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(
     settings = replace(SETTINGS, muon=muon)
     whole, curve = trained(tmp_path / "whole", settings)
     clock = iter(range(0, 10**6, 100))  # every look at the clock is 100 s later: saves and checks come every few steps
+    monkeypatch.setattr(eagle, "CHECK_EVERY", 120)
     monkeypatch.setattr(eagle, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     said: list[str] = []
 

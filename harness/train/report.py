@@ -31,7 +31,7 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def _draw_curve(axes: list[Axes], rows: list[dict[str, Any]]) -> None:
-    """By the way few conversations are looked at, at the end all: the last row stands apart, as a larger mark."""
+    """Heads of old were looked at on few conversations by the way and on all at the end: the last row stands apart."""
     left, right = axes
     by_the_way, last = rows[:-1], rows[-1]
 
@@ -52,7 +52,7 @@ def _draw_curve(axes: list[Axes], rows: list[dict[str, Any]]) -> None:
         line(right, key, label, colour)
     right.set(title="Tokens a step of a greedy chain of 4 drafts, held out", ylabel="τ of the chain")
     for ax in axes:
-        ax.set_xlabel("million positions seen (dots: on all held-out answers)")
+        ax.set_xlabel("million positions seen (dots: at the end)")
         ax.grid(axis="y")
         ax.legend(fontsize=8)
 
