@@ -27,8 +27,7 @@ from harness.loading import Loaded
 from harness.train import sharegpt
 from methods.base import SamplerParams
 from methods.engine.draft_head import EagleDrafter
-from methods.engine.grow import draft_pool, dynamic_tree
-from methods.engine.loop import Context
+from methods.engine.grow import by_score, draft_pool, kept_tree
 from methods.engine.sampling import Chooser, stream_key
 from methods.engine.tree import chain
 from methods.engine.verify import walk
@@ -95,14 +94,17 @@ def path_ranks(
 
 
 @torch.inference_mode()
-def answer_ranks(loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None) -> np.ndarray:
-    """[positions, depth, depth]: `path_ranks` at every position of an answer a step may start from."""
+def answer_ranks(
+    loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """At every position of an answer a step may start from: `path_ranks` [positions, depth, depth], and `levels_run`
+    [positions, TOTALS]."""
     drafter, n_prompt = loaded.drafter, len(answer.prompt)
     assert drafter is not None
     text = [*answer.prompt, *answer.ids]
     features, _ = loaded.target.prefill(text[:-1], 1)
     drafter.start(len(text) + top_k * depth, frequent)
-    seen, rows = 0, []
+    seen, rows, run = 0, [], []
     for j in range(len(answer.ids) - 1):
         now = n_prompt + j
         drafter.observe(text[seen + 1 : now + 1], features[seen:now])
@@ -110,7 +112,16 @@ def answer_ranks(loaded: Loaded, answer: Answer, top_k: int, depth: int, frequen
         pool = draft_pool(drafter, top_k, depth)
         columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())
         rows.append(path_ranks(*columns, pool.levels, answer.ids[j + 1 :]))
-    return np.array(rows)
+        run.append([levels_run(columns[2], pool.levels, total) for total in TOTALS])
+    return np.array(rows), np.array(run)
+
+
+def levels_run(value: np.ndarray, levels: Sequence[int], total: int) -> int:
+    """How many levels `draft_pool` drafts before nothing more can get among the `total` best."""
+    for n, (first, end) in enumerate(zip([0, *levels], levels, strict=False), start=1):
+        if end > total and value[first:end].max() < np.partition(value[:end], -total)[-total]:
+            return n
+    return len(levels)
 
 
 def replayed_tau(ranks: Sequence[np.ndarray], depth: int, total: int) -> float:
@@ -192,8 +203,7 @@ def measure_costs(
         for k, d in itertools.product(top_ks, depths):
             drafter.observe(draw, features[:2])
             drafter.rewind(2)
-            grow = dynamic_tree(k, d, max(TOTALS), frequent=frequent)
-            timed(("tree", k, d), partial(grow.tree, drafter, Context(ids, 1, chooser)))
+            timed(("tree", k, d), partial(draft, drafter, k, d))
 
             def observe() -> None:
                 drafter.observe(draw, features[:2])
@@ -208,6 +218,12 @@ def measure_costs(
         {n: middle["verify", n] for n in rows},
         {(k, d): middle["tree", k, d] + middle["observe"] for k, d in itertools.product(top_ks, depths)},
     )
+
+
+def draft(drafter: EagleDrafter, top_k: int, depth: int) -> None:
+    """All levels of a draft, and a tree of a usual size from them."""
+    pool = draft_pool(drafter, top_k, depth)
+    kept_tree(pool, by_score(pool.value, 16).sort().values, 0)
 
 
 # ---- 4: the best ----
@@ -229,16 +245,22 @@ class Choice:
         return self.tau / (self.c_verify + self.c_draft)
 
 
-def choices(ranks_by_k: dict[int, list[np.ndarray]], costs: Costs, depths: Sequence[int], totals: Sequence[int]) -> list[Choice]:
-    """Every tree that the ranks and costs cover, best first."""
+def choices(
+    drafts: dict[int, list[tuple[np.ndarray, np.ndarray]]], costs: Costs, depths: Sequence[int], totals: Sequence[int]
+) -> list[Choice]:  # fmt: skip
+    """Every tree that the drafts (by top_k: `answer_ranks` of all answers) and costs cover, best first."""
     found = []
-    for top_k, ranks in ranks_by_k.items():
+    for top_k, answers in drafts.items():
+        ranks, run = [r for r, _ in answers], np.concatenate([r for _, r in answers])
         for depth in depths:
             most = top_k + (depth - 1) * top_k * top_k
             for total in sorted({min(t, most) for t in totals}):
                 tau = replayed_tau(ranks, depth, total)
                 verify = costs.verify_s(total + 1) + (tau - 1) * costs.token
-                found.append(Choice(top_k, depth, total, tau, verify / costs.step, costs.draft[top_k, depth] / costs.step))
+                # of a total that was cut to the pool's size nothing is ever out of reach
+                levels = np.minimum(run[:, TOTALS.index(total)], depth) if total in TOTALS else np.full(1, depth)
+                drafting = float(np.mean([costs.draft[top_k, int(n)] for n in levels]))
+                found.append(Choice(top_k, depth, total, tau, verify / costs.step, drafting / costs.step))
     return sorted(found, key=lambda c: -c.speedup)
 
 
@@ -257,9 +279,9 @@ def tune(
     context = int(np.mean([len(a.prompt) + len(a.ids) / 2 for a in answers]))
     say(f"measuring what steps cost at a context of {context} tokens ...")
     costs = measure_costs(loaded, context, top_ks, depths, temperature, frequent, rounds)
-    ranks: dict[int, list[np.ndarray]] = {}
+    drafts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     n = sum(len(a.ids) - 1 for a in answers)
     for top_k in top_ks:
         say(f"drafting at {n} positions with top_k {top_k} ...")
-        ranks[top_k] = [answer_ranks(loaded, a, top_k, max(depths), frequent) for a in answers]
-    return choices(ranks, costs, depths, TOTALS), costs
+        drafts[top_k] = [answer_ranks(loaded, a, top_k, max(depths), frequent) for a in answers]
+    return choices(drafts, costs, depths, TOTALS), costs

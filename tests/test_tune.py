@@ -17,7 +17,9 @@ from harness import tune, tuned
 from harness.errors import UserError
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
 from methods.base import SamplerParams
-from methods.engine.sampling import stream_key
+from methods.engine.grow import dynamic_tree
+from methods.engine.loop import Context
+from methods.engine.sampling import Chooser, stream_key
 
 KEY = tuned.Key("tiny", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
 
@@ -30,7 +32,8 @@ def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
     """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
     answers = tune.vanilla_answers(lab.loaded, lab.prompts[:4], temperature, 24)
     for top_k in (2, 5):
-        ranks = [answer_ranks(lab.loaded, a, top_k, 5, frequent) for a in answers]
+        drafts = [answer_ranks(lab.loaded, a, top_k, 5, frequent) for a in answers]
+        ranks = [r for r, _ in drafts]
         for depth, total in ((1, 1), (2, 4), (3, 9), (5, 3), (5, 24)):
             tokens = forwards = 0
             for i, prompt in enumerate(lab.prompts[:4]):
@@ -40,6 +43,26 @@ def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
                 assert made.trace is not None
                 tokens, forwards = tokens + len(made.token_ids) - 1, forwards + len(made.trace.accepted)
             assert replayed_tau(ranks, depth, total) == pytest.approx(tokens / forwards)
+
+
+def test_the_levels_charged_are_those_that_a_decode_drafts(lab: Lab) -> None:
+    """At total 3 most drafts end early: the head runs as often as `levels_run` says."""
+    drafter = lab.loaded.drafter
+    assert drafter is not None
+    (answer,) = tune.vanilla_answers(lab.loaded, lab.prompts[:1], 0.0, 12)
+    _, run = answer_ranks(lab.loaded, answer, 3, 6, None)
+    text, n = [*answer.prompt, *answer.ids], len(answer.prompt)
+    features, _ = lab.loaded.target.prefill(text[:-1], 1)
+    drafter.start(len(text) + 40, None)
+    calls, seen, real = list[int](), 0, drafter.expand
+    for j in range(len(answer.ids) - 1):
+        drafter.observe(text[seen + 1 : n + j + 1], features[seen : n + j])
+        seen, count = n + j, [1]
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(drafter, "expand", lambda *a, count=count: (count.append(1), real(*a))[1])
+            dynamic_tree(3, 6, 3).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
+        calls.append(len(count))
+    assert calls == run[:, tune.TOTALS.index(3)].tolist() and min(calls) < 6
 
 
 @st.composite
@@ -78,7 +101,7 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
 
 def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
-    ranks = {2: [np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1))]}
+    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(tune.TOTALS)), 2))]}
     cheap = Costs(10, 1.0, 0.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
     best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
     assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2

@@ -65,8 +65,13 @@ class Pool:
     expanded: list[Tensor]
 
 
-def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value") -> Pool:
-    """Expand the `top_k` best nodes of the newest level `depth - 1` times (EAGLE-2, section 4.1)."""
+def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value", total: int | None = None) -> Pool:
+    """Expand the `top_k` best nodes of the newest level `depth - 1` times (EAGLE-2, section 4.1).
+
+    total: nodes to be kept by value afterwards. A node that is not among the `total` best so far can have no descendant that
+    is kept (values never rise along a path, ties go to the earlier node), so it is not expanded, and drafting ends where no
+    node is left: the tree is the same, without the forwards that could not change it.
+    """
     logits = drafter.root_logits()
     here = logits.device
     tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
@@ -83,12 +88,15 @@ def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value") -
         picked = by_score(level_values if score == "value" else own.flatten(), top_k)
         frontiers.append(picked + levels[-1])
         levels.append(levels[-1] + len(level_tokens))
-        if level == depth:
+        if total is not None and level < depth and levels[-1] > total and here.type == "cpu":  # elsewhere it would wait
+            so_far = torch.cat([column[3] for column in drafted])
+            picked = picked[: int((level_values[picked] >= so_far.topk(total).values[-1]).sum())]
+        if level == depth or not len(picked):
             break
         row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
         sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
         logits = drafter.expand(level_tokens[picked], entries[row], sees)
-        expanded, entries = frontiers[-1], torch.arange(before, before + m, device=here)
+        expanded, entries = picked + levels[-2], torch.arange(before, before + m, device=here)
         tokens, own = best_children(logits, top_k)
         values = own + level_values[picked, None]
     all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))
@@ -111,19 +119,23 @@ def dynamic_tree(
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        pool = draft_pool(drafter, top_k, depth, score)
+        pool = draft_pool(drafter, top_k, depth, score, total if rerank and score == "value" else None)
         if not rerank:
             kept = torch.cat(pool.expanded)[:total]
         elif score == "value":
             kept = by_score(pool.value, total).sort().values
         else:
             kept = _best_first(pool, total)
-        # the one host sync
-        numbers, tokens, parents = torch.stack([kept, pool.tokens[kept], pool.parents[kept]]).tolist()
-        place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
-        return Tree([context.root, *tokens], [-1, *(place[p] for p in parents)])
+        return kept_tree(pool, kept, context.root)
 
     return Grow(tree, max(total, top_k * depth), frequent)
+
+
+def kept_tree(pool: Pool, kept: Tensor, root: int) -> Tree:
+    """The tree of the pool's nodes `kept` (generation numbers, rising; a node's parent is kept, too)."""
+    numbers, tokens, parents = torch.stack([kept, pool.tokens[kept], pool.parents[kept]]).tolist()  # the one host sync
+    place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
+    return Tree([root, *tokens], [-1, *(place[p] for p in parents)])
 
 
 def _best_first(pool: Pool, total: int) -> Tensor:
