@@ -173,10 +173,15 @@ class Audit:
     def how(self) -> Level:
         return LEVELS[self.level]
 
+    def lacks(self, about: Mapping[str, Any]) -> bool:
+        """Whether a finding is to be made: there is none, or an error, which may have been the machine's."""
+        found = self.store.get(about)
+        return found is None or "error" in found
+
     def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The stored finding, else one made now."""
         found = self.store.get(about)
-        if found is None or "error" in found:  # an error may have been the machine's
+        if found is None or self.lacks(about):
             if time.monotonic() - self._said > 30:
                 self._said = time.monotonic()
                 what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
@@ -315,7 +320,7 @@ class Audit:
                 if s.name == VANILLA or s.external or s.samples_drafts or not s.exact:
                     continue
                 about = self.about("coupled", s, loaded, "float64", name, ids)
-                if plain is None and self.store.get(about) is None:
+                if plain is None and self.lacks(about):
                     plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids
                 self.find(
                     about,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from harness import tables
 from harness.audit.law import TOLERANCE
 from harness.audit.scores import FUNCTIONS
-from harness.audit.verdicts import Control, Finding, Verdict, by_cell, controls, scores_of
+from harness.audit.verdicts import EXACT_DTYPES, MEDIAN_FACTOR, Control, Finding, Verdict, by_cell, controls, scores_of
 from harness.plots import RC, save_figure
 from harness.style import colour, method_order
 
@@ -148,7 +148,7 @@ def _draw_replay(ax: Axes, dtype: str, findings: Sequence[Finding], control: Con
         ax.plot([max(low, 1e-17), max(high, 1e-17)], [y, y], color=c, lw=3, solid_capstyle="butt")
         ax.plot(max(mid, 1e-17), y, "o", color=c, ms=5)
         ax.plot(max(max(values), 1e-17), y, "|", color=c, ms=12)
-    limit = control.replay_limit if dtype in ("float32", "float64") else 3 * control.median
+    limit = control.replay_limit if dtype in EXACT_DTYPES else MEDIAN_FACTOR * control.median
     ax.axvline(limit, color="#444", ls="--", lw=1)
     ax.set(xscale="log", xlabel="largest difference of a logit\n(5-95 %, median, maximum)", title=f"L2, {dtype}")
 
