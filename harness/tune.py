@@ -32,10 +32,11 @@ from methods.engine.sampling import Chooser, stream_key
 from methods.engine.tree import chain
 from methods.engine.verify import walk
 
-TOP_KS = (2, 4, 6, 8, 10)
+TOP_KS = (1, 2, 3, 4, 5, 6, 8, 10)
 DEPTHS = tuple(range(1, 9))
 TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)
-ROWS = (1, 2, 4, 6, 8, 11, 16, 21, 26, 33, 41, 60)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 16, 17, 21, 25, 29, 32, 33, 41, 49, 60)  # a matmul's cost steps at tiles of 16
+LONGEST = 1100  # tokens of a prompt: articles are among the tasks' prompts, so among these too
 ABSENT = np.iinfo(np.int64).max  # the rank of a token that no tree holds
 ROUNDS = 9  # repeats of every timing; medians are used
 
@@ -271,7 +272,7 @@ def tune(
 ) -> tuple[list[Choice], Costs]:  # fmt: skip
     """All trees, best first, and the costs they were judged by."""
     assert isinstance(loaded.drafter, EagleDrafter)
-    prompts = prompts or held_out_prompts(loaded, n_prompts, 600, evaluation)
+    prompts = prompts or held_out_prompts(loaded, n_prompts, LONGEST, evaluation)
     say(f"answering {len(prompts)} held-out training prompts at T = {temperature:g} ...")
     answers = vanilla_answers(loaded, prompts, temperature, max_new_tokens)
     if not answers:

@@ -8,6 +8,7 @@ as they are done; a variant already there is not run again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -30,28 +31,29 @@ from harness.train.eagle import hold_out, train
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
     ("base", (), 0.0),
-    ("Muon", ("muon=true",), 0.0),
     ("another seed", ("seed=1",), 0.0),
-    ("from the target's last layer", ("from_target=true",), 0.0),
+    ("from noise", ("linear_start=false",), 0.0),
     ("half the batch", ("batch_tokens=2048",), 0.0),
-    ("Muon, rate x 2", ("muon=true", "learning_rate=0.003"), 0.0),
-    ("cross-entropy alone", ("feature_weight=0", "ce_weight=1"), 0.0),
-    ("cross-entropy 2", ("ce_weight=2",), 0.0),
     ("rate x 2", ("learning_rate=0.003",), 0.0),
+    ("rate / 2", ("learning_rate=0.00075",), 0.0),
+    ("Muon", ("muon=true",), 0.0),
+    ("Muon, rate x 3", ("muon=true", "learning_rate=0.0045"), 0.0),
+    ("cross-entropy 2", ("ce_weight=2",), 0.0),
+    ("cross-entropy alone", ("feature_weight=0", "ce_weight=1"), 0.0),
+    ("cross-entropy 0.1 (the reference's)", ("ce_weight=0.1",), 0.0),
+    ("cross-entropy on a third", ("ce_share=0.33",), 0.0),
+    ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
     ("no feature noise", ("noise=0",), 0.0),
     ("noise x 5", ("noise=0.5",), 0.0),
     ("no unrolling", ("unroll=1",), 0.0),
-    ("cross-entropy on a third", ("ce_share=0.33",), 0.0),
-    ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
+    ("unroll 3 in the second half", ("unroll=3", "unroll_from=0.5"), 0.0),
+    ("unroll 3, weights 1, 0.8, 0.64", ("unroll=3", "unroll_from=0.5", "unroll_decay=0.8"), 0.0),
     ("prompts trained as answers", ("prompt_share=1",), 0.0),
+    ("prompts not trained", ("prompt_share=0",), 0.0),
+    ("no first pair (the reference)", ("first_pair=false",), 0.0),
     ("half text", (), 0.5),
     ("text alone", (), 1.0),
     ("MLP twice as wide", ("intermediate_size=3072",), 0.0),
-    ("no first pair (the reference)", ("first_pair=false",), 0.0),
-    ("unroll 3 in the second half", ("unroll=3", "unroll_from=0.5"), 0.0),
-    ("cross-entropy 0.1 (the reference's)", ("ce_weight=0.1",), 0.0),
-    ("rate / 2", ("learning_rate=0.00075",), 0.0),
-    ("prompts not trained", ("prompt_share=0",), 0.0),
 ]
 
 
@@ -62,12 +64,20 @@ VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
 @click.option("--tokens", default=400_000, show_default=True, help="Positions of each training.")
 @click.option("--conversations", default=2400, show_default=True, help="How many answers, held-out ones included.")
 @click.option("--only", multiple=True, help="Names of variants; all otherwise.")
+@click.option("--threads", default=2, show_default=True)
 @click.option("--set", "extra", multiple=True, help="Settings of every variant, before its own.")
 def main(
-    work: Path, out: Path, model: str, tokens: int, conversations: int, only: tuple[str, ...], extra: tuple[str, ...]
+    work: Path,
+    out: Path,
+    model: str,
+    tokens: int,
+    conversations: int,
+    only: tuple[str, ...],
+    threads: int,
+    extra: tuple[str, ...],
 ) -> None:
     keep_freed_memory()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     loaded = load(model_config(model), "bfloat16", with_head=False)
     hidden = loaded.target.embedding.shape[1]
     answers = read_shards(work / "answers", hidden)[:conversations]
@@ -87,13 +97,14 @@ def main(
             texts = exchange_ids(loaded, 0, checked)
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
-        folder = work / "study"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = work / f"study-{os.getpid()}"
         head, started = new_head(loaded, settings), time.monotonic()
         curve = train(head, embedding, lm_head, pool, held, settings, folder, say=lambda text: None)
+        shutil.rmtree(folder)
         row = {"variant": name, "settings": " ".join([*extra, *changes]) or "-", "text_share": text_share, "positions": tokens,
                "minutes": round((time.monotonic() - started) / 60, 2),
                **{k: v for k, v in curve[-1].items() if k.startswith(("top", "chain", "train"))}}  # fmt: skip
+        rows = pd.read_csv(file).to_dict("records") if file.exists() else []  # another process may have added to it
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
         out.mkdir(parents=True, exist_ok=True)

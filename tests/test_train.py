@@ -14,6 +14,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lab import TINY, Lab, shared_lab
 from torch import Tensor
 
@@ -21,18 +22,24 @@ from harness.errors import UserError
 from harness.train import command, data, eagle
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.eagle import (
+    HELD_FROM,
+    LOSS_ROWS,
     TEMPLATE_TOKENS,
     Batch,
+    SoftCrossEntropy,
     TrainSettings,
     batches,
     calibration,
     collate,
     frequent_tokens,
     held_out_acceptance,
-    loss_of,
+    hold_out,
+    initialise,
     make_optimizers,
+    plain_head,
     predicted_features,
     train,
+    wanted_of,
 )
 from harness.train.generate import BatchedLlama, Sampler
 from harness.train.report import write_report
@@ -304,15 +311,76 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(
     assert (after[-1]["step"], after[-1]["tokens"]) == (curve[-1]["step"], curve[-1]["tokens"])
 
 
-def test_the_cross_entropy_may_be_over_a_share_of_the_positions() -> None:
+def test_the_cross_entropy_and_its_gradient_are_those_of_the_plain_formula() -> None:
     torch.manual_seed(0)
-    features, rows = torch.randn(40, HIDDEN), torch.randn(9, HIDDEN)
-    predicted = features + 0.1 * torch.randn(40, HIDDEN)
-    (whole, _), (part, _), (alone, _) = (loss_of(predicted, features, rows, ce, 1.0, share)
-                                         for ce, share in ((1.0, 1.0), (1.0, 0.25), (0.0, 0.25)))  # fmt: skip
-    assert torch.equal(alone, torch.nn.functional.smooth_l1_loss(predicted, features))  # the regression is over all
-    shares = [loss_of(predicted, features, rows, 1.0, 1.0, 0.25)[0] for _ in range(400)]
-    assert whole != part and abs(torch.stack(shares).mean() - whole) < 0.02 * whole
+    m = 2 * LOSS_ROWS + 7  # several chunks and a rest
+    features, rows = torch.randn(m, HIDDEN), torch.randn(9, HIDDEN)
+    predicted = (features + torch.randn(m, HIDDEN)).requires_grad_()
+    wanted = wanted_of(features, rows)
+    assert torch.allclose(wanted, (features @ rows.T).softmax(-1))
+    plain = -(wanted * (predicted @ rows.T).log_softmax(-1)).sum(-1).mean()
+    (expected,) = torch.autograd.grad(3 * plain, predicted)
+    loss = SoftCrossEntropy.apply(predicted, rows, wanted)
+    (gradient,) = torch.autograd.grad(3 * loss, predicted)
+    assert torch.allclose(loss, plain) and torch.allclose(gradient, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_trained_on_normalised_inputs_is_shipped_as_one_of_plain_inputs(bias: bool) -> None:
+    head = EagleHead(replace(new_head().config, bias=bias))
+    embedding = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    initialise(head, embedding, made_up(8), SETTINGS)
+    shipped = plain_head(head)
+    assert shipped.state_dict().keys() == EagleHead(head.config).state_dict().keys()
+    x = 5 * torch.randn(3, 2 * HIDDEN)
+    assert torch.allclose(head.fc(x), shipped.fc(x), rtol=1e-4, atol=1e-4)
+    normal = (x - head.fc.mean) / head.fc.std
+    assert torch.allclose(head.fc(x), F.linear(normal, head.fc.weight, head.fc.bias), rtol=1e-4, atol=1e-4)
+    assert plain_head(shipped).state_dict()["fc.weight"].equal(shipped.fc.weight)
+
+
+def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
+    """A feature depends on its token alone in the made-up text, and tokens are fewer than a feature's dimensions."""
+    few, rng = 12, np.random.default_rng(0)
+    table = torch.from_numpy(rng.normal(size=(few, HIDDEN))).to(torch.bfloat16)
+    items = []
+    for _ in range(20):
+        ids = rng.integers(1, few, size=50).astype(np.int32)
+        bits = table[torch.from_numpy(ids).long()].view(torch.int16).numpy().view(np.uint16)
+        items.append(Conversation(ids, bits, 10))
+    embedding = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    batch = collate(items[:3], 50, HIDDEN)
+    wrong = {}
+    for linear in (True, False):
+        head = new_head()
+        initialise(head, embedding, items, replace(SETTINGS, linear_start=linear))
+        with torch.no_grad():
+            (out, valid) = next(predicted_features(head, embedding.float(), batch, 1))
+        wrong[linear] = float((out[valid] - batch.features[:, 1:][valid].float()).abs().mean())
+    assert wrong[True] < 0.05 < 0.5 < wrong[False]
+
+
+def test_what_is_held_out_does_not_change_when_data_is_added() -> None:
+    items = made_up(20)
+    pool, held = hold_out(items, SETTINGS)
+    assert len(held) == 3 and len(pool) == 17 and not {id(c) for c in pool} & {id(c) for c in held}
+    many = [items[i % 20] for i in range(HELD_FROM)]
+    before, after = (hold_out(data, SETTINGS)[1] for data in (many, many + made_up(30, seed=1)))
+    assert [id(c) for c in before] == [id(c) for c in after]
+
+
+def test_a_training_goes_on_with_more_data_in_a_new_epoch_but_not_with_less(tmp_path: Path) -> None:
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN).to(torch.bfloat16) for _ in range(2))
+    items, said = made_up(30), []
+
+    def run(n: int) -> list[dict]:
+        return train(new_head(), embedding, lm_head, items[3:n], items[:3], SETTINGS, tmp_path, say=said.append)
+
+    run(20)
+    run(30)
+    assert any("the data has grown" in text for text in said)
+    with pytest.raises(UserError, match="other settings or data"):
+        run(20)
 
 
 def test_muon_moves_matrices_and_adamw_the_rest() -> None:
@@ -324,16 +392,21 @@ def test_muon_moves_matrices_and_adamw_the_rest() -> None:
     assert sum(len(g["params"]) for g in only.param_groups) == len(list(head.parameters()))
 
 
-def test_a_head_may_begin_as_the_targets_last_layer_or_with_another_width(lab32: Lab) -> None:
-    head = command.new_head(lab32.loaded, replace(SETTINGS, from_target=True))
-    last = lab32.loaded.target.model.model.layers[-1]
-    assert torch.equal(head.layer.mlp.up_proj.weight, last.mlp.up_proj.weight)
-    feature = torch.randn(3, 64)
-    passed = head.fc(torch.cat([torch.zeros(3, 64), feature], -1))
-    assert torch.nn.functional.cosine_similarity(passed, feature, dim=-1).min() > 0.9
+def test_a_head_may_have_another_width(lab32: Lab) -> None:
     assert command.new_head(lab32.loaded, replace(SETTINGS, intermediate_size=40)).layer.mlp.up_proj.weight.shape == (40, 64)
-    with pytest.raises(UserError, match="intermediate_size must be 0"):
-        command.new_head(lab32.loaded, replace(SETTINGS, from_target=True, intermediate_size=40))
+
+
+def test_a_training_is_made_longer_from_before_its_cooldown(tmp_path: Path) -> None:
+    """Until then its rate is constant, so it is the beginning of the longer one."""
+    settings = replace(SETTINGS, unroll=1, cooldown=0.5, held_out=3)
+    longer = replace(settings, tokens=2800)
+    whole, _ = trained(tmp_path / "whole", longer)
+    short, _ = trained(tmp_path / "parts", settings)
+    with pytest.raises(UserError, match="before-cooldown.pt, if there is one"):
+        trained(tmp_path / "parts", longer)
+    (tmp_path / "parts" / "before-cooldown.pt").replace(tmp_path / "parts" / "checkpoint.pt")
+    made, curve = trained(tmp_path / "parts", longer)
+    assert same(made, whole) and not same(short, whole) and curve[-1]["tokens"] >= 2800
 
 
 def test_a_finished_training_is_not_repeated_and_other_settings_are_refused(tmp_path: Path) -> None:
@@ -371,7 +444,7 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
         with torch.inference_mode():
             wanted = exact.model(torch.from_numpy(c.ids.astype(np.int64))[None]).last_hidden_state[0]
         features = torch.from_numpy(np.array(c.features).view(np.int16)).view(torch.bfloat16).float()
-        assert torch.nn.functional.cosine_similarity(features, wanted, dim=-1).min() > 0.99
+        assert F.cosine_similarity(features, wanted, dim=-1).min() > 0.99
         assert c.n_prompt == 40
     for features in (tmp_path / "whole").glob("*.features"):
         before = features.read_bytes()
@@ -379,7 +452,7 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
         restore_features(tmp_path / "whole", model, say=lambda text: None)
         again = [np.frombuffer(b, np.uint16).view(np.int16) for b in (before, features.read_bytes())]
         a, b = (torch.from_numpy(x.copy()).view(torch.bfloat16).float().view(-1, 64) for x in again)
-        assert torch.nn.functional.cosine_similarity(a, b, dim=-1).min() > 0.99
+        assert F.cosine_similarity(a, b, dim=-1).min() > 0.99
 
 
 def test_a_shard_belongs_to_the_process_that_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +573,34 @@ def test_held_out_figures_are_counts_over_conversations_of_each_kind() -> None:
     assert found["chain_tau_short"] == found["chain_tau"] and "chain_tau_long" not in found
     alone = [held_out_acceptance(head, embedding, lm_head, [c], depth=3)["top1"] * (len(c.ids) - c.n_prompt) for c in items]
     assert found["top1"] == pytest.approx(sum(alone) / sum(len(c.ids) - c.n_prompt for c in items))
+
+
+@torch.no_grad()
+def test_held_out_figures_are_those_of_counting_every_position() -> None:
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
+    head = new_head()
+    items = made_up(4)
+    initialise(head, embedding, items, SETTINGS)
+    found = held_out_acceptance(head, embedding, lm_head, items, depth=3)
+    first = among = n = chained = 0
+    for c in items:
+        batch = collate([c], 100, HIDDEN)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            passes = [(F.linear(out[0].to(torch.bfloat16), lm_head), valid[0])
+                      for out, valid in predicted_features(head, embedding, batch, 3)]  # fmt: skip
+            target = F.linear(batch.features[0, 1:], lm_head).argmax(-1)
+        for i in torch.nonzero(passes[0][1])[:, 0].tolist():
+            n += 1
+            first += int(passes[0][0][i].argmax() == target[i])
+            among += int(target[i] in passes[0][0][i].topk(10).indices)
+            for s, (logits, valid) in enumerate(passes):
+                if i + s >= len(target) or not valid[i + s] or logits[i + s].argmax() != target[i + s]:
+                    break
+                chained += 1
+    assert found["top1"] == pytest.approx(first / n) and found["chain_tau"] == pytest.approx(1 + chained / n)
+    assert found["top10"] == pytest.approx(among / n, abs=2 / n) and chained > first > 0
 
 
 def test_calibration_bins_hold_every_child_once() -> None:

@@ -23,7 +23,7 @@ from harness.loading import FREQUENT, Loaded, load
 from harness.records import canonical_hash
 from harness.train import sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
-from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, start_from, train
+from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, plain_head, train
 from harness.train.report import write_report
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.llama import is_plain_llama
@@ -120,7 +120,7 @@ def train_eagle(
         frequent_tokens(answers, len(loaded.target.embedding)),
         {
             "model": config.name,
-            "answer_tokens": answer_tokens,
+            "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
             "text_tokens": text_tokens,
             "overlap_checked_against": {name: len(texts) for name, texts in checked.items()},
             **asdict(settings),
@@ -184,17 +184,8 @@ def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple
 
 
 def new_head(loaded: Loaded, settings: TrainSettings) -> EagleHead:
-    """An untrained head for the target.
-
-    Raises:
-        UserError: the target's last layer is asked for, at another width.
-    """
-    head = EagleHead(head_config(loaded, settings.intermediate_size))
-    if settings.from_target:
-        if settings.intermediate_size:
-            raise UserError("from_target takes the target's own layer, so intermediate_size must be 0")
-        start_from(head, loaded.target.model.model.layers[-1])
-    return head
+    """An untrained head for the target."""
+    return EagleHead(head_config(loaded, settings.intermediate_size))
 
 
 def head_config(loaded: Loaded, intermediate_size: int = 0) -> HeadConfig:
@@ -214,7 +205,7 @@ def save_head(
     """Official layout in bf16, the list of frequent tokens, and how it was made: `training.json` (settings), `curve.jsonl`,
     `calibration.jsonl` and figures of both."""
     out.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in head.state_dict().items()}
+    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in plain_head(head).state_dict().items()}
     file = out / "model.safetensors"
     with whole_file(file) as tmp:
         save_file(state, tmp)

@@ -10,7 +10,6 @@ Departures from the reference recipe, each because training here is counted in m
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,14 +36,16 @@ class TrainSettings:
     `tokens`: positions put through the first pass; `first_pair`: whether (last prompt feature, first answer token) is
     trained, which the reference never does; `ce_share`: of the trained positions, those whose cross-entropy is computed,
     which is half of a step's work; `muon`: matrices by Muon (Jordan et al. 2024, updates scaled to AdamW's size as in arXiv
-    2502.16982), the rest by AdamW; `intermediate_size`: of the head's MLP, 0 for the target's; `from_target`: begin with the
-    target's last layer, not with noise.
+    2502.16982), the rest by AdamW; `cooldown`: the last share of a training, in which the rate falls to 0, constant before
+    (so a training can be made longer, from the checkpoint before its cooldown); `intermediate_size`: of the head's MLP, 0
+    for the target's; `unroll_decay`: weight of a
+    pass's loss over that of the pass before; `linear_start`: `fc` begins as the least-squares map to the next feature.
     """
 
     tokens: int = 5_000_000
     batch_tokens: int = 4096
     learning_rate: float = 1.5e-3
-    final_learning_rate: float = 2e-5
+    cooldown: float = 0.25
     warmup_steps: int = 100
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
@@ -55,6 +56,7 @@ class TrainSettings:
     noise: float = 0.1
     unroll: int = 2
     unroll_from: float = 0.6
+    unroll_decay: float = 1.0
     prompt_share: float = 0.2
     first_pair: bool = True
     frequent_rows: int = 6144
@@ -62,7 +64,7 @@ class TrainSettings:
     held_out: int = 96
     muon: bool = False
     intermediate_size: int = 0
-    from_target: bool = False
+    linear_start: bool = True
     seed: int = 0
 
 
@@ -123,33 +125,22 @@ def predicted_features(
     given = batch.features[:, :-1].float()
     if noise:
         given = given + torch.empty_like(given).uniform_(-noise, noise)
-    heads, kv_heads = head.config.num_attention_heads, head.config.num_key_value_heads
-    group, scale = heads // kv_heads, head.config.head_dim**-0.5
-    distance = torch.arange(n - 1)[:, None] - torch.arange(n - 1)[None]
+    group = head.config.num_attention_heads // head.config.num_key_value_heads
+    distance = torch.arange(n - 1)[:, None] - torch.arange(n - 1)[None]  # from a query back to a key
     keys: list[Tensor] = []
     values: list[Tensor] = []
     valid = batch.trained
     for s in range(1, passes + 1):
         x = head.fc(torch.cat([embedded, given.to(embedded.dtype)], dim=-1))
         q, k, v = head.qkv(x, rotary)
-        q, k, v = q.to(x.dtype), k.to(x.dtype), v
-        k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-        keys.append(k)
-        values.append(v)
+        q = q.to(x.dtype)
+        keys.append(k.to(x.dtype).repeat_interleave(group, dim=1))
+        values.append(v.repeat_interleave(group, dim=1))
         if s == 1:
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            scores = torch.matmul(q, keys[0].transpose(-1, -2)).float() * scale
-            scores = scores.masked_fill(distance < s - 1, -1e9)
-            own = []  # scores against the last s-1 positions, whose keys the head made in passes s, s-1, .. 2
-            for m in range(s - 1):
-                shifted = _shift(keys[s - 1 - m], m)
-                diagonal = (q * shifted).sum(-1, keepdim=True).float() * scale
-                own.append(diagonal.masked_fill(torch.arange(n - 1)[:, None] < m, -1e9))
-            weights = torch.cat([scores, *own], dim=-1).softmax(-1).to(x.dtype)
-            attended = torch.matmul(weights[..., : n - 1], values[0])
-            for m in range(s - 1):
-                attended = attended + weights[..., n - 1 + m, None] * _shift(values[s - 1 - m], m)
+            attended = F.scaled_dot_product_attention(q, keys[0], values[0], is_causal=True)
+        else:  # of pass r > 1 the key s-r back: the last s-1 positions are the head's own
+            sees = torch.cat([distance >= s - 1, *(distance == s - r for r in range(2, s + 1))], dim=1)
+            attended = F.scaled_dot_product_attention(q, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=sees)
         out = head.finish(x, attended)
         yield out, valid
         given = _shift(out, 1)
@@ -161,31 +152,125 @@ def _shift(x: Tensor, m: int) -> Tensor:
     return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
 
 
-def loss_of(
-    predicted: Tensor, features: Tensor, lm_rows: Tensor, ce_weight: float, feature_weight: float = 1.0, ce_share: float = 1.0
-) -> tuple[Tensor, float]:  # fmt: skip
-    """predicted, features: [m, hidden]; lm_rows: [rows, hidden]; the cross-entropy is over a random `ce_share` of the m.
+LOSS_ROWS = 256  # positions whose logits are in the cache at once
 
-    Returns (loss, share of those with the same argmax).
+
+class SoftCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of softmax(predicted @ lm_rows.T) against `wanted`; predicted [m, hidden], lm_rows [rows, hidden],
+    wanted [m, rows], all bf16. The gradient is made with the loss, a few positions at a time, so no logits are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, predicted: Tensor, lm_rows: Tensor, wanted: Tensor) -> Tensor:
+        loss = torch.zeros(())
+        gradient = torch.empty_like(predicted)
+        for i in range(0, len(predicted), LOSS_ROWS):
+            here = slice(i, i + LOSS_ROWS)
+            log_p = F.linear(predicted[here], lm_rows).float().log_softmax(-1)
+            loss -= torch.dot(log_p.flatten(), wanted[here].flatten().float())
+            gradient[here] = log_p.exp_().sub_(wanted[here]).to(lm_rows.dtype) @ lm_rows
+        ctx.save_for_backward(gradient)
+        return loss / len(predicted)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:  # ty: ignore
+        (gradient,) = ctx.saved_tensors
+        return gradient * (above / len(gradient)), None, None
+
+
+@torch.no_grad()
+def wanted_of(features: Tensor, lm_rows: Tensor) -> Tensor:
+    """The target's distribution over the rows [m, rows], bf16, for its features [m, hidden]."""
+    parts = [F.linear(part, lm_rows).float().softmax(-1).to(lm_rows.dtype) for part in features.split(LOSS_ROWS)]
+    return torch.cat(parts)
+
+
+class NormalisedInput(torch.nn.Module):
+    """The head's `fc` while it is trained: a linear map of (input - mean) / std, which is a linear map of the input.
+
+    Embeddings are twenty times smaller than features, and a few dimensions of a feature are ten times larger than the rest:
+    gradient steps on the plain weights would go almost wholly into those. Without a bias the mean stays where it is.
     """
-    regression = F.smooth_l1_loss(predicted.float(), features.float())
-    if ce_share < 1:
-        some = torch.randperm(len(predicted))[: max(1, round(ce_share * len(predicted)))]
-        predicted, features = predicted[some], features[some]
-    with torch.no_grad():
-        wanted = F.linear(features.to(lm_rows.dtype), lm_rows).float().softmax(-1)
-    logits = F.linear(predicted.to(lm_rows.dtype), lm_rows)
-    cross = -(wanted * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
-    few = slice(0, 256)  # enough for a line in the log; over all rows it is two passes through the largest matrices there are
-    agree = float((logits.detach()[few].max(-1).indices == wanted[few].max(-1).indices).float().mean())
-    return feature_weight * regression + ce_weight * cross, agree
+
+    def __init__(self, fc: torch.nn.Linear, mean: Tensor, std: Tensor):
+        """fc: of normalised inputs; mean, std: [inputs]."""
+        super().__init__()
+        self.weight, self.bias = fc.weight, fc.bias
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the same map of inputs as they are."""
+        weight = self.weight / self.std
+        return weight, None if self.bias is None else self.bias - torch.mv(weight, self.mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.plain())
+
+
+@torch.no_grad()
+def plain_head(head: EagleHead) -> EagleHead:
+    """The head as it is shipped: its `fc` a linear map of the inputs as they are."""
+    done = EagleHead(head.config)
+    state = head.state_dict()
+    if isinstance(head.fc, NormalisedInput):
+        weight, bias = head.fc.plain()
+        state = {k: v for k, v in state.items() if not k.startswith("fc.")} | {"fc.weight": weight}
+        if bias is not None:
+            state["fc.bias"] = bias
+    done.load_state_dict(state)
+    return done
+
+
+STATISTICS_OVER = 40_000  # pairs
+
+
+@torch.no_grad()
+def initialise(head: EagleHead, embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> None:
+    """Noise for all matrices; `fc` on normalised inputs and, if `settings.linear_start`, the least-squares map from them to
+    the next feature, with nothing added to it by attention and MLP until they have learnt to."""
+    for name, p in head.named_parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=0.02)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(p)
+    chosen = np.random.default_rng(settings.seed).permutation(len(pool))
+    inputs, truth, n = [], [], 0
+    for i in chosen:
+        batch = collate([pool[i]], settings.max_length, embedding.shape[1])
+        rows = (batch.trained | batch.prompt)[0]
+        pair = torch.cat([F.embedding(batch.ids[0, 1:], embedding), batch.features[0, :-1]], dim=-1)
+        inputs.append(pair[rows].float())
+        truth.append(batch.features[0, 1:][rows].float())
+        n += len(inputs[-1])
+        if n >= STATISTICS_OVER:
+            break
+    x, y = torch.cat(inputs), torch.cat(truth)
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-3)
+    if head.fc.bias is None:
+        mean = torch.zeros_like(mean)
+    if settings.linear_start:
+        x = (x - mean) / std
+        offset = y.mean(0) if head.fc.bias is not None else torch.zeros(y.shape[1])
+        gram = (x.T @ x).double()
+        gram.diagonal().add_(1e-3 * len(x))
+        head.fc.weight.copy_(torch.linalg.solve(gram, (x.T @ (y - offset)).double()).T)
+        if head.fc.bias is not None:
+            head.fc.bias.copy_(offset)
+        for matrix in (head.layer.self_attn.o_proj, head.layer.mlp.down_proj):
+            torch.nn.init.zeros_(matrix.weight)
+    head.fc = NormalisedInput(head.fc, mean, std)  # ty: ignore
+
+
+HELD_FROM = 1024  # the first answers there are
 
 
 def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held-out) split of on-policy conversations, seeded."""
-    order = np.random.default_rng(settings.seed).permutation(len(answers))
-    shuffled = [answers[i] for i in order]
-    return shuffled[settings.held_out :], shuffled[: settings.held_out]
+    """(training, held-out) split of on-policy conversations, seeded; shards that come later change nothing of what is held."""
+    from_first = np.random.default_rng(settings.seed).permutation(min(len(answers), HELD_FROM))[: settings.held_out]
+    chosen = set(from_first.tolist())
+    return [c for i, c in enumerate(answers) if i not in chosen], [answers[i] for i in from_first]
 
 
 MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
@@ -212,20 +297,19 @@ def held_out_acceptance(
         here = slice(first, first + 8)
         batch = collate(items[here], MOST_HELD_OUT, embedding.shape[1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            target = F.linear(batch.features[:, 1:], lm_head).max(-1).indices
-            running = torch.zeros(())
+            target = torch.zeros(batch.trained.shape, dtype=torch.long)
+            target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
+            right = batch.trained  # where the chain's tokens so far are all the target's
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
-                logits = F.linear(out[valid].to(torch.bfloat16), lm_head)
+                asked = valid if s == 0 else valid & _shift(right[..., None], 1)[..., 0]
+                logits, wanted = F.linear(out[asked].to(torch.bfloat16), lm_head), target[asked][:, None]
                 right = torch.zeros_like(valid)
-                right[valid] = logits.max(-1).indices == target[valid]
+                right[asked] = logits.max(-1).indices == wanted[:, 0]
+                chained[here] += right.sum(-1).numpy()
                 if s == 0:
                     among = torch.zeros_like(valid)
-                    among[valid] = (logits.topk(10).indices == target[valid][:, None]).any(-1)
+                    among[asked] = (logits > logits.gather(1, wanted)).sum(-1) < 10
                     n[here], top1[here], top10[here] = (x.sum(-1).numpy() for x in (valid, right, among))
-                    running = right
-                else:
-                    running = right & _shift(running[..., None], 1)[..., 0]
-                chained[here] += running.sum(-1).numpy()
     found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
     lengths, least = np.array([c.n_prompt for c in items]), 0
     for kind, most in KINDS.items():
@@ -292,42 +376,49 @@ def train(
     *,
     say: Callable[[str], None] = say,
 ) -> list[dict]:
-    """Train `head` on `pool` to `settings.tokens`, from noise unless `settings.from_target`; returns the learning curve.
+    """Train `head` (its `fc` becomes a `NormalisedInput`) on `pool` to `settings.tokens`; returns the learning curve.
 
-    Checks on `held` by the way; resumes from `folder/checkpoint.pt`. embedding, lm_head: [vocab, hidden] bf16, frozen.
-    Deterministic for given settings, data and thread count.
+    Checks on `held` by the way; resumes from `folder/checkpoint.pt`, with a new epoch where the pool has grown. embedding,
+    lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    if not settings.from_target:
-        _initialise(head)
+    initialise(head, embedding, pool, settings)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
     optimizers = make_optimizers(head, settings)
-    state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0}
-    # the data counts as a setting: another pool is another order, and what was held out may have been trained on
-    begun_with = json.loads(json.dumps(asdict(settings))) | {"conversations": len(pool), "pool_tokens": int(counts.sum())}
-    checkpoint = folder / "checkpoint.pt"
+    state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0, "cooled": False}
+    begun_with = json.loads(json.dumps(asdict(settings)))
+    pool_tokens = int(counts.sum())
+    checkpoint, before_cooldown = folder / "checkpoint.pt", folder / "before-cooldown.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
-        if saved["settings"] != begun_with:
-            raise UserError(f"{checkpoint} was made with other settings or data; move it away, or choose another --work folder")
+        longer = saved["settings"] | {"tokens": settings.tokens}
+        cooled = saved["state"]["cooled"]
+        if longer != begun_with or saved["pool_tokens"] > pool_tokens or (saved["settings"] != begun_with and cooled):
+            raise UserError(
+                f"{checkpoint} was made with other settings or data; move it away, or choose another --work folder (more "
+                f"positions: put {before_cooldown.name}, if there is one, in its place)"
+            )
         head.load_state_dict(saved["head"])
         for optimizer, its in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(its)
         state = saved["state"]
+        if saved["pool_tokens"] < pool_tokens:
+            state["epoch"], state["at"] = state["epoch"] + 1, 0
+            say(f"the data has grown from {saved['pool_tokens']:,} to {pool_tokens:,} tokens: a new epoch begins")
         say(f"resuming at step {state['step']}, {state['seen']:,} tokens seen")
     started = time.monotonic() - state["seconds"]
     recent: list[tuple[float, float]] = []
 
-    def save() -> None:
+    def save(file: Path = checkpoint) -> None:
         state["seconds"] = time.monotonic() - started
         torch.save(
             {"head": head.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": state,
-             "settings": begun_with},
-            checkpoint.with_suffix(".part"),
+             "settings": begun_with, "pool_tokens": pool_tokens},
+            file.with_suffix(".part"),
         )  # fmt: skip
-        checkpoint.with_suffix(".part").replace(checkpoint)
+        file.with_suffix(".part").replace(file)
 
     last_save = last_check = time.monotonic()
     order = batches(pool, settings, state["epoch"])
@@ -339,9 +430,12 @@ def train(
         batch = collate([pool[i] for i in order[state["at"]]], settings.max_length, embedding.shape[1])
         done = state["seen"] / settings.tokens
         warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        cool = min(1.0, (1 - done) / settings.cooldown)
+        if cool < 1 and not before_cooldown.exists():
+            save(before_cooldown)
+        state["cooled"] = cool < 1
         for g in (group for optimizer in optimizers for group in optimizer.param_groups):
-            g["lr"] = warm * (settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine)
+            g["lr"] = warm * cool * settings.learning_rate
         torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
         if not settings.first_pair:
             first = batch.trained.int().argmax(-1)
@@ -352,18 +446,22 @@ def train(
         passes = settings.unroll if done >= settings.unroll_from else 1
         head.zero_grad(set_to_none=True)
         total = torch.zeros(())
-        agree = 0.0
+        truth = batch.features[:, 1:]
+        scored = batch.trained & (torch.rand(batch.trained.shape) < settings.ce_share)
+        wanted = wanted_of(truth[scored], lm_rows)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, passes, settings.noise)):
-                if not valid.any():
+                here = valid & scored
+                if not here.any():
                     continue  # a mean over nothing would spoil the weights
-                loss, agreed = loss_of(
-                    out[valid], batch.features[:, 1:][valid], lm_rows,
-                    settings.ce_weight, settings.feature_weight, settings.ce_share,
-                )  # fmt: skip
-                total = total + loss / passes
+                loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
+                if settings.ce_weight:
+                    rows_here = wanted if s == 0 else wanted[here[scored]]
+                    loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[here].to(lm_rows.dtype), lm_rows, rows_here)
                 if s == 0:
-                    agree = agreed
+                    few = F.linear(out[here][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
+                    agree = float((few == wanted[:256].max(-1).indices).float().mean())
+                total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(passes))
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
         if not torch.isfinite(norm):  # one such step would spoil the weights, and the checkpoint with them
@@ -405,23 +503,3 @@ def make_optimizers(head: EagleHead, settings: TrainSettings) -> list[torch.opti
     if matrices:
         made.append(torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made
-
-
-def start_from(head: EagleHead, layer: torch.nn.Module) -> None:
-    """Give the head the weights of one of the target's layers; `fc` passes the feature on and adds nothing to it."""
-    mine = head.layer.state_dict()
-    head.layer.load_state_dict({k: v.float() for k, v in layer.state_dict().items() if k in mine})
-    with torch.no_grad():
-        size = head.config.hidden_size
-        torch.nn.init.normal_(head.fc.weight, std=0.02)
-        head.fc.weight[:, size:] += torch.eye(size)
-        if head.fc.bias is not None:
-            torch.nn.init.zeros_(head.fc.bias)
-
-
-def _initialise(head: EagleHead) -> None:
-    for name, p in head.named_parameters():
-        if p.dim() == 2:
-            torch.nn.init.normal_(p, std=0.02)
-        elif name.endswith("bias"):
-            torch.nn.init.zeros_(p)
