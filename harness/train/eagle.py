@@ -114,14 +114,14 @@ def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
 def predicted_features(
     head: EagleHead, embedding: Tensor, batch: Batch, passes: int, noise: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (predicted features [b, n-1, hidden], which pairs are valid [b, n-1]) for pass 1 .. `passes`.
+    """Yield (predicted features [b, n-1, hidden], zero where not valid, which pairs are valid [b, n-1]) for pass 1 .. `passes`.
 
     Entry i of pass s predicts f_{i+1} from t_{i+1} and, for s = 1, the true f_i; for s > 1 the prediction of f_i that
     pass s-1 made, seeing keys of true features up to i-s+1 and keys of the passes 2 .. s after them.
     """
     b, n = batch.ids.shape
     embedded = F.embedding(batch.ids[:, 1:], embedding)
-    rotary = head.rotary(torch.arange(n - 1), torch.float32)
+    rotary = head.rotary(torch.arange(n - 1), embedding.dtype)
     given = batch.features[:, :-1].float()
     if noise:
         given = given + torch.empty_like(given).uniform_(-noise, noise)
@@ -133,15 +133,16 @@ def predicted_features(
     for s in range(1, passes + 1):
         x = head.fc(torch.cat([embedded, given.to(embedded.dtype)], dim=-1))
         q, k, v = head.qkv(x, rotary)
-        q = q.to(x.dtype)
-        keys.append(k.to(x.dtype).repeat_interleave(group, dim=1))
+        keys.append(k.repeat_interleave(group, dim=1))
         values.append(v.repeat_interleave(group, dim=1))
         if s == 1:
             attended = F.scaled_dot_product_attention(q, keys[0], values[0], is_causal=True)
         else:  # of pass r > 1 the key s-r back: the last s-1 positions are the head's own
             sees = torch.cat([distance >= s - 1, *(distance == s - r for r in range(2, s + 1))], dim=1)
             attended = F.scaled_dot_product_attention(q, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=sees)
-        out = head.finish(x, attended)
+        here = valid.flatten().nonzero()[:, 0]  # the others are context: their keys and values are all that is needed of them
+        rows = head.finish(x.flatten(0, 1)[here, None], attended.transpose(1, 2).flatten(0, 1)[here, :, None])[:, 0]
+        out = rows.new_zeros(b * (n - 1), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, (b, n - 1))
         yield out, valid
         given = _shift(out, 1)
         valid = valid & _shift(valid[..., None], 1)[..., 0]
