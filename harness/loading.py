@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -80,14 +82,16 @@ def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
         raise UserError(
             f"model {config.name}: the tokenizer in {folder} has no BOS token, which template {config.template} needs"
         )
-    if config.template == "llama-3":
-        turns = [("user", "One?"), ("assistant", "Two."), ("user", "Three?")]
+    turns = [("user", " One?\n"), ("assistant", "Two."), ("user", "Three?")]
+    try:
         found = render(config, tokenizer, turns)
-        wanted = chat.llama3(chat.system_text(config.template, config.system), turns)
-        if found != wanted:
-            raise UserError(
-                f"model {config.name}: the chat template in {folder} renders {found!r}, LLaMA-3's would be {wanted!r}"
-            )
+    except jinja2.TemplateError as e:  # some have no place for a system prompt, and say so
+        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {e}") from None
+    wanted = chat.llama3(chat.system_text(config.template, config.system), turns)
+    if config.template == "llama-3" and found != wanted:
+        at = len(os.path.commonprefix([found, wanted]))
+        shown = f"{found[at : at + 40]!r} where LLaMA-3's has {wanted[at : at + 40]!r}"
+        raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
 
 
 def device() -> torch.device:
