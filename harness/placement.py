@@ -94,7 +94,7 @@ def on_gpus(sizes: Architecture | None, dtype: str, context: int, room: list[int
     if layers is None:
         raise UserError(
             f"{gb(what.total)} in {dtype} do not fit on {len(room)} GPU{'s' * (len(room) != 1)} with "
-            f"{' + '.join(gb(n) for n in room)} free: use more of them, or a smaller model"
+            f"{' + '.join(gb(n) for n in room)} free: use more of them, or a YAML with a lower context_length"
         )
     if layers[-1] == 0:
         return None

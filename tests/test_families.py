@@ -136,7 +136,8 @@ def test_a_tokenizer_model_file_alone_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = load_tokenizer(tmp_path)
     reference = spm.SentencePieceProcessor(model_proto=model.getvalue())
-    for text in (*texts()[:3], chat.vicuna(chat.VICUNA_SYSTEM, TURNS[:1]), "Ünï 😀  two"):
+    prompts = [chat.vicuna(chat.VICUNA_SYSTEM, TURNS[:1]), chat.llama2(chat.LLAMA_SYSTEM, TURNS[:1])]
+    for text in (*texts()[:3], *prompts, "Ünï 😀  two"):
         assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(text)
 
 

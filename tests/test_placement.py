@@ -10,9 +10,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config import Architecture, model_config, paper_models
+from harness.environment import describe
 from harness.errors import UserError
 from harness.loading import beside_last_layer
 from harness.placement import Need, device_map, need, on_gpus, split
+from harness.records import machine_keys
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
@@ -146,6 +148,30 @@ def test_the_head_stands_beside_the_last_layer_with_its_own_copy_of_the_embeddin
     assert drafts(drafter, features).shape == (2, 64)
     with pytest.raises(RuntimeError, match="device"):  # this is noticed here, too
         drafts(EagleDrafter(head, spread.embedding, spread.lm_head), features)
+
+
+def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_machine(
+    spread: HFTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10 + device.index)
+    spread.device, spread.devices = torch.device("cuda", 0), (torch.device("cuda", 0), torch.device("cuda", 1))
+    spread.synchronise()
+    assert waited == list(spread.devices) and spread.peak_bytes() == 21
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Voodoo")
+    told = {
+        "dtype": "float16",
+        "threads": 1,
+        "target_sha": "t",
+        "head_sha": None,
+        "seed": 0,
+        "template": "llama-2",
+        "system": "none",
+    }
+    gpus = [machine_keys(describe(**told, n_devices=n))["gpu"] for n in (1, 2)]
+    assert gpus == ["Voodoo", "2 x Voodoo"]
 
 
 def test_a_map_of_placement_is_one_that_transformers_loads_by(tmp_path) -> None:
