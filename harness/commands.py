@@ -47,12 +47,15 @@ def list_lines(what: str) -> Iterator[str]:
     else:
         for name in model_configs.known_models():
             c = model_configs.model_config(name)
-            head = "with head" if c.head_folder and (c.head_folder / "config.json").exists() else "no head here"
-            yield f"{name:18} {c.title}  [{c.licence}; {head}; context {c.context_length}]"
+            here = c.head_folder is not None and (c.head_folder / "config.json").exists()
+            head = "with head" if here else "head on the hub" if isinstance(c.head, model_configs.HubRepo) else "no head here"
+            repos = [r for r in (c.weights, c.head) if isinstance(r, model_configs.HubRepo)]
+            marks = ["gated"] * any(r.gated for r in repos) + ["unofficial"] * any(not r.official for r in repos)
+            yield f"{name:20} {c.title}  [{'; '.join((c.licence, *marks, head))}; context {c.context_length}]"
 
 
 def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
-    from harness.weights import weights_folder
+    from harness.weights import head_folder, weights_folder
 
     include_all(includes)
     sources = {"auto", *(s for name in tasks.names() for s in tasks.sources_of(name))}
@@ -60,7 +63,9 @@ def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
         raise unknown("source", source, sources)
     config = model_configs.model_config(model)
     folder, digest = weights_folder(config)
-    click.echo(f"{config.title}: {folder} ({digest[:16]})")
+    click.echo(f"{config.title}: {folder} ({digest if '@' in digest else digest[:16]})")
+    if isinstance(config.head, model_configs.HubRepo):
+        click.echo(f"draft head: {head_folder(config)}")
     for name in tasks.names():
         got = tasks.load(name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1)
         click.echo(f"{name}: {got.source}")
@@ -303,7 +308,7 @@ def profile_command(**o: Any) -> None:
     if o["sweep"]:
         contexts, trees = sorted(set(o["contexts"])), sorted(set(o["trees"]))
         tree_arms = [(f"{n} nodes", arm) for n in trees for arm in make_trees(config, o, n)]
-        text = loaded.encode("\n\n".join(t for ps in part.prompt_sets for p in ps.prompts for t in p.turns))
+        text = loaded.encode_text("\n\n".join(t for ps in part.prompt_sets for p in ps.prompts for t in p.turns))
         while len(text) < max(contexts):
             text = text + text
         vanilla = next(a for a in part.arms if a.name == "vanilla")
@@ -486,9 +491,8 @@ def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int])
 
 def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     """Cells, a rough time, memory, and what is missing; loads no model."""
-    from harness import records
+    from harness import preflight, records
     from harness.runner import BASELINE
-    from harness.weights import prepared_folder
 
     arms, prompt_sets, max_new_tokens = part.arms, part.prompt_sets, part.max_new_tokens
     arm_names = [f"{a.name} ({a.preset})" for a in arms]
@@ -503,7 +507,6 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
             click.echo(f"cell: {config.name} x {where} x {name} at T = {o['temperature']:g}")
     names = [a.name for a in arms] + ([BASELINE] if len(arm_names) > len(arms) else [])
     generations = turns * len(names) * o["repeats"]
-    folder = prepared_folder(config)
     click.echo(f"generations: {generations} of at most {max_new_tokens} tokens")
     rates = _known_rates(o["out"], config.name, records)
     if lacking := [name for name in names if name not in rates]:
@@ -511,30 +514,9 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     else:
         seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
         click.echo(f"time: at most {_duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
-    if folder is not None and (folder / "model.safetensors").exists():
-        click.echo(f"memory: {_memory(folder, o['dtype'] if o['dtype'] != 'auto' else config.dtype)}")
-        click.echo("missing: nothing")
-    elif isinstance(config.weights, model_configs.LocalFolder):
-        click.echo(f"missing: {folder}/model.safetensors")
-    else:
-        click.echo(
-            f"missing: weights of {config.name} are not in the cache yet; `harness fetch --model {config.name}` obtains them"
-        )
-    head = o["head"] or config.head_folder
-    if any(a.method.needs_head for a in arms) and not (head and (head / "config.json").exists()):
-        click.echo(f"missing: draft head in {head}")
-
-
-def _memory(folder: Path, dtype: str) -> str:
-    """What loading needs, from the shapes stored: on a CPU matrices are kept as they are and packed for its kernels."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", framework="pt") as f:
-        n = sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # a file, not a mapping
-    by_size = {"float64": 8, "float32": 4}
-    if dtype == "auto":
-        return f"about {4 * n / 1e9:.1f} GB in 16 bits, {8 * n / 1e9:.1f} GB in float32, plus 0.5 GB and the KV cache"
-    return f"about {2 * by_size.get(dtype, 2) * n / 1e9:.1f} GB in {dtype}, plus 0.5 GB and the KV cache"
+    needs_head = any(a.method.needs_head for a in arms)
+    for line in preflight.report(config, head=o["head"], needs_head=needs_head, dtype=o["dtype"]):
+        click.echo(line)
 
 
 def _known_rates(folder: Path, model: str, records: Any) -> dict[str, float]:

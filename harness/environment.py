@@ -27,12 +27,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(*, dtype: str, threads: int, target_sha: str, head_sha: str | None, seed: int) -> dict[str, Any]:
-    """The environment of a run as plain JSON."""
+def describe(
+    *, dtype: str, threads: int, target_sha: str, head_sha: str | None, seed: int, n_devices: int, template: str, system: str
+) -> dict[str, Any]:
+    """The environment of a run as plain JSON. n_devices: over how many the target's layers are spread."""
     import torch
 
     git_commit, git_dirty = _git()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if gpu is not None and n_devices > 1:  # a target spread over more of them is timed on another machine
+        gpu = f"{n_devices} x {gpu}"
     return {
         "git_commit": git_commit,
         "git_dirty": git_dirty,
@@ -49,6 +53,8 @@ def describe(*, dtype: str, threads: int, target_sha: str, head_sha: str | None,
         "target_sha": target_sha,
         "head_sha": head_sha,
         "seed": seed,
+        "template": template,
+        "system": system,
         "omp": {k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

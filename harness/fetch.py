@@ -51,6 +51,19 @@ def cache_folder(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to the cache {folder}: {e.strerror or e} (HARNESS_CACHE sets another place)") from e
 
 
+def hub_folder(repo: str, revision: str) -> Path:
+    """Where the hub's own client keeps a repository at a commit, or at what a branch named when fetched; fetches nothing."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    try:
+        commit = (root / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision
+    return root / "snapshots" / commit
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

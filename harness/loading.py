@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import os
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.config import ModelConfig
+from harness import chat, placement
+from harness.config import Architecture, ModelConfig
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
-from harness.weights import weights_folder
+from harness.weights import EMBEDDING, PICKLED, SAFE, head_folder, missing_packages, unpickled, weights_folder
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
@@ -39,19 +41,57 @@ class Loaded:
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
-        if self.config.template == "plain":
-            return "".join(text for _, text in turns)
-        messages = [{"role": role, "content": text} for role, text in turns]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+        return render(self.config, self.tokenizer, turns)
 
     def encode(self, rendered: str) -> list[int]:
-        ids: list[int] = self.tokenizer(rendered, add_special_tokens=False).input_ids
+        """Token ids of a rendered prompt: with BOS, once, where the template's text leaves it to the tokenizer."""
+        ids = self.encode_text(rendered)
+        return [self.tokenizer.bos_token_id, *ids] if self.config.template in chat.RENDERED_WITHOUT_BOS else ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of any other text: nothing is added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
+    system = chat.system_text(config.template, config.system)
+    if config.template == "plain":
+        return "".join(text for _, text in turns)
+    if config.template in chat.RENDERED_WITHOUT_BOS:
+        return chat.RENDERED_WITHOUT_BOS[config.template](system, turns)
+    said = ([("system", system)] if system else []) + list(turns)
+    messages = [{"role": role, "content": text} for role, text in said]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
+    """Find out before anything is measured that the tokenizer cannot render what the YAML's template promises.
+
+    Raises:
+        UserError: no chat template, another one than LLaMA-3's, or no BOS token to put in front.
+    """
+    if config.template in ("tokenizer", "llama-3") and not tokenizer.chat_template:
+        raise UserError(f"model {config.name}: the tokenizer in {folder} has no chat template; its YAML may say template: plain")
+    if config.template in chat.RENDERED_WITHOUT_BOS and tokenizer.bos_token_id is None:
+        raise UserError(
+            f"model {config.name}: the tokenizer in {folder} has no BOS token, which template {config.template} needs"
+        )
+    turns = [("user", " One?\n"), ("assistant", "Two."), ("user", "Three?")]
+    try:
+        found = render(config, tokenizer, turns if config.template == "llama-3" else turns[:1])
+    except jinja2.TemplateError as e:  # some have no place for a system prompt, and say so
+        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {e}") from None
+    wanted = chat.llama3(chat.system_text(config.template, config.system), turns)
+    if config.template == "llama-3" and found != wanted:
+        at = len(os.path.commonprefix([found, wanted]))
+        shown = f"{found[at : at + 40]!r} where LLaMA-3's has {wanted[at : at + 40]!r}"
+        raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
 
 
 def device() -> torch.device:
@@ -104,9 +144,18 @@ def _probe(dtype: torch.dtype, where: torch.device) -> float:
 
 
 def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, as it was when it was published.
+
+    What a LLaMA tokenizer's settings leave open was `legacy` until transformers 5: a word begins after `</s>`, too.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        old = str(said.get("tokenizer_class")).startswith("LlamaTokenizer") and said.get("legacy") is None
+    except (OSError, ValueError, AttributeError):
+        old = False
+    return AutoTokenizer.from_pretrained(folder, **({"legacy": True} if old else {}))
 
 
 def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, with_head: bool = True) -> Loaded:
@@ -119,37 +168,48 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if absent := missing_packages(config):
+        raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
     folder, target_sha = weights_folder(config)
+    own = head or (head_folder(config) if with_head else None)
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
-    where = device()
+    weights: EagleHead | None = None
+    frequent, head_sha, frequent_sha = None, None, None
+    placed: dict[str, torch.device] | None = None
     try:
+        # before the target's weights: what does not fit is found out in seconds
+        sizes, tokenizer = transformers.AutoConfig.from_pretrained(folder), load_tokenizer(folder)
+        check_template(config, tokenizer, folder)
+        if with_head and own is not None:
+            weights, head_sha = load_head(own, config.name, (sizes.vocab_size, sizes.hidden_size), target_sha)
+            frequent, frequent_sha = load_frequent(own, sizes.vocab_size)
+        if device().type == "cuda":
+            placed = placement.on_gpus(Architecture.of(folder), name, config.context_length, placement.free_on_gpus())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, name), output_loading_info=True, ignore_mismatched_sizes=True
+                folder, dtype=getattr(torch, name), output_loading_info=True, ignore_mismatched_sizes=True, device_map=placed
             )
             model, info = found
-        tokenizer = load_tokenizer(folder)
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
             keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
             raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
-    if config.template == "tokenizer" and not tokenizer.chat_template:
-        raise UserError(f"model {config.name}: the tokenizer in {folder} has no chat template; its YAML may say template: plain")
     try:
-        model = model.to(where)
+        model = model if placed else model.to(device())
         target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
-    drafter, head_sha, frequent_sha = None, None, None
-    head_folder = head or config.head_folder
-    if with_head and head_folder is not None:
-        weights, head_sha = load_head(head_folder, config.name, target.embedding.shape, target_sha)
-        frequent, frequent_sha = load_frequent(head_folder, len(target.embedding))
-        drafter = EagleDrafter(weights.to(where, target.dtype), target.embedding, target.lm_head, frequent)
+    drafter = None if weights is None else beside_last_layer(target, weights, frequent)
     return Loaded(config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha)
+
+
+def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:
+    """A drafter where the features it reads come from: over several GPUs that is the last one's, with a copy of the embedding."""
+    where = target.lm_head.weight.device
+    return EagleDrafter(head.to(where, target.dtype), target.embedding.to(where), target.lm_head, frequent)
 
 
 FREQUENT = "frequent.safetensors"
@@ -178,10 +238,52 @@ def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | 
     return tokens, sha256_file(file)
 
 
-def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha: str) -> tuple[EagleHead, str]:
+def load_head(folder: Path, model: str, embedding_shape: tuple[int, int], target_sha: str) -> tuple[EagleHead, str]:
     """A head in the official layout: `model.safetensors` (or `pytorch_model.bin`) and `config.json`, read strictly.
 
     A copy of the embedding in the file is ignored: the target's is used. `"bias"` absent from config.json means true.
+    embedding_shape: the target's vocabulary and hidden size.
+    """
+    config, values = head_config(folder, model)
+    check_fit(config, folder, model, embedding_shape)
+    made_for = values.get("target_sha256")
+    if made_for is not None and made_for != target_sha:
+        raise UserError(
+            f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}.."
+        )
+    file = folder / SAFE
+    try:
+        if file.exists():
+            state, digest = load_file(file), sha256_file(file)
+        elif (folder / PICKLED).exists():
+            file = folder / PICKLED
+            state, digest = unpickled(file)
+        else:
+            raise UserError(f"no {SAFE} in head folder {folder}")
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
+    expected = values.get("weights_sha256")
+    if expected is not None and digest != expected:
+        raise UserError(f"{file} has sha256 {digest}, its config.json says {expected}: truncated or altered")
+    # besides the embedding, files of that time may hold rotary tables, which follow from the config
+    state = {k: v for k, v in state.items() if k != EMBEDDING and not k.endswith(".rotary_emb.inv_freq")}
+    head = EagleHead(config)
+    wanted = head.state_dict()
+    for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
+        if keys:
+            raise UserError(f"{file}: {what} key {sorted(keys)[0]!r} ({len(keys)} in all)")
+    for key, value in wanted.items():
+        if value.shape != state[key].shape:
+            raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
+    head.load_state_dict(state)
+    return head, digest
+
+
+def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
+    """The config.json of a head for `model`, and all that it says.
+
+    Raises:
+        UserError: not there, not JSON, or sizes missing or impossible.
     """
     config_file = folder / "config.json"
     try:
@@ -212,43 +314,17 @@ def load_head(folder: Path, model: str, embedding_shape: torch.Size, target_sha:
         raise UserError(f"{config_file}: {e}") from None
     if min(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) < 1:
         raise UserError(f"{config_file}: sizes and numbers of heads must be at least 1")
+    return config, values
+
+
+def check_fit(config: HeadConfig, folder: Path, model: str, embedding_shape: tuple[int, int]) -> None:
+    """Raises UserError for a head made for a target of another size."""
     vocab, hidden = embedding_shape
     if config.hidden_size != hidden or config.vocab_size != vocab:
         raise UserError(
             f"the head in {folder} is for a target with hidden size {config.hidden_size} and {config.vocab_size} tokens; "
             f"{model} has {hidden} and {vocab}"
         )
-    made_for = values.get("target_sha256")
-    if made_for is not None and made_for != target_sha:
-        raise UserError(
-            f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}.."
-        )
-    file = folder / "model.safetensors"
-    try:
-        if file.exists():
-            state = load_file(file)
-        elif (folder / "pytorch_model.bin").exists():
-            file = folder / "pytorch_model.bin"
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"no model.safetensors in head folder {folder}")
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
-    digest = sha256_file(file)
-    expected = values.get("weights_sha256")
-    if expected is not None and digest != expected:
-        raise UserError(f"{file} has sha256 {digest}, its config.json says {expected}: truncated or altered")
-    state = {k: v for k, v in state.items() if k != "embed_tokens.weight"}
-    head = EagleHead(config)
-    wanted = head.state_dict()
-    for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
-        if keys:
-            raise UserError(f"{file}: {what} key {sorted(keys)[0]!r} ({len(keys)} in all)")
-    for key, value in wanted.items():
-        if value.shape != state[key].shape:
-            raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
-    head.load_state_dict(state)
-    return head, digest
 
 
 def ids_sha(ids: list[int]) -> str:

@@ -88,7 +88,8 @@ class Runner:
         loaded = self.loaded
         self.env = environment.describe(
             dtype=loaded.dtype, threads=self.spec.threads, target_sha=loaded.target_sha, head_sha=loaded.head_sha,
-            seed=self.spec.seed,
+            seed=self.spec.seed, n_devices=len(loaded.target.devices), template=loaded.config.template,
+            system=loaded.config.system,
         )  # fmt: skip
         several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
@@ -111,11 +112,16 @@ class Runner:
     def _cell(self, arm: Arm, prompts: PromptSet, temperature: float) -> Cell:
         key = records.cell_key(
             model=self.loaded.config.name, target_sha=self.loaded.target_sha, head_sha=self._head_sha(arm),
-            prompts_sha=prompts.sha256, task=prompts.task, method=arm.name, options=dict(arm.options), preset=arm.preset,
-            source=prompts.source, temperature=temperature, top_p=self.spec.top_p, dtype=self.loaded.dtype,
+            prompts_sha=self._prompts_sha(prompts), task=prompts.task, method=arm.name, options=dict(arm.options),
+            preset=arm.preset, source=prompts.source, temperature=temperature, top_p=self.spec.top_p, dtype=self.loaded.dtype,
             threads=self.spec.threads, max_new_tokens=self.spec.max_new_tokens, seed=self.spec.seed,
         )  # fmt: skip
         return Cell(arm, prompts, temperature, key)
+
+    def _prompts_sha(self, prompts: PromptSet) -> str:
+        """Prompts under another system prompt than the paper's are other prompts: they are not pooled with them."""
+        system = self.loaded.config.system
+        return prompts.sha256 if system == "paper" else hashlib.sha256(f"{prompts.sha256} {system}".encode()).hexdigest()
 
     def _answer_cell(self, prompts: PromptSet) -> Cell:
         """Vanilla's greedy answers: what later turns are built from, at any temperature and without a baseline too."""
@@ -349,7 +355,7 @@ class Runner:
         return {
             "token_ids": generation.token_ids,
             "text": text,
-            "n_text_tokens": len(self.loaded.encode(text)),
+            "n_text_tokens": len(self.loaded.encode_text(text)),
             "n_cut": generation.n_cut,
             "looped": records.is_looped(generation.token_ids),
             "finish": generation.finish,

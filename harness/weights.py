@@ -1,4 +1,4 @@
-"""Target weights on disk: obtained once, checked, kept in the user's cache as plain safetensors.
+"""Weights on disk: obtained once, checked; what is dequantised or unpickled is kept in the user's cache as plain safetensors.
 
 A prepared folder is in Hugging Face layout plus `COMPLETE.json` (sizes and sha256), written last; the folder itself
 appears by one rename. A half-written cache is therefore never taken for a whole one.
@@ -6,22 +6,65 @@ appears by one rename. A half-written cache is therefore never taken for a whole
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
+import pickle
 import shutil
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 from safetensors import SafetensorError
 
 from harness.config import GGUFWheel, HubRepo, LocalFolder, ModelConfig
 from harness.errors import UserError
-from harness.fetch import WheelMember, cache_dir, cache_folder, sha256_file, wheel_member
+from harness.fetch import WheelMember, cache_dir, cache_folder, hub_folder, sha256_file, wheel_member, whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MARK = "COMPLETE.json"
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Where a folder's weights are, or should be: one file, or the shards that an index lists; safetensors before pickles.
+
+    Raises:
+        UserError: an index that cannot be read.
+    """
+    for name in (SAFE, PICKLED):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return [folder / name]
+        if index.exists():
+            try:
+                return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{index} is truncated or altered") from None
+    return [folder / SAFE]
+
+
+def lacking(folder: Path) -> Path | None:
+    """The first file that a model's folder lacks, None where it is whole."""
+    return next((file for file in (folder / "config.json", *weight_files(folder)) if not file.is_file()), None)
+
+
+def missing_packages(config: ModelConfig) -> list[str]:
+    """Packages that reading this model takes and that are not installed."""
+    return [name for name in config.packages if not _is_installed(name)]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec({"protobuf": "google.protobuf"}.get(package, package)) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def prepared_folder(config: ModelConfig) -> Path | None:
@@ -32,7 +75,8 @@ def prepared_folder(config: ModelConfig) -> Path | None:
     if isinstance(w, GGUFWheel):
         folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
         return folder if (folder / MARK).exists() else None
-    return None
+    folder = hub_folder(w.hub, w.revision)
+    return folder if lacking(folder) is None else None
 
 
 def weights_folder(config: ModelConfig) -> tuple[Path, str]:
@@ -44,15 +88,17 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
     w = config.weights
     if isinstance(w, LocalFolder):
         folder = (config.folder / w.path).resolve()
-        file = folder / "model.safetensors"
-        if not file.is_file():
-            raise UserError(f"model {config.name}: no model.safetensors in {folder}")
-        digest = sha256_file(file)
+        files = weight_files(folder)
+        absent = next((file for file in files if not file.is_file()), None)
+        if absent is not None:
+            raise UserError(f"model {config.name}: no {absent.name} in {folder}")
+        digest = _digest(files)
         if w.sha256 is not None and digest != w.sha256:
-            raise UserError(f"{file} has sha256 {digest}, expected {w.sha256}: truncated or altered")
+            raise UserError(f"{files[0]} has sha256 {digest}, expected {w.sha256}: truncated or altered")
         return folder, digest
     if isinstance(w, HubRepo):
-        return _from_hub(config, w)
+        folder = from_hub(w, f"model {config.name}")
+        return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
     folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
     with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
         if not (folder / MARK).exists():
@@ -111,17 +157,94 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _from_hub(config: ModelConfig, w: HubRepo) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _digest(files: list[Path]) -> str:
+    """sha256 of the one file; of shards, that of their names and sha256."""
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+
+def head_folder(config: ModelConfig) -> Path | None:
+    """Where the model's own draft head is, fetched on first use; None where it has none.
+
+    Raises:
+        UserError: not obtainable.
+    """
+    if isinstance(config.head, HubRepo):
+        return from_hub(config.head, f"the draft head of {config.name}")
+    return config.head_folder
+
+
+def licence_page(repo: HubRepo) -> str:
+    return f"https://huggingface.co/{repo.hub}"
+
+
+def has_token() -> bool:
+    """Whether the hub's client would show a token; not whether that may read any one repository."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def from_hub(repo: HubRepo, what: str) -> Path:
+    """A repository's folder in the hub client's cache, downloaded where it is not whole. `what` is named in errors.
+
+    Safetensors are taken where there are any, pickles only where there are none (Vicuna's repositories have no other).
+
+    Raises:
+        UserError: gated and no token or no licence accepted, no connection, or not whole after all.
+    """
+    folder = hub_folder(repo.hub, repo.revision)
+    if lacking(folder) is None:
+        return folder
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    accept = f"accept the licence at {licence_page(repo)}"
+    if repo.gated and not has_token():
+        raise UserError(
+            f"{what} is gated ({repo.hub}) and there is no token: {accept}, then log in with `hf auth login` or set HF_TOKEN"
+        )
     try:
-        folder = Path(snapshot_download(w.hub, revision=w.revision, allow_patterns=patterns))
+        for patterns in (["*.json", "*.safetensors", "*.model", "*.jinja"], ["*.bin"]):
+            folder = Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))
+            if lacking(folder) is None:
+                return folder
+    except GatedRepoError:
+        raise UserError(f"{what} is gated and the token in use may not read {repo.hub}: {accept}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"cannot fetch {w.hub}@{w.revision} for model {config.name} ({first}); log in to the hub if it is gated, fetch it on "
+            f"cannot fetch {repo.hub}@{repo.revision} for {what} ({first}); log in to the hub if it is gated, fetch it on "
             "a connected machine and copy the hub cache, or use --model smollm2-135m, which comes from PyPI"
         ) from None
-    return folder, f"{w.hub}@{w.revision}"
+    raise UserError(f"{what}: {repo.hub}@{repo.revision} has no {lacking(folder)}")
+
+
+def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors of a pickled head, the pickle's sha256): converted once to safetensors in the cache, and read from there.
+
+    Only tensors are unpickled, no code is run. The copy of the target's embedding is left out: it is never used.
+
+    Raises:
+        UserError: truncated, altered, or something else than tensors by name.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    digest = sha256_file(file)
+    kept = cache_dir() / "heads" / f"{digest[:16]}.safetensors"
+    with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+                raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
+            if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+                raise UserError(f"{file} holds something else than tensors by name")
+            with whole_file(kept) as tmp:
+                save_file({k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}, tmp, {"format": "pt"})
+    return load_file(kept), digest
+
+
+EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

@@ -24,7 +24,7 @@ SCRIPTS = [ROOT / "run_all.sh", ROOT / "run_tests.sh", ROOT / ".ci" / "run", *so
 LISTED = {
     "methods": ["vanilla", "eagle1", "eagle2", "eagle2-no-value", "eagle2-no-rerank", "eagle2-no-both", "pld"],
     "tasks": ["mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "natural_questions"],
-    "models": ["smollm2-135m"],
+    "models": ["smollm2-135m", "vicuna-7b", "llama2-chat-70b", "llama3-instruct-8b"],
 }
 
 

@@ -178,7 +178,7 @@ def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple
             continue
         prompt = loaded.encode(loaded.render([("user", user)]))
         if len(prompt) <= MAX_TEXT_PROMPT:
-            ids = prompt + loaded.encode(answer + stop)
+            ids = prompt + loaded.encode_text(answer + stop)
             out.append((ids[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt)))
     return out
 

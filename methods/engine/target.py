@@ -68,8 +68,9 @@ class HFTarget:
         heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._group = heads // self._kv_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        devices = [next(layer.parameters()).device for layer in self.body.layers]
-        self.cache = TreeCache(devices, self._kv_heads, head_dim, model.dtype)
+        of_layers = [next(layer.parameters()).device for layer in self.body.layers]
+        self.devices = tuple(dict.fromkeys([self.device, *of_layers]))  # several where layers are spread over GPUs
+        self.cache = TreeCache(of_layers, self._kv_heads, head_dim, model.dtype)
         self.forward_s = 0.0
         self._n_pending = 0
 
@@ -83,14 +84,15 @@ class HFTarget:
             self.model.set_attn_implementation("grouped")
 
     def synchronise(self) -> None:
-        """Wait for the device, so that the clock reads finished work."""
+        """Wait for every device, so that the clock reads finished work."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            for device in self.devices:
+                torch.cuda.synchronize(device)
 
     def peak_bytes(self) -> int:
-        """Peak memory so far: of the GPU where there is one, else of the process."""
+        """Peak memory so far: of the GPUs where there are any, else of the process."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
+            return sum(torch.cuda.max_memory_allocated(device) for device in self.devices)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     @property
