@@ -383,7 +383,7 @@ def _limits(own: Questions, base: Questions) -> str:
         n_over = sum(n > most for n in many)
         return (
             f"Unequal length limits: {n_at} of the {short}'s {len(few)} turns have exactly {most} tokens and none has more, "
-            f"while {n_over} of the {long}'s have more, up to {max(many)}. Speed falls with length: the ratio is not of equal work."
+            f"while {n_over} of the {long}'s have more, up to {max(many)}. Speed falls with length: the work is not equal."
         )
     longest = f"{max(counts['file'])} tokens in the file, {max(counts['baseline'])} in the baseline"
     return f"Longest turns: {longest}; the limits are not told."

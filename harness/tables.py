@@ -189,9 +189,9 @@ def official_report(summaries: Iterable[CellSummary]) -> Table:
     for setting, group in by_setting(summaries):
         rows = []
         for name, cells in _labelled(group):
-            rows += [_official_row(name, c.task, c.source, _official_numbers([c]), c.official.lacks) for c in cells]
+            rows += [_official_row(name, c.task, c.source, [c], c.official.lacks) for c in cells]
             if sorted(c.task for c in cells) == sorted(SIX_TASKS):
-                rows.append(_official_row(name, MEAN, "", _official_numbers(cells), ""))
+                rows.append(_official_row(name, MEAN, "", cells, ""))
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     numbers = [
         {**_setting_columns(s.setting), "method": s.method, "preset": s.preset, "task": s.task, "source": s.source,
@@ -230,17 +230,19 @@ def _official_numbers(cells: Sequence[CellSummary]) -> dict[str, float | None]:
 _WAY = ("per_question", "past_end", "retokenised")
 
 
-def _official_row(name: str, task: str, source: str, n: Mapping[str, float | None], lacks: str) -> dict[str, str]:
+def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
+    n = _official_numbers(cells)
     ours, theirs = n["speedup"], n["official_speedup"]
+    apart = any(c.is_apart for c in cells)
     return {
         "method": name,
         "task": task,
         "source": source,
-        "speedup": _times(ours),
+        "speedup": _marked(ours, apart),
         "per question": _number(n["per_question"], "{:.3f}"),
         "past the end": _number(n["past_end"], "{:.3f}"),
         "re-tokenised": _number(n["retokenised"], "{:.3f}"),
-        "official": f"{NOTHING} ({lacks})" if lacks else _times(theirs),
+        "official": f"{NOTHING} ({lacks})" if lacks else _marked(theirs, apart),
         "bookkeeping": _number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
         "τ": _number(n["tau"]),
         "official τ": _number(n["official_tau"]),
@@ -456,7 +458,11 @@ def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
 
 
 def _speedup(cell: CellSummary | SixTaskMean) -> str:
-    return ("≈" if cell.is_apart and cell.speedup is not None else "") + _times(cell.speedup)
+    return _marked(cell.speedup, cell.is_apart)
+
+
+def _marked(value: float | None, is_apart: bool) -> str:
+    return ("≈" if is_apart and value is not None else "") + _times(value)
 
 
 def _fewer(prompts: int, most: int) -> str:
@@ -495,7 +501,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
         "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
         "speedup": _bracketed(_speedup(c), c.speedup_ci95),
-        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else _times(c.official.speedup),
+        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else _marked(c.official.speedup, c.is_apart),
         "decode": _times(c.decode_speedup),
         "τ": _bracketed(_number(c.tau), c.tau_ci95),
         "official τ": _number(c.official.tau),
