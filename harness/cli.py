@@ -181,7 +181,34 @@ def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | N
         click.echo(tables.markdown(tables.compare(*compare)))
         return
     assert results is not None
-    for path in tables.write_tables(results, out):
+    from harness import foreign
+
+    write = foreign.write_report if foreign.holds_import(results) else tables.write_tables
+    for path in write(results, out):
+        click.echo(path)
+
+
+@cli.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--baseline", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The plain decoding's answers.")
+@click.option("--tokenizer", default=None, metavar="DIR|MODEL|HUB_ID", help="Counts texts again, for the official formula.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A ledger folder of its own.")
+def import_(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> None:
+    """Read an answer file of EAGLE or Spec-Bench into records and print what it shows."""
+    from harness.foreign import import_command
+
+    click.echo(import_command(file, baseline, tokenizer, out))
+
+
+@cli.command()
+@results_option
+@click.option("--format", "format_", default="eagle", show_default=True, metavar="eagle|spec-bench")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write: a file a cell.")
+def export(results: Path, format_: str, out: Path) -> None:
+    """Write a ledger as answer files of EAGLE or Spec-Bench, with the counts that their loops would have booked."""
+    from harness.answers import export as export_answers
+
+    for path in export_answers(results, out, format_):
         click.echo(path)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.official import Official, official
 from harness.records import Record, canonical_hash
 from harness.stats import paired_bootstrap
 from harness.style import SIX_TASKS, VANILLA, method_order, preset_order, task_order
@@ -382,6 +383,7 @@ class CellSummary:
     acceptance: tuple[DepthRate, ...]
     time_split: TimeSplit | None
     step_costs: StepCosts | None
+    official: Official  # what the reference's scripts would have printed
     mean_tree_size: float | None
     n_errors: int  # prompts and turns that failed and were not measured since
     n_skipped: int
@@ -460,6 +462,7 @@ def _summary(cell: Sequence[Record], base: Arm, rng_seed: int) -> CellSummary:
         acceptance=acceptance_by_depth(used),
         time_split=time_split(used),
         step_costs=step_costs(with_baseline, base),
+        official=official([(conversation_of(own[key]), own[key], base.get(key)) for key in sorted(own)], speed.value),
         mean_tree_size=mean_tree_size(used),
         n_errors=_n_unmeasured(cell, everything, "error"),
         n_skipped=_n_unmeasured(cell, everything, "skipped"),

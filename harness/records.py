@@ -95,10 +95,21 @@ class StoredRecord(TypedDict):
     code_sha: str  # of the engine and the method's file
 
 
+class Foreign(TypedDict):
+    """What an answer file of another harness tells of a turn; see `harness/answers.py`."""
+
+    line: int  # of the file, from 1
+    new_tokens: int | None
+    steps: int | None  # target forwards after prefill
+    accept_lengths: list[int] | None  # accepted + 1 a forward
+
+
 class Record(StoredRecord, total=False):
-    """A record as `read` gives it."""
+    """A record as `read` gives it. An imported one has `foreign`, and null for all that an answer file does not tell."""
 
     machine: str  # what measured it, from the env file
+    n_special: int  # special tokens that the tokenizer adds to a text; earlier records lack it, their tokenizers add none
+    foreign: Foreign
 
 
 def canonical_hash(obj: Any) -> str:
@@ -158,12 +169,14 @@ class Ledger:
     """The records of one folder, open for appending; any number of cells, one process at a time.
 
     Opening creates the folder, takes its lock and repairs a torn last line. A context manager; or call `close`.
+    `imported`: for records of answer files, which never stand beside records measured here.
 
     Raises:
-        UserError: the folder cannot be created or written, another process holds it, or a line cannot be read.
+        UserError: the folder cannot be created or written, another process holds it, a line cannot be read, or it holds
+            records of the other kind.
     """
 
-    def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0) -> None:
+    def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0, imported: bool = False) -> None:
         self.folder = Path(folder)
         self._path = self.folder / RECORDS
         self._lock = filelock.FileLock(self.folder / f".{RECORDS}.lock")
@@ -178,7 +191,7 @@ class Ledger:
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
-            for record in _parse(self._path, self._repaired()):
+            for record in _parse(self._path, self._repaired(), imported):
                 self._remember(record)
         except filelock.Timeout:
             self.close()
@@ -272,13 +285,15 @@ class Ledger:
         return whole
 
 
-def read(folder: Path) -> list[Record]:
+def read(folder: Path, *, imported: bool = False) -> list[Record]:
     """All records of a folder in the order written, each with the `machine` that its env file tells of.
 
-    A last line that is still being written, or that a kill cut short, is left out and named on stderr.
+    A last line that is still being written, or that a kill cut short, is left out and named on stderr. `imported`: the
+    folder holds answer files of others; such records lack most fields and are in no table of measured ones.
 
     Raises:
-        UserError: no such folder, no records in it, or a line that is no record (path and line number).
+        UserError: no such folder, no records in it, records of the other kind, or a line that is no record (path and
+            line number).
     """
     path = Path(folder) / RECORDS
     try:
@@ -287,9 +302,11 @@ def read(folder: Path) -> list[Record]:
         raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
     if torn:
         print(f"{path}: left out a torn last line of {len(torn)} bytes", file=sys.stderr)
-    records = _parse(path, whole)
+    records = _parse(path, whole, imported)
     if not records:
         raise UserError(f"no records in {folder}: {path} is empty")
+    if imported:
+        return records
     envs = {name: read_env(Path(folder), name) for name in {record["env"] for record in records}}
     for record in records:
         env = envs[record["env"]]
@@ -356,7 +373,7 @@ def _split_torn(data: bytes) -> tuple[bytes, bytes]:
     return data, b""
 
 
-def _parse(path: Path, data: bytes) -> list[Record]:
+def _parse(path: Path, data: bytes, imported: bool = False) -> list[Record]:
     if not data:
         return []
     records = []
@@ -371,5 +388,13 @@ def _parse(path: Path, data: bytes) -> list[Record]:
             raise UserError(f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line")
         if record["schema"] != SCHEMA:
             raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schema {SCHEMA}")
+        if ("foreign" in record) != imported:
+            raise UserError(f"{path}:{number}: {_OTHER_KIND[imported]}")
         records.append(cast(Record, record))
     return records
+
+
+_OTHER_KIND = {
+    False: "an imported answer file; only `harness table --results` reads those, and they stand in a folder of their own",
+    True: "a record measured here; imported answer files stand in a folder of their own",
+}

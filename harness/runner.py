@@ -356,6 +356,7 @@ class Runner:
             "token_ids": generation.token_ids,
             "text": text,
             "n_text_tokens": len(self.loaded.encode_text(text)),
+            "n_special": len(self.loaded.tokenizer("").input_ids),
             "n_cut": generation.n_cut,
             "looped": records.is_looped(generation.token_ids),
             "finish": generation.finish,

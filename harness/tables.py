@@ -86,7 +86,17 @@ _READING = {
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
         without the prefill and its token. c: what one step costs inside the target's forward, inside the drafter's and
         outside both, in vanilla steps; decode = τ / (c_verify + c_draft + c_other).
-        Identical: conversations token for token vanilla's, T = 0 only.""",
+        Identical: conversations token for token vanilla's, T = 0 only. Official, official τ: what the reference's own
+        scripts would have printed for these generations (table `official`).""",
+    "official": """What the reference's own evaluation scripts would have printed for the same generations, and from what it
+        differs: official = speedup × per question × past the end × re-tokenised. Per question: means of per-question
+        speeds, first repeats only, where we divide totals. Past the end: the method's tokens past stop id and limit
+        count, its last bonus token does not. Re-tokenised: vanilla's text tokenised again, minus one, where we count
+        vanilla's tokens; the one is for a BOS, and where the tokenizer adds none the baseline is a token a turn short.
+        Bookkeeping: official / speedup - 1. Official τ: over the index of the last step, which is from 0. Goes on: turns
+        after which the reference would have made one forward more (it sees a stop id drawn as bonus token a step later,
+        and stops only past the limit), which is in no number here; nor are its baseline's last, unused forward and its
+        longer length limit.""",
     "categories": """MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither looped.""",
     "paired": """eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is
         eagle2's less the other's, ratios are eagle2's over the other's. No loops: outputs where neither looped.""",
@@ -172,6 +182,74 @@ def cell_report(summaries: Iterable[CellSummary]) -> Table:
     return Table("cells", sections, (_READING["cells"], *_notes(summaries)), tidy_table(summaries))
 
 
+def official_report(summaries: Iterable[CellSummary]) -> Table:
+    """Our speedup and τ beside the reference's formulas on the same generations, with what each difference amounts to."""
+    summaries = [s for s in shown_cells(summaries) if s.method != VANILLA]
+    sections = []
+    for setting, group in by_setting(summaries):
+        rows = []
+        for name, cells in _labelled(group):
+            rows += [_official_row(name, c.task, c.source, [c], c.official.lacks) for c in cells]
+            if sorted(c.task for c in cells) == sorted(SIX_TASKS):
+                rows.append(_official_row(name, MEAN, "", cells, ""))
+        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    numbers = [
+        {**_setting_columns(s.setting), "method": s.method, "preset": s.preset, "task": s.task, "source": s.source,
+         **_official_numbers([s]), "n_turns": s.official.n_turns, "lacks": s.official.lacks}
+        for s in summaries
+    ]  # fmt: skip
+    return Table("official", tuple(sections), (_READING["official"], *_notes(summaries)), pd.DataFrame(numbers))
+
+
+def _official_numbers(cells: Sequence[CellSummary]) -> dict[str, float | None]:
+    """Means over cells, None where one lacks the value; factors are of the means, so that they multiply to the whole."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(cells) if len(known) == len(cells) else None
+
+    def along(*factors: str) -> float | None:
+        values = []
+        for c in cells:
+            value = c.speedup
+            for factor in factors:
+                part = getattr(c.official, factor)
+                value = None if value is None or part is None else value * part
+            values.append(value)
+        return mean(values)
+
+    steps = [along(*_WAY[:n]) for n in range(len(_WAY) + 1)]
+    numbers: dict[str, float | None] = {"speedup": steps[0]}
+    for name, before, after in zip(_WAY, steps, steps[1:], strict=False):
+        numbers[name] = after / before if after is not None and before else None
+    numbers |= {"official_speedup": steps[-1], "tau": mean(c.tau for c in cells)}
+    numbers |= {"official_tau": mean(c.official.tau for c in cells)}
+    return numbers | {"goes_on": mean(c.official.n_going_on / c.official.n_turns if c.official.n_turns else None for c in cells)}
+
+
+_WAY = ("per_question", "past_end", "retokenised")
+
+
+def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
+    n = _official_numbers(cells)
+    ours, theirs = n["speedup"], n["official_speedup"]
+    apart = any(c.is_apart for c in cells)
+    return {
+        "method": name,
+        "task": task,
+        "source": source,
+        "speedup": _marked(ours, apart),
+        "per question": _number(n["per_question"], "{:.3f}"),
+        "past the end": _number(n["past_end"], "{:.3f}"),
+        "re-tokenised": _number(n["retokenised"], "{:.3f}"),
+        "official": f"{NOTHING} ({lacks})" if lacks else _marked(theirs, apart),
+        "bookkeeping": _number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
+        "τ": _number(n["tau"]),
+        "official τ": _number(n["official_tau"]),
+        "goes on": _number(n["goes_on"], "{:.0%}"),
+    }
+
+
 def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
     """All numbers, one row a cell."""
     rows = []
@@ -182,6 +260,7 @@ def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
         row |= _interval_columns("speedup", s.speedup, s.speedup_ci95) | _interval_columns("tau", s.tau, s.tau_ci95)
         split = s.time_split
         row |= {f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")}
+        row |= {"official_speedup": s.official.speedup, "official_tau": s.official.tau}
         costs = s.step_costs
         row |= {f"c_{part}": costs and getattr(costs, part) for part in ("verify", "draft", "other")}
         rows.append(row)
@@ -332,14 +411,20 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     records = read(folder)
     summaries = summarise(records)
     tables = [main_report(summaries, audits_of(folder)), cell_report(summaries), mt_bench_by_category(records),
-              paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+              official_report(summaries), paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
     target = out or Path(folder) / "tables"
-    written = []
-    for table in tables:
-        if table.sections or table.name == "divergences":  # that there are none is worth a file
-            forms = {"md": markdown(table), "csv": csv(table), "tex": latex(table)}
-            written += [write_file(target / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
-    return written
+    # that there are no divergences is worth a file
+    return [path for t in tables if t.sections or t.name == "divergences" for path in write_forms(t, target)]
+
+
+def write_forms(table: Table, folder: Path) -> list[Path]:
+    """One table as Markdown, CSV and LaTeX; -> the files.
+
+    Raises:
+        UserError: names the folder that cannot be written.
+    """
+    forms = {"md": markdown(table), "csv": csv(table), "tex": latex(table)}
+    return [write_file(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
 
 
 # ---- cells as text --------------------------------------------------------------------------------------------------
@@ -373,7 +458,11 @@ def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
 
 
 def _speedup(cell: CellSummary | SixTaskMean) -> str:
-    return ("≈" if cell.is_apart and cell.speedup is not None else "") + _times(cell.speedup)
+    return _marked(cell.speedup, cell.is_apart)
+
+
+def _marked(value: float | None, is_apart: bool) -> str:
+    return ("≈" if is_apart and value is not None else "") + _times(value)
 
 
 def _fewer(prompts: int, most: int) -> str:
@@ -412,8 +501,10 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
         "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
         "speedup": _bracketed(_speedup(c), c.speedup_ci95),
+        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else _marked(c.official.speedup, c.is_apart),
         "decode": _times(c.decode_speedup),
         "τ": _bracketed(_number(c.tau), c.tau_ci95),
+        "official τ": _number(c.official.tau),
         "τ, no loops": _number(c.tau_no_loop),
         "looped": _number(c.looped, "{:.0%}"),
         "identical": _fraction(c),
@@ -424,7 +515,8 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     }
 
 
-_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit"}
+_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
+                 "figure", "from"}  # fmt: skip
 
 
 # ---- paired comparisons ---------------------------------------------------------------------------------------------

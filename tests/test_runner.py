@@ -320,6 +320,7 @@ def test_a_record_says_what_it_was_made_with_and_where(tmp_path: Path) -> None:
         assert r["target_sha"] == lab.loaded.target_sha
         assert r["head_sha"] == (lab.loaded.head_sha if r["method"] == "eagle2" else None)
         assert r["text"] == lab.loaded.decode(r["token_ids"]) and r["n_text_tokens"] == len(lab.loaded.encode(r["text"]))
+        assert r["n_text_tokens"] + r["n_special"] == len(lab.loaded.tokenizer(r["text"]).input_ids)
         env = json.loads((tmp_path / f"env-{r['env']}.json").read_text())
         assert env["packages"]["torch"] and env["cpu"] and env["threads"] == 1 and env["head_sha"] == lab.loaded.head_sha
     assert len({r["run"] for r in read(tmp_path)}) == 1
