@@ -17,6 +17,7 @@ from harness.audit.verdicts import GAP_FACTOR, LOST, MEDIAN_FACTOR, REPLAY_FACTO
 from harness.style import VANILLA, method_order
 
 SAID = {True: "holds", False: "FAILS", None: "not judged"}
+SHORT = {"holds": "hold", "FAILS": "FAIL", "not judged": "not judged"}
 
 # A layer's heading, what it compares (its row of the first table), what it shows and how small a fault it sees.
 LAYERS = {
@@ -88,10 +89,8 @@ def overview(rows: Sequence[Verdict]) -> tables.Section:
         judged = [v for v in mine if v.passed is not None]
         worst = max(judged or mine, key=lambda v: (v.passed is False, v.ratio, v.method != VANILLA))
         said = [SAID[v.passed] for v in mine]
-        verdict = ", ".join(
-            f"{said.count(word)} {word.replace('FAILS', 'FAIL')}" for word in ("holds", "FAILS", "not judged") if word in said
-        )
-        row = _row(worst) | {"verdict": verdict.replace(" holds", " hold"), "cells": f"{sum(v.cells for v in mine):,}"}
+        verdict = ", ".join(f"{said.count(word)} {short}" for word, short in SHORT.items() if word in said)
+        row = _row(worst) | {"verdict": verdict, "cells": f"{sum(v.cells for v in mine):,}"}
         row["checked"] = counted(len(judged), "method") if judged else "—"
         if judged:
             row["worst value"] = f"{worst.method}: {worst.worst}"
