@@ -391,6 +391,17 @@ def test_a_lost_tau_is_seen_against_the_recorded_one_and_noise_is_not() -> None:
     assert row.passed is False and "no recorded figure" in row.why  # nothing was drafted right
 
 
+def test_a_recorded_tau_is_compared_with_from_the_next_audit_on(tmp_path: Path) -> None:
+    model = tiny_copy(tmp_path / "model")
+    words = ("verify --threads 1 --method eagle2 --dtype float32 --json --record --model", model, "--out", tmp_path / "out")
+    first, second = harness(*words), harness(*words)
+    assert first.code == second.code == 0, first.err + second.err
+    assert verdict(first, "L5", "eagle2")["why"] == "no recorded figure to compare with"
+    assert "+0.000 [+0.000, +0.000]" in verdict(second, "L5", "eagle2")["worst"]
+    (tmp_path / "model" / "head" / "tau.json").write_text("{}")
+    refused(harness(*words), "tau.json is not what `harness verify --record` writes")
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [("--level most", "unknown level 'most'"), ("--method eagle4", "unknown method"), ("--dtype int4", "unknown dtype 'int4'"),

@@ -74,6 +74,8 @@ def verify(
     folder = head or config.head_folder
     if record and folder is None:
         raise UserError(f"--record keeps taus beside the draft head, and model {config.name} has none")
+    if folder is not None:
+        _taus(folder)  # a spoilt file is found out before hours are spent
     subjects = chosen(names, config)
     ledger: list[LedgerPair] = []
     n_alone = 0
@@ -100,10 +102,10 @@ def verify(
         if not prepared:
             raise UserError(audit.rows[-1].why)
         audit.not_asked_for(wanted)
+        rows, recorded = audit.judged(), audit.recorded()
         if record and folder is not None:
-            audit.record(folder)
-    rows = audit.judged()
-    written = page.write(out, rows, audit.touched, audit.recorded(), audit.facts(), config.title, level)
+            audit.record(folder)  # after the verdicts: a tau is not compared with itself
+    written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level)
     click.echo(page.plain(rows, config.title, level))
     for path in written:
         click.echo(path)
@@ -504,6 +506,8 @@ def _taus(head: Path) -> list[dict[str, Any]]:
     file = head / TAUS
     try:
         found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise TypeError(f"{type(found).__name__} instead of a list")
         for entry in found:
             _tau_key(entry), entry["runs"].items()
     except FileNotFoundError:

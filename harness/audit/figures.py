@@ -75,7 +75,12 @@ def _figure(stem: Path, data: pd.DataFrame, draw: Draw) -> list[Path]:
             ax.set_ylim(len(methods) - 0.4, -0.6)
             ax.grid(axis="x")
             if ax.get_xscale() == "log":
-                ax.xaxis.set_major_locator(LogLocator(numticks=6))
+                low, high = ax.get_xlim()
+                if high / low < 200:  # too few powers of ten to read a value off
+                    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 40 else (1, 3)))
+                    ax.xaxis.set_major_formatter("{x:g}")
+                else:
+                    ax.xaxis.set_major_locator(LogLocator(numticks=6))
                 ax.minorticks_off()
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
@@ -84,6 +89,10 @@ def _figure(stem: Path, data: pd.DataFrame, draw: Draw) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(panels) > 1 else 2, fontsize=8.5)
         numbers = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         return [*save_figure(figure, stem), tables.write_file(stem.with_suffix(".csv"), numbers)]
+
+
+def _rows(data: pd.DataFrame) -> Iterable[Any]:
+    return data.itertuples()
 
 
 def _limit(ax: Axes, at: float, label: str) -> None:
@@ -111,7 +120,7 @@ def law_data(findings: Iterable[Finding]) -> pd.DataFrame:
 
 
 def _draw_law(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
-    for r in data.itertuples():
+    for r in _rows(data):
         y = place[r.method]
         ax.plot(max(r.deviation, 1e-17), y, "o", color=_shade(r.method, place))
         ax.text(0.5, y, f"{r.branches:,} branches", ha="right", va="center", fontsize=7.5, color="#666666")
@@ -141,7 +150,7 @@ def replay_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd
 
 def _draw_replay(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
     least = data["least"].iloc[0]
-    for i, r in enumerate(data.itertuples()):
+    for i, r in enumerate(_rows(data)):
         y, c = place[r.method], _shade(r.method, place)
         low, median, high, largest = (max(x, least) for x in (r.p5, r.median, r.p95, r.max))
         ax.plot([low, high], [y, y], color=c, lw=3, solid_capstyle="butt", label=None if i else "5-95 % of positions")
@@ -205,11 +214,11 @@ def _draw_gaps(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
             ax.plot(gaps.clip(lower=least), at, ".", color=GREY, ms=3, label="control: its largest movements of a gap")
             continue
         ax.plot(gaps.clip(lower=least), at, "o", color=_shade(name, place), ms=4, alpha=0.8)
-        ax.text(0.02, y, mine["outputs"].iloc[0], transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color="#666666",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
+        ax.text(0.98, y, mine["outputs"].iloc[0], transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=7.5,
+                color="#666666")  # fmt: skip
     _limit(ax, limit, "gap_tol: beyond it a divergence is a FAULT")
-    ax.set(xscale="log", xlabel=f"how far below the best token (under {least:.0e}: at the left edge)")
-    ax.set_xlim(least / 1.5, max(limit, data["gap"].max()) * 3)
+    ax.set(xscale="log", xlabel=f"how far below the best token\n(ties, and under {least:.0e}: at the left edge)")
+    ax.set_xlim(least / 2, max(limit, data["gap"].max()) * 5000)
 
 
 # ---- layer 4 ----
@@ -230,7 +239,7 @@ def score_data(findings: Iterable[Finding]) -> pd.DataFrame:
 
 def _draw_scores(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
     shown = data[np.isfinite(data["detectable"])]
-    for i, r in enumerate(shown.itertuples()):
+    for i, r in enumerate(_rows(shown)):
         y, c = place[r.method], _shade(r.method, place)
         ax.plot([-r.detectable, r.detectable], [y, y], color="#dddddd", lw=7, solid_capstyle="butt",
                 label=None if i else "shifts found less than 95 times in 100")  # fmt: skip
@@ -258,7 +267,7 @@ def acceptance_data(findings: Iterable[Finding], recorded: Recorded) -> pd.DataF
 
 
 def _draw_acceptance(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
-    for i, r in enumerate(data.itertuples()):
+    for i, r in enumerate(_rows(data)):
         y, c = place[r.method], _shade(r.method, place)
         if math.isfinite(r.recorded):
             ax.plot([r.low, r.high], [y, y], color=c, lw=2, label=None if i else "95 % interval of the change")
@@ -288,7 +297,7 @@ def draw_mutants(out: Path, data: pd.DataFrame) -> list[Path]:
                 at = np.arange(len(data)) + (list(MARKERS).index(layer) - 2.5) * 0.07
                 ax.plot(data[column].clip(lower=1e-5), at, mark, color=SHADES[layer], ms=5, label=layer)
         _limit(ax, 1.0, "the threshold")
-        ax.set_yticks(range(len(data)), [f"{r.fault}  {r.what}" for r in data.itertuples()])
+        ax.set_yticks(range(len(data)), [f"{r.fault}  {r.what}" for r in _rows(data)])
         ax.set_ylim(len(data) - 0.4, -0.6)
         ax.grid(axis="both", lw=0.5)
         ax.tick_params(axis="y", labelsize=8)

@@ -78,7 +78,7 @@ def beyond(n_wrong: int) -> float:
 
 def unlikely(p_value: float) -> float:
     """The ratio of a test: 1 at p = ALPHA, twice that at its square."""
-    return math.log(max(p_value, 1e-300)) / math.log(ALPHA)
+    return abs(math.log(max(p_value, 1e-300)) / math.log(ALPHA))
 
 
 def counted(n: int, what: str) -> str:
