@@ -52,8 +52,15 @@ def broken(top_k: int = 10, depth: int = 6, total: int = 20):
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     isolate(monkeypatch, tmp_path)
+    if "with_figures" not in request.fixturenames:  # drawing takes longer than auditing the tiny model
+        monkeypatch.setattr(page.figures, "draw_all", lambda *args: [])
+
+
+@pytest.fixture
+def with_figures() -> None:
+    """Marks the tests whose audits draw."""
 
 
 # ---- layer 5 ----
@@ -78,7 +85,7 @@ def test_tokens_counted_in_two_ways_are_noticed() -> None:
 # ---- the command ----
 
 
-def test_verify_passes_whole_methods_and_resumes(tmp_path: Path) -> None:
+def test_verify_passes_whole_methods_and_resumes(tmp_path: Path, with_figures: None) -> None:
     done = harness(COMMAND, "--method eagle2 --method pld --dtype float32 --dtype float64 --json --out", tmp_path)
     assert done.code == 0, done.err
     rows = done.value
