@@ -179,7 +179,8 @@ def divergence_data(findings: Iterable[Finding], known: Mapping[str, Control]) -
                     rows.append({"from": kind, "dtype": dtype, "method": method, "prompt": f["prompt"], "position": d["at"],
                                  "gap_vanilla": d["gap_vanilla"], "gap_method": d["gap_method"], "ended": d["ended"],
                                  "gap_tol": known[dtype].gap_tol if dtype != "float64" else 0.0, "class": name})  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["from", "dtype", "method", "prompt", "position", "gap_vanilla", "gap_method", "ended",
+                                       "gap_tol", "class"])  # fmt: skip
 
 
 def gap_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.DataFrame:
