@@ -227,7 +227,9 @@ def plot(results: Path, out: Path | None) -> None:
 @model_option
 @click.option("--method", "names", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable.")
 @click.option("--level", default="quick", show_default=True, metavar="quick|full", help="How much is checked.")
-@click.option("--dtype", "dtypes", multiple=True, metavar="float64|float32|bfloat16", help="Repeatable (default: the level's).")
+@click.option(
+    "--dtype", "dtypes", multiple=True, metavar="float64|float32|bfloat16|float16", help="Repeatable (default: the level's)."
+)
 @click.option(
     "--results", multiple=True, type=click.Path(path_type=Path), help="A ledger whose divergences are explained too; repeatable."
 )

@@ -18,7 +18,7 @@ import click
 import methods
 import tasks
 from harness import config as model_configs
-from harness.errors import UserError, say, unknown
+from harness.errors import UserError, duration, say, unknown
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
@@ -411,8 +411,8 @@ def _measure(runners: Sequence[Any]) -> int:
             rates = run.warm_up() if any(m.values()) else {}
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
-        apart = ", ".join(f"{_duration(s)} at T = {run.spec.temperature:g}" for s, run in zip(seconds, runners, strict=True))
-        say(f"about {_duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
+        apart = ", ".join(f"{duration(s)} at T = {run.spec.temperature:g}" for s, run in zip(seconds, runners, strict=True))
+        say(f"about {duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
         work = {(i, name): n for i, m in enumerate(missing) for name, n in m.items()}
         cost_of = {(i, name): cost for i, by_name in enumerate(costs) for name, cost in by_name.items()}
         with _progress(total, cost_of, work) as (tick, advance):
@@ -427,10 +427,6 @@ def _tell_failures(failed: int) -> None:
         raise UserError(
             f"{failed} generations failed; they are recorded with status 'error', and the same command tries them again"
         )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 @contextmanager
@@ -484,7 +480,7 @@ def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int])
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            say(f"{done}/{total} generations, {_duration(spent)} spent, {_duration(spent * to_go / max(so_far, 1e-9))} left")
+            say(f"{done}/{total} generations, {duration(spent)} spent, {duration(spent * to_go / max(so_far, 1e-9))} left")
 
     yield lambda _: None, advance
 
@@ -513,7 +509,7 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
         click.echo(f"time: unknown until the warm-up has run ({o['out']} has no record of {', '.join(lacking)} on {config.name})")
     else:
         seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
-        click.echo(f"time: at most {_duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
+        click.echo(f"time: at most {duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
     needs_head = any(a.method.needs_head for a in arms)
     for line in preflight.report(config, head=o["head"], needs_head=needs_head, dtype=o["dtype"]):
         click.echo(line)

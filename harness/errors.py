@@ -22,3 +22,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def say(text: str) -> None:
     """Progress, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `2.5 h`."""
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

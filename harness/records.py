@@ -385,7 +385,10 @@ def _parse(path: Path, data: bytes, imported: bool = False) -> list[Record]:
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: not a JSON object; mend or remove the line")
         if lacking := StoredRecord.__required_keys__ - record.keys():
-            raise UserError(f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line")
+            raise UserError(
+                f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line: "
+                "the run that wrote it, started again, records it anew"
+            )
         if record["schema"] != SCHEMA:
             raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schema {SCHEMA}")
         if ("foreign" in record) != imported:

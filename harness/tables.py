@@ -146,7 +146,7 @@ def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[s
         for name, cells in _labelled(group):
             by_task = {(c.task, c.source): _speedup_and_tau(c) + _fewer(c.prompts, most[c.task, c.source]) for c in cells}
             audit = (audits or {}).get(setting.model)
-            row = {"method": name} | ({"audit": audit.get(cells[0].method, "not audited")} if audit else {})
+            row = {"method": name} | ({"audit": _audited(audit, cells[0])} if audit else {})
             row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
             if {task for task, _ in tasks} >= set(SIX_TASKS):
                 row[MEAN] = _speedup_and_tau(six_task_mean(cells))
@@ -154,6 +154,11 @@ def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[s
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     read = (_READING["audit"],) if audits else ()
     return Table("main", tuple(sections), (_READING["main"], *read, *_notes(summaries)), _main_numbers(summaries))
+
+
+def _audited(audit: Mapping[str, str], cell: CellSummary) -> str:
+    """A preset's own word where the audit looked at its cells, else its method's."""
+    return audit.get(label(cell.method, cell.preset)) or audit.get(cell.method, "not audited")
 
 
 def audits_of(folder: Path) -> dict[str, dict[str, str]]:
@@ -516,7 +521,8 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
 
 
 _TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
-                 "figure", "from"}  # fmt: skip
+                 "figure", "from",
+                 "layer", "worst value", "threshold", "smallest detectable effect", "function", "what"}  # fmt: skip
 
 
 # ---- paired comparisons ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Method:
     tunable: bool
     external: bool
     file: str
-    small: Mapping[str, Any]
+    small: Sequence[Mapping[str, Any]]
     types: Mapping[str, type] = field(default_factory=dict)
 
     def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -75,12 +75,13 @@ def method(
     tunable: bool = False,
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-    small: Mapping[str, Any] | None = None,
+    small: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
     needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
-    small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked.
+    small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked; several such
+    sets, where trees of several forms are to be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
     tunable: top_k, depth and total make a dynamic tree ranked by value and reranked: `harness tune` can choose them.
     """
@@ -100,7 +101,7 @@ def method(
         _METHODS[name] = Method(
             name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
             exact=exact, needs_head=needs_head, needs_frequent=needs_frequent, samples_drafts=samples_drafts, tunable=tunable,
-            external=external, file=file, small=small or {}, types=types,
+            external=external, file=file, small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
         )  # fmt: skip
         return build
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from methods import method
 from methods.base import Decode
+from methods.eagle2 import SMALL
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
-
-SMALL = {"top_k": 2, "depth": 2, "total": 4}
 
 
 @method(

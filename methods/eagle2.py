@@ -16,13 +16,16 @@ from methods.base import Decode
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
+# trees whose every branch of chance the audit walks: one level, two, three
+SMALL = ({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total": 5}, {"top_k": 3, "depth": 1, "total": 3})
+
 
 @method(
     "eagle2",
     line="EAGLE-2: dynamic draft tree, expansion and reranking by value",
     needs_head=True,
     tunable=True,
-    small={"top_k": 2, "depth": 2, "total": 4},
+    small=SMALL,
 )
 def eagle2(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total))

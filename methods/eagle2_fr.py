@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from methods import method
 from methods.base import Decode
+from methods.eagle2 import SMALL
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import speculative
 
@@ -19,7 +20,7 @@ from methods.engine.loop import speculative
     needs_head=True,
     tunable=True,
     needs_frequent=True,
-    small={"top_k": 2, "depth": 2, "total": 4, "frequent": 3},
+    small=[{**small, "frequent": 3} for small in SMALL],
 )
 def eagle2_fr(top_k: int = 10, depth: int = 6, total: int = 59, frequent: int = 8192) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, frequent=frequent))

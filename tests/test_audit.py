@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from console import TINY, harness, isolate, refused
+import torch
+from console import TINY, Outcome, harness, isolate, refused, tiny_copy
 from lab import Lab, shared_lab
 
-from harness.audit import command, verdicts
+from harness.audit import command, findings, mutation, page, verdicts
+from harness.audit.estimate import Progress, Rates, Work, known_rates
 from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.mutation import Bench, counts_differently, run_mutant
 from harness.audit.store import Store
@@ -47,8 +52,15 @@ def broken(top_k: int = 10, depth: int = 6, total: int = 20):
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     isolate(monkeypatch, tmp_path)
+    if "with_figures" not in request.fixturenames:  # drawing takes longer than auditing the tiny model
+        monkeypatch.setattr(page.figures, "draw_all", lambda *args: [])
+
+
+@pytest.fixture
+def with_figures() -> None:
+    """Marks the tests whose audits draw."""
 
 
 # ---- layer 5 ----
@@ -73,7 +85,7 @@ def test_tokens_counted_in_two_ways_are_noticed() -> None:
 # ---- the command ----
 
 
-def test_verify_passes_whole_methods_and_resumes(tmp_path: Path) -> None:
+def test_verify_passes_whole_methods_and_resumes(tmp_path: Path, with_figures: None) -> None:
     done = harness(COMMAND, "--method eagle2 --method pld --dtype float32 --dtype float64 --json --out", tmp_path)
     assert done.code == 0, done.err
     rows = done.value
@@ -84,18 +96,248 @@ def test_verify_passes_whole_methods_and_resumes(tmp_path: Path) -> None:
     before = (tmp_path / "audit.jsonl").read_bytes()
     again = harness(COMMAND, "--method eagle2 --method pld --dtype float32 --dtype float64 --out", tmp_path)
     assert again.code == 0 and (tmp_path / "audit.jsonl").read_bytes() == before
-    assert (tmp_path / "audit.md").exists() and (tmp_path / "audit.csv").exists()
+    page = (tmp_path / "audit.md").read_text()
+    for figure in ("l1-law", "l2-replay", "l3-gaps", "l4-scores", "l5-acceptance"):
+        assert f"({figure}.png)" in page and all((tmp_path / f"{figure}.{kind}").exists() for kind in ("png", "pdf", "csv"))
+    n = int(done.err.split(" findings to make: about ")[0].split()[-1])
+    assert n == len(before.splitlines())  # what was planned is what was done
+    assert "already: nothing to run" in again.err
 
 
-@pytest.mark.parametrize(("exact", "part"), [("True", "forgets fails L1 exact law"), ("False", "")])
-def test_a_broken_method_of_a_user_is_rejected_and_an_inexact_one_must_be_caught(exact: str, part: str, tmp_path: Path) -> None:
-    file = tmp_path / "forgets.py"
-    file.write_text(BROKEN.replace("EXACT", exact))
-    outcome = harness(COMMAND, "--method forgets --dtype float32 --include", file, "--out", tmp_path / "out")
+def test_the_first_table_has_a_row_a_layer_with_what_was_checked_in_how_many_cells() -> None:
+    def row(method: str, passed: bool | None, ratio: float, cells: int) -> verdicts.Verdict:
+        return verdicts.Verdict("L1 exact law", method, "?", f"{method}'s", "1", "little", passed, cells=cells, ratio=ratio)
+
+    shown = page.overview([row("pld", True, 0.9, 3), row("eagle2", False, 7.0, 4), row("x", None, 0.0, 0)]).shown
+    names = ["layer", "checked", "cells", "worst value", "threshold", "smallest detectable effect", "verdict"]
+    assert list(shown.columns) == names
+    assert list(shown.iloc[0]) == [
+        "L1 exact law",
+        "2 methods",
+        "7",
+        "eagle2: eagle2's",
+        "1",
+        "little",
+        "1 hold, 1 FAIL, 1 not judged",
+    ]
+
+
+def test_a_presets_word_is_its_methods_and_its_own_cells() -> None:
+    def row(layer: str, method: str, passed: bool | None) -> verdicts.Verdict:
+        return verdicts.Verdict(layer, method, "", "", "", "", passed, blocks=passed is None)
+
+    rows = [row("L3", "eagle2", True), row("L4", "eagle2", True), row("L3, ledger", "eagle2 (small)", True)]
+    assert page.summary(rows, "full") == {"eagle2": "lossless (full)", "eagle2 (small)": "lossless (full)"}
+    rows[2] = row("L3, ledger", "eagle2 (small)", False)
+    assert page.summary(rows, "full") == {"eagle2": "lossless (full)", "eagle2 (small)": "fails L3"}
+    rows[1] = row("L4", "eagle2", None)
+    assert page.summary(rows, "full") == {"eagle2": "open", "eagle2 (small)": "fails L3"}
+
+
+def test_an_estimate_is_the_sum_of_what_is_missing_at_the_rates_measured() -> None:
+    sampled = Work("sampled", "eagle2", "float32", n_tokens=100, n_prompt=50, rows=300, scored=True)
+    rates = Rates("float32", {"eagle2": 0.2}, row=0.01, score=0.003)
+    assert rates.seconds(sampled) == pytest.approx(100 * 0.2 + 350 * 0.01 + 100 * 0.003)
+    double = replace(sampled, dtype="float64", scored=False)
+    assert rates.seconds(double) == pytest.approx(3 * (100 * 0.2 + 350 * 0.01))  # as much slower as float64 is
+    here = {"machine": "m", "threads": 2, "torch": "t"}
+    stored = [
+        {"kind": "sampled", "method": "eagle2", "dtype": "float32", "n": n, "seconds": s, **here} for n, s in ((60, 8), (40, 2))
+    ]
+    known = known_rates([*stored, {**stored[0], "machine": "other", "seconds": 999}], here)
+    assert Rates("float32", {}, known=known).seconds(sampled) == pytest.approx(10.0)  # measured goes before all
+    progress = Progress([sampled, Work("law", "eagle2", seconds=7.0)], rates)
+    assert progress.by_layer == {"float32": pytest.approx(23.8), "the exact law": 7.0}
+    progress.made(sampled)
+    assert progress.to_go == pytest.approx(7.0) and progress.done == 1
+
+
+def test_a_survivor_is_named_with_the_layers_that_did_not_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [
+        mutation.Outcome("3", "a fault", ("L1", "L4"), {"L1": "0.2, allowed 1e-12", "L4": None}, {"L1": 2e11, "L4": 0.4}),
+        mutation.Outcome("E1", "no fault", (), {"L1": None}, {"L1": 1e-4}),
+    ]
+    monkeypatch.setattr(mutation, "all_outcomes", lambda bench: outcomes)
+    outcome = harness("verify --mutants --threads 1 --model", TINY, "--out", tmp_path)
+    refused(outcome, "survived or wrongly flagged: 3 (a fault): not noticed by L4")
+    assert "killed 0/1; equivalent mutants flagged 0/1" in outcome.out
+    assert {f.name for f in tmp_path.iterdir()} >= {"mutants.md", "mutants.csv", "mutants.png"}
+
+
+def included(folder: Path, text: str) -> Path:
+    file = folder / "mine.py"
+    file.write_text(text)
+    return file
+
+
+def verdict(outcome: Outcome, layer: str, method: str) -> dict[str, Any]:
+    """The one row of a layer and method, from a line that `--json` promises."""
+    (rows,) = (json.loads(line) for line in outcome.out.splitlines() if line.startswith("[{"))
+    (row,) = (r for r in rows if r["layer"].startswith(layer) and r["method"] == method)
+    return row
+
+
+@pytest.mark.parametrize("exact", ["True", "False"])
+def test_a_broken_method_of_a_user_is_rejected_and_an_inexact_one_must_be_caught(exact: str, tmp_path: Path) -> None:
+    """Its greedy outputs are vanilla's: only a layer that looks at T > 0 can see it."""
+    file = included(tmp_path, BROKEN.replace("EXACT", exact))
+    outcome = harness(COMMAND, "--method forgets --dtype float32 --json --include", file, "--out", tmp_path / "out")
+    assert verdict(outcome, "L3 greedy", "forgets")["worst"].startswith("2 identical")
     if exact == "True":
-        refused(outcome, part)
+        refused(outcome, "forgets fails L1 exact law: 0.", "allowed 1e-12")  # the layer and the size
+        assert verdict(outcome, "L1 exact", "forgets")["ratio"] > 1e9
     else:
         assert outcome.code == 0, outcome.err  # it says it is inexact, and it was caught
+
+
+FLIPS = """
+from dataclasses import replace
+
+from methods import method
+from methods.engine.grow import dynamic_tree
+from methods.engine.loop import speculative
+from methods.engine.verify import Accepted, walk
+
+
+def second_best(tree, logits, chooser, position):
+    found = walk(tree, logits, chooser, position)
+    if chooser.greedy and position + len(found.path) > 2:
+        return replace(found, bonus=int(logits[found.path[-1]].topk(2).indices[1]))
+    return found
+
+
+@method("flips", line="broken on purpose", needs_head=True, small={"top_k": 2, "depth": 2, "total": 3})
+def flips(top_k: int = 10, depth: int = 6, total: int = 20):
+    return speculative(dynamic_tree(top_k, depth, total), second_best)
+"""
+
+
+def test_a_method_that_flips_greedy_ids_is_rejected_with_the_gap_it_flipped_over(tmp_path: Path) -> None:
+    file = included(tmp_path, FLIPS)
+    outcome = harness(COMMAND, "--method flips --dtype float32 --json --include", file, "--out", tmp_path / "out")
+    refused(
+        outcome, "flips fails L1 exact law: 1 (", "flips fails L3 greedy equality, float32: 0 identical, 2 FAULT; largest gap"
+    )
+    row = verdict(outcome, "L3 greedy", "flips")
+    assert row["passed"] is False and row["ratio"] > 100 and row["cells"] == 2
+    divergences = (tmp_path / "out" / "divergences.csv").read_text().splitlines()
+    assert len(divergences) == 3 and all(line.endswith("FAULT") for line in divergences[1:])
+
+
+EXTERNAL = """
+from methods import get, method
+from methods.base import Generation
+
+
+@method("hf-flips", line="another's loop with a fault", external=True)
+def hf_flips():
+    inner = get("hf-generate").build()
+
+    def decode(ids, target, drafter, params):
+        made = inner(ids, target, drafter, params)
+        new = [t if i % 4 else (t + 7) % 500 + 3 for i, t in enumerate(made.token_ids)]
+        return Generation(new, made.finish, made.n_cut, made.prefill_s, None)
+
+    return decode
+"""
+
+
+def test_a_flip_in_anothers_loop_is_seen_by_layers_3_and_4_and_the_table_says_why_by_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = harness(COMMAND, "--method hf-flips --json --include", included(tmp_path, EXTERNAL), "--out", out)
+    refused(outcome, "hf-flips fails L3 greedy equality, float32", "hf-flips fails L4 score test")
+    for layer, why in (
+        ("L1 exact law", "another's loop"), ("L2 logit replay, float32", "another's loop keeps no logits"),
+        ("L4 same ids", "another's loop draws with its own generator"),
+    ):  # fmt: skip
+        row = verdict(outcome, layer, "hf-flips")
+        assert row["passed"] is None and not row["blocks"] and row["why"] == why
+        assert f"not judged ({why})" in (out / "audit.md").read_text()
+    assert "L2" not in outcome.err.splitlines()[-1]
+
+
+FAILS_ONCE = """
+from pathlib import Path
+
+from methods import get, method
+
+
+@method("moody", line="fails while a file is there")
+def moody():
+    inner = get("pld").build()
+
+    def decode(ids, target, drafter, params):
+        if Path(MARK).exists() and params.temperature == 0 and len(ids) > 20:
+            raise OSError("the disk went away")
+        return inner(ids, target, drafter, params)
+
+    return decode
+"""
+
+
+def test_an_error_in_one_methods_cell_is_reported_and_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    file = included(tmp_path, FAILS_ONCE.replace("MARK", repr(str(mark))))
+    words = (COMMAND, "--method moody --method pld --dtype float32 --json --include", file, "--out", tmp_path / "out")
+    first = harness(*words)
+    refused(first, "moody fails L3 greedy equality, float32: 2 raised OSError: the disk went away")
+    assert verdict(first, "L3 greedy", "moody")["why"] == "the next run tries again"
+    assert verdict(first, "L3 greedy", "pld")["passed"] is True  # the others are judged all the same
+    mark.unlink()
+    second = harness(*words)
+    assert second.code == 0, second.err
+    assert "2 findings to make" in second.err
+
+
+def test_findings_of_another_machine_are_kept_apart_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (COMMAND, "--method pld --dtype float32 --out", tmp_path)
+    assert harness(*words).code == 0
+    before = (tmp_path / "audit.jsonl").read_bytes()
+    n = sum("machine" in json.loads(line) for line in before.splitlines())
+    real = command.Audit.where
+    monkeypatch.setattr(command.Audit, "where", lambda self: real(self) | {"machine": "another one"})
+    done = harness(*words)
+    assert done.code == 0 and f"holds {n} findings made on {_machine(before)}" in done.err and "not judged here" in done.err
+    after = (tmp_path / "audit.jsonl").read_bytes()
+    assert after.startswith(before) and sum(json.loads(x).get("machine") == "another one" for x in after.splitlines()) == n
+
+
+def _machine(lines: bytes) -> str:
+    return next(f["machine"] for f in map(json.loads, lines.splitlines()) if "machine" in f)
+
+
+def test_logits_that_are_no_numbers_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = command.load_in
+
+    def spoilt(*args: Any) -> Any:
+        loaded = real(*args)
+        with torch.no_grad():
+            loaded.target.model.get_input_embeddings().weight[:] = math.nan
+        return loaded
+
+    monkeypatch.setattr(command, "load_in", spoilt)
+    done = harness(COMMAND, "--method pld --dtype float32 --out", tmp_path)
+    refused(done, "all is not judged by all of float32: plain decoding raised", "not finite")
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["pld"] == "open"
+
+
+def test_a_finding_with_a_number_that_is_none_is_an_error() -> None:
+    for name in ("differences", "gaps", "deviations", "variances"):
+        assert name in findings.guarded(lambda name=name: {name: [0.0, math.nan]})["error"]
+    assert "not finite" in findings.guarded(lambda: {"deviation": math.nan})["error"]
+
+
+def test_without_a_draft_head_what_needs_none_is_audited(tmp_path: Path) -> None:
+    model = tiny_copy(tmp_path / "model", head="null")
+    out = tmp_path / "out"
+    command = ("verify --threads 1 --dtype float32 --model", model, "--out", out)
+    refused(harness(*command, "--method eagle2"), "eagle2 is not judged by all of float32: tiny has no draft head")
+    done = harness(*command, "--method pld --method vanilla --json")
+    assert done.code == 0, done.err
+    assert verdict(done, "L4 score test", "pld")["passed"] is True  # q is uniform
+    refused(harness(*command, "--method pld --record"), "has none")
+    refused(harness("verify --mutants --threads 1 --model", model, "--out", out), "has no draft head")
 
 
 def test_an_inexact_method_that_no_layer_caught_is_a_problem() -> None:
@@ -156,6 +398,17 @@ def test_a_lost_tau_is_seen_against_the_recorded_one_and_noise_is_not() -> None:
     assert row.passed is False and "no recorded figure" in row.why  # nothing was drafted right
 
 
+def test_a_recorded_tau_is_compared_with_from_the_next_audit_on(tmp_path: Path) -> None:
+    model = tiny_copy(tmp_path / "model")
+    words = ("verify --threads 1 --method eagle2 --dtype float32 --json --record --model", model, "--out", tmp_path / "out")
+    first, second = harness(*words), harness(*words)
+    assert first.code == second.code == 0, first.err + second.err
+    assert verdict(first, "L5", "eagle2")["why"] == "no recorded figure to compare with"
+    assert "+0.000 [+0.000, +0.000]" in verdict(second, "L5", "eagle2")["worst"]
+    (tmp_path / "model" / "head" / "tau.json").write_text("{}")
+    refused(harness(*words), "tau.json is not what `harness verify --record` writes")
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [("--level most", "unknown level 'most'"), ("--method eagle4", "unknown method"), ("--dtype int4", "unknown dtype 'int4'"),
@@ -163,6 +416,39 @@ def test_a_lost_tau_is_seen_against_the_recorded_one_and_noise_is_not() -> None:
 )  # fmt: skip
 def test_bad_input_to_verify_is_one_line(options: str, part: str, tmp_path: Path) -> None:
     refused(harness("verify", f"--model {TINY}", options, "--out", tmp_path), part)
+
+
+def test_a_method_file_that_does_not_import_is_named(tmp_path: Path) -> None:
+    file = included(tmp_path, "import no_such_module")
+    refused(harness(COMMAND, "--method mine --include", file, "--out", tmp_path), f"cannot load {file}", "no_such_module")
+
+
+def test_records_without_what_a_layer_needs_are_refused_with_the_field_and_what_records_it(tmp_path: Path) -> None:
+    sampled = f"run --model {TINY} --threads 1 --method pld --task gsm8k --source bundled --limit 1 --dtype float32"
+    ledger = tmp_path / "ledger"
+    assert harness(sampled, "--max-new-tokens 4 --temperature 1 --out", ledger).code == 0
+    audit = (COMMAND, "--method pld --dtype float32 --results", ledger, "--out", tmp_path / "audit")
+    refused(harness(*audit), "no greedy output", "--temperature 0")
+    file = ledger / "records.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    del lines[-1]["prompt_sha"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused(harness(*audit), f"records.jsonl:{len(lines)}: not a record (no prompt_sha)", "started again, records it anew")
+
+
+def test_fewer_tokens_than_the_stated_power_needs_is_no_pass() -> None:
+    finding = {
+        "kind": "sampled",
+        "dtype": "float32",
+        "method": "eagle2",
+        "n": 64,
+        "deviations": [0.0] * 6,
+        "variances": [9.0] * 6,
+    }
+    (row,) = verdicts.score_verdicts([finding], wanted_tokens=100)
+    assert row.passed is None and row.blocks and row.why == "36 tokens are missing of 100"
+    (row,) = verdicts.score_verdicts([finding], wanted_tokens=64)
+    assert row.passed is True and "0.02 needs" in row.detectable
 
 
 def test_a_store_drops_a_torn_line_and_names_a_spoilt_one(tmp_path: Path) -> None:

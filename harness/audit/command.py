@@ -17,11 +17,13 @@ import methods
 import tasks
 from harness import records
 from harness.audit import findings, law, page, verdicts
+from harness.audit.estimate import Progress, Rates, Work, known_rates, measured
+from harness.audit.findings import SCORED_BY_CONTROL
 from harness.audit.ledger import LedgerPair, compared, prompt_ids
 from harness.audit.store import Store
 from harness.audit.subject import Subject
 from harness.config import ModelConfig, model_config
-from harness.errors import UserError, say, unknown
+from harness.errors import UserError, duration, say, unknown
 from harness.fetch import whole_file
 from harness.loading import Loaded
 from harness.records import canonical_hash
@@ -33,7 +35,8 @@ from methods.engine.sampling import stream_key
 @dataclass(frozen=True, slots=True)
 class Level:
     """How much is checked. `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `exact_prompts`: prompts
-    in float64; `width`: rows of the control's forwards."""
+    in float64; `width`: rows of the control's forwards. `law_s`, `sampled_law_s`: seconds a case of layer 1, for the estimate,
+    as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
 
     prompts: int
     exact_prompts: int
@@ -42,14 +45,15 @@ class Level:
     score_tokens: int
     law_tokens: int
     width: int
+    law_s: float
+    sampled_law_s: float
 
 
 LEVELS = {
-    "quick": Level(2, 1, 16, ("float32", "float64"), 64, 3, 60),
-    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60),
+    "quick": Level(2, 1, 16, ("float32", "float64"), 64, 3, 60, 0.06, 0.12),
+    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55),
 }
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
-SLOWER = {"bfloat16": 1.0, "float16": 1.0, "float32": 2.0, "float64": 6.0}  # a forward's cost, for the estimate alone
 MOST_ROUNDS = 2000
 
 
@@ -67,6 +71,11 @@ def verify(
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
     config = model_config(model)
+    folder = head or config.head_folder
+    if record and folder is None:
+        raise UserError(f"--record keeps taus beside the draft head, and model {config.name} has none")
+    if folder is not None:
+        _taus(folder)  # a spoilt file is found out before hours are spent
     subjects = chosen(names, config)
     ledger: list[LedgerPair] = []
     n_alone = 0
@@ -75,27 +84,28 @@ def verify(
         ledger, n_alone = ledger + pairs, n_alone + n
     wanted = tuple(dict.fromkeys(dtypes or (*(pair.dtype for pair in ledger), *LEVELS[level].dtypes)))
     with Store(out) as store:
-        folder = head or config.head_folder
         audit = Audit(store, config, subjects, level, ledger, prompts_dir, folder, set(names), threads)
         if n_alone:
             why = f"{n_alone} outputs ended in an error or have no output of vanilla's beside them: run the same command again"
             audit.rows.append(verdicts.Verdict.missing("L3, ledger", "all", why))
-        loaded: Loaded | None = load_in(config, wanted[0], head, threads)
-        assert loaded is not None
-        audit.prepare(loaded, wanted)
-        audit.law()
+        prepared = False
         for dtype in wanted:
-            try:
-                loaded = loaded or load_in(config, dtype, head, threads)
-                audit.on_model(loaded, dtype)
-            except (UserError, RuntimeError) as e:  # it does not run in this dtype, or does not fit
-                audit.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split())))
-            loaded = None  # two models need not fit side by side
+            loaded = audit.load(dtype, head)
+            if loaded is None:
+                continue
+            if not prepared:
+                audit.prepare(loaded, wanted)
+                audit.law()
+                prepared = True
+            audit.on_model(loaded, dtype)
+            del loaded  # two models need not fit side by side
+        if not prepared:
+            raise UserError(audit.rows[-1].why)
         audit.not_asked_for(wanted)
-        if record:
-            audit.record()
-    rows = audit.judged()
-    written = page.write(out, rows, audit.touched, audit.facts(), config.title, level)
+        rows, recorded = audit.judged(), audit.recorded()
+        if record and folder is not None:
+            audit.record(folder)  # after the verdicts: a tau is not compared with itself
+    written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level)
     click.echo(page.plain(rows, config.title, level))
     for path in written:
         click.echo(path)
@@ -166,27 +176,45 @@ class Audit:
     touched: list[dict[str, Any]] = field(default_factory=list)
     rows: list[verdicts.Verdict] = field(default_factory=list)
     facts_of: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
+    progress: Progress = field(default_factory=lambda: Progress([], Rates()))
+    _plan: dict[str, Work | None] | None = None  # while planning: what is asked for, by key; None where it is there
     _said: float = 0.0
 
     @property
     def how(self) -> Level:
         return LEVELS[self.level]
 
+    def load(self, dtype: str, head: Path | None) -> Loaded | None:
+        """The model in one dtype; None, and a row that says why, where it cannot be had."""
+        try:
+            return load_in(self.config, dtype, head, self.threads)
+        except (UserError, RuntimeError, TypeError, MemoryError) as e:  # TypeError: a device without float64
+            self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split()) or type(e).__name__))
+            return None
+
     def lacks(self, about: Mapping[str, Any]) -> bool:
         """Whether a finding is to be made: there is none, or an error, which may have been the machine's."""
         found = self.store.get(about)
         return found is None or "error" in found
 
-    def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The stored finding, else one made now."""
+    def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]], work: Work) -> dict[str, Any]:
+        """The stored finding, else one made now; while planning, a stand-in for that."""
         found = self.store.get(about)
-        if found is None or self.lacks(about):
-            if time.monotonic() - self._said > 30:
-                self._said = time.monotonic()
-                what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
-                say(f"{self._said - self.started:.0f} s: {what}")
-            found = self.store.add(about, findings.guarded(make))
+        lacks = found is None or self.lacks(about)
+        if self._plan is not None:
+            self._plan[canonical_hash(about)] = work if lacks else None
+            return {"n": work.n_tokens, "ids": []} if lacks else dict(found or {})
+        if found is None or lacks:
+            what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
+            if self.progress.spent - self._said > 30:
+                self._said, p = self.progress.spent, self.progress
+                say(f"{p.done}/{p.n} findings, {duration(p.spent)} spent, about {duration(p.left)} left: {what}")
+            started = time.perf_counter()
+            made = findings.guarded(make)
+            found = self.store.add(about, {**made, "seconds": round(time.perf_counter() - started, 4)})
+            self.progress.made(work)
+            if "error" in found:
+                say(f"{what} raised {found['error']}")
         self.touched.append(found)
         return found
 
@@ -197,13 +225,13 @@ class Audit:
             if s.external:
                 self.rows.append(verdicts.Verdict.not_applicable("L1 exact law", s.name, "another's loop"))
                 continue
-            # sampled drafts have too many branches for a third token at every audit
-            n_tokens = self.how.law_tokens - (s.samples_drafts and self.level == "quick")
             common = {"method": s.name, "code": s.code, "audit": audit_sha()}
-            self.find({"kind": "stop", **common}, partial(findings.stop_finding, s))
-            for case in law.cases(n_tokens, self.level):
-                about = {"kind": "law", "case": case.name, "n_tokens": n_tokens, **common}
-                if "refused" in self.find(about, partial(findings.law_finding, s, case)):
+            self.find({"kind": "stop", **common}, partial(findings.stop_finding, s), Work("stop", s.name, seconds=self.how.law_s))
+            cases = law.cases(self.how.law_tokens, self.level, s.samples_drafts)
+            for tree, case in law.walks(list(s.small), cases, self.level):
+                about = {"kind": "law", "case": case.name, "tree": tree, "n_tokens": self.how.law_tokens, **common}
+                work = Work("law", s.name, seconds=self.how.sampled_law_s if s.samples_drafts else self.how.law_s)
+                if "refused" in self.find(about, partial(findings.law_finding, s, tree, case), work):
                     break  # the other cases would be refused after as many branches
 
     # ---- layers 2 to 4 ----
@@ -227,17 +255,52 @@ class Audit:
                             f"{self.config.context_length} tokens of {self.config.name}")  # fmt: skip
         if len(found) < how.prompts:
             self.rows.append(verdicts.Verdict.missing("prompts", "all", f"only {len(found)} of {how.prompts} fit the context"))
-        _, ids = found[0]
-        started = time.monotonic()
-        n = len(methods.get(VANILLA).build()(ids, loaded.target, None, SamplerParams(12)).token_ids)
-        token = (time.monotonic() - started) / n / SLOWER[loaded.dtype]
-        runs = len([s for s in self.subjects if s.lacks(loaded) is None]) + 2  # the controls count as two
-        tokens = sum(
-            SLOWER[d] * how.new_tokens * (how.exact_prompts * 2 if d == "float64" else how.prompts) for d in dtypes
-        ) + SLOWER[SCORE_DTYPE] * how.score_tokens * (SCORE_DTYPE in dtypes)  # fmt: skip
-        tokens += sum(pair.n for pair in self.ledger) * 0.1 / runs  # a plain forward and a few wide ones a text
-        hours = 2 * runs * tokens * token / 3600
-        say(f"all of it takes about {hours:.1f} hours on this machine, less what {self.store.path} holds already")
+        self._estimate(loaded, dtypes, found[0][1])
+
+    def _estimate(self, loaded: Loaded, dtypes: Sequence[str], prompt: list[int]) -> None:
+        """Go through all that is to be found without finding it, and say how long it takes."""
+        rows = list(self.rows)
+        self._plan = {}
+        self.law()
+        for dtype in dtypes:
+            self.on_model(loaded, dtype)  # of the model nothing but its names is used while planning
+        plan, self._plan, self.rows = self._plan, None, rows
+        self._say_what_is_apart(plan)
+        missing = [work for work in plan.values() if work is not None]
+        if not missing:
+            say(f"everything asked for is in {self.store.path} already: nothing to run")
+            return
+        rates = Rates()
+        if any(work.dtype for work in missing):
+            try:
+                rates = measured(loaded, self.subjects, prompt, known_rates(self.store, self.where()))
+            except Exception as e:  # told again, as a finding
+                say(f"how long it takes is not known: plain decoding raised {type(e).__name__}: {' '.join(str(e).split())}")
+                return
+        self.progress = Progress(missing, rates)
+        parts = ", ".join(f"{duration(seconds)} {part}" for part, seconds in self.progress.by_layer.items())
+        n = f"{len(missing):,} findings to make" + (
+            f", {len(plan) - len(missing):,} are there" if len(plan) > len(missing) else ""
+        )
+        say(f"{n}: about {duration(self.progress.total)} if every answer uses its tokens ({parts})")
+
+    def _say_what_is_apart(self, plan: Collection[str]) -> None:
+        """Findings of the store that were made elsewhere, or by other code: kept, not judged."""
+        here, apart = self.where(), dict[str, int]()
+        code = {s.name: s.code for s in self.subjects}
+        for f in self.store:
+            if f["key"] in plan:
+                continue
+            there = {k: f[k] for k in here if k in f}
+            if there and there != here:
+                why = "on {machine}, {threads} threads, torch {torch}".format(**f)
+            elif f.get("audit") != audit_sha() or f.get("code", "") not in ("", code.get(f["method"], f.get("code"))):
+                why = "by other code"
+            else:
+                continue  # another level's, or of a method not asked for
+            apart[why] = apart.get(why, 0) + 1
+        for why, n in apart.items():
+            say(f"{self.store.path} holds {n:,} findings made {why}: they are kept and not judged here")
 
     def on_model(self, loaded: Loaded, dtype: str) -> None:
         """Everything that needs the model in one dtype."""
@@ -293,7 +356,9 @@ class Audit:
         vanilla = next(s for s in self.subjects if s.name == VANILLA)
         for name, ids in prompts:
             about = self.about("control", vanilla, loaded, dtype, name, ids, width=how.width)
-            control = self.find(about, partial(findings.control_finding, loaded, ids, params, how.width))
+            n, text = how.new_tokens, len(ids) + how.new_tokens
+            work = Work("control", VANILLA, dtype, n, len(ids), text + len(ids) + SCORED_BY_CONTROL * n)
+            control = self.find(about, partial(findings.control_finding, loaded, ids, params, how.width), work)
             if "error" in control:
                 self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", f"plain decoding raised {control['error']}"))
                 return False
@@ -301,31 +366,34 @@ class Audit:
                 self.find(
                     self.about("greedy", s, loaded, dtype, name, ids),
                     partial(findings.greedy_finding, loaded, s, ids, params, control["ids"]),
+                    Work("greedy", s.name, dtype, n, len(ids), text),
                 )
         return True
 
     def _coupled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
-        layer = "L4 same ids at T = 1, float64"
-        for s in able:
+        def why_not(s: Subject) -> str:
+            """Why its ids need not be vanilla's at T > 0."""
+            if s.external:
+                return "another's loop draws with its own generator"
             if s.samples_drafts:
-                self.rows.append(
-                    verdicts.Verdict.not_applicable(layer, s.name, "its drafts are sampled: the law is the target's")
-                )
+                return "its drafts are sampled: the law is the target's, the ids are not vanilla's"
+            return "" if s.exact else "it declares itself inexact"
+
+        coupled = [s for s in able if s.name != VANILLA and not why_not(s)]
+        for s in able:
+            if why := why_not(s):
+                self.rows.append(verdicts.Verdict.not_applicable("L4 same ids at T = 1, float64", s.name, why))
         for name, ids in prompts:
             params = SamplerParams(
                 self.how.new_tokens, frozenset(self.config.stop_ids), temperature=1.0, key=stream_key(1, name, 1, 0)
             )
             plain: list[int] | None = None
-            for s in able:
-                if s.name == VANILLA or s.external or s.samples_drafts or not s.exact:
-                    continue
+            for s in coupled:
                 about = self.about("coupled", s, loaded, "float64", name, ids)
-                if plain is None and self.lacks(about):
+                if plain is None and self._plan is None and self.lacks(about):
                     plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids
-                self.find(
-                    about,
-                    partial(findings.coupled_finding, loaded, s, ids, params, plain or []),
-                )
+                work = Work("coupled", s.name, "float64", self.how.new_tokens, len(ids))
+                self.find(about, partial(findings.coupled_finding, loaded, s, ids, params, plain or []), work)
 
     def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         """Sampled outputs of each method, round after round, until there are enough tokens."""
@@ -339,7 +407,9 @@ class Audit:
                     )  # fmt: skip
                     about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE)
                     about["head"] = loaded.head_sha  # q is the head's, whatever the method
-                    f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params))
+                    tokens = self.how.new_tokens
+                    work = Work("sampled", s.name, SCORE_DTYPE, tokens, len(ids), 2 * (len(ids) + tokens), scored=True)
+                    f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params), work)
                     n += f.get("n", self.how.score_tokens)  # an error: no more of it
                     if n >= self.how.score_tokens:
                         break
@@ -360,9 +430,13 @@ class Audit:
                 prompt = prompt_ids(pair, loaded, self.prompts_dir, known)
                 return findings.ledger_control_finding(loaded, prompt, pair.vanilla["token_ids"], self.how.width)
 
-            self.find(about, scored)
+            n_prompt = pair.vanilla["n_prompt"]
+            rows = n_prompt + (1 + SCORED_BY_CONTROL) * len(pair.vanilla["token_ids"])
+            self.find(about, scored, Work("control", VANILLA, dtype, 0, n_prompt, rows))
         for pair in pairs:
-            about = {"kind": "ledger", "method": pair.label, "of": pair.key, "vanilla": pair.vanilla_key, **common}
+            r = pair.record
+            about = {"kind": "ledger", "method": pair.label, "of": pair.key, "vanilla": pair.vanilla_key, "cell": r["cell"],
+                     "prompt": f"{r['task']}/{r['sample_id']} turn {r['turn']}", **common}  # fmt: skip
 
             def explained(pair: LedgerPair = pair) -> dict[str, Any]:
                 if pair.at is None:
@@ -370,7 +444,8 @@ class Audit:
                 prefix = [*prompt_ids(pair, loaded, self.prompts_dir, known), *pair.common]
                 return {"n": pair.n, "divergence": {"at": pair.at, **findings.explained(loaded, prefix, pair.tokens)}}
 
-            self.find(about, explained)
+            rows = 0 if pair.at is None else r["n_prompt"] + pair.at
+            self.find(about, explained, Work("ledger", pair.method, dtype, rows=rows))
 
     # ---- verdicts ----
 
@@ -386,16 +461,14 @@ class Audit:
     def facts(self) -> dict[str, Any]:
         return {**self.facts_of, **self.where()}
 
-    def record(self) -> None:
+    def record(self, head: Path) -> None:
         """Keep each method's counts beside the head, in the place of those of the same weights, options and length."""
-        if self.head is None:
-            raise UserError(f"--record keeps taus beside the draft head, and model {self.config.name} has none")
-        kept = {_tau_key(entry): entry for entry in _taus(self.head)}
+        kept = {_tau_key(entry): entry for entry in _taus(head)}
         for f in self.touched:
             if f["kind"] == "greedy" and f["dtype"] == "float32" and f.get("forwards"):
                 entry = kept.setdefault(_tau_key(f), {name: f[name] for name in TAU_KEY} | {"runs": {}})
                 entry["runs"][f["prompt_sha"]] = [f["emitted"], f["forwards"]]
-        with whole_file(self.head / TAUS) as tmp:
+        with whole_file(head / TAUS) as tmp:
             tmp.write_text(json.dumps(list(kept.values()), indent=1) + "\n")
 
     def recorded(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -433,6 +506,8 @@ def _taus(head: Path) -> list[dict[str, Any]]:
     file = head / TAUS
     try:
         found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise TypeError(f"{type(found).__name__} instead of a list")
         for entry in found:
             _tau_key(entry), entry["runs"].items()
     except FileNotFoundError:
@@ -442,11 +517,15 @@ def _taus(head: Path) -> list[dict[str, Any]]:
     return found
 
 
+# of the audit's files: these plan, judge and show
+NOT_FINDING = ("command.py", "estimate.py", "figures.py", "mutants.py", "mutation.py", "page.py", "store.py", "verdicts.py")
+
+
 @cache
 def audit_sha() -> str:
     """Of the audit's own code: findings made by other code are made anew."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name not in ("page.py", "verdicts.py", "command.py"):  # these judge and show, they do not find
+        if path.name not in NOT_FINDING:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

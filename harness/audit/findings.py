@@ -29,6 +29,7 @@ from methods import get
 from methods.base import SamplerParams
 
 Finding = dict[str, Any]
+SCORED_BY_CONTROL = 2  # times that the control scores each position among many rows
 
 
 def guarded(make: Callable[[], Finding]) -> Finding:
@@ -42,31 +43,34 @@ def guarded(make: Callable[[], Finding]) -> Finding:
     for name in ("differences", "gaps", "deviations", "variances"):
         if not all(math.isfinite(x) for x in found.get(name, ())):  # a comparison with NaN is false: it would pass
             return {"error": f"numbers that are not finite in its {name}"}
+    if not math.isfinite(found.get("deviation", 0.0)):
+        return {"error": "a probability that is not finite"}
     return found
 
 
-def law_finding(subject: Subject, case: law.Case) -> Finding:
-    """Layer 1. `refused`: its randomness cannot be walked; `broken`: two choices hang on one random number, or mass is lost."""
+def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
+    """Layer 1, on the small tree of that name. `refused`: its randomness cannot be walked; `broken`: two choices hang on one
+    random number, a probability is none, or mass is lost."""
     try:
-        found = law.decode_law(subject.name, subject.small(), case, one_step=subject.samples_drafts)
+        found = law.laws_of(subject.name, subject.small[tree](), case, subject.samples_drafts)
     except law.NotEnumerable as e:
         return {"refused": str(e)}
     except AssertionError as e:
-        return {"broken": str(e)}
-    return {"deviation": found.deviation, "branches": found.branches}
+        return {"broken": str(e) or "an assertion failed"}
+    return {"deviation": max(f.deviation for f in found), "branches": sum(f.branches for f in found)}
 
 
 def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, width: int) -> Finding:
     """The target alone; its greedy text is what every method's is compared with."""
     one = replayed(loaded, get("vanilla").build(), prompt, params, None)
-    noise = control(loaded, one, width, 2)
+    noise = control(loaded, one, width, SCORED_BY_CONTROL)
     return {"ids": one.ids, **noise_of(noise)}
 
 
 def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], width: int) -> Finding:
     """The target alone over vanilla's text in a ledger."""
     reference = plain_logits(loaded, prompt, ids)
-    noise = control(loaded, Replayed(prompt, ids, reference, reference), width, 2)
+    noise = control(loaded, Replayed(prompt, ids, reference, reference), width, SCORED_BY_CONTROL)
     return noise_of(noise)
 
 
@@ -108,16 +112,20 @@ def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int 
 def stop_finding(subject: Subject) -> Finding:
     """The stop rule, on models that agree, so that blocks are long: a stop id and the end of the budget fall inside them."""
     rows = law.random_rows(law.VOCAB, 31, 4.0)
-    for stop_ids in (frozenset[int](), frozenset({2}), frozenset({0, 3})):
-        for budget in range(1, 12):
-            params = SamplerParams(budget, stop_ids)
-            prompt, target = list(law.PROMPT), law.without_first(rows)
-            ids = subject.small()(prompt, law.FakeTarget(target), law.FakeDrafter(rows), params).token_ids
-            plain = get("vanilla").build()(prompt, law.FakeTarget(target), None, params).token_ids
-            if ids != plain:
-                where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}"
-                return {"wrong": f"{len(ids)} tokens instead of {len(plain)} {where}"}
-    return {}
+    n = 0
+    for tree, small in subject.small.items():
+        for stop_ids in (frozenset[int](), frozenset({2}), frozenset({0, 3})):
+            for budget in range(1, 12):
+                params = SamplerParams(budget, stop_ids)
+                prompt, target = list(law.PROMPT), law.without_first(rows)
+                ids = small()(prompt, law.FakeTarget(target), law.FakeDrafter(rows), params).token_ids
+                plain = get("vanilla").build()(prompt, law.FakeTarget(target), None, params).token_ids
+                n += 1
+                if ids != plain:
+                    where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
+                    how = f"{len(ids)} tokens instead of {len(plain)}" if len(ids) != len(plain) else "other ids"
+                    return {"wrong": f"{how} {where}", "n": n}
+    return {"n": n}
 
 
 def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Replayed:

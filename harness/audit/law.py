@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class FakeDrafter:
     above: list[set[int]] = field(default_factory=list)
     forward_s: float = 0.0
     names: list[int] | None = None  # of the columns, where the vocabulary is cut
+    blocks: int = -1  # steps before `BlockEnded`; -1: any number
 
     def start(self, room: int, frequent: int | None = None) -> None:
         self.observed, self.names = [], None
@@ -63,6 +64,9 @@ class FakeDrafter:
         assert features[:, 0].tolist() == list(range(first, first + len(tokens)))
         assert features[1:, 1].tolist() == tokens[:-1]
         assert not self.observed or int(features[0, 1]) == self.observed[-1]
+        if self.blocks == 0:  # before the next step's drafts are drawn: they would only multiply the branches
+            raise BlockEnded((PROMPT[0], *self.observed, *tokens))
+        self.blocks -= 1
         self.observed += tokens
 
     def _logits(self, paths: list[Text]) -> Tensor:
@@ -106,13 +110,17 @@ class FakeTarget:
         return torch.tensor(list(enumerate(prompt_ids))), self.logits_after([()])[0]
 
     def step(self, token: int) -> Tensor:
+        self._next_block(token)
         self.text.append(token)
         return self.logits_after([()])[0]
 
-    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+    def _next_block(self, root: int) -> None:
         if self.blocks == 0:
-            raise BlockEnded((*self.text, tree.tokens[0]))
+            raise BlockEnded((*self.text, root))
         self.blocks -= 1
+
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        self._next_block(tree.tokens[0])
         self.pending = tree
         positions = [self.length + depth for depth in tree.depths()]
         return torch.tensor(list(zip(positions, tree.tokens, strict=True))), self.logits_after(texts_of(tree))
@@ -158,6 +166,7 @@ class Branching(Chooser):
     def _choose(self, weights: Sequence[float], *key: Any) -> int:
         assert key not in self.used, f"the random number {key} was used before"
         self.used.add(key)
+        assert all(math.isfinite(w) for w in weights), f"a probability is not finite: {list(weights)}"
         possible = [i for i, w in enumerate(weights) if w > 0]
         assert possible, "no token has any mass"
         at = len(self.taken)
@@ -174,7 +183,7 @@ class Branching(Chooser):
         return self._choose(p.tolist(), "token", position)
 
     def accept(self, probability: float, position: int, attempt: int) -> bool:
-        assert 0 <= probability <= 1
+        assert 0 <= probability <= 1, f"accepted with a probability of {probability}"
         return bool(self._choose([1 - probability, probability], "accept", position, attempt))
 
     def children(self, q: Tensor, k: int, position: int, node: int) -> Any:
@@ -206,7 +215,7 @@ def exact_law(run: Callable[[Branching], Any], params: SamplerParams) -> dict[An
         chooser = Branching(params, waiting.pop())
         law[run(chooser)] += chooser.weight
         waiting += chooser.others
-    assert abs(sum(law.values()) - 1) < 1e-12
+    assert abs(sum(law.values()) - 1) < 1e-12, f"the probabilities of all outputs sum to {sum(law.values())}"
     return dict(law)
 
 
@@ -263,8 +272,9 @@ class LawResult:
 
 MOST_DRAFTED, MOST_BRANCHES = 8, 200_000
 TOLERANCE = 1e-12  # healthy methods show 1e-16
+STEP_TOKENS = 5  # of which a single step's law is taken: the prefill's, three levels of a tree, the bonus
 PROMPT = (3, 1, 2, 3, 1)  # repeats itself, so that prompt lookup has something to look up
-VOCAB = 4
+VOCAB, WIDE = 4, 6
 
 
 def only(*tokens: int) -> Rows:
@@ -285,9 +295,12 @@ def rounded(rows: Rows) -> Rows:
 LAWS = {"T=1": (1.0, 1.0), "T=0.5": (0.5, 1.0), "T=1.4 top-p 0.8": (1.4, 0.8), "T=0": (0.0, 1.0)}
 
 
-def cases(n_tokens: int, level: str = "full") -> list[Case]:
+def cases(n_tokens: int, level: str = "full", samples_drafts: bool = False) -> list[Case]:
     """The corner cases of the protocol (disjoint support, one-hot, zeros, ties, equal laws, all mass among the candidates)
-    and unrelated models, at four ways of drawing; `quick` has each model once, with the drawings in turn."""
+    and unrelated models, at four ways of drawing; `quick` has each model at T = 0 and at one T > 0, in turn.
+
+    Six tokens at level `full`, too, but not for sampled drafts: their branches explode.
+    """
     models: dict[str, tuple[Rows, Rows]] = {
         "unrelated": (random_rows(VOCAB, 11), random_rows(VOCAB, 12)),
         "peaked": (random_rows(VOCAB, 13, 4.0), random_rows(VOCAB, 14, 4.0)),
@@ -298,40 +311,53 @@ def cases(n_tokens: int, level: str = "full") -> list[Case]:
         "one-hot draft": (random_rows(VOCAB, 19), only(1)),
         "all mass among the candidates": (only(1, 2), only(1, 2, 3)),
     }
+    if level == "full" and not samples_drafts:
+        models["six tokens"] = (random_rows(WIDE, 20), random_rows(WIDE, 21))
     found = []
     for i, (name, (target, draft)) in enumerate(models.items()):
-        laws = list(LAWS.items()) if level == "full" else [list(LAWS.items())[i % 3]]
-        for label, (temperature, top_p) in laws:
+        laws = list(LAWS.items())
+        for label, (temperature, top_p) in laws if level == "full" else (laws[i % 3], laws[3]):
             found.append(Case(f"{name}, {label}", target, draft, SamplerParams(n_tokens, temperature=temperature, top_p=top_p)))
     return found
 
 
-def small_options(m: methods.Method) -> dict[str, Any]:
+Shape = TypeVar("Shape")
+
+
+def walks(shapes: Sequence[Shape], cases: Sequence[Case], level: str) -> Iterator[tuple[Shape, Case]]:
+    """Which small tree each case is walked on: every one of them at level `full`, one in turn at `quick`."""
+    for i, case in enumerate(cases):
+        for shape in shapes if level == "full" else [shapes[i // 2 % len(shapes)]]:  # // 2: of two neighbours one is greedy
+            yield shape, case
+
+
+def small_options(m: methods.Method) -> list[dict[str, Any]]:
     """Options under which every branch can be walked: those the method names for it, else whole numbers cut to 2."""
     cut = {k: min(v, 2) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in m.options.items()}
-    return cut | dict(m.small)
+    return [cut | dict(small) for small in m.small or ({},)]
 
 
 def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) -> LawResult:
     """Walk every branch of a decode on the case's models and compare with plain decoding, drawn token by token.
 
     The law is the joint one of all `case.params.max_new_tokens` tokens, the prefill's first. `one_step` walks a single step
-    of drafting and lets plain decoding go on after it: sampled drafts have too many branches for more.
+    of drafting and lets plain decoding go on after it, for `STEP_TOKENS` tokens: deep trees and sampled drafts have too many
+    branches for more steps.
 
     Raises:
         NotEnumerable: its randomness does not come from its params' chooser.
-        AssertionError: two of its choices hang on one random number, or its probabilities do not sum to one.
+        AssertionError: two of its choices hang on one random number, a probability is none, or they do not sum to one.
     """
-    branches, n = 0, case.params.max_new_tokens
-    one_step = one_step and case.params.temperature > 0
-    budget = n + MOST_DRAFTED if one_step else n
+    branches, n = 0, STEP_TOKENS if one_step else case.params.max_new_tokens
+    ends = one_step and case.params.temperature > 0  # at T = 0 there is one branch, however many steps
+    blocks, budget = (1, n + MOST_DRAFTED) if ends else (-1, n)
 
     def run(chooser: Branching) -> Text:
         nonlocal branches
         branches += 1
         if branches > MOST_BRANCHES:
             raise NotEnumerable(f"{name} has over {MOST_BRANCHES:,} branches; give it smaller options by small=")
-        target, drafter = FakeTarget(case.target, blocks=1 if one_step else -1), FakeDrafter(case.draft)
+        target, drafter = FakeTarget(case.target, blocks=blocks), FakeDrafter(case.draft, blocks=blocks)
         params = replace(case.params, max_new_tokens=budget, chooser=lambda _: chooser)
         try:
             return tuple(decode(list(PROMPT), target, drafter, params).token_ids)
@@ -339,26 +365,27 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
             return e.text[len(PROMPT) :]
 
     law = exact_law(run, case.params)
-    if one_step:
+    if ends:
         law = completed(law, case.target, PROMPT, n, case.params)
-    plain = greedy_law(case) if case.params.temperature <= 0 else plain_law(case.target, PROMPT, n, case.params)
+    plain = greedy_law(case, n) if case.params.temperature <= 0 else plain_law(case.target, PROMPT, n, case.params)
     if branches == 1 < len(plain):
         raise NotEnumerable(f"{name} draws without the chooser of its params: its law cannot be enumerated")
     return LawResult(name, case.name, n, branches, distance(law, plain))
 
 
-def greedy_law(case: Case) -> dict[Text, float]:
+def greedy_law(case: Case, n: int) -> dict[Text, float]:
     """All mass on the argmaxes, lowest token on ties."""
     text: Text = PROMPT
-    for _ in range(case.params.max_new_tokens):
+    for _ in range(n):
         row = case.target(text)
         text = (*text, max(range(len(row)), key=lambda t: (row[t], -t)))
     return {text[len(PROMPT) :]: 1.0}
 
 
-def method_law(m: methods.Method, case: Case) -> LawResult:
-    """`decode_law` of a registered method, its tree cut down so that every branch can be walked."""
-    return decode_law(m.name, m.build(**small_options(m)), case, one_step=m.samples_drafts)
+def laws_of(name: str, decode: Decode, case: Case, samples_drafts: bool) -> list[LawResult]:
+    """A single step of a decode, however deep its tree; and, unless its drafts are sampled, as many steps as tokens need."""
+    found = [decode_law(name, decode, case, one_step=True)]
+    return found if samples_drafts else [*found, decode_law(name, decode, case)]
 
 
 class NotEnumerable(Exception):

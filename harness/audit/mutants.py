@@ -39,7 +39,7 @@ class Mutant:
 
     def subject(self) -> Subject:
         return Subject(
-            self.number, lambda: self.build(False), lambda: self.build(True), samples_drafts=self.samples_drafts,
+            self.number, lambda: self.build(False), {"": lambda: self.build(True)}, samples_drafts=self.samples_drafts,
             spoilt=self.spoilt, misled=self.misled,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ import methods
 from harness import metrics, tables
 from harness.audit import findings, law, verdicts
 from harness.audit.command import LEVELS, bundled, load_in
+from harness.audit.figures import draw_mutants
 from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.subject import Subject
 from harness.audit.verdicts import Finding, Verdict
@@ -32,12 +33,14 @@ SCORE_TOKENS = {"quick": 1500, "full": 6000}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One mutant. `expected`: layers that must notice it; `seen`: what each layer that was asked saw, None where nothing."""
+    """One mutant. `expected`: layers that must notice it; `seen`: what each layer that was asked saw, None where nothing;
+    `ratios`: its worst value over the threshold there."""
 
     number: str
     what: str
     expected: tuple[str, ...]
     seen: dict[str, str | None]
+    ratios: dict[str, float]
 
     @property
     def noticed_by(self) -> list[str]:
@@ -48,9 +51,30 @@ class Outcome:
         return not self.expected
 
     @property
+    def wrong(self) -> str:
+        """Why it is not right."""
+        if self.is_equivalent:
+            return f"{self.number} ({self.what}): flagged by {', '.join(self.noticed_by)}"
+        return f"{self.number} ({self.what}): not noticed by {', '.join(n for n in self.expected if n not in self.noticed_by)}"
+
+    @property
     def right(self) -> bool:
         """A fault is noticed by every layer that must notice it; an equivalent mutant is flagged by none."""
         return not self.noticed_by if self.is_equivalent else set(self.expected) <= set(self.noticed_by)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a layer saw that is wrong, None where nothing; its worst value over the threshold."""
+
+    what: str | None = None
+    ratio: float = 0.0
+
+    @classmethod
+    def of(cls, rows: Sequence[Verdict]) -> Look:
+        failed = [v for v in rows if v.passed is False]
+        what = f"{failed[0].worst}, allowed {failed[0].threshold}" if failed else None
+        return cls(what, max((v.ratio for v in rows), default=0.0))
 
 
 @dataclass
@@ -86,21 +110,23 @@ class Bench:
 
     # each layer: what it saw that is wrong, None where nothing
 
-    def l1(self, s: Subject) -> str | None:
-        for case in law.cases(LAW_TOKENS - s.samples_drafts, self.level):
-            f = findings.guarded(partial(findings.law_finding, s, case))
-            seen = wrong(verdicts.law_verdicts([{"kind": "law", "method": s.name, "case": case.name, **f}]))
-            if seen is not None:
-                return seen
-        return None
+    def l1(self, s: Subject) -> Look:
+        look = Look()
+        for tree, case in law.walks(list(s.small), law.cases(LAW_TOKENS, self.level, s.samples_drafts), self.level):
+            f = findings.guarded(partial(findings.law_finding, s, tree, case))
+            seen = Look.of(verdicts.law_verdicts([{"kind": "law", "method": s.name, "case": case.name, **f}]))
+            look = max(look, seen, key=lambda x: x.ratio)
+            if seen.what is not None:
+                break
+        return look
 
-    def l2(self, s: Subject) -> str | None:
-        return wrong(verdicts.replay_verdicts(self.runs(s), verdicts.controls(self.control)))
+    def l2(self, s: Subject) -> Look:
+        return Look.of(verdicts.replay_verdicts(self.runs(s), verdicts.controls(self.control)))
 
-    def l3(self, s: Subject) -> str | None:
-        return wrong(verdicts.greedy_verdicts(self.runs(s), verdicts.controls(self.control)))
+    def l3(self, s: Subject) -> Look:
+        return Look.of(verdicts.greedy_verdicts(self.runs(s), verdicts.controls(self.control)))
 
-    def l4(self, s: Subject, temperature: float = 1.0) -> str | None:
+    def l4(self, s: Subject, temperature: float = 1.0) -> Look:
         made, n, repeat = list[Finding](), 0, 0
         while n < self.n_tokens:
             for i, ids in enumerate(self.prompts):
@@ -111,30 +137,27 @@ class Bench:
                 made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
                 n += f.get("n", self.n_tokens)
             repeat += 1
-        return wrong(verdicts.score_verdicts(made))
+        return Look.of(verdicts.score_verdicts(made))
 
-    def stop_rule(self, s: Subject) -> str | None:
+    def stop_rule(self, s: Subject) -> Look:
         f = findings.guarded(partial(findings.stop_finding, s))
-        return wrong(verdicts.stop_verdicts([{"kind": "stop", "method": s.name, **f}]))
+        return Look.of(verdicts.stop_verdicts([{"kind": "stop", "method": s.name, **f}]))
 
-    def l5(self, s: Subject) -> str | None:
+    def l5(self, s: Subject) -> Look:
         recorded = {(s.name, f["prompt"]): f for f in self.runs(self.healthy)}
-        return wrong(verdicts.acceptance_verdicts(self.runs(s), recorded))
+        return Look.of(verdicts.acceptance_verdicts(self.runs(s), recorded))
 
-    def layers(self) -> dict[str, Callable[[Subject], str | None]]:
+    def layers(self) -> dict[str, Callable[[Subject], Look]]:
         return {"L1": self.l1, "stop": self.stop_rule, "L2": self.l2, "L3": self.l3, "L4": self.l4, "L5": self.l5}
-
-
-def wrong(rows: Sequence[Verdict]) -> str | None:
-    failed = [v for v in rows if v.passed is False]
-    return f"{failed[0].worst}, allowed {failed[0].threshold}" if failed else None
 
 
 def run_mutant(bench: Bench, m: Mutant) -> Outcome:
     """Through all layers that must notice it; an equivalent one through all that look at the output."""
     layers, s = bench.layers(), m.subject()
     layers["L4"] = partial(bench.l4, temperature=m.temperature)
-    return Outcome(m.number, m.what, m.killers, {name: layers[name](s) for name in m.killers or ("L1", "stop", "L2", "L3", "L4")})
+    looks = {name: layers[name](s) for name in m.killers or ("L1", "stop", "L2", "L3", "L4")}
+    seen, ratios = {name: look.what for name, look in looks.items()}, {name: look.ratio for name, look in looks.items()}
+    return Outcome(m.number, m.what, m.killers, seen, ratios)
 
 
 def equal_arms() -> str | None:
@@ -163,7 +186,7 @@ def counts_differently() -> Outcome:
         seen = equal_arms()
     finally:
         metrics.totals = honest
-    return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), {"metric": seen})
+    return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), {"metric": seen}, {})
 
 
 def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: int, as_json: bool) -> None:
@@ -185,19 +208,21 @@ def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: in
         outcomes.append(outcome)
         seen = "; ".join(f"{layer}: {what}" for layer, what in outcome.seen.items() if what)
         say(f"{outcome.number:>3} {outcome.what}: {seen or 'not noticed'}")
-    table = matrix(outcomes, f"{config.title}, level {level}")
-    for name, text in (("mutants.md", tables.markdown(table)), ("mutants.csv", tables.csv(table))):
-        tables.write_file(out / name, text)
     faults = [o for o in outcomes if not o.is_equivalent]
     equivalent = [o for o in outcomes if o.is_equivalent]
     killed, flagged = sum(o.right for o in faults), sum(not o.right for o in equivalent)
+    score = f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}"
+    survived = [o.wrong for o in outcomes if not o.right]
+    table = matrix(outcomes, f"Planted faults: {config.title}, level {level}", (score, *survived))
+    for name, text in (("mutants.md", tables.markdown(table)), ("mutants.csv", tables.csv(table))):
+        tables.write_file(out / name, text)
+    draw_mutants(out, table.numbers)
     click.echo(tables.plain(table))
-    click.echo(f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}")
+    click.echo(score)
     if as_json:
         click.echo(json.dumps([asdict(o) for o in outcomes]))
-    survived = [f"{o.number} ({o.what})" for o in outcomes if not o.right]
     if survived:
-        raise UserError(f"survived or wrongly flagged: {', '.join(survived)}")
+        raise UserError(f"survived or wrongly flagged: {'; '.join(survived)}")
 
 
 def all_outcomes(bench: Bench) -> Iterator[Outcome]:
@@ -206,14 +231,14 @@ def all_outcomes(bench: Bench) -> Iterator[Outcome]:
     yield counts_differently()
 
 
-def matrix(outcomes: Sequence[Outcome], title: str) -> tables.Table:
+def matrix(outcomes: Sequence[Outcome], title: str, notes: tuple[str, ...] = ()) -> tables.Table:
     names = ("L1", "stop", "L2", "L3", "L4", "L5", "metric")
-    rows = pd.DataFrame(
-        [
-            {"fault": o.number, "what": o.what, "must be noticed by": ", ".join(o.expected) or "none",
-             **{n: "" if n not in o.seen else "seen" if o.seen[n] else "—" for n in names},
-             "verdict": ("killed" if o.right else "SURVIVED") if not o.is_equivalent else "not flagged" if o.right else "FLAGGED"}
-            for o in sorted(outcomes, key=lambda o: (o.is_equivalent, int(o.number.lstrip("E"))))
-        ]
-    )  # fmt: skip
-    return tables.Table("mutants", (tables.Section(title, (), rows),), (), rows)
+    ordered = sorted(outcomes, key=lambda o: (o.is_equivalent, int(o.number.lstrip("E"))))
+    shown = [
+        {"fault": o.number, "what": o.what, "must be noticed by": ", ".join(o.expected) or "none",
+         **{n: "" if n not in o.seen else "seen" if o.seen[n] else "—" for n in names},
+         "verdict": ("killed" if o.right else "SURVIVED") if not o.is_equivalent else "not flagged" if o.right else "FLAGGED"}
+        for o in ordered
+    ]  # fmt: skip
+    numbers = [row | {f"{n} ratio": o.ratios.get(n) for n in names[:-1]} for row, o in zip(shown, ordered, strict=True)]
+    return tables.Table("mutants", (tables.Section(title, (), pd.DataFrame(shown)),), notes, pd.DataFrame(numbers))

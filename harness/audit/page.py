@@ -1,200 +1,195 @@
-"""The audit's page: what each layer shows, one table of verdicts, one figure a layer."""
+"""The audit's page: one table over all layers, then each layer with what it shows, its figure and a row a method."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from harness import tables
-from harness.audit.law import TOLERANCE
-from harness.audit.scores import FUNCTIONS
-from harness.audit.verdicts import EXACT_DTYPES, MEDIAN_FACTOR, Control, Finding, Verdict, by_cell, controls, scores_of
-from harness.plots import RC, save_figure
-from harness.style import colour, method_order
+from harness.audit import figures
+from harness.audit.scores import ALPHA, POWER
+from harness.audit.verdicts import GAP_FACTOR, LOST, MEDIAN_FACTOR, REPLAY_FACTOR, SHIFT, Finding, Verdict, controls, counted
+from harness.style import VANILLA, method_order
 
 SAID = {True: "holds", False: "FAILS", None: "not judged"}
+SHORT = {"holds": "hold", "FAILS": "FAIL", "not judged": "not judged"}
 
+# A layer's heading, what it compares (its row of the first table), what it shows and how small a fault it sees.
 LAYERS = {
-    "L1": """**L1, exact law.** Every branch of a method's random choices is walked on stand-in models over four tokens, and the
-        weights are summed: the joint law of its first tokens against plain decoding's. Corner cases: disjoint support, one-hot
-        laws, ties, equal laws, all mass among the candidates; T = 0.5, 1, 1.4 with top-p, and 0.""",
-    "L2": """**L2, logit replay.** The logits behind every emitted token against one plain forward over the finished text, without
-        cache and without tree. The control is the target alone, scoring the same text one row and many rows at a time: its
-        noise is this machine's rounding.""",
-    "L3": """**L3, greedy equality.** Outputs against vanilla's, token by token. Where they first differ, both tokens must lie
-        within `gap_tol` of the best by the plain forward: 1.5 x the largest movement of a gap that the control shows. Divergences
-        may not be more frequent than argmaxes of one row that differ from many rows' in the control (Fisher's exact test).""",
-    "L4": """**L4, sampling.** Given the text before it a token's law is known, so the sum of g(token) minus its expectation is a
-        martingale: six functions g, Holm-corrected over all methods. In float64 methods that draw the target's own tokens
-        must emit vanilla's ids at T = 1, so that their rows are the same tokens and no confirmations of each other. Each row says
-        how small a shift of the mean would have been found, and how many tokens a shift of 0.02 needs.""",
-    "L5": """**L5, acceptance.** tau against the figure kept beside the draft head, paired by prompt: stale features and wrong
-        heads leave the law alone and show nowhere else. Which layer sees which planted fault: `harness verify --mutants`.""",
+    "L1": (
+        "exact law",
+        """Every branch of a method's random choices is walked on stand-in models over four tokens (at level full over six, too)
+        and the weights are summed: the joint law of its first tokens, the prefill's included, against plain decoding's. One step
+        of trees up to three levels deep, for five tokens; for drafts that are not sampled several steps as well. Cases: unrelated
+        and peaked models, disjoint support, one-hot laws, ties, equal laws, all mass among the candidates; T = 0, 0.5, 1, and 1.4
+        with top-p. Nothing is sampled, so any change of an output's probability above rounding is found, in branches however
+        rare. The stop rule: ids against plain decoding's with stop ids and the end of the budget inside accepted blocks.""",
+    ),
+    "L2": (
+        "logit replay",
+        f"""The logits behind every emitted token against one plain forward over the finished text, without cache and without
+        tree. The control is the target alone, scoring the same text one row and many rows at a time: its noise is this
+        machine's rounding. In float64 and float32 no logit may be off by more than {REPLAY_FACTOR:g} x the control's largest
+        difference; in 16 bits the medians are compared, at {MEDIAN_FACTOR:g} x the control's. A wrong mask, position or cache
+        row moves logits by whole units, also where the token stays the same. A ledger and another's loop keep no logits: they
+        are judged by L3 and L4 only.""",
+    ),
+    "L3": (
+        "greedy equality",
+        f"""Outputs at T = 0 against vanilla's, token by token. In float64 they must be identical. Elsewhere the first difference
+        is classified by a plain forward over the common prefix: `benign_tie` (both tokens are the best), `near_tie` (both lie
+        within gap_tol of the best: {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over at least as many
+        positions), else `FAULT`; so is any before which layer 2 was broken, and an output that ends early. Divergences may also
+        not be more frequent than the control's own (Fisher's exact test, Holm over all rows). The bound is the exact one of the
+        rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
+    ),
+    "L4": (
+        "sampling",
+        f"""Given the text before it a token's law is known, so the sum of g(token) less its expectation is a martingale: six
+        functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla among them. Each row says which shift of a
+        mean the whole family of tests would find with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In
+        float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
+        then the same tokens as vanilla's, no further confirmations.""",
+    ),
+    "L5": (
+        "acceptance and planted faults",
+        f"""tau against the figure kept beside the draft head (`--record`), paired by prompt: stale features and wrong heads leave
+        the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. What the layers themselves are worth is seen from
+        faults planted on purpose (`harness verify --mutants`).""",
+    ),
 }
+COLUMNS = ("checked", "cells", "worst value", "threshold", "smallest detectable effect", "verdict")
+READING = """cells: the cases walked or outputs looked at, of a ledger its cells. In the first table worst value, threshold and
+    smallest detectable effect are those of the method named, the one nearest to its threshold or furthest beyond it."""
 
 
-def table(rows: Sequence[Verdict], title: str, level: str) -> tables.Table:
-    """One section a layer and dtype."""
-    sections = []
-    for layer in dict.fromkeys(v.layer for v in rows):
-        shown = pd.DataFrame(
-            [
-                {"method": v.method, "verdict": SAID[v.passed] + (f" ({v.why})" if v.why else ""), "checked": v.checked,
-                 "worst": v.worst, "threshold": v.threshold, "smallest detectable": v.detectable}
-                for v in rows if v.layer == layer
-            ]
-        )  # fmt: skip
-        sections.append(tables.Section(layer, (), shown))
-    numbers = pd.DataFrame([asdict(v) for v in rows])
-    return tables.Table("audit", tuple(sections), (f"{title}, level {level}",), numbers)
+def _row(v: Verdict) -> dict[str, str]:
+    values = (v.checked, f"{v.cells:,}" if v.cells else "—", v.worst, v.threshold, v.detectable)
+    return dict(zip(COLUMNS, (*values, SAID[v.passed] + (f" ({v.why})" if v.why else "")), strict=True))
 
 
-def plain(rows: Sequence[Verdict], title: str, level: str) -> str:
-    return tables.plain(table(rows, title, level))
-
-
-def write(
-    out: Path, rows: Sequence[Verdict], findings: Sequence[Finding], facts: Mapping[str, Any], title: str, level: str
-) -> list[Path]:  # fmt: skip
-    """`audit.md`, `audit.csv`, `lossless.json` and the figures; -> what was written."""
-    report = table(rows, title, level)
-    figures = _figures(out, findings)
-    said = [SAID[v.passed] for v in rows]
-    counts = f"{said.count('holds')} verdicts hold, {said.count('FAILS')} fail, {said.count('not judged')} were not judged"
-    shown = ", ".join(f"{k} {str(v)[:16] if k in ('target', 'head') else v}" for k, v in facts.items())
-    parts = [f"# Losslessness of {title}", f"{counts} (the reason stands in the row).", f"Level {level}; {shown}"]
-    for layer, text in LAYERS.items():
-        parts.append(" ".join(text.split()))
-        parts += [f"![{layer}]({path.name})" for path in figures if path.name.startswith(layer.lower()) and path.suffix == ".png"]
-    parts.append(tables.markdown(report))
-    word = {"model": facts["model"], "level": level, "methods": summary(rows, level)}
+def sections(rows: Sequence[Verdict]) -> list[tables.Section]:
+    """One a layer and dtype, with a row a method."""
     return [
-        tables.write_file(out / "audit.md", "\n\n".join(parts)),
-        tables.write_file(out / "audit.csv", tables.csv(report)),
-        tables.write_file(out / tables.AUDIT.name, json.dumps(word) + "\n"),
-        *figures,
+        tables.Section(layer, (), pd.DataFrame([{"method": v.method} | _row(v) for v in rows if v.layer == layer]))
+        for layer in dict.fromkeys(v.layer for v in rows)
     ]
 
 
-def _figures(out: Path, findings: Sequence[Finding]) -> list[Path]:
-    known = controls(findings)
-    written: list[Path] = []
-    draws: dict[str, Callable[[], tuple[list[str], Callable[[Axes, str], None]]]] = {
-        "l1-law": lambda: (["all"] if by_cell(findings, "law") else [], lambda ax, _: _draw_law(ax, findings)),
-        "l2-replay": lambda: (list(known), lambda ax, dtype: _draw_replay(ax, dtype, findings, known[dtype])),
-        "l3-gaps": lambda: ([d for d in known if d != "float64"], lambda ax, d: _draw_gaps(ax, d, findings, known[d])),
-        "l4-scores": lambda: (
-            list(FUNCTIONS) if by_cell(findings, "sampled") else [],
-            lambda ax, g: _draw_scores(ax, g, findings),
-        ),
-    }
-    for name, prepare in draws.items():
-        panels, draw = prepare()
-        if not panels:
-            continue
-        with matplotlib.style.context(["default", RC]):
-            rows = 1 if len(panels) <= 3 else 2
-            columns = -(-len(panels) // rows)
-            figure = Figure(figsize=(max(5.5, 3.4 * columns), 3.6 * rows), layout="constrained")
-            axes = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).flatten()
-            for ax, panel in zip(axes, panels, strict=False):
-                draw(ax, panel)
-            written += save_figure(figure, out / name)
-    return written
+def overview(rows: Sequence[Verdict]) -> tables.Section:
+    """One row a layer and dtype: how many hold, and the worst of them."""
+    shown = []
+    for layer in dict.fromkeys(v.layer for v in rows):
+        mine = [v for v in rows if v.layer == layer]
+        judged = [v for v in mine if v.passed is not None]
+        worst = max(judged or mine, key=lambda v: (v.passed is False, v.ratio, v.method != VANILLA))
+        said = [SAID[v.passed] for v in mine]
+        verdict = ", ".join(f"{said.count(word)} {short}" for word, short in SHORT.items() if word in said)
+        row = _row(worst) | {"verdict": verdict, "cells": f"{sum(v.cells for v in mine):,}"}
+        row["checked"] = counted(len(judged), "method") if judged else "—"
+        if judged:
+            row["worst value"] = f"{worst.method}: {worst.worst}"
+        else:
+            row["verdict"] += f" ({worst.why})"
+        shown.append({"layer": layer} | row)
+    return tables.Section("All layers", (), pd.DataFrame(shown))
 
 
-def _methods(ax: Axes, names: Sequence[str]) -> dict[str, int]:
-    ordered = sorted(names, key=method_order)
-    ax.set_yticks(range(len(ordered)), ordered)
-    ax.set_ylim(len(ordered) - 0.5, -0.5)
-    ax.grid(axis="x")
-    return {name: i for i, name in enumerate(ordered)}
+def plain(rows: Sequence[Verdict], title: str, level: str) -> str:
+    """For the terminal: every row, and the table over all layers last."""
+    note = " ".join(READING.split())
+    return tables.plain(
+        tables.Table("audit", (*sections(rows), overview(rows)), (note, f"{title}, level {level}"), _numbers(rows))
+    )
 
 
-def _draw_law(ax: Axes, findings: Sequence[Finding]) -> None:
-    worst: dict[str, float] = {}
-    for (_, method), mine in by_cell(findings, "law").items():
-        walked = [f["deviation"] for f in mine if "deviation" in f]
-        if walked:
-            worst[method] = max(walked)
-    place = _methods(ax, list(worst))
-    for method, value in worst.items():
-        ax.plot(max(value, 1e-18), place[method], "o", color=colour(method, worst))
-    ax.axvline(TOLERANCE, color="#444", ls="--", lw=1, label=f"allowed {TOLERANCE:.0e}")
-    ax.set(xscale="log", xlim=(1e-18, 2), xlabel="largest error of an output's probability", title="L1 exact law")
-    ax.legend()
+def _numbers(rows: Sequence[Verdict]) -> pd.DataFrame:
+    return pd.DataFrame([asdict(v) for v in rows])
 
 
-def _draw_replay(ax: Axes, dtype: str, findings: Sequence[Finding], control: Control) -> None:
-    rows = {"control": [d for f in findings if f["kind"] == "control" and f["dtype"] == dtype for d in f.get("differences", [])]}
-    for (d, method), mine in by_cell(findings, "greedy", "sampled").items():
-        values = [x for f in mine for x in f.get("differences", [])]
-        if d == dtype and values:
-            rows[method] = values
-    place = _methods(ax, list(rows))
-    for method, values in rows.items():
-        low, mid, high = np.quantile(values, [0.05, 0.5, 0.95])
-        y, c = place[method], "#444" if method == "control" else colour(method, rows)
-        ax.plot([max(low, 1e-17), max(high, 1e-17)], [y, y], color=c, lw=3, solid_capstyle="butt")
-        ax.plot(max(mid, 1e-17), y, "o", color=c, ms=5)
-        ax.plot(max(max(values), 1e-17), y, "|", color=c, ms=12)
-    limit = control.replay_limit if dtype in EXACT_DTYPES else MEDIAN_FACTOR * control.median
-    ax.axvline(limit, color="#444", ls="--", lw=1)
-    ax.set(xscale="log", xlabel="largest difference of a logit\n(5-95 %, median, maximum)", title=f"L2, {dtype}")
+def write(
+    out: Path, rows: Sequence[Verdict], findings: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding],
+    facts: Mapping[str, Any], title: str, level: str,
+) -> list[Path]:  # fmt: skip
+    """`audit.md`, `audit.csv`, `divergences.csv`, `lossless.json` and the figures; -> what was written."""
+    drawn = figures.draw_all(out, findings, recorded)
+    divergences = figures.divergence_data(findings, controls(findings))
+    word = {"model": facts["model"], "level": level, "methods": summary(rows, level)}
+    return [
+        tables.write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level)),
+        tables.write_file(out / "audit.csv", tables.csv(tables.Table("audit", (), (), _numbers(rows)))),
+        tables.write_file(out / "divergences.csv", tables.csv(tables.Table("divergences", (), (), divergences))),
+        tables.write_file(out / tables.AUDIT.name, json.dumps(word) + "\n"),
+        *drawn,
+    ]
 
 
-def _draw_gaps(ax: Axes, dtype: str, findings: Sequence[Finding], control: Control) -> None:
-    noise = [g for f in findings if f["kind"] == "control" and f["dtype"] == dtype for g in f.get("gaps", [])]
-    cells: dict[str, list[float]] = {"control": noise}
-    for (d, method), mine in by_cell(findings, "greedy", "ledger").items():
-        if d == dtype and method != "vanilla":
-            cells[method] = [
-                max(f["divergence"]["gap_vanilla"], f["divergence"]["gap_method"]) for f in mine if f.get("divergence")
-            ]
-    place = _methods(ax, list(cells))
-    rng = np.random.default_rng(0)
-    for method, values in cells.items():
-        shown = sorted(values)[-400:] if method == "control" else values
-        y = place[method] + rng.uniform(-0.25, 0.25, len(shown))
-        c = "#999" if method == "control" else colour(method, cells)
-        ax.plot(np.maximum(shown, 1e-9), y, ".", color=c, ms=4 if method == "control" else 7)
-    ax.axvline(control.gap_tol, color="#444", ls="--", lw=1)
-    ax.set(xscale="symlog" if dtype == "bfloat16" else "log", title=f"L3, {dtype}: first divergences")
-    ax.set_xlabel("gap below the best token\n(control: its 400 largest gap noises)")
+def page(
+    out: Path, rows: Sequence[Verdict], findings: Sequence[Finding], drawn: Sequence[str], facts: Mapping[str, Any], title: str,
+    level: str,
+) -> str:  # fmt: skip
+    said = [SAID[v.passed] for v in rows]
+    missing = sum(v.passed is None and v.blocks for v in rows)
+    counts = f"{said.count('holds')} verdicts hold, {said.count('FAILS')} fail, {missing} could not be judged though they should"
+    apart = said.count("not judged") - missing
+    shown = ", ".join(f"{k} {str(v)[:16] if k in ('target', 'head') else v}" for k, v in facts.items())
+    parts = [
+        f"# Losslessness of {title}",
+        "Does a decoding method leave the distribution of the generated text as it is? Five layers, because none of them sees"
+        " every fault; beside each verdict stands the smallest fault it would have seen.",
+        f"**{counts}**" + (f"; {apart} do not apply (the row says why)." if apart else "."),
+        f"Level {level}; {shown}. Written by `harness verify`.",
+        _markdown(overview(rows)),
+        " ".join(READING.split()),
+    ]
+    for layer, (name, text) in LAYERS.items():
+        parts += [f"## {layer}: {name}", " ".join(text.split())]
+        parts += [f"![{layer}]({name})" for name in drawn if name.startswith(layer.lower()) and name.endswith(".png")]
+        parts += [_markdown(section) for section in sections([v for v in rows if v.layer.startswith(layer)])]
+        if layer == "L4" and len(scores := figures.score_data(findings)):
+            parts.append(_markdown(_scores(scores)))
+        if layer == "L5":
+            parts.append(_planted(out))
+    others = [v for v in rows if not v.layer.startswith(tuple(LAYERS))]
+    if others:
+        parts += ["## What was not judged at all", *(_markdown(section) for section in sections(others))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _draw_scores(ax: Axes, function: str, findings: Sequence[Finding]) -> None:
-    cells = {m: [f for f in mine if "n" in f] for (_, m), mine in by_cell(findings, "sampled").items()}
-    place = _methods(ax, list(cells))
-    for method, mine in cells.items():
-        s = scores_of(mine, len(cells) * len(FUNCTIONS))[FUNCTIONS.index(function)]
-        if not math.isfinite(s.detectable):
-            continue
-        y, c = place[method], colour(method, cells)
-        ax.plot([-s.detectable, s.detectable], [y, y], color="#d9d9d9", lw=8, solid_capstyle="butt")
-        ax.plot(s.ci95, [y, y], color=c, lw=2)
-        ax.plot(s.mean, y, "o", color=c, ms=4)
-    ax.axvline(0, color="#444", lw=0.8)
-    ax.set(title=f"L4: {function}", xlabel="mean shift, 95 %\n(grey: not detectable)")
-    ax.tick_params(axis="x", labelsize=7)
+def _markdown(section: tables.Section) -> str:
+    return tables.markdown(tables.Table("", (section,), (), section.shown)).rstrip()
+
+
+def _scores(data: pd.DataFrame) -> tables.Section:
+    """Every function of every method: the worst alone stands in the verdicts."""
+    shown = [
+        {"function": str(r.panel).removeprefix("L4: "), "method": r.method,
+         "mean shift, 95 %": f"{r.mean:+.3g} [{r.low:+.3g}, {r.high:+.3g}]",
+         "z": f"{r.z:+.2f}", "smallest detectable": f"{r.detectable:.3g}"}
+        for r in data.itertuples()
+    ]  # fmt: skip
+    return tables.Section("L4 score test: every function", (), pd.DataFrame(shown))
+
+
+def _planted(out: Path) -> str:
+    """What `harness verify --mutants` left in the same folder."""
+    if not (out / "mutants.md").is_file():
+        return "No faults were planted in this folder yet: `harness verify --mutants` with the same `--out`."
+    figure = "![planted faults](mutants.png)\n\n" if (out / "mutants.png").is_file() else ""
+    return figure + (out / "mutants.md").read_text(encoding="utf-8").rstrip()
 
 
 def summary(rows: Sequence[Verdict], level: str) -> dict[str, str]:
     """method -> one cell for the main table: `lossless (level)` where every layer that applies holds, else the first layer that
-    fails or could not judge it."""
+    fails or could not judge it. A ledger's cell under another preset, `eagle2 (small)`, has its method's rows besides its own."""
     found: dict[str, str] = {}
     for method in sorted({v.method for v in rows} - {"all"}, key=method_order):
-        mine = [v for v in rows if v.method in (method, "all")]
+        mine = [v for v in rows if v.method in (method, method.split(" (")[0], "all")]
         failed = [v.layer for v in mine if v.passed is False]
         open_ = [v.layer for v in mine if v.passed is None and (v.blocks or v.method == "all" or v.layer.startswith("all"))]
         held = {v.layer[:2] for v in mine if v.passed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import methods
@@ -16,14 +17,14 @@ from methods.base import Decode
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`full()` decodes with the options measured, `small()` with a tree whose every branch can be walked.
+    """`full()` decodes with the options measured, each of `small` with a tree whose every branch can be walked, by its options.
 
     `external`: another's loop, which keeps no logits; `samples_drafts`: its tokens at T > 0 are not vanilla's, its law is.
     """
 
     name: str
     full: Callable[[], Decode]
-    small: Callable[[], Decode]
+    small: Mapping[str, Callable[[], Decode]]
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
     external: bool = False
@@ -37,8 +38,9 @@ class Subject:
     @classmethod
     def of(cls, m: methods.Method, config: ModelConfig) -> Subject:
         options = m.resolve("paper", {}, config.presets if m.needs_head else {})
+        small = {" ".join(f"{k}={v}" for k, v in small.items()): partial(m.build, **small) for small in small_options(m)}
         return cls(
-            m.name, lambda: m.build(**options), lambda: m.build(**small_options(m)), options, m.exact, m.external,
+            m.name, lambda: m.build(**options), small, options, m.exact, m.external,
             m.samples_drafts, m.needs_head, m.needs_frequent, code_sha(m.file),
         )  # fmt: skip
 

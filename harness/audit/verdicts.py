@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -33,7 +34,11 @@ Cells = dict[tuple[str, str], list[Finding]]
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One row of the audit's table. `passed` None: not judged, and `why` says why; then `blocks` tells whether something is
-    missing (the audit does not hold) or the layer does not apply to the method."""
+    missing (the audit does not hold) or the layer does not apply to the method.
+
+    `cells`: the cases walked or outputs looked at, of a ledger its cells; `ratio`: the worst value over the threshold, over 1
+    where it fails. Where nothing may differ it is 0, or 1 and the number of those that do.
+    """
 
     layer: str
     method: str
@@ -45,6 +50,8 @@ class Verdict:
     why: str = ""
     blocks: bool = False
     raised: bool = False  # its code raised an error
+    cells: int = 0
+    ratio: float = 0.0
 
     @classmethod
     def not_applicable(cls, layer: str, method: str, why: str) -> Verdict:
@@ -60,7 +67,23 @@ def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:
     errors = [f["error"] for f in mine if "error" in f]
     if not errors:
         return None
-    return Verdict(layer, method, f"{len(mine)} runs", f"{len(errors)} raised {errors[0]}", "no errors", "—", False, raised=True)
+    return Verdict(layer, method, f"{len(mine)} runs", f"{len(errors)} raised {errors[0]}", "no errors", "—", False,
+                   "the next run tries again", raised=True, cells=len(mine), ratio=beyond(len(errors)))  # fmt: skip
+
+
+def beyond(n_wrong: int) -> float:
+    """The ratio where nothing may be wrong."""
+    return 1.0 + n_wrong if n_wrong else 0.0
+
+
+def unlikely(p_value: float) -> float:
+    """The ratio of a test: 1 at p = ALPHA, twice that at its square."""
+    return abs(math.log(max(p_value, 1e-300)) / math.log(ALPHA))
+
+
+def counted(n: int, what: str) -> str:
+    """`1 output`, `20 outputs`."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def by_cell(findings: Iterable[Finding], *kinds: str) -> Cells:
@@ -83,21 +106,28 @@ def law_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
         wrong = [f for f in mine if "broken" in f]
         refused = [f for f in mine if "refused" in f]
         worst = max(walked, key=lambda f: f["deviation"], default=None)
-        bad = worst is not None and worst["deviation"] > TOLERANCE
-        checked = f"{len(walked)} cases, {sum(f['branches'] for f in walked):,} branches"
+        bad = worst is not None and not worst["deviation"] <= TOLERANCE
+        trees = len({f.get("tree") for f in walked})
+        checked = f"{counted(len(walked), 'case')} on {counted(trees, 'tree')}, {sum(f['branches'] for f in walked):,} branches"
         limit, seen = f"{TOLERANCE:.0e}", f"{TOLERANCE:.0e} in any output's probability"
+        row = partial(Verdict, layer, method, checked, cells=len(walked) + len(wrong))
         if failed := broken(layer, method, mine):
             found.append(failed)
-        elif bad or wrong:
-            what = (
-                f"{worst['deviation']:.2g} ({worst['case']})" if worst and bad else f"{wrong[0]['broken']} ({wrong[0]['case']})"
-            )
-            found.append(Verdict(layer, method, checked, what, limit, seen, False))
+        elif worst and bad:
+            ratio = worst["deviation"] / TOLERANCE
+            found.append(row(f"{worst['deviation']:.2g} ({_case(worst)})", limit, seen, False, ratio=ratio))
+        elif wrong:
+            found.append(row(f"{wrong[0]['broken']} ({_case(wrong[0])})", limit, seen, False, ratio=beyond(len(wrong))))
         elif refused:
-            found.append(Verdict(layer, method, checked, "—", limit, "—", None, refused[0]["refused"], blocks=True))
+            found.append(row("—", limit, "—", None, refused[0]["refused"], blocks=True))
         elif worst:
-            found.append(Verdict(layer, method, checked, f"{worst['deviation']:.1e} ({worst['case']})", limit, seen, True))
+            ratio = worst["deviation"] / TOLERANCE
+            found.append(row(f"{worst['deviation']:.1e} ({_case(worst)})", limit, seen, True, ratio=ratio))
     return found
+
+
+def _case(f: Finding) -> str:
+    return f"{f['case']}; {f['tree']}" if f.get("tree") else str(f["case"])
 
 
 # ---- layers 2 and 3 ----
@@ -108,9 +138,9 @@ def stop_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
     found, layer = [], "L1 stop rule"
     for (_, method), mine in by_cell(findings, "stop").items():
         wrong = [f["wrong"] for f in mine if "wrong" in f]
-        row = Verdict(
-            layer, method, "33 budgets and stop ids", wrong[0] if wrong else "all equal", "equal ids", "one id", not wrong
-        )
+        n = sum(f.get("n", 0) for f in mine)
+        row = Verdict(layer, method, f"{n} budgets and sets of stop ids", wrong[0] if wrong else "all equal", "equal ids",
+                      "one id", not wrong, cells=n, ratio=beyond(len(wrong)))  # fmt: skip
         found.append(broken(layer, method, mine) or row)
     return found
 
@@ -169,22 +199,25 @@ def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
             continue
         differences = [d for f in mine for d in f["differences"]]
         offside, branching = (sum(f[k] for f in mine) for k in ("n_offside", "n_branching"))
-        checked = f"{len(differences):,} positions" + (f", {offside:,} paths off the first rows" if branching else "")
+        checked = counted(len(differences), "position") + (f", {offside:,} paths off the first rows" if branching else "")
         why, passed = "", None
         if dtype in EXACT_DTYPES:
             limit = control.replay_limit
             worst, detectable = f"{max(differences):.1e}", f"{limit:.1e} in any logit"
             source = "a rounding of float32 norms" if limit == FLOOR.get(dtype) else f"{REPLAY_FACTOR:g} x control's largest"
             threshold, holds = f"{limit:.1e} = {source}", max(differences) <= limit
+            ratio = max(differences) / limit
         else:
             middle, limit = median(differences), MEDIAN_FACTOR * control.median
             worst, detectable = f"median {middle:.2g}", f"a shift of the median by {limit - middle:.2g}"
             threshold, holds = f"{limit:.2g} = {MEDIAN_FACTOR:g} x control's median", middle <= limit
+            ratio = middle / limit if limit else beyond(not holds)
             why = "16 bits: medians are compared"
         passed = holds
         if holds and branching and not offside:
             passed, why = None, "no accepted path left the first rows: a cache that keeps wrong rows would not have shown"
-        found.append(Verdict(layer, method, checked, worst, threshold, detectable, passed, why, blocks=passed is None))
+        found.append(Verdict(layer, method, checked, worst, threshold, detectable, passed, why, blocks=passed is None,
+                             cells=len(mine), ratio=ratio))  # fmt: skip
     return found
 
 
@@ -216,8 +249,8 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
     for (place, _), p in zip(tests, holm([p for _, p in tests]), strict=True):
         row = found[place]
         if p < ALPHA and row.passed is not False:
-            found[place] = Verdict(row.layer, row.method, row.checked, row.worst, row.threshold, row.detectable, False,
-                                   f"diverges more often than the control: Holm-adjusted p = {p:.2g}")  # fmt: skip
+            why = f"diverges more often than the control: Holm-adjusted p = {p:.2g}"
+            found[place] = replace(row, passed=False, why=why, blocks=False, ratio=max(row.ratio, unlikely(p)))
     return found
 
 
@@ -228,14 +261,17 @@ def _greedy_verdict(
     diverged = [f["divergence"] for f in mine if f["divergence"]]
     # after a divergence outputs are not comparable: the positions looked at end there
     positions = sum(f["divergence"]["at"] + 1 if f["divergence"] else f["n"] for f in mine)
-    checked = f"{len(mine)} outputs, {positions:,} tokens"
+    checked = f"{counted(len(mine), 'output')}, {counted(positions, 'token')}"
+    cells = len({f.get("cell", i) for i, f in enumerate(mine)})
     if dtype == "float64":
         seen = f"fault rate under {rate_bound(len(diverged), len(mine)):.2%} of outputs (95 %)"
         worst = f"{len(diverged)} differ" if diverged else "all identical"
-        return Verdict(layer, method, checked, worst, "identical", seen, not diverged), 1.0
+        return Verdict(
+            layer, method, checked, worst, "identical", seen, not diverged, cells=cells, ratio=beyond(len(diverged))
+        ), 1.0
     if control is None:
         return Verdict.missing(layer, method, f"no control in {dtype}"), 1.0
-    kinds = [_kind(f, dtype, control) for f in mine if f["divergence"] or f.get("not_argmax")]
+    kinds = [kind_of(f, dtype, control) for f in mine if f["divergence"] or f.get("not_argmax")]
     counts = "".join(f", {kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
     largest = max((max(d["gap_vanilla"], d["gap_method"]) for d in diverged), default=0.0)
     p = more_often(len(diverged), positions, control.flipped, control.exposed)
@@ -247,12 +283,13 @@ def _greedy_verdict(
         f"gap {control.gap_tol:.2g} = {GAP_FACTOR:g} x control's largest; as rare as the control's {control.flipped} in "
         f"{control.exposed:,} (p = {p:.2g})",
         f"fault rate under {rate_bound(kinds.count('FAULT'), len(mine)):.2%} of outputs (95 %)",
-        passed, short, blocks=passed is None,
+        passed, short, blocks=passed is None, cells=cells,
+        ratio=max(largest / control.gap_tol if control.gap_tol else 0.0, beyond(kinds.count("FAULT"))),
     )  # fmt: skip
     return row, p
 
 
-def _kind(f: Finding, dtype: str, control: Control) -> str:
+def kind_of(f: Finding, dtype: str, control: Control) -> str:
     """The class of one output's first divergence; a token that is not its own logits' argmax, or logits beyond layer 2's
     limit up to there, are faults whatever the gap."""
     at = f["divergence"]["at"] if f["divergence"] else f["n"]
@@ -276,8 +313,10 @@ def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
         wrong = [f for f in mine if f["at"] is not None]
         worst = f"{len(wrong)} differ, first at token {min(f['at'] for f in wrong)}" if wrong else "all identical"
         bound = f"fault rate under {rate_bound(len(wrong), len(mine)):.2%} of outputs (95 %)"
-        checked = f"{len(mine)} outputs, {sum(f['n'] for f in mine):,} tokens"
-        found.append(Verdict(layer, method, checked, worst, "identical", bound, not wrong))
+        checked = f"{counted(len(mine), 'output')}, {counted(sum(f['n'] for f in mine), 'token')}"
+        found.append(
+            Verdict(layer, method, checked, worst, "identical", bound, not wrong, cells=len(mine), ratio=beyond(len(wrong)))
+        )
     return found
 
 
@@ -318,11 +357,11 @@ def score_verdicts(findings: Iterable[Finding], wanted_tokens: int = 0) -> list[
         passed = False if p < ALPHA else None if short else True
         found.append(
             Verdict(
-                layer, method, f"{n:,} tokens, {len(FUNCTIONS)} functions",
+                layer, method, f"{counted(n, 'token')}, {len(FUNCTIONS)} functions",
                 f"p = {p:.2g} ({worst.function}: {worst.mean:+.2g} [{worst.ci95[0]:+.2g}, {worst.ci95[1]:+.2g}])",
                 f"Holm-adjusted p {ALPHA:g}",
                 "; ".join(f"{s.function} {s.detectable:.2g}" for s in finite) + f"; {SHIFT:g} needs {_needed(finite):,} tokens",
-                passed, short, blocks=passed is None,
+                passed, short, blocks=passed is None, cells=len(mine), ratio=unlikely(p),
             )
         )  # fmt: skip
     return found
@@ -341,38 +380,61 @@ def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str
     recorded: (method, prompt) -> an earlier greedy finding in float32, of the same weights and options and other code.
     """
     found, layer = [], "L5 acceptance, float32"
-    for (dtype, method), mine in by_cell(findings, "greedy").items():
-        whole = [f for f in mine if "forwards" in f and f["forwards"]]
-        if dtype != "float32" or not whole or method == "vanilla":
-            continue
+    for method, whole in drafted(findings).items():
         tau = sum(f["emitted"] for f in whole) / sum(f["forwards"] for f in whole)
-        pairs = [(f, recorded[method, f["prompt"]]) for f in whole if (method, f["prompt"]) in recorded]
-        checked = f"{len(whole)} outputs, {sum(f['forwards'] for f in whole):,} forwards"
+        pairs = paired_taus(whole, recorded)
+        checked = f"{counted(len(whole), 'output')}, {counted(sum(f['forwards'] for f in whole), 'forward')}"
         if not pairs:
             if whole[0]["has_head"]:
                 found.append(Verdict(layer, method, checked, f"tau {tau:.2f}", f"over {LEAST_TAU}", f"tau under {LEAST_TAU}",
-                                     tau > LEAST_TAU, "no recorded figure to compare with"))  # fmt: skip
+                                     tau > LEAST_TAU, "no recorded figure to compare with", cells=len(whole),
+                                     ratio=LEAST_TAU / tau))  # fmt: skip
             continue
-        change, low, high, before = _tau_change(pairs)
-        limit = -LOST * before
-        worst = f"tau {before + change:.2f} against {before:.2f}: {change:+.3f} [{low:+.3f}, {high:+.3f}]"
-        holds = high >= limit and (tau > LEAST_TAU or not whole[0]["has_head"])
-        allowed, seen = f"not below {limit:+.3f} with 95 %", f"a loss of {change - low - limit:.3f}"
-        found.append(Verdict(layer, method, checked, worst, allowed, seen, holds))
+        t = tau_change(pairs)
+        limit = -LOST * t.recorded
+        worst = f"tau {t.tau:.2f} against {t.recorded:.2f}: {t.change:+.3f} [{t.low:+.3f}, {t.high:+.3f}]"
+        holds = t.high >= limit and (tau > LEAST_TAU or not whole[0]["has_head"])
+        allowed, seen = f"not below {limit:+.3f} with 95 %", f"a loss of {t.change - t.low - limit:.3f}"
+        ratio = max(t.high / limit, LEAST_TAU / tau if whole[0]["has_head"] else 0.0)
+        found.append(Verdict(layer, method, checked, worst, allowed, seen, holds, cells=len(pairs), ratio=ratio))
     return found
 
 
-def _tau_change(pairs: Sequence[tuple[Finding, Finding]]) -> tuple[float, float, float, float]:
-    """(change of tau, 95 % interval of it by a bootstrap over prompts, the recorded tau)."""
+def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Greedy float32 findings with forwards to count, by method; vanilla drafts nothing."""
+    cells = {m: mine for (dtype, m), mine in by_cell(findings, "greedy").items() if dtype == "float32" and m != "vanilla"}
+    whole = {m: [f for f in mine if f.get("forwards")] for m, mine in cells.items()}
+    return {m: mine for m, mine in whole.items() if mine}
+
+
+@dataclass(frozen=True, slots=True)
+class TauChange:
+    """Of the prompts that both have: tau, the recorded tau, and the 95 % interval of the change (bootstrap over prompts)."""
+
+    tau: float
+    recorded: float
+    change: float
+    low: float
+    high: float
+
+
+def tau_change(pairs: Sequence[tuple[Finding, Finding]]) -> TauChange:
+    """pairs: (finding, recorded counts) by prompt."""
     counts = np.array([[a["emitted"], a["forwards"], b["emitted"], b["forwards"]] for a, b in pairs], dtype=float)
     picks = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
 
     def change(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
 
-    total = counts.sum(0)
+    emitted, forwards, before, forwards_before = counts.sum(0)
     low, high = np.quantile(change(counts[picks].sum(1)), [0.025, 0.975])
-    return float(change(total)), float(low), float(high), float(total[2] / total[3])
+    return TauChange(
+        float(emitted / forwards), float(before / forwards_before), float(change(counts.sum(0))), float(low), float(high)
+    )
+
+
+def paired_taus(mine: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding]) -> list[tuple[Finding, Finding]]:
+    return [(f, recorded[f["method"], f["prompt"]]) for f in mine if (f["method"], f["prompt"]) in recorded]
 
 
 # ---- all ----
@@ -388,7 +450,7 @@ def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]
     for v in verdicts:
         is_exact = exact.get(v.method.split(" (")[0], True)
         if v.passed is False and (is_exact or v.raised):
-            problems.append(f"{v.method} fails {v.layer}: {v.worst}, allowed {v.threshold}")
+            problems.append(f"{v.method} fails {v.layer}: {v.worst}, allowed {v.threshold}" + (f" ({v.why})" if v.why else ""))
         elif v.passed is None and v.blocks:
             problems.append(f"{v.method} is not judged by {v.layer}: {v.why}")
     for method, is_exact in exact.items():

@@ -173,7 +173,7 @@ class SoftCrossEntropy(torch.autograd.Function):
         return loss / len(predicted)
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:  # ty: ignore
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (above / len(gradient)), None, None
 
@@ -261,7 +261,7 @@ def initialise(head: EagleHead, embedding: Tensor, pool: list[Conversation], set
             head.fc.bias.copy_(offset)
         for matrix in (head.layer.self_attn.o_proj, head.layer.mlp.down_proj):
             torch.nn.init.zeros_(matrix.weight)
-    head.fc = NormalisedInput(head.fc, mean, std)  # ty: ignore
+    head.fc = NormalisedInput(head.fc, mean, std)  # type: ignore[assignment]
 
 
 HELD_FROM = 1024  # the first answers there are
