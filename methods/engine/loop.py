@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from methods.base import Decode, Drafter, Generation, SamplerParams, Target, Trace
 from methods.engine.sampling import Chooser
@@ -15,11 +18,17 @@ from methods.engine.verify import Verify, walk
 
 @dataclass(slots=True)
 class Context:
-    """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`."""
+    """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`.
+
+    `logits` [n, vocab]: the target's, over the nodes of the tree grown last (None before the first); `kept`: whatever the grower
+    keeps from step to step of this generation, None before its first.
+    """
 
     tokens: list[int]
     position: int
     chooser: Chooser
+    logits: Tensor | None = None
+    kept: Any = None
 
     @property
     def root(self) -> int:
@@ -56,6 +65,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             tree = grow.tree(drafter, context)
             drafted = time.perf_counter()
             features, logits = target.verify(tree)
+            context.logits = logits
             accepted = verify(tree, logits, chooser, context.position)
             target.commit(accepted.path)
             new = [*(tree.tokens[i] for i in accepted.path[1:]), accepted.bonus]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -56,3 +57,35 @@ class Tree:
 def chain(root: int, tokens: list[int]) -> Tree:
     """A tree without branches: what prompt lookup and plain speculative sampling draft."""
     return Tree([root, *tokens], list(range(-1, len(tokens))))
+
+
+@dataclass(slots=True)
+class Trie:
+    """A tree in the making from several sources of candidates: equal siblings are one node, whoever proposed them."""
+
+    root: int
+    tokens: list[int] = field(init=False)
+    parents: list[int] = field(init=False)
+    _node: dict[tuple[int, int], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.parents, self._node = [self.root], [-1], {}
+
+    def add(self, parent: int, token: int) -> int:
+        """The node of `token` under `parent`, made if there is none."""
+        node = self._node.setdefault((parent, token), len(self.tokens))
+        if node == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+        return node
+
+    def add_path(self, tokens: Iterable[int], parent: int = 0) -> list[int]:
+        """The nodes of a chain of tokens that hangs on `parent`."""
+        path = []
+        for token in tokens:
+            parent = self.add(parent, token)
+            path.append(parent)
+        return path
+
+    def tree(self) -> Tree:
+        return Tree(self.tokens, self.parents)
