@@ -308,40 +308,40 @@ def pull(dest: Path | None, base_url: str | None) -> None:
 
 @cli.group()
 def train() -> None:
-    """Train draft heads."""
+    """Train drafters. All kinds of them learn from the same data, made once a work folder."""
 
 
-@train.command()
-@model_option
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the head, its settings and learning curve.",
-)
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder for features and checkpoints (default: in the cache).",
-)
-@click.option("--answer-tokens", type=int, default=200_000, show_default=True, help="On-policy tokens to generate.")
-@click.option("--text-tokens", type=int, default=190_000, show_default=True, help="Tokens of ShareGPT's own answers.")
-@click.option(
-    "--tokens",
-    type=int,
-    default=5_000_000,
-    show_default=True,
-    help="Positions to train on, all epochs together; 0: only generate.",
-)
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int, default=None)
-def eagle(**options: Any) -> None:
-    """Train an EAGLE head for a model: prompts, answers, features, training; goes on where it was stopped."""
-    from harness.train.command import train_eagle
+def _train_command(kind: str, about: str) -> None:
+    @train.command(kind, help=f"Train {about} for a model: prompts, answers, features, training; goes on where it was stopped.")
+    @model_option
+    @click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="Folder for the weights, settings and learning curve."
+    )
+    @click.option(
+        "--work", type=click.Path(path_type=Path), default=None, help="Folder for features and checkpoints (default: the cache)."
+    )
+    @click.option("--answer-tokens", type=int, default=200_000, show_default=True, help="On-policy tokens to generate.")
+    @click.option("--text-tokens", type=int, default=190_000, show_default=True, help="Tokens of ShareGPT's own answers.")
+    @click.option(
+        "--tokens", type=int, default=5_000_000, show_default=True,
+        help="Positions to train on, all epochs together; 0: only generate.",
+    )  # fmt: skip
+    @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
+    @click.option("--seed", type=int, default=0, show_default=True)
+    @click.option("--threads", type=int, default=None)
+    def command(**options: Any) -> None:
+        from harness.train.command import train_drafter
 
-    train_eagle(**options)
+        train_drafter(kind, **options)
+
+
+for _kind, _about in {
+    "eagle": "an EAGLE head",
+    "medusa": "Medusa heads",
+    "hydra": "Hydra heads",
+    "sps": "a draft LM (speculative sampling)",
+}.items():
+    _train_command(_kind, _about)
 
 
 def main() -> None:

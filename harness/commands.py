@@ -301,7 +301,7 @@ def profile_command(**o: Any) -> None:
     keep_freed_memory()
     torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
     say(f"loading {config.title} ...")
-    loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for a in part.arms))
+    loaded = load(config, o["dtype"], head=o["head"], drafters=_drafters([part]))
     stop = frozenset(config.stop_ids)
     params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
     where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"
@@ -377,6 +377,11 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
+def _drafters(parts: Sequence[Any]) -> set[str]:
+    """The kinds of drafters that runs need."""
+    return {a.method.drafter for part in parts for a in part.arms if a.method.drafter is not None}
+
+
 @contextmanager
 def _session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[list[Any]]:
     """The ledger locked, the model loaded: a runner for each part."""
@@ -391,7 +396,7 @@ def _session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[l
         from harness.loading import load
 
         say(f"loading {config.title} ...")
-        loaded = load(config, o["dtype"], head=o["head"], with_head=any(a.method.needs_head for p in parts for a in p.arms))
+        loaded = load(config, o["dtype"], head=o["head"], drafters=_drafters(parts))
         yield [runner.Runner(loaded, part, ledger) for part in parts]
 
 
@@ -510,8 +515,11 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     else:
         seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
         click.echo(f"time: at most {duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
-    needs_head = any(a.method.needs_head for a in arms)
-    for line in preflight.report(config, head=o["head"], needs_head=needs_head, dtype=o["dtype"]):
+    needed = _drafters([part])
+    others = needed - {methods.EAGLE}
+    for line in preflight.report(
+        config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"], others=others
+    ):  # fmt: skip
         click.echo(line)
 
 

@@ -113,7 +113,8 @@ class Architecture(_Strict):
 class ModelConfig(_Strict):
     """One target. `presets` are draft-tree settings by name.
 
-    head: a folder relative to the YAML, or a repository. system: `paper` (what the reference evaluates this template with; for
+    head: its EAGLE head: a folder relative to the YAML, or a repository. drafters: its other drafters, by kind. system:
+    `paper` (what the reference evaluates this template with; for
     `tokenizer` and `plain` nothing), `none`, or a text. packages: what reading it takes beyond the harness's own dependencies.
     paper: its name in the paper's tables.
     """
@@ -123,6 +124,7 @@ class ModelConfig(_Strict):
     weights: GGUFWheel | LocalFolder | HubRepo
     licence: str = "unknown"
     head: HubRepo | str | None = None
+    drafters: dict[Literal["medusa", "hydra", "lm"], HubRepo | str] = {}
     architecture: Architecture | None = None
     paper: str | None = None
     packages: tuple[str, ...] = ()
@@ -144,10 +146,20 @@ class ModelConfig(_Strict):
 
     @property
     def head_folder(self) -> Path | None:
-        """Where the draft head is, or would be: nothing is fetched."""
-        if isinstance(self.head, HubRepo):
-            return hub_folder(self.head.hub, self.head.revision)
-        return None if self.head is None else (self.folder / self.head).resolve()
+        """Where the EAGLE head is, or would be: nothing is fetched."""
+        return self.drafter_folder("eagle")
+
+    def drafter_source(self, kind: str) -> HubRepo | str | None:
+        """A folder relative to the YAML, a repository, or None: there is no drafter of that kind."""
+        by_kind: dict[str, HubRepo | str] = dict(self.drafters)
+        return self.head if kind == "eagle" else by_kind.get(kind)
+
+    def drafter_folder(self, kind: str) -> Path | None:
+        """Where a drafter is, or would be: nothing is fetched."""
+        source = self.drafter_source(kind)
+        if isinstance(source, HubRepo):
+            return hub_folder(source.hub, source.revision)
+        return None if source is None else (self.folder / source).resolve()
 
 
 _included: dict[str, Path] = {}

@@ -7,7 +7,8 @@ import json
 import os
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import methods
 from harness import chat, placement
 from harness.config import Architecture, ModelConfig
+from harness.drafters import Facts, check_target, fill, read_config, read_drafter, read_state
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
-from harness.weights import EMBEDDING, PICKLED, SAFE, head_folder, missing_packages, unpickled, weights_folder
+from harness.weights import drafter_folder, drafter_kind, missing_packages, weights_folder
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
@@ -28,7 +31,7 @@ from methods.engine.target import HFTarget
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a run needs of a model. `drafter` is None where the model has no head."""
+    """Everything a run needs of a model. `drafter`: its EAGLE head, None where it has none; `drafters`: those of other kinds."""
 
     config: ModelConfig
     target: HFTarget
@@ -38,6 +41,16 @@ class Loaded:
     target_sha: str
     head_sha: str | None
     frequent_sha: str | None = None  # of the list of frequent tokens beside the head
+    drafters: Mapping[str, Any] = field(default_factory=dict)
+    drafter_shas: Mapping[str, str] = field(default_factory=dict)
+
+    def drafter_of(self, kind: str | None) -> Any:
+        """The drafter of a kind of `methods.DRAFTERS`, None where there is none, or none is asked for."""
+        return self.drafter if kind == methods.EAGLE else self.drafters.get(kind or "")
+
+    def sha_of(self, kind: str | None) -> str | None:
+        """The hash of its weights."""
+        return self.head_sha if kind == methods.EAGLE else self.drafter_shas.get(kind or "")
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
@@ -158,8 +171,14 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, **({"legacy": True} if old else {}))
 
 
-def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, with_head: bool = True) -> Loaded:
-    """Load a target in `dtype` and, where it has one, its head (or the head folder given).
+def load(
+    config: ModelConfig, dtype: str = "auto", head: Path | None = None, with_head: bool = True,
+    drafters: Collection[str] | None = None,
+) -> Loaded:  # fmt: skip
+    """Load a target in `dtype` and those of its drafters that are asked for, where it has them.
+
+    head: a folder in place of its own drafter of that kind. drafters: kinds of `methods.DRAFTERS`, by default the EAGLE head,
+    unless `with_head` is False.
 
     Raises:
         UserError: weights or head missing, altered, of other shapes, or made for another target.
@@ -171,7 +190,9 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
     if absent := missing_packages(config):
         raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
     folder, target_sha = weights_folder(config)
-    own = head or (head_folder(config) if with_head else None)
+    wanted = set(drafters) if drafters is not None else {methods.EAGLE} if with_head else set()
+    folders = {kind: found for kind in sorted(wanted) if (found := _folder(config, kind, head)) is not None}
+    own = folders.pop(methods.EAGLE, None)
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     weights: EagleHead | None = None
     frequent, head_sha, frequent_sha = None, None, None
@@ -180,9 +201,11 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
         # before the target's weights: what does not fit is found out in seconds
         sizes, tokenizer = transformers.AutoConfig.from_pretrained(folder), load_tokenizer(folder)
         check_template(config, tokenizer, folder)
-        if with_head and own is not None:
+        if own is not None:
             weights, head_sha = load_head(own, config.name, (sizes.vocab_size, sizes.hidden_size), target_sha)
             frequent, frequent_sha = load_frequent(own, sizes.vocab_size)
+        facts = Facts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
+        others = {kind: read_drafter(kind, found, facts) for kind, found in folders.items()}
         if device().type == "cuda":
             placed = placement.on_gpus(Architecture.of(folder), name, config.context_length, placement.free_on_gpus())
         with warnings.catch_warnings():
@@ -203,7 +226,14 @@ def load(config: ModelConfig, dtype: str = "auto", head: Path | None = None, wit
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
     drafter = None if weights is None else beside_last_layer(target, weights, frequent)
-    return Loaded(config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha)
+    return Loaded(
+        config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha,
+        {kind: attach(target) for kind, (attach, _) in others.items()}, {kind: sha for kind, (_, sha) in others.items()},
+    )  # fmt: skip
+
+
+def _folder(config: ModelConfig, kind: str, head: Path | None) -> Path | None:
+    return head if head is not None and drafter_kind(head) == kind else drafter_folder(config, kind)
 
 
 def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:
@@ -246,36 +276,10 @@ def load_head(folder: Path, model: str, embedding_shape: tuple[int, int], target
     """
     config, values = head_config(folder, model)
     check_fit(config, folder, model, embedding_shape)
-    made_for = values.get("target_sha256")
-    if made_for is not None and made_for != target_sha:
-        raise UserError(
-            f"the head in {folder} was trained for a target with sha256 {made_for[:16]}..; {model} has {target_sha[:16]}.."
-        )
-    file = folder / SAFE
-    try:
-        if file.exists():
-            state, digest = load_file(file), sha256_file(file)
-        elif (folder / PICKLED).exists():
-            file = folder / PICKLED
-            state, digest = unpickled(file)
-        else:
-            raise UserError(f"no {SAFE} in head folder {folder}")
-    except (SafetensorError, OSError) as e:
-        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
-    expected = values.get("weights_sha256")
-    if expected is not None and digest != expected:
-        raise UserError(f"{file} has sha256 {digest}, its config.json says {expected}: truncated or altered")
-    # besides the embedding, files of that time may hold rotary tables, which follow from the config
-    state = {k: v for k, v in state.items() if k != EMBEDDING and not k.endswith(".rotary_emb.inv_freq")}
+    check_target(folder, values, methods.EAGLE, model, target_sha)
+    state, digest = read_state(folder, values)
     head = EagleHead(config)
-    wanted = head.state_dict()
-    for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
-        if keys:
-            raise UserError(f"{file}: {what} key {sorted(keys)[0]!r} ({len(keys)} in all)")
-    for key, value in wanted.items():
-        if value.shape != state[key].shape:
-            raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
-    head.load_state_dict(state)
+    fill(head, state, folder)
     return head, digest
 
 
@@ -285,17 +289,7 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
     Raises:
         UserError: not there, not JSON, or sizes missing or impossible.
     """
-    config_file = folder / "config.json"
-    try:
-        values = json.loads(config_file.read_text())
-    except OSError:
-        raise UserError(
-            f"no draft head for {model} in {folder}: train one with `harness train eagle --model {model} --out DIR`"
-        ) from None
-    except ValueError as e:
-        raise UserError(f"{config_file} is not JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{config_file}: expected an object, not {type(values).__name__}")
+    config_file, values = folder / "config.json", read_config(folder, methods.EAGLE, model)
     try:
         heads = int(values["num_attention_heads"])
         config = HeadConfig(

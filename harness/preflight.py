@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harness import placement
@@ -12,19 +12,24 @@ from harness.config import Architecture, GGUFWheel, HubRepo, LocalFolder, ModelC
 from harness.errors import UserError
 from harness.fetch import hub_folder
 from harness.placement import gb
-from harness.weights import has_token, lacking, licence_page, missing_packages, prepared_folder, weight_files
+from harness.weights import drafter_folders, has_token, lacking, licence_page, missing_packages, prepared_folder, weight_files
+from methods import DRAFTERS
 
 STORED = 2  # bytes a parameter: every published target here is in 16 bits
 STORED_HEAD = 4  # and some heads in 32, with a copy of the embedding
 
 
-def report(config: ModelConfig, *, head: Path | None, needs_head: bool, dtype: str) -> Iterator[str]:
+def report(
+    config: ModelConfig, *, head: Path | None, needs_head: bool, dtype: str, others: Collection[str] = ()
+) -> Iterator[str]:  # fmt: skip
     """Lines for `--dry-run`: memory needed and there, then what is missing, or that nothing is.
 
-    head: another head than the model's own. dtype: that of the run, `auto` for the model's.
+    head: another drafter than the model's own of its kind. others: kinds of drafters needed besides the EAGLE head. dtype:
+    that of the run, `auto` for the model's.
     """
     sizes = architecture(config)
     missing = [*_weights(config), *_head(config, head, needs_head, sizes)]
+    missing += [line for kind in sorted(others) for line in _other(config, kind, head)]
     missing += [f"package {name}, which reads its tokenizer: `pip install {name}`" for name in missing_packages(config)]
     missing += _disk(config, head, needs_head, sizes)
     if sizes is not None:
@@ -105,6 +110,13 @@ def _head(config: ModelConfig, head: Path | None, needs_head: bool, sizes: Archi
             check_fit(head_config(folder, config.name)[0], folder, config.name, (sizes.vocab_size, sizes.hidden_size))
         except UserError as e:
             yield f"a head that fits: {e}"
+
+
+def _other(config: ModelConfig, kind: str, head: Path | None) -> Iterator[str]:
+    folder = drafter_folders(config, head or config.head_folder).get(kind)
+    source, what = config.drafter_source(kind), DRAFTERS[kind]
+    if folder is None or lacking(folder) is not None:
+        yield _to_fetch(what, config, source) if isinstance(source, HubRepo) else f"{what} in {folder}"
 
 
 def _disk(config: ModelConfig, head: Path | None, needs_head: bool, sizes: Architecture | None) -> Iterator[str]:

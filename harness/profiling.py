@@ -82,13 +82,14 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
         return f"draft level {level}"
 
     target = _Timed(loaded.target, seconds, ("prefill", "step", "verify", "commit"), target_part)
-    drafter = _Timed(loaded.drafter, seconds, ("start", "observe", "root_logits", "expand"), drafter_part)
+    own = loaded.drafter_of(arm.method.drafter)
+    drafter = None if own is None else _Timed(own, seconds, ("start", "observe", "root_logits", "expand"), drafter_part)
     decode = arm.method.build(**arm.options)
 
     def run(ids: list[int], target: Any, drafter: Any) -> Generation:
-        return decode(ids, target, drafter if arm.method.needs_head else None, params)
+        return decode(ids, target, drafter, params)
 
-    run(prompts[0], loaded.target, loaded.drafter)  # warm
+    run(prompts[0], loaded.target, own)  # warm
     steps = tokens = 0
     draft = verify = target_s = rest = 0.0
     for ids in prompts:
@@ -273,7 +274,7 @@ def sweep(
         for _ in range(rounds):
             for label, arm in arms:
                 started = time.perf_counter()
-                made = decoders[label](ids, loaded.target, loaded.drafter if arm.method.needs_head else None, params)
+                made = decoders[label](ids, loaded.target, loaded.drafter_of(arm.method.drafter), params)
                 seconds = time.perf_counter() - started - made.prefill_s
                 assert made.trace is not None
                 steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1

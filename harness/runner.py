@@ -19,8 +19,10 @@ from typing import Any
 import methods
 from harness import environment, records
 from harness.config import ModelConfig
+from harness.drafters import n_heads
 from harness.errors import UserError, unknown
 from harness.loading import FREQUENT, Loaded, ids_sha
+from harness.weights import drafter_folders
 from methods.base import Generation, SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import Prompt, PromptSet
@@ -131,7 +133,7 @@ class Runner:
         head, frequent = self.loaded.head_sha, self.loaded.frequent_sha
         if arm.method.needs_frequent and head and frequent:
             return hashlib.sha256(f"{head} {frequent}".encode()).hexdigest()
-        return head if arm.method.needs_head else None
+        return self.loaded.sha_of(arm.method.drafter)
 
     def n_missing(self) -> dict[str, int]:
         """Generations still to be measured, by method. Turn-2 prompts are not known yet: counted by what is recorded."""
@@ -299,7 +301,7 @@ class Runner:
         token = f"{arm.name} {arm.options}"
         if token not in self.decoders:
             self.decoders[token] = arm.method.build(**arm.options)
-        drafter = self.loaded.drafter if arm.method.needs_head else None
+        drafter = self.loaded.drafter_of(arm.method.drafter)
         self.loaded.target.synchronise()
         started = time.perf_counter()
         generation = self.decoders[token](ids, self.loaded.target, drafter, params)
@@ -398,13 +400,14 @@ def make_arms(
         UserError: unknown method, preset or option, a bad value, or a method asked for by name whose weights the model lacks.
     """
     wanted: list[str] = []
+    folders = drafter_folders(config, head)
     for name in names:
         known = (
-            [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, head) is None] if name == "all" else [name]
+            [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, folders) is None] if name == "all" else [name]
         )
         wanted += [n for n in known if n not in wanted]
         for n in (n for n in methods.names(exact=True) if name == "all" and n not in known):
-            print(f"left out: {_lacks(methods.get(n), config, head)}", file=sys.stderr)
+            print(f"left out: {_lacks(methods.get(n), config, folders)}", file=sys.stderr)
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
@@ -416,7 +419,7 @@ def make_arms(
             raise UserError(f"preset {preset!r} of model {config.name}: {unknown('option', option, everything)}")
     arms = []
     for m in chosen:
-        lacking = _lacks(m, config, head)
+        lacking = _lacks(m, config, folders)
         if lacking:
             raise UserError(lacking)
         own = {k: v for k, v in changes.items() if k in m.options}
@@ -427,6 +430,8 @@ def make_arms(
         options = m.resolve(named, own, presets)
         try:
             m.build(**options)
+            if m.levels is not None and m.drafter is not None:
+                _check_levels(m, options, folders[m.drafter])
         except ValueError as e:
             raise UserError(f"method {m.name}: {e}") from None
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
@@ -434,11 +439,24 @@ def make_arms(
     return tuple(arms)
 
 
-def _lacks(m: methods.Method, config: ModelConfig, head: Path | None) -> str | None:
+def _check_levels(m: methods.Method, options: Mapping[str, Any], folder: Path) -> None:
+    """Raises ValueError where the tree has more levels than there are heads to draft them."""
+    assert m.levels is not None
+    n, heads = m.levels(options), n_heads(folder)
+    if heads is not None and n > heads:
+        raise ValueError(f"its tree has {n} levels, each of which takes a head, and {folder} has {heads}: choose another tree")
+
+
+def _lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -> str | None:
     """What the model lacks of what a method needs, and where to get it; None where nothing."""
-    train = f"`harness train eagle --model {config.name} --out DIR` makes one"
-    if m.needs_head and head is None:
-        return f"method {m.name} needs a draft head and model {config.name} has none: {train}"
-    if m.needs_frequent and head is not None and not (head / FREQUENT).exists():
-        return f"method {m.name} needs a list of frequent tokens and there is no {head / FREQUENT}: {train} with its head"
+    if m.drafter is None:
+        return None
+    what = methods.DRAFTERS[m.drafter]
+    command = {"lm": "sps"}.get(m.drafter, m.drafter)
+    train = f"`harness train {command} --model {config.name} --out DIR` makes one"
+    if m.drafter not in folders:
+        return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
+    listed = folders[m.drafter] / FREQUENT
+    if m.needs_frequent and not listed.exists():
+        return f"method {m.name} needs a list of frequent tokens and there is no {listed}: {train} with its head"
     return None

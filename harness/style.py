@@ -11,7 +11,14 @@ VANILLA = "vanilla"  # the reference arm: every speedup and every identity check
 _METHODS = {
     VANILLA: "#4d4d4d",
     "hf-generate": "#a6a6a6",
+    "hf-assisted": "#bbaf8f",
+    "hf-prompt-lookup": "#8fa3bb",
+    "sps": "#f0e442",
     "pld": "#e69f00",
+    "lookahead": "#999933",
+    "medusa": "#882255",
+    "medusa-typical": "#c98aa8",
+    "hydra": "#332288",
     "eagle1": "#0072b2",
     "eagle2-no-both": "#cc79a7",
     "eagle2-no-value": "#56b4e9",
@@ -19,7 +26,7 @@ _METHODS = {
     "eagle2": "#d55e00",
     "eagle2-fr": "#7f3300",
 }
-_OTHER_COLOURS = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#117733")  # Tol's muted set
+_OTHER_COLOURS = ("#44aa99", "#aa4499", "#117733", "#ddcc77", "#cc6677", "#88ccee")  # of Tol's muted set
 _PRESET_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 _PRESET_MARKERS = ("o", "s", "^", "D", "v", "P")
 

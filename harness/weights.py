@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import filelock
 from safetensors import SafetensorError
 
+import methods
 from harness.config import GGUFWheel, HubRepo, LocalFolder, ModelConfig
 from harness.errors import UserError
 from harness.fetch import WheelMember, cache_dir, cache_folder, hub_folder, sha256_file, wheel_member, whole_file
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MARK = "COMPLETE.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+MEDUSA_SAFE, MEDUSA_PICKLED = "medusa_lm_head.safetensors", "medusa_lm_head.pt"  # what the authors' heads are called
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -47,6 +49,9 @@ def weight_files(folder: Path) -> list[Path]:
                 return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{index} is truncated or altered") from None
+    for name in (MEDUSA_SAFE, MEDUSA_PICKLED):
+        if (folder / name).exists():
+            return [folder / name]
     return [folder / SAFE]
 
 
@@ -92,7 +97,7 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
         absent = next((file for file in files if not file.is_file()), None)
         if absent is not None:
             raise UserError(f"model {config.name}: no {absent.name} in {folder}")
-        digest = _digest(files)
+        digest = weights_digest(files)
         if w.sha256 is not None and digest != w.sha256:
             raise UserError(f"{files[0]} has sha256 {digest}, expected {w.sha256}: truncated or altered")
         return folder, digest
@@ -157,7 +162,7 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _digest(files: list[Path]) -> str:
+def weights_digest(files: list[Path]) -> str:
     """sha256 of the one file; of shards, that of their names and sha256."""
     if len(files) == 1:
         return sha256_file(files[0])
@@ -170,9 +175,38 @@ def head_folder(config: ModelConfig) -> Path | None:
     Raises:
         UserError: not obtainable.
     """
-    if isinstance(config.head, HubRepo):
-        return from_hub(config.head, f"the draft head of {config.name}")
-    return config.head_folder
+    return drafter_folder(config, methods.EAGLE)
+
+
+def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
+    """The same for a drafter of any kind."""
+    source = config.drafter_source(kind)
+    if isinstance(source, HubRepo):
+        return from_hub(source, f"the {methods.DRAFTERS[kind]} of {config.name}")
+    return config.drafter_folder(kind)
+
+
+ARCHITECTURES = {"EagleHead": methods.EAGLE, "MedusaHeads": "medusa", "HydraHeads": "hydra", "NarrowLM": "lm"}
+
+
+def drafter_kind(folder: Path) -> str:
+    """What a folder's config.json says its weights are; an EAGLE head where it says nothing, as published ones do."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = (values.get("architectures") or [""])[0]
+        return "medusa" if "medusa_num_heads" in values else ARCHITECTURES.get(named, methods.EAGLE)
+    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+        return methods.EAGLE
+
+
+def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:
+    """The drafters there are for a model, by kind: its own, `head` in place of that of its kind; no EAGLE head without one."""
+    found = {kind: folder for kind in methods.DRAFTERS if (folder := config.drafter_folder(kind)) is not None}
+    if head is None:
+        found.pop(methods.EAGLE, None)
+    else:
+        found[drafter_kind(head)] = head
+    return found
 
 
 def licence_page(repo: HubRepo) -> str:
@@ -206,7 +240,7 @@ def from_hub(repo: HubRepo, what: str) -> Path:
             f"{what} is gated ({repo.hub}) and there is no token: {accept}, then log in with `hf auth login` or set HF_TOKEN"
         )
     try:
-        for patterns in (["*.json", "*.safetensors", "*.model", "*.jinja"], ["*.bin"]):
+        for patterns in (["*.json", "*.safetensors", "*.model", "*.jinja"], ["*.bin", "*.pt"]):
             folder = Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))
             if lacking(folder) is None:
                 return folder

@@ -32,7 +32,7 @@ class Method:
     options: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Any]]
     exact: bool
-    needs_head: bool
+    drafter: str | None
     needs_frequent: bool
     samples_drafts: bool
     tunable: bool
@@ -40,6 +40,12 @@ class Method:
     file: str
     small: Sequence[Mapping[str, Any]]
     types: Mapping[str, type] = field(default_factory=dict)
+    levels: Callable[[Mapping[str, Any]], int] | None = None
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether it drafts with the model's EAGLE head."""
+        return self.drafter == EAGLE
 
     def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """All options in force: defaults, then the model's and the method's preset, then `--set`.
@@ -61,6 +67,15 @@ class Method:
         return options
 
 
+EAGLE = "eagle"
+DRAFTERS = {
+    EAGLE: "draft head",
+    "medusa": "set of Medusa heads",
+    "hydra": "set of Hydra heads",
+    "lm": "draft LM",
+}
+"""The kinds of drafters that a model may have weights for, and what they are called."""
+
 _METHODS: dict[str, Method] = {}
 
 
@@ -70,6 +85,8 @@ def method(
     line: str,
     exact: bool = True,
     needs_head: bool = False,
+    drafter: str | None = None,
+    levels: Callable[[Mapping[str, Any]], int] | None = None,
     needs_frequent: bool = False,
     samples_drafts: bool = False,
     tunable: bool = False,
@@ -79,7 +96,8 @@ def method(
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
-    needs_head: it drafts with the model's draft head; needs_frequent: with the list of frequent tokens beside it, too.
+    needs_head: it drafts with the model's EAGLE head; needs_frequent: with the list of frequent tokens beside it, too.
+    drafter: what else it drafts with, one of `DRAFTERS`; levels: of its tree under given options, each of which takes a head.
     small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked; several such
     sets, where trees of several forms are to be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
@@ -91,6 +109,9 @@ def method(
         bare = [k for k, p in parameters.items() if p.default is p.empty]
         if bare:
             raise UserError(f"method {name!r} in {build.__module__}: option {bare[0]!r} needs a default, its value under 'paper'")
+        kind = EAGLE if needs_head else drafter
+        if kind is not None and kind not in DRAFTERS:
+            raise UserError(f"method {name!r} in {build.__module__}: {unknown('drafter', kind, DRAFTERS)}")
         file = inspect.getsourcefile(build) or "?"
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
@@ -100,8 +121,9 @@ def method(
         }
         _METHODS[name] = Method(
             name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
-            exact=exact, needs_head=needs_head, needs_frequent=needs_frequent, samples_drafts=samples_drafts, tunable=tunable,
+            exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts, tunable=tunable,
             external=external, file=file, small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
+            levels=levels,
         )  # fmt: skip
         return build
 

@@ -96,7 +96,10 @@ class Target(Protocol):
 
 
 class Drafter(Protocol):
-    """What a grower may ask of a draft head. Entries: nodes run in this step, in order; dropped by the next `observe`."""
+    """What a grower may ask of a draft head, or of a draft LM.
+
+    Entries: nodes run in this step, in order; dropped by the next `observe`.
+    """
 
     forward_s: float
 
@@ -104,11 +107,12 @@ class Drafter(Protocol):
         """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, hidden]. Starts a new step."""
         ...
 
-    def start(self, room: int, frequent: int | None = None) -> None:
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         """Forget everything; `room` bounds the pairs and entries to come.
 
         `frequent`: predict over at most so many frequent tokens, all that are listed if there are fewer; None: over the whole
-        vocabulary. Raises ValueError where the drafter has no list.
+        vocabulary. Raises ValueError where the drafter has no list. `first`: the text's first token, which is in no pair and
+        which a language model reads all the same.
         """
         ...
 
@@ -121,7 +125,8 @@ class Drafter(Protocol):
         ...
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
-        """Run m nodes of the next level, called level by level from the top -> logits [m, columns].
+        """Run m nodes of the next level, called level by level from the top -> logits [m, columns], or [1, columns] where they
+        are the same for all: the drafter does not look at drafted tokens.
 
         tokens [m]; parents [m]: each node's parent as an entry number, -1 for the root; sees [m, entries + m] bool: the
         entries (this level's included) each node attends to, all observed pairs besides.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from methods import method
 from methods.base import Decode
-from methods.engine.grow import static_tree
+from methods.engine.grow import paths_of, static_tree
 from methods.engine.loop import speculative
 from methods.engine.verify import rejection
 
@@ -28,6 +28,4 @@ SMALL = ("0 1 00", "0 00 000", "0 1", "0 1 2 3", "0 1 00 000", "0 1 00 01 10")
     small=[{"shape": shape} for shape in SMALL],
 )
 def eagle1(shape: str = SHAPE) -> Decode:
-    if not shape.replace(" ", "").isdecimal():
-        raise ValueError(f"shape={shape!r}: expected words of digits, one a node, such as '0 1 00 01'")
-    return speculative(static_tree([tuple(map(int, word)) for word in shape.split()]), rejection)
+    return speculative(static_tree(paths_of(shape)), rejection)

@@ -26,7 +26,7 @@ from harness.fetch import whole_file
 from harness.loading import load
 from harness.train.command import evaluation_prompts, exchange_ids, new_head, training_settings
 from harness.train.data import Conversation, make_text_shards, read_shards
-from harness.train.eagle import hold_out, train
+from harness.train.trainer import hold_out, train
 
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [

@@ -59,7 +59,7 @@ class Lab:
         """`method` with its default options, except those given, on this model or on `target` in its place."""
         found = methods.get(method)
         decode = found.build(**{**found.options, **options})
-        return decode(prompt, target or self.loaded.target, self.loaded.drafter if found.needs_head else None, params)
+        return decode(prompt, target or self.loaded.target, self.loaded.drafter_of(found.drafter), params)
 
     def vanilla(self, prompt: list[int], params: SamplerParams) -> Generation:
         key = (tuple(prompt), params)
@@ -74,7 +74,7 @@ class Lab:
 def fresh_lab(dtype: str) -> Lab:
     # two models of a few hundred kB gain nothing from more threads, and a busy machine loses
     torch.set_num_threads(1)
-    return Lab(load(model_config(str(TINY)), dtype=dtype))
+    return Lab(load(model_config(str(TINY)), dtype=dtype, drafters=methods.DRAFTERS))
 
 
 shared_lab = cache(fresh_lab)

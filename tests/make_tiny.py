@@ -3,8 +3,9 @@
     python tests/make_tiny.py [DIR]
 
 The target (two layers, hidden size 64, grouped heads) learns the texts of tasks/bundled by heart in a minute or so; the
-head then learns to draft the target's own answers, with the trainer that trains every other head. Both are seeded: a
-second run on the same machine, torch version and single thread gives the same files.
+head and the other drafters (Medusa, Hydra, a narrow draft LM) then learn to draft the target's own answers, with the trainer
+that trains all others. All are seeded: a second run on the same machine, torch version and single thread gives the same files.
+What is there already is not made again: to remake a part, delete its folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from harness.loading import FREQUENT  # noqa: E402
+from harness.train import eagle as _eagle  # noqa: E402, F401  (registers the EAGLE head with the trainer)
+from harness.train import heads as train_heads  # noqa: E402
+from harness.train import lm as train_lm  # noqa: E402
+from harness.train.command import save_drafter  # noqa: E402
 from harness.train.data import Conversation  # noqa: E402
-from harness.train.eagle import TrainSettings, frequent_tokens, hold_out, train  # noqa: E402
 from harness.train.generate import answers  # noqa: E402
+from harness.train.trainer import TrainSettings, frequent_tokens, hold_out, train  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
@@ -46,6 +53,11 @@ HEAD = TrainSettings(
     tokens=700_000, batch_tokens=2048, learning_rate=4e-3, warmup_steps=30, unroll=3, frequent_rows=VOCAB,
     held_out=32, max_length=512,
 )  # fmt: skip
+OTHERS = {
+    "medusa": replace(train_heads.DEFAULTS, tokens=500_000),
+    "hydra": replace(train_heads.DEFAULTS, tokens=500_000),
+    "sps": replace(train_lm.DEFAULTS, tokens=700_000, width=32, layers=1),
+}
 YAML = """\
 # A target of {params:,} parameters for tests; made by tests/make_tiny.py.
 name: tiny
@@ -53,6 +65,7 @@ title: tiny LLaMA, trained on the bundled prompts
 weights: {{path: target, sha256: {sha256}}}
 licence: Apache-2.0
 head: head
+drafters: {{medusa: medusa, hydra: hydra, lm: sps}}
 context_length: {context}
 stop_ids: {stop_ids}
 limit: 2
@@ -128,8 +141,27 @@ def train_target(model: LlamaForCausalLM, chats: list[list[int]], steps: int, ro
 
 
 def make(folder: Path, target_steps: int = 420) -> None:
+    pairs, target = exchanges(), folder / "target"
+    if not (target / "model.safetensors").exists():
+        make_target(target, pairs, target_steps)
+    digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+    model, tokenizer = LlamaForCausalLM.from_pretrained(target).eval(), PreTrainedTokenizerFast.from_pretrained(target)
+    # every weight is a bfloat16 number: float32 and float64 loads are the same model
+    n_params = sum(p.numel() for p in model.parameters())
+    yaml = YAML.format(params=n_params, sha256=digest, context=CONTEXT, stop_ids=STOP_IDS)
+    (folder / "tiny.yaml").write_text(yaml, encoding="utf-8")
+    if all((folder / name).exists() for name in ("head", *OTHERS)):
+        return
+    made = training_answers(model, [encode_chat(tokenizer, user) for user, _ in pairs])
+    if not (folder / "head").exists():
+        make_head(folder / "head", model, digest, made)
+    for name, settings in OTHERS.items():
+        if not (folder / name).exists():
+            make_drafter(name, folder / name, model, digest, made, settings)
+
+
+def make_target(folder: Path, pairs: list[tuple[str, str]], steps: int) -> None:
     torch.manual_seed(0)
-    pairs = exchanges()
     tokenizer = make_tokenizer([text for pair in pairs for text in pair])
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
@@ -137,25 +169,52 @@ def make(folder: Path, target_steps: int = 420) -> None:
         tie_word_embeddings=False, bos_token_id=None, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    train_target(model, [encode_chat(tokenizer, *pair) for pair in pairs], target_steps)
-    target = folder / "target"
-    model.to(torch.bfloat16).save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-    n_params = sum(p.numel() for p in model.parameters())
-    # every weight is a bfloat16 number: float32 and float64 loads are the same model
-    yaml = YAML.format(params=n_params, sha256=digest, context=CONTEXT, stop_ids=STOP_IDS)
-    (folder / "tiny.yaml").write_text(yaml, encoding="utf-8")
-    (target / "model.safetensors").chmod(0o644)
-    make_head(folder / "head", model.eval(), digest, [encode_chat(tokenizer, user) for user, _ in pairs])
+    train_target(model, [encode_chat(tokenizer, *pair) for pair in pairs], steps)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
 
 
-def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, prompts: list[list[int]]) -> None:
-    """Train a head on the target's own answers, greedy and sampled, and save it in the official layout."""
+def training_answers(model: LlamaForCausalLM, prompts: list[list[int]]) -> list[Conversation]:
+    """The target's own answers, greedy and sampled."""
     prompts = [p for p in prompts if len(p) <= 400] * 2
     began = time.monotonic()
     made = sorted(answers(model, prompts, stop_ids=set(STOP_IDS), max_new_tokens=96, n_slots=64, seed=0), key=lambda a: a.index)
-    print(f"head: {sum(len(a.ids) for a in made):,} tokens of answers, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{sum(len(a.ids) for a in made):,} tokens of answers, {time.monotonic() - began:.0f} s", flush=True)
+    return [Conversation(a.ids, a.features, a.n_prompt) for a in made]
+
+
+def make_drafter(
+    name: str, folder: Path, model: LlamaForCausalLM, target_sha256: str, made: list[Conversation], settings: TrainSettings
+) -> None:
+    """Train a drafter as `harness train` does, and save it as that does, without figures."""
+    settings = replace(settings, batch_tokens=HEAD.batch_tokens, learning_rate=HEAD.learning_rate, warmup_steps=HEAD.warmup_steps,
+                       frequent_rows=VOCAB, held_out=HEAD.held_out, max_length=HEAD.max_length)  # fmt: skip
+    torch.manual_seed(0)
+    if name == "sps":
+        drafter: torch.nn.Module = train_lm.new_lm(model.config, settings)
+    else:
+        drafter = train_heads.new_heads(model.config, settings, name == "hydra")
+    embedding, lm_head = tables(model)
+    pool, held = hold_out(made, settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        said = partial(print, f"{name}:", flush=True)
+        curve = train(drafter, embedding, lm_head, pool, held, settings, Path(scratch), say=said)
+    accuracies = None if name == "sps" else train_heads.held_out_accuracies(drafter, embedding, lm_head, held)  # type: ignore[arg-type]
+    save_drafter(drafter, folder, target_sha256, curve, {"made_by": "tests/make_tiny.py"}, accuracies=accuracies)
+    (folder / "model.safetensors").chmod(0o644)
+    for file in folder.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):  # what tests need, and no more: this is in the repository
+            file.unlink()
+
+
+def tables(model: LlamaForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return weights[0].detach().to(torch.bfloat16), weights[1].detach().to(torch.bfloat16)
+
+
+def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, made: list[Conversation]) -> None:
+    """Train a head on the target's own answers and save it in the official layout."""
     c = model.config
     shape = {
         "hidden_size": c.hidden_size,
@@ -168,9 +227,8 @@ def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, prompts
         "bias": True,
     }
     head = EagleHead(HeadConfig(**shape))
-    embedding = model.get_input_embeddings().weight.detach().to(torch.bfloat16)
-    lm_head = model.get_output_embeddings().weight.detach().to(torch.bfloat16)
-    pool, held = hold_out([Conversation(a.ids, a.features, a.n_prompt) for a in made], HEAD)
+    embedding, lm_head = tables(model)
+    pool, held = hold_out(made, HEAD)
     with tempfile.TemporaryDirectory() as scratch:
         curve = train(
             head, embedding, lm_head, pool, held, HEAD, Path(scratch), say=lambda text: print("head:", text, flush=True)

@@ -16,13 +16,14 @@ from methods.base import Generation, SamplerParams
 from methods.engine.sampling import probabilities, stream_key
 from methods.engine.tree import Tree
 
-OWN = [name for name in methods.names() if not methods.get(name).external]
+OWN = methods.names(exact=True)
+EXTERNAL = [name for name in methods.names() if methods.get(name).external]
 SPECULATIVE = [name for name in OWN if name != "vanilla"]
-WITH_HEAD = [name for name in OWN if methods.get(name).needs_head]
+WITH_DRAFTER = [name for name in OWN if methods.get(name).drafter]
 WALKING = [name for name in SPECULATIVE if not methods.get(name).samples_drafts]
 
 each_method = pytest.mark.parametrize("name", SPECULATIVE)
-each_headed = pytest.mark.parametrize("name", WITH_HEAD)
+each_drafting = pytest.mark.parametrize("name", WITH_DRAFTER)
 GREEDY = SamplerParams(64, STOP_IDS)
 
 
@@ -82,18 +83,20 @@ def test_vanillas_forwards_have_no_drafts(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("stop_ids", [STOP_IDS, frozenset(), frozenset({2})])
-def test_hugging_faces_own_loop_gives_vanillas_ids(stop_ids: frozenset[int], lab: Lab) -> None:
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_hugging_faces_own_loops_give_vanillas_ids(name: str, stop_ids: frozenset[int], lab: Lab) -> None:
     params = SamplerParams(64, stop_ids)
-    for prompt in lab.prompts[:6]:
-        generation = lab.decode("hf-generate", prompt, params)
+    for prompt in lab.prompts[:6] if name == "hf-generate" else lab.prompts[:3]:
+        generation = lab.decode(name, prompt, params)
         vanilla = lab.vanilla(prompt, params)
         assert (generation.token_ids, generation.finish) == (vanilla.token_ids, vanilla.finish)
         assert generation.trace is None
 
 
-def test_hugging_faces_own_loop_leaves_the_target_as_it_was(lab: Lab) -> None:
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_hugging_faces_own_loops_leave_the_target_as_it_was(name: str, lab: Lab) -> None:
     before = lab.decode("eagle2", lab.prompts[0], GREEDY)
-    lab.decode("hf-generate", lab.prompts[0], replace(GREEDY, temperature=1.0))
+    lab.decode(name, lab.prompts[0], replace(GREEDY, temperature=1.0))
     assert lab.decode("eagle2", lab.prompts[0], GREEDY).token_ids == before.token_ids
 
 
@@ -135,7 +138,7 @@ def test_sampled_ids_of_walking_methods_are_vanillas(name: str, temperature: flo
 
 
 @each_sampling
-@pytest.mark.parametrize("name", [*(n for n in SPECULATIVE if methods.get(n).samples_drafts), "vanilla", "hf-generate"])
+@pytest.mark.parametrize("name", [*(n for n in SPECULATIVE if methods.get(n).samples_drafts), "vanilla", *EXTERNAL])
 def test_sampled_ids_follow_the_law_of_their_own_prefix(name: str, temperature: float, top_p: float, lab: Lab) -> None:
     """Each id against the processed law after its prefix, from a forward without cache: none outside the nucleus, and
     the sums over all ids of log p and of `is the likeliest` are what the laws say (a martingale: z is standard normal)."""
@@ -217,7 +220,7 @@ def test_a_stop_id_inside_an_accepted_block_ends_the_generation_there(name: str,
     raise AssertionError(f"{name} accepted too few drafts to test this")
 
 
-@pytest.mark.parametrize("name", [*OWN, "hf-generate"])
+@pytest.mark.parametrize("name", [*OWN, *EXTERNAL])
 def test_a_first_token_that_stops_or_a_budget_of_one_needs_no_step(name: str, lab: Lab) -> None:
     prompt = lab.prompts[0]
     first = lab.vanilla(prompt, SamplerParams(1)).token_ids
@@ -251,7 +254,7 @@ ODD = {
     "one node": {"top_k": 10, "depth": 6, "total": 1},
     "one node of one level": {"top_k": 1, "depth": 1, "total": 1},
 }
-DYNAMIC = [name for name in WITH_HEAD if "top_k" in methods.get(name).options]
+DYNAMIC = [name for name in WITH_DRAFTER if "top_k" in methods.get(name).options]
 
 
 @pytest.mark.parametrize("options", ODD.values(), ids=ODD.keys())
@@ -285,7 +288,7 @@ def test_any_lookup_options_keep_the_output(options: dict[str, int], lab: Lab) -
         assert generation.token_ids == lab.vanilla(prompt, GREEDY).token_ids
 
 
-@each_headed
+@each_drafting
 def test_sizes_in_the_trace_are_those_of_the_trees(name: str, lab: Lab) -> None:
     spy = lab.spy()
     generation = lab.decode(name, lab.prompts[5], GREEDY, target=spy)
@@ -380,6 +383,8 @@ def test_a_method_built_once_serves_any_number_of_prompts(lab: Lab) -> None:
         assert generation.token_ids == lab.vanilla(prompt, params).token_ids
 
 
-def test_the_exact_methods_are_all_but_the_external_ones() -> None:
-    assert methods.names(exact=True) == OWN
-    assert "hf-generate" in methods.names() and "hf-generate" not in OWN
+def test_all_methods_are_exact_ones_external_ones_or_typical_acceptance() -> None:
+    assert EXTERNAL == ["hf-assisted", "hf-generate", "hf-prompt-lookup"]
+    assert methods.names(exact=False) == ["medusa-typical"]
+    assert set(methods.names()) == {*OWN, *EXTERNAL, "medusa-typical"}
+    assert {"sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2"} <= set(OWN)

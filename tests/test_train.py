@@ -19,9 +19,12 @@ from lab import TINY, Lab, shared_lab
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.train import command, data, eagle
+from harness.train import command, data, trainer
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
-from harness.train.eagle import (
+from harness.train.generate import BatchedLlama, Sampler
+from harness.train.report import write_report
+from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
+from harness.train.trainer import (
     HELD_FROM,
     LOSS_ROWS,
     TEMPLATE_TOKENS,
@@ -41,9 +44,6 @@ from harness.train.eagle import (
     train,
     wanted_of,
 )
-from harness.train.generate import BatchedLlama, Sampler
-from harness.train.report import write_report
-from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
 from methods.engine.draft_head import EagleHead, HeadConfig
 
 # ---- the text ----
@@ -295,8 +295,8 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(
     settings = replace(SETTINGS, muon=muon)
     whole, curve = trained(tmp_path / "whole", settings)
     clock = iter(range(0, 10**6, 100))  # every look at the clock is 100 s later: saves and checks come every few steps
-    monkeypatch.setattr(eagle, "CHECK_EVERY", 120)
-    monkeypatch.setattr(eagle, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(trainer, "CHECK_EVERY", 120)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     said: list[str] = []
 
     def dying(text: str) -> None:

@@ -140,7 +140,9 @@ def pairs_of(results: Path, config: ModelConfig) -> tuple[list[LedgerPair], int]
     return pairs, n_alone
 
 
-def load_in(config: ModelConfig, dtype: str, head: Path | None, threads: int) -> Loaded:
+def load_in(
+    config: ModelConfig, dtype: str, head: Path | None, threads: int, drafters: Collection[str] = (methods.EAGLE,)
+) -> Loaded:  # fmt: skip
     import torch
 
     from harness.environment import keep_freed_memory
@@ -149,7 +151,7 @@ def load_in(config: ModelConfig, dtype: str, head: Path | None, threads: int) ->
     keep_freed_memory()
     torch.set_num_threads(threads)
     say(f"loading {config.title} in {dtype} ...")
-    return load(config, dtype, head=head, with_head=(head or config.head_folder) is not None)
+    return load(config, dtype, head=head, drafters=drafters)
 
 
 def bundled(loaded: Loaded, n: int, room: int) -> list[tuple[str, list[int]]]:
@@ -187,7 +189,7 @@ class Audit:
     def load(self, dtype: str, head: Path | None) -> Loaded | None:
         """The model in one dtype; None, and a row that says why, where it cannot be had."""
         try:
-            return load_in(self.config, dtype, head, self.threads)
+            return load_in(self.config, dtype, head, self.threads, {methods.EAGLE, *(s.kind for s in self.subjects if s.kind)})
         except (UserError, RuntimeError, TypeError, MemoryError) as e:  # TypeError: a device without float64
             self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split()) or type(e).__name__))
             return None
@@ -342,7 +344,7 @@ class Audit:
     ) -> dict[str, Any]:
         return {
             "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(list(ids))[:16],
-            "model": self.config.name, "target": loaded.target_sha, "head": loaded.head_sha if s.needs_head else None,
+            "model": self.config.name, "target": loaded.target_sha, "head": loaded.sha_of(s.kind),
             "frequent": loaded.frequent_sha if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
             "new_tokens": self.how.new_tokens, "audit": audit_sha(), **self.where(), **more,
         }  # fmt: skip

@@ -49,7 +49,7 @@ class FakeDrafter:
     names: list[int] | None = None  # of the columns, where the vocabulary is cut
     blocks: int = -1  # steps before `BlockEnded`; -1: any number
 
-    def start(self, room: int, frequent: int | None = None) -> None:
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         self.observed, self.names = [], None
         if frequent is not None:
             vocab = len(self.rows(()))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness.audit.scores import summands
 from harness.loading import Loaded
-from harness.train.eagle import Batch, predicted_features
+from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE head with the trainer)
+from harness.train.trainer import Batch, predicted_features
 from methods.base import Decode, SamplerParams
 from methods.engine.draft_head import EagleHead
 from methods.engine.sampling import probabilities
@@ -129,9 +130,11 @@ def replayed(
                     seen.q)  # fmt: skip
 
 
-def replayed_external(loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams) -> Replayed:
+def replayed_external(
+    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any = None
+) -> Replayed:  # fmt: skip
     """A loop that keeps no logits: the plain forward's stand for them."""
-    ids = decode(prompt, loaded.target, None, params).token_ids
+    ids = decode(prompt, loaded.target, drafter, params).token_ids
     reference = plain_logits(loaded, prompt, ids)
     return Replayed(prompt, ids, reference, reference)
 

@@ -29,7 +29,7 @@ class Subject:
     exact: bool = True
     external: bool = False
     samples_drafts: bool = False
-    needs_head: bool = True
+    kind: str | None = methods.EAGLE  # of its drafter
     needs_frequent: bool = False
     code: str = ""
     spoilt: Callable[[Any], Any] | None = None  # a fault planted in the target, under everything that looks at it
@@ -41,21 +41,20 @@ class Subject:
         small = {" ".join(f"{k}={v}" for k, v in small.items()): partial(m.build, **small) for small in small_options(m)}
         return cls(
             m.name, lambda: m.build(**options), small, options, m.exact, m.external,
-            m.samples_drafts, m.needs_head, m.needs_frequent, code_sha(m.file),
+            m.samples_drafts, m.drafter, m.needs_frequent, code_sha(m.file),
         )  # fmt: skip
 
     def lacks(self, loaded: Loaded) -> str | None:
         """What the model has not that it needs."""
-        if self.needs_head and loaded.drafter is None:
-            return f"{loaded.config.name} has no draft head"
+        if self.kind is not None and loaded.drafter_of(self.kind) is None:
+            return f"{loaded.config.name} has no {methods.DRAFTERS[self.kind]}"
         if self.needs_frequent and loaded.frequent_sha is None:
             return "there is no list of frequent tokens beside the head"
         return None
 
     def drafter(self, loaded: Loaded) -> Any:
-        if not self.needs_head:
-            return None
-        return self.misled(loaded.drafter) if self.misled else loaded.drafter
+        drafter = loaded.drafter_of(self.kind)
+        return self.misled(drafter) if self.misled and drafter is not None else drafter
 
     def target(self, loaded: Loaded) -> Any:
         return self.spoilt(loaded.target) if self.spoilt else loaded.target

@@ -1,10 +1,14 @@
-"""`harness train eagle`: prompts -> answers and features -> head, in a work folder that can be interrupted at any point."""
+"""`harness train KIND`: prompts -> answers and features -> drafter, in a work folder that can be interrupted at any point.
+
+The data is the same for every kind of drafter and is made once; what is trained has a folder of its own beside it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,14 @@ from harness.errors import UserError, say
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.loading import FREQUENT, Loaded, load
 from harness.records import canonical_hash
-from harness.train import sharegpt
+from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE head with the trainer)
+from harness.train import heads, lm, sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
-from harness.train.eagle import TrainSettings, calibration, frequent_tokens, hold_out, plain_head, train
 from harness.train.report import write_report
+from harness.train.trainer import TrainSettings, calibration, frequent_tokens, hold_out, n_levels, plain_head, train
 from methods.engine.draft_head import EagleHead, HeadConfig
+from methods.engine.draft_lm import NarrowLM
+from methods.engine.heads import ResidualHeads
 from methods.engine.llama import is_plain_llama
 
 SLOTS = 64  # conversations answered side by side, a thread
@@ -33,22 +40,45 @@ MAX_PROMPT, MAX_ANSWER = 1100, 256  # tokens of a prompt to be answered, and of 
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
-def train_eagle(
-    *, model: str, out: Path, work: Path | None, answer_tokens: int, text_tokens: int, tokens: int,
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is trained: `new` makes untrained weights for a target; `unused`: settings that mean nothing to it."""
+
+    name: str
+    new: Callable[[Loaded, TrainSettings], torch.nn.Module]
+    defaults: TrainSettings
+    unused: frozenset[str]
+
+
+def new_head(loaded: Loaded, settings: TrainSettings) -> EagleHead:
+    """An untrained EAGLE head for the target."""
+    return EagleHead(head_config(loaded, settings.intermediate_size))
+
+
+KINDS = {
+    "eagle": Kind("draft head", new_head, TrainSettings(), frozenset({"width", "layers"})),
+    "medusa": Kind("Medusa heads", lambda on, s: heads.new_heads(on.target.model.config, s, False), heads.DEFAULTS, heads.UNUSED),
+    "hydra": Kind("Hydra heads", lambda on, s: heads.new_heads(on.target.model.config, s, True), heads.DEFAULTS, heads.UNUSED),
+    "sps": Kind("draft LM", lambda on, s: lm.new_lm(on.target.model.config, s), lm.DEFAULTS, lm.UNUSED),
+}
+
+
+def train_drafter(
+    kind: str, *, model: str, out: Path, work: Path | None, answer_tokens: int, text_tokens: int, tokens: int,
     changes: tuple[str, ...], seed: int, threads: int | None,
 ) -> None:  # fmt: skip
-    """Train a head for `model` and write it to `out`.
+    """Train a drafter of a kind of `KINDS` for `model` and write it to `out`.
 
     Raises:
         UserError: a bad setting, or `work` was begun with other settings.
     """
-    settings = training_settings(changes, tokens=tokens, seed=seed)
+    settings = training_settings(changes, kind, tokens=tokens, seed=seed)
     for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
         least = 1 if name == "--answer-tokens" else 0
         if value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
     keep_freed_memory()
-    config = model_config(model)
+    config, what = model_config(model), KINDS[kind].name
     threads = threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     work = work or cache_dir() / "train" / config.name
@@ -56,7 +86,7 @@ def train_eagle(
     loaded = load(config, "bfloat16", with_head=False)
     if not is_plain_llama(loaded.target.model):
         raise UserError(
-            f"model {config.name}: heads can be trained for plain LLaMA models only (no biases, SiLU, fixed rotary table)"
+            f"model {config.name}: drafters can be trained for plain LLaMA models only (no biases, SiLU, fixed rotary table)"
         )
 
     checked = evaluation_prompts()
@@ -83,66 +113,69 @@ def train_eagle(
     if tokens == 0:
         say("no training was asked for (--tokens 0): done")
         return
-    one_trainer = filelock.FileLock(work / "train.lock")
+    folder = work if kind == "eagle" else work / kind
+    folder.mkdir(exist_ok=True)
+    one_trainer = filelock.FileLock(folder / "train.lock")
     try:
         one_trainer.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"another process trains in {work}; what this one was asked to generate is done") from None
-    folders = [work / "answers"]
+        raise UserError(f"another process trains in {folder}; what this one was asked to generate is done") from None
+    data = [work / "answers"]
     if text_tokens:
-        folders.append(work / "texts")
+        data.append(work / "texts")
         make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
-    for folder in folders:
-        restore_features(folder, loaded.target.model)
+    for shards in data:
+        restore_features(shards, loaded.target.model)
     hidden = loaded.target.embedding.shape[1]
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
     if text_tokens:
         pool += read_shards(work / "texts", hidden)
-    head = new_head(loaded, settings)
+    head = KINDS[kind].new(loaded, settings)
+    embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     n_kept = sum(len(c.ids) for c in pool)
-    say(f"training on {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
-    curve = train(
-        head, loaded.target.embedding.detach().to(torch.bfloat16), loaded.target.lm_head.weight.detach().to(torch.bfloat16),
-        pool, held, settings, work,
-    )  # fmt: skip
+    say(f"training {what}: {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
+    curve = train(head, embedding, lm_head, pool, held, settings, folder)
     answers = read_shards(work / "answers", hidden)
-    save_head(
-        head,
-        out,
-        loaded,
-        curve,
-        calibration(
-            head,
-            loaded.target.embedding.detach().to(torch.bfloat16),
-            loaded.target.lm_head.weight.detach().to(torch.bfloat16),
-            held,
-        ),
-        frequent_tokens(answers, len(loaded.target.embedding)),
+    save_drafter(
+        head, out, loaded.target_sha, curve,
         {
             "model": config.name,
+            "kind": kind,
             "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
             "text_tokens": text_tokens,
             "overlap_checked_against": {name: len(texts) for name, texts in checked.items()},
-            **asdict(settings),
+            **{k: v for k, v in asdict(settings).items() if k not in KINDS[kind].unused},
             "conversations": len(pool),
             "distinct_tokens": n_kept,
+            "parameters": sum(p.numel() for p in head.parameters()),
         },
-    )
-    say(f"head written to {out}; use it with `harness run --head {out} ...`")
+        calibrated=calibration(head, embedding, lm_head, held, depth=min(4, n_levels(head))),
+        frequent=frequent_tokens(answers, len(embedding)) if kind == "eagle" else None,
+        accuracies=heads.held_out_accuracies(head, embedding, lm_head, held) if isinstance(head, ResidualHeads) else None,
+    )  # fmt: skip
+    say(f"{what} written to {out}; to use it: `harness run --head {out} ...`")
 
 
-def training_settings(changes: tuple[str, ...], **given: Any) -> TrainSettings:
-    known = {f.name: f for f in fields(TrainSettings)}
+def training_settings(changes: tuple[str, ...], kind: str = "eagle", **given: Any) -> TrainSettings:
+    """A kind's defaults, what is given, and the `--set` changes.
+
+    Raises:
+        UserError: no such setting for this kind, or a bad value.
+    """
+    known = {f.name: f for f in fields(TrainSettings) if f.name not in KINDS[kind].unused}
     values: dict[str, Any] = dict(given)
     for key, value in parse_changes(changes).items():
         if key not in known:
-            raise UserError(f"unknown training setting {key!r}; known: {', '.join(known)}")
-        kind = type(getattr(TrainSettings(), key))
+            raise UserError(f"unknown training setting {key!r} of {kind}; known: {', '.join(known)}")
+        wanted = type(getattr(TrainSettings(), key))
         try:
-            values[key] = _parsed(kind, value)
+            values[key] = _parsed(wanted, value)
         except (ValueError, KeyError):
-            raise UserError(f"training setting {key} takes {kind.__name__}, not {value!r}") from None
-    return replace(TrainSettings(), **values)
+            raise UserError(f"training setting {key} takes {wanted.__name__}, not {value!r}") from None
+    made = replace(KINDS[kind].defaults, **values)
+    if made.unroll < 1:
+        raise UserError(f"training setting unroll is {made.unroll}; it must be at least 1")
+    return made
 
 
 def _parsed(kind: type, value: str) -> Any:
@@ -183,11 +216,6 @@ def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple
     return out
 
 
-def new_head(loaded: Loaded, settings: TrainSettings) -> EagleHead:
-    """An untrained head for the target."""
-    return EagleHead(head_config(loaded, settings.intermediate_size))
-
-
 def head_config(loaded: Loaded, intermediate_size: int = 0) -> HeadConfig:
     """A head as wide as the target: one more of its layers, its MLP as wide as the target's (0) or otherwise."""
     c = loaded.target.model.config
@@ -198,33 +226,41 @@ def head_config(loaded: Loaded, intermediate_size: int = 0) -> HeadConfig:
     )  # fmt: skip
 
 
-def save_head(
-    head: EagleHead, out: Path, loaded: Loaded, curve: list[dict[str, Any]], calibrated: list[dict[str, float]],
-    frequent: np.ndarray, settings: dict[str, Any],
+def save_drafter(
+    head: torch.nn.Module, out: Path, target_sha: str, curve: list[dict[str, Any]], settings: dict[str, Any], *,
+    calibrated: list[dict[str, float]] = [], frequent: np.ndarray | None = None,  # noqa: B006  (never written to)
+    accuracies: list[list[float]] | None = None,
 ) -> None:  # fmt: skip
-    """Official layout in bf16, the list of frequent tokens, and how it was made: `training.json` (settings), `curve.jsonl`,
-    `calibration.jsonl` and figures of both."""
+    """Weights in bf16 with their config.json (an EAGLE head in the official layout, the list of frequent tokens beside it), and
+    how they were made: `training.json` (settings), `curve.jsonl`, `calibration.jsonl` and figures of both."""
     out.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in plain_head(head).state_dict().items()}
+    shipped = plain_head(head)
+    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in shipped.state_dict().items()}
     file = out / "model.safetensors"
     with whole_file(file) as tmp:
         save_file(state, tmp)
-    config = {
-        "architectures": ["EagleHead"],
-        **asdict(head.config),
-        "target_sha256": loaded.target_sha,
-        "weights_sha256": sha256_file(file),
-    }
+    assert isinstance(shipped, (EagleHead, ResidualHeads, NarrowLM))
+    values: dict[str, Any] = {"architectures": [architecture_of(shipped)], **asdict(shipped.config)}
+    values |= {} if accuracies is None else {"accuracies": accuracies}
+    values |= {"target_sha256": target_sha, "weights_sha256": sha256_file(file)}
     with whole_file(out / "config.json") as tmp:
-        tmp.write_text(json.dumps(config, indent=2) + "\n")
+        tmp.write_text(json.dumps(values, indent=2) + "\n")
     with whole_file(out / "training.json") as tmp:
         tmp.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for name, rows in (("curve.jsonl", curve), ("calibration.jsonl", calibrated)):
         with whole_file(out / name) as tmp:
             tmp.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with whole_file(out / FREQUENT) as tmp:
-        save_file({"tokens": torch.from_numpy(frequent)}, tmp)
+    if frequent is not None:
+        with whole_file(out / FREQUENT) as tmp:
+            save_file({"tokens": torch.from_numpy(frequent)}, tmp)
     write_report(out)
+
+
+def architecture_of(head: EagleHead | ResidualHeads | NarrowLM) -> str:
+    """What config.json calls it: `harness.weights.ARCHITECTURES`."""
+    if isinstance(head, ResidualHeads):
+        return "HydraHeads" if head.config.sees_tokens else "MedusaHeads"
+    return type(head).__name__
 
 
 def _same_work(work: Path, made_from: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.engine.layer import DecoderLayer, Linear, rotary_rows
+from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, rotary_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class EagleDrafter:
         self._capacity = self._n_pairs = self._n_entries = self._level = 0
         self._hidden = torch.empty(0)  # [1 + entries, hidden]: what the head predicted after the root and each entry
 
-    def start(self, room: int, frequent: int | None = None) -> None:
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         c = self.head.config
         self._logits, self._names = self._lm_head, None
         if frequent is not None:
@@ -188,32 +188,14 @@ class EagleDrafter:
 
     def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
         """tokens [m], features [m, hidden], positions [m] -> predicted features [m, hidden]; keys written at `at`."""
-        end = at + len(tokens)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._keys[:, at:end], self._values[:, at:end] = k, v
-            keys, values = self._keys[None, :, :end], self._values[None, :, :end]
-            rows = q.reshape(1, keys.shape[1], -1, q.shape[-1])  # heads of a group as rows of one query
-            attended = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-            return attended.reshape(q.shape).transpose(0, 1).reshape(len(tokens), -1)
-
         x = self._fc(torch.cat([F.embedding(tokens, self.embedding), features], dim=-1))
+        attend = attend_over(self._keys, self._values, at, mask)
         return self._layer(x, (self._cos[positions], self._sin[positions]), attend)
-
-    def _causal(self, m: int, before: int) -> Tensor | None:
-        if m == 1:
-            return None
-        blocked = torch.ones(m, before + m, dtype=torch.bool, device=self.device).triu(before + 1)
-        return self._additive(blocked)
-
-    def _additive(self, blocked: Tensor) -> Tensor:
-        mask = torch.zeros(blocked.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(blocked, torch.finfo(self.dtype).min).repeat(self._group, 1)
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
         at, m = self._n_pairs, len(tokens)
-        mask = self._causal(m, at)
+        mask = causal(m, at, self.dtype, self._group, self.device)
         started = time.perf_counter()
         ids = torch.tensor(tokens, device=self.device)
         out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
@@ -235,9 +217,7 @@ class EagleDrafter:
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         m, pairs = len(tokens), self._n_pairs
-        blocked = torch.zeros(m, pairs + sees.shape[1], dtype=torch.bool, device=self.device)
-        blocked[:, pairs:] = ~sees.to(self.device)
-        mask = self._additive(blocked)
+        mask = level_mask(sees, pairs, self.dtype, self._group, self.device)
         # a whole level shares one position: that of the pair (feature after the parent, this token)
         positions = torch.full((m,), pairs + self._level, device=self.device)
         started = time.perf_counter()

@@ -155,11 +155,23 @@ def _best_first(pool: Pool, total: int) -> Tensor:
     return torch.tensor(sorted(kept), device=pool.parents.device)
 
 
-def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
-    """A tree of fixed shape (EAGLE-1): path (2, 0) is the best child of the third-best child of the root.
+def paths_of(words: str) -> list[tuple[int, ...]]:
+    """`"0 1 00"` -> [(0,), (1,), (0, 0)]: each word a node, the ranks of its ancestors and its own among their siblings.
 
-    At T > 0 children are sampled without replacement from the head's processed distribution (temperature and top-p
-    applied), "rank" being the order of draw; `Tree.q` then holds those distributions. `ranks`: candidates a node offers.
+    Raises:
+        ValueError: something else than words of digits.
+    """
+    if not words.replace(" ", "").isdecimal():
+        raise ValueError(f"{words!r}: expected words of digits, one a node, such as '0 1 00 01'")
+    return [tuple(map(int, word)) for word in words.split()]
+
+
+def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool = True) -> Grow:
+    """A tree of fixed shape (EAGLE-1, Medusa): path (2, 0) is the best child of the third-best child of the root.
+
+    sampled: at T > 0 children are sampled without replacement from the drafter's processed distribution (temperature and top-p
+    applied), "rank" being the order of draw; `Tree.q` then holds those distributions. Otherwise they are the likeliest at any
+    temperature. `ranks`: candidates a node offers.
     """
     ordered = sorted(set(paths), key=lambda p: (len(p), p))
     index = {path: i for i, path in enumerate(ordered)}
@@ -173,7 +185,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        sampled = not context.chooser.greedy
+        draws = sampled and not context.chooser.greedy
         token_of: dict[tuple[int, ...], int] = {}
         q: dict[int, Tensor] = {}
         offers: dict[tuple[int, ...], list[int]] = {}
@@ -181,8 +193,9 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
         laws: dict[tuple[int, ...], Tensor] = {}
 
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
-            if not sampled:
-                for path, ids in zip(parents, best_tokens(logits, ranks).tolist(), strict=True):
+            if not draws:
+                best: list[list[int]] = best_tokens(logits, ranks).tolist()
+                for path, ids in zip(parents, best if len(best) > 1 else best * len(parents), strict=True):
                     offers[path] = ids
                 return
             for row, path in enumerate(parents):
@@ -213,11 +226,56 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10) -> Grow:
             n_entries += m
         kept = [p for p in ordered if p in token_of]
         place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
-        if sampled:
+        if draws:
             q = {place[p[:-1]]: laws[p[:-1]] for p in kept}
-        return Tree([context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if sampled else None)
+        return Tree([context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if draws else None)
 
     return Grow(tree, len(ordered))
+
+
+def sampled_chain(n_draft: int) -> Grow:
+    """`n_draft` tokens, each drawn from the drafter's processed distribution after the one before; its argmax at T = 0."""
+    if n_draft < 1:
+        raise ValueError(f"{n_draft} drafts a step: it must be at least 1")
+    return static_tree([(0,) * n for n in range(1, n_draft + 1)], ranks=1)
+
+
+def best_shape(accuracies: Sequence[Sequence[float]], total: int) -> list[tuple[int, ...]]:
+    """The shape of `total` nodes that should have most of them accepted (Medusa, arXiv 2401.10774, section 2.3.3).
+
+    accuracies [levels][ranks]: how often the head of a level is right with its candidate of a rank. The product along a path
+    estimates how often the path is; the best node whose parent and better siblings are in is added, one after the other.
+    """
+    open_nodes = [(-accuracies[0][0], (0,))]
+    kept: list[tuple[int, ...]] = []
+    while open_nodes and len(kept) < total:
+        value, path = heapq.heappop(open_nodes)
+        kept.append(path)
+        level, rank = len(path), path[-1]
+        own = accuracies[level - 1][rank]
+        if rank + 1 < len(accuracies[level - 1]):
+            above = -value / own if own > 0 else 0.0
+            heapq.heappush(open_nodes, (-above * accuracies[level - 1][rank + 1], (*path[:-1], rank + 1)))
+        if level < len(accuracies):
+            heapq.heappush(open_nodes, (value * accuracies[level][0], (*path, 0)))
+    return kept
+
+
+def chosen_tree(total: int) -> Grow:
+    """A static tree of the likeliest tokens whose shape is `best_shape` of the drafter's own held-out accuracies."""
+    if total < 1:
+        raise ValueError(f"total={total}: it must be at least 1")
+    made: dict[tuple[tuple[float, ...], ...], Grow] = {}
+
+    def tree(drafter: Drafter | None, context: Context) -> Tree:
+        accuracies: tuple[tuple[float, ...], ...] = getattr(drafter, "accuracies", ())
+        if not accuracies:
+            raise ValueError("tree=chosen needs heads with held-out accuracies in their config.json; name a tree instead")
+        if accuracies not in made:
+            made[accuracies] = static_tree(best_shape(accuracies, total), ranks=len(accuracies[0]), sampled=False)
+        return made[accuracies].tree(drafter, context)
+
+    return Grow(tree, total)
 
 
 def prompt_lookup(max_ngram: int = 3, n_draft: int = 10) -> Grow:

@@ -108,3 +108,40 @@ def rotary_rows(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """[n, d] each -> [n, 1, d] each, the first half of sin negated: rotating is then a roll and an addcmul."""
     half = sin.shape[-1] // 2
     return cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
+
+
+def attend_over(keys: Tensor, values: Tensor, at: int, mask: Tensor | None) -> Attend:
+    """An `Attend` that writes its rows' keys and values at `at` of the buffers [kv_heads, capacity, d] and sees all up to them.
+
+    mask: additive [group * n, length], its rows repeated for the heads of a group (`additive`); None: all are seen.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = k.shape[1]
+        end = at + n
+        keys[:, at:end], values[:, at:end] = k, v
+        rows = q.reshape(1, keys.shape[0], -1, q.shape[-1])  # heads of a group as rows of one query
+        attended = F.scaled_dot_product_attention(rows, keys[None, :, :end], values[None, :, :end], attn_mask=mask)
+        return attended.reshape(q.shape).transpose(0, 1).reshape(n, -1)
+
+    return attend
+
+
+def additive(blocked: Tensor, dtype: torch.dtype, group: int) -> Tensor:
+    """blocked [n, length] bool -> the additive mask of `attend_over`."""
+    mask = torch.zeros(blocked.shape, dtype=dtype, device=blocked.device)
+    return mask.masked_fill_(blocked, torch.finfo(dtype).min).repeat(group, 1)
+
+
+def causal(n: int, before: int, dtype: torch.dtype, group: int, device: torch.device) -> Tensor | None:
+    """The mask of n tokens in a row after `before` others."""
+    if n == 1:
+        return None
+    return additive(torch.ones(n, before + n, dtype=torch.bool, device=device).triu(before + 1), dtype, group)
+
+
+def level_mask(sees: Tensor, before: int, dtype: torch.dtype, group: int, device: torch.device) -> Tensor:
+    """The mask of a level of entries: sees [m, entries + m], and all of the `before` tokens ahead of them."""
+    blocked = torch.zeros(len(sees), before + sees.shape[1], dtype=torch.bool, device=device)
+    blocked[:, before:] = ~sees.to(device)
+    return additive(blocked, dtype, group)

@@ -57,7 +57,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
         over = output.extend(context.tokens[-1:])
         if drafter is not None and not over:
-            drafter.start(len(prompt_ids) + room, grow.frequent)
+            drafter.start(len(prompt_ids) + room, grow.frequent, prompt_ids[0])
             drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
         prefill_s = time.perf_counter() - started
         while not over:

@@ -1,13 +1,15 @@
-"""Which drafts the target accepts. Both rules keep the target's distribution; they differ in what they ask of the drafts.
+"""Which drafts the target accepts. `walk` and `rejection` keep the target's distribution; they differ in what they ask of drafts.
 
 `walk` is exact for any proposals: draw the target's own token at the node reached and descend while it is a child.
 `rejection` (Leviathan et al. 2023; without replacement over siblings as in EAGLE, arXiv 2401.15077 and SpecInfer) is
 for drafts that were themselves sampled, and accepts more of them: accept child x with min(1, p(x)/q(x)), else take the
 residual max(p - q, 0) for the target and strike x from q. Exact only with the q the drafts were really drawn from.
+`typical` (Medusa) does not keep it and is there to be compared with.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,3 +73,36 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
             q = q / left
         else:
             return Accepted(path, chooser.draw(p, at))
+
+
+def typical(epsilon: float, delta: float) -> Verify:
+    """Medusa's typical acceptance (arXiv 2401.10774, section 2.3.1): NOT the target's law at T > 0.
+
+    A child x is accepted where p(x) > min(epsilon, delta exp(-H(p))), p the processed law after its parent and H its entropy
+    in nats. The deepest accepted path is taken, the likelier one on ties, and the bonus is drawn after it. At T = 0 `walk`.
+    """
+
+    def verify(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accepted:
+        if chooser.greedy:
+            return walk(tree, logits, chooser, position)
+        children, depths = tree.children(), tree.depths()
+        likelihood = {0: 0.0}  # accepted nodes: log p of their path
+        law = {}
+        for node in range(len(tree)):  # parents come before their children
+            if node not in likelihood or not (children[node] or node == 0):
+                continue
+            law[node] = p = chooser.law(logits[node])
+            entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
+            least = min(epsilon, delta * math.exp(-entropy))
+            for child in children[node]:
+                mass = float(p[tree.tokens[child]])
+                if mass > least:
+                    likelihood[child] = likelihood[node] + math.log(mass)
+        best = max(likelihood, key=lambda node: (depths[node], likelihood[node], -node))
+        path = [best]
+        while path[0]:
+            path.insert(0, tree.parents[path[0]])
+        p = law[best] if best in law else chooser.law(logits[best])
+        return Accepted(path, chooser.draw(p, position + len(path) - 1))
+
+    return verify
