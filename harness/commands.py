@@ -55,7 +55,7 @@ def list_lines(what: str) -> Iterator[str]:
 
 
 def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
-    from harness.weights import head_folder, weights_folder
+    from harness.weights import drafter_folder, weights_folder
 
     include_all(includes)
     sources = {"auto", *(s for name in tasks.names() for s in tasks.sources_of(name))}
@@ -64,8 +64,9 @@ def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
     config = model_configs.model_config(model)
     folder, digest = weights_folder(config)
     click.echo(f"{config.title}: {folder} ({digest if '@' in digest else digest[:16]})")
-    if isinstance(config.head, model_configs.HubRepo):
-        click.echo(f"draft head: {head_folder(config)}")
+    for kind, what in methods.DRAFTERS.items():
+        if isinstance(config.drafter_source(kind), model_configs.HubRepo):
+            click.echo(f"{what}: {drafter_folder(config, kind)}")
     for name in tasks.names():
         got = tasks.load(name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1)
         click.echo(f"{name}: {got.source}")

@@ -56,7 +56,7 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
         return lambda t: LMDrafter(narrow.folded(t.embedding, t.lm_head.weight)), digest
     heads: ResidualHeads | PublishedHeads
     if "medusa_num_heads" in values:
-        heads = _published(folder, values, state, target)
+        heads = _published(folder, state, target)
     else:
         heads = ResidualHeads(_config(HeadsConfig, folder, values | {"sees_tokens": kind == "hydra"}))
     fill(heads, state, folder)
@@ -74,11 +74,13 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
 
 
 def n_heads(folder: Path) -> int | None:
-    """How many levels the heads of a folder can draft, by its config.json; None where that does not say."""
+    """How many levels the heads of a folder can draft, by its config.json; None where that does not say.
+
+    Medusa's own files are not asked: the number in them need not be that of the weights.
+    """
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(values.get("num_heads", values.get("medusa_num_heads")))
-    except (OSError, ValueError, AttributeError, TypeError):
+        return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_heads"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -183,16 +185,13 @@ def _accuracies(folder: Path, values: dict[str, Any], n: int) -> Accuracies:
     return rows
 
 
-def _published(folder: Path, values: dict[str, Any], state: dict[str, Tensor], target: Facts) -> PublishedHeads:
+def _published(folder: Path, state: dict[str, Tensor], target: Facts) -> PublishedHeads:
     """An empty module for heads in Medusa's own layout; the state's keys get its prefix."""
     try:
         there = 1 + max(int(key.split(".")[0]) for key in state)
         layers = max(int(key.split(".")[1]) for key in state)
     except (ValueError, IndexError):
         raise UserError(f"{weight_files(folder)[0]}: not Medusa's layout: keys are not HEAD.LAYER...") from None
-    said = values["medusa_num_heads"]
-    if there != said:
-        raise UserError(f"{folder / 'config.json'} says medusa_num_heads {said}, its weights have {there}: correct it there")
     for key in [*state]:
         state["heads." + key.replace(".linear.", ".")] = state.pop(key)
     return PublishedHeads(target.hidden_size, target.vocab_size, there, layers)

@@ -93,6 +93,12 @@ class Runner:
             seed=self.spec.seed, n_devices=len(loaded.target.devices), template=loaded.config.template,
             system=loaded.config.system,
         )  # fmt: skip
+        for arm in self.spec.arms:
+            try:
+                heads = getattr(loaded.drafter_of(arm.method.drafter), "n_heads", None)
+                _check_levels(arm.method, arm.options, heads, loaded.config.name)
+            except ValueError as e:
+                raise UserError(f"method {arm.name}: {e}") from None
         several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
@@ -431,7 +437,7 @@ def make_arms(
         try:
             m.build(**options)
             if m.levels is not None and m.drafter is not None:
-                _check_levels(m, options, folders[m.drafter])
+                _check_levels(m, options, n_heads(folders[m.drafter]), folders[m.drafter])
         except ValueError as e:
             raise UserError(f"method {m.name}: {e}") from None
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
@@ -439,12 +445,11 @@ def make_arms(
     return tuple(arms)
 
 
-def _check_levels(m: methods.Method, options: Mapping[str, Any], folder: Path) -> None:
-    """Raises ValueError where the tree has more levels than there are heads to draft them."""
-    assert m.levels is not None
-    n, heads = m.levels(options), n_heads(folder)
+def _check_levels(m: methods.Method, options: Mapping[str, Any], heads: int | None, where: Any) -> None:
+    """Raises ValueError where the tree has more levels than there are heads to draft them (None: not known yet)."""
+    n = m.levels(options) if m.levels is not None else 0
     if heads is not None and n > heads:
-        raise ValueError(f"its tree has {n} levels, each of which takes a head, and {folder} has {heads}: choose another tree")
+        raise ValueError(f"its tree has {n} levels, each of which takes a head, and {where} has {heads}: choose another tree")
 
 
 def _lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -> str | None:

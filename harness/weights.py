@@ -169,17 +169,12 @@ def weights_digest(files: list[Path]) -> str:
     return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
 
 
-def head_folder(config: ModelConfig) -> Path | None:
-    """Where the model's own draft head is, fetched on first use; None where it has none.
+def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
+    """Where the model's own drafter of a kind is, fetched on first use; None where it has none.
 
     Raises:
         UserError: not obtainable.
     """
-    return drafter_folder(config, methods.EAGLE)
-
-
-def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
-    """The same for a drafter of any kind."""
     source = config.drafter_source(kind)
     if isinstance(source, HubRepo):
         return from_hub(source, f"the {methods.DRAFTERS[kind]} of {config.name}")

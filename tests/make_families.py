@@ -167,7 +167,12 @@ def make(folder: Path, family: str) -> Path:
         "name": f"tiny-{family}", "title": f"random weights in the layout of {values['title']}", "weights": {"path": "target"},
         "head": "head", "context_length": 2048, "stop_ids": [first + 1, first + 9] if family == "llama3" else [2],
     }  # fmt: skip
-    for key in ("architecture", "paper", "packages"):  # the tokenizer is a tokenizer.json: nothing else is needed to read it
+    for key in (
+        "architecture",
+        "drafters",
+        "paper",
+        "packages",
+    ):  # the tokenizer is a tokenizer.json: nothing else is needed to read it
         values.pop(key, None)
     path = folder / f"tiny-{family}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

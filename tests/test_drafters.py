@@ -22,10 +22,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import methods
 from harness.audit import law
+from harness.cli import cli
 from harness.config import ModelConfig, model_config, read_model
 from harness.drafters import differing_tokens, read_state
 from harness.errors import UserError
 from harness.loading import Loaded, load
+from harness.records import read
 from harness.runner import make_arms
 from harness.weights import drafter_kind
 from methods.base import SamplerParams
@@ -267,7 +269,7 @@ def test_tokens_that_differ_are_named_lowest_id_first() -> None:
 # ---- heads in the authors' own layout ----
 
 
-def published(folder: Path, n_heads: int = 2, hidden: int = 64, said: int | None = None) -> dict[str, Tensor]:
+def published(folder: Path, n_heads: int = 2, hidden: int = 64) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     state = {}
     for k in range(n_heads):
@@ -276,7 +278,7 @@ def published(folder: Path, n_heads: int = 2, hidden: int = 64, said: int | None
         state[f"{k}.1.weight"] = torch.randn(384, hidden, generator=generator)
     folder.mkdir()
     torch.save(state, folder / "medusa_lm_head.pt")
-    (folder / "config.json").write_text(json.dumps({"medusa_num_heads": said or n_heads, "medusa_num_layers": 1}))
+    (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 5, "medusa_num_layers": 1}))
     return state
 
 
@@ -295,8 +297,12 @@ def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, 
             assert close(logits, weights[2] @ (f + F.silu(weights[0] @ f + weights[1])))
     generation = lab.decode("medusa", lab.prompts[0], GREEDY, tree="0 1 2 00 10")
     assert generation.token_ids == lab.vanilla(lab.prompts[0], GREEDY).token_ids
-    with pytest.raises(UserError, match="4 levels.* has 2: choose another tree"):
-        make_arms(("medusa",), "paper", {}, CONFIG, tmp_path / "heads")
+    arguments = (
+        f"run --model {TINY} --head {tmp_path / 'heads'} --method medusa --task gsm8k --limit 1 --source bundled --threads 1"
+    )
+    done = CliRunner().invoke(cli, [*arguments.split(), "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).endswith("4 levels, each of which takes a head, and tiny has 2: choose another tree")
 
 
 # ---- what is refused ----
@@ -352,9 +358,6 @@ def test_a_yaml_with_an_unknown_kind_of_drafter_is_refused(tmp_path: Path) -> No
 
 
 def test_the_paper_methods_run_from_the_command_line_and_records_name_their_weights(tmp_path: Path) -> None:
-    from harness.cli import cli
-    from harness.records import read
-
     arguments = ["run", "--model", str(TINY), "--task", "gsm8k", "--limit", "1", "--max-new-tokens", "12", "--source", "bundled",
                  "--dtype=float32", "--threads=1", "--out", str(tmp_path), *(f"--method={m}" for m in DRAFTING)]  # fmt: skip
     dry = CliRunner().invoke(cli, [*arguments, "--dry-run"])
