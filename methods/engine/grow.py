@@ -155,14 +155,14 @@ def _best_first(pool: Pool, total: int) -> Tensor:
     return torch.tensor(sorted(kept), device=pool.parents.device)
 
 
-def paths_of(words: str) -> list[tuple[int, ...]]:
+def paths_of(words: str, option: str = "shape") -> list[tuple[int, ...]]:
     """`"0 1 00"` -> [(0,), (1,), (0, 0)]: each word a node, the ranks of its ancestors and its own among their siblings.
 
     Raises:
         ValueError: something else than words of digits.
     """
     if not words.replace(" ", "").isdecimal():
-        raise ValueError(f"{words!r}: expected words of digits, one a node, such as '0 1 00 01'")
+        raise ValueError(f"{option}={words!r}: expected words of digits, one a node, such as '0 1 00 01'")
     return [tuple(map(int, word)) for word in words.split()]
 
 
