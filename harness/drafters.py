@@ -18,7 +18,14 @@ from harness.errors import UserError
 from harness.fetch import sha256_file
 from harness.weights import EMBEDDING, MEDUSA_PICKLED, PICKLED, unpickled, weight_files, weights_digest
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
-from methods.engine.heads import Accuracies, HeadsConfig, HydraDrafter, MedusaDrafter, PublishedHeads, ResidualHeads
+from methods.engine.heads import (
+    Accuracies,
+    HeadsConfig,
+    IndependentHeadsDrafter,
+    PublishedHeads,
+    ResidualHeads,
+    SequentialHeadsDrafter,
+)
 from methods.engine.target import HFTarget
 
 
@@ -62,13 +69,13 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
     fill(heads, state, folder)
     accuracies = _accuracies(folder, values, len(heads.heads))
 
-    def attach(t: HFTarget) -> MedusaDrafter | HydraDrafter:
+    def attach(t: HFTarget) -> IndependentHeadsDrafter | SequentialHeadsDrafter:
         where = t.lm_head.weight.device
         heads.to(where, t.dtype)
         embedding = t.embedding.to(where)
         if isinstance(heads, ResidualHeads) and heads.config.sees_tokens:
-            return HydraDrafter(heads, embedding, t.lm_head, accuracies)
-        return MedusaDrafter(heads, embedding, t.lm_head, accuracies)
+            return SequentialHeadsDrafter(heads, embedding, t.lm_head, accuracies)
+        return IndependentHeadsDrafter(heads, embedding, t.lm_head, accuracies)
 
     return attach, digest
 

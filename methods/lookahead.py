@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from methods import method
 from methods.base import Decode
-from methods.engine.lookahead import lookahead_tree
+from methods.engine.jacobi import jacobi_window
 from methods.engine.loop import speculative
 
 # windows whose every branch of chance the audit walks: one level, full at once; two that fill up; more levels than columns
@@ -23,4 +23,4 @@ SMALL = (
 
 @method("lookahead", line="lookahead decoding: n-grams from a Jacobi window of the target itself, no draft model", small=SMALL)
 def lookahead(window: int = 7, ngram: int = 5, guesses: int = 7, prompt_pool: bool = True) -> Decode:
-    return speculative(lookahead_tree(window, ngram, guesses, prompt_pool))
+    return speculative(jacobi_window(window, ngram, guesses, prompt_pool))

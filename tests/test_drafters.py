@@ -33,7 +33,7 @@ from harness.weights import drafter_kind
 from methods.base import SamplerParams
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 from methods.engine.grow import best_shape, paths_of
-from methods.engine.heads import HydraDrafter, MedusaDrafter
+from methods.engine.heads import IndependentHeadsDrafter, SequentialHeadsDrafter
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
 from methods.engine.verify import typical, walk
@@ -69,7 +69,7 @@ def slow_head(lab: Lab, kind: str, k: int, feature: Tensor, tokens: list[int]) -
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_a_level_of_a_tree_is_drafted_by_its_own_head_on_the_last_feature(kind: str, lab: Lab) -> None:
     drafter = lab.loaded.drafter_of(kind)
-    assert isinstance(drafter, MedusaDrafter if kind == "medusa" else HydraDrafter)
+    assert isinstance(drafter, IndependentHeadsDrafter if kind == "medusa" else SequentialHeadsDrafter)
     tree = Tree([0, 7, 8, 9, 10, 11, 12], [-1, 0, 0, 2, 1, 3, 4])
     for n in (12, 20):
         text, features = observed(lab, drafter, n)

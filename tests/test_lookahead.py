@@ -11,7 +11,7 @@ from harness.config import model_config
 from harness.errors import UserError
 from harness.runner import make_arms
 from methods.base import SamplerParams
-from methods.engine.lookahead import Pool, lookahead_tree
+from methods.engine.jacobi import Pool, jacobi_window
 from methods.engine.loop import Context
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Trie
@@ -30,7 +30,7 @@ def logits_of(paths: list[tuple[int, ...]]) -> Tensor:
 
 @pytest.mark.parametrize(("window", "ngram", "guesses"), [(3, 4, 2), (1, 2, 1), (4, 2, 3), (2, 5, 7)])
 def test_every_step_verifies_the_window_of_the_definition_and_the_pools_grams(window: int, ngram: int, guesses: int) -> None:
-    grow = lookahead_tree(window, ngram, guesses, prompt_pool=False)
+    grow = jacobi_window(window, ngram, guesses, prompt_pool=False)
     context = Context([5, 6, 7, 8, 9], 1, Chooser(SamplerParams(1)))
     levels: list[dict[int, int]] = []  # level k: position after the root -> token guessed for it
     grams: dict[int, list[tuple[int, ...]]] = {}

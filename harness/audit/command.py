@@ -408,7 +408,9 @@ class Audit:
                         key=stream_key(2, name, 1, repeat),
                     )  # fmt: skip
                     about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE)
-                    about["head"] = loaded.head_sha  # q is the head's, whatever the method
+                    # q is the EAGLE head's, whatever the method
+                    own = loaded.sha_of(s.kind) if s.kind != methods.EAGLE else None
+                    about["head"] = f"{own} {loaded.head_sha}" if own else loaded.head_sha
                     tokens = self.how.new_tokens
                     work = Work("sampled", s.name, SCORE_DTYPE, tokens, len(ids), 2 * (len(ids) + tokens), scored=True)
                     f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params), work)

@@ -25,7 +25,7 @@ from harness.audit.replay import (
 from harness.audit.subject import Subject
 from harness.errors import UserError
 from harness.loading import Loaded
-from methods import EAGLE, get
+from methods import get
 from methods.base import SamplerParams
 
 Finding = dict[str, Any]
@@ -79,7 +79,7 @@ def greedy_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: 
     run = run_of(loaded, subject, prompt, params)
     at = lossless.first_divergence(vanilla, run.ids)
     divergence = None if at is None else _divergence(run, vanilla, at)
-    tau = {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind == EAGLE}
+    tau = {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
     return {**looks(run, subject), **tau, "n": len(run.ids), "divergence": divergence,
             "not_argmax": [] if subject.external else run.not_argmax}  # fmt: skip
 

@@ -246,7 +246,7 @@ def best_shape(accuracies: Sequence[Sequence[float]], total: int) -> list[tuple[
     accuracies [levels][ranks]: how often the head of a level is right with its candidate of a rank. The product along a path
     estimates how often the path is; the best node whose parent and better siblings are in is added, one after the other.
     """
-    open_nodes = [(-accuracies[0][0], (0,))]
+    open_nodes: list[tuple[float, tuple[int, ...]]] = [(-accuracies[0][0], (0,))]
     kept: list[tuple[int, ...]] = []
     while open_nodes and len(kept) < total:
         value, path = heapq.heappop(open_nodes)

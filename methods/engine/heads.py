@@ -103,7 +103,7 @@ class _Heads:
         return self._level
 
 
-class MedusaDrafter(_Heads):
+class IndependentHeadsDrafter(_Heads):
     """Implements methods.base.Drafter. All heads run at once: the LM head is read once for all levels."""
 
     def __init__(
@@ -167,7 +167,7 @@ def _published_logits(heads: PublishedHeads, packed: bool) -> Callable[[Tensor],
     return logits
 
 
-class HydraDrafter(_Heads):
+class SequentialHeadsDrafter(_Heads):
     """Implements methods.base.Drafter: head k runs over the nodes of level k, each with its own path's tokens."""
 
     def __init__(

@@ -63,7 +63,7 @@ class Window:
             self.newest = [trie.add(node, token) for node, token in zip(self.newest, level, strict=True)]
 
 
-def lookahead_tree(window: int = 7, ngram: int = 5, guesses: int = 7, prompt_pool: bool = True) -> Grow:
+def jacobi_window(window: int = 7, ngram: int = 5, guesses: int = 7, prompt_pool: bool = True) -> Grow:
     """The window (`window` columns, `ngram` - 1 levels) and up to `guesses` n-grams of the pool that begin with the root.
 
     prompt_pool: the n-grams of the prompt are in the pool from the start. The window's first guesses are tokens of the prompt,
