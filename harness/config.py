@@ -151,7 +151,7 @@ class ModelConfig(_Strict):
 
     def drafter_source(self, kind: str) -> HubRepo | str | None:
         """A folder relative to the YAML, a repository, or None: there is no drafter of that kind."""
-        by_kind: dict[str, HubRepo | str] = {**self.drafters}
+        by_kind: dict[str, HubRepo | str] = {str(name): source for name, source in self.drafters.items()}
         return self.head if kind == "eagle" else by_kind.get(kind)
 
     def drafter_folder(self, kind: str) -> Path | None:

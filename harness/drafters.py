@@ -237,9 +237,10 @@ def _hub_lm(folder: Path, values: dict[str, Any], target: Facts) -> tuple[Attach
             f"the draft LM in {folder} has logits for {values.get('vocab_size')} tokens, {target.model} for {target.vocab_size}"
         )
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, target.dtype), output_loading_info=True
         )
+        model, info = found
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:
         raise UserError(f"cannot load the draft LM in {folder}: {(str(e).splitlines() or ['?'])[0]}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -191,7 +191,7 @@ def load(
         raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
     folder, target_sha = weights_folder(config)
     wanted = set(drafters) if drafters is not None else {methods.EAGLE} if with_head else set()
-    folders = {kind: found for kind in sorted(wanted) if (found := _folder(config, kind, head)) is not None}
+    folders = {kind: path for kind in sorted(wanted) if (path := _folder(config, kind, head)) is not None}
     own = folders.pop(methods.EAGLE, None)
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     weights: EagleHead | None = None
@@ -205,7 +205,7 @@ def load(
             weights, head_sha = load_head(own, config.name, (sizes.vocab_size, sizes.hidden_size), target_sha)
             frequent, frequent_sha = load_frequent(own, sizes.vocab_size)
         facts = Facts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
-        others = {kind: read_drafter(kind, found, facts) for kind, found in folders.items()}
+        others = {kind: read_drafter(kind, path, facts) for kind, path in folders.items()}
         if device().type == "cuda":
             placed = placement.on_gpus(Architecture.of(folder), name, config.context_length, placement.free_on_gpus())
         with warnings.catch_warnings():

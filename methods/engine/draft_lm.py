@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ class NarrowConfig:
         return LlamaConfig(
             vocab_size=self.vocab_size, hidden_size=self.width, intermediate_size=self.intermediate_size,
             num_hidden_layers=self.num_layers, num_attention_heads=heads, num_key_value_heads=heads,
-            rms_norm_eps=self.rms_norm_eps, rope_theta=self.rope_theta, max_position_embeddings=2**17,
+            rms_norm_eps=self.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            max_position_embeddings=2**17,
             tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
 
@@ -48,8 +50,9 @@ class NarrowLM(nn.Module):
         super().__init__()
         self.config = config
         self.down = nn.Linear(config.hidden_size, config.width, bias=False)
-        self.trunk = LlamaModel(config.llama())
-        self.trunk.embed_tokens = None  # its inputs are the target's embeddings, projected
+        trunk: Any = LlamaModel(config.llama())
+        trunk.embed_tokens = None  # its inputs are the target's embeddings, projected
+        self.trunk = trunk
         self.up = nn.Linear(config.width, config.hidden_size, bias=False)
 
     def forward(self, embedded: Tensor) -> Tensor:
@@ -60,14 +63,16 @@ class NarrowLM(nn.Module):
     @torch.no_grad()
     def folded(self, embedding: Tensor, lm_head: Tensor) -> LlamaForCausalLM:
         """The same model with tables of its own. embedding, lm_head: the target's [vocab, hidden]; in their dtype and place."""
-        model = LlamaForCausalLM(self.config.llama())
+        model: Any = LlamaForCausalLM(self.config.llama())
         wide = torch.float64 if embedding.dtype == torch.float64 else torch.float32
         down, up = (p.weight.to(embedding.device, wide) for p in (self.down, self.up))
         state = {f"model.{name}": value for name, value in self.trunk.state_dict().items()}
         state["model.embed_tokens.weight"] = embedding.to(wide) @ down.T
         state["lm_head.weight"] = lm_head.to(embedding.device, wide) @ up
         model.to(wide).load_state_dict(state)
-        return model.to(embedding.device, embedding.dtype).eval()
+        model.to(embedding.device, embedding.dtype).eval()
+        made: LlamaForCausalLM = model
+        return made
 
 
 class LMDrafter:
@@ -77,7 +82,7 @@ class LMDrafter:
     drafts are all accepted only the bonus token is run again.
     """
 
-    def __init__(self, model: LlamaForCausalLM, packed: bool = True):
+    def __init__(self, model: Any, packed: bool = True):
         if not is_plain_llama(model):
             raise ValueError(
                 f"a draft LM must be a plain LLaMA (no biases, SiLU, fixed rotary table), not {type(model).__name__}"
