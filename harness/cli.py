@@ -41,6 +41,12 @@ def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)  # fmt: skip
 
 
+def trees_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--trees", is_flag=True, help="Keep every drafted tree (DIR/trees): for calibration, positions and the report's viewer."
+    )(f)
+
+
 def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--results", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A folder with records.jsonl."
@@ -76,6 +82,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option("--no-baseline", is_flag=True, help="Do not measure vanilla along.")
+@trees_option
 @click.option(
     "--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long."
 )
@@ -107,6 +114,7 @@ def run(**options: Any) -> None:
 @click.option("--seed", type=int, default=None)
 @click.option("--repeats", type=int, default=None)
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@trees_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Ledger folder.")
 @include_option
 def matrix(tier: str, **options: Any) -> None:
@@ -211,10 +219,10 @@ def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | N
         click.echo(tables.markdown(tables.compare(*compare)))
         return
     assert results is not None
-    from harness import foreign
+    from harness import acceptance, foreign
 
     write = foreign.write_report if foreign.holds_import(results) else tables.write_tables
-    for path in write(results, out):
+    for path in (*write(results, out), *acceptance.write(results, out)):
         click.echo(path)
 
 

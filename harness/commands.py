@@ -183,7 +183,7 @@ TIERS: dict[str, tuple[dict[str, Any], ...]] = {
 MATRIX_DEFAULTS: dict[str, Any] = {
     "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
     "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
-    "on_overflow": "skip", "head": None,
+    "on_overflow": "skip", "head": None, "trees": False,
 }  # fmt: skip
 
 
@@ -565,7 +565,7 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     return runner.RunSpec(
         arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
         max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
-        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
+        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"], trees=o["trees"],
     )  # fmt: skip
 
 
