@@ -125,7 +125,7 @@ def matrix(tier: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.option("--table", "tables", multiple=True, metavar="1|2|3", help="A table of the paper; repeatable.")
+@click.option("--table", "tables", multiple=True, metavar="1|2|3", help="A table of the paper; repeatable (default: all of it).")
 @click.option("--figure", "figures", multiple=True, metavar="1|2|5|6", help="A figure of the paper; repeatable.")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="One of the paper's (default: all of the item's), or a stand-in."
@@ -259,6 +259,23 @@ def plot(results: Path, out: Path | None) -> None:
 
     for path in plots.write_plots(results, out):
         click.echo(path)
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
+def claims(results: Path, out: Path | None, as_json: bool) -> None:
+    """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict (Markdown, CSV, LaTeX)."""
+    from harness import claims as ledger
+    from harness import tables
+
+    table = ledger.report(results)
+    click.echo(tables.plain(table))
+    for path in tables.write_forms(table, out or results / "tables"):
+        click.echo(path, err=True)
+    if as_json:
+        click.echo(ledger.to_json(table))
 
 
 @cli.command()

@@ -168,36 +168,39 @@ def matrix_command(tier: str, **o: Any) -> None:
     _tell_failures(failed)
 
 
-# What a tier runs; a row's keys are options of `harness run`. The length budget of `full` is the model's own.
+# EAGLE-2 with the 25 draft nodes and 5 levels of EAGLE-1's tree: the claim at equal budget, timed along with the others
+EQUAL_BUDGET = (("eagle2", ("total=25", "depth=5")),)
+# What a tier runs; a row's keys are options of `harness run`, and `beside` more trees of its methods. The length budget of `full`
+# is the model's own.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
-        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128},
+        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET},
         {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128},
     ),
     "full": (
-        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40},
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET},
         {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20},
     ),
 }
 MATRIX_DEFAULTS: dict[str, Any] = {
     "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
     "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
-    "on_overflow": "skip", "head": None, "trees": False,
+    "on_overflow": "skip", "head": None, "trees": False, "beside": (),
 }  # fmt: skip
 
 
 def reproduce_command(**o: Any) -> None:
-    """Items of the paper: list their cells, or measure what is missing of them, and print our numbers beside the paper's."""
-    from harness import published, records
+    """Items of the paper, all of them unless some are named: list their cells, or measure what is missing of them and print our
+    numbers beside the paper's."""
+    from harness import published, tables
     from harness import reproduce as r
 
-    items = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
-    if not items:
-        raise UserError("nothing to reproduce: give --table 1|2|3 or --figure 1|2|5|6, each repeatable")
+    named = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
     _checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
     include_all(o["includes"])
-    wanted = {item: _paper_cells(item, o) for item in items}
+    wanted = {item: _paper_cells(item, o["models"], is_named=bool(named)) for item in named or published.ITEMS}
+    wanted = {item: found for item, found in wanted.items() if found}
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     if o["dry_run"]:
         for item, found in wanted.items():
@@ -208,29 +211,20 @@ def reproduce_command(**o: Any) -> None:
     failed = 0
     left_out: list[str] = []
     for config in configs.values() if not o["no_run"] else ():
-        cells = list(dict.fromkeys(cell for found in wanted.values() for c, own in found if c is config for cell in own))
+        rows: list[dict[str, Any]] = []
+        for trees in (False, True):
+            cells = [cell for item, found in wanted.items() if item.needs_trees is trees for c, own in found
+                     if c.name == config.name for cell in own]  # fmt: skip
+            rows += _cell_options(cells, {**o, "trees": trees})
         try:
-            failed += _run_cells(config, cells, o)
+            failed += _run_rows(config, rows, o)
         except UserError as e:  # the others are measured all the same, and this one when it is there
             left_out.append(config.name)
             say(f"{config.name} is left out: {e}")
-    path = o["results"] / records.RECORDS
-    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
-    measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
-    from harness import tables
-
-    written = []
-    for item, found in wanted.items():
-        judged = []
-        for config, cells in found:
-            target = r.Target(config.name, config.paper, config.max_new_tokens)
-            judged += [
-                r.judge(c, target, measurements[config.name](c.method_here or c.method, c.task_here, c.temperature))
-                for c in cells
-            ]
-        written.append(r.report(item, judged))
-        click.echo(tables.plain(written[-1]))
-        for file in tables.write_forms(written[-1], o["out"] or o["results"] / "tables"):
+    written = _reproduced(wanted, o)
+    for table in written:
+        click.echo(tables.plain(table))
+        for file in tables.write_forms(table, o["out"] or o["results"] / "tables"):
             say(f"written: {file}")
     if o["as_json"]:
         click.echo(r.to_json(written))
@@ -239,8 +233,34 @@ def reproduce_command(**o: Any) -> None:
         raise UserError(f"not measured: {', '.join(left_out)} (why stands above); the same command goes on from here")
 
 
-def _paper_cells(item: Any, o: dict[str, Any]) -> list[tuple[Any, list[Any]]]:
-    """The item's models, or those asked for, each with its cells of the item.
+def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
+    """A table an item, from what the folder holds now."""
+    from harness import acceptance, records
+    from harness import reproduce as r
+    from harness.trees import has_trees, read_drafts
+
+    path = o["results"] / records.RECORDS
+    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
+    configs = {c.name: c for found in wanted.values() for c, _ in found}
+    measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
+    targets = {name: r.Target(name, c.paper, c.max_new_tokens) for name, c in configs.items()}
+    drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}
+    made = []
+    for item, found in wanted.items():
+        if item.needs_trees:
+            rows = [(targets[c.name], acceptance.acceptance_table(measurements[c.name].of(own), drafts)) for c, own in found]
+            made.append(r.draft_report(item, rows))
+            continue
+        judged = []
+        for c, cells in found:
+            ours = measurements[c.name]
+            judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
+        made.append(r.report(item, judged))
+    return made
+
+
+def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[Any, list[Any]]]:
+    """The item's models, or those asked for, each with its cells of the item; is_named: the item was asked for.
 
     Raises:
         UserError: a model of the paper that is not in this item, or one that is nowhere.
@@ -251,7 +271,7 @@ def _paper_cells(item: Any, o: dict[str, Any]) -> list[tuple[Any, list[Any]]]:
     ours = model_configs.paper_models()
     there = list(dict.fromkeys(c.model for c in cells))
     found = []
-    for name in o["models"] or [ours[model] for model in there]:
+    for name in models or [ours[model] for model in there]:
         name = ours.get(name, name)
         known = name in model_configs.known_models() or name.endswith(model_configs.SUFFIXES)
         if not known:
@@ -261,6 +281,8 @@ def _paper_cells(item: Any, o: dict[str, Any]) -> list[tuple[Any, list[Any]]]:
             own = published.stand_in(cells, config.name)
         elif config.paper in there:
             own = [c for c in cells if c.model == config.paper]
+        elif not is_named:
+            continue
         else:
             choices = ", ".join(f"{ours[model]} ({model})" for model in there)
             raise UserError(f"model {config.name} is not in {item.name} of the paper; in it are: {choices}")
@@ -284,8 +306,8 @@ def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any
     return rows
 
 
-def _run_cells(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> int:
-    """Measure what is missing of one model's cells; -> number of generations that failed.
+def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) -> int:
+    """Measure what is missing of one model; -> number of generations that failed.
 
     Raises:
         UserError: something it needs is missing; nothing is fetched here that takes hours.
@@ -296,7 +318,6 @@ def _run_cells(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> int:
     missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
-    rows = _cell_options(cells, o)
     with _session(config, rows[0], [_part(config, row) for row in rows]) as runners:
         return _measure(runners)
 
@@ -346,7 +367,7 @@ def _paper_says(cell: Any) -> str:
         for form, found in (("{}x", cell.speedup), ("tau {}", cell.tau))
         for n in found
     ]
-    return f" [paper: {', '.join(said)}]"
+    return f" [paper: {', '.join(said)}]" if said else ""
 
 
 def _published_rates(config: Any, cells: Sequence[Any]) -> tuple[dict[str, float], str]:
@@ -553,6 +574,11 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     arms = runner.make_arms(
         o["names"], o["preset"], parse_changes(o["changes"]), config, head, lambda method: _tuned(config, method, head, o).options
     )
+    for name, changes in o.get("beside", ()):
+        if any(a.name == name for a in arms):  # not where the model has no head for it
+            more = runner.make_arms((name,), o["preset"], parse_changes((*o["changes"], *changes)), config, head,
+                                    lambda method: _tuned(config, method, head, o).options)  # fmt: skip
+            arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

@@ -126,6 +126,15 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     return found
 
 
+def one_source(records: Sequence[Record]) -> list[Record]:
+    """For each task those on the paper's prompts where there are any, else on the source with most: sources are not mixed."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for r in records:
+        counts[r["task"]][r["source"]] += 1
+    chosen = {task: max(found, key=lambda s: (s == "paper", found[s], s)) for task, found in counts.items()}
+    return [r for r in records if r["source"] == chosen[r["task"]]]
+
+
 # ---- the definitions ------------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,11 @@ class Item:
     def name(self) -> str:
         return f"{self.kind} {self.number}"
 
+    @property
+    def needs_trees(self) -> bool:
+        """It is about the draft's nodes, not about speed."""
+        return self.kind == "figure" and self.number in ("5", "6")
+
 
 ITEMS = (
     Item("table", "1", "Table 1", "speedup and τ of Vicuna and LLaMA2-Chat on six tasks"),
@@ -146,9 +151,12 @@ def the_paper(metric: str, table: str = "") -> list[Number]:
     return sorted(own, key=lambda n: not n.confirmed)
 
 
+DRAFTS = ("Vicuna-7B", "EAGLE", "Alpaca", "0")  # what Figures 5 and 6 are of; the temperature is not stated
+
+
 def cells(wanted: Item) -> list[Cell]:
-    """Every cell of the item that has a number, in the paper's order; figures 5 and 6 have none of these."""
-    by_cell: dict[tuple[str, str, str, str], dict[str, Number]] = {}
+    """Every cell of the item that has a number, in the paper's order; of figures 5 and 6 the generations they look into."""
+    by_cell: dict[tuple[str, str, str, str], dict[str, Number]] = {DRAFTS: {}} if wanted.needs_trees else {}
     for n in numbers():
         if n.paper == PAPER and n.table == wanted.table and n.metric in ("speedup", "tau") and n.temperature in ("0", "1"):
             by_cell.setdefault((n.model, n.method, n.task, n.temperature), {})[n.metric] = n

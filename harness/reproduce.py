@@ -24,12 +24,13 @@ from harness.metrics import (
     compared,
     estimate,
     one_environment,
+    one_source,
     six_task_mean,
     speed_ratio,
     summarise,
     tau,
 )
-from harness.published import MEAN, Cell, Item, Number, third_parties
+from harness.published import DRAFTS, MEAN, METHODS, TASKS, Cell, Item, Number, the_paper, third_parties
 from harness.records import Record
 from harness.style import SIX_TASKS, VANILLA
 from harness.tables import APART, NOTHING, Section, Table, bracketed, number
@@ -83,7 +84,7 @@ class Measurements:
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
         own = [r for r in records if r["model"] == model and r["preset"] == PRESET]
-        self.records = _one_source(one_environment(own, where))
+        self.records = one_source(one_environment(own, where))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
@@ -94,6 +95,11 @@ class Measurements:
         if len(cells) < len(names):
             return None
         return self._mean(cells) if task == MEAN else _of(cells[0])
+
+    def of(self, cells: Sequence[Cell]) -> list[Record]:
+        """The records of these cells, vanilla's along."""
+        wanted = {(name, c.task_here, c.temperature) for c in cells for name in (c.method_here, VANILLA)}
+        return [r for r in self.records if (r["method"], r["task"], r["temperature"]) in wanted]
 
     def _mean(self, cells: Sequence[CellSummary]) -> Ours:
         """Unweighted over the six tasks, with intervals: prompts drawn again within each."""
@@ -109,16 +115,6 @@ class Measurements:
             costs if len(found) == len(cells) else None,
             "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart,
         )  # fmt: skip
-
-
-def _one_source(records: Sequence[Record]) -> list[Record]:
-    """For each task the paper's prompts where there are any, else those most was measured on: sources are not mixed."""
-    counts: dict[str, dict[str, int]] = {}
-    for r in records:
-        by_source = counts.setdefault(r["task"], {})
-        by_source[r["source"]] = by_source.get(r["source"], 0) + 1
-    chosen = {task: max(found, key=lambda s: (s == "paper", found[s], s)) for task, found in counts.items()}
-    return [r for r in records if r["source"] == chosen[r["task"]]]
 
 
 def _of(c: CellSummary) -> Ours:
@@ -140,15 +136,8 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         return f"not comparable: {cell.method} is not among the methods here"
     if ours is None or (ours.speedup.value is None and ours.tau.value is None):
         return "not measured"
-    why = []
-    if target.paper != cell.model:
-        why.append(f"{target.name} is not a model of the paper")
-    if ours.source != "paper":
-        why.append(f"{ours.source} prompts")
-    if ours.max_new_tokens != target.max_new_tokens:
-        why.append(f"at most {ours.max_new_tokens} new tokens, not {target.max_new_tokens}")
-    if why:
-        return f"not comparable: {'; '.join(why)}"
+    if why := incomparable(target, ours.source, ours.max_new_tokens):
+        return why
     has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
     word = {
         (True, True): "τ and speed reproduced",
@@ -166,6 +155,18 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
 
 
 UNCONFIRMED = "‡"
+
+
+def incomparable(target: Target, source: str, max_new_tokens: int) -> str:
+    """`not comparable` and all that makes it so, or nothing."""
+    why = []
+    if target.paper is None:
+        why.append(f"{target.name} is not a model of the paper")
+    if source != "paper":
+        why.append(f"{source} prompts")
+    if max_new_tokens != target.max_new_tokens:
+        why.append(f"at most {max_new_tokens} new tokens, not {target.max_new_tokens}")
+    return f"not comparable: {'; '.join(why)}" if why else ""
 
 
 def tau_agrees(cell: Cell, ours: Ours) -> bool | None:
@@ -305,6 +306,98 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
             for n in third_parties(c, name)
         )
     return row | {"verdict": j.verdict}
+
+
+# ---- figures 5 and 6: the draft's nodes -----------------------------------------------------------------------------
+
+_READING_DRAFTS = {
+    "5": """Of the forwards that drafted a position, how many accepted it with all of its ancestors: P1, P2 are the root's best and
+        second child, P3, P4 those of P1, P5, P6 those of P2. In brackets 95 % intervals over conversations. Spread: standard
+        deviation between conversations, and what chance alone would make it. The paper's figure is a plot of points without
+        numbers; its text has P1 as the highest and P6 as the lowest.""",
+    "6": """Draft nodes whose parent was accepted, by the draft's own untempered probability: how many the target took. The paper
+        states two of its bars; reproduced: our 95 % interval covers the paper's value, to the digits it is given in. Slope of
+        acceptance on confidence and expected calibration error (ECE) over 20 bins.""",
+}
+STATED = {"0": "acceptance_rate_when_confidence<0.05", "19": "acceptance_rate_when_confidence>0.95"}  # bins of Figure 6
+ROUNDED = 0.005  # the paper gives two digits
+
+
+def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Table:
+    """Figure 5 or 6. found: a model with its rows of `acceptance.acceptance_table`, none where it has no trees."""
+    method, task = METHODS[DRAFTS[1]], TASKS[DRAFTS[2]]
+    sections, numbers = [], []
+    for target, rows in found:
+        if len(rows):
+            rows = rows[(rows["method"] == method) & (rows["task"] == task) & (rows["temperature"] == 0)]
+        shown = []
+        for outputs in ("all", "no loops"):
+            mine = rows[rows["outputs"] == outputs] if len(rows) else rows
+            made = (_positions if item.number == "5" else _confidences)(mine, target)
+            if outputs == "all" or made != whole:
+                shown += [{"outputs": outputs, **row} for row in made]
+            whole = made
+            numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
+                        for r in mine.to_dict("records")]  # fmt: skip
+        shown = shown or [{"outputs": "all", "verdict": "not measured: run with --trees"}]
+        title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
+        sections.append(Section(title, (), pd.DataFrame(shown)))
+    return Table(
+        f"figure{item.number}", tuple(sections), (" ".join(_READING_DRAFTS[item.number].split()),), pd.DataFrame(numbers)
+    )
+
+
+def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
+    found = [r for r in rows.itertuples() if r.kind == "position"] if len(rows) else []
+    if not found:
+        return []
+    shown = []
+    for r in found:
+        spread = f"{number(_root(r.variance))} ({number(_root(r.chance_variance))})"
+        shown.append({"at": r.at, "forwards": f"{r.n:,}", "rate": _rate(r), "spread": spread, "paper's": NOTHING,
+                      "verdict": "the paper gives no number"})  # fmt: skip
+    by_rate = sorted(found, key=lambda r: r.value)
+    as_there = (by_rate[0].at, by_rate[-1].at) == ("P6", "P1")
+    order = " < ".join(r.at for r in by_rate)
+    word = incomparable(target, found[0].source, found[0].max_new_tokens) or ("reproduced" if as_there else "not reproduced")
+    return [
+        *shown,
+        {"at": "order", "forwards": "", "rate": order, "spread": "", "paper's": "P6 lowest, P1 highest", "verdict": word},
+    ]
+
+
+def _confidences(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
+    stated = {at: the_paper(metric)[0] for at, metric in STATED.items()}
+    shown = []
+    for r in rows.itertuples() if len(rows) else ():
+        if r.kind == "calibration":
+            n = stated.get(r.at)
+            word = "the paper shows a bar without a number"
+            if n is not None:
+                word = incomparable(target, r.source, r.max_new_tokens) or _covers(r, n)
+            edges, mean = f"{r.low:.2f} to {r.high:.2f}", number(r.mean_confidence, "{:.3f}")
+            shown.append({"at": edges, "nodes": f"{r.n:,}", "confidence": mean,
+                          "rate": _rate(r), "paper's": n.text if n else NOTHING, "verdict": word})  # fmt: skip
+        elif r.kind == "fit" and r.at != "mean_gap":
+            name = "slope" if r.at == "slope" else "ECE"
+            shown.append({"at": name, "nodes": f"{r.n:,}", "confidence": "", "rate": _rate(r), "paper's": NOTHING,
+                          "verdict": "the paper's bars lie along y = x"})  # fmt: skip
+    return shown
+
+
+def _covers(row: Any, published: Number) -> str:
+    if pd.isna(row.value_low):
+        return "not judged (no interval)"
+    covers = row.value_low - ROUNDED <= published.value <= row.value_high + ROUNDED
+    return "reproduced" if covers else f"not reproduced: {row.value - published.value:+.2f} of the paper's"
+
+
+def _rate(row: Any) -> str:
+    return bracketed(number(row.value, "{:.3f}"), None if pd.isna(row.value_low) else (row.value_low, row.value_high), "{:.3f}")
+
+
+def _root(variance: float | None) -> float | None:
+    return None if variance is None or pd.isna(variance) else float(variance) ** 0.5
 
 
 def to_json(tables: Iterable[Table]) -> str:

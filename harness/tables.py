@@ -83,6 +83,8 @@ _READING = {
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",
+    "models": """Each cell: speedup over vanilla / τ, in brackets τ without looping outputs; the mean of the six tasks, or MT-bench
+        where not all six were measured.""",
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
         without the prefill and its token. c: what one step costs inside the target's forward, inside the drafter's and
         outside both, in vanilla steps; decode = τ / (c_verify + c_draft + c_other).
@@ -156,25 +158,56 @@ def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[s
     return Table("main", tuple(sections), (_READING["main"], *read, *_notes(summaries)), _main_numbers(summaries))
 
 
+def models_report(summaries: Iterable[CellSummary]) -> Table:
+    """A row a model and temperature, a column a method: the six-task mean, or MT-bench where not all six were measured."""
+    summaries = shown_cells(summaries)
+    rows, numbers = [], []
+    for setting, group in by_setting(summaries):
+        by_name = dict(_labelled(group))
+        means = {name: six_task_mean(cells) for name, cells in by_name.items()}
+        whole = any(mean.speedup is not None for mean in means.values())
+        shown: dict[str, CellSummary | SixTaskMean] = {}
+        for name, cells in by_name.items():
+            one = means[name] if whole else next((c for c in cells if c.task == SIX_TASKS[0]), None)
+            if one is not None and one.speedup is not None:
+                shown[name] = one
+        row = {
+            "model": setting.model,
+            "T": f"{setting.temperature:g}",
+            "dtype": setting.dtype,
+            "tokens": str(setting.max_new_tokens),
+        }
+        row["on"] = MEAN if whole else SIX_TASKS[0]
+        rows.append(row | {name: _speedup_and_tau(one) for name, one in shown.items()})
+        for name, one in shown.items():
+            values = {value: getattr(one, value) for value in _MAIN_VALUES}
+            numbers.append({**_setting_columns(setting), "on": row["on"], "method": name, **values})
+    frame = pd.DataFrame(rows).fillna(NOTHING)
+    return Table("models", (Section("Models", (), frame),), (_READING["models"], *_notes(summaries)), pd.DataFrame(numbers))
+
+
 def _audited(audit: Mapping[str, str], cell: CellSummary) -> str:
     """A preset's own word where the audit looked at its cells, else its method's."""
     return audit.get(label(cell.method, cell.preset)) or audit.get(cell.method, "not audited")
 
 
 def audits_of(folder: Path) -> dict[str, dict[str, str]]:
-    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run.
+    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run. Where there are
+    several models, each one's audit is in a folder of its own, FOLDER/audit/MODEL.
 
     Raises:
-        UserError: the file there is something else.
+        UserError: a file there is something else.
     """
-    file = Path(folder) / AUDIT
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {found["model"]: {str(k): str(v) for k, v in found["methods"].items()}}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
+    audits: dict[str, dict[str, str]] = {}
+    for file in (Path(folder) / AUDIT, *sorted((Path(folder) / AUDIT.parent).glob(f"*/{AUDIT.name}"))):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            audits[found["model"]] = {str(k): str(v) for k, v in found["methods"].items()}
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
+    return audits
 
 
 def cell_report(summaries: Iterable[CellSummary]) -> Table:
@@ -417,6 +450,8 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     summaries = summarise(records)
     tables = [main_report(summaries, audits_of(folder)), cell_report(summaries), mt_bench_by_category(records),
               official_report(summaries), paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+    if len({s.model for s in summaries}) > 1:
+        tables.append(models_report(summaries))
     target = out or Path(folder) / "tables"
     # that there are no divergences is worth a file
     return [path for t in tables if t.sections or t.name == "divergences" for path in write_forms(t, target)]
@@ -520,8 +555,9 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     }
 
 
-_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
+_TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
                  "figure", "from",
+                 "claim", "test", "on", "verdict, no loops",
                  "layer", "worst value", "threshold", "smallest detectable effect", "function", "what"}  # fmt: skip
 
 
