@@ -39,7 +39,7 @@ its confidence no forecast of acceptance: only `depth` and `n_alpha` are given, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ from harness.metrics import Setting, arm, conversation_of, setting_of, variant_o
 from harness.records import Record, read
 from harness.stats import MIN_UNITS, paired_bootstrap
 from harness.style import VANILLA, label, method_order, preset_order, task_order
-from harness.trees import Drafts, has_trees, read_drafts
+from harness.trees import Drafts, Ints, has_trees, read_drafts
 
 N_BINS = 20  # of 0.05: the paper's Figure 6 tells of under 0.05 and over 0.95
 POSITIONS = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -61,71 +61,93 @@ ALL, NO_LOOPS = "all", "no loops"
 _ARM = ["method", "preset", "options", "head_sha"]
 SUMS = ("n", "accepted", "confidence", "squares", "products")
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 # ---- one generation -------------------------------------------------------------------------------------------------
 
 
-def nodes(drafts: Drafts) -> pd.DataFrame:
-    """A row a draft node: forward, depth (from 1), rank among its siblings (from 0), position (1..6, else 0), confidence (nan
-    where there is none), accepted, tried, and `place`, `above`: its own and its parent's number over all trees and roots."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """Columns [nodes] over all draft nodes of a generation.
+
+    `place`, `above`: its own and its parent's number over all trees, roots included; `depth` from 1; `rank` among its siblings,
+    from 0; `position`: 1..6 for P1..P6, else 0; `confidence`: nan where there is none; `accepted`; `tried`.
+    """
+
+    place: Ints
+    above: Ints
+    depth: Ints
+    rank: Ints
+    position: Ints
+    confidence: Array
+    accepted: Flags
+    tried: Flags
+
+
+def nodes(drafts: Drafts) -> Nodes:
     forward, number = drafts.numbered()
-    root = np.cumsum(drafts.sizes + 1) - drafts.sizes - 1  # every tree's root among all nodes, roots included
-    n_all = int(drafts.sizes.sum()) + len(drafts.sizes)
+    root = np.cumsum(drafts.sizes + 1) - drafts.sizes - 1
+    n_all = len(number) + len(root)
     place, above = root[forward] + number, root[forward] + drafts.parents
-    taken = np.zeros(n_all, dtype=bool)
     on_path = np.repeat(root, drafts.accepted) + drafts.path
+    taken = np.zeros(n_all, dtype=bool)
     taken[root] = taken[on_path] = True
     parent = np.arange(n_all)  # a root is its own
     parent[place] = above
     depth, up = np.zeros(len(place), dtype=np.int64), place
-    while np.any(below := parent[up] != up):
-        depth, up = depth + below, parent[up]
-    rank = pd.Series(above).groupby(above).cumcount().to_numpy()
-    position_of = np.zeros(n_all, dtype=np.int64)
-    shallow = (depth == 1) & (rank < 2)
-    position_of[place[shallow]] = rank[shallow] + 1
-    second = (depth == 2) & (rank < 2) & (position_of[above] > 0)
-    position_of[place[second]] = 2 * position_of[above[second]] + rank[second] + 1
+    while np.any(below_root := parent[up] != up):
+        depth, up = depth + below_root, parent[up]
+    by_parent = np.argsort(above, kind="stable")
+    grouped = above[by_parent]
+    rank = np.empty(len(place), dtype=np.int64)
+    rank[by_parent] = np.arange(len(place)) - np.searchsorted(grouped, grouped)
+    position = np.zeros(n_all, dtype=np.int64)
+    for level in (1, 2):  # P(2i + 1), P(2i + 2) hang on Pi
+        here = (depth == level) & (rank < 2) & ((level == 1) | (position[above] > 0))
+        position[place[here]] = 2 * position[above[here]] + rank[here] + 1
     tried = taken[above]
-    if drafts.sampled:
+    if drafts.sampled:  # siblings drawn after the one accepted were never looked at
         accepted_child = np.full(n_all, n_all)
         accepted_child[parent[on_path]] = on_path
         tried &= place <= accepted_child[above]
     confidence = np.full(len(place), np.nan) if drafts.confidence is None else drafts.confidence
-    return pd.DataFrame({
-        "forward": forward, "depth": depth, "rank": rank, "position": position_of[place], "confidence": confidence,
-        "accepted": taken[place], "tried": tried, "place": place, "above": above,
-    })  # fmt: skip
+    return Nodes(place, above, depth, rank, position[place], confidence, taken[place], tried)
 
 
 def sums(drafts: Drafts) -> pd.DataFrame:
-    """A generation's counts, in rows of `kind` and `at` with the columns `SUMS`; squares and products are of confidence with
-    itself and with accepted."""
-    table = nodes(drafts)
-    tried, expects = table[table["tried"]], drafts.confidence is not None and not drafts.sampled
-    parts = []
-    # at the accepted node of a depth: whether a child was accepted, and what confidence its children had together
-    steps = tried.groupby(["depth", "above"]).agg({"accepted": "any", "confidence": "sum"}).reset_index()
-    parts.append(_counted("depth", steps["depth"], steps, expects))
+    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`, of which squares and products are those of
+    confidence with itself and with accepted."""
+    all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
+    tried = all_nodes.tried
+    confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
+    parts: list[pd.DataFrame] = []
+
+    def count(kind: str, at: Ints, accepted: NDArray[Any], c: Array) -> None:
+        if not len(at):
+            return
+        summands = (np.ones(len(at)), accepted, c, c * c, c * accepted)
+        columns = [np.bincount(at, x) for x in summands]
+        held = np.flatnonzero(columns[0])
+        parts.append(pd.DataFrame({"kind": kind, "at": held} | {k: x[held] for k, x in zip(SUMS, columns, strict=True)}))
+
+    # a step goes on from an accepted node that has children: was one of them accepted, what confidence had they together
+    steps, first = np.unique(all_nodes.above[tried], return_index=True)
+    depth = all_nodes.depth[tried][first]
+    taken, expected = (np.bincount(all_nodes.above[tried], x[tried])[steps] for x in (all_nodes.accepted, confidence))
+    count("depth", depth, taken, expected)
     if drafts.confidence is not None and drafts.is_chain:
-        parts.append(_counted("n_alpha", steps["depth"] - 1, steps, expects))
+        count("n_alpha", depth - 1, taken, expected)
     if not drafts.sampled:
-        parts.append(_counted("rank", tried["rank"] + 1, tried, expects))
-        for kind, rows in (("position", table), ("position_given", tried)):
-            rows = rows[rows["position"] > 0]
-            parts.append(_counted(kind, rows["position"], rows, expects))
+        for kind, at, counted in (
+            ("rank", all_nodes.rank + 1, tried),
+            ("position", all_nodes.position, all_nodes.position > 0),
+            ("position_given", all_nodes.position, (all_nodes.position > 0) & tried),
+        ):
+            count(kind, at[counted], all_nodes.accepted[counted], confidence[counted])
     if expects:
-        parts.append(_counted("calibration", np.minimum((tried["confidence"] * N_BINS).astype(int), N_BINS - 1), tried, True))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _counted(kind: str, at: Any, rows: pd.DataFrame, expects: bool) -> pd.DataFrame:
-    confidence, accepted = rows["confidence"] if expects else np.nan, rows["accepted"].astype(float)
-    summands = pd.DataFrame({
-        "kind": kind, "at": np.asarray(at, dtype=np.int64), "n": 1.0, "accepted": accepted, "confidence": confidence,
-        "squares": confidence * confidence, "products": confidence * accepted,
-    }, index=rows.index)  # fmt: skip
-    return summands.groupby(["kind", "at"], as_index=False)[list(SUMS)].sum(min_count=1)
+        bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
+        count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["kind", "at", *SUMS])
 
 
 # ---- fits -----------------------------------------------------------------------------------------------------------
@@ -172,7 +194,10 @@ def acceptance_table(records: Iterable[Record], drafts: Mapping[str, Drafts]) ->
     return pd.DataFrame(rows)
 
 
-def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method, and the sums of its generations
+
+
+def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
     """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees,
     with the generation's key, task, source, query, forwards and whether it looped."""
     records = list(records)
@@ -199,10 +224,15 @@ def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[
 
 
 def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Rows of the table for generations' sums that are pooled."""
+    """Rows of the table for generations' sums that are pooled: rates, then fits."""
+    yield from rates_of(group)
+    yield from fits_of(group[group["kind"] == "calibration"])
+
+
+def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for (kind, at), rows in group.groupby(["kind", "at"], sort=True):
         by_query = rows.groupby("query")[list(SUMS)].sum(min_count=1).to_numpy().T
-        n, accepted, confidence = by_query[:3]
+        n, accepted, confidence = by_query[:3].astype(float)
         rates, total = accepted / n, float(n.sum())
         rate = float(accepted.sum()) / total
         edges = {"low": at / N_BINS, "high": (at + 1) / N_BINS} if kind == "calibration" else {"low": None, "high": None}
@@ -214,7 +244,6 @@ def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "variance": float(rates.var(ddof=1)) if len(n) > 1 else None,
             "chance_variance": float(np.mean(rate * (1 - rate) / n)),
         }  # fmt: skip
-    yield from fits_of(group[group["kind"] == "calibration"])
 
 
 def fits_of(calibration: pd.DataFrame, rng_seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -267,11 +296,12 @@ def rate_interval(n: Array, accepted: Array, confidence: float = 0.95) -> tuple[
 # ---- shown ----------------------------------------------------------------------------------------------------------
 
 _READING = (
-    "What the draft's own probabilities are worth, from the drafted trees (`--trees`); all tasks pooled where there are several,"
-    " looping outputs included; the CSV has them apart, and its columns are described in `harness/acceptance.py`.",
-    "Slope: of acceptance on confidence, least squares over tried nodes; ECE: expected calibration error over 20 bins, gap: the same"
-    " over bins, unweighted; square brackets: 95 %, over conversations. P1 to P6: acceptance by position (of the forwards that drafted"
-    " it), in brackets the standard deviation between conversations and what chance alone would give. n-α: chains only.",
+    """From the drafted trees (`--trees`); all tasks pooled where there are several, looping outputs included. The CSV has them
+    apart; its columns are described in `harness/acceptance.py`.""",
+    """Slope: of acceptance on confidence, least squares over tried nodes; ECE: expected calibration error over 20 bins; gap: the
+    same with every bin weighing alike. Square brackets: 95 %, over conversations. P1 to P6: acceptance by position, of the
+    forwards that drafted it; in brackets the standard deviation between conversations, and what chance alone would give.
+    n-α: chains only.""",
 )
 
 
@@ -283,7 +313,7 @@ def report(numbers: pd.DataFrame) -> tables.Table:
         rows = [_shown(str(m), str(p), part) for (m, p, _, _), part in pooled.groupby(_ARM, sort=False)]
         columns = sorted({c for row in rows for c in row}, key=_COLUMNS.index)
         sections.append(tables.Section(Setting(*setting).title(), (), pd.DataFrame(rows, columns=columns).fillna(tables.NOTHING)))
-    return tables.Table("acceptance", tuple(sections), _READING, numbers)
+    return tables.Table("acceptance", tuple(sections), tuple(" ".join(text.split()) for text in _READING), numbers)
 
 
 _COLUMNS = ("method", "generations", "nodes tried", "slope", "ECE", "gap", *POSITIONS, *(f"{n}-α" for n in range(5)))

@@ -591,7 +591,8 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     return runner.RunSpec(
         arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
         max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
-        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"], trees=o["trees"],
+        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
+        trees=o["trees"],
     )  # fmt: skip
 
 

@@ -297,8 +297,8 @@ class Runner:
         if (generation.token_ids, trace.tree_size, trace.accepted) == (record["token_ids"], then["tree_size"], then["accepted"]):
             self.trees.add(cell.key, record["key"], trace.trees)
         else:
-            print(f"{cell.arm.name} on {record['sample_id']} turn {record['turn']} did not come out as it was measured (other code"
-                  " or another machine): its trees are not kept", file=sys.stderr)  # fmt: skip
+            where = f"{cell.arm.name} on {record['sample_id']} turn {record['turn']}"
+            print(f"{where} did not come out as measured (other code or machine): its trees are not kept", file=sys.stderr)
 
     def _measure(self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int) -> None:
         why = self._overflow(prompt, turn, len(ids))
