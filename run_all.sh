@@ -66,7 +66,7 @@ for model in "${models[@]}"; do
   say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
   harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"}
 
-  command=(harness matrix --tier "$tier" --model "$model" --out "$out")
+  command=(harness matrix --trees --tier "$tier" --model "$model" --out "$out")
   # ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
   command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
   say "${command[*]}"

@@ -311,10 +311,10 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
 # ---- figures 5 and 6: the draft's nodes -----------------------------------------------------------------------------
 
 _READING_DRAFTS = {
-    "5": """Of the forwards that drafted a position, how many accepted it with all of its ancestors: P1, P2 are the root's best and
-        second child, P3, P4 those of P1, P5, P6 those of P2. In brackets 95 % intervals over conversations. Spread: standard
-        deviation between conversations, and what chance alone would make it. The paper's figure is a plot of points without
-        numbers; its text has P1 as the highest and P6 as the lowest.""",
+    "5": """Of the forwards that drafted a position, how many accepted it with all of its ancestors: P1, P2 are the root's best
+        and second child, P3, P4 those of P1, P5, P6 those of P2. In brackets 95 % intervals over conversations. Spread:
+        standard deviation between conversations, and what chance alone would make it. The paper's figure is a plot of points
+        without numbers; its text has P1 as the highest and P6 as the lowest.""",
     "6": """Draft nodes whose parent was accepted, by the draft's own untempered probability: how many the target took. The paper
         states two of its bars; reproduced: our 95 % interval covers the paper's value, to the digits it is given in. Slope of
         acceptance on confidence and expected calibration error (ECE) over 20 bins.""",
@@ -330,11 +330,12 @@ def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Ta
     for target, rows in found:
         if len(rows):
             rows = rows[(rows["method"] == method) & (rows["task"] == task) & (rows["temperature"] == 0)]
-        shown = []
+        shown: list[dict[str, str]] = []
+        whole: list[dict[str, str]] = []
         for outputs in ("all", "no loops"):
             mine = rows[rows["outputs"] == outputs] if len(rows) else rows
             made = (_positions if item.number == "5" else _confidences)(mine, target)
-            if outputs == "all" or made != whole:
+            if made != whole:  # said once where no output looped
                 shown += [{"outputs": outputs, **row} for row in made]
             whole = made
             numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
@@ -348,7 +349,7 @@ def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Ta
 
 
 def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
-    found = [r for r in rows.itertuples() if r.kind == "position"] if len(rows) else []
+    found: list[Any] = [r for r in rows.itertuples() if r.kind == "position"] if len(rows) else []
     if not found:
         return []
     shown = []
@@ -369,7 +370,8 @@ def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
 def _confidences(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
     stated = {at: the_paper(metric)[0] for at, metric in STATED.items()}
     shown = []
-    for r in rows.itertuples() if len(rows) else ():
+    found: list[Any] = list(rows.itertuples()) if len(rows) else []
+    for r in found:
         if r.kind == "calibration":
             n = stated.get(r.at)
             word = "the paper shows a bar without a number"

@@ -83,8 +83,8 @@ _READING = {
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",
-    "models": """Each cell: speedup over vanilla / τ, in brackets τ without looping outputs; the mean of the six tasks, or MT-bench
-        where not all six were measured.""",
+    "models": """Each cell: speedup over vanilla / τ, in brackets τ without looping outputs; the mean of the six tasks, or
+        MT-bench where not all six were measured.""",
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
         without the prefill and its token. c: what one step costs inside the target's forward, inside the drafter's and
         outside both, in vanilla steps; decode = τ / (c_verify + c_draft + c_other).
@@ -555,7 +555,8 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     }
 
 
-_TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
+_TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked",
+                 "audit",
                  "figure", "from",
                  "claim", "test", "on", "verdict, no loops",
                  "layer", "worst value", "threshold", "smallest detectable effect", "function", "what"}  # fmt: skip
