@@ -221,11 +221,16 @@ def reproduce_command(**o: Any) -> None:
         except UserError as e:  # the others are measured all the same, and this one when it is there
             left_out.append(config.name)
             say(f"{config.name} is left out: {e}")
-    written = _reproduced(wanted, o)
+    written, folder = _reproduced(wanted, o), o["out"] or o["results"] / "tables"
     for table in written:
         click.echo(tables.plain(table))
-        for file in tables.write_forms(table, o["out"] or o["results"] / "tables"):
+        for file in tables.write_forms(table, folder):
             say(f"written: {file}")
+        if table.name in ("figure1", "figure2"):
+            from harness import bars
+
+            for file in bars.draw(table.numbers, folder / table.name):
+                say(f"written: {file}")
     if o["as_json"]:
         click.echo(r.to_json(written))
     _tell_failures(failed)

@@ -14,7 +14,7 @@ from make_ledger import FOLDER
 from test_metrics import measured
 
 import methods
-from harness import published
+from harness import bars, published
 from harness.config import model_config, paper_models
 from harness.errors import UserError
 from harness.metrics import Estimate, StepCosts, six_task_mean, summarise
@@ -336,6 +336,17 @@ def test_without_a_run_it_reports_all_items_from_what_is_there(reproduced: tuple
     written = {path.stem for path in (tmp_path / "tables").iterdir()}
     assert written == {"table1", "table2", "table3", "figure1", "figure2", "figure5", "figure6"}
     assert files(out) == before
+
+
+def test_bars_are_drawn_where_something_was_measured_and_only_then(tmp_path: Path) -> None:
+    bar = cell("EAGLE-2", "MT-bench", "1")
+    for o in (None, ours(speed=3.6)):
+        drawn = bars.draw(
+            report(item("figure", "2"), [judge(bar, VICUNA, o), judge(cell("Medusa"), VICUNA, None)]).numbers,
+            tmp_path / "figure2",
+        )
+        assert [path.name for path in drawn] == (["figure2.png", "figure2.pdf"] if o else [])
+        assert all(path.stat().st_size > 1000 for path in drawn)
 
 
 def test_figures_of_drafts_without_trees_say_how_to_get_them(tmp_path: Path) -> None:
