@@ -416,9 +416,11 @@ def report(folder: Path) -> Table:
         own = [r for r in records if r["model"] == model]
         rows = rows_of(own, folder, audits.get(model))
         first = next((r for r in own if not r["is_warmup"]), own[0])
-        machine = f"Machine: {first['machine']}" if first.get("machine") else ""
+        heads = sorted({r["head_sha"][:16] for r in own if r["head_sha"] and r["method"] in (STATIC, DYNAMIC)})
+        facts = [f"Weights: target {first['target_sha'][:16]}{''.join(f', head {head}' for head in heads)}"]
+        facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
-        sections.append(Section(title, tuple(filter(None, (machine,))), pd.DataFrame([_shown(row) for row in rows])))
+        sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))
         numbers += [{"model": model, **_numbers(row)} for row in rows]
     return Table("claims", tuple(sections), (" ".join(_READING.split()),), pd.DataFrame(numbers))
 

@@ -248,7 +248,7 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
     recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
-    targets = {name: r.Target(name, c.paper, c.max_new_tokens) for name, c in configs.items()}
+    targets = {name: r.Target(name, c.paper, c.max_new_tokens, measurements[name].facts()) for name, c in configs.items()}
     drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}
     made = []
     for item, found in wanted.items():
@@ -317,8 +317,14 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
     Raises:
         UserError: something it needs is missing; nothing is fetched here that takes hours.
     """
+    import gc
+
+    import torch
+
     from harness import preflight
 
+    gc.collect()
+    torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
     lines = preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto")
     missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
     if missing != ["nothing"]:

@@ -101,28 +101,27 @@ def _field(record: Record, name: str) -> Any:
     return record.get(name, "")  # a record straight from a run has no machine: it is the one at hand
 
 
-# What must be one value over all records of a model before a verdict is given on it, and what over those of one arm.
-ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
-ONE_ARM = ("head_sha", "options")
+# What must be one value over all records of a model before a verdict is given on it.
+ONE_ENVIRONMENT = ("machine", "target_sha", "head_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
 
 
 def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     """The measured records of one model, as they are.
 
     Raises:
-        UserError: they were measured in several environments, or an arm with several heads or options; names the key.
+        UserError: they were measured in several environments, or an arm with several options; names the key.
     """
     found = measured(records)
-    arms: dict[tuple[Any, ...], list[Record]] = {("the records",): found}
+    arms: dict[tuple[str, str], list[Record]] = {}
     for r in found:
-        arms.setdefault((r["method"], r["preset"], r["max_new_tokens"]), []).append(r)
-    for name, group in arms.items():
-        for key in ONE_ENVIRONMENT if group is found else ONE_ARM:
-            values = sorted({str(_field(r, key)) for r in group})
-            if len(values) > 1:
-                whose = f"{name[0]} ({name[1]})" if group is not found else name[0]
-                raise UserError(f"{where} holds mixed environments: {key} of {whose} of {found[0]['model']} is "
-                                f"{' and '.join(values)}; give a folder whose records agree in it")  # fmt: skip
+        arms.setdefault((r["method"], r["preset"]), []).append(r)
+    checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
+    checks += [(f"{method} ({preset})", "options", own) for (method, preset), own in arms.items()]
+    for whose, key, own in checks:
+        values = sorted({str(value) for r in own if (value := _field(r, key)) is not None})  # plain decoding has no head
+        if len(values) > 1:
+            raise UserError(f"{where} holds mixed environments: {key} of {whose} of {found[0]['model']} is "
+                            f"{' and '.join(values)}; give a folder whose records agree in it")  # fmt: skip
     return found
 
 

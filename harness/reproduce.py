@@ -46,6 +46,7 @@ class Target:
     name: str
     paper: str | None
     max_new_tokens: int
+    facts: tuple[str, ...] = ()  # what its records were measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ class Measurements:
     """
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
-        own = [r for r in records if r["model"] == model and r["preset"] == PRESET]
+        known = {VANILLA, *METHODS.values()}
+        own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
         self.records = one_source(one_environment(own, where))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
@@ -95,6 +97,14 @@ class Measurements:
         if len(cells) < len(names):
             return None
         return self._mean(cells) if task == MEAN else _of(cells[0])
+
+    def facts(self) -> tuple[str, ...]:
+        """What measured it, and the weights; nothing where there are no records."""
+        if not self.records:
+            return ()
+        r = self.records[0]
+        how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
+        return (how, *tables.weights_and_machine(list(self.summaries.values())))
 
     def of(self, cells: Sequence[Cell]) -> list[Record]:
         """The records of these cells, vanilla's along."""
@@ -238,7 +248,7 @@ def report(item: Item, judged: Sequence[Judged]) -> Table:
         theirs = dict.fromkeys(n.model for j in group for n in j.cell.speedup)
         stands_in = "" if target.paper else f" (not in the paper, whose numbers are of {', '.join(theirs)})"
         title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
-        sections.append(Section(title, (), pd.DataFrame([_row(j) for j in group])))
+        sections.append(Section(title, target.facts, pd.DataFrame([_row(j) for j in group])))
     notes = [" ".join(_READING.split())]
     if any(not n.confirmed for j in judged for n in j.cell.tau + j.cell.speedup):
         notes.append(_SECONDARY)
@@ -342,7 +352,7 @@ def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Ta
                         for r in mine.to_dict("records")]  # fmt: skip
         shown = shown or [{"outputs": "all", "verdict": "not measured: run with --trees"}]
         title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
-        sections.append(Section(title, (), pd.DataFrame(shown)))
+        sections.append(Section(title, target.facts, pd.DataFrame(shown)))
     return Table(
         f"figure{item.number}", tuple(sections), (" ".join(_READING_DRAFTS[item.number].split()),), pd.DataFrame(numbers)
     )

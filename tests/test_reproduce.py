@@ -223,10 +223,13 @@ def test_mixed_environments_are_refused_and_the_key_is_named(key: str, value: An
         Measurements(records, "toy", "DIR")
 
 
-def test_two_heads_of_one_method_are_refused() -> None:
-    records = [measured("eagle2", i, [0] * 9, head_sha=str(i)) for i in range(2)]
-    with pytest.raises(UserError, match="head_sha of eagle2 .paper. of toy is 0 and 1"):
-        Measurements(records, "toy", "DIR")
+def test_two_heads_and_two_sets_of_options_are_refused() -> None:
+    heads = [measured(m, 0, [0] * 9, head_sha=m) for m in ("eagle1", "eagle2")]
+    with pytest.raises(UserError, match="head_sha of the records of toy is eagle1 and eagle2"):
+        Measurements(heads, "toy", "DIR")
+    options = [measured("eagle2", i, [0] * 9, options={"total": i}) for i in range(2)]
+    with pytest.raises(UserError, match="options of eagle2 .paper. of toy is "):
+        Measurements(options, "toy", "DIR")
 
 
 def test_of_several_sources_the_papers_is_taken() -> None:
