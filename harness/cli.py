@@ -232,6 +232,21 @@ def plot(results: Path, out: Path | None) -> None:
 
 
 @cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The page (default: DIR/report.html).")
+@click.option("--generations", type=int, default=24, show_default=True, help="How many the viewer of drafted trees holds.")
+@click.option(
+    "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None,
+    help="Folder of the paper's prompt files: shows these prompts in the page, too.",
+)
+def report(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:
+    """Write a ledger as one HTML page: tables, plots, losslessness, claims, and a viewer of drafted trees; opens from disk."""
+    from harness.report import write_report
+
+    click.echo(write_report(results, out, generations, prompts_dir))
+
+
+@cli.command()
 @model_option
 @click.option("--method", "names", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable.")
 @click.option("--level", default="quick", show_default=True, metavar="quick|full", help="How much is checked.")

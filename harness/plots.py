@@ -321,9 +321,9 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     for i, name in enumerate(names):
         look = _look(panel, name)
         for at, position in enumerate(acceptance.POSITIONS):
-            rows = data[(data["label"] == name) & (data["position"] == position)].sort_values(["n", "sample_id", "task"])
+            rows = data[(data["label"] == name) & (data["position"] == position)].sort_values(["task", "sample_id"])
             middle = at + width * (i - (len(names) - 1) / 2)
-            # side by side, so that equal rates stay apart; in an order that has nothing to do with the rate
+            # side by side, so that equal rates stay apart
             xs = middle + np.linspace(-0.36, 0.36, len(rows)) * width if len(rows) > 1 else [middle]
             ax.plot(xs, rows["rate"], look.marker, color=look.colour, alpha=0.55, markersize=3.5, markeredgewidth=0, zorder=3,
                     label=f"{name}, a conversation" if at == 0 else None)  # fmt: skip
@@ -338,7 +338,7 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.tick_params(axis="x", length=0)
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("accepted with all its ancestors")
-    _finish(ax, "Acceptance by position in the draft tree, tasks pooled", panel)
+    _finish(ax, "Acceptance by position in the draft tree (the paper's Figure 5), tasks pooled", panel)
 
 
 def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -356,7 +356,7 @@ def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("mean confidence of the draft in each of 20 bins")
     ax.set_ylabel("accepted, of the nodes tried")
-    _finish(ax, "Acceptance against the draft's confidence, tasks pooled, 95 % intervals", panel)
+    _finish(ax, "Acceptance against the draft's confidence (the paper's Figure 6), tasks pooled, 95 % intervals", panel)
 
 
 def _draw_n_alpha(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
