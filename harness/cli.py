@@ -236,7 +236,10 @@ def plot(results: Path, out: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The page (default: DIR/report.html).")
 @click.option("--generations", type=int, default=24, show_default=True, help="How many the viewer of drafted trees holds.")
 @click.option(
-    "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None,
+    "--prompts",
+    "prompts_dir",
+    type=click.Path(path_type=Path),
+    default=None,
     help="Folder of the paper's prompt files: shows these prompts in the page, too.",
 )
 def report(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:

@@ -90,8 +90,18 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str
         version=__version__,
         settings=[s.title() for s in dict.fromkeys(setting_of(r) for r in ok)],
         machines=sorted({r["machine"] for r in ok}),
-        counts={"generations": len(ok), "with drafted trees": sum(r["key"] in drafts for r in ok),
-                "failed": _count(records, "error"), "skipped": _count(records, "skipped")},  # fmt: skip
+        counts={
+            "generations": len(ok),
+            **{
+                what: n
+                for what, n in (
+                    ("with drafted trees", sum(r["key"] in drafts for r in ok)),
+                    ("failed", _count(records, "error")),
+                    ("skipped", _count(records, "skipped")),
+                )
+                if n
+            },
+        },  # fmt: skip
         blocks=blocks,
         viewer=viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir),
         has_trees=bool(drafts),
