@@ -90,8 +90,8 @@ class Look:
     marker: str
 
 
-def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw every figure that a folder's records allow into `out` (default: `plots` in the folder).
+def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Draw every figure that a folder's records and drafted trees allow into `out` (default: `plots` in the folder).
 
     Raises:
         UserError: no records, or `out` cannot be written.
@@ -108,7 +108,7 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
             with matplotlib.style.context(["default", RC]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
                 draw(figure.subplots(), data, panel)
-                written += save_figure(figure, target / f"{drawing}_{name}")
+                written += save_figure(figure, target / f"{drawing}_{name}", suffixes)
             written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
     return written
 
@@ -509,11 +509,11 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
     return names
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
     paths = []
-    for suffix, metadata in _METADATA.items():
+    for suffix in suffixes:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix])
         paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
     return paths
 

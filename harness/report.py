@@ -41,7 +41,7 @@ class Block:
 
     title: str
     facts: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()  # (heading, class)
     rows: tuple[tuple[tuple[str, str], ...], ...] = ()  # (text, class) a cell
     figures: tuple[Figure, ...] = ()
     text: str = ""  # shown as it stands
@@ -78,12 +78,9 @@ def write_report(folder: Path, out: Path | None = None, generations: int = 24, p
 def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str:
     folder = Path(folder)
     records, drafts = read(folder), read_drafts(folder)
-    blocks = {
-        "tables": _tables(folder, records, drafts),
-        "plots": _plots(folder),
-        "lossless": _losslessness(folder),
-        "claims": _claims(folder),
-    }
+    # what may be spoilt before what takes time
+    blocks = {"lossless": _losslessness(folder), "claims": _claims(folder)}
+    blocks |= {"tables": _tables(folder, records, drafts), "plots": _plots(folder)}
     ok = measured(records)
     return _template().render(
         title=f"Decoding methods on {', '.join(sorted({r['model'] for r in records}))}",
@@ -120,9 +117,15 @@ def _count(records: Iterable[Record], status: str) -> int:
 
 # ---- tables and plots -----------------------------------------------------------------------------------------------
 
-_TITLES = {"main": "Speedup and τ", "acceptance": "Acceptance in the drafted trees", "paired": "EAGLE-2 against the others",
-           "cells": "Every cell", "official": "What the reference's own scripts would have printed",
-           "mt_bench_by_category": "MT-bench by category", "divergences": "Outputs at T = 0 that differ from vanilla's"}  # fmt: skip
+_TITLES = {
+    "main": "Speedup and τ",
+    "acceptance": "Acceptance in the drafted trees",
+    "paired": "EAGLE-2 against the others",
+    "cells": "Every cell",
+    "official": "What the reference's own scripts would have printed",
+    "mt_bench_by_category": "MT-bench by category",
+    "divergences": "Outputs at T = 0 that differ from vanilla's",
+}
 _OPEN = ("main", "acceptance", "paired")
 
 
@@ -144,18 +147,25 @@ def _tables(folder: Path, records: Sequence[Record], drafts: Mapping[str, Drafts
 
 
 def _block(title: str, shown: pd.DataFrame, facts: Sequence[str] = (), text: str = "", folded: bool = False) -> Block:
-    rows = tuple(tuple((cell, _class(cell)) for cell in map(str, row)) for row in shown.itertuples(index=False))
-    return Block(title, tuple(facts), tuple(map(str, shown.columns)), rows, text=text, folded=folded)
+    shown = shown.astype(str)
+    # words to the left, numbers to the right
+    sides = ["words" if any(cell[:1].isalpha() for cell in shown.iloc[:, i]) else "" for i in range(shown.shape[1])]
+    rows = tuple(
+        tuple((cell, _verdict(cell) or side) for cell, side in zip(row, sides, strict=True))
+        for row in shown.itertuples(index=False)
+    )
+    columns = tuple(zip(map(str, shown.columns), sides, strict=True))
+    return Block(title, tuple(facts), columns, rows, text=text, folded=folded)
 
 
-def _class(cell: str) -> str:
-    return "bad" if _BAD.match(cell) else "good" if _GOOD.match(cell) else ""
+def _verdict(cell: str) -> str:
+    return "words bad" if _BAD.match(cell) else "words good" if _GOOD.match(cell) else ""
 
 
 def _plots(folder: Path) -> list[Block]:
     """Drawn anew from the records, so that the page never shows an older ledger's."""
     with tempfile.TemporaryDirectory() as scratch:
-        written = write_plots(folder, Path(scratch))
+        written = write_plots(folder, Path(scratch), ("png",))
         figures = [_figure(path) for path in written if path.suffix == ".png"]
     return [Block("", figures=tuple(figures))] if figures else []
 
@@ -186,7 +196,8 @@ def _losslessness(folder: Path) -> list[Block]:
         raise UserError(f"{file} is not what `harness verify` writes (no column {min(missing)}); run it again")
     verdicts["verdict"] = verdicts["passed"].map(lambda passed: _SAID.get(passed, passed))
     shown = verdicts[list(_AUDIT_COLUMNS)].rename(columns=_AUDIT_COLUMNS)
-    blocks = [_block(layer, rows.drop(columns="layer")) for layer, rows in shown.groupby("layer", sort=False)]
+    blocks = [_block(layer, rows.drop(columns=["layer", *([] if rows["why"].any() else ["why"])]))
+              for layer, rows in shown.groupby("layer", sort=False)]  # fmt: skip
     return words + blocks + _images(file.parent)
 
 
