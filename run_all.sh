@@ -21,7 +21,8 @@ plots, audits losslessness (level quick), and prints the main table. Stop it at 
   --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
                  with -NAME added for another model)
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
-  OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
+  OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32;
+                 --trees keeps every drafted tree: calibration, positions, and the page's viewer
   -h, --help     this text
 
 Variables: HARNESS_PROMPTS (as --prompts), HARNESS_CACHE (where downloads are kept), HARNESS_PYTHON (the interpreter to
@@ -71,10 +72,11 @@ say "${audit[*]}"
 audited=0
 "${audit[@]}" >&2 || audited=$?
 
-say "tables and plots from the records in $out"
+say "tables, plots and the page from the records in $out"
 harness table --results "$out"
 harness plot --results "$out"
+harness report --results "$out"
 
-say "done: records, tables and plots are in $out; the main table:"
+say "done: records, tables and plots are in $out, and all of it to look at in $out/report.html; the main table:"
 cat "$out/tables/main.md"
 [ "$audited" = 0 ] || die "the audit found something: see $out/audit/audit.md"

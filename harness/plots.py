@@ -201,11 +201,12 @@ def position_data(panel: Panel) -> pd.DataFrame:
     data = []
     for (named, rows), complete in zip(of_arm, always, strict=True):
         if complete or not any(always):
-            keys = ["at", "task", "source", "query"]
-            for (at, task, source, query), sums in rows.groupby(keys)[["n", "accepted"]].sum().iterrows():  # type: ignore[misc]
-                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[at - 1], "task": task, "source": source}
-                row["sample_id"] = query.split("\x1f")[-1]
-                data.append(row | {"n": int(sums["n"]), "accepted": int(sums["accepted"]), "rate": sums["accepted"] / sums["n"]})
+            r: Any
+            by_query = rows.groupby(["at", "task", "source", "query"], as_index=False)[["n", "accepted"]].sum()
+            for r in by_query.itertuples():
+                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[r.at - 1], "task": r.task}
+                row |= {"source": r.source, "sample_id": r.query.split("\x1f")[-1], "n": int(r.n), "accepted": int(r.accepted)}
+                data.append(row | {"rate": r.accepted / r.n})
     return pd.DataFrame(data)
 
 
@@ -330,7 +331,7 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
             if len(rows):
                 pooled = rows["accepted"].sum() / rows["n"].sum()
                 ax.hlines(pooled, middle - 0.42 * width, middle + 0.42 * width, color="black", linewidth=1.6, zorder=4,
-                          label="all together" if at == i == 0 else None)  # fmt: skip
+                          label="all together" if at == i == 0 else "_")  # fmt: skip
     ax.set_xticks(range(len(acceptance.POSITIONS)), [
         "P1\nbest child\nof the root", "P2\nsecond child\nof the root", "P3\nbest child\nof P1", "P4\nsecond child\nof P1",
         "P5\nbest child\nof P2", "P6\nsecond child\nof P2",

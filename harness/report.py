@@ -196,7 +196,7 @@ def _losslessness(folder: Path) -> list[Block]:
         raise UserError(f"{file} is not what `harness verify` writes (no column {min(missing)}); run it again")
     verdicts["verdict"] = verdicts["passed"].map(lambda passed: _SAID.get(passed, passed))
     shown = verdicts[list(_AUDIT_COLUMNS)].rename(columns=_AUDIT_COLUMNS)
-    blocks = [_block(layer, rows.drop(columns=["layer", *([] if rows["why"].any() else ["why"])]))
+    blocks = [_block(str(layer), rows.drop(columns=["layer", *([] if rows["why"].any() else ["why"])]))
               for layer, rows in shown.groupby("layer", sort=False)]  # fmt: skip
     return words + blocks + _images(file.parent)
 

@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 from make_ledger import FOLDER
 from test_metrics import measured
+from test_tables import write_ledger
 
 from harness import acceptance, tables
+from harness.plots import write_plots
 from harness.records import Record, read
-from harness.trees import Drafts
+from harness.trees import Drafts, TreeStore
+from methods.base import DraftedTree
 
 
 def drafts(trees: list[dict[str, Any]], key: str = "k", sampled: bool = False) -> Drafts:
@@ -199,3 +202,37 @@ def test_intervals_of_rates_cover_about_as_often_as_they_say() -> None:
 def test_a_ledger_without_trees_has_no_such_table(tmp_path: Path) -> None:
     assert acceptance.write(FOLDER, tmp_path) == [] and list(tmp_path.iterdir()) == []
     assert acceptance.acceptance_table(read(FOLDER), {}).empty
+
+
+# ---- the figures ----------------------------------------------------------------------------------------------------
+
+
+def tree(path: list[int], **columns: Any) -> DraftedTree:
+    drawn = {**FIGURE_5, **columns}
+    return DraftedTree(list(range(len(drawn["parents"]))), drawn["parents"], drawn["confidence"], path, False)
+
+
+def test_figures_5_and_6_and_n_alpha_are_drawn_from_the_files_with_their_numbers(tmp_path: Path) -> None:
+    static, chain = ([measured(m, i, [1, 0, 2]) for i in range(5)] for m in ("eagle1", "eagle2"))
+    folder = write_ledger(tmp_path, static + chain)
+    store = TreeStore(folder, str)
+    for r in static:
+        store.add(r["cell"], r["key"], r["token_ids"], [tree([1]), tree([]), tree([2, 6])])
+    line = {"parents": [0, 1, 2], "confidence": [0.9, 0.8, 0.7]}
+    for r in chain:
+        store.add(r["cell"], r["key"], r["token_ids"], [tree([1], **line), tree([], **line), tree([1, 2], **line)])
+    drawn = {
+        path.name.split("_toy")[0]: pd.read_csv(path) for path in write_plots(folder, suffixes=("png",)) if path.suffix == ".csv"
+    }
+    assert {"positions", "calibration", "n_alpha"} <= drawn.keys()
+    positions = drawn["positions"]
+    assert set(positions["method"]) == {"eagle1"} and len(positions) == 6 * 5  # a chain has not all six positions
+    rates = positions.groupby("position")["rate"].mean()
+    assert rates.to_dict() == pytest.approx({"P1": 1 / 3, "P2": 1 / 3, "P3": 0, "P4": 0, "P5": 1 / 3, "P6": 0})
+    alpha = drawn["n_alpha"]
+    assert set(alpha["method"]) == {"eagle2"} and alpha["rate"].tolist() == pytest.approx([2 / 3, 1 / 2, 0])
+    binned = drawn["calibration"].set_index(["method", "bin"])
+    # 0.9 is tried in every forward, 0.8 where it was accepted, 0.7 where both were
+    assert binned.loc["eagle2"][["n", "accepted"]].to_dict("index") == {
+        18: {"n": 15, "accepted": 10}, 16: {"n": 10, "accepted": 5}, 14: {"n": 5, "accepted": 0}
+    }  # fmt: skip

@@ -161,9 +161,9 @@ def last_value(command: list[str], option: str) -> str:
     return command[len(command) - 1 - command[::-1].index(option) + 1]
 
 
-def test_run_all_obtains_runs_tabulates_and_plots_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
+def test_run_all_obtains_runs_tabulates_plots_and_reports_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path)
-    assert [command[0] for command in done.commands] == ["fetch", "matrix", "verify", "table", "plot"]
+    assert [command[0] for command in done.commands] == ["fetch", "matrix", "verify", "table", "plot", "report"]
     assert last_value(done.commands[1], "--tier") == "default"
     assert done.stdout == "the main table\n"
     assert done.exit_code == 0
