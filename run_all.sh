@@ -80,14 +80,15 @@ for model in "${models[@]}"; do
   named+=(--model "$model")
 done
 
-say "tables and plots from the records in $out"
+say "tables, plots and the page from the records in $out"
 harness table --results "$out"
 harness claims --results "$out" >/dev/null || say "no claims ledger: why stands above"
 harness reproduce --no-run --results "$out" "${named[@]}" ${include[@]+"${include[@]}"} >/dev/null ||
   say "no tables beside the paper's: why stands above"
 harness plot --results "$out"
+harness report --results "$out"
 
-say "done: records, tables (main, claims, table1 to figure6), plots and the audit are in $out; the main table:"
+say "done: all is in $out (tables: main, table1 to figure6; claims), to look at in $out/report.html; the main table:"
 if [ ${#models[@]} -gt 1 ]; then cat "$out/tables/models.md"; fi
 cat "$out/tables/main.md"
 [ "$audited" = 0 ] || die "the audit found something: see $out/audit/audit.md"

@@ -122,7 +122,7 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
     parts: list[pd.DataFrame] = []
 
-    def count(kind: str, at: Ints, accepted: NDArray[Any], c: Array) -> None:
+    def count(kind: str, at: Ints, accepted: NDArray[Any], c: NDArray[Any]) -> None:
         if not len(at):
             return
         summands = (np.ones(len(at)), accepted, c, c * c, c * accepted)
@@ -212,8 +212,8 @@ def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[
         parts = []
         for r in own.values():
             d = drafts[r["key"]]
-            about = {"key": r["key"], "task": r["task"], "source": r["source"], "query": "\x1f".join(conversation_of(r)),
-                     "looped": r["key"] not in clean, "forwards": len(d.sizes)}  # fmt: skip
+            about: dict[str, Any] = {"key": r["key"], "task": r["task"], "source": r["source"]}
+            about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
             parts.append(sums(d).assign(**about))
         group = pd.concat(parts, ignore_index=True)
         if len(group) and not all(drafts[r["key"]].is_chain for r in own.values()):
@@ -230,7 +230,9 @@ def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    for (kind, at), rows in group.groupby(["kind", "at"], sort=True):
+    name: Any
+    for name, rows in group.groupby(["kind", "at"], sort=True):
+        kind, at = name
         by_query = rows.groupby("query")[list(SUMS)].sum(min_count=1).to_numpy().T
         n, accepted, confidence = by_query[:3].astype(float)
         rates, total = accepted / n, float(n.sum())
@@ -238,7 +240,7 @@ def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
         edges = {"low": at / N_BINS, "high": (at + 1) / N_BINS} if kind == "calibration" else {"low": None, "high": None}
         low, high = rate_interval(n, accepted) or (None, None)
         yield {
-            "kind": kind, "at": POSITIONS[at - 1] if str(kind).startswith("position") else str(at), **edges, "n": int(total),
+            "kind": kind, "at": POSITIONS[at - 1] if kind.startswith("position") else str(at), **edges, "n": int(total),
             "accepted": int(accepted.sum()), "value": rate, "value_low": low, "value_high": high,
             "mean_confidence": float(confidence.sum()) / total, "queries": len(n),
             "variance": float(rates.var(ddof=1)) if len(n) > 1 else None,
@@ -308,6 +310,7 @@ _READING = (
 def report(numbers: pd.DataFrame) -> tables.Table:
     """The table to read; its numbers are `acceptance_table`'s."""
     sections = []
+    setting: Any
     for setting, mine in numbers.groupby([f.name for f in fields(Setting)], sort=False) if len(numbers) else ():
         pooled = mine[(mine["outputs"] == ALL) & _pooled(mine)]
         rows = [_shown(str(m), str(p), part) for (m, p, _, _), part in pooled.groupby(_ARM, sort=False)]
@@ -326,7 +329,7 @@ def _pooled(rows: pd.DataFrame) -> pd.Series:
 
 
 def _shown(method: str, preset: str, rows: pd.DataFrame) -> dict[str, str]:
-    found = {(r.kind, r.at): r for r in rows.itertuples()}
+    found: dict[tuple[str, str], Any] = {(str(r.kind), str(r.at)): r for r in rows.itertuples()}
     shown = {"method": label(method, preset), "generations": f"{rows['generations'].iloc[0]:,}"}
     if ("calibration", "0") in found or ("fit", "ece") in found:
         shown["nodes tried"] = f"{int(rows[rows['kind'] == 'calibration']['n'].sum()):,}"

@@ -263,7 +263,7 @@ def plot(results: Path, out: Path | None) -> None:
 
 @cli.command()
 @results_option
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/claims).")
 @click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
 def claims(results: Path, out: Path | None, as_json: bool) -> None:
     """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict (Markdown, CSV, LaTeX)."""
@@ -272,10 +272,28 @@ def claims(results: Path, out: Path | None, as_json: bool) -> None:
 
     table = ledger.report(results)
     click.echo(tables.plain(table))
-    for path in tables.write_forms(table, out or results / "tables"):
+    for path in tables.write_forms(table, out or results / "claims"):
         click.echo(path, err=True)
     if as_json:
         click.echo(ledger.to_json(table))
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The page (default: DIR/report.html).")
+@click.option("--generations", type=int, default=24, show_default=True, help="How many the viewer of drafted trees holds.")
+@click.option(
+    "--prompts",
+    "prompts_dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the paper's prompt files: shows these prompts in the page, too.",
+)
+def report(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:
+    """Write a ledger as one HTML page: tables, plots, losslessness, claims, and a viewer of drafted trees; opens from disk."""
+    from harness.report import write_report
+
+    click.echo(write_report(results, out, generations, prompts_dir))
 
 
 @cli.command()

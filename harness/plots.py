@@ -90,8 +90,8 @@ class Look:
     marker: str
 
 
-def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw every figure that a folder's records allow into `out` (default: `plots` in the folder).
+def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Draw every figure that a folder's records and drafted trees allow into `out` (default: `plots` in the folder).
 
     Raises:
         UserError: no records, or `out` cannot be written.
@@ -108,7 +108,7 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
             with matplotlib.style.context(["default", RC]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
                 draw(figure.subplots(), data, panel)
-                written += save_figure(figure, target / f"{drawing}_{name}")
+                written += save_figure(figure, target / f"{drawing}_{name}", suffixes)
             written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
     return written
 
@@ -201,11 +201,12 @@ def position_data(panel: Panel) -> pd.DataFrame:
     data = []
     for (named, rows), complete in zip(of_arm, always, strict=True):
         if complete or not any(always):
-            keys = ["at", "task", "source", "query"]
-            for (at, task, source, query), sums in rows.groupby(keys)[["n", "accepted"]].sum().iterrows():  # type: ignore[misc]
-                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[at - 1], "task": task, "source": source}
-                row["sample_id"] = query.split("\x1f")[-1]
-                data.append(row | {"n": int(sums["n"]), "accepted": int(sums["accepted"]), "rate": sums["accepted"] / sums["n"]})
+            r: Any
+            by_query = rows.groupby(["at", "task", "source", "query"], as_index=False)[["n", "accepted"]].sum()
+            for r in by_query.itertuples():
+                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[r.at - 1], "task": r.task}
+                row |= {"source": r.source, "sample_id": r.query.split("\x1f")[-1], "n": int(r.n), "accepted": int(r.accepted)}
+                data.append(row | {"rate": r.accepted / r.n})
     return pd.DataFrame(data)
 
 
@@ -321,16 +322,16 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     for i, name in enumerate(names):
         look = _look(panel, name)
         for at, position in enumerate(acceptance.POSITIONS):
-            rows = data[(data["label"] == name) & (data["position"] == position)].sort_values(["n", "sample_id", "task"])
+            rows = data[(data["label"] == name) & (data["position"] == position)].sort_values(["task", "sample_id"])
             middle = at + width * (i - (len(names) - 1) / 2)
-            # side by side, so that equal rates stay apart; in an order that has nothing to do with the rate
+            # side by side, so that equal rates stay apart
             xs = middle + np.linspace(-0.36, 0.36, len(rows)) * width if len(rows) > 1 else [middle]
             ax.plot(xs, rows["rate"], look.marker, color=look.colour, alpha=0.55, markersize=3.5, markeredgewidth=0, zorder=3,
                     label=f"{name}, a conversation" if at == 0 else None)  # fmt: skip
             if len(rows):
                 pooled = rows["accepted"].sum() / rows["n"].sum()
                 ax.hlines(pooled, middle - 0.42 * width, middle + 0.42 * width, color="black", linewidth=1.6, zorder=4,
-                          label="all together" if at == i == 0 else None)  # fmt: skip
+                          label="all together" if at == i == 0 else "_")  # fmt: skip
     ax.set_xticks(range(len(acceptance.POSITIONS)), [
         "P1\nbest child\nof the root", "P2\nsecond child\nof the root", "P3\nbest child\nof P1", "P4\nsecond child\nof P1",
         "P5\nbest child\nof P2", "P6\nsecond child\nof P2",
@@ -338,7 +339,7 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.tick_params(axis="x", length=0)
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("accepted with all its ancestors")
-    _finish(ax, "Acceptance by position in the draft tree, tasks pooled", panel)
+    _finish(ax, "Acceptance by position in the draft tree (the paper's Figure 5), tasks pooled", panel)
 
 
 def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -356,7 +357,7 @@ def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("mean confidence of the draft in each of 20 bins")
     ax.set_ylabel("accepted, of the nodes tried")
-    _finish(ax, "Acceptance against the draft's confidence, tasks pooled, 95 % intervals", panel)
+    _finish(ax, "Acceptance against the draft's confidence (the paper's Figure 6), tasks pooled, 95 % intervals", panel)
 
 
 def _draw_n_alpha(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -509,11 +510,11 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
     return names
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
     paths = []
-    for suffix, metadata in _METADATA.items():
+    for suffix in suffixes:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix])
         paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
     return paths
 

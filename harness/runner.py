@@ -295,7 +295,7 @@ class Runner:
         trace, then = generation.trace, record["trace"]
         assert trace is not None
         if (generation.token_ids, trace.tree_size, trace.accepted) == (record["token_ids"], then["tree_size"], then["accepted"]):
-            self.trees.add(cell.key, record["key"], trace.trees)
+            self.trees.add(cell.key, record["key"], generation.token_ids, trace.trees)
         else:
             where = f"{cell.arm.name} on {record['sample_id']} turn {record['turn']}"
             print(f"{where} did not come out as measured (other code or machine): its trees are not kept", file=sys.stderr)
@@ -319,7 +319,7 @@ class Runner:
             return
         if self.trees and generation.trace and any(generation.trace.tree_size):
             # before the record: a generation whose record a kill prevents is made again, and its trees are there already
-            self.trees.add(cell.key, record["key"], generation.trace.trees)
+            self.trees.add(cell.key, record["key"], generation.token_ids, generation.trace.trees)
         self._append(record | self._measured(cell.arm, generation, wall))
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ dropped and made again. It holds columns over all draft nodes of the generation,
 - `confidence` [nodes]: the draft's own probability of the node given its parent, untempered, to four digits; null where the
   draft has none (prompt lookup). Under FR-Spec it is over the frequent tokens only;
 - `path`: the nodes accepted, from the top, [sum(accepted)];
-- `pieces`: text of the token ids that no earlier line of the file has.
+- `pieces`: text of the token ids, drafted or emitted, that no earlier line of the file has.
 
 A method that keeps no trees of its own drafts has a line with empty columns.
 """
@@ -83,7 +83,7 @@ class TreeStore:
                 self.keys.add(line["key"])
                 known.update(line["pieces"])
 
-    def add(self, cell: str, key: str, trees: Sequence[DraftedTree]) -> None:
+    def add(self, cell: str, key: str, token_ids: Sequence[int], trees: Sequence[DraftedTree]) -> None:
         """Write a generation's trees; on the disk when this returns. The first trees of a key stand.
 
         Raises:
@@ -91,7 +91,7 @@ class TreeStore:
         """
         path = self.folder / f"{cell}.jsonl.gz"
         known = self._known.setdefault(path.name, set())
-        ids = dict.fromkeys(str(t) for tree in trees for t in tree.tokens)
+        ids = dict.fromkeys(str(t) for tokens in (token_ids, *(tree.tokens for tree in trees)) for t in tokens)
         pieces = {i: self._piece(int(i)) for i in ids if i not in known}
         has_confidence = any(tree.confidence is not None for tree in trees)
         line = {
@@ -141,7 +141,7 @@ def read_drafts(folder: Path) -> dict[str, Drafts]:
 
 
 def read_pieces(folder: Path) -> dict[str, dict[int, str]]:
-    """By cell, the text of every token id drafted in it."""
+    """By cell, the text of every token id drafted or emitted in it."""
     pieces: dict[str, dict[int, str]] = {}
     for path in _files(Path(folder) / FOLDER):
         of_cell = pieces.setdefault(path.name.removesuffix(".jsonl.gz"), {})

@@ -255,8 +255,8 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path) -> None:
     }  # fmt: skip
     (row,) = [r for r in rows if r["model"] == "toy" and r["claim"] == f"{AS_PUBLISHED}: τ"]
     assert row["verdict"] == row["verdict_no_loops"] == SHOWN and row["effect_low"] < row["effect"] < row["effect_high"]
-    assert {p.name for p in (folder / "tables").iterdir()} == {"claims.md", "claims.csv", "claims.tex"}
-    assert AS_PUBLISHED in (folder / "tables" / "claims.md").read_text()
+    assert {p.name for p in (folder / "claims").iterdir()} == {"claims.md", "claims.csv", "claims.tex"}
+    assert AS_PUBLISHED in (folder / "claims" / "claims.md").read_text()
     refused(harness("claims --results", tmp_path / "none"), "no records in")
     mixed = write_ledger(tmp_path / "mixed", made(ACCEPTS, FASTER) + made(ACCEPTS, FASTER, n=7, dtype="float16"))
     refused(harness("claims --results", mixed), "mixed environments: dtype of the records of toy is float16 and float32")
