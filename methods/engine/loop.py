@@ -15,11 +15,14 @@ from methods.engine.verify import Verify, walk
 
 @dataclass(slots=True)
 class Context:
-    """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`."""
+    """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`.
+
+    `keeps_trees`: the tree will be asked for its confidences."""
 
     tokens: list[int]
     position: int
     chooser: Chooser
+    keeps_trees: bool = False
 
     @property
     def root(self) -> int:
@@ -45,7 +48,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         # the last step may start one token short of the budget and holds the tree besides
         room = params.max_new_tokens + grow.most + 1
         features, logits = target.prefill(prompt_ids, room)
-        context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
+        context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser, params.keep_trees)
         over = output.extend(context.tokens[-1:])
         if drafter is not None and not over:
             drafter.start(len(prompt_ids) + room, grow.frequent)
@@ -57,6 +60,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             drafted = time.perf_counter()
             features, logits = target.verify(tree)
             accepted = verify(tree, logits, chooser, context.position)
+            keeping_s = trace.keep(tree, accepted.path) if params.keep_trees else 0.0  # off every clock
             target.commit(accepted.path)
             new = [*(tree.tokens[i] for i in accepted.path[1:]), accepted.bonus]
             context.tokens.extend(new)
@@ -67,7 +71,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
                 drafter.observe(new, features[accepted.path])
             ended = time.perf_counter()
             trace.add(
-                tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted,
+                tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted - keeping_s,
                 target.forward_s - target_s, _forward_s(drafter) - drafter_s,
             )  # fmt: skip
         assert output.finish is not None
