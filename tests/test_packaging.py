@@ -185,7 +185,7 @@ def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) 
 
 def test_run_all_makes_the_tables_of_what_the_audit_found_out_and_fails(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, audit_exits=2)
-    assert done.commands[-1][0] == "plot" and done.stdout == "the main table\n"
+    assert done.commands[-1][0] == "report" and done.stdout == "the main table\n"
     assert done.exit_code == 1
 
 
