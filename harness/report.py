@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 import tasks
 from harness import __version__, acceptance, tables
@@ -108,7 +109,13 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = _code
     return environment.from_string(resources.files("harness").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+
+
+def _code(text: str) -> Markup:
+    """Escaped, with what stands in backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _count(records: Iterable[Record], status: str) -> int:
@@ -237,24 +244,35 @@ def viewer_data(
     records: Iterable[Record], drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], n: int,
     prompts_dir: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What the page's script draws: n generations, one a method and task before a second of any, those that loop last.
+    """What the page's script draws: n generations, one a method and setting before a second of any, and of each a task before a
+    second prompt of it; those that loop last.
 
     Columns are those of `harness/trees.py`; `ids` and `tokens` index `pieces`, the texts.
     """
-    groups: dict[Any, list[Record]] = {}
+    arms: dict[Any, list[Record]] = {}
     for r in measured(records):
         if r["key"] in drafts and len(drafts[r["key"]].sizes):
-            groups.setdefault((setting_of(r), variant_of(r), r["task"], r["source"]), []).append(r)
+            arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
 
     def order(key: Any) -> Any:
-        setting, variant, task, source = key
-        return _setting_order(setting), method_order(variant[0]), preset_order(variant[1]), variant, task_order(task), source
+        setting, variant = key
+        return _setting_order(setting), method_order(variant[0]), preset_order(variant[1]), variant
 
-    ordered = [sorted(groups[key], key=lambda r: (r["looped"], r["turn"])) for key in sorted(groups, key=order)]
-    rounds = max(map(len, ordered), default=0)
-    taken = [(place, i) for i in range(rounds) for place, group in enumerate(ordered) if i < len(group)][:n]
+    spread = [_task_by_task(arms[key]) for key in sorted(arms, key=order)]
+    rounds = max(map(len, spread), default=0)
+    taken = [(place, i) for i in range(rounds) for place, own in enumerate(spread) if i < len(own)][:n]
     prompts = _Prompts(prompts_dir)
-    return [_generation(ordered[place][i], drafts, pieces, prompts) for place, i in sorted(taken)]
+    return [_generation(spread[place][i], drafts, pieces, prompts) for place, i in sorted(taken)]
+
+
+def _task_by_task(own: Sequence[Record]) -> list[Record]:
+    """The first of each task, then the second of each."""
+    by_task: dict[tuple[str, str], list[Record]] = {}
+    for r in sorted(own, key=lambda r: (r["looped"], r["turn"])):
+        by_task.setdefault((r["task"], r["source"]), []).append(r)
+    tasks_in_order = sorted(by_task, key=lambda t: (task_order(t[0]), t[1]))
+    rounds = max(map(len, by_task.values()))
+    return [by_task[t][i] for i in range(rounds) for t in tasks_in_order if i < len(by_task[t])]
 
 
 def _setting_order(setting: Setting) -> tuple[Any, ...]:

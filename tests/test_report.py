@@ -138,6 +138,10 @@ def test_what_others_wrote_stays_text(html: str) -> None:
     assert prompts == {EVIL, "And now?"}
 
 
+def test_backticks_become_code_and_nothing_else_becomes_markup() -> None:
+    assert report._code("`<b>` and <i>, a ` alone") == "<code>&lt;b&gt;</code> and &lt;i&gt;, a ` alone"
+
+
 def test_the_viewers_data_are_the_ledgers(html: str, ledger: Path) -> None:
     data = data_of(html)
     records = {r["key"]: r for r in read(ledger / "out") if not r["is_warmup"]}
