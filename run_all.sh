@@ -6,20 +6,21 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: ./run_all.sh [--quick | --full] [--model NAME] [--source S] [--prompts DIR]
+usage: ./run_all.sh [--quick | --full] [--model NAME | --models NAME,NAME...] [--source S] [--prompts DIR]
                     [--out DIR] [--include PATH] [OPTION ...]
 
-Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, writes records, tables and
-plots, audits losslessness (level quick), and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
+Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, audits losslessness (level quick),
+writes records, tables, the claims ledger, the paper's tables with a verdict a cell, and plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
 
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
   (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1
   --full         40 prompts a task at temperature 0 and 20 at 1, all exact methods and hf-generate: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
+  --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
-                 with -NAME added for another model)
+                 with -NAME added for another model, -NAME+NAME... for several)
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
   OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
   -h, --help     this text
@@ -30,16 +31,16 @@ HELP
 }
 
 default_model=smollm2-135m
-tier=default model=$default_model out="" source=() include=() options=()
+tier=default models=$default_model out="" source=() include=() options=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --model | --source | --prompts | --out | --include) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
-    --model=* | --source=* | --prompts=* | --out=* | --include=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --model | --models | --source | --prompts | --out | --include) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
+    --model=* | --models=* | --source=* | --prompts=* | --out=* | --include=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case "$1" in
     -h | --help) usage && exit ;;
     --quick | --full) tier=${1#--} ;;
-    --model) model=$2 && shift ;;
+    --model | --models) models=$2 && shift ;;
     --source) source=(--source "$2") && shift ;;
     --prompts) export HARNESS_PROMPTS=$2 && shift ;; # so that the step that obtains prompts sees it too
     --out) out=$2 && shift ;;
@@ -49,32 +50,45 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+IFS=, read -r -a models <<<"$models"
+[ ${#models[@]} -gt 0 ] || die "--models needs at least one name; see ./run_all.sh --help"
+
 if [ -z "$out" ]; then
-  out=$ROOT/results/$tier
-  name=$(basename "$model" .yaml)
-  if [ "$name" != "$default_model" ]; then out=$out-$name; fi
+  out=$ROOT/results/$tier names=""
+  for model in "${models[@]}"; do names=$names+$(basename "$model" .yaml); done
+  if [ "$names" != "+$default_model" ]; then out=$out-${names#+}; fi
 fi
 
 use_env ""
 
-say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
-harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"}
+audited=0 named=()
+for model in "${models[@]}"; do
+  say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
+  harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"}
 
-command=(harness matrix --tier "$tier" --model "$model" --out "$out")
-# ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
-command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
-say "${command[*]}"
-"${command[@]}"
+  command=(harness matrix --trees --tier "$tier" --model "$model" --out "$out")
+  # ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
+  command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
+  say "${command[*]}"
+  "${command[@]}"
 
-audit=(harness verify --level quick --model "$model" --results "$out" --out "$out/audit" ${include[@]+"${include[@]}"})
-say "${audit[*]}"
-audited=0
-"${audit[@]}" >&2 || audited=$?
+  findings=$out/audit
+  if [ ${#models[@]} -gt 1 ]; then findings=$findings/$(basename "$model" .yaml); fi
+  audit=(harness verify --level quick --model "$model" --results "$out" --out "$findings" ${include[@]+"${include[@]}"})
+  say "${audit[*]}"
+  "${audit[@]}" >&2 || audited=$?
+  named+=(--model "$model")
+done
 
-say "tables and plots from the records in $out"
+say "tables, plots and the page from the records in $out"
 harness table --results "$out"
+harness claims --results "$out" >/dev/null || say "no claims ledger: why stands above"
+harness reproduce --no-run --results "$out" "${named[@]}" ${include[@]+"${include[@]}"} >/dev/null ||
+  say "no tables beside the paper's: why stands above"
 harness plot --results "$out"
+harness report --results "$out"
 
-say "done: records, tables and plots are in $out; the main table:"
+say "done: all is in $out (tables: main, table1 to figure6; claims), to look at in $out/report.html; the main table:"
+if [ ${#models[@]} -gt 1 ]; then cat "$out/tables/models.md"; fi
 cat "$out/tables/main.md"
 [ "$audited" = 0 ] || die "the audit found something: see $out/audit/audit.md"

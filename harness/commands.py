@@ -169,23 +169,247 @@ def matrix_command(tier: str, **o: Any) -> None:
     _tell_failures(failed)
 
 
-# What a tier runs; a row's keys are options of `harness run`. The length budget of `full` is the model's own.
+# EAGLE-2 with the 25 draft nodes and 5 levels of EAGLE-1's tree: the claim at equal budget, timed along with the others
+EQUAL_BUDGET = (("eagle2", ("total=25", "depth=5")),)
+# What a tier runs; a row's keys are options of `harness run`, and `beside` more trees of its methods. The length budget of `full`
+# is the model's own.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
-        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128},
+        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET},
         {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128},
     ),
     "full": (
-        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40},
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET},
         {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20},
     ),
 }
 MATRIX_DEFAULTS: dict[str, Any] = {
     "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
     "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
-    "on_overflow": "skip", "head": None,
+    "on_overflow": "skip", "head": None, "trees": False, "beside": (),
 }  # fmt: skip
+
+
+def reproduce_command(**o: Any) -> None:
+    """Items of the paper, all of them unless some are named: list their cells, or measure what is missing of them and print our
+    numbers beside the paper's."""
+    from harness import published, tables
+    from harness import reproduce as r
+
+    named = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
+    _checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
+    include_all(o["includes"])
+    wanted = {item: _paper_cells(item, o["models"], is_named=bool(named)) for item in named or published.ITEMS}
+    wanted = {item: found for item, found in wanted.items() if found}
+    configs = {c.name: c for found in wanted.values() for c, _ in found}
+    if o["dry_run"]:
+        for item, found in wanted.items():
+            click.echo(f"{item.name}: {item.title}")
+            for config, cells in found:
+                _dry_reproduce(config, cells, o)
+        return
+    failed = 0
+    left_out: list[str] = []
+    for config in configs.values() if not o["no_run"] else ():
+        rows: list[dict[str, Any]] = []
+        for trees in (False, True):
+            cells = [cell for item, found in wanted.items() if item.needs_trees is trees for c, own in found
+                     if c.name == config.name for cell in own]  # fmt: skip
+            rows += _cell_options(cells, {**o, "trees": trees})
+        try:
+            failed += _run_rows(config, rows, o)
+        except UserError as e:  # the others are measured all the same, and this one when it is there
+            left_out.append(config.name)
+            say(f"{config.name} is left out: {e}")
+    written, folder = _reproduced(wanted, o), o["out"] or o["results"] / "tables"
+    for table in written:
+        click.echo(tables.plain(table))
+        for file in tables.write_forms(table, folder):
+            say(f"written: {file}")
+        if table.name in ("figure1", "figure2"):
+            from harness import bars
+
+            for file in bars.draw(table.numbers, folder / table.name):
+                say(f"written: {file}")
+    if o["as_json"]:
+        click.echo(r.to_json(written))
+    _tell_failures(failed)
+    if left_out:
+        raise UserError(f"not measured: {', '.join(left_out)} (why stands above); the same command goes on from here")
+
+
+def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
+    """A table an item, from what the folder holds now."""
+    from harness import acceptance, records
+    from harness import reproduce as r
+    from harness.trees import has_trees, read_drafts
+
+    path = o["results"] / records.RECORDS
+    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
+    configs = {c.name: c for found in wanted.values() for c, _ in found}
+    measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
+    targets = {name: r.Target(name, c.paper, c.max_new_tokens, measurements[name].facts()) for name, c in configs.items()}
+    drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}
+    made = []
+    for item, found in wanted.items():
+        if item.needs_trees:
+            rows = [(targets[c.name], acceptance.acceptance_table(measurements[c.name].of(own), drafts)) for c, own in found]
+            made.append(r.draft_report(item, rows))
+            continue
+        judged = []
+        for c, cells in found:
+            ours = measurements[c.name]
+            judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
+        made.append(r.report(item, judged))
+    return made
+
+
+def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[Any, list[Any]]]:
+    """The item's models, or those asked for, each with its cells of the item; is_named: the item was asked for.
+
+    Raises:
+        UserError: a model of the paper that is not in this item, or one that is nowhere.
+    """
+    from harness import published
+
+    cells = published.cells(item)
+    ours = model_configs.paper_models()
+    there = list(dict.fromkeys(c.model for c in cells))
+    found = []
+    for name in models or [ours[model] for model in there]:
+        name = ours.get(name, name)
+        known = name in model_configs.known_models() or name.endswith(model_configs.SUFFIXES)
+        if not known:
+            raise UserError(f"{model_configs.not_in_paper(name)}; any model of `harness list models` can stand in")
+        config = model_configs.model_config(name)
+        if config.paper is None:
+            own = published.stand_in(cells, config.name)
+        elif config.paper in there:
+            own = [c for c in cells if c.model == config.paper]
+        elif not is_named:
+            continue
+        else:
+            choices = ", ".join(f"{ours[model]} ({model})" for model in there)
+            raise UserError(f"model {config.name} is not in {item.name} of the paper; in it are: {choices}")
+        found.append((config, own))
+    return found
+
+
+def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of `harness run`, one set a temperature, that measure these cells."""
+    from harness.published import MEAN
+    from harness.style import SIX_TASKS
+
+    given = {k: v for k, v in o.items() if v is not None and k in MATRIX_DEFAULTS}
+    rows = []
+    for temperature in dict.fromkeys(c.temperature for c in cells):
+        here = [c for c in cells if c.temperature == temperature and c.method_here]
+        names = tuple(dict.fromkeys(("vanilla", *(c.method_here for c in here))))
+        tasks_here = [t for c in here for t in (SIX_TASKS if c.task == MEAN else (c.task_here,))]
+        rows.append({**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(dict.fromkeys(tasks_here)),
+                     "temperature": temperature, "out": o["results"]})  # fmt: skip
+    return rows
+
+
+def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) -> int:
+    """Measure what is missing of one model; -> number of generations that failed.
+
+    Raises:
+        UserError: something it needs is missing; nothing is fetched here that takes hours.
+    """
+    import gc
+
+    import torch
+
+    from harness import preflight
+
+    gc.collect()
+    torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
+    lines = preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto")
+    missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
+    if missing != ["nothing"]:
+        raise UserError("missing: " + "; ".join(missing))
+    with _session(config, rows[0], [_part(config, row) for row in rows]) as runners:
+        return _measure(runners)
+
+
+def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None:
+    """Each cell with what the paper printed, what is there and how long the rest takes; then memory and what is missing."""
+    from harness import preflight, records
+    from harness.published import MEAN, TASKS
+
+    n_prompts, budget = o["limit"] or config.limit, o["max_new_tokens"] or config.max_new_tokens
+    rates, by = _known_rates(o["results"], config.name, records), f"the records in {o['results']}"
+    if not rates and config.paper and config.architecture:
+        rates, by = _published_rates(config, cells)
+    done = _n_recorded(o["results"], config, records)
+    click.echo(f"{config.name} ({config.paper or 'a stand-in: its cells are not comparable with the paper'}):")
+    total, seconds, unknown = 0, 0.0, False
+
+    def listed(method: str | None, task: str, temperature: float, said: str) -> None:
+        nonlocal total, seconds, unknown
+        line = f"cell: {config.name} x {TASKS.get(task, task)} x {said} at T = {temperature:g}"
+        if method is None or task == MEAN:
+            click.echo(f"{line}: {'no such method here' if method is None else 'the mean of the six'}")
+            return
+        n = n_prompts * tasks.get(TASKS[task]).n_turns
+        left = max(n - done.get((method, TASKS[task], temperature), 0), 0)
+        cost = left * budget * rates[method] if method in rates else None
+        total, seconds, unknown = total + left, seconds + (cost or 0.0), unknown or (cost is None and left > 0)
+        time_ = "time unknown until the warm-up has run" if cost is None else f"about {duration(cost)}"
+        click.echo(f"{line}: {left} of {n} generations to make, {time_}")
+
+    for temperature, task in dict.fromkeys((c.temperature, c.task) for c in cells if c.method_here and c.task != MEAN):
+        listed("vanilla", task, temperature, "vanilla (the baseline)")
+    for c in cells:
+        named = f"{c.method_here} ({c.method})" if c.method_here else c.method
+        listed(c.method_here, c.task, c.temperature, f"{named}{'' if len(c.speedup) > 1 else _paper_says(c)}")
+    about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
+    about += ", cells of unknown time left out" if rates and unknown else ""
+    click.echo(f"generations: {total} of at most {budget} tokens; {about}")
+    for line in preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto"):
+        click.echo(line)
+
+
+def _paper_says(cell: Any) -> str:
+    """` [paper: 3.62x, tau 4.98]`, marked where it is not confirmed."""
+    said = [
+        form.format(n.text) + ("" if n.confirmed else " (unconfirmed)")
+        for form, found in (("{}x", cell.speedup), ("tau {}", cell.tau))
+        for n in found
+    ]
+    return f" [paper: {', '.join(said)}]" if said else ""
+
+
+def _published_rates(config: Any, cells: Sequence[Any]) -> tuple[dict[str, float], str]:
+    """Seconds a token by method, and what they are from: the authors' own rate for one target, scaled by parameters (plain
+    decoding reads every weight once a token), and the paper's speedups."""
+    from harness.published import plain_rate
+
+    rate = plain_rate()
+    known = model_configs.paper_model(rate.model).architecture
+    assert known is not None
+    plain = config.architecture.n_parameters / (known.n_parameters * rate.value)
+    rates = {"vanilla": plain}
+    for c in cells:  # the slowest of a method's tasks: an estimate errs on the long side
+        if c.method_here and c.speedup:
+            rates[c.method_here] = max(rates.get(c.method_here, 0.0), plain / c.speedup[0].value)
+    return rates, (f"the paper's speedups and the {rate.text} tokens/s that its authors state for plain {rate.model} "
+                   f"({rate.by}, {rate.table}), scaled by parameters")  # fmt: skip
+
+
+def _n_recorded(folder: Path, config: Any, records: Any) -> dict[tuple[str, str, float], int]:
+    """Generations of a model that a ledger holds, by method, task and temperature."""
+    counts: dict[tuple[str, str, float], set[tuple[Any, ...]]] = {}
+    try:
+        known = records.read(folder)
+    except UserError:
+        return {}
+    for r in known:
+        if r["model"] == config.name and r["status"] == "ok" and not r["is_warmup"] and r["preset"] == "paper":
+            counts.setdefault((r["method"], r["task"], r["temperature"]), set()).add((r["sample_id"], r["turn"], r["source"]))
+    return {key: len(ids) for key, ids in counts.items()}
 
 
 def tier_rows(tier: str) -> tuple[dict[str, Any], ...]:
@@ -362,6 +586,11 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     arms = runner.make_arms(
         o["names"], o["preset"], parse_changes(o["changes"]), config, head, lambda method: _tuned(config, method, head, o).options
     )
+    for name, changes in o.get("beside", ()):
+        if any(a.name == name for a in arms):  # not where the model has no head for it
+            more = runner.make_arms((name,), o["preset"], parse_changes((*o["changes"], *changes)), config, head,
+                                    lambda method: _tuned(config, method, head, o).options)  # fmt: skip
+            arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]
@@ -375,6 +604,7 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
         arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
         max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
         threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
+        trees=o["trees"],
     )  # fmt: skip
 
 

@@ -215,9 +215,13 @@ def paper_model(name: str) -> ModelConfig:
     known = paper_models()
     config = model_config(known.get(name, name))
     if config.paper not in known:
-        choices = ", ".join(f"{ours} ({theirs})" for theirs, ours in known.items())
-        raise UserError(f"model {name!r} is not in the paper; its targets are: {choices}")
+        raise not_in_paper(name)
     return config
+
+
+def not_in_paper(name: str) -> UserError:
+    choices = ", ".join(f"{ours} ({theirs})" for theirs, ours in paper_models().items())
+    return UserError(f"model {name!r} is not in the paper; its targets are: {choices}")
 
 
 def read_model(path: Path) -> ModelConfig:

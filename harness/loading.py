@@ -70,6 +70,13 @@ class Loaded:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def piece(self, token: int) -> str:
+        """The text of one token, special ones included; bytes that are no character of their own become U+FFFD."""
+        text: str = self.tokenizer.decode([token])
+        # sentencepiece drops a leading space where a text begins
+        starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+        return f" {text}" if starts_word and not text.startswith(" ") else text
+
 
 def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
     system = chat.system_text(config.template, config.system)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import UserError
 from harness.official import Official, official
 from harness.records import Record, canonical_hash
 from harness.stats import paired_bootstrap
@@ -98,6 +99,39 @@ def without_loops(own: Arm, base: Arm) -> Arm:
 
 def _field(record: Record, name: str) -> Any:
     return record.get(name, "")  # a record straight from a run has no machine: it is the one at hand
+
+
+# What must be one value over all records of a model before a verdict is given on it.
+ONE_ENVIRONMENT = ("machine", "target_sha", "head_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
+
+
+def one_environment(records: Iterable[Record], where: object) -> list[Record]:
+    """The measured records of one model, as they are.
+
+    Raises:
+        UserError: they were measured in several environments, or an arm with several options; names the key.
+    """
+    found = measured(records)
+    arms: dict[tuple[str, str], list[Record]] = {}
+    for r in found:
+        arms.setdefault((r["method"], r["preset"]), []).append(r)
+    checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
+    checks += [(f"{method} ({preset})", "options", own) for (method, preset), own in arms.items()]
+    for whose, key, own in checks:
+        values = sorted({str(value) for r in own if (value := _field(r, key)) is not None})  # plain decoding has no head
+        if len(values) > 1:
+            raise UserError(f"{where} holds mixed environments: {key} of {whose} of {found[0]['model']} is "
+                            f"{' and '.join(values)}; give a folder whose records agree in it")  # fmt: skip
+    return found
+
+
+def one_source(records: Sequence[Record]) -> list[Record]:
+    """For each task those on the paper's prompts where there are any, else on the source with most: sources are not mixed."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for r in records:
+        counts[r["task"]][r["source"]] += 1
+    chosen = {task: max(found, key=lambda s: (s == "paper", found[s], s)) for task, found in counts.items()}
+    return [r for r in records if r["source"] == chosen[r["task"]]]
 
 
 # ---- the definitions ------------------------------------------------------------------------------------------------

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness import acceptance
 from harness.metrics import (
     Arm,
     CellSummary,
@@ -46,6 +48,7 @@ from harness.tables import (
     weights_and_machine,
     write_file,
 )
+from harness.trees import Drafts, read_drafts
 
 RC = {
     "figure.dpi": 100,
@@ -76,6 +79,7 @@ class Panel:
     summaries: tuple[CellSummary, ...]
     records: tuple[Record, ...]
     looks: dict[Variant, Look]
+    drafted: tuple[acceptance.ArmSums, ...] = ()  # of the arms whose trees were kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,13 @@ class Look:
     marker: str
 
 
-def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw every figure that a folder's records allow into `out` (default: `plots` in the folder).
+def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Draw every figure that a folder's records and drafted trees allow into `out` (default: `plots` in the folder).
 
     Raises:
         UserError: no records, or `out` cannot be written.
     """
-    panels = _panels(read(folder))
+    panels = _panels(read(folder), read_drafts(folder))
     target = out or Path(folder) / "plots"
     names = _file_names([panel.setting for panel in panels])
     written = []
@@ -104,7 +108,7 @@ def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
             with matplotlib.style.context(["default", RC]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
                 draw(figure.subplots(), data, panel)
-                written += save_figure(figure, target / f"{drawing}_{name}")
+                written += save_figure(figure, target / f"{drawing}_{name}", suffixes)
             written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
     return written
 
@@ -179,6 +183,57 @@ def ablation_data(panel: Panel) -> pd.DataFrame:
             difference = {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
             rows.append({**row, **difference, **_ends(c.tau_difference.ci95)})
     return _with_value(rows, "tau_difference")
+
+
+def position_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance by position in the tree, a row a conversation (the paper's Figure 5).
+
+    Of arms whose trees always have all six positions, where there are such: a dynamic tree has the deeper ones only where the
+    draft was confident.
+    """
+    of_arm, always = [], []
+    for named, group in panel.drafted:
+        rows = group[group["kind"] == "position"]
+        n = rows.groupby("at")["n"].sum()
+        if {2, 6} <= set(n.index):
+            of_arm.append((named, rows))
+            always.append(n[6] >= 0.99 * n[1])
+    data = []
+    for (named, rows), complete in zip(of_arm, always, strict=True):
+        if complete or not any(always):
+            r: Any
+            by_query = rows.groupby(["at", "task", "source", "query"], as_index=False)[["n", "accepted"]].sum()
+            for r in by_query.itertuples():
+                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[r.at - 1], "task": r.task}
+                row |= {"source": r.source, "sample_id": r.query.split("\x1f")[-1], "n": int(r.n), "accepted": int(r.accepted)}
+                data.append(row | {"rate": r.accepted / r.n})
+    return pd.DataFrame(data)
+
+
+def calibration_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance against the draft's confidence in 20 bins, tasks pooled (the paper's Figure 6), with the fit's slope and ECE."""
+    rows = []
+    for named, group in panel.drafted:
+        binned = group[group["kind"] == "calibration"]
+        fits = {f["at"]: f["value"] for f in acceptance.fits_of(binned)}
+        for r in acceptance.rates_of(binned):
+            row = {**_arm(panel, _variant(named)), "bin": r["at"], "bin_low": r["low"], "bin_high": r["high"]}
+            row |= {k: r[k] for k in ("n", "accepted", "mean_confidence")}
+            row |= {"rate": r["value"], "low": r["value_low"], "high": r["value_high"]}
+            rows.append(row | {"n_tasks": binned["task"].nunique(), "slope": fits["slope"], "ece": fits["ece"]})
+    return pd.DataFrame(rows)
+
+
+def n_alpha_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance of a chain's next draft after n of the head's own features, tasks pooled (EAGLE-1's n-alpha)."""
+    rows = []
+    for named, group in panel.drafted:
+        chains = group[group["kind"] == "n_alpha"]
+        for r in acceptance.rates_of(chains):
+            row = {**_arm(panel, _variant(named)), "n_features": int(r["at"]), "n": r["n"], "accepted": r["accepted"]}
+            row |= {"rate": r["value"], "low": r["value_low"], "high": r["value_high"]}
+            rows.append(row | {"n_tasks": chains["task"].nunique()})
+    return pd.DataFrame(rows)
 
 
 def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
@@ -261,6 +316,65 @@ def _draw_ablations(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     _finish(ax, "What full EAGLE-2 gains in τ over each ablation, paired by prompt, 95 % intervals", panel)
 
 
+def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    names = list(dict.fromkeys(data["label"]))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        look = _look(panel, name)
+        for at, position in enumerate(acceptance.POSITIONS):
+            rows = data[(data["label"] == name) & (data["position"] == position)].sort_values(["task", "sample_id"])
+            middle = at + width * (i - (len(names) - 1) / 2)
+            # side by side, so that equal rates stay apart
+            xs = middle + np.linspace(-0.36, 0.36, len(rows)) * width if len(rows) > 1 else [middle]
+            ax.plot(xs, rows["rate"], look.marker, color=look.colour, alpha=0.55, markersize=3.5, markeredgewidth=0, zorder=3,
+                    label=f"{name}, a conversation" if at == 0 else None)  # fmt: skip
+            if len(rows):
+                pooled = rows["accepted"].sum() / rows["n"].sum()
+                ax.hlines(pooled, middle - 0.42 * width, middle + 0.42 * width, color="black", linewidth=1.6, zorder=4,
+                          label="all together" if at == i == 0 else "_")  # fmt: skip
+    ax.set_xticks(range(len(acceptance.POSITIONS)), [
+        "P1\nbest child\nof the root", "P2\nsecond child\nof the root", "P3\nbest child\nof P1", "P4\nsecond child\nof P1",
+        "P5\nbest child\nof P2", "P6\nsecond child\nof P2",
+    ])  # fmt: skip
+    ax.tick_params(axis="x", length=0)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_ylabel("accepted with all its ancestors")
+    _finish(ax, "Acceptance by position in the draft tree (the paper's Figure 5), tasks pooled", panel)
+
+
+def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    ax.plot([0, 1], [0, 1], color="#333333", linewidth=1, linestyle="--", label="confidence = acceptance")
+    shown = _with_n_tasks(data)
+    for name in dict.fromkeys(data["label"]):
+        rows = data[data["label"] == name]
+        look = _look(panel, name)
+        _whiskers(ax, rows["mean_confidence"], rows, look.colour)
+        ax.plot(rows["mean_confidence"], rows["rate"], look.marker, linestyle="--" if look.hatch else "-", color=look.colour,
+                linewidth=1.2, markersize=4, zorder=3,
+                label=f"{shown[name]}: slope {rows['slope'].iloc[0]:.2f}, ECE {rows['ece'].iloc[0]:.3f}")  # fmt: skip
+    ax.set_xticks(np.linspace(0, 1, 11))
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("mean confidence of the draft in each of 20 bins")
+    ax.set_ylabel("accepted, of the nodes tried")
+    _finish(ax, "Acceptance against the draft's confidence (the paper's Figure 6), tasks pooled, 95 % intervals", panel)
+
+
+def _draw_n_alpha(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    shown = _with_n_tasks(data)
+    for name in dict.fromkeys(data["label"]):
+        rows = data[data["label"] == name]
+        look = _look(panel, name)
+        _whiskers(ax, rows["n_features"], rows, look.colour)
+        ax.plot(rows["n_features"], rows["rate"], look.marker, linestyle="--" if look.hatch else "-", color=look.colour,
+                linewidth=1.4, markersize=5, zorder=3, label=shown[name])  # fmt: skip
+    ax.set_xticks(range(int(data["n_features"].max()) + 1))
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("n: features before the draft that were the head's own")
+    ax.set_ylabel("n-α, acceptance of the next draft")
+    _finish(ax, "Acceptance in chains by the number of drafted features, tasks pooled, 95 % intervals", panel)
+
+
 def _grouped_bars(ax: Axes, data: pd.DataFrame, value: str, panel: Panel) -> pd.Series:
     """One group a task, one bar an arm; returns where the bars stand."""
     groups = _groups(data)
@@ -338,11 +452,11 @@ def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
 # ---- panels, files --------------------------------------------------------------------------------------------------
 
 
-def _panels(records: Sequence[Record]) -> list[Panel]:
+def _panels(records: Sequence[Record], drafts: Mapping[str, Drafts]) -> list[Panel]:
     panels = []
     for setting, summaries in by_setting(shown_cells(summarise(records))):
         here = tuple(r for r in records if setting_of(r) == setting)
-        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries)))
+        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries), tuple(acceptance.by_arm(here, drafts))))
     return panels
 
 
@@ -363,6 +477,10 @@ def _look(panel: Panel, name: str) -> Look:
 
 def _arm(panel: Panel, variant: Variant) -> dict[str, Any]:
     return {"method": variant[0], "preset": variant[1], "label": panel.looks[variant].label}
+
+
+def _variant(named: Mapping[str, Any]) -> Variant:
+    return named["method"], named["preset"], named["options"], named["head_sha"]
 
 
 def _arm_of(panel: Panel, variant: Variant) -> Arm:
@@ -392,11 +510,11 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
     return names
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
     paths = []
-    for suffix, metadata in _METADATA.items():
+    for suffix in suffixes:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix])
         paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
     return paths
 
@@ -413,4 +531,7 @@ _DRAWINGS: dict[str, tuple[_Collect, _Draw]] = {
     "acceptance": (acceptance_data, _draw_acceptance),
     "time": (time_data, _draw_time),
     "ablations": (ablation_data, _draw_ablations),
+    "positions": (position_data, _draw_positions),
+    "calibration": (calibration_data, _draw_calibration),
+    "n_alpha": (n_alpha_data, _draw_n_alpha),
 }

@@ -22,6 +22,7 @@ from harness.config import ModelConfig
 from harness.drafters import n_heads
 from harness.errors import UserError, unknown
 from harness.loading import FREQUENT, Loaded, ids_sha
+from harness.trees import TreeStore
 from harness.weights import drafter_folders
 from methods.base import Generation, SamplerParams
 from methods.engine.sampling import stream_key
@@ -59,6 +60,7 @@ class RunSpec:
     threads: int
     baseline: bool
     on_overflow: str  # error | skip
+    trees: bool = False  # keep every drafted tree beside the records
 
 
 @dataclass(slots=True)
@@ -85,9 +87,13 @@ class Runner:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     decoders: dict[str, Any] = field(default_factory=dict)
     n_failed: int = 0
+    trees: TreeStore | None = None
+    treeless: dict[str, records.Record] = field(default_factory=dict)  # measured without keeping trees, by key
 
     def __post_init__(self) -> None:
         loaded = self.loaded
+        if self.spec.trees:
+            self.trees = TreeStore(self.ledger.folder, loaded.piece)
         self.env = environment.describe(
             dtype=loaded.dtype, threads=self.spec.threads, target_sha=loaded.target_sha, head_sha=loaded.head_sha,
             seed=self.spec.seed, n_devices=len(loaded.target.devices), template=loaded.config.template,
@@ -156,6 +162,9 @@ class Runner:
                 (p.id, t, n) for p in cell.prompts.prompts for t in range(1, len(p.turns) + 1) for n in range(self.spec.repeats)
             }
             missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
+            missing[cell.arm.name] += sum(
+                r["cell"] == cell.key and (r["sample_id"], r["turn"], r["repeat"]) in wanted for r in self.treeless.values()
+            )
         return missing
 
     def _look(self) -> list[Any]:
@@ -164,6 +173,12 @@ class Runner:
         recorded = self._recorded()
         for record in recorded:
             self._remember(dict(record))
+        if self.trees:
+            self.treeless = {
+                r["key"]: r for r in recorded
+                if r["status"] == "ok" and not r["is_warmup"] and r["key"] not in self.trees.keys
+                and r["trace"] and any(r["trace"]["tree_size"])
+            }  # fmt: skip
         return recorded
 
     def _warn_of_other_code(self, recorded: list[Any]) -> None:
@@ -224,10 +239,12 @@ class Runner:
             record = self._record(cell, first, 1, 0, rendered, ids, None)
             record |= self._measured(arm, generation, wall) | {
                 "is_warmup": True, "max_new_tokens": WARMUP_TOKENS,
-                "key": records.canonical_hash(["warm-up", self.run_id, arm.name]),
+                "key": records.canonical_hash(["warm-up", self.run_id, arm.name, arm.preset]),
             }  # fmt: skip
             self.ledger.append(record)
-            rates[arm.name] = (wall - generation.prefill_s if generation.trace else wall) / max(len(generation.token_ids) - 1, 1)
+            decoding = wall - generation.prefill_s if generation.trace else wall
+            rate = decoding / max(len(generation.token_ids) - 1, 1)
+            rates[arm.name] = max(rates.get(arm.name, 0.0), rate)  # of several trees the slowest
         return rates
 
     def run(self, tick: Callable[[str], None], advance: Callable[[str], None]) -> int:
@@ -262,15 +279,34 @@ class Runner:
         # the order is a function of the seed and the sample, not of what was measured before
         order = list(cells)
         random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
-        todo = [c for c in order if records.sample_key(c.key, prompt.id, turn, repeat, prompt_sha) not in self.keys]
+        keys = {c.key: records.sample_key(c.key, prompt.id, turn, repeat, prompt_sha) for c in order}
+        todo = [c for c in order if keys[c.key] not in self.keys or keys[c.key] in self.treeless]
         if not todo:
             return
         ids = self.loaded.encode(rendered)
         for cell in todo:
             tick(f"{prompts.task} {prompt.id} turn {turn}: {cell.arm.name}")
-            record = self._record(cell, prompt, turn, repeat, rendered, ids, turn1_sha)
-            self._measure(cell, record, ids, prompt, turn, repeat)
+            if keys[cell.key] in self.keys:
+                self._keep_again(cell, self.treeless.pop(keys[cell.key]), ids)
+            else:
+                record = self._record(cell, prompt, turn, repeat, rendered, ids, turn1_sha)
+                self._measure(cell, record, ids, prompt, turn, repeat)
             advance(cell.arm.name)
+
+    def _keep_again(self, cell: Cell, record: records.Record, ids: list[int]) -> None:
+        """The trees of a generation that was measured without keeping them: made again, untimed, if it comes out the same."""
+        assert self.trees is not None and record["trace"] is not None
+        params = self._params(
+            record["max_new_tokens"], record["sample_id"], record["turn"], record["repeat"], cell.temperature, self.spec.trees
+        )
+        generation, _ = self._generate(cell.arm, ids, params)
+        trace, then = generation.trace, record["trace"]
+        assert trace is not None
+        if (generation.token_ids, trace.tree_size, trace.accepted) == (record["token_ids"], then["tree_size"], then["accepted"]):
+            self.trees.add(cell.key, record["key"], generation.token_ids, trace.trees)
+        else:
+            where = f"{cell.arm.name} on {record['sample_id']} turn {record['turn']}"
+            print(f"{where} did not come out as measured (other code or machine): its trees are not kept", file=sys.stderr)
 
     def _measure(self, cell: Cell, record: dict[str, Any], ids: list[int], prompt: Prompt, turn: int, repeat: int) -> None:
         why = self._overflow(prompt, turn, len(ids))
@@ -280,7 +316,7 @@ class Runner:
                 raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
             self._append(record | {"status": "skipped", "error": why})
             return
-        params = self._params(self.spec.max_new_tokens, prompt.id, turn, repeat, cell.temperature)
+        params = self._params(self.spec.max_new_tokens, prompt.id, turn, repeat, cell.temperature, self.spec.trees)
         try:
             generation, wall = self._generate(cell.arm, ids, params)
         except FAILURES as e:  # a failed prompt is a record with a status and no numbers
@@ -289,6 +325,9 @@ class Runner:
             print(f"{cell.arm.name} failed on {prompt.id} turn {turn}: {why}", file=sys.stderr)
             self.n_failed += 1
             return
+        if self.trees and generation.trace and any(generation.trace.tree_size):
+            # before the record: a generation whose record a kill prevents is made again, and its trees are there already
+            self.trees.add(cell.key, record["key"], generation.token_ids, generation.trace.trees)
         self._append(record | self._measured(cell.arm, generation, wall))
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -312,7 +351,8 @@ class Runner:
         started = time.perf_counter()
         generation = self.decoders[token](ids, self.loaded.target, drafter, params)
         self.loaded.target.synchronise()
-        return generation, time.perf_counter() - started
+        wall = time.perf_counter() - started
+        return generation, wall - (generation.trace.keeping_s if generation.trace else 0.0)
 
     def _answer(
         self, prompts: PromptSet, prompt: Prompt, turn: int, dialogue: list[tuple[str, str]], turn1_sha: str | None
@@ -326,13 +366,16 @@ class Runner:
             self._measure(cell, self._record(cell, prompt, turn, 0, rendered, ids, turn1_sha), ids, prompt, turn, 0)
         return self.answers.get(key)
 
-    def _params(self, max_new_tokens: int, sample_id: str, turn: int, repeat: int, temperature: float) -> SamplerParams:
+    def _params(
+        self, max_new_tokens: int, sample_id: str, turn: int, repeat: int, temperature: float, keep_trees: bool = False
+    ) -> SamplerParams:
         return SamplerParams(
             max_new_tokens=max_new_tokens,
             stop_ids=frozenset(self.loaded.config.stop_ids),
             temperature=temperature,
             top_p=self.spec.top_p,
             key=stream_key(self.spec.seed, sample_id, turn, repeat),
+            keep_trees=keep_trees,
         )
 
     # -- records -------------------------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ _READING = {
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",
+    "models": """Each cell: speedup over vanilla / τ, in brackets τ without looping outputs; the mean of the six tasks, or
+        MT-bench where not all six were measured.""",
     "cells": """In square brackets 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup
         without the prefill and its token. c: what one step costs inside the target's forward, inside the drafter's and
         outside both, in vanilla steps; decode = τ / (c_verify + c_draft + c_other).
@@ -156,25 +158,56 @@ def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[s
     return Table("main", tuple(sections), (_READING["main"], *read, *_notes(summaries)), _main_numbers(summaries))
 
 
+def models_report(summaries: Iterable[CellSummary]) -> Table:
+    """A row a model and temperature, a column a method: the six-task mean, or MT-bench where not all six were measured."""
+    summaries = shown_cells(summaries)
+    rows, numbers = [], []
+    for setting, group in by_setting(summaries):
+        by_name = dict(_labelled(group))
+        means = {name: six_task_mean(cells) for name, cells in by_name.items()}
+        whole = any(mean.speedup is not None for mean in means.values())
+        shown: dict[str, CellSummary | SixTaskMean] = {}
+        for name, cells in by_name.items():
+            one = means[name] if whole else next((c for c in cells if c.task == SIX_TASKS[0]), None)
+            if one is not None and one.speedup is not None:
+                shown[name] = one
+        row = {
+            "model": setting.model,
+            "T": f"{setting.temperature:g}",
+            "dtype": setting.dtype,
+            "tokens": str(setting.max_new_tokens),
+        }
+        row["on"] = MEAN if whole else SIX_TASKS[0]
+        rows.append(row | {name: _speedup_and_tau(one) for name, one in shown.items()})
+        for name, one in shown.items():
+            values = {value: getattr(one, value) for value in _MAIN_VALUES}
+            numbers.append({**_setting_columns(setting), "on": row["on"], "method": name, **values})
+    frame = pd.DataFrame(rows).fillna(NOTHING)
+    return Table("models", (Section("Models", (), frame),), (_READING["models"], *_notes(summaries)), pd.DataFrame(numbers))
+
+
 def _audited(audit: Mapping[str, str], cell: CellSummary) -> str:
     """A preset's own word where the audit looked at its cells, else its method's."""
     return audit.get(label(cell.method, cell.preset)) or audit.get(cell.method, "not audited")
 
 
 def audits_of(folder: Path) -> dict[str, dict[str, str]]:
-    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run.
+    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run. Where there are
+    several models, each one's audit is in a folder of its own, FOLDER/audit/MODEL.
 
     Raises:
-        UserError: the file there is something else.
+        UserError: a file there is something else.
     """
-    file = Path(folder) / AUDIT
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {found["model"]: {str(k): str(v) for k, v in found["methods"].items()}}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
+    audits: dict[str, dict[str, str]] = {}
+    for file in (Path(folder) / AUDIT, *sorted((Path(folder) / AUDIT.parent).glob(f"*/{AUDIT.name}"))):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            audits[found["model"]] = {str(k): str(v) for k, v in found["methods"].items()}
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
+    return audits
 
 
 def cell_report(summaries: Iterable[CellSummary]) -> Table:
@@ -244,14 +277,14 @@ def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary
         "task": task,
         "source": source,
         "speedup": _marked(ours, apart),
-        "per question": _number(n["per_question"], "{:.3f}"),
-        "past the end": _number(n["past_end"], "{:.3f}"),
-        "re-tokenised": _number(n["retokenised"], "{:.3f}"),
+        "per question": number(n["per_question"], "{:.3f}"),
+        "past the end": number(n["past_end"], "{:.3f}"),
+        "re-tokenised": number(n["retokenised"], "{:.3f}"),
         "official": f"{NOTHING} ({lacks})" if lacks else _marked(theirs, apart),
-        "bookkeeping": _number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
-        "τ": _number(n["tau"]),
-        "official τ": _number(n["official_tau"]),
-        "goes on": _number(n["goes_on"], "{:.0%}"),
+        "bookkeeping": number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
+        "τ": number(n["tau"]),
+        "official τ": number(n["official_tau"]),
+        "goes on": number(n["goes_on"], "{:.0%}"),
     }
 
 
@@ -417,6 +450,8 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     summaries = summarise(records)
     tables = [main_report(summaries, audits_of(folder)), cell_report(summaries), mt_bench_by_category(records),
               official_report(summaries), paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+    if len({s.model for s in summaries}) > 1:
+        tables.append(models_report(summaries))
     target = out or Path(folder) / "tables"
     # that there are no divergences is worth a file
     return [path for t in tables if t.sections or t.name == "divergences" for path in write_forms(t, target)]
@@ -435,27 +470,27 @@ def write_forms(table: Table, folder: Path) -> list[Path]:
 # ---- cells as text --------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None, form: str = "{:.2f}") -> str:
+def number(value: float | None, form: str = "{:.2f}") -> str:
     return NOTHING if value is None else form.format(value)
 
 
 def _times(value: float | None) -> str:
-    return _number(value, "{:.2f}×")
+    return number(value, "{:.2f}×")
 
 
-def _bracketed(text: str, ci95: Interval | None, form: str = "{:.2f}") -> str:
+def bracketed(text: str, ci95: Interval | None, form: str = "{:.2f}") -> str:
     return f"{text} [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else text
 
 
 def _estimated(e: Estimate, form: str = "{:.2f}") -> str:
-    return _bracketed(_number(e.value, form), e.ci95, form)
+    return bracketed(number(e.value, form), e.ci95, form)
 
 
 def _tau(cell: CellSummary | SixTaskMean) -> str:
     """τ, and without loops in brackets where that is another number."""
-    text = _number(cell.tau)
+    text = number(cell.tau)
     differs = cell.tau is not None and cell.tau_no_loop != cell.tau
-    return f"{text} ({_number(cell.tau_no_loop)})" if differs else text
+    return f"{text} ({number(cell.tau_no_loop)})" if differs else text
 
 
 def _speedup_and_tau(cell: CellSummary | SixTaskMean) -> str:
@@ -487,11 +522,11 @@ def _run_row(c: CellSummary) -> dict[str, str]:
         "source": c.source,
         "T": f"{c.temperature:g}",
         "prompts": str(c.prompts),
-        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
+        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+        "speedup": bracketed(_speedup(c), c.speedup_ci95),
         "τ": _tau(c),
         "identical": _fraction(c),
-        "looped": _number(c.looped, "{:.0%}"),
+        "looped": number(c.looped, "{:.0%}"),
     }
 
 
@@ -503,25 +538,27 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "source": c.source,
         "prompts": str(c.prompts),
         "tokens": str(c.new_tokens),
-        "tokens/s": _number(c.tokens_per_s, "{:.1f}"),
-        "vanilla's": _number(c.baseline_tokens_per_s, "{:.1f}"),
-        "speedup": _bracketed(_speedup(c), c.speedup_ci95),
+        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+        "vanilla's": number(c.baseline_tokens_per_s, "{:.1f}"),
+        "speedup": bracketed(_speedup(c), c.speedup_ci95),
         "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else _marked(c.official.speedup, c.is_apart),
         "decode": _times(c.decode_speedup),
-        "τ": _bracketed(_number(c.tau), c.tau_ci95),
-        "official τ": _number(c.official.tau),
-        "τ, no loops": _number(c.tau_no_loop),
-        "looped": _number(c.looped, "{:.0%}"),
+        "τ": bracketed(number(c.tau), c.tau_ci95),
+        "official τ": number(c.official.tau),
+        "τ, no loops": number(c.tau_no_loop),
+        "looped": number(c.looped, "{:.0%}"),
         "identical": _fraction(c),
-        "tree": _number(c.mean_tree_size, "{:.1f}"),
-        "c_verify": _number(costs.verify if costs else None),
-        "c_draft": _number(costs.draft if costs else None),
-        "c_other": _number(costs.other if costs else None),
+        "tree": number(c.mean_tree_size, "{:.1f}"),
+        "c_verify": number(costs.verify if costs else None),
+        "c_draft": number(costs.draft if costs else None),
+        "c_other": number(costs.other if costs else None),
     }
 
 
-_TEXT_COLUMNS = {"method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked", "audit",
+_TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked",
+                 "audit",
                  "figure", "from",
+                 "claim", "test", "on", "verdict, no loops",
                  "layer", "worst value", "threshold", "smallest detectable effect", "function", "what"}  # fmt: skip
 
 
@@ -599,8 +636,8 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
         "task": c.task,
         "source": c.source,
         "prompts": str(c.tau_difference.prompts),
-        "τ": _number(c.tau),
-        "τ against": _number(c.tau_against),
+        "τ": number(c.tau),
+        "τ against": number(c.tau_against),
         "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
         "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
         "τ ratio": _estimated(c.tau_ratio),
@@ -719,10 +756,10 @@ def _change_numbers(c: Change) -> dict[str, Any]:
 def _change_row(c: Change) -> dict[str, str]:
     return {
         "prompts": str(c.prompts),
-        "τ": f"{_number(c.tau_a)} → {_number(c.tau_b)}",
+        "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
         "difference in τ": _estimated(c.tau_difference, "{:+.2f}"),
         "no loops": _estimated(c.tau_difference_no_loop, "{:+.2f}"),
-        "tokens/s": f"{_number(c.tokens_per_s_a, '{:.1f}')} → {_number(c.tokens_per_s_b, '{:.1f}')}",
+        "tokens/s": f"{number(c.tokens_per_s_a, '{:.1f}')} → {number(c.tokens_per_s_b, '{:.1f}')}",
         "speed ratio": _estimated(c.speed_ratio),
         "speedup ratio": _estimated(c.speedup_ratio),
         "same outputs": f"{c.n_same}/{c.n_compared}",
@@ -898,7 +935,7 @@ def latex(table: Table) -> str:
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "τ": r"$\tau$", "—": "---",
-    "†": r"\textsuperscript{\dag}", "→": r"$\to$",
+    "†": r"\textsuperscript{\dag}", "‡": r"\textsuperscript{\ddag}", "≈": r"$\approx$", "→": r"$\to$",
 })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ class SamplerParams:
 
     `key` names the random stream: a hash of (run seed, sample id, turn, repeat). T = 0 is argmax, lowest index on ties.
     `chooser` makes the source of all randomness from these params: the audit puts one there that walks every branch.
+    `keep_trees`: every drafted tree goes into the trace.
     """
 
     max_new_tokens: int
@@ -26,6 +28,23 @@ class SamplerParams:
     top_p: float = 1.0
     key: int = 0
     chooser: Callable[[SamplerParams], Any] | None = None
+    keep_trees: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedTree:
+    """What one target forward verified, nodes numbered as in `Tree` and the root, node 0, left out of every column.
+
+    `tokens`, `parents` [n]; `confidence` [n]: the draft's own probability of each node given its parent, untempered, None where
+    it has none (prompt lookup); `path`: the nodes accepted, from the top; `sampled`: the draft was drawn, not picked, and
+    verified by rejection.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    confidence: list[float] | None
+    path: list[int]
+    sampled: bool
 
 
 @dataclass(slots=True)
@@ -35,6 +54,7 @@ class Trace:
     `tree_size`: draft nodes verified (root excluded); `accepted`: draft tokens accepted, before any cutting at a stop id
     or the budget; `target_s`, `drafter_s`: the part of draft_s + verify_s inside either model, LM head included. The first
     run of the drafter over the prompt belongs to the prefill; its run over a step's accepted tokens to that step's draft_s.
+    `trees`: an entry a forward where they are kept, else empty; `keeping_s`: what keeping them took, which is in no other time.
     """
 
     tree_size: list[int] = field(default_factory=list)
@@ -43,6 +63,8 @@ class Trace:
     verify_s: list[float] = field(default_factory=list)
     target_s: list[float] = field(default_factory=list)
     drafter_s: list[float] = field(default_factory=list)
+    trees: list[DraftedTree] = field(default_factory=list)
+    keeping_s: float = 0.0
 
     def add(
         self, tree_size: int, accepted: int, draft_s: float, verify_s: float, target_s: float, drafter_s: float = 0.0
@@ -53,6 +75,15 @@ class Trace:
         self.verify_s.append(verify_s)
         self.target_s.append(target_s)
         self.drafter_s.append(drafter_s)
+
+    def keep(self, tree: Tree, path: list[int]) -> float:
+        """Keep a drafted tree and what was accepted of it (root first); -> the seconds that took."""
+        started = time.perf_counter()
+        confidence = tree.confidence() if tree.confidence is not None else None
+        self.trees.append(DraftedTree(tree.tokens[1:], tree.parents[1:], confidence, path[1:], tree.q is not None))
+        took = time.perf_counter() - started
+        self.keeping_s += took
+        return took
 
 
 @dataclass(slots=True)

@@ -2,16 +2,19 @@
 
     python scripts/study.py --work ~/.cache/draft-tree-harness/train/smollm2-135m --out results/head-study
 
-All see the same data in the same order, the same held-out answers and as many positions. Rows are appended to `study.csv`
-as they are done; a variant already there is not run again.
+All see the same data in the same order, the same held-out answers and as many positions; with `--start` all go on from the
+weights (and AdamW's moments) of one checkpoint of a training. Rows are appended to `study.csv` as they are done; a variant
+already there is not run again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -26,34 +29,31 @@ from harness.fetch import whole_file
 from harness.loading import load
 from harness.train.command import evaluation_prompts, exchange_ids, new_head, training_settings
 from harness.train.data import Conversation, make_text_shards, read_shards
-from harness.train.trainer import hold_out, train
+from harness.train.trainer import TrainSettings, hold_out, train
 
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
     ("base", (), 0.0),
-    ("another seed", ("seed=1",), 0.0),
-    ("from noise", ("linear_start=false",), 0.0),
-    ("half the batch", ("batch_tokens=2048",), 0.0),
-    ("rate x 2", ("learning_rate=0.003",), 0.0),
-    ("rate / 2", ("learning_rate=0.00075",), 0.0),
-    ("Muon", ("muon=true",), 0.0),
-    ("Muon, rate x 3", ("muon=true", "learning_rate=0.0045"), 0.0),
+    ("unroll 2", ("unroll=2",), 0.0),
+    ("unroll 3", ("unroll=3",), 0.0),
+    ("unroll 3, weights 1, 0.7, 0.49", ("unroll=3", "unroll_decay=0.7"), 0.0),
     ("cross-entropy 2", ("ce_weight=2",), 0.0),
     ("cross-entropy alone", ("feature_weight=0", "ce_weight=1"), 0.0),
     ("cross-entropy 0.1 (the reference's)", ("ce_weight=0.1",), 0.0),
-    ("cross-entropy on a third", ("ce_share=0.33",), 0.0),
-    ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
-    ("no feature noise", ("noise=0",), 0.0),
-    ("noise x 5", ("noise=0.5",), 0.0),
-    ("no unrolling", ("unroll=1",), 0.0),
-    ("unroll 3 in the second half", ("unroll=3", "unroll_from=0.5"), 0.0),
-    ("unroll 3, weights 1, 0.8, 0.64", ("unroll=3", "unroll_from=0.5", "unroll_decay=0.8"), 0.0),
     ("prompts trained as answers", ("prompt_share=1",), 0.0),
     ("prompts not trained", ("prompt_share=0",), 0.0),
+    ("no feature noise", ("noise=0",), 0.0),
+    ("noise x 5", ("noise=0.5",), 0.0),
+    ("rate x 2", ("learning_rate=0.0012",), 0.0),
+    ("rate / 2", ("learning_rate=0.0003",), 0.0),
+    ("twice the batch", ("batch_tokens=4096",), 0.0),
+    ("cross-entropy on a third", ("ce_share=0.33",), 0.0),
+    ("loss over 2,048 frequent rows", ("frequent_rows=2048",), 0.0),
     ("no first pair (the reference)", ("first_pair=false",), 0.0),
+    ("weight decay 0.1", ("weight_decay=0.1",), 0.0),
+    ("another seed", ("seed=1",), 0.0),
     ("half text", (), 0.5),
     ("text alone", (), 1.0),
-    ("MLP twice as wide", ("intermediate_size=3072",), 0.0),
 ]
 
 
@@ -64,6 +64,8 @@ VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
 @click.option("--tokens", default=400_000, show_default=True, help="Positions of each training.")
 @click.option("--conversations", default=2400, show_default=True, help="How many answers, held-out ones included.")
 @click.option("--only", multiple=True, help="Names of variants; all otherwise.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="A checkpoint.pt to go on from.")
+@click.option("--held-out", default=96, show_default=True, help="Answers every variant is judged on.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--set", "extra", multiple=True, help="Settings of every variant, before its own.")
 def main(
@@ -73,6 +75,8 @@ def main(
     tokens: int,
     conversations: int,
     only: tuple[str, ...],
+    start: Path | None,
+    held_out: int,
     threads: int,
     extra: tuple[str, ...],
 ) -> None:
@@ -92,12 +96,15 @@ def main(
             continue
         settings = training_settings((*extra, *changes), tokens=tokens)
         pool, held = hold_out(answers, training_settings((), tokens=tokens))  # the same whatever the seed
+        held = held[:held_out]
         if text_share:
             checked = [text for source in evaluation_prompts().values() for text in source]
             texts = exchange_ids(loaded, 0, checked)
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
         folder = work / f"study-{os.getpid()}"
+        if start:
+            _go_on(start, folder, settings)
         head, started = new_head(loaded, settings), time.monotonic()
         curve = train(head, embedding, lm_head, pool, held, settings, folder, say=lambda text: None)
         shutil.rmtree(folder)
@@ -110,6 +117,17 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as tmp:
             pd.DataFrame(rows).to_csv(tmp, index=False)
+
+
+def _go_on(start: Path, folder: Path, settings: TrainSettings) -> None:
+    """Make `folder` that of a training about to begin with the weights of the checkpoint `start`."""
+    saved = torch.load(start, weights_only=False)
+    saved["state"] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0, "cooled": False}
+    saved["settings"], saved["pool_tokens"] = json.loads(json.dumps(asdict(settings))), 0
+    for group in saved["optimizers"][0]["param_groups"]:
+        group |= {"betas": settings.betas, "weight_decay": settings.weight_decay}
+    folder.mkdir(parents=True)
+    torch.save(saved, folder / "checkpoint.pt")
 
 
 def mixed(answers: list[Conversation], texts: list[Conversation], share: float) -> list[Conversation]:

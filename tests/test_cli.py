@@ -101,6 +101,28 @@ def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, 
     assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
 
 
+def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {
+        "names": ("eagle1", "eagle2"),
+        "temperature": 0.0,
+        "limit": 1,
+        "task_names": ("gsm8k",),
+        "beside": commands.EQUAL_BUDGET,
+    }
+    monkeypatch.setitem(commands.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0}))
+    command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
+    done = harness(command, "--out", tmp_path)
+    assert done.code == 0, done.err
+    records = counted(tmp_path)
+    trees = {(r["method"], r["preset"]): max(r["trace"]["tree_size"]) for r in records if r["trace"] and r["temperature"] == 0}
+    assert trees["eagle2", "paper+depth=5+total=25"] == trees["eagle1", "paper"] == 25 < trees["eagle2", "paper"]
+    assert len({r["run"] for r in records if r["temperature"] == 0}) == 1  # one process, interleaved
+    assert {r["method"] for r in records if r["temperature"] == 1} == {"vanilla", "pld"}
+    assert len({r["key"] for r in read(tmp_path)}) == len(read(tmp_path))  # warm-ups too
+    assert "nothing to measure" in harness(command, "--out", tmp_path).err
+    assert any(tier[0].get("beside") for tier in (commands.tier_rows("default"), commands.tier_rows("full")))
+
+
 def test_an_unknown_tier_is_named(tmp_path: Path) -> None:
     refused(harness(f"matrix --tier huge --model {TINY} --out", tmp_path), "unknown tier 'huge'", "default")
 

@@ -145,6 +145,7 @@ def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: i
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
         f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
+        f"""if [ "$1" = table ]; then echo 'a row a model' >'{out}/tables/models.md'; fi\n"""
     )
     stub.chmod(0o755)
     done = subprocess.run(
@@ -161,9 +162,10 @@ def last_value(command: list[str], option: str) -> str:
     return command[len(command) - 1 - command[::-1].index(option) + 1]
 
 
-def test_run_all_obtains_runs_tabulates_and_plots_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
+def test_run_all_obtains_runs_tabulates_plots_and_reports_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path)
-    assert [command[0] for command in done.commands] == ["fetch", "matrix", "verify", "table", "plot"]
+    steps = ["fetch", "matrix", "verify", "table", "claims", "reproduce", "plot", "report"]
+    assert [command[0] for command in done.commands] == steps
     assert last_value(done.commands[1], "--tier") == "default"
     assert done.stdout == "the main table\n"
     assert done.exit_code == 0
@@ -177,6 +179,19 @@ def test_run_all_hands_options_on_so_that_they_override_the_tier(tmp_path: Path)
     assert {option: last_value(run, option) for option in wanted} == wanted
 
 
+def test_run_all_takes_several_models_into_one_folder_and_reports_on_all(tmp_path: Path) -> None:
+    done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", "--quick")
+    after = ["table", "claims", "reproduce", "plot", "report"]
+    assert [c[0] for c in done.commands] == [*["fetch", "matrix", "verify"] * 2, *after]
+    assert [last_value(c, "--model") for c in done.commands[:6]] == ["vicuna-7b"] * 3 + ["llama2-chat-7b"] * 3
+    runs, audits = done.commands[1:6:3], done.commands[2:6:3]
+    assert {last_value(c, "--out") for c in runs} == {str(tmp_path / "out")}
+    assert [last_value(c, "--out") for c in audits] == [str(tmp_path / "out/audit" / m) for m in ("vicuna-7b", "llama2-chat-7b")]
+    reproduce = done.commands[8]
+    assert "--no-run" in reproduce and reproduce.count("--model") == 2
+    assert done.stdout == "a row a model\nthe main table\n"
+
+
 def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, run_exits=130)
     assert [command[0] for command in done.commands] == ["fetch", "matrix"]
@@ -185,7 +200,7 @@ def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) 
 
 def test_run_all_makes_the_tables_of_what_the_audit_found_out_and_fails(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, audit_exits=2)
-    assert done.commands[-1][0] == "plot" and done.stdout == "the main table\n"
+    assert done.commands[-1][0] == "report" and done.stdout == "the main table\n"
     assert done.exit_code == 1
 
 

@@ -23,6 +23,7 @@ from harness.metrics import CellSummary, summarise
 from harness.records import RECORDS, Ledger, Record, read
 from harness.style import SIX_TASKS, colour, label, method_order, task_order
 from harness.tables import (
+    audits_of,
     cell_report,
     compare,
     csv,
@@ -338,3 +339,25 @@ def test_a_copied_ledger_reads_the_same(tmp_path: Path) -> None:
 def test_a_simulated_output_is_consistent() -> None:
     made = output_of(METHODS["eagle1"], base_record(METHODS["eagle1"], "gsm8k", 0.0), list(range(30)))
     assert 1 + sum(n + 1 for n in made["trace"]["accepted"]) - made["n_cut"] == 30
+
+
+# ---- several models -------------------------------------------------------------------------------------------------
+
+
+def test_several_models_have_a_row_each_and_one_has_none(tmp_path: Path) -> None:
+    one = write_ledger(tmp_path / "one", stored())
+    assert not [path for path in write_tables(one) if path.stem == "models"]
+    both = write_ledger(tmp_path / "both", [*stored(), *(r | {"key": r["key"] + "b"} for r in stored(model="other"))])
+    (written,) = [path for path in write_tables(both) if path.name == "models.md"]
+    rows = [line for line in written.read_text().splitlines() if line.startswith(("| toy", "| other"))]
+    assert [re.split(r" *\| *", row)[1:3] for row in rows] == [["other", "0"], ["other", "1"], ["toy", "0"], ["toy", "1"]]
+    numbers = pd.read_csv(written.with_suffix(".csv")).query("model == 'other' and temperature == 0 and method == 'eagle2'")
+    (mean,) = main_table(read(FOLDER)).query("method == 'eagle2' and preset == 'paper' and temperature == 0").to_dict("records")
+    assert numbers["speedup"].item() == pytest.approx(mean["six-task mean speedup"]) and numbers["on"].item() == "six-task mean"
+
+
+def test_each_of_several_models_has_its_own_audit(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        (tmp_path / "audit" / model).mkdir(parents=True)
+        (tmp_path / "audit" / model / "lossless.json").write_text(json.dumps({"model": model, "methods": {"eagle2": model}}))
+    assert audits_of(tmp_path) == {"a": {"eagle2": "a"}, "b": {"eagle2": "b"}}

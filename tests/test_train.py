@@ -41,6 +41,7 @@ from harness.train.trainer import (
     make_optimizers,
     plain_head,
     predicted_features,
+    scored_rows,
     train,
     wanted_of,
 )
@@ -328,6 +329,16 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_the_plain_formula() -> 
     loss = SoftCrossEntropy.apply(predicted, rows, wanted)
     (gradient,) = torch.autograd.grad(3 * loss, predicted)
     assert torch.allclose(loss, plain) and torch.allclose(gradient, expected, atol=1e-7)
+
+
+def test_a_batch_is_scored_over_frequent_tokens_its_own_and_some_at_random() -> None:
+    torch.manual_seed(0)
+    frequent, ids = torch.arange(0, 3000, 2), torch.tensor([[1, 3, 3000], [4, 4, 4999]])
+    rows = scored_rows(frequent, ids, 5000)
+    assert len(rows) == 2048 == len(rows.unique())
+    assert set(frequent.tolist()) | set(ids.flatten().tolist()) <= set(rows.tolist())
+    assert not rows.equal(scored_rows(frequent, ids, 5000))
+    assert len(scored_rows(torch.arange(40), ids % 40, 40)) == 40  # all there are
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -154,6 +154,7 @@ def shifted(x: Tensor, m: int) -> Tensor:
     return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
 
 
+ROUND_ROWS = 1024
 LOSS_ROWS = 256  # positions whose logits are in the cache at once
 
 
@@ -184,6 +185,18 @@ def wanted_of(features: Tensor, lm_rows: Tensor) -> Tensor:
     """The target's distribution over the rows [m, rows], bf16, for its features [m, hidden]."""
     parts = [F.linear(part, lm_rows).float().softmax(-1).to(lm_rows.dtype) for part in features.split(LOSS_ROWS)]
     return torch.cat(parts)
+
+
+def scored_rows(frequent: Tensor, ids: Tensor, vocab: int) -> Tensor:
+    """The tokens a batch's cross-entropy is over: frequent ones, those of the batch, and others at random up to a multiple of
+    ROUND_ROWS, so that blocks and kernels of one size serve all batches."""
+    wanted = torch.zeros(vocab, dtype=torch.bool)
+    wanted[frequent] = True
+    wanted[ids.flatten()] = True
+    n = int(wanted.sum())
+    others = (~wanted).nonzero()[:, 0]
+    wanted[others[torch.randperm(len(others))[: -n % ROUND_ROWS]]] = True
+    return wanted.nonzero()[:, 0]
 
 
 class NormalisedInput(nn.Module):
@@ -417,8 +430,7 @@ def train(
             first = batch.trained.int().argmax(-1)
             batch.trained[torch.arange(len(first)), first] = False
         batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
-        rows = torch.unique(torch.cat([frequent, batch.ids.flatten()]))
-        lm_rows = lm_head[rows]
+        lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
         levels = settings.unroll if done >= settings.unroll_from else 1
         head.zero_grad(set_to_none=True)
         total = torch.zeros(())

@@ -135,7 +135,11 @@ def kept_tree(pool: Pool, kept: Tensor, root: int) -> Tree:
     """The tree of the pool's nodes `kept` (generation numbers, rising; a node's parent is kept, too)."""
     numbers, tokens, parents = torch.stack([kept, pool.tokens[kept], pool.parents[kept]]).tolist()  # the one host sync
     place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
-    return Tree([root, *tokens], [-1, *(place[p] for p in parents)])
+
+    def confidence() -> list[float]:
+        return pool.confidence[kept].double().exp().tolist()
+
+    return Tree([root, *tokens], [-1, *(place[p] for p in parents)], confidence=confidence)
 
 
 def _best_first(pool: Pool, total: int) -> Tensor:
@@ -191,8 +195,11 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         offers: dict[tuple[int, ...], list[int]] = {}
         entry: dict[tuple[int, ...], int] = {}
         laws: dict[tuple[int, ...], Tensor] = {}
+        rows: dict[tuple[int, ...], Tensor] = {}
 
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
+            if context.keeps_trees:  # else a level's logits are let go at once
+                rows.update(zip(parents, logits.expand(len(parents), -1), strict=True))
             if not draws:
                 best: list[list[int]] = best_tokens(logits, ranks).tolist()
                 for path, ids in zip(parents, best if len(best) > 1 else best * len(parents), strict=True):
@@ -228,7 +235,15 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
         if draws:
             q = {place[p[:-1]]: laws[p[:-1]] for p in kept}
-        return Tree([context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if draws else None)
+
+        def confidence() -> list[float]:
+            own = torch.stack([rows[p[:-1]] for p in kept]).double().softmax(-1)
+            return own.gather(-1, torch.tensor([[token_of[p]] for p in kept], device=own.device)).flatten().tolist()
+
+        return Tree(
+            [context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if draws else None,
+            confidence if context.keeps_trees else None,
+        )  # fmt: skip
 
     return Grow(tree, len(ordered))
 

@@ -21,12 +21,14 @@ class Context:
     """What a grower may look at besides its drafter: `tokens` (prompt and output, the root last), output `position`.
 
     `logits` [n, vocab]: the target's, over the nodes of the tree grown last (None before the first); `kept`: whatever the grower
-    keeps from step to step of this generation, None before its first.
+    keeps from step to step of this generation, None before its first. `keeps_trees`: the
+    tree will be asked for its confidences.
     """
 
     tokens: list[int]
     position: int
     chooser: Chooser
+    keeps_trees: bool = False
     logits: Tensor | None = None
     kept: Any = None
 
@@ -54,7 +56,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         # the last step may start one token short of the budget and holds the tree besides
         room = params.max_new_tokens + grow.most + 1
         features, logits = target.prefill(prompt_ids, room)
-        context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser)
+        context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser, params.keep_trees)
         over = output.extend(context.tokens[-1:])
         if drafter is not None and not over:
             drafter.start(len(prompt_ids) + room, grow.frequent, prompt_ids[0])
@@ -67,6 +69,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             features, logits = target.verify(tree)
             context.logits = logits
             accepted = verify(tree, logits, chooser, context.position)
+            keeping_s = trace.keep(tree, accepted.path) if params.keep_trees else 0.0  # off every clock
             target.commit(accepted.path)
             new = [*(tree.tokens[i] for i in accepted.path[1:]), accepted.bonus]
             context.tokens.extend(new)
@@ -77,7 +80,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
                 drafter.observe(new, features[accepted.path])
             ended = time.perf_counter()
             trace.add(
-                tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted,
+                tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted - keeping_s,
                 target.forward_s - target_s, _forward_s(drafter) - drafter_s,
             )  # fmt: skip
         assert output.finish is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,11 +15,14 @@ class Tree:
 
     `q`, only where drafts were sampled: for a node with children, the distribution [vocab] they were drawn from, without
     replacement, in index order. Deterministic proposals leave it None.
+    `confidence`: gives the draft's own probability of each draft node given its parent, [n - 1], untempered; a call, so that
+    nothing is computed unless trees are kept, and only good within the step. None where the draft has no probabilities.
     """
 
     tokens: list[int]
     parents: list[int]
     q: dict[int, Tensor] | None = None
+    confidence: Callable[[], list[float]] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
