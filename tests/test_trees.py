@@ -48,7 +48,7 @@ def test_every_drafting_methods_trees_are_those_it_verified(name: str, temperatu
         for kept_tree, tree, path in zip(trees, spy.trees, spy.paths, strict=True):
             assert (kept_tree.tokens, kept_tree.parents, kept_tree.path) == (tree.tokens[1:], tree.parents[1:], path[1:])
             assert kept_tree.sampled == (temperature > 0 and methods.get(name).samples_drafts)
-            if not methods.get(name).needs_head:
+            if methods.get(name).drafter is None:
                 assert kept_tree.confidence is None
                 continue
             assert kept_tree.confidence is not None and len(kept_tree.confidence) == len(tree) - 1
