@@ -24,7 +24,7 @@ from harness.reproduce import TOLERANCE, Measurements, Ours, Target, judge, repo
 from harness.style import SIX_TASKS
 from harness.tables import markdown
 
-SHARED = Path("/work/shared/paper/published_numbers.csv")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "paper" / "published_numbers.csv"
 VICUNA = Target("vicuna-7b", "Vicuna-7B", 512)
 STAND_IN = Target("toy", None, 512)
 

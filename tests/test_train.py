@@ -420,8 +420,11 @@ def test_a_training_is_made_longer_from_before_its_cooldown(tmp_path: Path) -> N
     short, _ = trained(tmp_path / "parts", settings)
     with pytest.raises(UserError, match="before-cooldown.pt, if there is one"):
         trained(tmp_path / "parts", longer)
-    (tmp_path / "parts" / "before-cooldown.pt").replace(tmp_path / "parts" / "checkpoint.pt")
+    before = tmp_path / "parts" / "before-cooldown.pt"
+    (tmp_path / "parts" / "checkpoint.pt").write_bytes(before.read_bytes())  # and the old file left there
     made, curve = trained(tmp_path / "parts", longer)
+    seen = [torch.load(tmp_path / part / before.name, weights_only=False)["state"]["seen"] for part in ("parts", "whole")]
+    assert seen[0] == seen[1] >= 1400, "it is the longer training's own"
     assert same(made, whole) and not same(short, whole) and curve[-1]["tokens"] >= 2800
 
 

@@ -379,9 +379,8 @@ def train(
     checkpoint, before_cooldown = folder / "checkpoint.pt", folder / "before-cooldown.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
-        saved["settings"] = (
-            json.loads(json.dumps(asdict(TrainSettings()))) | saved["settings"]
-        )  # one that came later: its default
+        defaults = json.loads(json.dumps(asdict(TrainSettings())))
+        saved["settings"] = defaults | saved["settings"]  # a setting added since has its default
         longer = saved["settings"] | {"tokens": settings.tokens}
         cooled = saved["state"]["cooled"]
         if longer != begun_with or saved["pool_tokens"] > pool_tokens or (saved["settings"] != begun_with and cooled):
@@ -420,7 +419,7 @@ def train(
         done = state["seen"] / settings.tokens
         warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
         cool = min(1.0, (1 - done) / settings.cooldown)
-        if cool < 1 and not before_cooldown.exists():
+        if cool < 1 and not state["cooled"]:  # by the state: a file that is there may be an earlier training's
             save(before_cooldown)
         state["cooled"] = cool < 1
         for g in (group for optimizer in optimizers for group in optimizer.param_groups):
