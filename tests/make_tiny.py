@@ -51,7 +51,7 @@ TEMPLATE = (
 )
 HEAD = TrainSettings(
     tokens=700_000, batch_tokens=2048, learning_rate=4e-3, warmup_steps=30, unroll=3, frequent_rows=VOCAB,
-    held_out=32, max_length=512,
+    held_out=32, max_length=512, betas=(0.9, 0.95), cooldown=0.25, unroll_from=0.6,
 )  # fmt: skip
 OTHERS = {
     "medusa": replace(train_heads.DEFAULTS, tokens=500_000),
@@ -189,7 +189,8 @@ def make_drafter(
 ) -> None:
     """Train a drafter as `harness train` does, and save it as that does, without figures."""
     settings = replace(settings, batch_tokens=HEAD.batch_tokens, learning_rate=HEAD.learning_rate, warmup_steps=HEAD.warmup_steps,
-                       frequent_rows=VOCAB, held_out=HEAD.held_out, max_length=HEAD.max_length)  # fmt: skip
+                       betas=HEAD.betas, cooldown=HEAD.cooldown, frequent_rows=VOCAB, held_out=HEAD.held_out,
+                       max_length=HEAD.max_length)  # fmt: skip
     torch.manual_seed(0)
     if name == "sps":
         drafter: torch.nn.Module = train_lm.new_lm(model.config, settings)

@@ -50,19 +50,19 @@ class TrainSettings:
     """
 
     tokens: int = 5_000_000
-    batch_tokens: int = 4096
-    learning_rate: float = 1.5e-3
-    cooldown: float = 0.25
-    warmup_steps: int = 100
+    batch_tokens: int = 2048
+    learning_rate: float = 8e-4
+    cooldown: float = 0.55
+    warmup_steps: int = 200
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
     ce_weight: float = 0.5
     ce_share: float = 1.0
     feature_weight: float = 1.0
     noise: float = 0.1
     unroll: int = 2
-    unroll_from: float = 0.6
+    unroll_from: float = 0.75
     unroll_decay: float = 1.0
     prompt_share: float = 0.2
     first_pair: bool = True
