@@ -125,8 +125,7 @@ def run_command(**o: Any) -> None:
     mine = [r for r in mine if (r["task"], r["sample_id"]) in ids]
     summaries = metrics.summarise(mine)
     tables.print_run_table(summaries)
-    if o["preset"] == "tuned":
-        _compare_with_prediction(config, summaries, o)
+    _compare_with_prediction(config, summaries, o)
     path = str(o["out"] / records.RECORDS)
     say(f"records: {path}")
     if o["as_json"]:
@@ -140,16 +139,16 @@ def _compare_with_prediction(config: Any, summaries: Sequence[Any], o: dict[str,
     """One line a tuned method: what `harness tune` expected on held-out training prompts, and what was measured now."""
     from harness.runner import TUNED
 
-    for method in dict.fromkeys(s.method for s in summaries if s.preset == TUNED):
+    measured = [s for s in summaries if s.preset == TUNED and s.temperature == o["temperature"] and s.tau is not None]
+    for method in dict.fromkeys(s.method for s in measured):
         predicted = _tuned(config, method, o["head"] or config.head_folder, o).predicted
-        cells = [s for s in summaries if s.method == method and s.tau is not None]
-        if not cells:
-            continue
+        cells = [s for s in measured if s.method == method]
         tau = sum(s.tau for s in cells) / len(cells)
         ratios = [s.decode_speedup for s in cells if s.decode_speedup is not None]
         speed = f", decode speedup {sum(ratios) / len(ratios):.2f}x" if ratios else ""
         say(
-            f"{method}: predicted on training prompts: tau {predicted['tau']:.2f}, decode speedup {predicted['speedup']:.2f}x; "
+            f"{method}, T = {o['temperature']:g}: predicted on training prompts: tau {predicted['tau']:.2f}, "
+            f"decode speedup {predicted['speedup']:.2f}x; "
             f"measured here (mean over {len(cells)} tasks): tau {tau:.2f}{speed}"
         )
 
@@ -159,29 +158,35 @@ def matrix_command(tier: str, **o: Any) -> None:
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
     given = {k: v for k, v in o.items() if v is not None}
-    parts = []
-    for row in tier_rows(tier):
-        options = {**MATRIX_DEFAULTS, **row, **given}
+    asked = [{**MATRIX_DEFAULTS, **row, **given} for row in tier_rows(tier)]
+    for options in asked:
         _checked(options)
-        parts.append(_part(config, options))
-    with _session(config, options, parts) as runners:
+    parts = [_part(config, options) for options in asked]
+    from harness import metrics, records
+
+    with _session(config, asked[0], parts) as runners:
         failed = _measure(runners)
+        wanted = {c.key for run in runners for c in run.cells()}
+        summaries = metrics.summarise([r for r in records.read(o["out"]) if r["cell"] in wanted])
+    for options in asked:
+        _compare_with_prediction(config, summaries, options)
     _tell_failures(failed)
 
 
-# EAGLE-2 with the 25 draft nodes and 5 levels of EAGLE-1's tree: the claim at equal budget, timed along with the others
-EQUAL_BUDGET = (("eagle2", ("total=25", "depth=5")),)
-# What a tier runs; a row's keys are options of `harness run`, and `beside` more trees of its methods. The length budget of `full`
-# is the model's own.
+# More trees of a method, timed along with the others: (method, preset, changes). EAGLE-2 with the 25 draft nodes and 5 levels of
+# EAGLE-1's tree is the claim at equal budget; the tuned trees are left out where `harness tune` was not run.
+EQUAL_BUDGET = (("eagle2", "paper", ("total=25", "depth=5")),)
+TUNED_TREES = (("eagle2", "tuned", ()), ("eagle2-fr", "tuned", ()))
+# What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` is the model's own.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
-        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET},
-        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128},
+        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET + TUNED_TREES},
+        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128, "beside": TUNED_TREES},
     ),
     "full": (
-        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET},
-        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20},
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET + TUNED_TREES},
+        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20, "beside": TUNED_TREES},
     ),
 }
 MATRIX_DEFAULTS: dict[str, Any] = {
@@ -583,14 +588,19 @@ def _part(config: Any, o: dict[str, Any]) -> Any:
     from harness import runner
 
     head = o["head"] or config.head_folder
-    arms = runner.make_arms(
-        o["names"], o["preset"], parse_changes(o["changes"]), config, head, lambda method: _tuned(config, method, head, o).options
-    )
-    for name, changes in o.get("beside", ()):
-        if any(a.name == name for a in arms):  # not where the model has no head for it
-            more = runner.make_arms((name,), o["preset"], parse_changes((*o["changes"], *changes)), config, head,
-                                    lambda method: _tuned(config, method, head, o).options)  # fmt: skip
-            arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
+
+    def arms_of(names: Sequence[str], preset: str, changes: Sequence[str]) -> tuple[Any, ...]:
+        tuned = lambda method: _tuned(config, method, head, o).options  # noqa: E731
+        return runner.make_arms(names, preset, parse_changes(changes), config, head, tuned)
+
+    arms = arms_of(o["names"], o["preset"], o["changes"])
+    for name, preset, changes in o.get("beside", ()):
+        try:
+            more = arms_of((name,), preset, (*o["changes"], *changes))
+        except UserError as e:  # no head for it, or nothing tuned here
+            say(f"left out: {name} ({preset}{''.join('+' + c for c in changes)}): {e}")
+            continue
+        arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

@@ -109,7 +109,7 @@ def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path
         "task_names": ("gsm8k",),
         "beside": commands.EQUAL_BUDGET,
     }
-    monkeypatch.setitem(commands.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0}))
+    monkeypatch.setitem(commands.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0, "beside": ()}))
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     done = harness(command, "--out", tmp_path)
     assert done.code == 0, done.err

@@ -13,7 +13,7 @@ from console import TINY, harness, isolate, refused, run
 from hypothesis import given
 from lab import Lab, shared_lab
 
-from harness import tune, tuned
+from harness import commands, records, tune, tuned
 from harness.errors import UserError
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
 from methods.base import SamplerParams
@@ -150,7 +150,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tune, "ROUNDS", 1)
 
 
-def test_tune_finds_a_preset_that_run_then_takes(prompts: None, tmp_path: Path) -> None:
+def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
+    prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = f"--model {TINY} --dtype float32 --threads 1 --max-new-tokens 12 --conversations 2 --temperature 0"
     missing = run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned")
     refused(missing, "no tuned preset of eagle2 for tiny at T = 0", "harness tune --model tiny")
@@ -163,6 +165,14 @@ def test_tune_finds_a_preset_that_run_then_takes(prompts: None, tmp_path: Path) 
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
     assert "predicted" in made.err and "measured" in made.err
+    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": commands.TUNED_TREES}
+    monkeypatch.setitem(commands.TIERS, "small", ({**row, "temperature": 0.0}, {**row, "temperature": 1.0}))
+    tier = harness("matrix --tier small", "--model", TINY, "--source bundled --max-new-tokens 6 --dtype float32 --threads 1",
+                   "--out", tmp_path / "tier")  # fmt: skip
+    assert tier.code == 0, tier.err
+    trees = {(r["method"], r["preset"], r["temperature"]) for r in records.read(tmp_path / "tier")}
+    assert trees == {(m, "paper", t) for m in ("vanilla", "eagle2") for t in (0.0, 1.0)} | {("eagle2", "tuned", 0.0)}
+    assert "left out: eagle2 (tuned)" in tier.err and "T = 0: predicted" in tier.err and "T = 1: predicted" not in tier.err
     refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --temperature 1"), "T = 1")
 
 
