@@ -2,10 +2,10 @@
 
 Window and candidates are one tree and one masked forward. Defaults are those of Spec-Bench's runs, the only ones published on
 the paper's prompts: window 7, n-grams of 5, 7 candidates, nothing but the window's n-grams in the pool (`text_pool` puts the
-text's own there as well, prompt and output, as the authors' POOL_FROM_PROMPT does). The window's first column begins at the root
-and it shifts by one a step, however many tokens were accepted, both as the authors'. Departures: the shared walk verifies, at T > 0
-too (the law is the same as that of the authors' sampling), and may accept tokens of the window itself where they verify n-grams
-of the pool only; candidates are verified from the first step, theirs once the window is full; stop tokens stay in the window.
+text's own there as well, prompt and output, as the authors' POOL_FROM_PROMPT does). The window's first column begins at the root,
+and the window shifts by one a step, however many tokens were accepted, both as theirs. Departures: the shared walk verifies, at
+T > 0 too (their sampling has the same law), and may accept tokens of the window itself, where they verify n-grams of the pool
+only; candidates are verified from the first step, theirs once the window is full; stop tokens stay in the window.
 """
 
 from __future__ import annotations
