@@ -19,12 +19,13 @@ from typing import Any
 import methods
 from harness import environment, records
 from harness.config import ModelConfig
-from harness.drafters import n_heads
+from harness.drafters import n_heads, training
 from harness.errors import UserError, unknown
 from harness.loading import FREQUENT, Loaded, ids_sha
 from harness.trees import TreeStore
 from harness.weights import drafter_folders
 from methods.base import Generation, SamplerParams
+from methods.engine.grow import accuracies_of
 from methods.engine.sampling import stream_key
 from tasks import Prompt, PromptSet
 
@@ -101,8 +102,10 @@ class Runner:
         )  # fmt: skip
         for arm in self.spec.arms:
             try:
-                heads = getattr(loaded.drafter_of(arm.method.drafter), "n_heads", None)
-                _check_levels(arm.method, arm.options, heads, loaded.config.name)
+                drafter = loaded.drafter_of(arm.method.drafter)
+                _check_levels(arm.method, arm.options, getattr(drafter, "n_heads", None), loaded.config.name)
+                if arm.method.levels is not None and not arm.method.levels(arm.options):
+                    accuracies_of(drafter)  # no tree is chosen without them
             except ValueError as e:
                 raise UserError(f"method {arm.name}: {e}") from None
         several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
@@ -500,8 +503,7 @@ def _lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) 
     if m.drafter is None:
         return None
     what = methods.DRAFTERS[m.drafter]
-    command = {"lm": "sps"}.get(m.drafter, m.drafter)
-    train = f"`harness train {command} --model {config.name} --out DIR` makes one"
+    train = training(m.drafter, config.name)
     if m.drafter not in folders:
         return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
     listed = folders[m.drafter] / FREQUENT
