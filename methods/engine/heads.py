@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,10 @@ class ResidualHeads(nn.Module):
         self.heads = nn.ModuleList(
             [ResidualHead(c.inputs(k), c.hidden_size, c.intermediate_size) for k in range(c.num_heads)]
         )  # fmt: skip
+
+    @property
+    def each(self) -> list[ResidualHead]:
+        return cast("list[ResidualHead]", list(self.heads))
 
 
 class PublishedHeads(nn.Module):
@@ -129,8 +134,7 @@ class IndependentHeadsDrafter(_Heads):
 
 
 def _linears(heads: ResidualHeads, packed: bool) -> list[tuple[Linear, Linear]]:
-    each = [h for h in heads.heads if isinstance(h, ResidualHead)]
-    return [(Linear(h.up.weight, h.up.bias, packed=packed), Linear(h.down.weight, packed=packed)) for h in each]
+    return [(Linear(h.up.weight, h.up.bias, packed=packed), Linear(h.down.weight, packed=packed)) for h in heads.each]
 
 
 class PublishedHeadsDrafter(_Heads):
