@@ -100,14 +100,7 @@ class Runner:
             seed=self.spec.seed, n_devices=len(loaded.target.devices), template=loaded.config.template,
             system=loaded.config.system,
         )  # fmt: skip
-        for arm in self.spec.arms:
-            try:
-                drafter = loaded.drafter_of(arm.method.drafter)
-                _check_levels(arm.method, arm.options, getattr(drafter, "n_heads", None), loaded.config.name)
-                if arm.method.levels is not None and not arm.method.levels(arm.options):
-                    accuracies_of(drafter)  # no tree is chosen without them
-            except ValueError as e:
-                raise UserError(f"method {arm.name}: {e}") from None
+        check_heads(self.spec.arms, loaded)
         several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
@@ -489,6 +482,18 @@ def make_arms(
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     return tuple(arms)
+
+
+def check_heads(arms: Sequence[Arm], loaded: Loaded) -> None:
+    """Raises UserError where the heads that were loaded cannot draft an arm's tree: too few, or none to choose a tree by."""
+    for arm in arms:
+        drafter = loaded.drafter_of(arm.method.drafter)
+        try:
+            _check_levels(arm.method, arm.options, getattr(drafter, "n_heads", None), loaded.config.name)
+            if arm.method.levels is not None and arm.method.levels(arm.options) == 0:
+                accuracies_of(drafter)
+        except ValueError as e:
+            raise UserError(f"method {arm.name}: {e}") from None
 
 
 def _check_levels(m: methods.Method, options: Mapping[str, Any], heads: int | None, where: Any) -> None:

@@ -317,6 +317,8 @@ def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, 
     ):
         done = CliRunner().invoke(cli, [*arguments.split(), "--preset", preset, "--out", str(tmp_path / "out")])
         assert isinstance(done.exception, UserError) and str(done.exception).endswith(said)
+    profile = ["profile", "--model", str(TINY), "--head", str(tmp_path / "heads"), "--method", "medusa", "--threads=1"]
+    assert str(CliRunner().invoke(cli, profile).exception).endswith("tiny has 2: choose another tree")
 
 
 # ---- what is refused ----
