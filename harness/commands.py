@@ -523,7 +523,7 @@ def profile_command(**o: Any) -> None:
         raise UserError(f"method {untraced[0]} is another loop: it has no steps to profile")
     import torch
 
-    from harness import profiling
+    from harness import profiling, runner
     from harness.environment import keep_freed_memory
     from harness.loading import load
     from methods.base import SamplerParams
@@ -532,6 +532,7 @@ def profile_command(**o: Any) -> None:
     torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
     say(f"loading {config.title} ...")
     loaded = load(config, o["dtype"], head=o["head"], drafters=_drafters([part]))
+    runner.check_heads(part.arms, loaded)
     stop = frozenset(config.stop_ids)
     params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
     where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 import methods
 from harness.errors import UserError
 from harness.fetch import sha256_file
-from harness.weights import EMBEDDING, MEDUSA_PICKLED, PICKLED, unpickled, weight_files, weights_digest
+from harness.weights import EMBEDDING, MEDUSA_PICKLED, PICKLED, kind_named, unpickled, weight_files, weights_digest
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 from methods.engine.heads import (
     Accuracies,
     HeadsConfig,
     IndependentHeadsDrafter,
     PublishedHeads,
+    PublishedHeadsDrafter,
     ResidualHeads,
     SequentialHeadsDrafter,
 )
@@ -52,7 +53,7 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
         UserError: not there, altered, of another kind or size, made for another target, or with another tokenizer.
     """
     values = read_config(folder, kind, target.model)
-    if kind == "lm" and (values.get("architectures") or [""])[0] != "NarrowLM":
+    if kind == "lm" and kind_named(values) is None:
         return _hub_lm(folder, values, target)
     _check_sizes(folder, values, kind, target)
     check_target(folder, values, kind, target.model, target.sha)
@@ -69,13 +70,14 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
     fill(heads, state, folder)
     accuracies = _accuracies(folder, values, len(heads.heads))
 
-    def attach(t: HFTarget) -> IndependentHeadsDrafter | SequentialHeadsDrafter:
+    def attach(t: HFTarget) -> IndependentHeadsDrafter | SequentialHeadsDrafter | PublishedHeadsDrafter:
         where = t.lm_head.weight.device
         heads.to(where, t.dtype)
         embedding = t.embedding.to(where)
-        if isinstance(heads, ResidualHeads) and heads.config.sees_tokens:
-            return SequentialHeadsDrafter(heads, embedding, t.lm_head, accuracies)
-        return IndependentHeadsDrafter(heads, embedding, t.lm_head, accuracies)
+        if isinstance(heads, PublishedHeads):
+            return PublishedHeadsDrafter(heads, embedding, accuracies)
+        drafter = SequentialHeadsDrafter if heads.config.sees_tokens else IndependentHeadsDrafter
+        return drafter(heads, embedding, t.lm_head, accuracies)
 
     return attach, digest
 
@@ -95,21 +97,26 @@ def n_heads(folder: Path) -> int | None:
 
 
 def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
-    """Raises UserError: no config.json, not JSON, or no object."""
+    """Raises UserError: no config.json, not JSON, no object, or that of another kind of drafter."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        command = {"lm": "sps"}.get(kind, kind)
-        raise UserError(
-            f"no {methods.DRAFTERS[kind]} for {model} in {folder}: train one with "
-            f"`harness train {command} --model {model} --out DIR`"
-        ) from None
+        raise UserError(f"no {methods.DRAFTERS[kind]} for {model} in {folder}: {training(kind, model)}") from None
     except ValueError as e:
         raise UserError(f"{file} is not JSON: {e}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object, not {type(values).__name__}")
+    holds = kind_named(values)
+    if holds is not None and holds != kind:
+        raise UserError(f"{folder} holds a {methods.DRAFTERS[holds]}, where {model} should have a {methods.DRAFTERS[kind]}")
     return values
+
+
+def training(kind: str, model: str) -> str:
+    """How to come by a drafter: the end of a message."""
+    command = {"lm": "sps"}.get(kind, kind)
+    return f"`harness train {command} --model {model} --out DIR` makes one"
 
 
 def check_target(folder: Path, values: dict[str, Any], kind: str, model: str, target_sha: str) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import methods
 from harness import environment, records
 from harness.config import ModelConfig
-from harness.drafters import n_heads
+from harness.drafters import n_heads, training
 from harness.errors import UserError, unknown
 from harness.loading import FREQUENT, Loaded, ids_sha
 from harness.trees import TreeStore
 from harness.weights import drafter_folders
 from methods.base import Generation, SamplerParams
+from methods.engine.grow import accuracies_of
 from methods.engine.sampling import stream_key
 from tasks import Prompt, PromptSet
 
@@ -99,12 +100,7 @@ class Runner:
             seed=self.spec.seed, n_devices=len(loaded.target.devices), template=loaded.config.template,
             system=loaded.config.system,
         )  # fmt: skip
-        for arm in self.spec.arms:
-            try:
-                heads = getattr(loaded.drafter_of(arm.method.drafter), "n_heads", None)
-                _check_levels(arm.method, arm.options, heads, loaded.config.name)
-            except ValueError as e:
-                raise UserError(f"method {arm.name}: {e}") from None
+        check_heads(self.spec.arms, loaded)
         several_turns = [ps for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
         for cell in (*self.cells(), *(self._answer_cell(ps) for ps in several_turns)):
             self.ledger.check_machine(cell.key, self.env)
@@ -488,6 +484,18 @@ def make_arms(
     return tuple(arms)
 
 
+def check_heads(arms: Sequence[Arm], loaded: Loaded) -> None:
+    """Raises UserError where the heads that were loaded cannot draft an arm's tree: too few, or none to choose a tree by."""
+    for arm in arms:
+        drafter = loaded.drafter_of(arm.method.drafter)
+        try:
+            _check_levels(arm.method, arm.options, getattr(drafter, "n_heads", None), loaded.config.name)
+            if arm.method.levels is not None and arm.method.levels(arm.options) == 0:
+                accuracies_of(drafter)
+        except ValueError as e:
+            raise UserError(f"method {arm.name}: {e}") from None
+
+
 def _check_levels(m: methods.Method, options: Mapping[str, Any], heads: int | None, where: Any) -> None:
     """Raises ValueError where the tree has more levels than there are heads to draft them (None: not known yet)."""
     n = m.levels(options) if m.levels is not None else 0
@@ -500,8 +508,7 @@ def _lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) 
     if m.drafter is None:
         return None
     what = methods.DRAFTERS[m.drafter]
-    command = {"lm": "sps"}.get(m.drafter, m.drafter)
-    train = f"`harness train {command} --model {config.name} --out DIR` makes one"
+    train = training(m.drafter, config.name)
     if m.drafter not in folders:
         return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
     listed = folders[m.drafter] / FREQUENT

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 from safetensors import SafetensorError
@@ -184,14 +184,23 @@ def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
 ARCHITECTURES = {"EagleHead": methods.EAGLE, "MedusaHeads": "medusa", "HydraHeads": "hydra", "NarrowLM": "lm"}
 
 
+def kind_named(values: Any) -> str | None:
+    """The kind of drafter that a config.json names; None where it names none, as those of published EAGLE heads and of LMs."""
+    if not isinstance(values, dict):
+        return None
+    if "medusa_num_heads" in values:
+        return "medusa"
+    named = values.get("architectures")
+    return ARCHITECTURES.get(str(named[0])) if isinstance(named, list) and named else None
+
+
 def drafter_kind(folder: Path) -> str:
-    """What a folder's config.json says its weights are; an EAGLE head where it says nothing, as published ones do."""
+    """What a folder's config.json says its weights are; an EAGLE head where it says nothing."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        named = (values.get("architectures") or [""])[0]
-        return "medusa" if "medusa_num_heads" in values else ARCHITECTURES.get(named, methods.EAGLE)
-    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+    except (OSError, ValueError):
         return methods.EAGLE
+    return kind_named(values) or methods.EAGLE
 
 
 def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:

@@ -97,7 +97,8 @@ def method(
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
     needs_head: it drafts with the model's EAGLE head; needs_frequent: with the list of frequent tokens beside it, too.
-    drafter: what else it drafts with, one of `DRAFTERS`; levels: of its tree under given options, each of which takes a head.
+    drafter: what else it drafts with, one of `DRAFTERS`; levels: of its tree under given options, each of which takes a head;
+    0 where its shape is chosen by the heads' held-out accuracies.
     small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked; several such
     sets, where trees of several forms are to be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.

@@ -1,7 +1,7 @@
 """Hugging Face's assisted generation (speculative sampling) with the draft LM of `sps`: an external baseline, no trace.
 
-As transformers ships it: up to 20 drafts a step, ended where the draft LM's confidence falls below 0.4. EAGLE-2's SpS is this
-loop, in an older version.
+As transformers ships it: up to 20 drafts a step, ended where the draft LM's confidence falls below 0.4 (where scikit-learn is
+installed, below a threshold that each generation adapts to itself). EAGLE-2's SpS is this loop, in an older version.
 """
 
 from __future__ import annotations

@@ -9,16 +9,14 @@ from __future__ import annotations
 from methods import method
 from methods.base import Decode
 from methods.engine.loop import speculative
-from methods.medusa import CHOSEN, SMALL, heads_tree, tree_levels
+from methods.medusa import HEADS, NODES, PUBLISHED, heads_tree
 
 
 @method(
     "hydra",
     line="Hydra: sequentially dependent heads on the last feature, sparse tree",
     drafter="hydra",
-    levels=lambda options: tree_levels(options["tree"]),
-    presets={"chosen": {"tree": CHOSEN}},
-    small=SMALL,
+    **HEADS,
 )
-def hydra(tree: str = "mc_sim_7b_63", total: int = 63) -> Decode:
-    return speculative(heads_tree(tree, total))
+def hydra(tree: str = PUBLISHED, nodes: int = NODES) -> Decode:
+    return speculative(heads_tree(tree, nodes))

@@ -23,6 +23,4 @@ from methods.engine.verify import rejection
     small=[{"gamma": 1}, {"gamma": 2}, {"gamma": 3}],
 )
 def sps(gamma: int = 5) -> Decode:
-    if gamma < 1:
-        raise ValueError(f"gamma={gamma}: it must be at least 1")
     return speculative(sampled_chain(gamma), rejection)

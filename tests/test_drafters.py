@@ -33,7 +33,7 @@ from harness.weights import drafter_kind
 from methods.base import SamplerParams
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 from methods.engine.grow import best_shape, paths_of
-from methods.engine.heads import IndependentHeadsDrafter, SequentialHeadsDrafter
+from methods.engine.heads import IndependentHeadsDrafter, PublishedHeadsDrafter, SequentialHeadsDrafter
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
 from methods.engine.verify import typical, walk
@@ -110,18 +110,28 @@ def test_a_chosen_tree_has_the_nodes_of_the_highest_products() -> None:
 
     for total in (1, 5, 30, 84, 200):
         assert set(best_shape(accuracies, total)) == set(sorted(every, key=value, reverse=True)[:total])
+    assert best_shape([[0.5, 0.0, 0.2], [0.1, 0.0, 0.0]], 6)[-2:] == [(1,), (2,)]  # a better sibling of no use hides nothing
     assert set(best_shape([[0.5, 0.0], [0.0, 0.0]], 6)) == {(0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1)}  # zeros break nothing
 
 
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_a_chosen_tree_is_that_of_the_heads_held_out_accuracies(kind: str, lab: Lab) -> None:
     spy = lab.spy()
-    generation = lab.decode(kind, lab.prompts[0], GREEDY, target=spy, tree="chosen", total=17)
+    generation = lab.decode(kind, lab.prompts[0], GREEDY, target=spy, tree="chosen", nodes=17)
     assert generation.token_ids == lab.vanilla(lab.prompts[0], GREEDY).token_ids
     shape = best_shape(json.loads((TINY.parent / kind / "config.json").read_text())["accuracies"], 17)
     wanted = sorted(map(len, shape))
     assert spy.trees and all(sorted(tree.depths()[1:]) == wanted for tree in spy.trees)
     assert make_arms((kind,), "chosen", {}, CONFIG, None)[0].options["tree"] == "chosen"
+
+
+@pytest.mark.parametrize("method", ["medusa", "medusa-typical", "hydra"])
+def test_a_number_of_nodes_is_for_a_chosen_tree_alone(method: str) -> None:
+    with pytest.raises(UserError, match=f"method {method}: nodes=20 is for tree=chosen; tree='mc_sim_7b_63' has its own"):
+        make_arms((method,), "paper", {"nodes": "20"}, CONFIG, None)
+    assert make_arms((method,), "chosen", {"nodes": "20"}, CONFIG, None)[0].options == {
+        **methods.get(method).options, "tree": "chosen", "nodes": 20,
+    }  # fmt: skip
 
 
 def test_a_tree_of_no_known_name_is_refused_with_the_names() -> None:
@@ -288,6 +298,7 @@ def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, 
     assert drafter_kind(tmp_path / "heads") == "medusa"
     lab = Lab(load(CONFIG, "float64", head=tmp_path / "heads", drafters=["medusa"]))
     drafter = lab.loaded.drafter_of("medusa")
+    assert isinstance(drafter, PublishedHeadsDrafter)
     with torch.inference_mode():
         _, features = observed(lab, drafter)
         f = features[11]
@@ -300,9 +311,14 @@ def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, 
     arguments = (
         f"run --model {TINY} --head {tmp_path / 'heads'} --method medusa --task gsm8k --limit 1 --source bundled --threads 1"
     )
-    done = CliRunner().invoke(cli, [*arguments.split(), "--out", str(tmp_path / "out")])
-    assert isinstance(done.exception, UserError)
-    assert str(done.exception).endswith("4 levels, each of which takes a head, and tiny has 2: choose another tree")
+    for preset, said in (
+        ("paper", "4 levels, each of which takes a head, and tiny has 2: choose another tree"),
+        ("chosen", "tree=chosen needs heads with held-out accuracies in their config.json; name a tree instead"),
+    ):
+        done = CliRunner().invoke(cli, [*arguments.split(), "--preset", preset, "--out", str(tmp_path / "out")])
+        assert isinstance(done.exception, UserError) and str(done.exception).endswith(said)
+    profile = ["profile", "--model", str(TINY), "--head", str(tmp_path / "heads"), "--method", "medusa", "--threads=1"]
+    assert str(CliRunner().invoke(cli, profile).exception).endswith("tiny has 2: choose another tree")
 
 
 # ---- what is refused ----
@@ -333,6 +349,16 @@ def test_heads_that_do_not_fit_are_refused_in_one_line(kind: str, changes: dict[
     with pytest.raises(UserError) as error:
         load(CONFIG, "float32", head=edited(tmp_path, kind, **changes), drafters=[kind])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+HOLDS = {"medusa": "set of Medusa heads", "hydra": "set of Hydra heads", "sps": "draft LM"}
+
+
+@pytest.mark.parametrize(("holds", "asked"), [(h, a) for h in HOLDS for a in methods.DRAFTERS if a != {"sps": "lm"}.get(h, h)])
+def test_a_drafter_named_where_another_kind_is_meant_is_called_what_it_is(holds: str, asked: str) -> None:
+    update = {"head": str(TINY.parent / holds)} if asked == "eagle" else {"drafters": {asked: str(TINY.parent / holds)}}
+    with pytest.raises(UserError, match=f"{holds} holds a {HOLDS[holds]}, where tiny should have a {methods.DRAFTERS[asked]}$"):
+        load(CONFIG.model_copy(update=update), "float32", drafters=[asked])
 
 
 def test_a_narrow_lm_made_for_another_target_is_refused(tmp_path: Path) -> None:

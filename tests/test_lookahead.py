@@ -11,7 +11,7 @@ from harness.config import model_config
 from harness.errors import UserError
 from harness.runner import make_arms
 from methods.base import SamplerParams
-from methods.engine.jacobi import Pool, jacobi_window
+from methods.engine.jacobi import NgramPool, jacobi_window
 from methods.engine.loop import Context
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Trie
@@ -30,7 +30,7 @@ def logits_of(paths: list[tuple[int, ...]]) -> Tensor:
 
 @pytest.mark.parametrize(("window", "ngram", "guesses"), [(3, 4, 2), (1, 2, 1), (4, 2, 3), (2, 5, 7)])
 def test_every_step_verifies_the_window_of_the_definition_and_the_pools_grams(window: int, ngram: int, guesses: int) -> None:
-    grow = jacobi_window(window, ngram, guesses, prompt_pool=False)
+    grow = jacobi_window(window, ngram, guesses)
     context = Context([5, 6, 7, 8, 9], 1, Chooser(SamplerParams(1)))
     levels: list[dict[int, int]] = []  # level k: position after the root -> token guessed for it
     grams: dict[int, list[tuple[int, ...]]] = {}
@@ -44,19 +44,20 @@ def test_every_step_verifies_the_window_of_the_definition_and_the_pools_grams(wi
         assert len(set(paths)) == len(paths)
         if step == 0:
             first = [paths[node][-1] for node in range(1, len(tree))]
-            assert len(first) == window + ngram - 2 and set(first) <= {5, 6, 7, 8, 9}
-            levels = [dict(enumerate(first, start=1))]
-        wanted = {(root, *(levels[0][p] for p in range(1, q + 1))) for q in levels[0]}
+            assert len(first) == window + ngram - 3 and set(first) <= {5, 6, 7, 8, 9}
+            levels = [dict(enumerate([root, *first]))]
+        levels[0][0] = root  # the first column is the one that begins with what is known
+        wanted = {(root, *(levels[0][p] for p in range(1, q + 1))) for q in levels[0] if q}
         columns = []  # the path of each cell of the newest level
         for i in range(len(levels[-1])):
-            column = tuple(level[1 + i + k] for k, level in enumerate(levels) if k)
-            column_path = (root, *(levels[0][p] for p in range(1, i + 2)), *column)
+            column = tuple(level[i + k] for k, level in enumerate(levels) if k)
+            column_path = (root, *(levels[0][p] for p in range(1, i + 1)), *column)
             wanted |= {column_path[:n] for n in range(2, len(column_path) + 1)}
-            columns.append((column_path, (levels[0][i + 1], *column)))
+            columns.append((column_path, (levels[0][i], *column)))
         wanted |= {(root, *gram[:n]) for gram in grams.get(root, []) for n in range(1, ngram)}
         assert {p for p in paths if len(p) > 1} == wanted
         fresh = [successor(path) for path, _ in columns]
-        newest = {1 + i + len(levels): token for i, token in enumerate(fresh)}
+        newest = {i + len(levels): token for i, token in enumerate(fresh)}
         if len(levels) == ngram - 1:
             for token, (_, cells) in zip(fresh, columns, strict=True):
                 known = grams.setdefault(cells[0], [])
@@ -64,17 +65,32 @@ def test_every_step_verifies_the_window_of_the_definition_and_the_pools_grams(wi
                 grams[cells[0]] = [*(g for g in known if g != gram), gram][-guesses:]
             levels = levels[1:]
         # the root is one further on: position p is now p - 1; what a level guessed for the new root's place is of no more use
-        levels = [{p - 1: t for p, t in level.items() if p > 1 + k} for k, level in enumerate([*levels, newest])]
+        levels = [{p - 1: t for p, t in level.items() if p > k} for k, level in enumerate([*levels, newest])]
         context.logits = logits_of(paths)
         context.tokens.append(successor((root,)))
     assert len(levels) == ngram - 1 and all(len(level) == window for level in levels) and grams
 
 
 def test_the_pool_keeps_the_latest_distinct_grams_of_each_token() -> None:
-    pool = Pool(2)
+    pool = NgramPool(2)
     for gram in ((1, 2, 3), (1, 4, 5), (1, 2, 3), (1, 6, 7), (2, 2, 3)):
         pool.add(gram)
     assert (pool.after(1), pool.after(2), pool.after(9)) == ([(2, 3), (6, 7)], [(2, 3)], [])
+
+
+def test_a_growing_text_is_read_into_the_pool_once() -> None:
+    pool = NgramPool(3)
+    for length, read in ((2, 0), (5, 3), (5, 3), (7, 5)):
+        pool.read([1, 2, 3, 1, 2, 4, 1][:length], 3)
+        assert pool.n_read == read
+    assert pool.followers == {1: [(2, 3), (2, 4)], 2: [(3, 1), (4, 1)], 3: [(1, 2)]}
+
+
+@pytest.mark.parametrize("text_pool", [False, True])
+def test_the_text_is_a_source_of_candidates_where_that_is_asked_for(text_pool: bool) -> None:
+    context = Context([7, 1, 2, 7], 1, Chooser(SamplerParams(1)))
+    tree = jacobi_window(1, 3, 2, text_pool).tree(None, context)
+    assert (tree.tokens[-2:] == [1, 2] and tree.parents[-1] == len(tree) - 2) == text_pool
 
 
 def test_candidates_of_several_sources_share_the_nodes_they_have_in_common() -> None:
@@ -88,9 +104,10 @@ def test_candidates_of_several_sources_share_the_nodes_they_have_in_common() -> 
 
 def test_a_text_that_repeats_itself_is_drafted_from_the_pool(lab: Lab) -> None:
     params = SamplerParams(64)
-    generations = [lab.decode("lookahead", prompt, params) for prompt in lab.prompts[:4]]
-    forwards = sum(len(g.trace.accepted) for g in generations if g.trace)
-    assert sum(len(g.token_ids) - 1 for g in generations) / forwards > 1.15
+    for text_pool in (True, False):
+        generations = [lab.decode("lookahead", prompt, params, text_pool=text_pool) for prompt in lab.prompts[:4]]
+        forwards = sum(len(g.trace.accepted) for g in generations if g.trace)
+        assert sum(len(g.token_ids) - 1 for g in generations) / forwards > 1.15
     again = lab.decode("lookahead", lab.prompts[0], params)
     assert again.trace is not None and generations[0].trace is not None
     assert again.trace.tree_size == generations[0].trace.tree_size  # nothing is kept from one generation to the next

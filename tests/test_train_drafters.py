@@ -141,9 +141,31 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
         training_settings(("unroll=3",), "sps")
     with pytest.raises(UserError, match="unroll is 0; it must be at least 1"):
         training_settings(("unroll=0",), "medusa")
+    for change, said in (
+        ("cooldown=0", "cooldown is 0.0; it must be over 0"),
+        ("warmup_steps=0", "warmup_steps is 0; it must be at least 1"),
+        ("held_out=0", "held_out is 0; it must be at least 1"),
+        ("ce_share=0", "ce_share is 0.0; it must be over 0 and at most 1"),
+        ("prompt_share=1.5", "prompt_share is 1.5; it must be from 0 to 1"),
+        ("intermediate_size=-8", "intermediate_size is -8; it must be 0 or more"),
+        ("betas=0.9", r"betas is \(0.9,\); it must be two numbers"),
+        ("learning_rate=nan", "learning_rate is nan; it must be over 0"),
+        ("ce_weight=0", "ce_weight is 0.0: there would be no loss"),
+    ):
+        with pytest.raises(UserError, match=said):
+            training_settings((change,), "medusa")
     with pytest.raises(UserError, match="width 100"):
         lm.new_lm(MODEL, training_settings(("width=100",), "sps"))
     assert training_settings(("width=128",), "sps", tokens=7).tokens == 7
+
+
+def test_sizes_that_are_none_are_refused_before_any_prompt_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "evaluation_prompts", lambda: pytest.fail("the data was begun"))
+    with pytest.raises(UserError, match="width 100"):
+        command.train_drafter(
+            "sps", model=str(TINY), out=tmp_path / "out", work=tmp_path, answer_tokens=9, text_tokens=0, tokens=9,
+            changes=("width=100",), seed=0, threads=1,
+        )  # fmt: skip
 
 
 def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_drafts(

@@ -88,6 +88,7 @@ def train_drafter(
         raise UserError(
             f"model {config.name}: drafters can be trained for plain LLaMA models only (no biases, SiLU, fixed rotary table)"
         )
+    head = KINDS[kind].new(loaded, settings)  # sizes that are none are found out before hours of answering
 
     checked = evaluation_prompts()
     missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
@@ -130,7 +131,6 @@ def train_drafter(
     pool, held = hold_out(read_shards(work / "answers", hidden), settings)
     if text_tokens:
         pool += read_shards(work / "texts", hidden)
-    head = KINDS[kind].new(loaded, settings)
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     n_kept = sum(len(c.ids) for c in pool)
     say(f"training {what}: {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
@@ -173,9 +173,26 @@ def training_settings(changes: tuple[str, ...], kind: str = "eagle", **given: An
         except (ValueError, KeyError):
             raise UserError(f"training setting {key} takes {wanted.__name__}, not {value!r}") from None
     made = replace(KINDS[kind].defaults, **values)
-    if made.unroll < 1:
-        raise UserError(f"training setting unroll is {made.unroll}; it must be at least 1")
+    for key in known:
+        value = getattr(made, key)
+        for names, holds, what in LIMITS:
+            if key in names and not holds(value):
+                raise UserError(f"training setting {key} is {value}; it must be {what}")
+    if made.ce_weight + made.feature_weight <= 0:
+        raise UserError(f"training setting ce_weight is {made.ce_weight}: there would be no loss")
     return made
+
+
+LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
+    (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers"}),
+     lambda n: n >= 1, "at least 1"),
+    (frozenset({"learning_rate", "cooldown", "clip_norm"}), lambda x: x > 0, "over 0"),
+    (frozenset({"weight_decay", "ce_weight", "feature_weight", "noise", "unroll_decay", "intermediate_size"}),
+     lambda x: x >= 0, "0 or more"),
+    (frozenset({"unroll_from", "prompt_share"}), lambda x: 0 <= x <= 1, "from 0 to 1"),
+    (frozenset({"ce_share"}), lambda x: 0 < x <= 1, "over 0 and at most 1"),
+    (frozenset({"betas"}), lambda pair: len(pair) == 2 and all(0 <= x < 1 for x in pair), "two numbers from 0 to under 1"),
+)  # fmt: skip
 
 
 def _parsed(kind: type, value: str) -> Any:

@@ -18,6 +18,8 @@ from harness.train.trainer import (
     NormalisedInput,
     TrainSettings,
     initialise,
+    next_valid,
+    placed,
     plain_head,
     predicted_features,
     shifted,
@@ -34,7 +36,7 @@ def _(head: EagleHead, embedding: Tensor, batch: Batch, levels: int, noise: floa
     Entry i of pass s predicts f_{i+1} from t_{i+1} and, for s = 1, the true f_i; for s > 1 the prediction of f_i that
     pass s-1 made, seeing keys of true features up to i-s+1 and keys of the passes 2 .. s after them.
     """
-    b, n = batch.ids.shape
+    n = batch.ids.shape[1]
     embedded = F.embedding(batch.ids[:, 1:], embedding)
     rotary = head.rotary(torch.arange(n - 1), embedding.dtype)
     given = batch.features[:, :-1].float()
@@ -57,10 +59,9 @@ def _(head: EagleHead, embedding: Tensor, batch: Batch, levels: int, noise: floa
             attended = F.scaled_dot_product_attention(q, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=sees)
         here = valid.flatten().nonzero()[:, 0]  # the others are context: their keys and values are all that is needed of them
         rows = head.finish(x.flatten(0, 1)[here, None], attended.transpose(1, 2).flatten(0, 1)[here, :, None])[:, 0]
-        out = rows.new_zeros(b * (n - 1), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, (b, n - 1))
+        out = placed(rows, valid)
         yield out, valid
-        given = shifted(out, 1)
-        valid = valid & shifted(valid[..., None], 1)[..., 0]
+        given, valid = shifted(out, 1), next_valid(valid)
 
 
 @plain_head.register

@@ -18,19 +18,20 @@ from torch import Tensor, nn
 
 from harness.train.data import Conversation
 from harness.train.trainer import (
-    MOST_HELD_OUT,
     Batch,
     NormalisedInput,
     TrainSettings,
-    collate,
+    held_out_batches,
     initialise,
+    next_valid,
+    placed,
     plain_head,
     predicted_features,
-    shifted,
     some_pairs,
     spread,
+    target_tokens,
 )
-from methods.engine.heads import HeadsConfig, ResidualHead, ResidualHeads
+from methods.engine.heads import HeadsConfig, ResidualHeads
 
 DEFAULTS = replace(
     TrainSettings(), unroll=4, unroll_from=0.0, unroll_decay=0.8, feature_weight=0.0, ce_weight=1.0, noise=0.0
@@ -55,20 +56,14 @@ def _(
     features, embedded = batch.features[:, :-1], F.embedding(batch.ids[:, 1:], embedding)
     if noise:
         features = features + torch.empty_like(features).uniform_(-noise, noise)
-    valid = batch.trained
-    for k in range(levels):
-        here = valid.flatten().nonzero()[:, 0]
-
-        def back(x: Tensor, by: int, here: Tensor = here) -> Tensor:
-            return shifted(x, by).flatten(0, 1)[here]
-
-        feature, x = back(features, k), back(features, k)
+    features, embedded, valid = features.flatten(0, 1), embedded.flatten(0, 1), batch.trained
+    for k, one in enumerate(head.each[:levels]):
+        here = valid.flatten().nonzero()[:, 0]  # the k entries before a valid one are of the same text
+        x = feature = features[here - k]
         if head.config.sees_tokens:  # the token of the pair the draft begins at, and those drafted since
-            x = torch.cat([x, *(back(embedded, k - j) for j in range(k + 1))], dim=-1)
-        rows = head.heads[k](feature, x)
-        out = rows.new_zeros(valid.numel(), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, valid.shape)
-        yield out, valid
-        valid = valid & shifted(valid[..., None], 1)[..., 0]
+            x = torch.cat([feature, *(embedded[here - back] for back in range(k, -1, -1))], dim=-1)
+        yield placed(one(feature, x), valid), valid
+        valid = next_valid(valid)
 
 
 @initialise.register
@@ -78,7 +73,7 @@ def _(head: ResidualHeads, embedding: Tensor, pool: list[Conversation], settings
     hidden = head.config.hidden_size
     mean, std = spread(some_pairs(embedding, pool, settings)[0])
     of_token, of_feature = (mean[:hidden], std[:hidden]), (mean[hidden:], std[hidden:])
-    for k, one in enumerate(cast("list[ResidualHead]", list(head.heads))):
+    for k, one in enumerate(head.each):
         torch.nn.init.normal_(one.up.weight, std=one.up.in_features**-0.5)
         torch.nn.init.zeros_(one.up.bias)
         torch.nn.init.zeros_(one.down.weight)
@@ -91,9 +86,7 @@ def _(head: ResidualHeads, embedding: Tensor, pool: list[Conversation], settings
 def _(head: ResidualHeads) -> ResidualHeads:
     """Each `up` a linear map of its inputs as they are."""
     done = ResidualHeads(head.config)
-    for ours, theirs in zip(
-        cast("list[ResidualHead]", list(done.heads)), cast("list[ResidualHead]", list(head.heads)), strict=True
-    ):
+    for ours, theirs in zip(done.each, head.each, strict=True):
         weight, bias = theirs.up.plain() if isinstance(theirs.up, NormalisedInput) else (theirs.up.weight, theirs.up.bias)
         assert bias is not None
         ours.load_state_dict({"up.weight": weight, "up.bias": bias, "down.weight": theirs.down.weight})
@@ -106,13 +99,11 @@ def held_out_accuracies(head: ResidualHeads, embedding: Tensor, lm_head: Tensor,
     chosen from (Medusa, section 2.3.3)."""
     n = len(head.heads)
     hits, pairs = np.zeros((n, RANKS)), np.zeros((n, 1))
-    items = sorted(items, key=lambda c: len(c.ids))
-    for first in range(0, len(items), 8):
-        batch = collate(items[first : first + 8], MOST_HELD_OUT, embedding.shape[1])
+    for _, batch in held_out_batches(items, embedding.shape[1]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            target = target_tokens(batch, lm_head)
             for k, (out, valid) in enumerate(predicted_features(head, embedding, batch, n)):
-                target = F.linear(batch.features[:, 1:][valid], lm_head).max(-1).indices
                 best = F.linear(out[valid].to(torch.bfloat16), lm_head).topk(RANKS).indices
-                hits[k] += (best == target[:, None]).sum(0).numpy()
-                pairs[k] += len(target)
+                hits[k] += (best == target[valid][:, None]).sum(0).numpy()
+                pairs[k] += len(best)
     return [[round(float(x), 4) for x in row] for row in hits / np.maximum(pairs, 1)]

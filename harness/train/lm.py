@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.train.data import Conversation
-from harness.train.trainer import Batch, TrainSettings, initialise, predicted_features, shifted
+from harness.train.trainer import Batch, TrainSettings, initialise, next_valid, predicted_features
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
 
 DEFAULTS = replace(TrainSettings(), unroll=1, unroll_from=0.0, feature_weight=0.0, ce_weight=1.0, noise=0.0)
@@ -49,7 +49,7 @@ def _(head: NarrowLM, embedding: Tensor, batch: Batch, levels: int, noise: float
     valid = batch.trained
     for _ in range(levels):
         yield out.masked_fill(~valid[..., None], 0.0), valid
-        valid = valid & shifted(valid[..., None], 1)[..., 0]
+        valid = next_valid(valid)
 
 
 @initialise.register

@@ -154,6 +154,17 @@ def shifted(x: Tensor, m: int) -> Tensor:
     return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
 
 
+def next_valid(valid: Tensor) -> Tensor:
+    """The entries of the next level: those that are valid, and the one before as well. valid [b, n-1]."""
+    return valid & shifted(valid[..., None], 1)[..., 0]
+
+
+def placed(rows: Tensor, valid: Tensor) -> Tensor:
+    """Rows [m, hidden] of the m valid entries back in their places [b, n-1, hidden], zero elsewhere."""
+    here = valid.flatten().nonzero()[:, 0]
+    return rows.new_zeros(valid.numel(), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, valid.shape)
+
+
 ROUND_ROWS = 1024
 LOSS_ROWS = 256  # positions whose logits are in the cache at once
 
@@ -263,6 +274,21 @@ MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles
 
 
+def held_out_batches(items: list[Conversation], hidden: int) -> Iterator[tuple[slice, Batch]]:
+    """(which of the items in order of length, their batch): batches of one length waste no room."""
+    items = sorted(items, key=lambda c: len(c.ids))
+    for first in range(0, len(items), 8):
+        here = slice(first, first + 8)
+        yield here, collate(items[here], MOST_HELD_OUT, hidden)
+
+
+def target_tokens(batch: Batch, lm_head: Tensor) -> Tensor:
+    """The target's argmax after each pair [b, n-1], 0 where the pair is not trained."""
+    target = torch.zeros(batch.trained.shape, dtype=torch.long)
+    target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
+    return target
+
+
 @torch.no_grad()
 def held_out_acceptance(
     head: nn.Module,
@@ -277,14 +303,10 @@ def held_out_acceptance(
     `chain_tau`: 1 + sum over d <= depth of P(a greedy chain's first d tokens are all the target's argmax), and the same
     for prompts of each of `KINDS` that occurs.
     """
-    items = sorted(items, key=lambda c: len(c.ids))  # batches of one length waste no room
     n, top1, top10, chained = (np.zeros(len(items)) for _ in range(4))  # by conversation
-    for first in range(0, len(items), 8):
-        here = slice(first, first + 8)
-        batch = collate(items[here], MOST_HELD_OUT, embedding.shape[1])
+    for here, batch in held_out_batches(items, embedding.shape[1]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            target = torch.zeros(batch.trained.shape, dtype=torch.long)
-            target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
+            target = target_tokens(batch, lm_head)
             right = batch.trained  # where the chain's tokens so far are all the target's
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
                 asked = valid if s == 0 else valid & shifted(right[..., None], 1)[..., 0]
@@ -297,7 +319,7 @@ def held_out_acceptance(
                     among[asked] = (logits > logits.gather(1, wanted)).sum(-1) < 10
                     n[here], top1[here], top10[here] = (x.sum(-1).numpy() for x in (valid, right, among))
     found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
-    lengths, least = np.array([c.n_prompt for c in items]), 0
+    lengths, least = np.array([c.n_prompt for c in sorted(items, key=lambda c: len(c.ids))]), 0
     for kind, most in KINDS.items():
         mine = (lengths >= least) & (lengths < most)
         if n[mine].sum():
@@ -323,10 +345,8 @@ def calibration(
     share that is the target's argmax, `sampled`: the target's mean probability of them (acceptance at T = 1). Depth s > 1:
     the head runs on its own features, the s - 1 tokens before being the answer's.
     """
-    items = sorted(items, key=lambda c: len(c.ids))
     sums = np.zeros((depth, n_bins, 4))
-    for first in range(0, len(items), 8):
-        batch = collate(items[first : first + 8], MOST_HELD_OUT, embedding.shape[1])
+    for _, batch in held_out_batches(items, embedding.shape[1]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
                 p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
@@ -441,7 +461,9 @@ def train(
                 here = valid & scored
                 if not here.any():
                     continue  # a mean over nothing would spoil the weights
-                loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
+                loss = torch.zeros(())
+                if settings.feature_weight:
+                    loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
                 if settings.ce_weight:
                     rows_here = wanted if s == 0 else wanted[here[scored]]
                     loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[here].to(lm_rows.dtype), lm_rows, rows_here)

@@ -78,8 +78,8 @@ class NarrowLM(nn.Module):
 class LMDrafter:
     """Implements methods.base.Drafter with a plain LLaMA of transformers, `model`; features are not looked at.
 
-    Entries are real tokens of a real text, so the keys and values of those that were accepted are kept: of a chain whose
-    drafts are all accepted only the bonus token is run again.
+    Entries are real tokens of a real text, so the keys and values of those that were accepted are kept: of a chain whose drafts
+    are all accepted the last, which was not run yet, and the bonus token are left to run.
     """
 
     def __init__(self, model: Any, packed: bool = True):

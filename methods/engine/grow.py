@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.base import Drafter
 from methods.engine.loop import Context, Grow
-from methods.engine.tree import Tree, chain
+from methods.engine.tree import Tree, ancestors, chain
 
 COLUMN = 64  # entries of the vocabulary in one column of `best_tokens`
 
@@ -211,7 +211,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
                 offers[path] = context.chooser.children(laws[path], ranks, context.position, node)
 
         offer([()], drafter.root_logits())
-        n_entries, sees = 0, torch.zeros(0, 0, dtype=torch.bool)
+        above: list[int] = []  # of each of the drafter's entries the one it hangs on
         for level, to_expand in zip(levels, expanded, strict=True):
             for path in level:
                 if path[:-1] in offers and path[-1] < len(offers[path[:-1]]):
@@ -219,18 +219,11 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
             live = [p for p in to_expand if p in token_of]
             if not live:
                 break
-            m = len(live)
-            parents = torch.tensor([entry.get(p[:-1], -1) for p in live])
-            grown = torch.zeros(n_entries + m, n_entries + m, dtype=torch.bool)
-            grown[:n_entries, :n_entries] = sees
-            for j, path in enumerate(live):
-                if path[:-1] in entry:
-                    grown[n_entries + j, :n_entries] = sees[entry[path[:-1]]]
-                grown[n_entries + j, n_entries + j] = True
-                entry[path] = n_entries + j
-            sees = grown
-            offer(live, drafter.expand(torch.tensor([token_of[p] for p in live]), parents, sees[n_entries:]))
-            n_entries += m
+            n = len(above)
+            above += [entry.get(p[:-1], -1) for p in live]
+            entry.update((p, n + i) for i, p in enumerate(live))
+            tokens = torch.tensor([token_of[p] for p in live])
+            offer(live, drafter.expand(tokens, torch.tensor(above[n:]), ancestors(above)[n:]))
         kept = [p for p in ordered if p in token_of]
         place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
         if draws:
@@ -248,11 +241,11 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
     return Grow(tree, len(ordered))
 
 
-def sampled_chain(n_draft: int) -> Grow:
-    """`n_draft` tokens, each drawn from the drafter's processed distribution after the one before; its argmax at T = 0."""
-    if n_draft < 1:
-        raise ValueError(f"{n_draft} drafts a step: it must be at least 1")
-    return static_tree([(0,) * n for n in range(1, n_draft + 1)], ranks=1)
+def sampled_chain(gamma: int) -> Grow:
+    """`gamma` tokens, each drawn from the drafter's processed distribution after the one before; its argmax at T = 0."""
+    if gamma < 1:
+        raise ValueError(f"gamma={gamma}: it must be at least 1")
+    return static_tree([(0,) * n for n in range(1, gamma + 1)], ranks=1)
 
 
 def best_shape(accuracies: Sequence[Sequence[float]], total: int) -> list[tuple[int, ...]]:
@@ -261,19 +254,34 @@ def best_shape(accuracies: Sequence[Sequence[float]], total: int) -> list[tuple[
     accuracies [levels][ranks]: how often the head of a level is right with its candidate of a rank. The product along a path
     estimates how often the path is; the best node whose parent and better siblings are in is added, one after the other.
     """
-    open_nodes: list[tuple[float, tuple[int, ...]]] = [(-accuracies[0][0], (0,))]
+    products: dict[tuple[int, ...], float] = {(): 1.0}  # of kept paths
+    open_nodes: list[tuple[float, tuple[int, ...]]] = []
+
+    def offer(path: tuple[int, ...]) -> None:
+        if len(path) <= len(accuracies) and path[-1] < len(accuracies[len(path) - 1]):
+            heapq.heappush(open_nodes, (-products[path[:-1]] * accuracies[len(path) - 1][path[-1]], path))
+
+    offer((0,))
     kept: list[tuple[int, ...]] = []
     while open_nodes and len(kept) < total:
         value, path = heapq.heappop(open_nodes)
+        products[path] = -value
         kept.append(path)
-        level, rank = len(path), path[-1]
-        own = accuracies[level - 1][rank]
-        if rank + 1 < len(accuracies[level - 1]):
-            above = -value / own if own > 0 else 0.0
-            heapq.heappush(open_nodes, (-above * accuracies[level - 1][rank + 1], (*path[:-1], rank + 1)))
-        if level < len(accuracies):
-            heapq.heappush(open_nodes, (value * accuracies[level][0], (*path, 0)))
+        offer((*path[:-1], path[-1] + 1))
+        offer((*path, 0))
     return kept
+
+
+def accuracies_of(drafter: Drafter | None) -> tuple[tuple[float, ...], ...]:
+    """A drafter's own held-out accuracies [levels][ranks].
+
+    Raises:
+        ValueError: it has none.
+    """
+    found: tuple[tuple[float, ...], ...] = getattr(drafter, "accuracies", ())
+    if not found:
+        raise ValueError("tree=chosen needs heads with held-out accuracies in their config.json; name a tree instead")
+    return found
 
 
 def chosen_tree(total: int) -> Grow:
@@ -283,9 +291,7 @@ def chosen_tree(total: int) -> Grow:
     made: dict[tuple[tuple[float, ...], ...], Grow] = {}
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
-        accuracies: tuple[tuple[float, ...], ...] = getattr(drafter, "accuracies", ())
-        if not accuracies:
-            raise ValueError("tree=chosen needs heads with held-out accuracies in their config.json; name a tree instead")
+        accuracies = accuracies_of(drafter)
         if accuracies not in made:
             made[accuracies] = static_tree(best_shape(accuracies, total), ranks=len(accuracies[0]), sampled=False)
         return made[accuracies].tree(drafter, context)

@@ -4,16 +4,17 @@ Medusa (Cai et al., arXiv 2401.10774): head k looks at the feature alone, so all
 Hydra (Ankner et al., arXiv 2402.05109): head k sees the tokens drafted before it, too: [feature; embeddings of the root and
 of the node's path]. The pair last observed, (f_i, t_{i+1}), is all they need of the text; head 0 predicts what follows t_{i+1}.
 
-A head is f + down(silu(up(x))) through the target's own LM head. Departures from the authors' checkpoints: those have an LM head
-of their own a head (at 135M parameters that would be most of the target again), and `down` stands in for the freedom it gives.
-Heads in Medusa's own layout (`PublishedHeads`) have theirs.
+A head is f + down(silu(up(x))) through the target's own LM head. Departures from the authors' checkpoints: their head is
+x + silu(W x + b) (Hydra's, whose x is wider than a feature: a linear map of x in place of x) through an LM head of its own, which
+at 135M parameters would be most of the target again; `down` stands in for the freedom that gives. Heads in Medusa's own layout
+(`PublishedHeads`) have theirs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,10 @@ class ResidualHeads(nn.Module):
             [ResidualHead(c.inputs(k), c.hidden_size, c.intermediate_size) for k in range(c.num_heads)]
         )  # fmt: skip
 
+    @property
+    def each(self) -> list[ResidualHead]:
+        return cast("list[ResidualHead]", list(self.heads))
+
 
 class PublishedHeads(nn.Module):
     """Medusa's own checkpoints: `num_layers` blocks x + silu(W x + b) a head, then an LM head of the head's own."""
@@ -73,12 +78,8 @@ class PublishedHeads(nn.Module):
             self.heads.append(nn.ModuleList([*blocks, nn.Linear(hidden, vocab, bias=False)]))
 
 
-Level = Callable[[Tensor, Tensor], Tensor]
-"""(feature [m, hidden], input [m, inputs]) -> logits [m, vocab]."""
-
-
 class _Heads:
-    """What both drafters do: keep the last pair and the clock."""
+    """What these drafters have in common: sizes, the level they are at and the clock."""
 
     def __init__(self, n_heads: int, embedding: Tensor, accuracies: Accuracies):
         self.n_heads, self.embedding, self.accuracies = n_heads, embedding, accuracies
@@ -107,16 +108,11 @@ class IndependentHeadsDrafter(_Heads):
     """Implements methods.base.Drafter. All heads run at once: the LM head is read once for all levels."""
 
     def __init__(
-        self,
-        heads: ResidualHeads | PublishedHeads,
-        embedding: Tensor,
-        lm_head: LMHead,
-        accuracies: Accuracies = (),
-        packed: bool = True,
+        self, heads: ResidualHeads, embedding: Tensor, lm_head: LMHead, accuracies: Accuracies = (), packed: bool = True
     ):
         super().__init__(len(heads.heads), embedding, accuracies)
-        self.heads = heads.eval()
-        self._all = _published_logits(heads, packed) if isinstance(heads, PublishedHeads) else _shared(heads, lm_head, packed)
+        self.heads, self._lm_head = heads.eval(), lm_head
+        self._linears = _linears(heads, packed)
         self._feature = self._logits = torch.empty(0)
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -127,7 +123,8 @@ class IndependentHeadsDrafter(_Heads):
         started = time.perf_counter()
         self._level = 0
         if not len(self._logits):
-            self._logits = self._all(self._feature)
+            f = self._feature
+            self._logits = self._lm_head(torch.cat([down(up(f, silu=True), plus=f) for up, down in self._linears]))
         self.forward_s += time.perf_counter() - started
         return self._logits[:1]
 
@@ -136,35 +133,41 @@ class IndependentHeadsDrafter(_Heads):
         return self._logits[level : level + 1]
 
 
-def _shared(heads: ResidualHeads, lm_head: LMHead, packed: bool) -> Callable[[Tensor], Tensor]:
-    pairs = _linears(heads, packed)
-    return lambda f: lm_head(torch.cat([down(up(f, silu=True), plus=f) for up, down in pairs]))
-
-
 def _linears(heads: ResidualHeads, packed: bool) -> list[tuple[Linear, Linear]]:
-    return [(Linear(h.up.weight, h.up.bias, packed=packed), Linear(h.down.weight, packed=packed)) for h in _each(heads)]
+    return [(Linear(h.up.weight, h.up.bias, packed=packed), Linear(h.down.weight, packed=packed)) for h in heads.each]
 
 
-def _each(heads: ResidualHeads) -> Sequence[ResidualHead]:
-    return [h for h in heads.heads if isinstance(h, ResidualHead)]
+class PublishedHeadsDrafter(_Heads):
+    """Implements methods.base.Drafter: every head has an LM head to read, so those that the tree does not reach are not run."""
 
+    def __init__(self, heads: PublishedHeads, embedding: Tensor, accuracies: Accuracies = (), packed: bool = True):
+        super().__init__(len(heads.heads), embedding, accuracies)
+        self._linears = [
+            [Linear(x.weight, x.bias, packed=packed) for x in head if isinstance(x, nn.Linear)]
+            for head in heads.heads if isinstance(head, nn.ModuleList)
+        ]  # fmt: skip
+        self._feature = torch.empty(0)
 
-def _published_logits(heads: PublishedHeads, packed: bool) -> Callable[[Tensor], Tensor]:
-    made = []
-    for head in heads.heads:
-        *blocks, last = [Linear(x.weight, x.bias, packed=packed) for x in head]  # type: ignore[attr-defined]
-        made.append((blocks, last))
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        self._feature = features[-1:].to(self.device)
 
-    def logits(f: Tensor) -> Tensor:
-        rows = []
-        for blocks, last in made:
-            x = f
-            for block in blocks:
-                x = x + block(x, silu=True)
-            rows.append(last(x))
-        return torch.cat(rows)
+    @torch.inference_mode()
+    def _run(self, head: int) -> Tensor:
+        started = time.perf_counter()
+        *blocks, lm_head = self._linears[head]
+        x = self._feature
+        for block in blocks:
+            x = x + block(x, silu=True)
+        logits = lm_head(x)
+        self.forward_s += time.perf_counter() - started
+        return logits
 
-    return logits
+    def root_logits(self) -> Tensor:
+        self._level = 0
+        return self._run(0)
+
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        return self._run(self._next_level())
 
 
 class SequentialHeadsDrafter(_Heads):

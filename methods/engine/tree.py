@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,15 +39,8 @@ class Tree:
         return out
 
     def ancestors(self) -> Tensor:
-        """[n, n] bool: row i marks i and everything above it. One pass: a row is its parent's row and its own bit."""
-        n = len(self.parents)
-        rows = torch.zeros(n, n, dtype=torch.bool)
-        marks = rows.numpy()
-        for i, p in enumerate(self.parents):
-            if p >= 0:
-                marks[i] = marks[p]
-            marks[i, i] = True
-        return rows
+        """[n, n] bool: row i marks i and everything above it."""
+        return ancestors(self.parents)
 
     def children(self) -> list[list[int]]:
         """For each node its children in index order."""
@@ -55,6 +48,19 @@ class Tree:
         for i, p in enumerate(self.parents[1:], start=1):
             out[p].append(i)
         return out
+
+
+def ancestors(parents: Sequence[int]) -> Tensor:
+    """[n, n] bool: row i marks i and everything above it; parents[i] < i, -1 for none. One pass: a row is its parent's row and
+    its own bit."""
+    n = len(parents)
+    rows = torch.zeros(n, n, dtype=torch.bool)
+    marks = rows.numpy()
+    for i, p in enumerate(parents):
+        if p >= 0:
+            marks[i] = marks[p]
+        marks[i, i] = True
+    return rows
 
 
 def chain(root: int, tokens: list[int]) -> Tree:

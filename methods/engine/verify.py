@@ -56,8 +56,8 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
         p = chooser.law(logits[path[-1]])
         if path[-1] not in tree.q:
             return Accepted(path, chooser.draw(p, at))
-        q = tree.q[path[-1]].clone()
-        for attempt, child in enumerate(children[path[-1]]):
+        q, siblings = tree.q[path[-1]], children[path[-1]]
+        for attempt, child in enumerate(siblings):
             token = tree.tokens[child]
             if q[token] > 0 and chooser.accept(min(1.0, float(p[token] / q[token])), at, attempt):
                 path.append(child)
@@ -66,6 +66,9 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
             mass = float(residual.sum())
             if mass > 0:  # zero only where p == q up to rounding: a rejection of probability zero
                 p = residual / mass
+            if child == siblings[-1]:
+                continue  # nothing else was drawn from q
+            q = q.clone()
             q[token] = 0
             left = float(q.sum())
             if left <= 0:
