@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def reproduce_command(**o: Any) -> None:
         for trees in (False, True):
             cells = [cell for item, found in wanted.items() if item.needs_trees is trees for c, own in found
                      if c.name == config.name for cell in own]  # fmt: skip
-            rows += _cell_options(cells, {**o, "trees": trees})
+            rows += _cell_options(config, cells, {**o, "trees": trees})
         try:
             failed += _run_rows(config, rows, o)
         except UserError as e:  # the others are measured all the same, and this one when it is there
@@ -296,8 +296,18 @@ def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple
     return found
 
 
-def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
-    """Options of `harness run`, one set a temperature, that measure these cells."""
+def _no_drafter(config: Any, method: str, head: Path | None) -> str | None:
+    """What a method drafts with and the model has none of. Without an EAGLE head nothing of the paper can be measured: that is
+    missing, not left out."""
+    from harness.weights import drafter_folders
+
+    kind = methods.get(method).drafter
+    there = kind in (None, methods.EAGLE) or kind in drafter_folders(config, head or config.head_folder)
+    return None if there else methods.DRAFTERS[kind]
+
+
+def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of `harness run`, one set a temperature, that measure these cells; methods without a drafter are left out."""
     from harness.published import MEAN
     from harness.style import SIX_TASKS
 
@@ -305,6 +315,7 @@ def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any
     rows = []
     for temperature in dict.fromkeys(c.temperature for c in cells):
         here = [c for c in cells if c.temperature == temperature and c.method_here]
+        here = [c for c in here if _no_drafter(config, c.method_here, o["head"]) is None]
         names = tuple(dict.fromkeys(("vanilla", *(c.method_here for c in here))))
         tasks_here = [t for c in here for t in (SIX_TASKS if c.task == MEAN else (c.task_here,))]
         rows.append({**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(dict.fromkeys(tasks_here)),
@@ -322,11 +333,9 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
 
     import torch
 
-    from harness import preflight
-
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
-    lines = preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto")
+    lines = _preflight(config, (name for row in rows for name in row["names"]), o)
     missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
@@ -334,24 +343,35 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
         return _measure(runners)
 
 
+def _preflight(config: Any, names: Iterable[str], o: dict[str, Any]) -> Iterator[str]:
+    """What a run of these methods takes and what of it is missing."""
+    from harness import preflight
+
+    needed = {kind for name in names if (kind := methods.get(name).drafter)}
+    return preflight.report(config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"] or "auto",
+                            others=needed - {methods.EAGLE})  # fmt: skip
+
+
 def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None:
     """Each cell with what the paper printed, what is there and how long the rest takes; then memory and what is missing."""
-    from harness import preflight, records
+    from harness import records
     from harness.published import MEAN, TASKS
 
     n_prompts, budget = o["limit"] or config.limit, o["max_new_tokens"] or config.max_new_tokens
     rates, by = _known_rates(o["results"], config.name, records), f"the records in {o['results']}"
     if not rates and config.paper and config.architecture:
         rates, by = _published_rates(config, cells)
-    done = _n_recorded(o["results"], config, records)
+    done = _n_recorded(o["results"], config.name, o["source"], budget)
+    without = {name: what for c in cells if (name := c.method_here) and (what := _no_drafter(config, name, o["head"]))}
     click.echo(f"{config.name} ({config.paper or 'a stand-in: its cells are not comparable with the paper'}):")
     total, seconds, unknown = 0, 0.0, False
 
     def listed(method: str | None, task: str, temperature: float, said: str) -> None:
         nonlocal total, seconds, unknown
         line = f"cell: {config.name} x {TASKS.get(task, task)} x {said} at T = {temperature:g}"
-        if method is None or task == MEAN:
-            click.echo(f"{line}: {'no such method here' if method is None else 'the mean of the six'}")
+        if method is None or method in without or task == MEAN:
+            why = "no such method here" if method is None else f"the model has no {without[method]}" if method in without else ""
+            click.echo(f"{line}: {why or 'the mean of the six'}")
             return
         n = n_prompts * tasks.get(TASKS[task]).n_turns
         left = max(n - done.get((method, TASKS[task], temperature), 0), 0)
@@ -368,7 +388,7 @@ def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None
     about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
     about += ", cells of unknown time left out" if rates and unknown else ""
     click.echo(f"generations: {total} of at most {budget} tokens; {about}")
-    for line in preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto"):
+    for line in _preflight(config, {c.method_here for c in cells if c.method_here} - without.keys(), o):
         click.echo(line)
 
 
@@ -399,15 +419,18 @@ def _published_rates(config: Any, cells: Sequence[Any]) -> tuple[dict[str, float
                    f"({rate.by}, {rate.table}), scaled by parameters")  # fmt: skip
 
 
-def _n_recorded(folder: Path, config: Any, records: Any) -> dict[tuple[str, str, float], int]:
-    """Generations of a model that a ledger holds, by method, task and temperature."""
+def _n_recorded(folder: Path, model: str, source: str, max_new_tokens: int) -> dict[tuple[str, str, float], int]:
+    """Generations that a ledger holds of a model, prompt source (`auto`: any) and budget, by method, task and temperature."""
+    from harness import records
+
     counts: dict[tuple[str, str, float], set[tuple[Any, ...]]] = {}
     try:
         known = records.read(folder)
     except UserError:
         return {}
     for r in known:
-        if r["model"] == config.name and r["status"] == "ok" and not r["is_warmup"] and r["preset"] == "paper":
+        is_same = (r["model"], r["preset"], r["max_new_tokens"]) == (model, "paper", max_new_tokens)
+        if is_same and source in ("auto", r["source"]) and r["status"] == "ok" and not r["is_warmup"]:
             counts.setdefault((r["method"], r["task"], r["temperature"]), set()).add((r["sample_id"], r["turn"], r["source"]))
     return {key: len(ids) for key, ids in counts.items()}
 
@@ -723,7 +746,7 @@ def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int])
 
 def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     """Cells, a rough time, memory, and what is missing; loads no model."""
-    from harness import preflight, records
+    from harness import records
     from harness.runner import BASELINE
 
     arms, prompt_sets, max_new_tokens = part.arms, part.prompt_sets, part.max_new_tokens
@@ -746,11 +769,7 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     else:
         seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
         click.echo(f"time: at most {duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
-    needed = _drafters([part])
-    others = needed - {methods.EAGLE}
-    for line in preflight.report(
-        config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"], others=others
-    ):  # fmt: skip
+    for line in _preflight(config, names, o):
         click.echo(line)
 
 
