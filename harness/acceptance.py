@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from harness import tables
-from harness.metrics import Setting, arm, conversation_of, setting_of, variant_of, without_loops
+from harness.metrics import Setting, arm, conversation_of, measured, setting_of, variant_of, without_loops
 from harness.records import Record, read
 from harness.stats import MIN_UNITS, paired_bootstrap
 from harness.style import VANILLA, label, method_order, preset_order, task_order
@@ -200,7 +200,7 @@ ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method
 def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
     """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees,
     with the generation's key, task, source, query, forwards and whether it looped."""
-    records = list(records)
+    records = measured(records)  # trees are kept before their record: one that failed later may have them
     arms: dict[Any, list[Record]] = {}
     for r in records:
         if r["key"] in drafts:
