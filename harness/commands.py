@@ -307,7 +307,10 @@ def _no_drafter(config: Any, method: str, head: Path | None) -> str | None:
 
 
 def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
-    """Options of `harness run`, one set a temperature, that measure these cells; methods without a drafter are left out."""
+    """Options of `harness run` that measure these cells and no others; methods without a drafter are left out.
+
+    At one temperature a task stands in one set of them only: all its methods are timed with the same baseline.
+    """
     from harness.published import MEAN
     from harness.style import SIX_TASKS
 
@@ -315,11 +318,16 @@ def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[
     rows = []
     for temperature in dict.fromkeys(c.temperature for c in cells):
         here = [c for c in cells if c.temperature == temperature and c.method_here]
-        here = [c for c in here if _no_drafter(config, c.method_here, o["head"]) is None]
-        names = tuple(dict.fromkeys(("vanilla", *(c.method_here for c in here))))
-        tasks_here = [t for c in here for t in (SIX_TASKS if c.task == MEAN else (c.task_here,))]
-        rows.append({**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(dict.fromkeys(tasks_here)),
-                     "temperature": temperature, "out": o["results"]})  # fmt: skip
+        by_task: dict[str, set[str]] = {}
+        for c in here:
+            if _no_drafter(config, c.method_here, o["head"]) is None:
+                for task in SIX_TASKS if c.task == MEAN else (c.task_here,):
+                    by_task.setdefault(task, set()).add(c.method_here)
+        by_methods: dict[tuple[str, ...], list[str]] = {}
+        for task, names in by_task.items():
+            by_methods.setdefault(("vanilla", *sorted(names)), []).append(task)
+        rows += [{**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(tasks_here), "temperature": temperature,
+                  "out": o["results"]} for names, tasks_here in by_methods.items()]  # fmt: skip
     return rows
 
 
