@@ -241,12 +241,11 @@ def reproduce_command(**o: Any) -> None:
 
 def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
     """A table an item, from what the folder holds now."""
-    from harness import acceptance, records
+    from harness import acceptance
     from harness import reproduce as r
     from harness.trees import has_trees, read_drafts
 
-    path = o["results"] / records.RECORDS
-    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
+    recorded = _recorded(o["results"])
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
     targets = {name: r.Target(name, c.paper, c.max_new_tokens, measurements[name].facts()) for name, c in configs.items()}
@@ -263,6 +262,34 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
             judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(r.report(item, judged))
     return made
+
+
+def _recorded(folder: Path) -> list[Any]:
+    """What a folder holds, if anything."""
+    from harness import records
+
+    path = folder / records.RECORDS
+    return list(records.read(folder)) if path.exists() and path.stat().st_size else []
+
+
+def _check_environment(config: Any, o: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: what is asked for could not be judged together with what the folder holds; said before hours are spent.
+    """
+    from harness.reproduce import of_the_paper
+
+    there = of_the_paper(_recorded(o["results"]), config.name, o["results"])
+    dtype = config.dtype if o["dtype"] in (None, "auto") else o["dtype"]
+    asked = {
+        "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
+        "threads": o["threads"] or os.cpu_count() or 1,
+        "max_new_tokens": o["max_new_tokens"] or config.max_new_tokens,
+    }
+    for key, value in asked.items():
+        if there and there[0][key] != value:
+            raise UserError(f"{o['results']} holds records of {config.name} with {key} {there[0][key]}, and {value} is asked "
+                            "for: they cannot be judged together; ask for the same, or choose another --results")  # fmt: skip
 
 
 def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[Any, list[Any]]]:
@@ -335,12 +362,14 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
     """Measure what is missing of one model; -> number of generations that failed.
 
     Raises:
-        UserError: something it needs is missing; nothing is fetched here that takes hours.
+        UserError: something it needs is missing, for nothing is fetched here that takes hours; or the folder holds records of
+            another environment.
     """
     import gc
 
     import torch
 
+    _check_environment(config, o)
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
     lines = _preflight(config, (name for row in rows for name in row["names"]), o)

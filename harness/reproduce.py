@@ -76,6 +76,17 @@ class Judged:
 # ---- what was measured ----------------------------------------------------------------------------------------------
 
 
+def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[Record]:
+    """The measured records of a model that the paper's cells are made of.
+
+    Raises:
+        UserError: they were measured in several environments; names the key.
+    """
+    known = {VANILLA, *METHODS.values()}
+    own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
+    return one_environment(own, where)
+
+
 class Measurements:
     """A folder's measured records of one model, by method, task and temperature.
 
@@ -84,9 +95,7 @@ class Measurements:
     """
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
-        known = {VANILLA, *METHODS.values()}
-        own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
-        self.records = one_source(one_environment(own, where))
+        self.records = one_source(of_the_paper(records, model, where))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 

@@ -315,6 +315,20 @@ def test_bad_input_is_one_line(words: str, said: str, tmp_path: Path) -> None:
     refused(harness("reproduce", words, "--results", tmp_path), said)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--max-new-tokens 11", "max_new_tokens 10, and 11"), ("--threads 2", "threads 1, and 2"),
+     ("--dtype float64", "dtype float32, and float64")],
+)  # fmt: skip
+def test_another_environment_is_refused_before_anything_is_measured(
+    words: str, said: str, reproduced: tuple[Path, str], tmp_path: Path
+) -> None:
+    before = (reproduced[0] / "records.jsonl").read_bytes()
+    done = harness(f"reproduce --table 3 {SMALL} --limit 5 {words} --out {tmp_path} --results", reproduced[0])
+    assert done.code == 2 and f"tiny with {said} is asked for" in done.err
+    assert (reproduced[0] / "records.jsonl").read_bytes() == before
+
+
 def test_generations_of_other_prompts_or_another_budget_are_still_to_make(reproduced: tuple[Path, str]) -> None:
     def left(words: str) -> set[str]:
         out = harness(f"reproduce --table 3 --model {TINY} --dry-run {words} --results", reproduced[0]).out
