@@ -279,7 +279,7 @@ def _check_environment(config: Any, o: dict[str, Any]) -> None:
     """
     from harness.reproduce import of_the_paper
 
-    there = of_the_paper(_recorded(o["results"]), config.name, o["results"])
+    there: list[Any] = list(of_the_paper(_recorded(o["results"]), config.name, o["results"]))
     dtype = config.dtype if o["dtype"] in (None, "auto") else o["dtype"]
     asked = {
         "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
@@ -329,8 +329,9 @@ def _no_drafter(config: Any, method: str, head: Path | None) -> str | None:
     from harness.weights import drafter_folders
 
     kind = methods.get(method).drafter
-    there = kind in (None, methods.EAGLE) or kind in drafter_folders(config, head or config.head_folder)
-    return None if there else methods.DRAFTERS[kind]
+    if kind is None or kind == methods.EAGLE or kind in drafter_folders(config, head or config.head_folder):
+        return None
+    return methods.DRAFTERS[kind]
 
 
 def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
