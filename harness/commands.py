@@ -19,6 +19,7 @@ import methods
 import tasks
 from harness import config as model_configs
 from harness.errors import UserError, duration, say, unknown
+from tasks.sources import SOURCES
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
@@ -197,6 +198,8 @@ def reproduce_command(**o: Any) -> None:
     from harness import published, tables
     from harness import reproduce as r
 
+    if o["source"] not in (*SOURCES, "auto"):
+        raise unknown("source", o["source"], (*SOURCES, "auto"))
     named = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
     _checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
     include_all(o["includes"])
@@ -426,8 +429,23 @@ def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None
     about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
     about += ", cells of unknown time left out" if rates and unknown else ""
     click.echo(f"generations: {total} of at most {budget} tokens; {about}")
+    no_prompts = _missing_prompts(dict.fromkeys(TASKS[c.task] for c in cells if c.task != MEAN), o)
     for line in _preflight(config, {c.method_here for c in cells if c.method_here} - without.keys(), o):
-        click.echo(line)
+        if not (no_prompts and line == "missing: nothing"):
+            click.echo(line)
+    if no_prompts:
+        click.echo(f"missing: {no_prompts}")
+
+
+def _missing_prompts(names: Iterable[str], o: dict[str, Any]) -> str:
+    """Which tasks' prompts are not there and why the first of them is not; nothing where all are."""
+    why: dict[str, str] = {}
+    for name in names:
+        try:
+            tasks.resolve(name, o["source"], o["prompts_dir"])
+        except UserError as e:
+            why[name] = str(e)
+    return f"prompts of {', '.join(why)}: {next(iter(why.values()))}" if why else ""
 
 
 def _paper_says(cell: Any) -> str:

@@ -289,6 +289,7 @@ def test_a_dry_run_lists_every_cell_with_hours_and_memory(tmp_path: Path) -> Non
     assert any("missing: set of Medusa heads of vicuna-7b" in line for line in lines)
     assert len([line for line in lines if line.startswith("memory: ")]) == 4
     assert any(line.startswith("missing: weights of vicuna-7b") for line in lines)
+    assert sum(line.startswith("missing: prompts of mt_bench, humaneval") and "harness data pull" in line for line in lines) == 4
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -309,7 +310,7 @@ def test_hours_follow_the_authors_rate_and_the_number_of_parameters(tmp_path: Pa
     [("--table 9", "table '9' is not in the paper"), ("--figure 3", "is a drawing"),
      ("--table 1 --model llama3-instruct-8b", "model llama3-instruct-8b is not in table 1 of the paper; in it are: vicuna-13b"),
      ("--table 1 --model vicuna-33b", "model 'vicuna-33b' is not in the paper; its targets are"),
-     ("--table 1 --limit 0", "--limit is 0")],
+     ("--table 1 --limit 0", "--limit is 0"), ("--dry-run --source papr", "unknown source 'papr'; did you mean 'paper'?")],
 )  # fmt: skip
 def test_bad_input_is_one_line(words: str, said: str, tmp_path: Path) -> None:
     refused(harness("reproduce", words, "--results", tmp_path), said)
