@@ -16,7 +16,8 @@ writes records, tables, the claims ledger, the paper's tables with a verdict a c
   (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1
   --full         40 prompts a task at temperature 0 and 20 at 1, all exact methods and hf-generate: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
-  --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's)
+  --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's, whose
+                 numbers are comparable under --full only: the other tiers stop at fewer tokens)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
@@ -91,4 +92,4 @@ harness report --results "$out"
 say "done: all is in $out (tables: main, table1 to figure6; claims), to look at in $out/report.html; the main table:"
 if [ ${#models[@]} -gt 1 ]; then cat "$out/tables/models.md"; fi
 cat "$out/tables/main.md"
-[ "$audited" = 0 ] || die "the audit found something: see $out/audit/audit.md"
+[ "$audited" = 0 ] || die "the audit found something: see audit.md in $out/audit"

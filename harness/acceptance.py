@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from harness import tables
-from harness.metrics import Setting, arm, conversation_of, setting_of, variant_of, without_loops
+from harness.metrics import Setting, arm, conversation_of, measured, setting_of, variant_of, without_loops
 from harness.records import Record, read
 from harness.stats import MIN_UNITS, paired_bootstrap
 from harness.style import VANILLA, label, method_order, preset_order, task_order
@@ -200,7 +200,7 @@ ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method
 def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
     """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees,
     with the generation's key, task, source, query, forwards and whether it looped."""
-    records = list(records)
+    records = measured(records)  # trees are kept before their record: one that failed later may have them
     arms: dict[Any, list[Record]] = {}
     for r in records:
         if r["key"] in drafts:
@@ -335,7 +335,7 @@ def _shown(method: str, preset: str, rows: pd.DataFrame) -> dict[str, str]:
         shown["nodes tried"] = f"{int(rows[rows['kind'] == 'calibration']['n'].sum()):,}"
     for at, name in (("slope", "slope"), ("ece", "ECE"), ("mean_gap", "gap")):
         if ("fit", at) in found:
-            shown[name] = _with_interval(found["fit", at], "{:.3f}" if at != "slope" else "{:.2f}")
+            shown[name] = with_interval(found["fit", at], "{:.3f}" if at != "slope" else "{:.2f}")
     for at in POSITIONS:
         if ("position", at) in found:
             r = found["position", at]
@@ -343,20 +343,15 @@ def _shown(method: str, preset: str, rows: pd.DataFrame) -> dict[str, str]:
             shown[at] = f"{r.value:.2f}{spread}"
     for n in range(5):
         if ("n_alpha", str(n)) in found:
-            shown[f"{n}-α"] = _with_interval(found["n_alpha", str(n)], "{:.2f}")
+            shown[f"{n}-α"] = with_interval(found["n_alpha", str(n)], "{:.2f}")
     return shown
 
 
-def _with_interval(row: Any, form: str) -> str:
+def with_interval(row: Any, form: str) -> str:
+    """A row's value as text, its interval in brackets where it has one."""
     if pd.isna(row.value):
         return tables.NOTHING
-    interval = "" if pd.isna(row.value_low) else f" [{form.format(row.value_low)}, {form.format(row.value_high)}]"
-    return form.format(row.value) + interval
-
-
-def of_folder(folder: Path) -> pd.DataFrame:
-    """The numbers of a folder's records and trees."""
-    return acceptance_table(read(folder), read_drafts(folder))
+    return tables.bracketed(form.format(row.value), None if pd.isna(row.value_low) else (row.value_low, row.value_high), form)
 
 
 def write(folder: Path, out: Path | None = None) -> list[Path]:
@@ -367,4 +362,5 @@ def write(folder: Path, out: Path | None = None) -> list[Path]:
     """
     if not has_trees(folder):
         return []
-    return tables.write_forms(report(of_folder(folder)), out or Path(folder) / "tables")
+    numbers = acceptance_table(read(folder), read_drafts(folder))
+    return tables.write_forms(report(numbers), out or Path(folder) / "tables")

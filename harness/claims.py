@@ -36,13 +36,15 @@ from harness.metrics import (
     without_loops,
 )
 from harness.records import Record, read
+from harness.reproduce import Target, incomparable
 from harness.stats import paired_bootstrap
-from harness.style import SIX_TASKS, VANILLA
+from harness.style import SIX_TASKS, VANILLA, task_order
 from harness.tables import MEAN, NOTHING, Section, Table, audits_of, bracketed, number
 
 Array = NDArray[np.float64]
 SHOWN, OPPOSITE, NOT_SHOWN, NOT_JUDGED = "shown", "the opposite is shown", "not shown", "not judged"
 NOT_MEASURED = "not measured"
+TOO_FEW = f"{NOT_JUDGED}: no interval under 5 prompts a task"
 DYNAMIC, STATIC, NO_VALUE, NO_RERANK = "eagle2", "eagle1", "eagle2-no-value", "eagle2-no-rerank"
 ABLATED_ON = ("mt_bench", "gsm8k")  # the paper's Table 3
 FIGURES_ON = "alpaca"  # its Figures 5 and 6
@@ -86,7 +88,7 @@ def longer(a: Totals, b: Totals) -> Array:
 
 def verdict(ci95: Interval | None) -> str:
     if ci95 is None:
-        return f"{NOT_JUDGED}: no interval under 5 prompts a task"
+        return TOO_FEW
     return SHOWN if ci95[0] > 0 else OPPOSITE if ci95[1] < 0 else NOT_SHOWN
 
 
@@ -98,7 +100,7 @@ def positive(ci95: Interval | None) -> str:
 def within(low: float, high: float, ci95: Interval | None) -> str:
     """On a claim that gives a range: shown where the interval lies in it, not shown where it only overlaps."""
     if ci95 is None:
-        return f"{NOT_JUDGED}: no interval under 5 prompts a task"
+        return TOO_FEW
     if ci95[1] < low or ci95[0] > high:
         return f"not so: {'below' if ci95[1] < low else 'above'} the range"
     return SHOWN if low <= ci95[0] and ci95[1] <= high else "not shown: overlaps the range"
@@ -126,11 +128,14 @@ class Contrast:
     def on(self, tasks: Sequence[str], judged: Callable[[Interval | None], str] = verdict) -> tuple[Found, Found]:
         """The unweighted mean over these tasks, over all outputs and without loops."""
         own = {key: r for key, r in self.a.items() if key in self.b and r["task"] in tasks}
-        return self._found(own, tasks, judged), self._found(without_loops(own, self.b), tasks, judged)
-
-    def _found(self, own: Arm, tasks: Sequence[str], judged: Callable[[Interval | None], str]) -> Found:
         if {r["task"] for r in own.values()} != set(tasks) or not tasks:
-            return Found(NOTHING_THERE, NOT_MEASURED)
+            return Found(NOTHING_THERE, NOT_MEASURED), Found(NOTHING_THERE, NOT_MEASURED)
+        clean = without_loops(own, self.b)
+        if gone := [t for t in tasks if t not in {r["task"] for r in clean.values()}]:
+            return self._found(own, judged), Found(NOTHING_THERE, f"{NOT_JUDGED}: every output looped in {', '.join(gone)}")
+        return self._found(own, judged), self._found(clean, judged)
+
+    def _found(self, own: Arm, judged: Callable[[Interval | None], str]) -> Found:
         e = estimate([own, self.b], self.statistic, by_task=True)
         if self.is_speed and is_apart(own, self.b):
             return Found(e, f"{NOT_JUDGED}: the two sides were measured in different processes")
@@ -146,7 +151,7 @@ def _weakest(by_task: Mapping[str, Found]) -> Found:
     judged = {t: f for t, f in by_task.items() if f.effect.ci95}
     lacking = [t for t in by_task if t not in judged or by_task[t].verdict.startswith(NOT_JUDGED)]
     if not judged or lacking:
-        why = next((f.verdict for f in by_task.values() if f.effect.value is not None and f.verdict.startswith(NOT_JUDGED)), "")
+        why = next((f.verdict for f in by_task.values() if f.verdict.startswith(NOT_JUDGED)), "")
         return Found(NOTHING_THERE, why or f"{NOT_MEASURED}: {', '.join(lacking) or 'no task'}")
     weakest = min(judged.values(), key=lambda f: f.effect.ci95[0] if f.effect.ci95 else 0.0)
     for word in (OPPOSITE, NOT_SHOWN):
@@ -239,7 +244,7 @@ def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | 
         for what, statistic, is_speed in (("speed", faster, True), ("τ", longer, False)):
             rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
-    rows += _headline(m, records)
+    rows += _headline(m)
     return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
 
 
@@ -268,34 +273,44 @@ def _mean(
 def _lossless(own: Arm, base: Arm, audit: Mapping[str, str] | None) -> Row:
     """The audit's word; the share of token-identical conversations beside it has no threshold outside float64."""
     word = (audit or {}).get(DYNAMIC)
-    judged = (
-        SHOWN if word == "lossless" else f"{NOT_SHOWN}: {word}" if word else f"{NOT_MEASURED}: harness verify --out DIR/audit"
-    )
+    if word is None:
+        judged = f"{NOT_MEASURED}: harness verify --out DIR/audit"
+    elif word == "open":
+        judged = f"{NOT_JUDGED}: a layer of the audit could not judge it"
+    else:  # `lossless (quick)`, `fails L3`
+        judged = SHOWN if word.startswith("lossless") else f"{NOT_SHOWN}: {word}"
 
     def found(of: Arm) -> Found:
         n, total = identical(of, base)
         return Found(Estimate(n / total if total else None, None, total), judged)
 
-    test = "audit in layers (harness verify); effect: share of conversations identical to vanilla's"
+    said = f": {word}" if word else ""
+    test = f"audit in layers (harness verify{said}); effect: share of conversations identical to vanilla's"
     return Row("lossless", test, 0.0, "all tasks", found(own), found(without_loops(own, base)), "{:.0%}")
 
 
-def _headline(m: Measured, records: Sequence[Record]) -> list[Row]:
-    """The abstract's range of speedups, which is of the paper's models."""
+def _headline(m: Measured) -> list[Row]:
+    """The abstract's range of speedups, which is of the paper's models, prompts and length budget."""
     (span,) = published.the_paper("speedup_range")
     low, high = span.values
-    name = next((r["model"] for r in records), "")
-    of_paper = name in known_models() and model_config(name).paper is not None
     rows = []
     for temperature in (0.0, 1.0):
         contrast = Contrast(m.arm(DYNAMIC, temperature), m.arm(VANILLA, temperature), speed_ratio, True)
         both = contrast.on(("mt_bench",), partial(within, low, high))
-        if not of_paper:
-            why = f"not comparable: {name} is not a model of the paper"
+        why = next((_not_the_papers(r) for r in contrast.a.values() if r["task"] == "mt_bench"), "")
+        if why:
             both = (Found(both[0].effect, why), Found(both[1].effect, why))
         rows.append(Row(f"speedups of {span.text} (over its models)", "speed over vanilla in the range", temperature,
                         "mt_bench", *both, "{:.2f}×"))  # fmt: skip
     return rows
+
+
+def _not_the_papers(record: Record) -> str:
+    """Why its speed cannot be held against the paper's, or nothing."""
+    name = record["model"]
+    config = model_config(name) if name in known_models() else None
+    budget = config.max_new_tokens if config else record["max_new_tokens"]
+    return incomparable(Target(name, config.paper if config else None, budget), record["source"], record["max_new_tokens"])
 
 
 # ---- claims on the draft: Figures 5 and 6 ---------------------------------------------------------------------------
@@ -342,7 +357,8 @@ def _fit(method: str, name: str, on: str, group: pd.DataFrame | None) -> Row:
         row = fits[name]
         ci95 = None if row["value_low"] is None else (row["value_low"], row["value_high"])
         holds = SLOPE[0] <= row["value"] <= SLOPE[1] if name == "slope" else row["value"] <= MOST_ECE
-        return Found(Estimate(row["value"], ci95, row["queries"]), SHOWN if holds else f"{NOT_SHOWN}: {shown} not {bounds}")
+        word = TOO_FEW if ci95 is None else SHOWN if holds else f"{NOT_SHOWN}: {shown} not {bounds}"
+        return Found(Estimate(row["value"], ci95, row["queries"]), word)
 
     both = (UNSEEN, UNSEEN) if group is None else (found(group), found(group[~group["looped"]]))
     test = f"{method}: {shown} over 20 bins {bounds} (Figure 6)"
@@ -415,9 +431,11 @@ def report(folder: Path) -> Table:
     for model in sorted({r["model"] for r in records}):
         own = [r for r in records if r["model"] == model]
         rows = rows_of(own, folder, audits.get(model))
-        first = next((r for r in own if not r["is_warmup"]), own[0])
-        heads = sorted({r["head_sha"][:16] for r in own if r["head_sha"] and r["method"] in (STATIC, DYNAMIC)})
-        facts = [f"Weights: target {first['target_sha'][:16]}{''.join(f', head {head}' for head in heads)}"]
+        used = Measured(own, folder).records or own
+        first, sources = used[0], {r["task"]: r["source"] for r in used}
+        heads = sorted({r["head_sha"][:16] for r in used if r["head_sha"]})
+        facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
+        facts += [f"Weights: target {first['target_sha'][:16]}{''.join(f', head {head}' for head in heads)}"]
         facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))

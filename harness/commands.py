@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import methods
 import tasks
 from harness import config as model_configs
 from harness.errors import UserError, duration, say, unknown
+from tasks.sources import SOURCES
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
@@ -202,6 +203,8 @@ def reproduce_command(**o: Any) -> None:
     from harness import published, tables
     from harness import reproduce as r
 
+    if o["source"] not in (*SOURCES, "auto"):
+        raise unknown("source", o["source"], (*SOURCES, "auto"))
     named = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
     _checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
     include_all(o["includes"])
@@ -221,7 +224,7 @@ def reproduce_command(**o: Any) -> None:
         for trees in (False, True):
             cells = [cell for item, found in wanted.items() if item.needs_trees is trees for c, own in found
                      if c.name == config.name for cell in own]  # fmt: skip
-            rows += _cell_options(cells, {**o, "trees": trees})
+            rows += _cell_options(config, cells, {**o, "trees": trees})
         try:
             failed += _run_rows(config, rows, o)
         except UserError as e:  # the others are measured all the same, and this one when it is there
@@ -246,12 +249,11 @@ def reproduce_command(**o: Any) -> None:
 
 def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
     """A table an item, from what the folder holds now."""
-    from harness import acceptance, records
+    from harness import acceptance
     from harness import reproduce as r
     from harness.trees import has_trees, read_drafts
 
-    path = o["results"] / records.RECORDS
-    recorded = records.read(o["results"]) if path.exists() and path.stat().st_size else []
+    recorded = _recorded(o["results"])
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
     targets = {name: r.Target(name, c.paper, c.max_new_tokens, measurements[name].facts()) for name, c in configs.items()}
@@ -268,6 +270,34 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
             judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(r.report(item, judged))
     return made
+
+
+def _recorded(folder: Path) -> list[Any]:
+    """What a folder holds, if anything."""
+    from harness import records
+
+    path = folder / records.RECORDS
+    return list(records.read(folder)) if path.exists() and path.stat().st_size else []
+
+
+def _check_environment(config: Any, o: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: what is asked for could not be judged together with what the folder holds; said before hours are spent.
+    """
+    from harness.reproduce import of_the_paper
+
+    there: list[Any] = list(of_the_paper(_recorded(o["results"]), config.name, o["results"]))
+    dtype = config.dtype if o["dtype"] in (None, "auto") else o["dtype"]
+    asked = {
+        "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
+        "threads": o["threads"] or os.cpu_count() or 1,
+        "max_new_tokens": o["max_new_tokens"] or config.max_new_tokens,
+    }
+    for key, value in asked.items():
+        if there and there[0][key] != value:
+            raise UserError(f"{o['results']} holds records of {config.name} with {key} {there[0][key]}, and {value} is asked "
+                            "for: they cannot be judged together; ask for the same, or choose another --results")  # fmt: skip
 
 
 def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[Any, list[Any]]]:
@@ -301,8 +331,22 @@ def _paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple
     return found
 
 
-def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
-    """Options of `harness run`, one set a temperature, that measure these cells."""
+def _no_drafter(config: Any, method: str, head: Path | None) -> str | None:
+    """What a method drafts with and the model has none of. Without an EAGLE head nothing of the paper can be measured: that is
+    missing, not left out."""
+    from harness.weights import drafter_folders
+
+    kind = methods.get(method).drafter
+    if kind is None or kind == methods.EAGLE or kind in drafter_folders(config, head or config.head_folder):
+        return None
+    return methods.DRAFTERS[kind]
+
+
+def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of `harness run` that measure these cells and no others; methods without a drafter are left out.
+
+    At one temperature a task stands in one set of them only: all its methods are timed with the same baseline.
+    """
     from harness.published import MEAN
     from harness.style import SIX_TASKS
 
@@ -310,10 +354,16 @@ def _cell_options(cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any
     rows = []
     for temperature in dict.fromkeys(c.temperature for c in cells):
         here = [c for c in cells if c.temperature == temperature and c.method_here]
-        names = tuple(dict.fromkeys(("vanilla", *(c.method_here for c in here))))
-        tasks_here = [t for c in here for t in (SIX_TASKS if c.task == MEAN else (c.task_here,))]
-        rows.append({**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(dict.fromkeys(tasks_here)),
-                     "temperature": temperature, "out": o["results"]})  # fmt: skip
+        by_task: dict[str, set[str]] = {}
+        for c in here:
+            if _no_drafter(config, c.method_here, o["head"]) is None:
+                for task in SIX_TASKS if c.task == MEAN else (c.task_here,):
+                    by_task.setdefault(task, set()).add(c.method_here)
+        by_methods: dict[tuple[str, ...], list[str]] = {}
+        for task, names in by_task.items():
+            by_methods.setdefault(("vanilla", *sorted(names)), []).append(task)
+        rows += [{**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(tasks_here), "temperature": temperature,
+                  "out": o["results"]} for names, tasks_here in by_methods.items()]  # fmt: skip
     return rows
 
 
@@ -321,17 +371,17 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
     """Measure what is missing of one model; -> number of generations that failed.
 
     Raises:
-        UserError: something it needs is missing; nothing is fetched here that takes hours.
+        UserError: something it needs is missing, for nothing is fetched here that takes hours; or the folder holds records of
+            another environment.
     """
     import gc
 
     import torch
 
-    from harness import preflight
-
+    _check_environment(config, o)
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
-    lines = preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto")
+    lines = _preflight(config, (name for row in rows for name in row["names"]), o)
     missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
@@ -339,24 +389,35 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
         return _measure(runners)
 
 
+def _preflight(config: Any, names: Iterable[str], o: dict[str, Any]) -> Iterator[str]:
+    """What a run of these methods takes and what of it is missing."""
+    from harness import preflight
+
+    needed = {kind for name in names if (kind := methods.get(name).drafter)}
+    return preflight.report(config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"] or "auto",
+                            others=needed - {methods.EAGLE})  # fmt: skip
+
+
 def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None:
     """Each cell with what the paper printed, what is there and how long the rest takes; then memory and what is missing."""
-    from harness import preflight, records
+    from harness import records
     from harness.published import MEAN, TASKS
 
     n_prompts, budget = o["limit"] or config.limit, o["max_new_tokens"] or config.max_new_tokens
     rates, by = _known_rates(o["results"], config.name, records), f"the records in {o['results']}"
     if not rates and config.paper and config.architecture:
         rates, by = _published_rates(config, cells)
-    done = _n_recorded(o["results"], config, records)
+    done = _n_recorded(o["results"], config.name, o["source"], budget)
+    without = {name: what for c in cells if (name := c.method_here) and (what := _no_drafter(config, name, o["head"]))}
     click.echo(f"{config.name} ({config.paper or 'a stand-in: its cells are not comparable with the paper'}):")
     total, seconds, unknown = 0, 0.0, False
 
     def listed(method: str | None, task: str, temperature: float, said: str) -> None:
         nonlocal total, seconds, unknown
         line = f"cell: {config.name} x {TASKS.get(task, task)} x {said} at T = {temperature:g}"
-        if method is None or task == MEAN:
-            click.echo(f"{line}: {'no such method here' if method is None else 'the mean of the six'}")
+        if method is None or method in without or task == MEAN:
+            why = "no such method here" if method is None else f"the model has no {without[method]}" if method in without else ""
+            click.echo(f"{line}: {why or 'the mean of the six'}")
             return
         n = n_prompts * tasks.get(TASKS[task]).n_turns
         left = max(n - done.get((method, TASKS[task], temperature), 0), 0)
@@ -373,8 +434,23 @@ def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None
     about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
     about += ", cells of unknown time left out" if rates and unknown else ""
     click.echo(f"generations: {total} of at most {budget} tokens; {about}")
-    for line in preflight.report(config, head=o["head"], needs_head=True, dtype=o["dtype"] or "auto"):
-        click.echo(line)
+    no_prompts = _missing_prompts(dict.fromkeys(TASKS[c.task] for c in cells if c.task != MEAN), o)
+    for line in _preflight(config, {c.method_here for c in cells if c.method_here} - without.keys(), o):
+        if not (no_prompts and line == "missing: nothing"):
+            click.echo(line)
+    if no_prompts:
+        click.echo(f"missing: {no_prompts}")
+
+
+def _missing_prompts(names: Iterable[str], o: dict[str, Any]) -> str:
+    """Which tasks' prompts are not there and why the first of them is not; nothing where all are."""
+    why: dict[str, str] = {}
+    for name in names:
+        try:
+            tasks.resolve(name, o["source"], o["prompts_dir"])
+        except UserError as e:
+            why[name] = str(e)
+    return f"prompts of {', '.join(why)}: {next(iter(why.values()))}" if why else ""
 
 
 def _paper_says(cell: Any) -> str:
@@ -404,15 +480,18 @@ def _published_rates(config: Any, cells: Sequence[Any]) -> tuple[dict[str, float
                    f"({rate.by}, {rate.table}), scaled by parameters")  # fmt: skip
 
 
-def _n_recorded(folder: Path, config: Any, records: Any) -> dict[tuple[str, str, float], int]:
-    """Generations of a model that a ledger holds, by method, task and temperature."""
+def _n_recorded(folder: Path, model: str, source: str, max_new_tokens: int) -> dict[tuple[str, str, float], int]:
+    """Generations that a ledger holds of a model, prompt source (`auto`: any) and budget, by method, task and temperature."""
+    from harness import records
+
     counts: dict[tuple[str, str, float], set[tuple[Any, ...]]] = {}
     try:
         known = records.read(folder)
     except UserError:
         return {}
     for r in known:
-        if r["model"] == config.name and r["status"] == "ok" and not r["is_warmup"] and r["preset"] == "paper":
+        is_same = (r["model"], r["preset"], r["max_new_tokens"]) == (model, "paper", max_new_tokens)
+        if is_same and source in ("auto", r["source"]) and r["status"] == "ok" and not r["is_warmup"]:
             counts.setdefault((r["method"], r["task"], r["temperature"]), set()).add((r["sample_id"], r["turn"], r["source"]))
     return {key: len(ids) for key, ids in counts.items()}
 
@@ -734,7 +813,7 @@ def _progress(total: int, estimate: dict[Work, float], missing: dict[Work, int])
 
 def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     """Cells, a rough time, memory, and what is missing; loads no model."""
-    from harness import preflight, records
+    from harness import records
     from harness.runner import BASELINE
 
     arms, prompt_sets, max_new_tokens = part.arms, part.prompt_sets, part.max_new_tokens
@@ -757,11 +836,7 @@ def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
     else:
         seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
         click.echo(f"time: at most {duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
-    needed = _drafters([part])
-    others = needed - {methods.EAGLE}
-    for line in preflight.report(
-        config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"], others=others
-    ):  # fmt: skip
+    for line in _preflight(config, names, o):
         click.echo(line)
 
 

@@ -102,21 +102,25 @@ def _field(record: Record, name: str) -> Any:
 
 
 # What must be one value over all records of a model before a verdict is given on it.
-ONE_ENVIRONMENT = ("machine", "target_sha", "head_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
+ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
 
 
 def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     """The measured records of one model, as they are.
 
     Raises:
-        UserError: they were measured in several environments, or an arm with several options; names the key.
+        UserError: they were measured in several environments, methods that draft with the same head with several of them, or an
+            arm with several options; names the key.
     """
     found = measured(records)
-    arms: dict[tuple[str, str], list[Record]] = {}
+    arms: dict[str, list[Record]] = defaultdict(list)
+    heads: dict[str, list[Record]] = defaultdict(list)
     for r in found:
-        arms.setdefault((r["method"], r["preset"]), []).append(r)
+        arms[f"{r['method']} ({r['preset']})"].append(r)
+        heads["all eagle methods" if r["method"].startswith("eagle") else r["method"]].append(r)
     checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
-    checks += [(f"{method} ({preset})", "options", own) for (method, preset), own in arms.items()]
+    checks += [(whose, "head_sha", own) for whose, own in heads.items()]
+    checks += [(whose, "options", own) for whose, own in arms.items()]
     for whose, key, own in checks:
         values = sorted({str(value) for r in own if (value := _field(r, key)) is not None})  # plain decoding has no head
         if len(values) > 1:

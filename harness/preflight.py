@@ -12,8 +12,17 @@ from harness.config import Architecture, GGUFWheel, HubRepo, LocalFolder, ModelC
 from harness.errors import UserError
 from harness.fetch import hub_folder
 from harness.placement import gb
-from harness.weights import drafter_folders, has_token, lacking, licence_page, missing_packages, prepared_folder, weight_files
-from methods import DRAFTERS
+from harness.weights import (
+    drafter_folders,
+    drafter_kind,
+    has_token,
+    lacking,
+    licence_page,
+    missing_packages,
+    prepared_folder,
+    weight_files,
+)
+from methods import DRAFTERS, EAGLE
 
 STORED = 2  # bytes a parameter: every published target here is in 16 bits
 STORED_HEAD = 4  # and some heads in 32, with a copy of the embedding
@@ -28,8 +37,9 @@ def report(
     that of the run, `auto` for the model's.
     """
     sizes = architecture(config)
+    given, head = head, head if head is not None and drafter_kind(head) == EAGLE else None
     missing = [*_weights(config), *_head(config, head, needs_head, sizes)]
-    missing += [line for kind in sorted(others) for line in _other(config, kind, head)]
+    missing += [line for kind in sorted(others) for line in _other(config, kind, given)]
     missing += [f"package {name}, which reads its tokenizer: `pip install {name}`" for name in missing_packages(config)]
     missing += _disk(config, head, needs_head, sizes)
     if sizes is not None:
@@ -38,7 +48,8 @@ def report(
         yield f"memory: {line}"
         missing += lacks
     yield from (f"missing: {what}" for what in missing or ["nothing"])
-    for repo in _repos(config, head, needs_head):
+    of_others = [repo for kind in sorted(others) if isinstance(repo := config.drafter_source(kind), HubRepo)]
+    for repo in (*_repos(config, head, needs_head), *of_others):
         if not repo.official:
             yield f"note: {repo.hub} is not the official repository of these weights"
         if not repo.is_pinned:
@@ -52,7 +63,7 @@ def architecture(config: ModelConfig) -> Architecture | None:
 
 
 def _repos(config: ModelConfig, head: Path | None, needs_head: bool) -> list[HubRepo]:
-    """The repositories a run reads."""
+    """The repositories of target and EAGLE head that a run reads."""
     used = [config.weights, config.head if needs_head and head is None else None]
     return [repo for repo in used if isinstance(repo, HubRepo)]
 

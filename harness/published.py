@@ -21,14 +21,16 @@ from harness.style import SIX_TASKS
 PAPER = "EAGLE-2 (arXiv 2406.16858v2)"
 MEAN = "Mean"  # of the six tasks, in the paper's tables
 TASKS = dict(zip(("MT-bench", "HumanEval", "GSM8K", "Alpaca", "CNN/DM", "Natural Questions"), SIX_TASKS, strict=True))
+# SpS: the paper ran Hugging Face's assisted generation, whose draft length adapts; `sps` drafts a fixed number of tokens.
 METHODS = {
-    "EAGLE-2": "eagle2", "EAGLE": "eagle1", "PLD": "pld", "w/o value": "eagle2-no-value", "w/o reranking": "eagle2-no-rerank",
-    "w/o both": "eagle2-no-both",
+    "EAGLE-2": "eagle2", "EAGLE": "eagle1", "PLD": "pld", "SpS": "sps", "Lookahead": "lookahead", "Medusa": "medusa",
+    "Hydra": "hydra", "w/o value": "eagle2-no-value", "w/o reranking": "eagle2-no-rerank", "w/o both": "eagle2-no-both",
 }  # fmt: skip
 
 # Others' names for the same thing. Spec-Bench's prompts of these tasks are the paper's own, id by id.
 _SAME = {
     "EAGLE drafter + EAGLE-1 static tree (25 nodes)": "EAGLE",
+    "SpS (Vicuna-68M)": "SpS",  # in the figures, with the speedups of Table 1's SpS
     "Multi-turn Conversation": "MT-bench",
     "Summarization": "CNN/DM",
     "Question Answering": "Natural Questions",

@@ -32,8 +32,9 @@ TEMPLATE = "report.html.j2"
 _SAID = {"True": "holds", "False": "FAILS", "": "not judged"}
 _AUDIT_COLUMNS = {"layer": "layer", "method": "method", "checked": "checked", "worst": "worst", "threshold": "threshold",
                   "detectable": "smallest detectable", "verdict": "verdict", "why": "why"}  # fmt: skip
-_GOOD = re.compile(r"(holds|shown|reproduced|lossless|tau reproduced)\b")
-_BAD = re.compile(r"(fails|not (reproduced|shown)|does not hold)\b", re.IGNORECASE)
+# How a cell of a column of verdicts begins.
+_GOOD = re.compile(r"(holds|shown|lossless)\b")
+_BAD = re.compile(r"(fails|not shown|not so|the opposite is shown)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +158,16 @@ def _block(title: str, shown: pd.DataFrame, facts: Sequence[str] = (), text: str
     shown = shown.astype(str)
     # words to the left, numbers to the right
     sides = ["words" if any(cell[:1].isalpha() for cell in shown.iloc[:, i]) else "" for i in range(shown.shape[1])]
+    columns = tuple(zip(map(str, shown.columns), sides, strict=True))
+    judged = [name.startswith(("verdict", "audit")) for name, _ in columns]  # a claim may itself be called `lossless`
     rows = tuple(
-        tuple((cell, _verdict(cell) or side) for cell, side in zip(row, sides, strict=True))
+        tuple((cell, (is_judged and _judged(cell)) or side) for cell, side, is_judged in zip(row, sides, judged, strict=True))
         for row in shown.itertuples(index=False)
     )
-    columns = tuple(zip(map(str, shown.columns), sides, strict=True))
     return Block(title, tuple(facts), columns, rows, text=text, folded=folded)
 
 
-def _verdict(cell: str) -> str:
+def _judged(cell: str) -> str:
     return "words bad" if _BAD.match(cell) else "words good" if _GOOD.match(cell) else ""
 
 
@@ -192,20 +194,26 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _losslessness(folder: Path) -> list[Block]:
-    """What `harness verify --out DIR/audit` found: each method's word, then a table and a figure a layer."""
-    file = folder / tables.AUDIT.parent / "audit.csv"
-    words = [Block(f"Each method's word on {model}", facts=tuple(f"{method}: {word}" for method, word in said.items()))
-             for model, said in tables.audits_of(folder).items()]  # fmt: skip
-    if not file.is_file():
-        return words
+    """What `harness verify --out DIR/audit` found (of several models: DIR/audit/MODEL): each method's word, then a table and a
+    figure a layer."""
+    blocks = [Block(f"Each method's word on {model}", facts=tuple(f"{method}: {word}" for method, word in said.items()))
+              for model, said in tables.audits_of(folder).items()]  # fmt: skip
+    audit = folder / tables.AUDIT.parent
+    for file in (audit / "audit.csv", *sorted(audit.glob("*/audit.csv"))):
+        if file.is_file():
+            blocks += _layers(file, "" if file.parent == audit else f"{file.parent.name}, ")
+    return blocks
+
+
+def _layers(file: Path, model: str) -> list[Block]:
     verdicts = _read_csv(file)
     if missing := {*_AUDIT_COLUMNS, "passed"} - {"verdict"} - set(verdicts.columns):
         raise UserError(f"{file} is not what `harness verify` writes (no column {min(missing)}); run it again")
     verdicts["verdict"] = verdicts["passed"].map(lambda passed: _SAID.get(passed, passed))
     shown = verdicts[list(_AUDIT_COLUMNS)].rename(columns=_AUDIT_COLUMNS)
-    blocks = [_block(str(layer), rows.drop(columns=["layer", *([] if rows["why"].any() else ["why"])]))
+    blocks = [_block(f"{model}{layer}", rows.drop(columns=["layer", *([] if rows["why"].any() else ["why"])]))
               for layer, rows in shown.groupby("layer", sort=False)]  # fmt: skip
-    return words + blocks + _images(file.parent)
+    return blocks + _images(file.parent)
 
 
 def _claims(folder: Path) -> list[Block]:

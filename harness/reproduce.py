@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness import tables
+from harness.acceptance import with_interval
 from harness.metrics import (
     Arm,
     CellSummary,
@@ -76,6 +77,17 @@ class Judged:
 # ---- what was measured ----------------------------------------------------------------------------------------------
 
 
+def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[Record]:
+    """The measured records of a model that the paper's cells are made of.
+
+    Raises:
+        UserError: they were measured in several environments; names the key.
+    """
+    known = {VANILLA, *METHODS.values()}
+    own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
+    return one_environment(own, where)
+
+
 class Measurements:
     """A folder's measured records of one model, by method, task and temperature.
 
@@ -84,9 +96,7 @@ class Measurements:
     """
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
-        known = {VANILLA, *METHODS.values()}
-        own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
-        self.records = one_source(one_environment(own, where))
+        self.records = one_source(of_the_paper(records, model, where))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
@@ -183,9 +193,9 @@ def tau_agrees(cell: Cell, ours: Ours) -> bool | None:
     """None where the paper has no tau or none was measured."""
     if not cell.tau or ours.tau.value is None:
         return None
-    low, high = ours.tau.ci95 or (ours.tau.value, ours.tau.value)
+    ends = (ours.tau.value, *(ours.tau.ci95 or ()))  # a skewed interval need not hold the value
     # half a rounding error: 3.90 and 4.00 differ by 0.10 in the paper's two digits, whatever they do in binary
-    return low - TOLERANCE - 1e-9 <= cell.tau[0].value <= high + TOLERANCE + 1e-9
+    return min(ends) - TOLERANCE - 1e-9 <= cell.tau[0].value <= max(ends) + TOLERANCE + 1e-9
 
 
 def speed_agrees(cell: Cell, ours: Ours) -> bool | None:
@@ -365,8 +375,8 @@ def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
     shown = []
     for r in found:
         spread = f"{number(_root(r.variance))} ({number(_root(r.chance_variance))})"
-        shown.append({"at": r.at, "forwards": f"{r.n:,}", "rate": _rate(r), "spread": spread, "paper's": NOTHING,
-                      "verdict": "the paper gives no number"})  # fmt: skip
+        shown.append({"at": r.at, "forwards": f"{r.n:,}", "rate": with_interval(r, "{:.3f}"), "spread": spread,
+                      "paper's": NOTHING, "verdict": "the paper gives no number"})  # fmt: skip
     by_rate = sorted(found, key=lambda r: r.value)
     as_there = (by_rate[0].at, by_rate[-1].at) == ("P6", "P1")
     order = " < ".join(r.at for r in by_rate)
@@ -389,11 +399,11 @@ def _confidences(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
                 word = incomparable(target, r.source, r.max_new_tokens) or _covers(r, n)
             edges, mean = f"{r.low:.2f} to {r.high:.2f}", number(r.mean_confidence, "{:.3f}")
             shown.append({"at": edges, "nodes": f"{r.n:,}", "confidence": mean,
-                          "rate": _rate(r), "paper's": n.text if n else NOTHING, "verdict": word})  # fmt: skip
+                          "rate": with_interval(r, "{:.3f}"), "paper's": n.text if n else NOTHING, "verdict": word})  # fmt: skip
         elif r.kind == "fit" and r.at != "mean_gap":
             name = "slope" if r.at == "slope" else "ECE"
-            shown.append({"at": name, "nodes": f"{r.n:,}", "confidence": "", "rate": _rate(r), "paper's": NOTHING,
-                          "verdict": "the paper's bars lie along y = x"})  # fmt: skip
+            shown.append({"at": name, "nodes": f"{r.n:,}", "confidence": "", "rate": with_interval(r, "{:.3f}"),
+                          "paper's": NOTHING, "verdict": "the paper's bars lie along y = x"})  # fmt: skip
     return shown
 
 
@@ -402,10 +412,6 @@ def _covers(row: Any, published: Number) -> str:
         return "not judged (no interval)"
     covers = row.value_low - ROUNDED <= published.value <= row.value_high + ROUNDED
     return "reproduced" if covers else f"not reproduced: {row.value - published.value:+.2f} of the paper's"
-
-
-def _rate(row: Any) -> str:
-    return bracketed(number(row.value, "{:.3f}"), None if pd.isna(row.value_low) else (row.value_low, row.value_high), "{:.3f}")
 
 
 def _root(variance: float | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -171,6 +171,15 @@ def test_the_table_has_its_columns_tasks_pooled_and_loops_apart() -> None:
     assert p1["queries"]["all", "all"] == 12 and p1["forwards"]["all", "no loops"] == 30
     report = tables.markdown(acceptance.report(table))
     assert "P6" in report and "| eagle2 |" in report
+
+
+def test_trees_of_a_generation_that_failed_later_count_for_nothing() -> None:
+    failed = {**measured("eagle2", 0, [1] * 9), "key": "k", "status": "error", "wall_s": None}
+    kept = {"k": drafts([FIGURE_5 | {"path": [1]}])}
+    assert acceptance.acceptance_table([cast(Record, failed)], kept).empty
+    whole = cast(Record, {**measured("eagle2", 1, [1] * 9), "key": "k2"})
+    table = acceptance.acceptance_table([cast(Record, failed), whole], {**kept, "k2": drafts([FIGURE_5 | {"path": [1]}], "k2")})
+    assert set(table["generations"]) == {1}
 
 
 def test_the_variance_within_a_position_is_between_conversations() -> None:

@@ -103,6 +103,14 @@ def test_looping_outputs_are_left_out_of_the_second_verdict() -> None:
     assert row.all.effect.value < row.no_loops.effect.value
 
 
+def test_a_task_whose_outputs_all_looped_was_measured_and_cannot_be_judged_without() -> None:
+    records = [cast(Record, {**r, "looped": r["task"] == "alpaca"}) for r in made(ACCEPTS, FASTER)]
+    rows = {r.claim: r for r in ledger(records) if r.temperature == 0}
+    for claim in (f"{AS_PUBLISHED}: τ", "longer accepts than EAGLE-1 in every task"):
+        assert rows[claim].all.verdict == SHOWN
+        assert rows[claim].no_loops.verdict == "not judged: every output looped in alpaca"
+
+
 def test_too_few_prompts_are_not_judged() -> None:
     assert verdict(ledger(made(ACCEPTS, FASTER, n=4)), f"{AS_PUBLISHED}: τ").startswith("not judged: no interval under 5")
 
@@ -172,13 +180,18 @@ def test_what_depends_on_the_model_is_not_comparable_on_another() -> None:
     speeds = {**FASTER, "eagle2": 3.6}
     headline = "speedups of 3.05-4.26"
     assert verdict(ledger(made(ACCEPTS, speeds)), headline, on="mt_bench") == "not comparable: toy is not a model of the paper"
-    assert verdict(ledger(made(ACCEPTS, speeds, model="vicuna-7b")), headline, on="mt_bench") == SHOWN
+    as_there: dict[str, Any] = {"model": "vicuna-7b", "max_new_tokens": 512}
+    assert verdict(ledger(made(ACCEPTS, speeds, **as_there)), headline, on="mt_bench") == SHOWN
+    for change, why in (({"source": "bundled"}, "bundled prompts"), ({"max_new_tokens": 128}, "at most 128 new tokens, not 512")):
+        found = ledger(made(ACCEPTS, speeds, **{**as_there, **change}))
+        assert verdict(found, headline, on="mt_bench") == f"not comparable: {why}"
 
 
 @pytest.mark.parametrize(
     ("audit", "word"),
-    [({"eagle2": "lossless"}, SHOWN), ({"eagle2": "fails L3"}, "not shown: fails L3"), (None, "not measured: harness verify")],
-)
+    [({"eagle2": "lossless (quick)"}, SHOWN), ({"eagle2": "fails L3"}, "not shown: fails L3"),
+     ({"eagle2": "open"}, "not judged: a layer"), (None, "not measured: harness verify")],
+)  # fmt: skip
 def test_lossless_is_what_the_audit_found(audit: dict[str, str] | None, word: str) -> None:
     (row,) = [r for r in ledger(made(ACCEPTS, FASTER), audit) if r.claim == "lossless"]
     assert row.all.verdict.startswith(word)
@@ -244,7 +257,7 @@ def test_without_trees_the_drafts_claims_say_how_to_measure_them(tmp_path: Path)
 def test_the_command_writes_prints_and_refuses(tmp_path: Path) -> None:
     folder = write_ledger(tmp_path / "two", [*made(ACCEPTS, FASTER), *made(ACCEPTS, FASTER, model="vicuna-7b")])
     (folder / "audit" / "vicuna-7b").mkdir(parents=True)
-    found = {"model": "vicuna-7b", "methods": {"eagle2": "lossless"}}
+    found = {"model": "vicuna-7b", "methods": {"eagle2": "lossless (full)"}}
     (folder / "audit" / "vicuna-7b" / "lossless.json").write_text(json.dumps(found))
     done = harness("claims --json --results", folder)
     assert done.code == 0, done.err
@@ -256,7 +269,8 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path) -> None:
     (row,) = [r for r in rows if r["model"] == "toy" and r["claim"] == f"{AS_PUBLISHED}: τ"]
     assert row["verdict"] == row["verdict_no_loops"] == SHOWN and row["effect_low"] < row["effect"] < row["effect_high"]
     assert {p.name for p in (folder / "claims").iterdir()} == {"claims.md", "claims.csv", "claims.tex"}
-    assert AS_PUBLISHED in (folder / "claims" / "claims.md").read_text()
+    written = (folder / "claims" / "claims.md").read_text()
+    assert AS_PUBLISHED in written and "Prompts: mt_bench paper, humaneval paper" in written
     refused(harness("claims --results", tmp_path / "none"), "no records in")
     mixed = write_ledger(tmp_path / "mixed", made(ACCEPTS, FASTER) + made(ACCEPTS, FASTER, n=7, dtype="float16"))
     refused(harness("claims --results", mixed), "mixed environments: dtype of the records of toy is float16 and float32")
@@ -274,5 +288,9 @@ def test_drafted_trees_of_a_run_feed_the_claims_on_the_draft(tmp_path: Path) -> 
         assert slope["prompts"] == 5 and slope["effect_low"] <= slope["effect"] <= slope["effect_high"]
         assert (slope["verdict"] == SHOWN) is (0.8 <= slope["effect"] <= 1.2)
         assert (ece["verdict"] == SHOWN) is (ece["effect"] <= 0.05)
+    done = harness(f"run {words.replace('--limit 5', '--limit 1')} --trees --model {TINY} --out", tmp_path / "one")
+    assert done.code == 0, done.err
+    few = [r for r in harness("claims --json --results", tmp_path / "one").value if "calibrated" in r["claim"]]
+    assert {r["verdict"] for r in few} == {claims.TOO_FEW} and all(r["effect"] is not None for r in few)
     assert rows["acceptance depends on position", "eagle1", "alpaca"]["effect"] > 0
     assert rows["acceptance depends on context", "eagle1", "alpaca"]["verdict"] in (SHOWN, NOT_SHOWN)

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 from console import Outcome, harness, isolate, questions, refused, run
 from make_ledger import FOLDER as SIMULATED
@@ -163,6 +164,22 @@ def test_tables_losslessness_and_claims_are_in_it(html: str) -> None:
                  "too few", "0.1235", "calibration tiny T0 float32"):  # fmt: skip
         assert part in text
     assert "harness verify --results" not in text and "harness claims --results" not in text  # the hints for empty parts
+
+
+def test_verdicts_are_coloured_and_a_claim_of_the_same_word_is_not() -> None:
+    words = {"shown": "good", "the opposite is shown": "bad", "not so: below the range": "bad", "not shown": "bad",
+             "not judged: x": "words", "not comparable: x": "words"}  # fmt: skip
+    block = report._block("", pd.DataFrame({"claim": ["lossless"] * len(words), "verdict": list(words)}))
+    for (claim, verdict), colour in zip(block.rows, words.values(), strict=True):
+        assert claim[1] == "words" and colour in verdict[1].split()
+
+
+def test_each_of_several_models_audits_is_in_the_page(tmp_path: Path) -> None:
+    columns = "layer,method,checked,worst,threshold,detectable,passed,why\n"
+    for model in ("big", "small"):
+        (tmp_path / "audit" / model).mkdir(parents=True)
+        (tmp_path / "audit" / model / "audit.csv").write_text(columns + "L1 exact law,eagle2,16 cases,0,0,0,True,\n")
+    assert [block.title for block in report._losslessness(tmp_path)] == ["big, L1 exact law", "small, L1 exact law"]
 
 
 def test_prompts_of_others_are_shown_only_where_asked_for(ledger: Path) -> None:

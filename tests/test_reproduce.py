@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import TINY, counted, files, harness, isolate, refused
+from console import TINY, counted, files, harness, isolate, refused, tiny_copy
 from make_ledger import FOLDER
 from test_metrics import measured
 
 import methods
-from harness import bars, published
+from harness import bars, commands, published
 from harness.config import model_config, paper_models
 from harness.errors import UserError
 from harness.metrics import Estimate, StepCosts, six_task_mean, summarise
@@ -138,6 +138,10 @@ def test_tau_may_be_a_tenth_outside_our_interval(low: float, high: float, agrees
     assert verdict(o).startswith("τ and speed reproduced" if agrees else "not reproduced: τ")
 
 
+def test_tau_may_be_near_by_its_value_where_its_interval_is_not() -> None:
+    assert verdict(ours(tau=Estimate(5.0, (5.08, 5.2), 80))).startswith("τ and speed reproduced")
+
+
 def test_tau_needs_no_interval() -> None:
     assert verdict(ours(tau=Estimate(5.07, None, 3))) == "τ and speed reproduced"
     assert verdict(ours(tau=Estimate(5.08, None, 3))).startswith("not reproduced: τ +0.11 of the paper's")
@@ -171,8 +175,25 @@ def test_what_cannot_be_compared_says_why() -> None:
     assert verdict(ours(source="bundled", max_new_tokens=128)) == (
         "not comparable: bundled prompts; at most 128 new tokens, not 512"
     )
-    assert verdict(None, cell("Medusa")) == "not comparable: Medusa is not among the methods here"
-    assert verdict(None) == "not measured"
+    assert verdict(None) == verdict(None, cell("Medusa")) == "not measured"
+
+
+def test_every_method_of_table_1_is_here_and_a_draft_that_is_not_says_so() -> None:
+    assert {c.method_here for c in cells(item("table", "1"))} == {
+        "sps",
+        "pld",
+        "lookahead",
+        "medusa",
+        "hydra",
+        "eagle1",
+        "eagle2",
+    }
+    in_figure = {c.method: c for c in cells(item("figure", "2")) if c.method_here is None}
+    assert set(in_figure) == {"SpS (LLaMA2-Chat-7B draft)", "SpS (LLaMA3-Instruct-8B draft)"}
+    for name, own in in_figure.items():
+        assert verdict(None, own) == f"not comparable: {name} is not among the methods here"
+    (sps,) = [c for c in cells(item("figure", "2")) if (c.model, c.method) == ("Vicuna-7B", "SpS")]
+    assert sps.tau[0].table == "Table 1"  # the figure gives its speedup alone
 
 
 def test_a_verdict_that_rests_on_a_transcription_is_marked_and_the_note_says_so() -> None:
@@ -186,7 +207,10 @@ def test_a_verdict_that_rests_on_a_transcription_is_marked_and_the_note_says_so(
 
 def test_a_stand_in_has_the_range_of_the_papers_models_and_no_methods_that_are_not_here() -> None:
     made = stand_in(cells(item("table", "1")), "toy")
-    assert {c.method for c in made} == {"PLD", "EAGLE", "EAGLE-2"} and {c.model for c in made} == {"toy"}
+    everything = {"SpS", "PLD", "Lookahead", "Medusa", "Hydra", "EAGLE", "EAGLE-2"}
+    assert {c.method for c in made} == everything and {c.model for c in made} == {"toy"}
+    in_figure = stand_in(cells(item("figure", "2")), "toy")
+    assert {c.method for c in in_figure} == everything - {"PLD", "Hydra"}  # other drafts of SpS than Vicuna's are not here
     (one,) = [c for c in made if (c.method, c.task, c.temperature) == ("EAGLE-2", "MT-bench", 0.0)]
     assert sorted(n.value for n in one.speedup) == [3.43, 3.62, 4.21, 4.26]
     table = report(item("table", "1"), [judge(one, STAND_IN, ours())])
@@ -225,8 +249,12 @@ def test_mixed_environments_are_refused_and_the_key_is_named(key: str, value: An
 
 def test_two_heads_and_two_sets_of_options_are_refused() -> None:
     heads = [measured(m, 0, [0] * 9, head_sha=m) for m in ("eagle1", "eagle2")]
-    with pytest.raises(UserError, match="head_sha of the records of toy is eagle1 and eagle2"):
+    with pytest.raises(UserError, match="head_sha of all eagle methods of toy is eagle1 and eagle2"):
         Measurements(heads, "toy", "DIR")
+    medusas = [measured("eagle2", i, [0] * 9, method="medusa", head_sha=f"heads {i}") for i in range(2)]
+    with pytest.raises(UserError, match="head_sha of medusa of toy is heads 0 and heads 1"):
+        Measurements(medusas, "toy", "DIR")
+    Measurements([heads[0], medusas[0]], "toy", "DIR")  # each has its own drafter
     options = [measured("eagle2", i, [0] * 9, options={"total": i}) for i in range(2)]
     with pytest.raises(UserError, match="options of eagle2 .paper. of toy is "):
         Measurements(options, "toy", "DIR")
@@ -255,10 +283,13 @@ def test_a_dry_run_lists_every_cell_with_hours_and_memory(tmp_path: Path) -> Non
     listed = [line for line in lines if line.startswith("cell: ")]
     assert len(listed) == 224 + 4 * 2 * 6  # the baselines along
     assert "cell: vicuna-7b x mt_bench x eagle2 (EAGLE-2) [paper: 3.62x, tau 4.98] at T = 0: 160 of 160" in done.out
-    assert all("no such method here" in line for line in listed if " x Medusa " in line)
-    assert all(line.endswith((" min", " h", " s", "method here", "of the six")) for line in listed)
+    hydra = [line for line in listed if " x hydra (Hydra) " in line]
+    assert len(hydra) == 14 and all(line.endswith(": the model has no set of Hydra heads") for line in hydra)
+    assert all(line.endswith((" min", " h", " s", "of the six")) for line in listed if line not in hydra)
+    assert any("missing: set of Medusa heads of vicuna-7b" in line for line in lines)
     assert len([line for line in lines if line.startswith("memory: ")]) == 4
     assert any(line.startswith("missing: weights of vicuna-7b") for line in lines)
+    assert sum(line.startswith("missing: prompts of mt_bench, humaneval") and "harness data pull" in line for line in lines) == 4
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -279,10 +310,71 @@ def test_hours_follow_the_authors_rate_and_the_number_of_parameters(tmp_path: Pa
     [("--table 9", "table '9' is not in the paper"), ("--figure 3", "is a drawing"),
      ("--table 1 --model llama3-instruct-8b", "model llama3-instruct-8b is not in table 1 of the paper; in it are: vicuna-13b"),
      ("--table 1 --model vicuna-33b", "model 'vicuna-33b' is not in the paper; its targets are"),
-     ("--table 1 --limit 0", "--limit is 0")],
+     ("--table 1 --limit 0", "--limit is 0"), ("--dry-run --source papr", "unknown source 'papr'; did you mean 'paper'?")],
 )  # fmt: skip
 def test_bad_input_is_one_line(words: str, said: str, tmp_path: Path) -> None:
     refused(harness("reproduce", words, "--results", tmp_path), said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--max-new-tokens 11", "max_new_tokens 10, and 11"), ("--threads 2", "threads 1, and 2"),
+     ("--dtype float64", "dtype float32, and float64")],
+)  # fmt: skip
+def test_another_environment_is_refused_before_anything_is_measured(
+    words: str, said: str, reproduced: tuple[Path, str], tmp_path: Path
+) -> None:
+    before = (reproduced[0] / "records.jsonl").read_bytes()
+    done = harness(f"reproduce --table 3 {SMALL} --limit 5 {words} --out {tmp_path} --results", reproduced[0])
+    assert done.code == 2 and f"tiny with {said} is asked for" in done.err
+    assert (reproduced[0] / "records.jsonl").read_bytes() == before
+
+
+def test_generations_of_other_prompts_or_another_budget_are_still_to_make(reproduced: tuple[Path, str]) -> None:
+    def left(words: str) -> set[str]:
+        out = harness(f"reproduce --table 3 --model {TINY} --dry-run {words} --results", reproduced[0]).out
+        return {
+            line.split(": ")[-1].split(" generations")[0]
+            for line in out.splitlines()
+            if " at T = 0: " in line and "gsm8k" in line
+        }
+
+    assert (
+        left("--source bundled --limit 5 --max-new-tokens 10")
+        == left("--source auto --limit 5 --max-new-tokens 10")
+        == {"0 of 5"}
+    )
+    assert (
+        left("--source paper --limit 5 --max-new-tokens 10")
+        == left("--source bundled --limit 5 --max-new-tokens 11")
+        == {"5 of 5"}
+    )
+
+
+def test_the_cells_of_the_items_are_measured_and_no_others() -> None:
+    own = [c for number in ("1", "3") for c in cells(item("table", number)) if c.model == "Vicuna-7B"]
+    rows = commands._cell_options(model_config("vicuna-7b"), own, {"head": None, "results": Path("x")})
+    made = [(row["temperature"], task, name) for row in rows for task in row["task_names"] for name in row["names"]]
+    wanted = {(c.temperature, c.task_here, c.method_here) for c in own if c.task != published.MEAN and c.method_here != "hydra"}
+    assert len(made) == len(set(made)) and set(made) == wanted | {(t, task, "vanilla") for t, task, _ in wanted}
+    where = [(row["temperature"], task) for row in rows for task in row["task_names"]]
+    assert len(where) == len(set(where)) == 12  # each task once a temperature: one baseline for all its methods
+
+
+def test_methods_with_drafters_of_their_own_are_measured_where_the_model_has_them(tmp_path: Path) -> None:
+    bare = tiny_copy(tmp_path / "bare", drafters="{}")
+    for yaml, names in ((TINY, {"vanilla", "sps", "lookahead", "medusa", "eagle1", "eagle2"}),
+                        (bare, {"vanilla", "lookahead", "eagle1", "eagle2"})):  # fmt: skip
+        out = tmp_path / f"out-{len(names)}"
+        done = harness(
+            f"reproduce --figure 2 {SMALL.replace(str(TINY), str(yaml))} --max-new-tokens 6 --limit 1 --json --results", out
+        )
+        assert done.code == 0, done.err
+        assert {r["method"] for r in counted(out)} == names
+        words = {row["method"]: row["verdict"].split(":")[0] for row in done.value}
+        assert words == {
+            m: "not comparable" if m in names else "not measured" for m in ("sps", "lookahead", "medusa", "eagle1", "eagle2")
+        }
 
 
 def test_a_model_that_lacks_something_is_left_out_and_the_rest_is_reported(tmp_path: Path) -> None:
