@@ -87,7 +87,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 @include_option
 def run(**options: Any) -> None:
     """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table."""
-    from harness.commands import run_command
+    from harness.commands.run import run_command
 
     run_command(**options)
 
@@ -111,7 +111,7 @@ def run(**options: Any) -> None:
 @include_option
 def matrix(tier: str, **options: Any) -> None:
     """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""
-    from harness.commands import matrix_command
+    from harness.commands.run import matrix_command
 
     matrix_command(tier, **options)
 
@@ -141,7 +141,7 @@ def matrix(tier: str, **options: Any) -> None:
 @include_option
 def reproduce(**options: Any) -> None:
     """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
-    from harness.commands import reproduce_command
+    from harness.commands.reproduce import reproduce_command
 
     reproduce_command(**options)
 
@@ -159,7 +159,7 @@ def reproduce(**options: Any) -> None:
 @include_option
 def tune(**options: Any) -> None:
     """Find the tree that pays best on this machine, and save it as `--preset tuned`."""
-    from harness.commands import tune_command
+    from harness.commands.tune import tune_command
 
     tune_command(**options)
 
@@ -185,7 +185,7 @@ def profile(**options: Any) -> None:
 
     --sweep measures vanilla and eagle2 at `paper` but for the tree's size; --method, --set and --preset do not touch it.
     """
-    from harness.commands import profile_command
+    from harness.commands.profile import profile_command
 
     profile_command(**options)
 
@@ -314,7 +314,7 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
 
     from harness.audit.command import verify as audit
     from harness.audit.mutation import mutants
-    from harness.commands import DTYPES, include_all
+    from harness.commands.options import DTYPES, include_all
     from harness.errors import unknown
 
     include_all(includes)
@@ -337,7 +337,8 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
 @include_option
 def list_(what: str, includes: tuple[Path, ...]) -> None:
     """Show what is registered, a line each."""
-    from harness.commands import include_all, list_lines
+    from harness.commands.lists import list_lines
+    from harness.commands.options import include_all
 
     include_all(includes)
     for line in list_lines(what):
@@ -350,7 +351,7 @@ def list_(what: str, includes: tuple[Path, ...]) -> None:
 @include_option
 def fetch(model: str, source: str, includes: tuple[Path, ...]) -> None:
     """Obtain a model's weights and the prompts, so that runs need no network."""
-    from harness.commands import fetch_command
+    from harness.commands.lists import fetch_command
 
     fetch_command(model, source, includes)
 

@@ -17,7 +17,7 @@ import pytest
 from console import SMALL, TINY, Outcome, counted, files, harness, isolate, measured, questions, reason, refused, run, tiny_copy
 
 import methods
-from harness import commands
+from harness.commands import run as tiers
 from harness.records import RECORDS, read, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def test_the_table_says_what_it_shows(six_tasks: tuple[Outcome, Path, int]) -> N
 
 def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ({"names": ("vanilla",), "temperature": 0.0, "limit": 1}, {"names": ("pld",), "temperature": 1.0, "limit": 1})
-    monkeypatch.setitem(commands.TIERS, "small", rows)
+    monkeypatch.setitem(tiers.TIERS, "small", rows)
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     first = harness(command, "--out", tmp_path)
     assert first.code == 0, first.err
@@ -107,9 +107,9 @@ def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path
         "temperature": 0.0,
         "limit": 1,
         "task_names": ("gsm8k",),
-        "beside": commands.EQUAL_BUDGET,
+        "beside": tiers.EQUAL_BUDGET,
     }
-    monkeypatch.setitem(commands.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0, "beside": ()}))
+    monkeypatch.setitem(tiers.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0, "beside": ()}))
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     done = harness(command, "--out", tmp_path)
     assert done.code == 0, done.err
@@ -120,7 +120,7 @@ def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path
     assert {r["method"] for r in records if r["temperature"] == 1} == {"vanilla", "pld"}
     assert len({r["key"] for r in read(tmp_path)}) == len(read(tmp_path))  # warm-ups too
     assert "nothing to measure" in harness(command, "--out", tmp_path).err
-    assert any(tier[0].get("beside") for tier in (commands.tier_rows("default"), commands.tier_rows("full")))
+    assert any(tier[0].get("beside") for tier in (tiers.tier_rows("default"), tiers.tier_rows("full")))
 
 
 def test_an_unknown_tier_is_named(tmp_path: Path) -> None:
@@ -180,10 +180,8 @@ def test_harness_alone_explains_itself() -> None:
 
 
 def test_help_and_bad_options_do_not_wait_for_torch() -> None:
-    look = (
-        "import sys, harness.cli, harness.commands; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+    look = "import sys, harness.cli, harness.commands.run; print({'torch', 'transformers', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------

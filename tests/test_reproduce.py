@@ -14,7 +14,8 @@ from make_ledger import FOLDER
 from test_metrics import measured
 
 import methods
-from harness import bars, commands, published
+from harness import bars, published
+from harness.commands import reproduce as command
 from harness.config import model_config, paper_models
 from harness.errors import UserError
 from harness.metrics import Estimate, StepCosts, six_task_mean, summarise
@@ -353,7 +354,7 @@ def test_generations_of_other_prompts_or_another_budget_are_still_to_make(reprod
 
 def test_the_cells_of_the_items_are_measured_and_no_others() -> None:
     own = [c for number in ("1", "3") for c in cells(item("table", number)) if c.model == "Vicuna-7B"]
-    rows = commands._cell_options(model_config("vicuna-7b"), own, {"head": None, "results": Path("x")})
+    rows = command._cell_options(model_config("vicuna-7b"), own, {"head": None, "results": Path("x")})
     made = [(row["temperature"], task, name) for row in rows for task in row["task_names"] for name in row["names"]]
     wanted = {(c.temperature, c.task_here, c.method_here) for c in own if c.task != published.MEAN and c.method_here != "hydra"}
     assert len(made) == len(set(made)) and set(made) == wanted | {(t, task, "vanilla") for t, task, _ in wanted}

@@ -13,7 +13,8 @@ from console import TINY, harness, isolate, refused, run
 from hypothesis import given
 from lab import Lab, shared_lab
 
-from harness import commands, records, tune, tuned
+from harness import records, tune, tuned
+from harness.commands import run as tiers
 from harness.errors import UserError
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
 from methods.base import SamplerParams
@@ -165,8 +166,8 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
     assert "predicted" in made.err and "measured" in made.err
-    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": commands.TUNED_TREES}
-    monkeypatch.setitem(commands.TIERS, "small", ({**row, "temperature": 0.0}, {**row, "temperature": 1.0}))
+    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": tiers.TUNED_TREES}
+    monkeypatch.setitem(tiers.TIERS, "small", ({**row, "temperature": 0.0}, {**row, "temperature": 1.0}))
     tier = harness("matrix --tier small", "--model", TINY, "--source bundled --max-new-tokens 6 --dtype float32 --threads 1",
                    "--out", tmp_path / "tier")  # fmt: skip
     assert tier.code == 0, tier.err

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import tasks
-from harness.commands import parse_changes
+from harness.commands.options import parse_changes
 from harness.config import model_config
 from harness.environment import keep_freed_memory
 from harness.errors import UserError, say

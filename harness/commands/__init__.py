@@ -1,0 +1,1 @@
+"""What the commands do: check the input, load, run, print. No arithmetic on results here; flags are in `harness.cli`."""

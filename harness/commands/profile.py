@@ -1,0 +1,93 @@
+"""`harness profile`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from harness import config as model_configs
+from harness.commands.options import MATRIX_DEFAULTS, checked, include_all
+from harness.commands.run import drafters_of, run_spec
+from harness.commands.tune import find_tuned
+from harness.errors import UserError, say
+
+
+def profile_command(**o: Any) -> None:
+    """Profile vanilla and the methods asked for, print and write tables and plots; with `sweep`, speed against context."""
+    if o["limit"] < 1:
+        raise UserError(f"--limit is {o['limit']}; it must be at least 1")
+    checked({"repeats": 1, "top_p": 1.0, **o})
+    include_all(o["includes"])
+    config = model_configs.model_config(o["model"])
+    for name in ("contexts", "trees"):
+        if o["sweep"] and min(o[name]) < 1:
+            raise UserError(f"--{name[:-1]} is {min(o[name])}; it must be at least 1")
+    names = ("vanilla", *(n for n in o["names"] if n != "vanilla"))
+    part = run_spec(config, {**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "names": names,
+                          "task_names": ("all",), "source": "bundled"})  # fmt: skip
+    untraced = [a.name for a in part.arms if a.method.external]
+    if untraced:
+        raise UserError(f"method {untraced[0]} is another loop: it has no steps to profile")
+    import torch
+
+    from harness import profiling, runner
+    from harness.environment import keep_freed_memory
+    from harness.loading import load
+    from methods.base import SamplerParams
+
+    keep_freed_memory()
+    torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
+    say(f"loading {config.title} ...")
+    loaded = load(config, o["dtype"], head=o["head"], drafters=drafters_of([part]))
+    runner.check_heads(part.arms, loaded)
+    stop = frozenset(config.stop_ids)
+    params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
+    where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"
+    if o["sweep"]:
+        contexts, trees = sorted(set(o["contexts"])), sorted(set(o["trees"]))
+        tree_arms = [(f"{n} nodes", arm) for n in trees for arm in make_trees(config, o, n)]
+        text = loaded.encode_text("\n\n".join(t for ps in part.prompt_sets for p in ps.prompts for t in p.turns))
+        while len(text) < max(contexts):
+            text = text + text
+        vanilla = next(a for a in part.arms if a.name == "vanilla")
+        say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
+        short = SamplerParams(32, temperature=o["temperature"], key=1)
+        rows = profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short)
+        if rows.empty:
+            raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {config.context_length} tokens")
+        shown = rows.pivot(index="arm", columns="context", values="tokens_per_s").reindex(rows["arm"].unique())
+        click.echo(shown.round(1).to_string())
+        written = profiling.write_sweep(rows, where, o["out"])
+    else:
+        prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(o["limit"])
+                   for ps in part.prompt_sets if i < len(ps.prompts)]  # fmt: skip
+        profiles = []
+        for arm in part.arms:
+            say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
+            profiles.append(profiling.profile(loaded, arm, prompts, params))
+        rows = profiling.profile_rows(profiles, profiles[0])
+        report = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
+        click.echo(report)
+        written = profiling.write_profile(rows, report, where, o["out"])
+    for path in written:
+        click.echo(path)
+
+
+def make_trees(config: Any, o: dict[str, Any], total: int) -> tuple[Any, ...]:
+    from harness import runner
+
+    return runner.make_arms(("eagle2",), "paper", {"total": str(total)}, config, o["head"] or config.head_folder)
+
+
+def _known_best(config: Any, part: Any, o: dict[str, Any]) -> dict[str, float]:
+    """The best decode speedup that `harness tune` predicted over all trees, by method, where it was run here."""
+    best = {}
+    for arm in part.arms:
+        if arm.method.tunable:
+            try:
+                best[arm.name] = float(find_tuned(config, arm.name, o["head"] or config.head_folder, o).predicted["speedup"])
+            except UserError:
+                continue
+    return best

@@ -1,0 +1,96 @@
+"""`harness tune`, and the preset `tuned` that it leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+import methods
+from harness import config as model_configs
+from harness.commands.options import MATRIX_DEFAULTS, checked, include_all
+from harness.errors import UserError, say
+
+
+def tune_command(**o: Any) -> None:
+    """Find the best tree for each temperature, print what was found, and save it as the preset `tuned`."""
+    temperatures = o["temperatures"] or (0.0,)
+    for temperature in temperatures:
+        checked({**MATRIX_DEFAULTS, **o, "temperature": temperature})
+    if o["conversations"] < 1:
+        raise UserError(f"--conversations is {o['conversations']}; it must be at least 1")
+    include_all(o["includes"])
+    config = model_configs.model_config(o["model"])
+    m = methods.get(o["method"])
+    from harness import runner, tuned
+    from harness.environment import keep_freed_memory
+
+    if not m.tunable:
+        has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
+        raise UserError(f"method {m.name} has no dynamic tree that can be tuned; these have: {has}")
+    head = o["head"] or config.head_folder
+    (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
+    tuned.rows(o["save"] or tuned.found_here())  # a spoilt file is found out before hours are spent
+    keep_freed_memory()
+    from harness.loading import load
+    from harness.train.command import evaluation_prompts
+    from harness.tune import tune
+
+    evaluation = [text for texts in evaluation_prompts().values() for text in texts]
+    keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
+    loaded = load(config, keys[0].dtype, head=o["head"])
+    for key in keys:
+        ranked, costs = tune(
+            loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), n_prompts=o["conversations"],
+            max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, evaluation=evaluation,
+        )  # fmt: skip
+        click.echo(f"{m.name} on {config.name}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:")
+        click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
+        given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
+        paper = [("paper", c) for c in ranked if (c.top_k, c.depth, c.total) == given]
+        for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
+            click.echo(
+                f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
+                f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
+            )
+        best = ranked[0]
+        if best.speedup <= 1:
+            click.echo(f"speculation does not pay on this machine: the best tree is predicted at {best.speedup:.2f}x of vanilla")
+        options = {**arm.options, "top_k": best.top_k, "depth": best.depth, "total": best.total}
+        predicted = {
+            "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
+            "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
+            "conversations": o["conversations"],
+        }  # fmt: skip
+        path = tuned.save(tuned.Entry(key, options, predicted), o["save"])
+        say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+
+
+def find_tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    from harness import tuned
+
+    return tuned.lookup(tuned_key(config, method, head, o), config.folder / f"{config.name}.tuned.json")
+
+
+def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    import torch
+
+    from harness.environment import cpu_name
+    from harness.fetch import sha256_file
+    from harness.loading import FREQUENT, resolve_dtype
+    from harness.tuned import Key
+
+    threads = o["threads"] or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    files = [head / name for name in ("model.safetensors", "pytorch_model.bin", FREQUENT)] if head else []
+    return Key(
+        model=config.name,
+        head=" ".join(sha256_file(file)[:16] for file in files if file.exists()),
+        method=method,
+        temperature=o["temperature"],
+        dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
+        threads=threads,
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+    )
