@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ NOT_MEASURED = "not measured"
 TOO_FEW = f"{NOT_JUDGED}: no interval under 5 prompts a task"
 DYNAMIC, STATIC, NO_VALUE, NO_RERANK = "eagle2", "eagle1", "eagle2-no-value", "eagle2-no-rerank"
 ABLATED_ON = ("mt_bench", "gsm8k")  # the paper's Table 3
+ORDERED_ON = "Vicuna-7B"  # the smallest of its Table 1
 FIGURES_ON = "alpaca"  # its Figures 5 and 6
 SLOPE, MOST_ECE = (0.8, 1.2), 0.05
 NOTHING_THERE = Estimate(None, None, 0)
@@ -175,7 +177,7 @@ class Measured:
     """
 
     def __init__(self, records: Iterable[Record], where: object):
-        tested = (VANILLA, STATIC, DYNAMIC, NO_VALUE, NO_RERANK)
+        tested = {VANILLA, *published.METHODS.values()}
         found = [r for r in records if r["method"] in tested]
         others = [r for r in found if r["preset"] != "paper" and r["method"] == DYNAMIC]
         published_trees = [r for r in found if r["preset"] == "paper"]
@@ -244,7 +246,7 @@ def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | 
         for what, statistic, is_speed in (("speed", faster, True), ("τ", longer, False)):
             rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
-    rows += _headline(m)
+    rows += _order(m) + _headline(m)
     return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
 
 
@@ -287,6 +289,40 @@ def _lossless(own: Arm, base: Arm, audit: Mapping[str, str] | None) -> Row:
     said = f": {word}" if word else ""
     test = f"audit in layers (harness verify{said}); effect: share of conversations identical to vanilla's"
     return Row("lossless", test, 0.0, "all tasks", found(own), found(without_loops(own, base)), "{:.0%}")
+
+
+def _order(m: Measured) -> list[Row]:
+    """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair."""
+    rows = []
+    for temperature in (0.0, 1.0):
+        arms = {name: m.arm(name, temperature) for name in published.METHODS.values()}
+        for metric, statistic, is_speed in (("speedup", faster, True), ("tau", tau_difference, False)):
+            printed = {published.METHODS[n.method]: n.value for n in published.the_paper(metric, "Table 1")
+                       if (n.model, n.task, n.temperature) == (ORDERED_ON, published.MEAN, f"{temperature:g}")}  # fmt: skip
+            order = sorted((name for name in printed if arms[name]), key=lambda name: -printed[name])
+            pairs = [(a, b) for a, b in combinations(order, 2) if printed[a] > printed[b]]
+            found = {(a, b): Contrast(arms[a], arms[b], statistic, is_speed).on(SIX_TASKS) for a, b in pairs}
+            test = f"{' > '.join(order) or 'none'} as in Table 1 ({ORDERED_ON}): share of pairs in that order"
+            every, clean = _in_order({p: f[0] for p, f in found.items()}), _in_order({p: f[1] for p, f in found.items()})
+            claim = f"methods stand in the paper's order: {'speed' if is_speed else 'τ'}"
+            rows.append(Row(claim, test, temperature, MEAN, every, clean, "{:.0%}"))
+    return rows
+
+
+def _in_order(pairs: Mapping[tuple[str, str], Found]) -> Found:
+    """One verdict of many: shown where it is for every pair."""
+    if not pairs:
+        return Found(NOTHING_THERE, f"{NOT_MEASURED}: fewer than two of its methods")
+    values = [f.effect.value for f in pairs.values()]
+    if None in values or any(f.verdict.startswith(NOT_JUDGED) for f in pairs.values()):
+        return Found(NOTHING_THERE, next(f.verdict for f in pairs.values() if f.verdict.startswith((NOT_JUDGED, NOT_MEASURED))))
+    share = sum(v > 0 for v in values if v is not None) / len(values)
+    effect = Estimate(share, None, min(f.effect.prompts for f in pairs.values()))
+    for word in (OPPOSITE, NOT_SHOWN):
+        if there := [f"{a} over {b}" for (a, b), f in pairs.items() if f.verdict == word]:
+            named = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+            return Found(effect, f"{word} for {named}, of {len(pairs)} pairs")
+    return Found(effect, SHOWN)
 
 
 def _headline(m: Measured) -> list[Row]:

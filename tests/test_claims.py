@@ -159,6 +159,21 @@ def test_value_and_reranking_are_tested_on_the_papers_tasks_and_on_all_six() -> 
     assert verdict(ledger(made(both, speeds)), "reranking helps: τ") == SHOWN
 
 
+def test_methods_are_held_against_the_papers_order_pair_by_pair() -> None:
+    claim = "methods stand in the paper's order"
+    speeds, taus = {**FASTER, "pld": 1.3, "hydra": 1.6}, {**ACCEPTS, "pld": 1, "hydra": 2}
+    rows = ledger(made(taus, speeds))
+    assert verdict(rows, f"{claim}: speed") == verdict(rows, f"{claim}: τ") == SHOWN
+    (row,) = [r for r in rows if r.claim == f"{claim}: τ" and r.temperature == 0]
+    assert row.test.startswith("eagle2 > eagle1 > hydra > pld") and row.all.effect.value == 1
+    swapped = ledger(made(taus, {**speeds, "hydra": 2.3}))
+    assert verdict(swapped, f"{claim}: speed") == f"{OPPOSITE} for eagle1 over hydra, of 6 pairs"
+    (row,) = [r for r in swapped if r.claim == f"{claim}: speed" and r.temperature == 0]
+    assert row.all.effect.value == pytest.approx(5 / 6)
+    assert verdict(ledger(made({"vanilla": 0, "eagle2": 5}, FASTER)), claim + ": τ").startswith("not measured: fewer than two")
+    assert verdict(ledger(made(taus, speeds, n=4)), f"{claim}: τ").startswith("not judged: no interval under 5")
+
+
 @pytest.mark.parametrize(
     ("interval", "word"),
     [((0.22, 0.38), SHOWN), ((0.15, 0.25), "not shown: overlaps the range"), ((0.41, 0.5), "not so: above the range"),
