@@ -147,7 +147,7 @@ def reproduce(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--method", default="eagle2", show_default=True, metavar="eagle2|eagle2-fr", help="Whose tree to tune.")
+@click.option("--method", default="eagle2", show_default=True, metavar="NAME", help="Whose options to tune.")
 @model_option
 @click.option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable; 0 by default.")
 @click.option("--conversations", type=int, default=16, show_default=True, help="Held-out training prompts to tune on.")
@@ -158,7 +158,7 @@ def reproduce(**options: Any) -> None:
 @click.option("--save", type=click.Path(path_type=Path), default=None, help="Where to save it (default: the cache folder).")
 @include_option
 def tune(**options: Any) -> None:
-    """Find the tree that pays best on this machine, and save it as `--preset tuned`."""
+    """Find the options that pay best on this machine, and save them as `--preset tuned`."""
     from harness.commands.tune import tune_command
 
     tune_command(**options)

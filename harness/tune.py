@@ -1,4 +1,7 @@
-"""`harness tune`: the tree that pays best on this machine, found on held-out training prompts, never on a task's.
+"""`harness tune`: the options that pay best on this machine, found on held-out training prompts, never on a task's.
+
+Of methods without a dynamic tree a handful of candidates is raced: all decode the same prompts, interleaved with vanilla. A
+dynamic tree has hundreds of settings; they are replayed from one drafting:
 
 1. Vanilla answers some held-out ShareGPT prompts at the temperature asked for.
 2. At every position of those answers, and for every top_k, the drafter's whole pool is drafted to the greatest depth, as
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -61,14 +64,16 @@ class Answer:
     ids: list[int]  # what vanilla answered
 
 
+def _params(loaded: Loaded, i: int, temperature: float, max_new_tokens: int) -> SamplerParams:
+    stop = frozenset(loaded.config.stop_ids)
+    return SamplerParams(max_new_tokens, stop, temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0))
+
+
 def vanilla_answers(loaded: Loaded, prompts: Sequence[list[int]], temperature: float, max_new_tokens: int) -> list[Answer]:
     decode = methods.get("vanilla").build()
     found = []
     for i, prompt in enumerate(prompts):
-        params = SamplerParams(
-            max_new_tokens, frozenset(loaded.config.stop_ids), temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0)
-        )
-        ids = decode(prompt, loaded.target, None, params).token_ids
+        ids = decode(prompt, loaded.target, None, _params(loaded, i, temperature, max_new_tokens)).token_ids
         if len(ids) > 1:
             found.append(Answer(prompt, ids))
     return found
@@ -286,3 +291,45 @@ def tune(
         say(f"drafting at {n} positions with top_k {top_k} ...")
         drafts[top_k] = [answer_ranks(loaded, a, top_k, max(depths), frequent) for a in answers]
     return choices(drafts, costs, depths, TOTALS), costs
+
+
+# ---- methods without a dynamic tree ----
+
+
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """Options, and what decoding with them gave: tau and decode speedup over vanilla, pooled over the prompts."""
+
+    options: Mapping[str, Any]
+    tau: float
+    speedup: float
+
+
+def race(
+    loaded: Loaded, m: methods.Method, tried: Sequence[Mapping[str, Any]], *, temperature: float, prompts: Sequence[list[int]],
+    max_new_tokens: int,
+) -> list[Raced]:  # fmt: skip
+    """Every set of options decodes every prompt, as does vanilla, in an order that rotates from prompt to prompt; best first.
+
+    Raises:
+        UserError: no prompt has an answer of more than one token.
+    """
+    drafter = loaded.drafter_of(m.drafter)
+    decodes = [methods.get("vanilla").build(), *(m.build(**options) for options in tried)]
+    n = len(decodes)
+    seconds, tokens, forwards = np.zeros(n), np.zeros(n), np.zeros(n)
+    for i, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
+        say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {n} sets of options ...")
+        for j in np.roll(np.arange(n), i):
+            started = time.perf_counter()
+            made = decodes[j](prompt, loaded.target, drafter if j else None, _params(loaded, i, temperature, max_new_tokens))
+            loaded.target.synchronise()
+            spent = time.perf_counter() - started - made.prefill_s
+            if i and made.trace is not None:
+                seconds[j], tokens[j] = seconds[j] + spent, tokens[j] + len(made.token_ids) - 1
+                forwards[j] += len(made.trace.accepted)
+    if not forwards.all():
+        raise UserError("none of the held-out prompts has an answer of more than one token: there is nothing to tune on")
+    rates = tokens / seconds
+    found = [Raced(options, tokens[j] / forwards[j], rates[j] / rates[0]) for j, options in enumerate(tried, start=1)]
+    return sorted(found, key=lambda r: -r.speedup)

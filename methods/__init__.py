@@ -35,7 +35,8 @@ class Method:
     drafter: str | None
     needs_frequent: bool
     samples_drafts: bool
-    tunable: bool
+    dynamic: bool
+    candidates: Sequence[Mapping[str, Any]]
     external: bool
     file: str
     small: Sequence[Mapping[str, Any]]
@@ -46,6 +47,11 @@ class Method:
     def needs_head(self) -> bool:
         """Whether it drafts with the model's EAGLE head."""
         return self.drafter == EAGLE
+
+    @property
+    def tunable(self) -> bool:
+        """Whether `harness tune` can choose its options."""
+        return self.dynamic or bool(self.candidates)
 
     def resolve(self, preset: str, changes: Mapping[str, Any], model_presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """All options in force: defaults, then the model's and the method's preset, then `--set`.
@@ -89,7 +95,8 @@ def method(
     levels: Callable[[Mapping[str, Any]], int] | None = None,
     needs_frequent: bool = False,
     samples_drafts: bool = False,
-    tunable: bool = False,
+    dynamic: bool = False,
+    candidates: Sequence[Mapping[str, Any]] = (),
     external: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
@@ -102,7 +109,8 @@ def method(
     small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked; several such
     sets, where trees of several forms are to be walked.
     samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
-    tunable: top_k, depth and total make a dynamic tree ranked by value and reranked: `harness tune` can choose them.
+    dynamic: top_k, depth and total make a dynamic tree ranked by value and reranked: `harness tune` chooses them by replay.
+    candidates: changes to the options among which `harness tune` chooses by decoding with each; those in force are always tried.
     """
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
@@ -122,9 +130,9 @@ def method(
         }
         _METHODS[name] = Method(
             name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
-            exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts, tunable=tunable,
-            external=external, file=file, small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
-            levels=levels,
+            exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts, dynamic=dynamic,
+            candidates=tuple(candidates), external=external, file=file,
+            small=(small,) if isinstance(small, Mapping) else tuple(small), types=types, levels=levels,
         )  # fmt: skip
         return build
 

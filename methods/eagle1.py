@@ -16,6 +16,8 @@ from methods.engine.verify import rejection
 # each word is a node: the ranks of its ancestors' and its own among their siblings
 SHAPE = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"  # fmt: skip
 
+# the same shape with fewer nodes, where a forward's cost rises with its rows
+SMALLER = ("0", "0 00", "0 1 00", "0 1 2 00 01", "0 1 2 3 00 01 10 000", "0 1 2 3 00 01 02 10 20 000 001 010")
 # shapes whose every branch of chance the audit walks: leaves of unequal depth, a chain, siblings
 SMALL = ("0 1 00", "0 00 000", "0 1", "0 1 2 3", "0 1 00 000", "0 1 00 01 10")
 
@@ -25,6 +27,7 @@ SMALL = ("0 1 00", "0 00 000", "0 1", "0 1 2 3", "0 1 00 000", "0 1 00 01 10")
     line="EAGLE-1: static draft tree of 25 nodes",
     needs_head=True,
     samples_drafts=True,
+    candidates=[{"shape": shape} for shape in SMALLER],
     small=[{"shape": shape} for shape in SMALL],
 )
 def eagle1(shape: str = SHAPE) -> Decode:

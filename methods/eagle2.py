@@ -24,7 +24,7 @@ SMALL = ({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total":
     "eagle2",
     line="EAGLE-2: dynamic draft tree, expansion and reranking by value",
     needs_head=True,
-    tunable=True,
+    dynamic=True,
     small=SMALL,
 )
 def eagle2(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:

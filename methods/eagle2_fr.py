@@ -18,7 +18,7 @@ from methods.engine.loop import speculative
     "eagle2-fr",
     line="EAGLE-2 drafting over frequent tokens only (FR-Spec)",
     needs_head=True,
-    tunable=True,
+    dynamic=True,
     needs_frequent=True,
     small=[{**small, "frequent": 3} for small in SMALL],
 )

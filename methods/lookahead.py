@@ -23,6 +23,17 @@ SMALL = (
 )
 
 
-@method("lookahead", line="lookahead decoding: n-grams from a Jacobi window of the target itself, no draft model", small=SMALL)
+# windows of few nodes, where a forward's cost rises with its rows
+SMALLER = ((2, 3, 2), (3, 3, 3), (3, 4, 3), (4, 4, 4), (5, 5, 5))
+
+
+@method(
+    "lookahead",
+    line="lookahead decoding: n-grams from a Jacobi window of the target itself, no draft model",
+    candidates=[
+        {"window": w, "ngram": n, "guesses": g, "text_pool": text_pool} for w, n, g in SMALLER for text_pool in (False, True)
+    ],
+    small=SMALL,
+)
 def lookahead(window: int = 7, ngram: int = 5, guesses: int = 7, text_pool: bool = False) -> Decode:
     return speculative(jacobi_window(window, ngram, guesses, text_pool))

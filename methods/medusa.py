@@ -38,6 +38,7 @@ def tree_levels(options: Mapping[str, Any]) -> int:
 HEADS: dict[str, Any] = {
     "levels": tree_levels,
     "presets": {CHOSEN: {"tree": CHOSEN}},
+    "candidates": [{"tree": CHOSEN, "nodes": nodes} for nodes in (2, 3, 4, 6, 8, 12, 16, 24)],
     "small": [{"tree": tree, "nodes": NODES} for tree in ("0 1 00", "0 00 000", "0 1 2", "0 1 00 01 10")],
 }
 

@@ -20,6 +20,7 @@ from methods.engine.verify import rejection
     line="speculative sampling: a chain drawn from a small draft LM, p/q acceptance",
     drafter="lm",
     samples_drafts=True,
+    candidates=[{"gamma": gamma} for gamma in (1, 2, 3, 4, 7)],
     small=[{"gamma": 1}, {"gamma": 2}, {"gamma": 3}],
 )
 def sps(gamma: int = 5) -> Decode:

@@ -13,10 +13,11 @@ from console import TINY, harness, isolate, refused, run
 from hypothesis import given
 from lab import Lab, shared_lab
 
+import methods
 from harness import records, tune, tuned
 from harness.commands import run as tiers
 from harness.errors import UserError
-from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, replayed_tau
+from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
 from methods.base import SamplerParams
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import Context
@@ -160,27 +161,65 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     found = harness("tune", command)
     assert found.code == 0, found.err
     assert "1." in found.out and "paper" in found.out and "decode speedup" in found.out
-    made = run(tmp_path / "out", "--method eagle2 --method pld --task gsm8k --preset tuned --json")
+    made = run(tmp_path / "out", "--method eagle2 --method eagle2-no-both --task gsm8k --preset tuned --json")
     assert made.code == 0, made.err
-    assert {m: c["preset"] for (m, _), c in made.cells.items()} == {"eagle2": "tuned", "pld": "paper"}
+    assert {m: c["preset"] for (m, _), c in made.cells.items()} == {"eagle2": "tuned", "eagle2-no-both": "paper"}
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
     assert "predicted" in made.err and "measured" in made.err
-    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": tiers.TUNED_TREES}
+    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": tiers.TUNED}
     monkeypatch.setitem(tiers.TIERS, "small", ({**row, "temperature": 0.0}, {**row, "temperature": 1.0}))
     tier = harness("matrix --tier small", "--model", TINY, "--source bundled --max-new-tokens 6 --dtype float32 --threads 1",
                    "--out", tmp_path / "tier")  # fmt: skip
     assert tier.code == 0, tier.err
     trees = {(r["method"], r["preset"], r["temperature"]) for r in records.read(tmp_path / "tier")}
     assert trees == {(m, "paper", t) for m in ("vanilla", "eagle2") for t in (0.0, 1.0)} | {("eagle2", "tuned", 0.0)}
-    assert "left out: eagle2 (tuned)" in tier.err and "T = 0: predicted" in tier.err and "T = 1: predicted" not in tier.err
+    assert (
+        "left out at T = 1, as not tuned for this machine: sps, pld," in tier.err
+        and "T = 0: predicted" in tier.err
+        and "T = 1: predicted" not in tier.err
+    )
     refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --temperature 1"), "T = 1")
+
+
+def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab: Lab) -> None:
+    pld = methods.get("pld")
+    tried = [dict(pld.options) | {"n_draft": n} for n in (1, 10)]
+    found = race(lab.loaded, pld, tried, temperature=0.0, prompts=lab.prompts[:3], max_new_tokens=24)
+    assert found == sorted(found, key=lambda r: -r.speedup) and min(r.speedup for r in found) > 0
+    for r in found:
+        tokens = forwards = 0
+        for i, prompt in enumerate(lab.prompts[:3]):
+            params = SamplerParams(24, frozenset({0, 2}), key=stream_key(0, f"tune/{i}", 1, 0))
+            made = lab.decode("pld", prompt, params, **r.options)
+            assert made.trace is not None
+            tokens, forwards = tokens + len(made.token_ids) - 1, forwards + len(made.trace.accepted)
+        assert r.tau == pytest.approx(tokens / forwards)
+
+
+def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidates(prompts: None, tmp_path: Path) -> None:
+    command = f"--method pld --model {TINY} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 2"
+    found = harness("tune", command)
+    assert found.code == 0, found.err
+    assert "pld on tiny, T = 0" in found.out and "(its defaults): tau" in found.out and "n_draft=3 max_ngram" not in found.err
+    assert found.out.count("decode speedup") == 1 + len(methods.get("pld").candidates)
+    made = run(tmp_path / "out", "--method pld --task gsm8k --preset tuned --json")
+    assert made.code == 0, made.err
+    (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
+    assert made.cells["pld", "gsm8k"]["settings"] == entry["options"] and made.cells["pld", "gsm8k"]["preset"] == "tuned"
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).candidates])
+def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> None:
+    m = methods.get(name)
+    for changes in m.candidates:
+        assert set(changes) <= set(m.options) and m.build(**{**m.options, **changes})
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        ["--method pld", "no dynamic tree that can be tuned; these have: eagle2, eagle2-fr"],
+        ["--method vanilla", "no options that can be tuned; these have: sps, pld, lookahead"],
         ["--method eagle4", "unknown method 'eagle4'"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],

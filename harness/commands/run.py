@@ -72,19 +72,19 @@ def matrix_command(tier: str, **o: Any) -> None:
 
 
 # More trees of a method, timed along with the others: (method, preset, changes). EAGLE-2 with the 25 draft nodes and 5 levels of
-# EAGLE-1's tree is the claim at equal budget; the tuned trees are left out where `harness tune` was not run.
+# EAGLE-1's tree is the claim at equal budget; tuned options are left out where `harness tune` was not run.
 EQUAL_BUDGET = (("eagle2", "paper", ("total=25", "depth=5")),)
-TUNED_TREES = (("eagle2", "tuned", ()), ("eagle2-fr", "tuned", ()))
+TUNED = tuple((name, "tuned", ()) for name in ("sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr"))
 # What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` is the model's own.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
-        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET + TUNED_TREES},
-        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128, "beside": TUNED_TREES},
+        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET + TUNED},
+        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128, "beside": TUNED},
     ),
     "full": (
-        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET + TUNED_TREES},
-        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20, "beside": TUNED_TREES},
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET + TUNED},
+        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20, "beside": TUNED},
     ),
 }
 
@@ -125,13 +125,22 @@ def run_spec(config: Any, o: dict[str, Any]) -> Any:
         )
 
     arms = arms_of(o["names"], o["preset"], o["changes"])
+    untuned = []
     for name, preset, changes in o.get("beside", ()):
         try:
+            arms_of((name,), "paper", o["changes"])
+        except UserError:  # nothing for it to draft with
+            continue
+        try:
             more = arms_of((name,), preset, (*o["changes"], *changes))
-        except UserError as e:  # no head for it, or nothing tuned here
-            say(f"left out: {name} ({preset}{''.join('+' + c for c in changes)}): {e}")
+        except UserError:
+            untuned.append(name)
             continue
         arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
+    if untuned:
+        t = f"{o['temperature']:g}"
+        say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
+            f"`harness tune --method NAME --temperature {t}` finds them")  # fmt: skip
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.errors import UserError, say
 
 
 def tune_command(**o: Any) -> None:
-    """Find the best tree for each temperature, print what was found, and save it as the preset `tuned`."""
+    """Find a method's best options for each temperature, print what was found, and save them as the preset `tuned`."""
     temperatures = o["temperatures"] or (0.0,)
     for temperature in temperatures:
         checked({**MATRIX_DEFAULTS, **o, "temperature": temperature})
@@ -29,43 +30,75 @@ def tune_command(**o: Any) -> None:
 
     if not m.tunable:
         has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
-        raise UserError(f"method {m.name} has no dynamic tree that can be tuned; these have: {has}")
+        raise UserError(f"method {m.name} has no options that can be tuned; these have: {has}")
     head = o["head"] or config.head_folder
     (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
     tuned.rows(o["save"] or tuned.found_here())  # a spoilt file is found out before hours are spent
     keep_freed_memory()
     from harness.loading import load
     from harness.train.command import evaluation_prompts
-    from harness.tune import tune
 
     evaluation = [text for texts in evaluation_prompts().values() for text in texts]
     keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
-    loaded = load(config, keys[0].dtype, head=o["head"])
+    loaded = load(config, keys[0].dtype, head=o["head"], drafters={m.drafter} if m.drafter else ())
+    if m.drafter and not m.needs_head:
+        runner.check_heads((arm,), loaded)
+    budget = o["max_new_tokens"] or config.max_new_tokens
     for key in keys:
-        ranked, costs = tune(
-            loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), n_prompts=o["conversations"],
-            max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, evaluation=evaluation,
-        )  # fmt: skip
-        click.echo(f"{m.name} on {config.name}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:")
-        click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
-        given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
-        paper = [("paper", c) for c in ranked if (c.top_k, c.depth, c.total) == given]
-        for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
-            click.echo(
-                f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
-                f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
-            )
-        best = ranked[0]
-        if best.speedup <= 1:
-            click.echo(f"speculation does not pay on this machine: the best tree is predicted at {best.speedup:.2f}x of vanilla")
-        options = {**arm.options, "top_k": best.top_k, "depth": best.depth, "total": best.total}
-        predicted = {
-            "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
-            "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
-            "conversations": o["conversations"],
-        }  # fmt: skip
-        path = tuned.save(tuned.Entry(key, options, predicted), o["save"])
+        options, predicted = (_replayed if m.dynamic else _raced)(loaded, arm, key, o["conversations"], budget, evaluation)
+        if predicted["speedup"] <= 1:
+            click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
+        path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": o["conversations"]}), o["save"])
         say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+
+
+Found = tuple[dict[str, Any], dict[str, Any]]
+"""Options to run with, and what is expected of them: at least tau and decode speedup."""
+
+
+def _about(arm: Any, key: Any) -> str:
+    return f"{arm.name} on {key.model}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:"
+
+
+def _replayed(loaded: Any, arm: Any, key: Any, n_prompts: int, max_new_tokens: int, evaluation: Sequence[str]) -> Found:
+    """The best dynamic tree of all."""
+    from harness.tune import tune
+
+    ranked, costs = tune(
+        loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), n_prompts=n_prompts,
+        max_new_tokens=max_new_tokens, evaluation=evaluation,
+    )  # fmt: skip
+    click.echo(_about(arm, key))
+    click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
+    given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
+    paper = [("paper", c) for c in ranked if (c.top_k, c.depth, c.total) == given]
+    for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
+        click.echo(
+            f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
+            f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
+        )
+    best = ranked[0]
+    return {**arm.options, "top_k": best.top_k, "depth": best.depth, "total": best.total}, {
+        "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
+        "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
+    }  # fmt: skip
+
+
+def _raced(loaded: Any, arm: Any, key: Any, n_prompts: int, max_new_tokens: int, evaluation: Sequence[str]) -> Found:
+    """The best of the method's candidates and of the options it has."""
+    from harness.tune import LONGEST, held_out_prompts, race
+
+    tried = [dict(arm.options)]
+    tried += [options for c in arm.method.candidates if (options := {**arm.options, **c}) not in tried]
+    prompts = held_out_prompts(loaded, n_prompts, LONGEST, evaluation)
+    ranked = race(loaded, arm.method, tried, temperature=key.temperature, prompts=prompts, max_new_tokens=max_new_tokens)
+    click.echo(_about(arm, key))
+    for i, r in enumerate(ranked, start=1):
+        what = "paper" if r.options == arm.options else f"{i}."
+        changed = " ".join(f"{k}={v}" for k, v in r.options.items() if v != arm.options[k])
+        click.echo(f"{what:6} {changed or '(its defaults)'}: tau {r.tau:.2f}, decode speedup {r.speedup:.2f}x")
+    best = ranked[0]
+    return dict(best.options), {"tau": round(float(best.tau), 3), "speedup": round(float(best.speedup), 3)}
 
 
 def find_tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
@@ -79,15 +112,17 @@ def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) ->
 
     from harness.environment import cpu_name
     from harness.fetch import sha256_file
-    from harness.loading import FREQUENT, resolve_dtype
+    from harness.loading import resolve_dtype
     from harness.tuned import Key
+    from harness.weights import drafter_folders
 
     threads = o["threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    files = [head / name for name in ("model.safetensors", "pytorch_model.bin", FREQUENT)] if head else []
+    folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
     return Key(
         model=config.name,
-        head=" ".join(sha256_file(file)[:16] for file in files if file.exists()),
+        head=" ".join(sha256_file(file)[:16] for file in files),
         method=method,
         temperature=o["temperature"],
         dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
