@@ -219,7 +219,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        ["--method vanilla", "no options that can be tuned; these have: sps, pld, lookahead"],
+        ["--method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, hydra"],
         ["--method eagle4", "unknown method 'eagle4'"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],
