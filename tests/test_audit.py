@@ -13,12 +13,16 @@ import torch
 from console import TINY, Outcome, harness, isolate, refused, tiny_copy
 from lab import Lab, shared_lab
 
+import methods
 from harness.audit import command, findings, mutation, page, verdicts
 from harness.audit.estimate import Progress, Rates, Work, known_rates
 from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.mutation import Bench, counts_differently, run_mutant
+from harness.audit.replay import head_law, replayed
 from harness.audit.store import Store
 from harness.errors import UserError
+from methods.base import SamplerParams
+from methods.engine.sampling import probabilities
 
 COMMAND = f"verify --model {TINY} --threads 1"
 
@@ -489,3 +493,19 @@ def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, monkeypatch: pytest.Mo
     real = command.load_in
     monkeypatch.setattr(command, "load_in", lambda c, dtype, *rest: no_doubles() if dtype == "float64" else real(c, dtype, *rest))
     refused(harness(COMMAND, "--method pld --out", tmp_path), "not judged by all of float64: this model has no float64 kernels")
+
+
+def test_q_of_the_score_test_is_what_the_head_would_draft(lab: Lab) -> None:
+    """Teacher-forced in one pass of the trainer's forward; a q that says nothing would leave the test without power."""
+    target, drafter, prompt = lab.loaded.target, lab.loaded.drafter, lab.prompts[0]
+    assert drafter is not None
+    params = SamplerParams(6, frozenset(), temperature=1.0, key=1)
+    run = replayed(lab.loaded, methods.get("vanilla").build(), prompt, params, None)
+    law = head_law(lab.loaded, run, params)
+    for n in (0, 1, 5):
+        text = [*prompt, *run.ids[:n]]
+        features, _ = target.prefill(text, 1)
+        drafter.start(len(text) + 1)
+        drafter.observe(text[1:], features[:-1])
+        own = probabilities(drafter.root_logits()[0], 1.0, 1.0)
+        assert torch.allclose(law[n], own.double(), atol=1e-5) and own.max() > 2 / len(own)

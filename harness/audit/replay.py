@@ -216,7 +216,8 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
         features, _ = target.prefill(text[:-1], 1)
         head, embedding = _on_cpu(loaded)
         features = torch.cat([features, features[-1:]])[None].cpu().to(embedding.dtype)
-        out, _ = next(predicted_features(head, embedding, Batch(torch.tensor([text]), features, _NONE, _NONE), 1))
+        wanted = torch.ones(1, len(text) - 1, dtype=torch.bool)  # every pair is predicted
+        out, _ = next(predicted_features(head, embedding, Batch(torch.tensor([text]), features, wanted, wanted), 1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
         predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.device, target.dtype)
         law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
@@ -224,9 +225,6 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
         if position < len(law):
             law[position] = q
     return law
-
-
-_NONE = torch.empty(0)
 
 
 def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:
