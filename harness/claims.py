@@ -170,7 +170,8 @@ def _weakest(by_task: Mapping[str, Found]) -> Found:
 
 
 class Measured:
-    """One model's records as arms by method and temperature; `equal`: EAGLE-2 with EAGLE-1's number of nodes.
+    """One model's records as arms by method and temperature; `nodes`: of EAGLE-1's and EAGLE-2's tree; `presets`: of EAGLE-2
+    with as many nodes as EAGLE-1.
 
     Raises:
         UserError: they were measured in several environments; names the key.
