@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,9 +262,8 @@ def sweep(
     text: Sequence[int],
     params: SamplerParams,
     rounds: int = 3,
-) -> pd.DataFrame:
-    """Decode-only tokens per second of each (label, arm) at each context, prompts cut from `text`; the best of `rounds`."""
-    rows = []
+) -> Iterator[list[dict[str, Any]]]:
+    """Decode-only tokens per second of each (label, arm), prompts cut from `text`, the best of `rounds`: a list a context."""
     decoders = {label: arm.method.build(**arm.options) for label, arm in arms}
     for context in contexts:
         ids = list(text[:context])
@@ -279,12 +278,11 @@ def sweep(
                 assert made.trace is not None
                 steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1
                 best[label] = max(best.get(label, (0.0, 0.0, 0.0)), (tokens / seconds, tokens / steps, 1e3 * seconds / steps))
-        rows += [
+        yield [
             {"context": context, "arm": label, "method": arm.name, "tree": arm.options.get("total", 0),
              "tokens_per_s": best[label][0], "tau": best[label][1], "step_ms": best[label][2]}
             for label, arm in arms
         ]  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:

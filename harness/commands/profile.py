@@ -30,6 +30,7 @@ def profile_command(**o: Any) -> None:
     untraced = [a.name for a in part.arms if a.method.external]
     if untraced:
         raise UserError(f"method {untraced[0]} is another loop: it has no steps to profile")
+    import pandas as pd
     import torch
 
     from harness import profiling, runner
@@ -54,12 +55,18 @@ def profile_command(**o: Any) -> None:
         vanilla = next(a for a in part.arms if a.name == "vanilla")
         say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
         short = SamplerParams(32, temperature=o["temperature"], key=1)
-        rows = profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short)
-        if rows.empty:
+        measured: list[dict[str, Any]] = []
+        for at_context in profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short):
+            measured += at_context
+            say(
+                f"  {at_context[0]['context']} tokens: "
+                + ", ".join(f"{r['arm']} {r['tokens_per_s']:.1f} tokens/s" for r in at_context)
+            )
+            written = profiling.write_sweep(pd.DataFrame(measured), where, o["out"])
+        if not measured:
             raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {config.context_length} tokens")
-        shown = rows.pivot(index="arm", columns="context", values="tokens_per_s").reindex(rows["arm"].unique())
-        click.echo(shown.round(1).to_string())
-        written = profiling.write_sweep(rows, where, o["out"])
+        shown = pd.DataFrame(measured).pivot(index="arm", columns="context", values="tokens_per_s")
+        click.echo(shown.reindex([r["arm"] for r in at_context]).round(1).to_string())
     else:
         prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(o["limit"])
                    for ps in part.prompt_sets if i < len(ps.prompts)]  # fmt: skip
