@@ -35,8 +35,9 @@ from methods.engine.sampling import stream_key
 @dataclass(frozen=True, slots=True)
 class Level:
     """How much is checked. `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `exact_prompts`: prompts
-    in float64; `width`: rows of the control's forwards. `law_s`, `sampled_law_s`: seconds a case of layer 1, for the estimate,
-    as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
+    in float64; `width`: rows of the control's forwards; `score_tree`: options in layer 4 of the methods that have them: 16 nodes
+    in 3 levels, which most accepted tokens come from, take under half the time of the paper's. `law_s`, `sampled_law_s`: seconds
+    a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
 
     prompts: int
     exact_prompts: int
@@ -47,11 +48,12 @@ class Level:
     width: int
     law_s: float
     sampled_law_s: float
+    score_tree: Mapping[str, int] = field(default_factory=dict)
 
 
 LEVELS = {
     "quick": Level(2, 1, 16, ("float32", "float64"), 64, 3, 60, 0.06, 0.12),
-    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55),
+    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55, {"depth": 3, "total": 16}),
 }
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 MOST_ROUNDS = 2000
@@ -399,7 +401,7 @@ class Audit:
 
     def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         """Sampled outputs of each method, round after round, until there are enough tokens."""
-        for s in able:
+        for s in (s.with_options(self.how.score_tree) for s in able):
             n = 0
             for repeat in range(MOST_ROUNDS):
                 for name, ids in prompts:

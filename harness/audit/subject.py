@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import methods
 from harness.audit.law import small_options
@@ -23,7 +23,7 @@ class Subject:
     """
 
     name: str
-    full: Callable[[], Decode]
+    full: Callable[..., Decode]
     small: Mapping[str, Callable[[], Decode]]
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
@@ -40,9 +40,14 @@ class Subject:
         options = m.resolve("paper", {}, config.presets if m.needs_head else {})
         small = {" ".join(f"{k}={v}" for k, v in small.items()): partial(m.build, **small) for small in small_options(m)}
         return cls(
-            m.name, lambda: m.build(**options), small, options, m.exact, m.external,
+            m.name, lambda **changes: m.build(**options | changes), small, options, m.exact, m.external,
             m.samples_drafts, m.drafter, m.needs_frequent, code_sha(m.file),
         )  # fmt: skip
+
+    def with_options(self, changes: Mapping[str, Any]) -> Self:
+        """The same with those of `changes` that are options of its own."""
+        mine = {name: value for name, value in changes.items() if name in self.options}
+        return replace(self, full=partial(self.full, **mine), options={**self.options, **mine}) if mine else self
 
     def lacks(self, loaded: Loaded) -> str | None:
         """What the model has not that it needs."""
