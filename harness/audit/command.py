@@ -34,13 +34,16 @@ from methods.engine.sampling import stream_key
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How much is checked. `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `exact_prompts`: prompts
-    in float64; `width`: rows of the control's forwards; `score_tree`: options in layer 4 of the methods that have them: 16 nodes
-    in 3 levels, which most accepted tokens come from, take under half the time of the paper's. `law_s`, `sampled_law_s`: seconds
-    a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
+    """How much is checked. `prompts`: in float32 and 16 bits, where a ledger's are looked at too; `exact_prompts`: in float64,
+    at T = 0; `coupled_prompts`: in float64, at T = 1; `score_prompts`: of layer 4's score test; `law_tokens`: tokens whose joint
+    law is enumerated, the prefill's included; `width`: rows of the control's forwards; `score_tree`: options in layer 4 of the
+    methods that have them: 16 nodes in 3 levels take under half the time of the paper's. `law_s`, `sampled_law_s`: seconds a
+    case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
 
     prompts: int
     exact_prompts: int
+    coupled_prompts: int
+    score_prompts: int
     new_tokens: int
     dtypes: tuple[str, ...]
     score_tokens: int
@@ -52,8 +55,8 @@ class Level:
 
 
 LEVELS = {
-    "quick": Level(2, 1, 16, ("float32", "float64"), 64, 3, 60, 0.06, 0.12),
-    "full": Level(20, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55, {"depth": 3, "total": 16}),
+    "quick": Level(2, 1, 1, 2, 16, ("float32", "float64"), 64, 3, 60, 0.06, 0.12),
+    "full": Level(6, 20, 6, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55, {"depth": 3, "total": 16}),
 }
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 MOST_ROUNDS = 2000
@@ -253,12 +256,13 @@ class Audit:
                 raise UserError(f"the ledger's records are of other weights of {self.config.name} than those at hand")
             prompt_ids(pair, loaded, self.prompts_dir, known)
         how = self.how
-        found = bundled(loaded, how.prompts, how.new_tokens + how.width)
+        n = max(how.prompts, how.exact_prompts, how.score_prompts)
+        found = bundled(loaded, n, how.new_tokens + how.width)
         if not found:
             raise UserError(f"no bundled prompt with {how.new_tokens} new tokens and a tree of {how.width} nodes fits into the "
                             f"{self.config.context_length} tokens of {self.config.name}")  # fmt: skip
-        if len(found) < how.prompts:
-            self.rows.append(verdicts.Verdict.missing("prompts", "all", f"only {len(found)} of {how.prompts} fit the context"))
+        if len(found) < n:
+            self.rows.append(verdicts.Verdict.missing("prompts", "all", f"only {len(found)} of {n} fit the context"))
         self._estimate(loaded, dtypes, found[0][1])
 
     def _estimate(self, loaded: Loaded, dtypes: Sequence[str], prompt: list[int]) -> None:
@@ -309,7 +313,7 @@ class Audit:
     def on_model(self, loaded: Loaded, dtype: str) -> None:
         """Everything that needs the model in one dtype."""
         how = self.how
-        prompts = bundled(loaded, how.exact_prompts if dtype == "float64" else how.prompts, how.new_tokens + how.width)
+        prompts = partial(bundled, loaded, room=how.new_tokens + how.width)
         able = []
         for s in self.subjects:
             lacks = s.lacks(loaded)
@@ -319,12 +323,12 @@ class Audit:
                 self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", s.name, lacks))
             else:
                 self.rows.append(verdicts.Verdict.not_applicable(f"all of {dtype}", s.name, lacks))
-        if not self._greedy(loaded, dtype, able, prompts):
+        if not self._greedy(loaded, dtype, able, prompts(how.exact_prompts if dtype == "float64" else how.prompts)):
             return
         if dtype == "float64":
-            self._coupled(loaded, able, prompts)
+            self._coupled(loaded, able, prompts(how.coupled_prompts))
         if dtype == SCORE_DTYPE:
-            self._sampled(loaded, able, prompts)
+            self._sampled(loaded, able, prompts(how.score_prompts))
         self._ledger(loaded, dtype)
 
     def not_asked_for(self, dtypes: Sequence[str]) -> None:
