@@ -55,7 +55,7 @@ LAYERS = {
         mean the whole family of tests would find with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In
         float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
         then the same tokens as vanilla's, no further confirmations. At level full dynamic trees
-        are cut to 16 nodes in 3 levels for the score test, for time; every other layer has the trees that tables measure.""",
+        are cut to 8 nodes in 2 levels for the score test, for time; every other layer has the trees that tables measure.""",
     ),
     "L5": (
         "acceptance and planted faults",
