@@ -388,6 +388,14 @@ def test_an_inexact_method_that_no_layer_caught_is_a_problem() -> None:
     assert "declares itself inexact" in verdicts.overall([row], {"eagle2": False})[0]
 
 
+def test_ids_that_are_not_vanillas_at_t_1_are_a_fault_and_say_what_sampled_drafts_declare() -> None:
+    found = [{"kind": "coupled", "dtype": "float64", "method": "mine", "n": 20, "at": at} for at in (None, 7)]
+    (row,) = verdicts.coupled_verdicts(found)
+    assert row.passed is False and row.worst == "1 differ, first at token 7" and "samples_drafts=True" in row.why
+    (row,) = verdicts.coupled_verdicts(found[:1])
+    assert row.passed is True and not row.why
+
+
 def test_divergences_are_classified_by_how_far_they_lie_below_the_best() -> None:
     def kind(a: float, b: float, ended: bool = False) -> str:
         return verdicts.classify({"gap_vanilla": a, "gap_method": b, "ended": ended}, 0.5)
@@ -424,6 +432,9 @@ def test_a_greedy_output_is_judged_by_its_first_divergence(finding: dict, passed
 def test_divergences_more_frequent_than_the_controls_are_a_fault_of_their_own() -> None:
     (row,) = verdicts.greedy_verdicts([greedy(5, 1e-5) for _ in range(30)], CONTROL)
     assert row.passed is False and "more often than the control" in row.why
+    exact = [greedy(None, dtype="float64", method=f"m{i}") for i in range(100)]  # not tested: they take no power away
+    (*_, row) = verdicts.greedy_verdicts([*exact, greedy(5, 1e-5), greedy(5, 1e-5)], CONTROL)
+    assert row.passed is False and "more often" in row.why
     (row,) = verdicts.greedy_verdicts([greedy(None, n=5000)], CONTROL)
     assert row.passed is None and row.blocks and "4,000" in row.why  # fewer control positions than checked
 
