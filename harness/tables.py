@@ -79,7 +79,7 @@ AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's
 # How to read each table; under it in every form.
 _READING = {
     "audit": """audit: what `harness verify` found on this model (`audit/audit.md`): `lossless`, or the layer that a method
-        fails, or a layer that could not judge it.""",
+        fails, or `open` where a layer could not judge it; a preset whose outputs it was not given has its method's word.""",
     "main": """Each cell: speedup over vanilla on the same prompts (seconds per token, prefill included) / τ (tokens per
         target forward after prefill); in brackets τ over outputs where neither arm fell into a loop. "on n": on n
         prompts only, fewer than the column's, and so are the means over such cells.""",

@@ -16,13 +16,14 @@ from lab import Lab, shared_lab
 import methods
 from harness.audit import command, findings, mutation, page, verdicts
 from harness.audit.estimate import Progress, Rates, Work, known_rates
-from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.mutants import EQUIVALENT, MUTANTS, LatePositions, Mutant
 from harness.audit.mutation import Bench, counts_differently, run_mutant
 from harness.audit.replay import head_law, replayed
 from harness.audit.store import Store
 from harness.errors import UserError
 from methods.base import SamplerParams
 from methods.engine.sampling import probabilities
+from methods.engine.target import HFTarget
 
 COMMAND = f"verify --model {TINY} --threads 1"
 
@@ -136,6 +137,10 @@ def test_a_presets_word_is_its_methods_and_its_own_cells() -> None:
     assert page.summary(rows, "full") == {"eagle2": "lossless (full)", "eagle2 (small)": "fails L3"}
     rows[1] = row("L4", "eagle2", None)
     assert page.summary(rows, "full") == {"eagle2": "open", "eagle2 (small)": "fails L3"}
+    rows = [*rows[:1], row("L4", "eagle2", True), verdicts.Verdict.not_applicable("L3, ledger", "all", "pld was not asked for")]
+    assert page.summary(rows, "full") == {"eagle2": "lossless (full)"}  # what was not asked for leaves nothing open
+    rows.append(verdicts.Verdict.not_applicable("all of float64", "all", "this dtype was not asked for"))
+    assert page.summary(rows, "full") == {"eagle2": "open"}
 
 
 def test_an_estimate_is_the_sum_of_what_is_missing_at_the_rates_measured() -> None:
@@ -322,8 +327,41 @@ def test_logits_that_are_no_numbers_are_no_pass(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(command, "load_in", spoilt)
     done = harness(COMMAND, "--method pld --dtype float32 --out", tmp_path)
-    refused(done, "all is not judged by all of float32: plain decoding raised", "not finite")
+    refused(done, "not judged: all of float32: plain decoding raised", "not finite")
     assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["pld"] == "open"
+
+
+def test_a_fault_of_the_forwards_that_all_methods_share_does_not_excuse_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the control, too: multiples of the control's noise let it pass."""
+    real = HFTarget.verify
+    monkeypatch.setattr(HFTarget, "verify", lambda self, tree: real(self, LatePositions(tree.tokens, tree.parents, tree.q)))
+    done = harness(COMMAND, "--method eagle2 --dtype float32 --json --out", tmp_path)
+    assert verdict(done, "L2 logit replay", "eagle2")["passed"] is True
+    refused(done, "what every method is judged by fails: L2 control, float32", "the target's own forwards are at fault")
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["eagle2"] == "fails L2"
+
+
+@pytest.mark.parametrize(("dtype", "largest", "middle"), [("float32", 2e-2, 0.0), ("float64", 2e-4, 0.0), ("bfloat16", 9.0, 1.1)])
+def test_a_control_beyond_rounding_is_no_control(dtype: str, largest: float, middle: float) -> None:
+    noisy = verdicts.Control(dtype, 9, largest, middle, gap=1.0, flipped=0, exposed=9)
+    finding = {"kind": "control", "dtype": dtype, "method": "vanilla"}
+    for control, passed in ((noisy, False), (replace(noisy, largest=0.0, median=0.0), True)):
+        (row,) = verdicts.control_verdicts([finding], {dtype: control})
+        assert row.passed is passed and (row.ratio > 1) is not passed
+    raised = {**finding, "of": "a record", "error": "OSError: no"}
+    row, _ = verdicts.control_verdicts([finding, raised], {dtype: noisy})
+    assert row.passed is False and row.raised and "ledger" in row.layer  # a text that was not scored is said
+
+
+def test_a_control_without_any_noise_is_no_division_by_zero() -> None:
+    silent = {"float32": verdicts.Control("float32", 99, 0.0, 0.0, gap=0.0, flipped=0, exposed=99)}
+    run = greedy(None, differences=[0.0] * 20, n_offside=0, n_branching=0)
+    (row,) = verdicts.replay_verdicts([run], silent)
+    assert row.passed is True and row.ratio == 0
+    (row,) = verdicts.replay_verdicts([{**run, "differences": [1e-6]}], silent)
+    assert row.passed is False and row.ratio > 1
 
 
 def test_a_finding_with_a_number_that_is_none_is_an_error() -> None:
@@ -348,6 +386,14 @@ def test_an_inexact_method_that_no_layer_caught_is_a_problem() -> None:
     row = verdicts.Verdict("L1 exact law", "eagle2", "", "", "", "", True)
     assert verdicts.overall([row], {"eagle2": True}) == []
     assert "declares itself inexact" in verdicts.overall([row], {"eagle2": False})[0]
+
+
+def test_ids_that_are_not_vanillas_at_t_1_are_a_fault_and_say_what_sampled_drafts_declare() -> None:
+    found = [{"kind": "coupled", "dtype": "float64", "method": "mine", "n": 20, "at": at} for at in (None, 7)]
+    (row,) = verdicts.coupled_verdicts(found)
+    assert row.passed is False and row.worst == "1 differ, first at token 7" and "samples_drafts=True" in row.why
+    (row,) = verdicts.coupled_verdicts(found[:1])
+    assert row.passed is True and not row.why
 
 
 def test_divergences_are_classified_by_how_far_they_lie_below_the_best() -> None:
@@ -386,6 +432,9 @@ def test_a_greedy_output_is_judged_by_its_first_divergence(finding: dict, passed
 def test_divergences_more_frequent_than_the_controls_are_a_fault_of_their_own() -> None:
     (row,) = verdicts.greedy_verdicts([greedy(5, 1e-5) for _ in range(30)], CONTROL)
     assert row.passed is False and "more often than the control" in row.why
+    exact = [greedy(None, dtype="float64", method=f"m{i}") for i in range(100)]  # not tested: they take no power away
+    (*_, row) = verdicts.greedy_verdicts([*exact, greedy(5, 1e-5), greedy(5, 1e-5)], CONTROL)
+    assert row.passed is False and "more often" in row.why
     (row,) = verdicts.greedy_verdicts([greedy(None, n=5000)], CONTROL)
     assert row.passed is None and row.blocks and "4,000" in row.why  # fewer control positions than checked
 
@@ -455,6 +504,23 @@ def test_fewer_tokens_than_the_stated_power_needs_is_no_pass() -> None:
     assert row.passed is True and "0.02 needs" in row.detectable
 
 
+def test_findings_of_two_processes_are_judged_together_from_their_files_joined(tmp_path: Path) -> None:
+    words = "--dtype float32 --json --out"
+    for folder, method in (("a", "pld"), ("b", "hf-generate")):
+        assert harness(COMMAND, "--method", method, words, tmp_path / folder).code == 0
+    lines = [line for folder in "ab" for line in (tmp_path / folder / "audit.jsonl").read_text().splitlines()]
+    spoilt = json.loads(lines[-1])
+    error = {name: spoilt[name] for name in spoilt if name not in ("n", "deviations", "variances")} | {"error": "MemoryError"}
+    joined = tmp_path / "joined" / "audit.jsonl"
+    joined.parent.mkdir()
+    joined.write_text("\n".join([*lines, json.dumps(error)]) + "\n")  # an error does not displace what ended well elsewhere
+    before = joined.read_bytes()
+    done = harness(COMMAND, "--method pld --method hf-generate", words, joined.parent)
+    assert done.code == 0 and "already: nothing to run" in done.err and joined.read_bytes() == before
+    for method in ("vanilla", "pld", "hf-generate"):
+        assert verdict(done, "L4 score test", method)["passed"] is True
+
+
 def test_a_store_drops_a_torn_line_and_names_a_spoilt_one(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.add({"kind": "a"}, {"x": 1})
@@ -472,15 +538,23 @@ def test_a_ledgers_divergences_are_explained_and_the_main_table_says_what_was_fo
     ledger = tmp_path / "ledger"
     run = f"run --model {TINY} --threads 1 --method eagle2 --task mt_bench --task gsm8k --source bundled --limit 2"
     assert harness(run, "--dtype bfloat16 --max-new-tokens 48 --out", ledger).code == 0
-    audit = f"{COMMAND} --method eagle2 --dtype bfloat16 --json --results"
+    audit = f"{COMMAND} --method eagle2 --json --results"
     done = harness(audit, ledger, "--out", ledger / "audit")
     assert done.code == 0, done.err
     (row,) = (r for r in done.value if r["layer"] == "L3 greedy equality, bfloat16, ledger")
     assert row["checked"].startswith("6 outputs") and row["passed"] is True  # two turns of mt_bench, one of gsm8k
     assert harness("table --results", ledger).code == 0
-    assert (
-        "| audit |" in (ledger / "tables" / "main.md").read_text() and "lossless" in (ledger / "tables" / "main.md").read_text()
-    )
+    assert "| eagle2 | lossless (quick) |" in (ledger / "tables" / "main.md").read_text()
+    other = tmp_path / "other"  # of the same settings, so with the same keys, but another output
+    other.mkdir()
+    records = [json.loads(line) for line in (ledger / "records.jsonl").read_text().splitlines()]
+    next(r for r in records if r["method"] == "eagle2" and not r["is_warmup"])["token_ids"][3] += 1
+    for file in ledger.glob("env-*.json"):
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    done = harness(audit, ledger, "--results", other, "--out", ledger / "audit")
+    refused(done, "eagle2 fails L3 greedy equality, bfloat16, ledger")
+    assert verdict(done, "L3 greedy equality, bfloat16, ledger", "eagle2")["checked"].startswith("7 outputs")  # copies count once
     refused(harness(audit, tmp_path / "none", "--out", tmp_path), "none")
     (ledger / "audit" / "lossless.json").write_text("[]")
     refused(harness("table --results", ledger), "run it again")
@@ -492,7 +566,7 @@ def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, monkeypatch: pytest.Mo
 
     real = command.load_in
     monkeypatch.setattr(command, "load_in", lambda c, dtype, *rest: no_doubles() if dtype == "float64" else real(c, dtype, *rest))
-    refused(harness(COMMAND, "--method pld --out", tmp_path), "not judged by all of float64: this model has no float64 kernels")
+    refused(harness(COMMAND, "--method pld --out", tmp_path), "not judged: all of float64: this model has no float64 kernels")
 
 
 def test_q_of_the_score_test_is_what_the_head_would_draft(lab: Lab) -> None:

@@ -87,6 +87,7 @@ def verify(
     for records_folder in results:
         pairs, n = pairs_of(records_folder, config)
         ledger, n_alone = ledger + pairs, n_alone + n
+    ledger = list({(ids_of(pair), pair.key, pair.vanilla_key): pair for pair in ledger}.values())  # of two copies one counts
     wanted = tuple(dict.fromkeys(dtypes or (*(pair.dtype for pair in ledger), *LEVELS[level].dtypes)))
     with Store(out) as store:
         audit = Audit(store, config, subjects, level, ledger, prompts_dir, folder, set(names), threads)
@@ -119,6 +120,11 @@ def verify(
     problems = verdicts.overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
     if problems:
         raise UserError("; ".join(problems))
+
+
+def ids_of(pair: LedgerPair) -> str:
+    """Of both outputs: a record's key is that of its settings, so that two ledgers may hold one key with other ids."""
+    return canonical_hash([pair.vanilla["token_ids"], pair.record["token_ids"]])[:16]
 
 
 TAUS = "tau.json"  # beside a draft head: what `--record` kept
@@ -335,12 +341,16 @@ class Audit:
         """Rows for what a choice of dtypes leaves out."""
         for dtype in LEVELS[self.level].dtypes:
             if dtype not in dtypes:
-                why = "this dtype was not asked for"
+                what = {SCORE_DTYPE: ", the score test of layer 4 with it", "float64": ", vanilla's own ids with it"}.get(
+                    dtype, ""
+                )
+                why = f"this dtype was not asked for{what}"
                 self.rows.append(verdicts.Verdict.not_applicable(f"all of {dtype}", "all", why))
-        skipped = sum(pair.dtype not in dtypes for pair in self.ledger)
+        names = {s.name for s in self.subjects}
+        skipped = sum(pair.dtype not in dtypes for pair in self.ledger if pair.method in names)
         if skipped:
             self.rows.append(verdicts.Verdict.missing("L3, ledger", "all", f"{skipped} outputs are in dtypes not asked for"))
-        others = {pair.method for pair in self.ledger} - {s.name for s in self.subjects}
+        others = {pair.method for pair in self.ledger} - names
         if others:
             why = f"the ledger's outputs of {', '.join(sorted(others))} were not asked for"
             self.rows.append(verdicts.Verdict.not_applicable("L3, ledger", "all", why))
@@ -433,8 +443,10 @@ class Audit:
         pairs = [pair for pair in self.ledger if pair.dtype == dtype and pair.method in names]
         common = {"dtype": dtype, "model": self.config.name, "target": loaded.target_sha, "audit": audit_sha(),
                   **self.where()}  # fmt: skip
-        for pair in {pair.vanilla_key: pair for pair in pairs}.values():
-            about = {"kind": "control", "method": VANILLA, "of": pair.vanilla_key, "width": self.how.width, **common}
+        texts = {(pair.vanilla_key, tuple(pair.vanilla["token_ids"])): pair for pair in pairs}
+        for (key, ids), pair in texts.items():
+            about = {"kind": "control", "method": VANILLA, "of": key, "ids": canonical_hash(list(ids))[:16],
+                     "width": self.how.width, **common}  # fmt: skip
 
             def scored(pair: LedgerPair = pair) -> dict[str, Any]:
                 prompt = prompt_ids(pair, loaded, self.prompts_dir, known)
@@ -445,8 +457,8 @@ class Audit:
             self.find(about, scored, Work("control", VANILLA, dtype, 0, n_prompt, rows))
         for pair in pairs:
             r = pair.record
-            about = {"kind": "ledger", "method": pair.label, "of": pair.key, "vanilla": pair.vanilla_key, "cell": r["cell"],
-                     "prompt": f"{r['task']}/{r['sample_id']} turn {r['turn']}", **common}  # fmt: skip
+            about = {"kind": "ledger", "method": pair.label, "of": pair.key, "vanilla": pair.vanilla_key, "ids": ids_of(pair),
+                     "cell": r["cell"], "prompt": f"{r['task']}/{r['sample_id']} turn {r['turn']}", **common}  # fmt: skip
 
             def explained(pair: LedgerPair = pair) -> dict[str, Any]:
                 if pair.at is None:
@@ -498,8 +510,8 @@ class Audit:
         known = verdicts.controls(self.touched)
         f = self.touched
         rows = [
-            *self.rows, *verdicts.law_verdicts(f), *verdicts.stop_verdicts(f), *verdicts.replay_verdicts(f, known),
-            *verdicts.greedy_verdicts(f, known), *verdicts.coupled_verdicts(f),
+            *self.rows, *verdicts.law_verdicts(f), *verdicts.stop_verdicts(f), *verdicts.control_verdicts(f, known),
+            *verdicts.replay_verdicts(f, known), *verdicts.greedy_verdicts(f, known), *verdicts.coupled_verdicts(f),
             *verdicts.score_verdicts(f, self.how.score_tokens), *verdicts.acceptance_verdicts(f, self.recorded()),
         ]  # fmt: skip
         return sorted(rows, key=lambda v: (v.layer, method_order(v.method)))

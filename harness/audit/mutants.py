@@ -202,7 +202,7 @@ class Spoilt:
         return getattr(self._target, name)
 
     def verify(self, tree: Tree) -> Any:
-        spoilt = {"position": _LatePositions, "flat": _FlatPositions, "sibling": _SeesSibling}.get(self._fault)
+        spoilt = {"position": LatePositions, "flat": _FlatPositions, "sibling": _SeesSibling}.get(self._fault)
         return self._target.verify(spoilt(tree.tokens, tree.parents, tree.q) if spoilt else tree)
 
     def commit(self, path: list[int]) -> None:
@@ -219,7 +219,7 @@ class Spoilt:
         return n
 
 
-class _LatePositions(Tree):
+class LatePositions(Tree):
     def depths(self) -> list[int]:
         return [d + 1 for d in super().depths()]
 

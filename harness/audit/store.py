@@ -48,7 +48,8 @@ class Store:
             if not isinstance(finding, dict) or "key" not in finding:
                 raise UserError(f"{self.path}:{number}: not a finding; mend or remove the line")
             whole += len(line)
-            self._found[finding["key"]] = finding
+            if "error" not in finding or finding["key"] not in self._found:  # of two stores joined, the run that ended well
+                self._found[finding["key"]] = finding
 
     def __enter__(self) -> Store:
         return self
