@@ -120,12 +120,14 @@ def answer_ranks(
         pool = draft_pool(drafter, top_k, depth)
         columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())
         rows.append(path_ranks(*columns, pool.levels, answer.ids[j + 1 :]))
-        run.append([levels_run(columns[2], pool.levels, total) for total in TOTALS])
+        run.append([levels_run(columns[2], pool.levels, total, pool.value.device.type) for total in TOTALS])
     return np.array(rows), np.array(run)
 
 
-def levels_run(value: np.ndarray, levels: Sequence[int], total: int) -> int:
-    """How many levels `draft_pool` drafts before nothing more can get among the `total` best."""
+def levels_run(value: np.ndarray, levels: Sequence[int], total: int, device: str = "cpu") -> int:
+    """How many levels `draft_pool` drafts before nothing more can get among the `total` best; off the CPU it does not look."""
+    if device != "cpu":
+        return len(levels)
     for n, (first, end) in enumerate(zip([0, *levels], levels, strict=False), start=1):
         if end > total and value[first:end].max() < np.partition(value[:end], -total)[-total]:
             return n

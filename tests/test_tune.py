@@ -66,6 +66,9 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(lab: Lab) -> None:
             dynamic_tree(3, 6, 3).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
         calls.append(len(count))
     assert calls == run[:, tune.TOTALS.index(3)].tolist() and min(calls) < 6
+    flat = np.zeros(9, dtype=np.float32)
+    flat[3:] = -1
+    assert (tune.levels_run(flat, [3, 6, 9], 2), tune.levels_run(flat, [3, 6, 9], 2, "cuda")) == (2, 3)
 
 
 @st.composite
