@@ -169,7 +169,7 @@ def tune(**options: Any) -> None:
 @model_option
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--limit", type=int, default=1, show_default=True, help="Bundled prompts a task.")
-@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's; --sweep: 32).")
 @click.option("--preset", default="paper", show_default=True, help="A named set of options.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")

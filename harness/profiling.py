@@ -49,7 +49,10 @@ class _Timed:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Milliseconds per step of one method by part, over `steps` steps; `tau` tokens a step."""
+    """Milliseconds per step of one method by part, over `steps` steps; `tau` tokens a step.
+
+    A draft level is a whole call of the drafter, masks included, which a ledger's c_draft leaves to c_other.
+    """
 
     method: str
     preset: str
@@ -300,7 +303,10 @@ def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:
             )
             left.plot(mine["context"], mine["tokens_per_s"], marker="o", markersize=4, label=label, **look)
             right.plot(mine["context"], mine["step_ms"], marker="o", markersize=4, **look)
-        for axes, name in ((left, "tokens per second, prefill excluded"), (right, "milliseconds per step")):
+        for axes, name in (
+            (left, "tokens per second, prefill excluded (τ of few steps is noise)"),
+            (right, "milliseconds per step"),
+        ):
             axes.set_xscale("log", base=2)
             axes.set_xticks(sorted(set(rows["context"])), [str(c) for c in sorted(set(rows["context"]))])
             axes.set_ylim(bottom=0)

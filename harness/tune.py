@@ -7,8 +7,10 @@ dynamic tree has hundreds of settings; they are replayed from one drafting:
 2. At every position of those answers, and for every top_k, the drafter's whole pool is drafted to the greatest depth, as
    decoding would draft it there. `walk` accepts a draft exactly where it is the token vanilla draws, so a decode with any
    smaller depth or total is replayed from the ranks of the answer's own tokens in the pool: no forward is run for it.
-3. What a step costs is measured: a target forward by rows, a draft by top_k and depth.
-4. The best of all trees is the one with the most tokens per second: tau / (c_verify + c_draft).
+3. What a step costs is measured at one context, the mean of those conversations': a target forward by rows, a draft by top_k
+   and depth.
+4. The best of all trees is the one with the most tokens per second: tau / (c_verify + c_draft). It is the best of hundreds on
+   few prompts, so what is predicted of it is on the high side.
 """
 
 from __future__ import annotations
@@ -118,12 +120,14 @@ def answer_ranks(
         pool = draft_pool(drafter, top_k, depth)
         columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())
         rows.append(path_ranks(*columns, pool.levels, answer.ids[j + 1 :]))
-        run.append([levels_run(columns[2], pool.levels, total) for total in TOTALS])
+        run.append([levels_run(columns[2], pool.levels, total, pool.value.device.type) for total in TOTALS])
     return np.array(rows), np.array(run)
 
 
-def levels_run(value: np.ndarray, levels: Sequence[int], total: int) -> int:
-    """How many levels `draft_pool` drafts before nothing more can get among the `total` best."""
+def levels_run(value: np.ndarray, levels: Sequence[int], total: int, device: str = "cpu") -> int:
+    """How many levels `draft_pool` drafts before nothing more can get among the `total` best; off the CPU it does not look."""
+    if device != "cpu":
+        return len(levels)
     for n, (first, end) in enumerate(zip([0, *levels], levels, strict=False), start=1):
         if end > total and value[first:end].max() < np.partition(value[:end], -total)[-total]:
             return n
@@ -271,13 +275,11 @@ def choices(
 
 
 def tune(
-    loaded: Loaded, *, temperature: float, frequent: int | None, n_prompts: int, max_new_tokens: int, evaluation: Iterable[str],
-    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, prompts: Sequence[list[int]] | None = None,
-    rounds: int | None = None,
+    loaded: Loaded, *, temperature: float, frequent: int | None, prompts: Sequence[list[int]], max_new_tokens: int,
+    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, rounds: int | None = None,
 ) -> tuple[list[Choice], Costs]:  # fmt: skip
     """All trees, best first, and the costs they were judged by."""
     assert isinstance(loaded.drafter, EagleDrafter)
-    prompts = prompts or held_out_prompts(loaded, n_prompts, LONGEST, evaluation)
     say(f"answering {len(prompts)} held-out training prompts at T = {temperature:g} ...")
     answers = vanilla_answers(loaded, prompts, temperature, max_new_tokens)
     if not answers:

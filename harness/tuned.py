@@ -6,6 +6,7 @@ Entries lie in the cache folder (found here) and in `models/<name>.tuned.json` (
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,6 +81,22 @@ def lookup(key: Key, shipped: Path) -> Entry:
         f"on this machine and with this head{others}: `harness tune --model {key.model} --method {key.method} --temperature "
         f"{key.temperature:g} --dtype {key.dtype} --threads {key.threads}` (and your --head, if any) makes one"
     )
+
+
+def check(path: Path | None = None) -> None:
+    """Whether `save` could put an entry there.
+
+    Raises:
+        UserError: the file is something else, or its folder cannot be written to.
+    """
+    path = path or found_here()
+    rows(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise UserError(f"cannot save in {path}: {e.strerror or e}") from None
 
 
 def save(new: Entry, path: Path | None = None) -> Path:

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
-from lab import Lab
+from lab import Lab, shared_lab
 from torch import Tensor
 
 from harness.audit.law import texts_of
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.layer import Linear
 from methods.engine.tree import Tree
 
 PROMPT = 20
@@ -200,6 +201,30 @@ def test_a_cut_vocabulary_has_the_columns_of_the_listed_tokens(lab: Lab) -> None
         assert all(close(a, b[..., listed]) for a, b in zip(cut, whole, strict=True))
         assert torch.equal(drafter.named(torch.arange(len(listed))), listed)
     assert all(close(a, b) for a, b in zip(logits(None), whole, strict=True))  # the next generation has the whole again
+
+
+@pytest.mark.parametrize("frequent", [None, 100])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+@torch.inference_mode()
+def test_a_packed_head_drafts_as_the_plain_one(dtype: str, tolerance: float, frequent: int | None) -> None:
+    """In float64, where the tests above are, nothing is packed."""
+    loaded = shared_lab(dtype).loaded
+    drafter, target = loaded.drafter, loaded.target
+    assert drafter is not None
+    text = shared_lab(dtype).prompts[1][:12]
+    features, _ = target.prefill(text, 1)
+    if Linear(target.lm_head.weight).packed is None:
+        pytest.skip("torch packs no weights of this dtype here")
+    plain_rows = Linear(target.lm_head.weight, packed=False)
+    found = []
+    for packed, rows in ((True, target.lm_head), (False, plain_rows)):
+        one = EagleDrafter(drafter.head, target.embedding, rows, drafter._frequent, packed=packed)
+        one.start(80, frequent)
+        assert (one._logits.packed is not None) is packed is (one._fc.packed is not None)
+        one.observe(text[1:], features[:-1])
+        by_node = expand_in_levels(one, Tree([text[-1], 7, 8, 9], [-1, 0, 0, 2]))
+        found.append(torch.stack([one.root_logits()[0], *(by_node[node] for node in sorted(by_node))]))
+    assert (found[0] - found[1]).abs().max() <= tolerance * found[1].abs().max()
 
 
 def test_a_head_without_a_list_says_so(lab: Lab) -> None:

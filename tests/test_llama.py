@@ -51,6 +51,20 @@ def test_the_lean_forward_is_transformers_forward(packed: bool, prompt: list[int
         assert ours.shape == theirs.shape and close(ours, theirs)
 
 
+def test_in_bfloat16_the_lean_forward_is_as_near_to_the_truth_as_transformers(prompt: list[int]) -> None:
+    """What is measured in bfloat16 rounds elsewhere than transformers' module does, and by no more."""
+    truth = everything(HFTarget(tiny()), prompt)
+
+    def error(target: HFTarget) -> float:
+        found = everything(target, prompt)
+        return sum(
+            float((ours.float() - exact).abs().mean() / exact.abs().mean()) for ours, exact in zip(found, truth, strict=True)
+        )
+
+    theirs = error(HFTarget(tiny(torch.bfloat16)))
+    assert 0 < error(LlamaTarget(tiny(torch.bfloat16))) < 1.2 * theirs
+
+
 def test_a_second_longer_prompt_gets_longer_rotary_tables(prompt: list[int]) -> None:
     lean, stock = LlamaTarget(tiny()), HFTarget(tiny())
     for n in (20, 700, 90):

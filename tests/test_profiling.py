@@ -78,9 +78,15 @@ def test_the_sweep_has_a_row_a_context_and_tree(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "s" / "sweep.csv")
     assert sorted(set(rows["context"])) == [32, 64] and list(dict.fromkeys(rows["arm"])) == ["vanilla", "4 nodes", "20 nodes"]
     assert (rows["tokens_per_s"] > 0).all() and (tmp_path / "s" / "sweep.png").exists()
+    vanilla = rows[rows["arm"] == "vanilla"]
+    assert (vanilla["tau"] == 1).all()
+    steps = 1e3 * 7 / vanilla["tokens_per_s"] / vanilla["step_ms"]  # the budget less the token of the prefill
+    assert steps.tolist() == pytest.approx([7, 7])
 
 
 def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
     refused(harness(COMMAND, "--method hf-generate --out", tmp_path), "no steps to profile")
     refused(harness(COMMAND, "--limit 0 --out", tmp_path), "--limit is 0")
     refused(harness(COMMAND, "--sweep --context 99999 --out", tmp_path), "no context of 99999 fits")
+    refused(harness(COMMAND, "--max-new-tokens 1 --out", tmp_path), "--max-new-tokens is 1")
+    refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "no bundled prompt fits into the 0 tokens")

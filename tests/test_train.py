@@ -436,6 +436,18 @@ def test_a_finished_training_is_not_repeated_and_other_settings_are_refused(tmp_
         trained(tmp_path, replace(SETTINGS, learning_rate=1.0))
 
 
+def test_a_batch_of_which_nothing_is_scored_is_scored_whole(tmp_path: Path) -> None:
+    weights, curve = trained(tmp_path, replace(SETTINGS, ce_share=1e-9))
+    assert curve[-1]["tokens"] >= SETTINGS.tokens and all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_conversations_cut_before_their_answers_are_left_out(tmp_path: Path) -> None:
+    _, curve = trained(tmp_path / "some", replace(SETTINGS, max_length=12))
+    assert curve[-1]["tokens"] >= SETTINGS.tokens
+    with pytest.raises(UserError, match="at max_length 3 no conversation has a token of its answer left"):
+        trained(tmp_path / "none", replace(SETTINGS, max_length=3))
+
+
 # ---- the data engine ----
 
 

@@ -149,6 +149,7 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
         ("prompt_share=1.5", "prompt_share is 1.5; it must be from 0 to 1"),
         ("intermediate_size=-8", "intermediate_size is -8; it must be 0 or more"),
         ("betas=0.9", r"betas is \(0.9,\); it must be two numbers"),
+        ("seed=-1", "seed is -1; it must be 0 or more"),
         ("learning_rate=nan", "learning_rate is nan; it must be over 0"),
         ("ce_weight=0", "ce_weight is 0.0: there would be no loss"),
     ):

@@ -17,6 +17,7 @@ import methods
 from harness import records, tune, tuned
 from harness.commands import run as tiers
 from harness.errors import UserError
+from harness.train import command
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
 from methods.base import SamplerParams
 from methods.engine.grow import dynamic_tree
@@ -65,6 +66,9 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(lab: Lab) -> None:
             dynamic_tree(3, 6, 3).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
         calls.append(len(count))
     assert calls == run[:, tune.TOTALS.index(3)].tolist() and min(calls) < 6
+    flat = np.zeros(9, dtype=np.float32)
+    flat[3:] = -1
+    assert (tune.levels_run(flat, [3, 6, 9], 2), tune.levels_run(flat, [3, 6, 9], 2, "cuda")) == (2, 3)
 
 
 @st.composite
@@ -143,12 +147,24 @@ def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
 # ---- the command ----
 
 
+def test_tuning_says_when_prompts_it_must_not_use_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(command, "say", said.append)
+    texts = command.checked_prompts({"gsm8k/paper": ["one", "two"], "alpaca/bundled": ["three"]})
+    assert texts == ["one", "two", "three"]
+    assert said == ["warning: the paper's prompts of mt_bench, humaneval, alpaca, cnn_dm, natural_questions are not here, so "
+                    "overlap with them is not checked"]  # fmt: skip
+
+
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Held-out prompts without ShareGPT, few timings, and an empty cache."""
     isolate(monkeypatch, tmp_path)
     questions = shared_lab("float32").prompts[:2]
-    monkeypatch.setattr(tune, "held_out_prompts", lambda loaded, n, longest, evaluation: questions[:n])
+    monkeypatch.setattr(
+        tune, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
+    )
     monkeypatch.setattr(tune, "ROUNDS", 1)
 
 
@@ -198,14 +214,16 @@ def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab:
 
 
 def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidates(prompts: None, tmp_path: Path) -> None:
-    command = f"--method pld --model {TINY} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 2"
+    command = f"--method pld --model {TINY} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 50"
     found = harness("tune", command)
     assert found.code == 0, found.err
+    assert "only 2 held-out prompts are there; --conversations is 50" in found.err
     assert "pld on tiny, T = 0" in found.out and "(its defaults): tau" in found.out and "n_draft=3 max_ngram" not in found.err
     assert found.out.count("decode speedup") == 1 + len(methods.get("pld").candidates)
     made = run(tmp_path / "out", "--method pld --task gsm8k --preset tuned --json")
     assert made.code == 0, made.err
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
+    assert entry["predicted"]["conversations"] == 2  # those there were, not those asked for
     assert made.cells["pld", "gsm8k"]["settings"] == entry["options"] and made.cells["pld", "gsm8k"]["preset"] == "tuned"
 
 
@@ -224,6 +242,10 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],
         ["--dtype int4", "unknown dtype"],
+        ["--max-new-tokens 1", "--max-new-tokens is 1"],
+        ["--max-new-tokens 2560 --method pld", "no held-out prompt of at most 0 tokens"],
+        ["--max-new-tokens 2560", "no held-out prompt of at most 0 tokens"],
+        ["--save /proc/none/tuned.json", "cannot save in /proc/none/tuned.json"],
     ],
     ids=lambda case: case[0],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,6 +13,8 @@ from harness.commands.options import MATRIX_DEFAULTS, checked, include_all
 from harness.commands.run import drafters_of, run_spec
 from harness.commands.tune import find_tuned
 from harness.errors import UserError, say
+
+SWEPT = 32  # tokens of each cell of --sweep, where nothing is asked for
 
 
 def profile_command(**o: Any) -> None:
@@ -30,6 +33,11 @@ def profile_command(**o: Any) -> None:
     untraced = [a.name for a in part.arms if a.method.external]
     if untraced:
         raise UserError(f"method {untraced[0]} is another loop: it has no steps to profile")
+    budget = o["max_new_tokens"] or (SWEPT if o["sweep"] else config.max_new_tokens)
+    if budget < 2:
+        raise UserError(
+            f"--max-new-tokens is {budget}; a profile takes at least 2, as the first token comes from the prompt alone"
+        )
     import pandas as pd
     import torch
 
@@ -44,7 +52,7 @@ def profile_command(**o: Any) -> None:
     loaded = load(config, o["dtype"], head=o["head"], drafters=drafters_of([part]))
     runner.check_heads(part.arms, loaded)
     stop = frozenset(config.stop_ids)
-    params = SamplerParams(part.max_new_tokens, stop, temperature=o["temperature"], key=1)
+    params = SamplerParams(budget, stop, temperature=o["temperature"], key=1)
     where = f"{config.name}, T = {o['temperature']:g}, {loaded.dtype}, {torch.get_num_threads()} threads"
     if o["sweep"]:
         contexts, trees = sorted(set(o["contexts"])), sorted(set(o["trees"]))
@@ -54,15 +62,15 @@ def profile_command(**o: Any) -> None:
             text = text + text
         vanilla = next(a for a in part.arms if a.name == "vanilla")
         say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
-        short = SamplerParams(32, temperature=o["temperature"], key=1)
+        whole = replace(params, stop_ids=frozenset())  # every cell as many tokens
         measured: list[dict[str, Any]] = []
-        for at_context in profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, short):
+        for at_context in profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, whole):
             measured += at_context
             say(
                 f"  {at_context[0]['context']} tokens: "
                 + ", ".join(f"{r['arm']} {r['tokens_per_s']:.1f} tokens/s" for r in at_context)
             )
-            written = profiling.write_sweep(pd.DataFrame(measured), where, o["out"])
+            written = profiling.write_sweep(pd.DataFrame(measured), f"{where}, {budget} tokens of one text", o["out"])
         if not measured:
             raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {config.context_length} tokens")
         shown = pd.DataFrame(measured).pivot(index="arm", columns="context", values="tokens_per_s")
@@ -70,6 +78,11 @@ def profile_command(**o: Any) -> None:
     else:
         prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(o["limit"])
                    for ps in part.prompt_sets if i < len(ps.prompts)]  # fmt: skip
+        room = config.context_length - budget
+        prompts = [ids for ids in prompts if len(ids) <= room]
+        if not prompts:
+            raise UserError(f"no bundled prompt fits into the {max(room, 0)} tokens that --max-new-tokens {budget} leaves of the "
+                            f"model's {config.context_length}")  # fmt: skip
         profiles = []
         for arm in part.arms:
             say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")

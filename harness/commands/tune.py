@@ -33,22 +33,32 @@ def tune_command(**o: Any) -> None:
         raise UserError(f"method {m.name} has no options that can be tuned; these have: {has}")
     head = o["head"] or config.head_folder
     (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
-    tuned.rows(o["save"] or tuned.found_here())  # a spoilt file is found out before hours are spent
+    budget = o["max_new_tokens"] or config.max_new_tokens
+    if budget < 2:
+        raise UserError(f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
+    tuned.check(o["save"])  # found out before hours are spent
     keep_freed_memory()
+    from harness import tune
     from harness.loading import load
-    from harness.train.command import evaluation_prompts
+    from harness.train.command import checked_prompts
 
-    evaluation = [text for texts in evaluation_prompts().values() for text in texts]
+    evaluation = checked_prompts()
     keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
     loaded = load(config, keys[0].dtype, head=o["head"], drafters={m.drafter} if m.drafter else ())
     if m.drafter and not m.needs_head:
         runner.check_heads((arm,), loaded)
-    budget = o["max_new_tokens"] or config.max_new_tokens
+    longest = min(tune.LONGEST, config.context_length - budget)
+    prompts = tune.held_out_prompts(loaded, o["conversations"], longest, evaluation)
+    if not prompts:
+        raise UserError(f"no held-out prompt of at most {longest} tokens, which is what --max-new-tokens {budget} leaves of the "
+                        f"model's {config.context_length}")  # fmt: skip
+    if len(prompts) < o["conversations"]:
+        say(f"only {len(prompts)} held-out prompts are there; --conversations is {o['conversations']}")
     for key in keys:
-        options, predicted = (_replayed if m.dynamic else _raced)(loaded, arm, key, o["conversations"], budget, evaluation)
+        options, predicted = (_replayed if m.dynamic else _raced)(loaded, arm, key, prompts, budget)
         if predicted["speedup"] <= 1:
             click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
-        path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": o["conversations"]}), o["save"])
+        path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": len(prompts)}), o["save"])
         say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
 
 
@@ -60,13 +70,13 @@ def _about(arm: Any, key: Any) -> str:
     return f"{arm.name} on {key.model}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:"
 
 
-def _replayed(loaded: Any, arm: Any, key: Any, n_prompts: int, max_new_tokens: int, evaluation: Sequence[str]) -> Found:
+def _replayed(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best dynamic tree of all."""
     from harness.tune import tune
 
     ranked, costs = tune(
-        loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), n_prompts=n_prompts,
-        max_new_tokens=max_new_tokens, evaluation=evaluation,
+        loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), prompts=prompts,
+        max_new_tokens=max_new_tokens,
     )  # fmt: skip
     click.echo(_about(arm, key))
     click.echo(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
@@ -84,13 +94,12 @@ def _replayed(loaded: Any, arm: Any, key: Any, n_prompts: int, max_new_tokens: i
     }  # fmt: skip
 
 
-def _raced(loaded: Any, arm: Any, key: Any, n_prompts: int, max_new_tokens: int, evaluation: Sequence[str]) -> Found:
+def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best of the method's candidates and of the options it has."""
-    from harness.tune import LONGEST, held_out_prompts, race
+    from harness.tune import race
 
     tried = [dict(arm.options)]
     tried += [options for c in arm.method.candidates if (options := {**arm.options, **c}) not in tried]
-    prompts = held_out_prompts(loaded, n_prompts, LONGEST, evaluation)
     ranked = race(loaded, arm.method, tried, temperature=key.temperature, prompts=prompts, max_new_tokens=max_new_tokens)
     click.echo(_about(arm, key))
     for i, r in enumerate(ranked, start=1):

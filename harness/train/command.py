@@ -72,11 +72,11 @@ def train_drafter(
     Raises:
         UserError: a bad setting, or `work` was begun with other settings.
     """
-    settings = training_settings(changes, kind, tokens=tokens, seed=seed)
     for name, value in (("--answer-tokens", answer_tokens), ("--text-tokens", text_tokens), ("--tokens", tokens)):
         least = 1 if name == "--answer-tokens" else 0
         if value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
+    settings = training_settings(changes, kind, tokens=tokens, seed=seed)
     keep_freed_memory()
     config, what = model_config(model), KINDS[kind].name
     threads = threads or os.cpu_count() or 1
@@ -91,10 +91,7 @@ def train_drafter(
     head = KINDS[kind].new(loaded, settings)  # sizes that are none are found out before hours of answering
 
     checked = evaluation_prompts()
-    missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
-    if missing:
-        say(f"warning: the paper's prompts of {', '.join(missing)} are not here, so overlap with them is not checked")
-    evaluation = [text for texts in checked.values() for text in texts]
+    evaluation = checked_prompts(checked)
     kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation)
     say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
     kept = [text for text in kept if not sharegpt.is_reserved(text)]
@@ -111,7 +108,7 @@ def train_drafter(
         n_slots=SLOTS * threads,
         seed=seed,
     )
-    if tokens == 0:
+    if settings.tokens == 0:
         say("no training was asked for (--tokens 0): done")
         return
     folder = work if kind == "eagle" else work / kind
@@ -186,6 +183,7 @@ def training_settings(changes: tuple[str, ...], kind: str = "eagle", **given: An
 LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
     (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers"}),
      lambda n: n >= 1, "at least 1"),
+    (frozenset({"tokens", "seed"}), lambda n: n >= 0, "0 or more"),
     (frozenset({"learning_rate", "cooldown", "clip_norm"}), lambda x: x > 0, "over 0"),
     (frozenset({"weight_decay", "ce_weight", "feature_weight", "noise", "unroll_decay", "intermediate_size"}),
      lambda x: x >= 0, "0 or more"),
@@ -216,6 +214,15 @@ def evaluation_prompts() -> dict[str, list[str]]:
             except UserError:
                 continue
     return out
+
+
+def checked_prompts(checked: dict[str, list[str]] | None = None) -> list[str]:
+    """All texts of `evaluation_prompts`, with a warning where the paper's own are not among them."""
+    checked = evaluation_prompts() if checked is None else checked
+    missing = [name for name in tasks.names() if f"{name}/paper" not in checked]
+    if missing:
+        say(f"warning: the paper's prompts of {', '.join(missing)} are not here, so overlap with them is not checked")
+    return [text for texts in checked.values() for text in texts]
 
 
 def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:

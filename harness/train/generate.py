@@ -211,7 +211,8 @@ def answers(
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Answer]:
-    """Answers to `prompts` (token ids, template included), in order of completion; deterministic for a given seed.
+    """Answers to `prompts` (token ids, template included), in order of completion; deterministic for a given seed and number
+    of slots.
 
     The longest prompts first: buffers are as wide as the longest conversation open, so those of a length should be open
     together, and the last ones, when slots stay empty, should be short.

@@ -385,8 +385,22 @@ def train(
     """Train `head` (its `fc` becomes a `NormalisedInput`) on `pool` to `settings.tokens`; returns the learning curve.
 
     Checks on `held` by the way; resumes from `folder/checkpoint.pt`, with a new epoch where the pool has grown. embedding,
-    lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count.
+    lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count. Conversations of which
+    `max_length` leaves nothing to train are left out.
+
+    In a row of the curve, `loss` and `train_top1` are means over the steps since the row before, `train_top1` of the first 256
+    positions scored in each: with noise on, some of prompts, among the rows of the cross-entropy. So it lies beside `top1` (held
+    out, at this step, over the whole vocabulary) as a hint, not as the other side of a difference.
+
+    Raises:
+        UserError: nothing is left to train, the checkpoint is of other settings or data, or a gradient is not finite.
     """
+    untrained = 0 if settings.first_pair else 1  # pairs of an answer
+    pool = [c for c in pool if min(len(c.ids), settings.max_length) - c.n_prompt > untrained]
+    if not pool:
+        raise UserError(
+            f"nothing to train on: at max_length {settings.max_length} no conversation has a token of its answer left"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     initialise(head, embedding, pool, settings)
@@ -455,6 +469,7 @@ def train(
         total = torch.zeros(())
         truth = batch.features[:, 1:]
         scored = batch.trained & (torch.rand(batch.trained.shape) < settings.ce_share)
+        scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
         wanted = wanted_of(truth[scored], lm_rows)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, levels, settings.noise)):
