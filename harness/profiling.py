@@ -164,11 +164,12 @@ def ceiling(loaded: Loaded, megabytes: int = 512) -> Ceiling:
     return Ceiling(n * size, max(best(lambda: block.sum(), n_bytes), best(lambda: other.copy_(block), 2 * n_bytes)))
 
 
-def profile_rows(profiles: Sequence[Profile], base: Profile) -> pd.DataFrame:
-    """One row a method and part: milliseconds a step, in vanilla steps, and the share of the step."""
+def profile_rows(profiles: Sequence[Profile], base: Profile, limit: Ceiling, best: Mapping[str, float]) -> pd.DataFrame:
+    """One row a method and part: milliseconds a step, in vanilla steps, and the share of the step; with the ceilings: a vanilla
+    step at the memory's bandwidth, and the best decode speedup predicted over all trees (`best`, by method)."""
     rows = [
         {"method": p.method, "preset": p.preset, "part": part, "ms": ms, "vanilla_steps": ms / base.total, "share": ms / p.total,
-         "tau": p.tau, "steps": p.steps}
+         "tau": p.tau, "steps": p.steps, "bandwidth_limit_ms": limit.step_ms, "best_predicted": best.get(p.method)}
         for p in profiles for part in all_parts(profiles) if (ms := p.parts.get(part)) is not None
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -235,13 +236,19 @@ def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> li
                     left[name] += width
         for i, name in enumerate(names):
             tau = float(rows[(rows["method"] == name[0]) & (rows["preset"] == name[1])]["tau"].iloc[0])
-            axes.text(left[name], i, f"  {left[name]:.2f} for τ {tau:.2f}: {tau / left[name]:.2f}×", va="center", fontsize=8.5)
+            best = rows[(rows["method"] == name[0]) & (rows["preset"] == name[1])]["best_predicted"].iloc[0]
+            said = f"  {left[name]:.2f} for τ {tau:.2f}: {tau / left[name]:.2f}×" + (
+                "" if pd.isna(best) else f" (best tree predicted: {best:.2f}×)"
+            )
+            axes.text(left[name], i, said, va="center", fontsize=8.5)
+        limit = rows["bandwidth_limit_ms"].iloc[0] * rows["vanilla_steps"].iloc[0] / rows["ms"].iloc[0]
+        ceiling = axes.axvline(limit, color="black", linestyle=":", label="weights read at the memory's bandwidth")
         axes.set_yticks(range(len(names)), [m if p == "paper" else f"{m} ({p})" for m, p in names])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.3 * max(left.values()))
+        axes.set_xlim(0, 1.6 * max(left.values()))
         axes.set_xlabel("one step, in vanilla steps")
         axes.set_title(title)
-        handles = [axes.barh(0, 0, color=colours[p], label=p) for p in parts]
+        handles = [*(axes.barh(0, 0, color=colours[p], label=p) for p in parts), ceiling]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
         written += save_figure(figure, folder / "profile")
     return written

@@ -87,8 +87,9 @@ def profile_command(**o: Any) -> None:
         for arm in part.arms:
             say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
             profiles.append(profiling.profile(loaded, arm, prompts, params))
-        rows = profiling.profile_rows(profiles, profiles[0])
-        report = profiling.report(profiles, profiling.ceiling(loaded), where, _known_best(config, part, o))
+        limit, best = profiling.ceiling(loaded), _known_best(config, part, o)
+        rows = profiling.profile_rows(profiles, profiles[0], limit, best)
+        report = profiling.report(profiles, limit, where, best)
         click.echo(report)
         written = profiling.write_profile(rows, report, where, o["out"])
     for path in written:
