@@ -40,7 +40,7 @@ from harness.records import Record, read
 from harness.reproduce import Target, incomparable
 from harness.stats import paired_bootstrap
 from harness.style import SIX_TASKS, VANILLA, task_order
-from harness.tables import MEAN, NOTHING, Section, Table, audits_of, bracketed, number
+from harness.tables import MEAN, NOTHING, Section, Table, audits_of, bracketed, number, weights_line
 
 Array = NDArray[np.float64]
 SHOWN, OPPOSITE, NOT_SHOWN, NOT_JUDGED = "shown", "the opposite is shown", "not shown", "not judged"
@@ -470,9 +470,8 @@ def report(folder: Path) -> Table:
         rows = rows_of(own, folder, audits.get(model))
         used = Measured(own, folder).records or own
         first, sources = used[0], {r["task"]: r["source"] for r in used}
-        heads = sorted({r["head_sha"][:16] for r in used if r["head_sha"]})
         facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
-        facts += [f"Weights: target {first['target_sha'][:16]}{''.join(f', head {head}' for head in heads)}"]
+        facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
         facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))

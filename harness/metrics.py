@@ -303,7 +303,8 @@ def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False, r
 
 @dataclass(frozen=True, slots=True)
 class TimeSplit:
-    """Seconds per generated token by where they went; `other` is everything the trace's clock did not see."""
+    """Seconds per generated token by where they went, as in `StepCosts`: inside the drafter's forwards, the target's, the prefill
+    (the drafter's prompt pass included), and everything else."""
 
     draft: float
     verify: float
@@ -320,8 +321,7 @@ def time_split(records: Sequence[Record]) -> TimeSplit | None:
     if not records or any(r["trace"] is None or r["prefill_s"] is None for r in records):
         return None
     tokens = sum(len(r["token_ids"]) for r in records)
-    draft = sum(sum(r["trace"]["draft_s"]) for r in records if r["trace"])
-    verify = sum(sum(r["trace"]["verify_s"]) for r in records if r["trace"])
+    draft, verify = (sum(sum(r["trace"][column]) for r in records if r["trace"]) for column in ("drafter_s", "target_s"))
     prefill = sum(r["prefill_s"] or 0.0 for r in records)
     other = sum(r["wall_s"] or 0.0 for r in records) - draft - verify - prefill
     return TimeSplit(*(seconds / tokens for seconds in (draft, verify, prefill, other)))

@@ -856,9 +856,18 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
 
 
 def weights_and_machine(summaries: Sequence[CellSummary]) -> list[str]:
-    heads = sorted({s.head_sha for s in summaries if s.head_sha})
-    weights = f"Weights: target {summaries[0].target_sha[:16]}" + "".join(f", head {head[:16]}" for head in heads)
+    weights = weights_line(summaries[0].target_sha, ((s.method, s.head_sha) for s in summaries))
     return [weights, f"Machine: {summaries[0].machine}"] if summaries[0].machine else [weights]
+
+
+def weights_line(target_sha: str, drafters: Iterable[tuple[str, str | None]]) -> str:
+    """drafters: (method, hash of what it drafted with); several have one and the same."""
+    users: dict[str, set[str]] = {}
+    for method, sha in drafters:
+        if sha:
+            users.setdefault(sha[:16], set()).add(method)
+    named = (", ".join(sorted(names, key=method_order)) + f" {sha}" for sha, names in users.items())
+    return "; ".join((f"Weights: target {target_sha[:16]}", *sorted(named)))
 
 
 def _notes(summaries: Sequence[CellSummary]) -> tuple[str, ...]:

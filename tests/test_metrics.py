@@ -85,7 +85,7 @@ def test_the_numbers_of_a_cell_are_those_worked_out_by_hand() -> None:
     assert cell.looped == 0
     split = cell.time_split
     assert split is not None
-    assert (split.draft, split.verify, split.prefill) == pytest.approx((0.07 / 30, 0.14 / 30, 0.2 / 30))
+    assert (split.draft, split.verify, split.prefill) == pytest.approx((7 * 0.008 / 30, 7 * 0.015 / 30, 0.2 / 30))
     assert split.total == pytest.approx(2.0 / 30)
     assert [(d.depth, d.n_reached, d.n_accepted) for d in cell.acceptance] == [
         (1, 7, 6), (2, 6, 5), (3, 5, 4), (4, 4, 3), (5, 3, 2), (6, 2, 1)]  # fmt: skip
