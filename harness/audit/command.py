@@ -34,30 +34,39 @@ from methods.engine.sampling import stream_key
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How much is checked. `prompts`: in float32 and 16 bits, where a ledger's are looked at too; `exact_prompts`: in float64,
-    at T = 0; `coupled_prompts`: in float64, at T = 1; `score_prompts`: of layer 4's score test; `law_tokens`: tokens whose joint
-    law is enumerated, the prefill's included; `width`: rows of the control's forwards; `score_tree`: options in layer 4 of the
-    methods that have them: 8 nodes in 2 levels take a third of the time of the paper's. `law_s`, `sampled_law_s`: seconds a
-    case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
+    """How much is checked. `new_tokens`: of an output, but in layer 4's score test `score_length`; `prompts`: in float32 and 16
+    bits, where a ledger's are looked at too; `exact_prompts`: in float64 at T = 0; `coupled_prompts`: in float64 at T = 1;
+    `score_tokens`: of the score test in all, after `score_prompts`; `score_tree`: its options, of the methods that have them (8
+    nodes in 2 levels take a third of the time of the paper's); `law_tokens`: tokens whose joint law is enumerated, the prefill's
+    included; `width`: rows of the control's forwards. `law_s`, `sampled_law_s`: seconds a case of layer 1, for the estimate, as
+    measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
 
+    dtypes: tuple[str, ...]
+    new_tokens: int
     prompts: int
     exact_prompts: int
     coupled_prompts: int
-    score_prompts: int
-    new_tokens: int
-    dtypes: tuple[str, ...]
     score_tokens: int
+    score_length: int
+    score_prompts: int
     law_tokens: int
-    width: int
     law_s: float
     sampled_law_s: float
+    width: int
     score_tree: Mapping[str, int] = field(default_factory=dict)
 
 
 LEVELS = {
-    "quick": Level(2, 1, 1, 2, 16, ("float32", "float64"), 64, 3, 60, 0.06, 0.12),
-    "full": Level(6, 20, 6, 20, 128, ("bfloat16", "float32", "float64"), 20_000, 3, 60, 0.12, 0.55, {"depth": 2, "total": 8}),
-}
+    "quick": Level(
+        dtypes=("float32", "float64"), new_tokens=12, prompts=2, exact_prompts=1, coupled_prompts=1,
+        score_tokens=48, score_length=48, score_prompts=2, law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
+    ),
+    "full": Level(
+        dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, exact_prompts=20, coupled_prompts=6,
+        score_tokens=20_000, score_length=128, score_prompts=20, law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
+        score_tree={"depth": 2, "total": 8},
+    ),
+}  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 MOST_ROUNDS = 2000
 
@@ -420,14 +429,15 @@ class Audit:
             for repeat in range(MOST_ROUNDS):
                 for name, ids in prompts:
                     params = SamplerParams(
-                        self.how.new_tokens, frozenset(self.config.stop_ids), temperature=SCORE_TEMPERATURE,
+                        self.how.score_length, frozenset(self.config.stop_ids), temperature=SCORE_TEMPERATURE,
                         key=stream_key(2, name, 1, repeat),
                     )  # fmt: skip
-                    about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE)
+                    about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE,
+                                       new_tokens=self.how.score_length)  # fmt: skip
                     # q is the EAGLE head's, whatever the method
                     own = loaded.sha_of(s.kind) if s.kind != methods.EAGLE else None
                     about["head"] = f"{own} {loaded.head_sha}" if own else loaded.head_sha
-                    tokens = self.how.new_tokens
+                    tokens = self.how.score_length
                     work = Work("sampled", s.name, SCORE_DTYPE, tokens, len(ids), 2 * (len(ids) + tokens), scored=True)
                     f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params), work)
                     n += f.get("n", self.how.score_tokens)  # an error: no more of it
