@@ -458,7 +458,16 @@ def test_a_recorded_tau_is_compared_with_from_the_next_audit_on(tmp_path: Path) 
     assert first.code == second.code == 0, first.err + second.err
     assert verdict(first, "L5", "eagle2")["why"] == "no recorded figure to compare with"
     assert "+0.000 [+0.000, +0.000]" in verdict(second, "L5", "eagle2")["worst"]
-    (tmp_path / "model" / "head" / "tau.json").write_text("{}")
+    taus = tmp_path / "model" / "head" / "tau.json"
+    kept = json.loads(taus.read_text())
+    (entry,) = (e for e in kept if e["method"] == "eagle2")
+    entry["runs"] = {prompt: [2 * emitted, forwards] for prompt, (emitted, forwards) in entry["runs"].items()}
+    taus.write_text(json.dumps(kept))
+    third = harness(*words)
+    refused(third, "eagle2 fails L5")
+    assert "--record leaves out what failed: eagle2" in third.err
+    refused(harness(*words), "eagle2 fails L5")  # the figure it was measured against still stands
+    taus.write_text("{}")
     refused(harness(*words), "tau.json is not what `harness verify --record` writes")
 
 

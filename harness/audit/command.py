@@ -119,7 +119,8 @@ def verify(
         audit.not_asked_for(wanted)
         rows, recorded = audit.judged(), audit.recorded()
         if record and folder is not None:
-            audit.record(folder)  # after the verdicts: a tau is not compared with itself
+            failing = {v.method for v in rows if v.passed is False}
+            audit.record(folder, failing)  # after the verdicts: a tau is not compared with itself
     written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level)
     click.echo(page.plain(rows, config.title, level))
     for path in written:
@@ -493,11 +494,14 @@ class Audit:
     def facts(self) -> dict[str, Any]:
         return {**self.facts_of, **self.where()}
 
-    def record(self, head: Path) -> None:
-        """Keep each method's counts beside the head, in the place of those of the same weights, options and length."""
+    def record(self, head: Path, failing: Collection[str]) -> None:
+        """Keep each method's counts beside the head, in the place of those of the same weights, options and length; but of the
+        methods that fail, whose tau would excuse the next loss."""
         kept = {_tau_key(entry): entry for entry in _taus(head)}
+        if failing:
+            say(f"--record leaves out what failed: {', '.join(sorted(failing, key=method_order))}")
         for f in self.touched:
-            if f["kind"] == "greedy" and f["dtype"] == "float32" and f.get("forwards"):
+            if f["method"] not in failing and f["kind"] == "greedy" and f["dtype"] == "float32" and f.get("forwards"):
                 entry = kept.setdefault(_tau_key(f), {name: f[name] for name in TAU_KEY} | {"runs": {}})
                 entry["runs"][f["prompt_sha"]] = [f["emitted"], f["forwards"]]
         with whole_file(head / TAUS) as tmp:
