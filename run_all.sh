@@ -13,8 +13,10 @@ Makes an environment in .venv, obtains the model and the prompts, runs methods x
 writes records, tables, the claims ledger, the paper's tables with a verdict a cell, and plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
 
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
-  (default)      10 prompts a task, 128 tokens: all exact methods at temperature 0, and vanilla, eagle1 and eagle2 at 1
-  --full         40 prompts a task at temperature 0 and 20 at 1, all exact methods and hf-generate: may take days
+  (default)      5 prompts a task, 128 tokens, temperatures 0 and 1: all exact methods, each at the paper's and at its tuned
+                 options: hours (said first)
+  --full         the same and hf-generate, 10 prompts at temperature 0; vanilla, EAGLE-1, EAGLE-2 and its ablations on 40
+                 prompts a task at temperature 0 and 20 at 1: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
   --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's, whose
                  numbers are comparable under --full only: the other tiers stop at fewer tokens)

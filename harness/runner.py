@@ -143,8 +143,11 @@ class Runner:
             return hashlib.sha256(f"{head} {frequent}".encode()).hexdigest()
         return self.loaded.sha_of(arm.method.drafter)
 
-    def n_missing(self) -> dict[str, int]:
-        """Generations still to be measured, by method. Turn-2 prompts are not known yet: counted by what is recorded."""
+    def n_missing(self, planned: set[tuple[str, str, int, int]]) -> dict[str, int]:
+        """Generations still to be measured, by method. Turn-2 prompts are not known yet: counted by what is recorded.
+
+        planned: (cell, sample, turn, repeat) that another run of this process measures before; this one's are added.
+        """
         done: dict[str, set[tuple[str, int, int]]] = {}
         counted = ("ok", "skipped") if self.spec.on_overflow == "skip" else ("ok",)
         for r in self._recorded():
@@ -157,7 +160,9 @@ class Runner:
             wanted = {
                 (p.id, t, n) for p in cell.prompts.prompts for t in range(1, len(p.turns) + 1) for n in range(self.spec.repeats)
             }
-            missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(wanted - done.get(cell.key, set()))
+            todo = {(cell.key, *one) for one in wanted - done.get(cell.key, set())} - planned
+            planned |= todo
+            missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(todo)
             missing[cell.arm.name] += sum(
                 r["cell"] == cell.key and (r["sample_id"], r["turn"], r["repeat"]) in wanted for r in self.treeless.values()
             )

@@ -89,14 +89,16 @@ def test_the_table_says_what_it_shows(six_tasks: tuple[Outcome, Path, int]) -> N
 
 
 def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = ({"names": ("vanilla",), "temperature": 0.0, "limit": 1}, {"names": ("pld",), "temperature": 1.0, "limit": 1})
+    plain: dict[str, object] = {"names": ("vanilla",), "temperature": 0.0}
+    rows = ({**plain, "limit": 1}, {"names": ("pld",), "temperature": 1.0, "limit": 1}, {**plain, "limit": 2})
     monkeypatch.setitem(tiers.TIERS, "small", rows)
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     first = harness(command, "--out", tmp_path)
     assert first.code == 0, first.err
-    assert "at T = 0" in first.err and "at T = 1" in first.err  # one estimate for both
+    assert "at T = 0" in first.err and "at T = 1" in first.err  # one estimate for all
+    assert "28 generations to measure" in first.err and "28/28 generations" in first.err  # prompts of two rows count once
     keys = [r["key"] for r in counted(tmp_path)]
-    assert len(set(keys)) == len(keys) == 7 + 2 * 7
+    assert len(set(keys)) == len(keys) == 7 + 2 * 7 + 7
     before = files(tmp_path)
     assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
 

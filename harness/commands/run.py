@@ -75,16 +75,22 @@ def matrix_command(tier: str, **o: Any) -> None:
 # EAGLE-1's tree is the claim at equal budget; tuned options are left out where `harness tune` was not run.
 EQUAL_BUDGET = (("eagle2", "paper", ("total=25", "depth=5")),)
 TUNED = tuple((name, "tuned", ()) for name in ("sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr"))
-# What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` is the model's own.
+# What Table 3 and the claims ledger are about.
+CORE = tuple((name, "paper", ()) for name in ("eagle1", "eagle2", "eagle2-no-value", "eagle2-no-rerank", "eagle2-no-both"))
+# What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` is the model's own. Its
+# last two rows go on with the methods that the claims are about where the first two end: the prompts of a smaller limit are the
+# first of a larger one.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
-        {"names": ("all",), "temperature": 0.0, "limit": 10, "max_new_tokens": 128, "beside": EQUAL_BUDGET + TUNED},
-        {"names": ("vanilla", "eagle1", "eagle2"), "temperature": 1.0, "limit": 10, "max_new_tokens": 128, "beside": TUNED},
+        {"names": ("all",), "temperature": 0.0, "limit": 5, "max_new_tokens": 128, "beside": EQUAL_BUDGET + TUNED},
+        {"names": ("all",), "temperature": 1.0, "limit": 5, "max_new_tokens": 128, "beside": TUNED},
     ),
     "full": (
-        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 40, "beside": EQUAL_BUDGET + TUNED},
-        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 20, "beside": TUNED},
+        {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 10, "beside": EQUAL_BUDGET + TUNED},
+        {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 5, "beside": TUNED},
+        {"names": ("vanilla",), "temperature": 0.0, "limit": 40, "beside": CORE + EQUAL_BUDGET},
+        {"names": ("vanilla",), "temperature": 1.0, "limit": 20, "beside": CORE},
     ),
 }
 
@@ -183,7 +189,8 @@ def session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[li
 
 def measure(runners: Sequence[Any]) -> int:
     """Everything missing, after one estimate for all of it; -> number of generations that failed."""
-    missing = [run.n_missing() for run in runners]
+    planned: set[tuple[str, str, int, int]] = set()
+    missing = [run.n_missing(planned) for run in runners]
     total = sum(sum(m.values()) for m in missing)
     if not total:
         say("everything asked for is in the ledger already: nothing to measure")
@@ -197,8 +204,11 @@ def measure(runners: Sequence[Any]) -> int:
             rates = run.warm_up() if any(m.values()) else {}
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
-        apart = ", ".join(f"{duration(s)} at T = {run.spec.temperature:g}" for s, run in zip(seconds, runners, strict=True))
-        say(f"about {duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(runners) > 1 else ""))
+        at: dict[float, float] = {}
+        for s, run in zip(seconds, runners, strict=True):
+            at[run.spec.temperature] = at.get(run.spec.temperature, 0.0) + s
+        apart = ", ".join(f"{duration(s)} at T = {temperature:g}" for temperature, s in at.items())
+        say(f"about {duration(sum(seconds))} if every answer uses its tokens" + (f" ({apart})" if len(at) > 1 else ""))
         work = {(i, name): n for i, m in enumerate(missing) for name, n in m.items()}
         cost_of = {(i, name): cost for i, by_name in enumerate(costs) for name, cost in by_name.items()}
         with _progress(total, cost_of, work) as (tick, advance):
