@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,10 +28,13 @@ from harness.metrics import (
     acceptance_by_depth,
     arm,
     compared,
+    estimate,
     point,
     setting_of,
     six_task_mean,
+    speed_ratio,
     summarise,
+    tau,
     time_split,
     tokens_per_s,
     variant_of,
@@ -117,16 +121,18 @@ def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] =
 
 
 def speedup_data(panel: Panel) -> pd.DataFrame:
-    """Speedup over vanilla by task and method, with intervals; the six-task mean has none."""
-    return _by_task(panel, "speedup")
+    """Speedup over vanilla by task and method, and the six-task mean, with intervals."""
+    base = _pooled(panel, lambda r: r["method"] == VANILLA)
+    return _by_task(panel, "speedup", interval=lambda own: estimate([compared(own, base), base], speed_ratio, by_task=True).ci95)
 
 
 def tau_data(panel: Panel) -> pd.DataFrame:
-    """Tokens per target forward by task and method, with intervals, and without looping outputs."""
-    return _by_task(panel, "tau", "tau_no_loop")
+    """Tokens per target forward by task and method, and the six-task mean, with intervals; and without looping outputs."""
+    return _by_task(panel, "tau", "tau_no_loop", interval=lambda own: estimate([own], tau, by_task=True).ci95)
 
 
-def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
+def _by_task(panel: Panel, value: str, *more: str, interval: Callable[[Arm], Interval | None]) -> pd.DataFrame:
+    """interval: of the six-task mean, prompts drawn again within each task."""
     rows = []
     for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
         for s in cells:
@@ -134,7 +140,9 @@ def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
             rows.append(row | {name: getattr(s, name) for name in (value, *more)} | _ends(getattr(s, f"{value}_ci95")))
         mean = six_task_mean(cells)
         row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
-        rows.append(row | {name: getattr(mean, name) for name in (value, *more)})
+        own = {key: r for key, r in _arm_of(panel, variant).items() if r["task"] in SIX_TASKS}
+        ci95 = interval(own) if getattr(mean, value) is not None else None
+        rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
     return _with_value(rows, value)
 
 
@@ -244,7 +252,14 @@ def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
 # ---- how it is drawn ------------------------------------------------------------------------------------------------
 
 
+MANY = 10  # arms: more bars a task than that cannot be told apart
+
+
 def _draw_speedup(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    if data["label"].nunique() > MANY:
+        _rows_of_tasks(ax, data, "speedup", "speedup over vanilla")
+        _finish(ax, "Speedup over vanilla on the same prompts, 95 % intervals of the mean", panel, grid="x")
+        return
     _grouped_bars(ax, data, "speedup", panel)
     ax.axhline(1.0, color="#333333", linewidth=1, linestyle="--", label="vanilla")
     ax.set_ylabel("speedup over vanilla")
@@ -252,6 +267,10 @@ def _draw_speedup(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
 
 
 def _draw_tau(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    if data["label"].nunique() > MANY:
+        _rows_of_tasks(ax, data, "tau", "τ, tokens per target forward")
+        _finish(ax, "Accept length τ, 95 % intervals of the mean", panel, grid="x")
+        return
     places = _grouped_bars(ax, data, "tau", panel)
     looped = data["tau_no_loop"].notna() & (data["tau_no_loop"] != data["tau"])
     ax.axhline(1.0, color="#333333", linewidth=1, linestyle="--", label="vanilla")
@@ -263,6 +282,7 @@ def _draw_tau(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
 
 
 def _draw_acceptance(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    data, only = _few(data)
     shown = _with_n_tasks(data)
     names = list(dict.fromkeys(data["label"]))
     for i, name in enumerate(names):
@@ -280,7 +300,7 @@ def _draw_acceptance(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.set_xlabel("depth d in the draft tree")
     ax.set_ylabel("accepted at d, of those accepted at d - 1")
     ax.set_ylim(0, 1.02)
-    _finish(ax, "Acceptance rate by depth, tasks pooled, 95 % intervals", panel)
+    _finish(ax, f"Acceptance rate by depth, tasks pooled, 95 % intervals{only}", panel)
 
 
 def _draw_time(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -343,6 +363,7 @@ def _draw_positions(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
 
 
 def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
+    data, only = _few(data)
     ax.plot([0, 1], [0, 1], color="#333333", linewidth=1, linestyle="--", label="confidence = acceptance")
     shown = _with_n_tasks(data)
     for name in dict.fromkeys(data["label"]):
@@ -357,7 +378,7 @@ def _draw_calibration(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("mean confidence of the draft in each of 20 bins")
     ax.set_ylabel("accepted, of the nodes tried")
-    _finish(ax, "Acceptance against the draft's confidence (the paper's Figure 6), tasks pooled, 95 % intervals", panel)
+    _finish(ax, f"Acceptance against the draft's confidence (the paper's Figure 6), tasks pooled, 95 % intervals{only}", panel)
 
 
 def _draw_n_alpha(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
@@ -388,6 +409,42 @@ def _grouped_bars(ax: Axes, data: pd.DataFrame, value: str, panel: Panel) -> pd.
         _whiskers(ax, places[rows.index], rows, "#222222")
     _task_ticks(ax, groups)
     return places
+
+
+def _rows_of_tasks(ax: Axes, data: pd.DataFrame, value: str, name: str) -> None:
+    """One row an arm, one mark a task, the six-task mean with its interval: for many arms."""
+    names = list(dict.fromkeys(data["label"]))
+    height = pd.Series({label: len(names) - 1 - i for i, label in enumerate(names)})
+    tasks = [group for group in _groups(data) if group[0] != MEAN]
+    keys = pd.Series(_keys(data), data.index)
+    for i, (task, source) in enumerate(tasks):
+        rows = data[keys == (task, source)]
+        ax.plot(rows[value], height[rows["label"]], marker(i), color=_TASK_COLOURS[i % len(_TASK_COLOURS)], markersize=4.5,
+                alpha=0.85, markeredgewidth=0, label=f"{task} ({source})")  # fmt: skip
+    mean = data[data["task"] == MEAN]
+    known = mean[mean["low"].notna()]
+    ax.hlines(height[known["label"]], known["low"], known["high"], color="black", linewidth=1.4, zorder=4)
+    ax.plot(mean[value], height[mean["label"]], "|", color="black", markersize=11, markeredgewidth=2, zorder=5, label=MEAN)
+    for place, x in zip(height[mean["label"]], mean[value], strict=True):
+        ax.annotate(f"{x:.2f}", (1.005, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+    ax.axvline(1.0, color="#333333", linewidth=1, linestyle="--", label="vanilla")
+    ax.set_yticks(height, names)
+    ax.set_ylim(-0.7, len(names) - 0.3)
+    ax.set_xlim(left=0)
+    ax.set_xlabel(name)
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    figure.set_figheight(2.2 + 0.27 * len(names))
+
+
+_TASK_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def _few(data: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """All of it, or of many arms those at the paper's options, and words that say so; the CSV has them all."""
+    if data["label"].nunique() <= MANY:
+        return data, ""
+    return data[data["preset"] == "paper"], "; arms with other options: in the CSV"
 
 
 def _places(data: pd.DataFrame, groups: Sequence[tuple[str, str]], step: float) -> pd.Series:
@@ -442,10 +499,11 @@ def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
     n_columns = max(1, min(len(names), 120 // (max(map(len, names), default=0) + 6)))  # as many as the width has room for
     facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries)]
     if apart := sorted({panel.looks[s.variant].label for s in panel.summaries if s.is_apart}):
-        facts.append(f"\nBaseline from another process: {', '.join(apart)}")
+        facts.append(f"Baseline from another process: {', '.join(apart)}")
+    width = int(15 * figure.get_figwidth())
     # the facts as the legend's title, since the layout keeps no room for a line of their own beside it
     legend = figure.legend(handles, names, loc="outside lower center", ncols=n_columns, fontsize=8.5, handlelength=1.6,
-                           title="   ".join(facts), title_fontsize=7)  # fmt: skip
+                           title=textwrap.fill("   ".join(facts), width, break_on_hyphens=False), title_fontsize=7)  # fmt: skip
     legend.get_title().set_color("#777777")
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from make_ledger import FOLDER
+from matplotlib.figure import Figure
 from test_metrics import measured, unmeasured
 from test_tables import write_ledger
 
+from harness import plots
 from harness.errors import UserError
 from harness.metrics import setting_of, summarise
 from harness.plots import _file_names, write_plots
@@ -59,6 +61,42 @@ def test_the_numbers_beside_a_figure_are_the_summaries(drawn: Path) -> None:
             cell = cells[str(row.method), str(row.preset), str(row.task)]
             assert getattr(row, figure) == pytest.approx(getattr(cell, figure))
             assert (row.low, row.high) == pytest.approx(getattr(cell, f"{figure}_ci95"))
+
+
+def test_the_mean_over_tasks_has_the_interval_of_its_value(drawn: Path) -> None:
+    for figure in ("speedup", "tau"):
+        data = pd.read_csv(drawn / f"{figure}_toy_T0_float32.csv")
+        mean = data[(data["task"] == "six-task mean") & (data["method"] == "eagle2")].iloc[0]
+        tasks = data[(data["method"] == mean["method"]) & (data["preset"] == mean["preset"]) & data["low"].notna()].iloc[:-1]
+        assert mean["low"] < mean[figure] < mean["high"]
+        assert mean["high"] - mean["low"] < (tasks["high"] - tasks["low"]).mean()  # six times the prompts
+
+
+def test_many_arms_have_a_row_each_and_the_paper_s_options_stand_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: dict[str, Figure] = {}
+
+    def keep(figure: Figure, stem: Path, suffixes: Any) -> list[Path]:
+        figures.setdefault(stem.name.split("_")[0], figure)
+        return []
+
+    monkeypatch.setattr(plots, "save_figure", keep)
+    monkeypatch.setattr(plots, "MANY", 1)
+    write_plots(FOLDER, tmp_path)
+    data = numbers_at(tmp_path, "speedup_toy_T0_float32")
+    axes = figures["speedup"].axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(dict.fromkeys(data["label"]))
+    marks = {line.get_label(): line for line in axes.get_lines()}
+    mean = data[data["task"] == "six-task mean"]
+    assert list(marks["six-task mean"].get_xdata()) == pytest.approx(mean["speedup"].tolist())
+    shown = {text.get_text().split(",")[0] for text in figures["acceptance"].legends[0].get_texts()} - {"too few for an interval"}
+    every = set(numbers_at(tmp_path, "acceptance_toy_T0_float32")["label"])
+    assert shown < every and not any("(" in name for name in shown)
+
+
+def numbers_at(folder: Path, stem: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{stem}.csv")
 
 
 def test_ablations_show_the_paired_differences_of_the_table(drawn: Path) -> None:
