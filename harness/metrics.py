@@ -532,6 +532,7 @@ class SixTaskMean:
     decode_speedup: float | None
     tau: float | None
     tau_no_loop: float | None
+    step_costs: StepCosts | None
     is_apart: bool
 
 
@@ -544,5 +545,17 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
         values = [getattr(s, name) for s in cells]
         return float(np.mean(values)) if complete and None not in values else None
 
-    apart = any(s.is_apart for s in cells)
-    return SixTaskMean(mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"), apart)
+    apart, costs = any(s.is_apart for s in cells), [s.step_costs for s in cells if s.step_costs]
+    split = StepCosts(*(float(np.mean([getattr(c, f.name) for c in costs])) for f in fields(StepCosts))) if costs else None
+    return SixTaskMean(
+        mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"),
+        split if complete and len(costs) == len(cells) else None, apart,
+    )  # fmt: skip
+
+
+def mean_intervals(own: Arm, base: Arm) -> tuple[Interval | None, Interval | None]:
+    """95 % intervals of the six-task means of speedup and tau: prompts drawn again within each task."""
+    own = {key: r for key, r in own.items() if r["task"] in SIX_TASKS}
+    both = compared(own, base)
+    speed = estimate([both, base], speed_ratio, by_task=True).ci95 if both else None
+    return speed, estimate([both or own], tau, by_task=True).ci95 if own else None

@@ -28,13 +28,11 @@ from harness.metrics import (
     acceptance_by_depth,
     arm,
     compared,
-    estimate,
+    mean_intervals,
     point,
     setting_of,
     six_task_mean,
-    speed_ratio,
     summarise,
-    tau,
     time_split,
     tokens_per_s,
     variant_of,
@@ -122,27 +120,26 @@ def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] =
 
 def speedup_data(panel: Panel) -> pd.DataFrame:
     """Speedup over vanilla by task and method, and the six-task mean, with intervals."""
-    base = _pooled(panel, lambda r: r["method"] == VANILLA)
-    return _by_task(panel, "speedup", interval=lambda own: estimate([compared(own, base), base], speed_ratio, by_task=True).ci95)
+    return _by_task(panel, "speedup")
 
 
 def tau_data(panel: Panel) -> pd.DataFrame:
     """Tokens per target forward by task and method, and the six-task mean, with intervals; and without looping outputs."""
-    return _by_task(panel, "tau", "tau_no_loop", interval=lambda own: estimate([own], tau, by_task=True).ci95)
+    return _by_task(panel, "tau", "tau_no_loop")
 
 
-def _by_task(panel: Panel, value: str, *more: str, interval: Callable[[Arm], Interval | None]) -> pd.DataFrame:
-    """interval: of the six-task mean, prompts drawn again within each task."""
+def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
     rows = []
+    base = _pooled(panel, lambda r: r["method"] == VANILLA)
     for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
         for s in cells:
             row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
             rows.append(row | {name: getattr(s, name) for name in (value, *more)} | _ends(getattr(s, f"{value}_ci95")))
         mean = six_task_mean(cells)
         row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
-        own = {key: r for key, r in _arm_of(panel, variant).items() if r["task"] in SIX_TASKS}
-        ci95 = interval(own) if getattr(mean, value) is not None else None
-        rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
+        if getattr(mean, value) is not None:
+            ci95 = mean_intervals(_arm_of(panel, variant), base)[("speedup", "tau").index(value)]
+            rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
     return _with_value(rows, value)
 
 

@@ -126,6 +126,7 @@ def _count(records: Iterable[Record], status: str) -> int:
 # ---- tables and plots -----------------------------------------------------------------------------------------------
 
 _TITLES = {
+    "means": "Six-task means",
     "main": "Speedup and τ",
     "acceptance": "Acceptance in the drafted trees",
     "paired": "EAGLE-2 against the others",
@@ -134,13 +135,13 @@ _TITLES = {
     "mt_bench_by_category": "MT-bench by category",
     "divergences": "Outputs at T = 0 that differ from vanilla's",
 }
-_OPEN = ("main", "acceptance", "paired")
+_OPEN = ("means", "main", "acceptance", "paired")
 
 
 def _tables(folder: Path, records: Sequence[Record], drafts: Mapping[str, Drafts]) -> list[Block]:
-    summaries = summarise(records)
+    summaries, audits = summarise(records), tables.audits_of(folder)
     found = {t.name: t for t in (
-        tables.main_report(summaries, tables.audits_of(folder)), tables.cell_report(summaries),
+        tables.mean_report(records, summaries, audits), tables.main_report(summaries, audits), tables.cell_report(summaries),
         tables.mt_bench_by_category(records), tables.official_report(summaries), tables.paired_report(records, summaries),
         tables.divergence_report(records, summaries), acceptance.report(acceptance.acceptance_table(records, drafts)),
     )}  # fmt: skip

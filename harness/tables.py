@@ -29,6 +29,7 @@ from harness.metrics import (
     arm,
     estimate,
     identical,
+    mean_intervals,
     measured,
     point,
     setting_of,
@@ -99,6 +100,9 @@ _READING = {
         after which the reference would have made one forward more (it sees a stop id drawn as bonus token a step later,
         and stops only past the limit), which is in no number here; nor are its baseline's last, unused forward and its
         longer length limit.""",
+    "means": """Unweighted means over the six tasks, with 95 % intervals (paired bootstrap, conversations drawn again within each
+        task). Speedup: seconds per token, prefill included; decode: without the prefill and its token. c: what one step costs
+        inside the target's forward, inside the drafter's and outside both, in vanilla steps.""",
     "categories": """MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither looped.""",
     "paired": """eagle2 against another method on the same prompts, with paired 95 % intervals: the difference in τ is
         eagle2's less the other's, ratios are eagle2's over the other's. No loops: outputs where neither looped.""",
@@ -156,6 +160,42 @@ def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[s
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     read = (_READING["audit"],) if audits else ()
     return Table("main", tuple(sections), (_READING["main"], *read, *_notes(summaries)), _main_numbers(summaries))
+
+
+def mean_report(
+    records: Sequence[Record], summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None
+) -> Table:
+    """A row an arm: its six-task means with intervals, what a step costs, and the audit's word."""
+    summaries = shown_cells(summaries)
+    sections, numbers = [], []
+    for setting, group in by_setting(summaries):
+        here = [r for r in records if setting_of(r) == setting]
+        base, audit = arm(r for r in here if r["method"] == VANILLA), (audits or {}).get(setting.model)
+        means = {variant: six_task_mean(cells) for variant, cells in by_variant(group)}
+        names, rows = labels(group), []
+        for variant, cells in by_variant(group):
+            mean, costs = means[variant], means[variant].step_costs
+            if mean.tau is None and mean.speedup is None:
+                continue
+            speed, length = mean_intervals(arm(r for r in here if variant_of(r) == variant), base)
+            if variant[0] == VANILLA:
+                speed = length = None  # against itself
+            n = sum(c.prompts for c in cells)
+            row = {"method": names[variant]} | ({"audit": _audited(audit, cells[0])} if audit else {})
+            row |= {"prompts": str(n), "speedup": bracketed(_speedup(mean), speed), "decode": _times(mean.decode_speedup),
+                    "τ": bracketed(number(mean.tau), length), "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
+            rows.append(row | {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS})
+            values = {value: getattr(mean, value) for value in (*_MAIN_VALUES, "decode_speedup")}
+            values |= _interval_columns("speedup", mean.speedup, speed) | _interval_columns("tau", mean.tau, length)
+            values |= {f"c_{part}": getattr(costs, part) if costs else None for part in _COSTS}
+            numbers.append({**_setting_columns(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    read = (_READING["audit"],) if audits else ()
+    return Table("means", tuple(sections), (_READING["means"], *read, *_notes(summaries)), pd.DataFrame(numbers))
+
+
+_COSTS = ("verify", "draft", "other")
 
 
 def models_report(summaries: Iterable[CellSummary]) -> Table:
@@ -448,8 +488,12 @@ def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
     """
     records = read(folder)
     summaries = summarise(records)
-    tables = [main_report(summaries, audits_of(folder)), cell_report(summaries), mt_bench_by_category(records),
-              official_report(summaries), paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+    audits = audits_of(folder)
+    tables = [
+        main_report(summaries, audits), mean_report(records, summaries, audits), cell_report(summaries),
+        mt_bench_by_category(records), official_report(summaries), paired_report(records, summaries),
+        divergence_report(records, summaries),
+    ]  # fmt: skip
     if len({s.model for s in summaries}) > 1:
         tables.append(models_report(summaries))
     target = out or Path(folder) / "tables"
