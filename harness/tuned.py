@@ -52,6 +52,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         for row in stored:
             Entry(Key(**row["key"]), row["options"], row["predicted"])
+            float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as e:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -126,11 +126,14 @@ def test_costs_cover_what_was_asked_and_lie_between_their_neighbours() -> None:
 # ---- where it is kept ----
 
 
+PREDICTED = {"tau": 2.0, "speedup": 1.5}
+
+
 def test_an_entry_is_found_again_by_all_of_its_key_and_a_newer_one_replaces_it(tmp_path: Path) -> None:
     file = tmp_path / "tuned.json"
-    tuned.save(tuned.Entry(KEY, {"total": 4}, {"tau": 2.0}), file)
-    tuned.save(tuned.Entry(replace(KEY, temperature=1.0), {"total": 5}, {}), file)
-    tuned.save(tuned.Entry(KEY, {"total": 6}, {"tau": 2.5}), file)
+    tuned.save(tuned.Entry(KEY, {"total": 4}, PREDICTED), file)
+    tuned.save(tuned.Entry(replace(KEY, temperature=1.0), {"total": 5}, PREDICTED), file)
+    tuned.save(tuned.Entry(KEY, {"total": 6}, PREDICTED), file)
     assert tuned.lookup(KEY, file).options == {"total": 6} and len(json.loads(file.read_text())) == 2
     for change in ({"machine": "Other CPU"}, {"head": "cd"}, {"threads": 2}, {"dtype": "bfloat16"}, {"temperature": 0.5}):
         with pytest.raises(UserError, match="harness tune --model tiny"):
@@ -139,9 +142,13 @@ def test_an_entry_is_found_again_by_all_of_its_key_and_a_newer_one_replaces_it(t
 
 def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
     file = tmp_path / "tuned.json"
-    file.write_text('[{"key": {}}]')
-    with pytest.raises(UserError, match="no list of tuned presets"):
-        tuned.lookup(KEY, file)
+    row = {"key": asdict(KEY), "options": {"total": 4}, "predicted": PREDICTED}
+    for spoilt in ('[{"key": {}}]', json.dumps([row | {"predicted": {"tau": 2.0}}])):
+        file.write_text(spoilt)
+        with pytest.raises(UserError, match="no list of tuned presets"):
+            tuned.lookup(KEY, file)
+    file.write_text(json.dumps([row]))
+    assert tuned.lookup(KEY, file).predicted == PREDICTED
 
 
 # ---- the command ----
