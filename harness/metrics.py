@@ -116,7 +116,7 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     arms: dict[str, list[Record]] = defaultdict(list)
     heads: dict[str, list[Record]] = defaultdict(list)
     for r in found:
-        arms[f"{r['method']} ({r['preset']})"].append(r)
+        arms[f"{r['method']} ({r['preset']}) at T = {r['temperature']:g}"].append(r)  # tuned options are a temperature's own
         heads["all eagle methods" if r["method"].startswith("eagle") else r["method"]].append(r)
     checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
     checks += [(whose, "head_sha", own) for whose, own in heads.items()]

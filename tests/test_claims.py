@@ -174,6 +174,20 @@ def test_methods_are_held_against_the_papers_order_pair_by_pair() -> None:
     assert verdict(ledger(made(taus, speeds, n=4)), f"{claim}: τ").startswith("not judged: no interval under 5")
 
 
+def test_tuned_options_are_held_against_tuned_options_and_the_papers_stand_in_where_there_are_none() -> None:
+    claim = "dynamic trees beat static ones, each at its best options here: speed"
+    slow = {**FASTER, "eagle2": 0.7}
+    records = made(ACCEPTS, slow)
+    assert not any("best options" in row.claim for row in ledger(records))  # nothing was tuned
+    records += [r for r in made(ACCEPTS, {**FASTER, "eagle2": 2.6}, preset="tuned") if r["method"] == "eagle2"]
+    rows = ledger(records)
+    assert verdict(rows, f"{AS_PUBLISHED}: speed") == OPPOSITE and verdict(rows, claim) == SHOWN
+    assert verdict(rows, "it is faster than plain decoding at its best options here") == SHOWN
+    assert verdict(rows, "methods stand in the paper's order, each at its best options here: speed") == SHOWN
+    records += [r for r in made(ACCEPTS, {**FASTER, "eagle1": 3.9}, preset="tuned") if r["method"] == "eagle1"]
+    assert verdict(ledger(records), claim) == OPPOSITE
+
+
 @pytest.mark.parametrize(
     ("interval", "word"),
     [((0.22, 0.38), SHOWN), ((0.15, 0.25), "not shown: overlaps the range"), ((0.41, 0.5), "not so: above the range"),

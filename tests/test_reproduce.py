@@ -257,7 +257,7 @@ def test_two_heads_and_two_sets_of_options_are_refused() -> None:
         Measurements(medusas, "toy", "DIR")
     Measurements([heads[0], medusas[0]], "toy", "DIR")  # each has its own drafter
     options = [measured("eagle2", i, [0] * 9, options={"total": i}) for i in range(2)]
-    with pytest.raises(UserError, match="options of eagle2 .paper. of toy is "):
+    with pytest.raises(UserError, match="options of eagle2 .paper. at T = 0 of toy is "):
         Measurements(options, "toy", "DIR")
 
 
