@@ -364,6 +364,15 @@ def test_a_control_without_any_noise_is_no_division_by_zero() -> None:
     assert row.passed is False and row.ratio > 1
 
 
+def test_trees_whose_first_rows_were_always_accepted_show_nothing_of_the_cache_but_in_another_dtype() -> None:
+    known = {d: verdicts.Control(d, 99, 1e-5, 1e-6, gap=1e-4, flipped=0, exposed=99) for d in verdicts.EXACT_DTYPES}
+    run = greedy(None, differences=[0.0] * 20, n_offside=0, n_branching=3)
+    (row,) = verdicts.replay_verdicts([run], known)
+    assert row.passed is None and row.blocks and "wrong rows" in row.why
+    rows = {v.layer[-7:]: v for v in verdicts.replay_verdicts([run, {**run, "dtype": "float64", "n_offside": 2}], known)}
+    assert rows["float64"].passed is rows["float32"].passed is True and "seen in float64" in rows["float32"].why
+
+
 def test_a_finding_with_a_number_that_is_none_is_an_error() -> None:
     for name in ("differences", "gaps", "deviations", "variances"):
         assert name in findings.guarded(lambda name=name: {name: [0.0, math.nan]})["error"]

@@ -36,10 +36,10 @@ from methods.engine.sampling import stream_key
 class Level:
     """How much is checked. `new_tokens`: of an output, but in layer 4's score test `score_length`; `prompts`: in float32 and 16
     bits, where a ledger's are looked at too; `exact_prompts`: in float64 at T = 0; `coupled_prompts`: in float64 at T = 1;
-    `score_tokens`: of the score test in all, after `score_prompts`; `score_tree`: its options, of the methods that have them (8
-    nodes in 2 levels take a third of the time of the paper's); `law_tokens`: tokens whose joint law is enumerated, the prefill's
-    included; `width`: rows of the control's forwards. `law_s`, `sampled_law_s`: seconds a case of layer 1, for the estimate, as
-    measured on 2 cores of an AMD EPYC; all of it is minutes anywhere."""
+    `score_tokens`: of the score test in all, after `score_prompts`; `shortest`: of the first prompts of each task the shortest;
+    `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `width`: rows of the control's forwards. `law_s`,
+    `sampled_law_s`: seconds a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes
+    anywhere."""
 
     dtypes: tuple[str, ...]
     new_tokens: int
@@ -53,21 +53,22 @@ class Level:
     law_s: float
     sampled_law_s: float
     width: int
-    score_tree: Mapping[str, int] = field(default_factory=dict)
+    shortest: bool
 
 
 LEVELS = {
     "quick": Level(
-        dtypes=("float32", "float64"), new_tokens=12, prompts=2, exact_prompts=1, coupled_prompts=1,
-        score_tokens=48, score_length=48, score_prompts=2, law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
+        dtypes=("float32", "float64"), new_tokens=14, prompts=2, exact_prompts=1, coupled_prompts=1,
+        score_tokens=48, score_length=48, score_prompts=2, shortest=True, law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
     ),
     "full": Level(
         dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, exact_prompts=20, coupled_prompts=6,
-        score_tokens=20_000, score_length=128, score_prompts=20, law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
-        score_tree={"depth": 2, "total": 8},
+        score_tokens=20_000, score_length=128, score_prompts=20, shortest=False,
+        law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
     ),
 }  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
+SCORE_TREE = {"depth": 2, "total": 8}  # of the methods that have these options: a third of the time of the paper's tree
 MOST_ROUNDS = 2000
 
 
@@ -175,12 +176,13 @@ def load_in(
     return load(config, dtype, head=head, drafters=drafters)
 
 
-def bundled(loaded: Loaded, n: int, room: int) -> list[tuple[str, list[int]]]:
-    """(name, token ids): bundled prompts that fit with `room` more tokens, taken from the six tasks in turn."""
+def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False) -> list[tuple[str, list[int]]]:
+    """(name, token ids): bundled prompts that fit with `room` more tokens, taken from the six tasks in turn, or the shortest."""
     sets = [tasks.load(name, source="bundled", limit=n) for name in SIX_TASKS]
     turns = [(f"{ps.task}/{ps.prompts[i].id}", ps.prompts[i].turns[0]) for i in range(n) for ps in sets if i < len(ps.prompts)]
     encoded = ((name, loaded.encode(loaded.render([("user", text)]))) for name, text in turns)
-    return [(name, ids) for name, ids in encoded if len(ids) + room <= loaded.config.context_length][:n]
+    found = [(name, ids) for name, ids in encoded if len(ids) + room <= loaded.config.context_length]
+    return (sorted(found, key=lambda p: len(p[1])) if shortest else found)[:n]
 
 
 @dataclass
@@ -273,7 +275,7 @@ class Audit:
             prompt_ids(pair, loaded, self.prompts_dir, known)
         how = self.how
         n = max(how.prompts, how.exact_prompts, how.score_prompts)
-        found = bundled(loaded, n, how.new_tokens + how.width)
+        found = bundled(loaded, n, how.new_tokens + how.width, how.shortest)
         if not found:
             raise UserError(f"no bundled prompt with {how.new_tokens} new tokens and a tree of {how.width} nodes fits into the "
                             f"{self.config.context_length} tokens of {self.config.name}")  # fmt: skip
@@ -329,7 +331,7 @@ class Audit:
     def on_model(self, loaded: Loaded, dtype: str) -> None:
         """Everything that needs the model in one dtype."""
         how = self.how
-        prompts = partial(bundled, loaded, room=how.new_tokens + how.width)
+        prompts = partial(bundled, loaded, room=how.new_tokens + how.width, shortest=how.shortest)
         able = []
         for s in self.subjects:
             lacks = s.lacks(loaded)
@@ -425,7 +427,7 @@ class Audit:
 
     def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         """Sampled outputs of each method, round after round, until there are enough tokens."""
-        for s in (s.with_options(self.how.score_tree) for s in able):
+        for s in (s.with_options(SCORE_TREE) for s in able):
             n = 0
             for repeat in range(MOST_ROUNDS):
                 for name, ids in prompts:

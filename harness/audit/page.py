@@ -67,7 +67,7 @@ LAYERS = {
         functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla among them. Each row says which shift of a
         mean the whole family of tests would find with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In
         float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
-        then the same tokens as vanilla's, no further confirmations. At level full dynamic trees
+        then the same tokens as vanilla's, no further confirmations. Dynamic trees
         are cut to 8 nodes in 2 levels for the score test, for time; every other layer has the trees that tables measure.""",
     ),
     "L5": (

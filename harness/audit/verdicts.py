@@ -214,8 +214,13 @@ def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) 
 
 def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
     """L2: the logits used, greedy and sampled, against the plain forward's, per position."""
-    found = []
-    for (dtype, method), everything in by_cell(findings, "greedy", "sampled").items():
+    found, cells = [], by_cell(findings, "greedy", "sampled")
+    seen = {
+        (method, dtype)
+        for (dtype, method), mine in cells.items()
+        if dtype in EXACT_DTYPES and any(f.get("n_offside") for f in mine)
+    }
+    for (dtype, method), everything in cells.items():
         layer = f"L2 logit replay, {dtype}"
         if failed := broken(layer, method, everything):
             found.append(failed)
@@ -246,7 +251,12 @@ def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
             why = "16 bits: medians are compared"
         passed = holds
         if holds and branching and not offside:
-            passed, why = None, "no accepted path left the first rows: a cache that keeps wrong rows would not have shown"
+            where = next((d for d in EXACT_DTYPES if (method, d) in seen), None)  # the same code keeps the rows in every dtype
+            passed = True if where else None
+            why = (
+                f"that the right rows are kept was seen in {where}" if where
+                else "no accepted path left the first rows: a cache that keeps wrong rows would not have shown"
+            )  # fmt: skip
         found.append(Verdict(layer, method, checked, worst, threshold, detectable, passed, why, blocks=passed is None,
                              cells=len(mine), ratio=ratio))  # fmt: skip
     return found
