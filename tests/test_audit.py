@@ -197,6 +197,9 @@ def test_a_broken_method_of_a_user_is_rejected_and_an_inexact_one_must_be_caught
         assert verdict(outcome, "L1 exact", "forgets")["ratio"] > 1e9
     else:
         assert outcome.code == 0, outcome.err  # it says it is inexact, and it was caught
+        page_text, words = (tmp_path / "out" / "audit.md").read_text(), (tmp_path / "out" / "lossless.json").read_text()
+        assert "0 fail (besides" in page_text and "of forgets, declared inexact" in page_text
+        assert json.loads(words)["methods"]["forgets"] == "inexact, as declared (L1)"
 
 
 FLIPS = """

@@ -122,7 +122,8 @@ def verify(
         if record and folder is not None:
             failing = {v.method for v in rows if v.passed is False}
             audit.record(folder, failing)  # after the verdicts: a tau is not compared with itself
-    written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level)
+    inexact = {s.name for s in subjects if not s.exact}
+    written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level, inexact)
     click.echo(page.plain(rows, config.title, level))
     for path in written:
         click.echo(path)
