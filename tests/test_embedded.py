@@ -27,7 +27,7 @@ def test_every_method_passes_the_quick_audit(tmp_path: Path) -> None:
     outcome = harness("verify --level quick --json --out", tmp_path)
     assert outcome.code == 0, outcome.err
     rows = outcome.value
-    assert not [row for row in rows if row["passed"] is False]
+    assert {row["method"] for row in rows if row["passed"] is False} == {"medusa-typical"}  # declares itself inexact
     for layer in ("L1 exact law", "L2 logit replay, float32", "L3 greedy equality, float64", "L4 score test"):
         judged = {row["method"] for row in rows if row["layer"].startswith(layer) and row["passed"]}
         assert {"vanilla", "pld", "lookahead", "eagle1", "eagle2", "eagle2-fr"} <= judged, layer
