@@ -187,7 +187,7 @@ class Measured:
         presets = {r["preset"] for r in others}
         same = {p for p in presets if _most_nodes(r for r in others if r["preset"] == p) == budget}
         matched = [r for r in others if r["preset"] in same]
-        tuned = [r for r in found if r["preset"] == BEST and r["preset"] not in same]
+        tuned = [r for r in found if r["preset"] == BEST and (r["method"] != DYNAMIC or BEST not in same)]
         self.records = one_source(one_environment([*published_trees, *matched, *tuned], where))
         self.nodes = budget, _most_nodes(r for r in published_trees if r["method"] == DYNAMIC)
         self.presets = sorted(same)
@@ -258,7 +258,7 @@ def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | 
         for what, statistic, is_speed in (("speed", faster, True), ("τ", longer, False)):
             rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
-    rows += _order(m) + (_at_best(m) if m.is_tuned else []) + _headline(m)
+    rows += _order(m.arm) + (_at_best(m) if m.is_tuned else []) + _headline(m)
     return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
 
 
@@ -314,12 +314,12 @@ def _at_best(m: Measured) -> list[Row]:
         )
         rows.append(_mean("it is faster than plain decoding at its best options here", "speed over vanilla, less 1", temperature,
                           Contrast(own, base, faster, True), SIX_TASKS))  # fmt: skip
-    return rows + _order(m, m.best, ", each at its best options here")
+    return rows + _order(m.best, ", each at its best options here")
 
 
-def _order(m: Measured, arm_of: Callable[[str, float], Arm] | None = None, how: str = "") -> list[Row]:
+def _order(arm_of: Callable[[str, float], Arm], how: str = "") -> list[Row]:
     """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair."""
-    rows, arm_of = list[Row](), arm_of or m.arm
+    rows = []
     for temperature in (0.0, 1.0):
         arms = {name: arm_of(name, temperature) for name in published.METHODS.values()}
         for metric, statistic, is_speed in (("speedup", faster, True), ("tau", tau_difference, False)):

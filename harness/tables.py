@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -169,15 +170,18 @@ def mean_report(
     summaries = shown_cells(summaries)
     sections, numbers = [], []
     for setting, group in by_setting(summaries):
-        here = [r for r in records if setting_of(r) == setting]
-        base, audit = arm(r for r in here if r["method"] == VANILLA), (audits or {}).get(setting.model)
-        means = {variant: six_task_mean(cells) for variant, cells in by_variant(group)}
-        names, rows = labels(group), []
+        of_variant: dict[Variant, list[Record]] = defaultdict(list)
+        for r in records:
+            if setting_of(r) == setting:
+                of_variant[variant_of(r)].append(r)
+        base = arm(r for own in of_variant.values() for r in own if r["method"] == VANILLA)
+        names, audit, rows = labels(group), (audits or {}).get(setting.model), []
         for variant, cells in by_variant(group):
-            mean, costs = means[variant], means[variant].step_costs
+            mean = six_task_mean(cells)
+            costs = mean.step_costs
             if mean.tau is None and mean.speedup is None:
                 continue
-            speed, length = mean_intervals(arm(r for r in here if variant_of(r) == variant), base)
+            speed, length = mean_intervals(arm(of_variant[variant]), base)
             if variant[0] == VANILLA:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)

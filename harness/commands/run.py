@@ -66,7 +66,7 @@ def matrix_command(tier: str, **o: Any) -> None:
         failed = measure(runners)
         wanted = {c.key for run in runners for c in run.cells()}
         summaries = metrics.summarise([r for r in records.read(o["out"]) if r["cell"] in wanted])
-    for options in asked:
+    for options in {options["temperature"]: options for options in asked}.values():
         _compare_with_prediction(config, summaries, options)
     tell_failures(failed)
 
