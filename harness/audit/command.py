@@ -36,6 +36,7 @@ from methods.engine.sampling import stream_key
 class Level:
     """How much is checked. `new_tokens`: of an output, but in layer 4's score test `score_length`; `prompts`: in float32 and 16
     bits, where a ledger's are looked at too; `exact_prompts`: in float64 at T = 0; `coupled_prompts`: in float64 at T = 1;
+    `exact_whole`: of either the first ones with the trees that tables measure, the others with `EXACT_TREE`;
     `score_tokens`: of the score test in all, after `score_prompts`; `shortest`: of the first prompts of each task the shortest;
     `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `width`: rows of the control's forwards. `law_s`,
     `sampled_law_s`: seconds a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes
@@ -46,6 +47,7 @@ class Level:
     prompts: int
     exact_prompts: int
     coupled_prompts: int
+    exact_whole: int
     score_tokens: int
     score_length: int
     score_prompts: int
@@ -58,17 +60,19 @@ class Level:
 
 LEVELS = {
     "quick": Level(
-        dtypes=("float32", "float64"), new_tokens=14, prompts=2, exact_prompts=1, coupled_prompts=1,
+        dtypes=("float32", "float64"), new_tokens=14, prompts=2, exact_prompts=1, coupled_prompts=1, exact_whole=1,
         score_tokens=48, score_length=48, score_prompts=2, shortest=True, law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
     ),
     "full": Level(
-        dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, exact_prompts=20, coupled_prompts=6,
+        dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, exact_prompts=20, coupled_prompts=6, exact_whole=4,
         score_tokens=20_000, score_length=128, score_prompts=20, shortest=False,
         law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
     ),
 }  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
-SCORE_TREE = {"depth": 2, "total": 8}  # of the methods that have these options: a third of the time of the paper's tree
+# of the methods that have these options: a third of the time of the paper's trees, the half
+SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3}
+EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3}
 MOST_ROUNDS = 2000
 
 
@@ -385,7 +389,7 @@ class Audit:
         how = self.how
         params = SamplerParams(how.new_tokens, frozenset(self.config.stop_ids))
         vanilla = next(s for s in self.subjects if s.name == VANILLA)
-        for name, ids in prompts:
+        for i, (name, ids) in enumerate(prompts):
             about = self.about("control", vanilla, loaded, dtype, name, ids, width=how.width)
             n, text = how.new_tokens, len(ids) + how.new_tokens
             work = Work("control", VANILLA, dtype, n, len(ids), text + len(ids) + SCORED_BY_CONTROL * n)
@@ -393,13 +397,19 @@ class Audit:
             if "error" in control:
                 self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", f"plain decoding raised {control['error']}"))
                 return False
-            for s in able:
+            for s in self._sized(able, dtype, i):
                 self.find(
                     self.about("greedy", s, loaded, dtype, name, ids),
                     partial(findings.greedy_finding, loaded, s, ids, params, control["ids"]),
                     Work("greedy", s.name, dtype, n, len(ids), text),
                 )
         return True
+
+    def _sized(self, subjects: Sequence[Subject], dtype: str, i: int) -> Sequence[Subject]:
+        """The subjects as they run on prompt i."""
+        if dtype != "float64" or i < self.how.exact_whole:
+            return subjects
+        return [s.with_options(EXACT_TREE) for s in subjects]
 
     def _coupled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         def why_not(s: Subject) -> str:
@@ -414,12 +424,12 @@ class Audit:
         for s in able:
             if why := why_not(s):
                 self.rows.append(verdicts.Verdict.not_applicable("L4 same ids at T = 1, float64", s.name, why))
-        for name, ids in prompts:
+        for i, (name, ids) in enumerate(prompts):
             params = SamplerParams(
                 self.how.new_tokens, frozenset(self.config.stop_ids), temperature=1.0, key=stream_key(1, name, 1, 0)
             )
             plain: list[int] | None = None
-            for s in coupled:
+            for s in self._sized(coupled, "float64", i):
                 about = self.about("coupled", s, loaded, "float64", name, ids)
                 if plain is None and self._plan is None and self.lacks(about):
                     plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids

@@ -86,7 +86,11 @@ def greedy_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: 
 
 def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Finding:
     """Layers 2 and 4 at T > 0."""
-    run = run_of(loaded, subject, prompt, params)
+    return scored(loaded, subject, run_of(loaded, subject, prompt, params), params)
+
+
+def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
+    """The same of a generation that was made before."""
     deviations, variances = score_sums(run, head_law(loaded, run, params), params)
     return {**looks(run, subject), "n": len(run.ids), "deviations": deviations, "variances": variances}
 

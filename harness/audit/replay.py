@@ -114,20 +114,23 @@ def plain_logits(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> T
 def replayed(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None
 ) -> Replayed:  # fmt: skip
-    """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted.
+    """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted."""
+    seen = Recording(target or loaded.target)
+    return beside_plain(loaded, prompt, decode(prompt, seen, drafter, params).token_ids, seen)
+
+
+def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Recording) -> Replayed:
+    """What was recorded of a generation beside the plain forward over it.
 
     Raises:
         ValueError: tokens were emitted for which no logits were asked.
     """
-    seen = Recording(target or loaded.target)
-    made = decode(prompt, seen, drafter, params)
-    n = len(made.token_ids)
+    n = len(ids)
     if len(seen.rows) < n:
         raise ValueError(f"{n} tokens were emitted but only {len(seen.rows)} rows of logits were asked for")
     used = torch.stack(seen.rows[:n]).cpu()
-    reference = plain_logits(loaded, prompt, made.token_ids)
-    return Replayed(prompt, made.token_ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted,
-                    seen.q)  # fmt: skip
+    reference = plain_logits(loaded, prompt, ids)
+    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.q)
 
 
 def replayed_external(
