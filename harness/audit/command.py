@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +18,7 @@ import click
 import methods
 import tasks
 from harness import records
-from harness.audit import findings, law, page, verdicts
+from harness.audit import abreast, findings, law, page, verdicts
 from harness.audit.estimate import Progress, Rates, Work, known_rates, measured
 from harness.audit.findings import SCORED_BY_CONTROL
 from harness.audit.ledger import LedgerPair, compared, prompt_ids
@@ -73,6 +75,7 @@ SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 # of the methods that have these options: a third of the time of the paper's trees, the half
 SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3}
 EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3}
+SCORE_LONGEST = 200  # tokens of a prompt in the score test: longer ones took half of its time
 MOST_ROUNDS = 2000
 
 
@@ -181,12 +184,14 @@ def load_in(
     return load(config, dtype, head=head, drafters=drafters)
 
 
-def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False) -> list[tuple[str, list[int]]]:
-    """(name, token ids): bundled prompts that fit with `room` more tokens, taken from the six tasks in turn, or the shortest."""
+def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: int | None = None) -> list[tuple[str, list[int]]]:
+    """(name, token ids): bundled prompts that fit with `room` more tokens and have at most `longest`, from the six tasks in
+    turn, or the shortest."""
     sets = [tasks.load(name, source="bundled", limit=n) for name in SIX_TASKS]
     turns = [(f"{ps.task}/{ps.prompts[i].id}", ps.prompts[i].turns[0]) for i in range(n) for ps in sets if i < len(ps.prompts)]
     encoded = ((name, loaded.encode(loaded.render([("user", text)]))) for name, text in turns)
-    found = [(name, ids) for name, ids in encoded if len(ids) + room <= loaded.config.context_length]
+    most = min(loaded.config.context_length - room, longest or math.inf)
+    found = [(name, ids) for name, ids in encoded if len(ids) <= most]
     return (sorted(found, key=lambda p: len(p[1])) if shortest else found)[:n]
 
 
@@ -227,25 +232,36 @@ class Audit:
         found = self.store.get(about)
         return found is None or "error" in found
 
-    def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]], work: Work) -> dict[str, Any]:
-        """The stored finding, else one made now; while planning, a stand-in for that."""
-        found = self.store.get(about)
-        lacks = found is None or self.lacks(about)
+    def _stored(self, about: dict[str, Any], work: Work) -> dict[str, Any] | None:
+        """The stored finding, None where it is to be made; while planning, a stand-in for that."""
+        lacks = self.lacks(about)
         if self._plan is not None:
             self._plan[canonical_hash(about)] = work if lacks else None
-            return {"n": work.n_tokens, "ids": []} if lacks else dict(found or {})
-        if found is None or lacks:
-            what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
-            if self.progress.spent - self._said > 30:
-                self._said, p = self.progress.spent, self.progress
-                say(f"{p.done}/{p.n} findings, {duration(p.spent)} spent, about {duration(p.left)} left: {what}")
+            return {"n": work.n_tokens, "ids": []} if lacks else dict(self.store.get(about) or {})
+        found = None if lacks else self.store.get(about)
+        if found is not None:
+            self.touched.append(found)
+        return found
+
+    def _keep(self, about: dict[str, Any], made: dict[str, Any], seconds: float, work: Work) -> dict[str, Any]:
+        found = self.store.add(about, {**made, "seconds": round(seconds, 4)})
+        self.progress.made(work)
+        what = " ".join(str(about[k]) for k in ("dtype", "kind", "method", "case", "prompt", "repeat") if k in about)
+        if "error" in found:
+            say(f"{what} raised {found['error']}")
+        if self.progress.spent - self._said > 30:
+            self._said, p = self.progress.spent, self.progress
+            say(f"{p.done}/{p.n} findings, {duration(p.spent)} spent, about {duration(p.left)} left; the last: {what}")
+        self.touched.append(found)
+        return found
+
+    def find(self, about: dict[str, Any], make: Callable[[], dict[str, Any]], work: Work) -> dict[str, Any]:
+        """The stored finding, else one made now; while planning, a stand-in for that."""
+        found = self._stored(about, work)
+        if found is None:
             started = time.perf_counter()
             made = findings.guarded(make)
-            found = self.store.add(about, {**made, "seconds": round(time.perf_counter() - started, 4)})
-            self.progress.made(work)
-            if "error" in found:
-                say(f"{what} raised {found['error']}")
-        self.touched.append(found)
+            found = self._keep(about, made, time.perf_counter() - started, work)
         return found
 
     # ---- layer 1 ----
@@ -351,7 +367,7 @@ class Audit:
         if dtype == "float64":
             self._coupled(loaded, able, prompts(how.coupled_prompts))
         if dtype == SCORE_DTYPE:
-            self._sampled(loaded, able, prompts(how.score_prompts))
+            self._sampled(loaded, able, prompts(how.score_prompts, longest=SCORE_LONGEST))
         self._ledger(loaded, dtype)
 
     def not_asked_for(self, dtypes: Sequence[str]) -> None:
@@ -438,27 +454,56 @@ class Audit:
 
     def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         """Sampled outputs of each method, round after round, until there are enough tokens."""
+        how = self.how
         for s in (s.with_options(SCORE_TREE) for s in able):
+            outputs = ((repeat, name, ids) for repeat in range(MOST_ROUNDS) for name, ids in prompts)
             n = 0
-            for repeat in range(MOST_ROUNDS):
-                for name, ids in prompts:
-                    params = SamplerParams(
-                        self.how.score_length, frozenset(self.config.stop_ids), temperature=SCORE_TEMPERATURE,
-                        key=stream_key(2, name, 1, repeat),
-                    )  # fmt: skip
-                    about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE,
-                                       new_tokens=self.how.score_length)  # fmt: skip
-                    # q is the EAGLE head's, whatever the method
-                    own = loaded.sha_of(s.kind) if s.kind != methods.EAGLE else None
-                    about["head"] = f"{own} {loaded.head_sha}" if own else loaded.head_sha
-                    tokens = self.how.score_length
-                    work = Work("sampled", s.name, SCORE_DTYPE, tokens, len(ids), 2 * (len(ids) + tokens), scored=True)
-                    f = self.find(about, partial(findings.sampled_finding, loaded, s, ids, params), work)
-                    n += f.get("n", self.how.score_tokens)  # an error: no more of it
-                    if n >= self.how.score_tokens:
-                        break
-                if n >= self.how.score_tokens:
+            while n < how.score_tokens:  # as many as there must be, if each uses its tokens
+                batch = list(itertools.islice(outputs, -(-(how.score_tokens - n) // how.score_length)))
+                if not batch:
                     break
+                for f in self._sampled_batch(loaded, s, batch):
+                    n += f.get("n", how.score_tokens)  # an error: no more of it
+
+    def _sampled_batch(
+        self, loaded: Loaded, s: Subject, outputs: Sequence[tuple[int, str, list[int]]]
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """The findings of outputs (repeat, prompt's name, ids), made abreast where that can be."""
+        n = self.how.score_length
+        lanes = abreast.LANES if abreast.can_run_abreast(loaded, s) else 1
+        found: list[dict[str, Any]] = []
+        missing: list[tuple[dict[str, Any], Work, list[int], SamplerParams]] = []
+        for repeat, name, ids in outputs:
+            params = SamplerParams(
+                n, frozenset(self.config.stop_ids), temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat)
+            )
+            about = self.about("sampled", s, loaded, SCORE_DTYPE, name, ids, repeat=repeat, temperature=SCORE_TEMPERATURE,
+                               new_tokens=n, lanes=lanes, **({"abreast": abreast_sha()} if lanes > 1 else {}))  # fmt: skip
+            # q is the EAGLE head's, whatever the method
+            own = loaded.sha_of(s.kind) if s.kind != methods.EAGLE else None
+            about["head"] = f"{own} {loaded.head_sha}" if own else loaded.head_sha
+            work = Work("sampled", s.name, SCORE_DTYPE, n, len(ids), len(ids) + n, scored=True)
+            stored = self._stored(about, work)
+            if stored is not None:
+                found.append(stored)
+            else:
+                missing.append((about, work, ids, params))
+        if lanes == 1:
+            for about, work, ids, params in missing:
+                found.append(self.find(about, partial(findings.sampled_finding, loaded, s, ids, params), work))
+                if "error" in found[-1]:
+                    break
+        elif missing:
+            last = time.perf_counter()
+
+            def made(i: int, finding: dict[str, Any]) -> None:
+                nonlocal last
+                before, last = last, time.perf_counter()
+                about, work, *_ = missing[i]
+                found.append(self._keep(about, finding, last - before, work))
+
+            abreast.sampled_findings(loaded, s, [job[2:] for job in missing], made, lanes)
+        return found
 
     def _ledger(self, loaded: Loaded, dtype: str) -> None:
         """A ledger's greedy outputs, and the control over vanilla's texts in it: as many positions as are checked, twice."""
@@ -566,8 +611,18 @@ def _taus(head: Path) -> list[dict[str, Any]]:
     return found
 
 
-# of the audit's files: these plan, judge and show
-NOT_FINDING = ("command.py", "estimate.py", "figures.py", "mutants.py", "mutation.py", "page.py", "store.py", "verdicts.py")
+# of the audit's files: these plan, judge and show; how generations share forwards concerns the score test alone
+NOT_FINDING = (
+    "abreast.py",
+    "command.py",
+    "estimate.py",
+    "figures.py",
+    "mutants.py",
+    "mutation.py",
+    "page.py",
+    "store.py",
+    "verdicts.py",
+)
 
 
 @cache
@@ -578,3 +633,8 @@ def audit_sha() -> str:
         if path.name not in NOT_FINDING:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@cache
+def abreast_sha() -> str:
+    return hashlib.sha256(Path(abreast.__file__).read_bytes()).hexdigest()[:16]

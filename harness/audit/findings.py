@@ -17,7 +17,7 @@ from harness.audit.replay import (
     below_best,
     control,
     head_law,
-    plain_logits,
+    plain_forward,
     replayed,
     replayed_external,
     score_sums,
@@ -69,7 +69,7 @@ def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, wi
 
 def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], width: int) -> Finding:
     """The target alone over vanilla's text in a ledger."""
-    reference = plain_logits(loaded, prompt, ids)
+    _, reference = plain_forward(loaded, prompt, ids)
     noise = control(loaded, Replayed(prompt, ids, reference, reference), width, SCORED_BY_CONTROL)
     return noise_of(noise)
 
@@ -105,7 +105,7 @@ def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int 
     """A divergence between two finished outputs: vanilla's and the method's token after a common prefix."""
     if None in ids:
         return {"ended": True, "gap_vanilla": 0.0, "gap_method": 0.0}
-    logits = plain_logits(loaded, prefix, [0])[0]
+    logits = plain_forward(loaded, prefix, [0])[1][0]
     return {
         "ended": False,
         "gap_vanilla": below_best(logits, int(ids[0] or 0)),

@@ -77,7 +77,7 @@ class Recording:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """One generation: `used` [n, vocab], the logits behind its tokens (the reference itself where the loop keeps none);
-    `reference` [n, vocab], the plain forward's."""
+    `reference` [n, vocab], the plain forward's, with its `features` [n_prompt + n - 1, hidden]."""
 
     prompt: list[int]
     ids: list[int]
@@ -88,6 +88,7 @@ class Replayed:
     n_forwards: int = 0
     n_emitted: int = 0
     q: dict[int, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
 
     @property
     def differences(self) -> list[float]:
@@ -103,12 +104,15 @@ class Replayed:
 
 
 @torch.inference_mode()
-def plain_logits(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """[n, vocab]: the logits before each of `ids`, by one cache-free forward of transformers' own module."""
+def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One cache-free forward of transformers' own module: features [n_prompt + n - 1, hidden] after the final norm, and the
+    logits [n, vocab] before each of `ids`."""
+    model = loaded.target.model
     with loaded.target.stock_attention():
         text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
-        logits: Tensor = loaded.target.model(text, use_cache=False, logits_to_keep=len(ids)).logits[0]
-    return logits.cpu()
+        features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
+        logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
+    return features, logits.cpu()
 
 
 def replayed(
@@ -129,8 +133,9 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
     if len(seen.rows) < n:
         raise ValueError(f"{n} tokens were emitted but only {len(seen.rows)} rows of logits were asked for")
     used = torch.stack(seen.rows[:n]).cpu()
-    reference = plain_logits(loaded, prompt, ids)
-    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.q)
+    features, reference = plain_forward(loaded, prompt, ids)
+    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.q,
+                    features)  # fmt: skip
 
 
 def replayed_external(
@@ -138,8 +143,8 @@ def replayed_external(
 ) -> Replayed:  # fmt: skip
     """A loop that keeps no logits: the plain forward's stand for them."""
     ids = decode(prompt, loaded.target, drafter, params).token_ids
-    reference = plain_logits(loaded, prompt, ids)
-    return Replayed(prompt, ids, reference, reference)
+    features, reference = plain_forward(loaded, prompt, ids)
+    return Replayed(prompt, ids, reference, reference, features=features)
 
 
 # ---- the control ----
@@ -216,7 +221,7 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
         law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
     else:
         target, text = loaded.target, [*run.prompt, *run.ids]
-        features, _ = target.prefill(text[:-1], 1)
+        assert (features := run.features) is not None
         head, embedding = _on_cpu(loaded)
         features = torch.cat([features, features[-1:]])[None].cpu().to(embedding.dtype)
         wanted = torch.ones(1, len(text) - 1, dtype=torch.bool)  # every pair is predicted
