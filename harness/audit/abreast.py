@@ -164,7 +164,7 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
 
 def can_run_abreast(loaded: Loaded, subject: Subject) -> bool:
     """Whether its generations can share forwards: on the lean forward, and in loops that ask the target for them."""
-    return isinstance(loaded.target, LlamaTarget) and not subject.external and subject.spoilt is None
+    return isinstance(loaded.target, LlamaTarget) and not subject.external and subject.spoilt is subject.misled is None
 
 
 def sampled_findings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import pandas as pd
 
 import methods
 from harness import metrics, tables
-from harness.audit import findings, law, verdicts
-from harness.audit.command import LEVELS, bundled, load_in
+from harness.audit import abreast, findings, law, verdicts
+from harness.audit.command import LEVELS, SCORE_LONGEST, bundled, load_in
 from harness.audit.figures import draw_mutants
 from harness.audit.mutants import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.subject import Subject
@@ -128,14 +128,22 @@ class Bench:
 
     def l4(self, s: Subject, temperature: float = 1.0) -> Look:
         made, n, repeat = list[Finding](), 0, 0
+
+        def keep(_: int, f: Finding) -> None:
+            nonlocal n
+            made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
+            n += f.get("n", self.n_tokens)
+
         while n < self.n_tokens:
-            for i, ids in enumerate(self.prompts):
-                params = SamplerParams(
-                    self.new_tokens, self.greedy.stop_ids, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)
-                )  # fmt: skip
-                f = findings.guarded(partial(findings.sampled_finding, self.loaded, s, ids, params))
-                made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
-                n += f.get("n", self.n_tokens)
+            jobs = [
+                (ids, replace(self.greedy, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)))
+                for i, ids in enumerate(self.prompts)
+            ]
+            if abreast.can_run_abreast(self.loaded, s):
+                abreast.sampled_findings(self.loaded, s, jobs, keep)
+            else:
+                for i, job in enumerate(jobs):
+                    keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))
             repeat += 1
         return Look.of(verdicts.score_verdicts(made))
 
@@ -201,7 +209,7 @@ def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: in
     loaded = load_in(config, "float32", head, threads)
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
-    prompts = [ids for _, ids in bundled(loaded, 6 if level == "quick" else 12, 100)]
+    prompts = [ids for _, ids in bundled(loaded, 6 if level == "quick" else 12, 100, longest=SCORE_LONGEST)]
     bench = Bench(loaded, prompts, SCORE_TOKENS[level], level)
     outcomes = []
     for outcome in all_outcomes(bench):
