@@ -164,7 +164,8 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
 
 def can_run_abreast(loaded: Loaded, subject: Subject) -> bool:
     """Whether its generations can share forwards: on the lean forward, and in loops that ask the target for them."""
-    return isinstance(loaded.target, LlamaTarget) and not subject.external and subject.spoilt is subject.misled is None
+    is_planted = subject.spoilt is not None or subject.misled is not None  # in wrappers, which cannot be copied lane by lane
+    return isinstance(loaded.target, LlamaTarget) and not subject.external and not is_planted
 
 
 def sampled_findings(
