@@ -19,7 +19,7 @@ import methods
 import tasks
 from harness import records
 from harness.audit import abreast, findings, law, page, verdicts
-from harness.audit.estimate import Progress, Rates, Work, known_rates, measured
+from harness.audit.estimate import PACE_ABREAST, PACE_SMALLER, Progress, Rates, Work, known_rates, measured
 from harness.audit.findings import SCORED_BY_CONTROL
 from harness.audit.ledger import LedgerPair, compared, prompt_ids
 from harness.audit.store import Store
@@ -73,8 +73,9 @@ LEVELS = {
 }  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 # of the methods that have these options: a third of the time of the paper's trees, the half
-SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3}
-EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3}
+_NODES_8, _NODES_15 = "0 1 2 00 01 10 000 001", "0 1 2 3 00 01 02 10 11 20 000 001 010 0000 0001"
+SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3, "shape": _NODES_8, "tree": _NODES_8}
+EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3, "shape": _NODES_15, "tree": _NODES_15}
 SCORE_LONGEST = 200  # tokens of a prompt in the score test: longer ones took half of its time
 MOST_ROUNDS = 2000
 
@@ -417,7 +418,7 @@ class Audit:
                 self.find(
                     self.about("greedy", s, loaded, dtype, name, ids),
                     partial(findings.greedy_finding, loaded, s, ids, params, control["ids"]),
-                    Work("greedy", s.name, dtype, n, len(ids), text),
+                    Work("greedy", s.name, dtype, n, len(ids), text, pace=self._pace(s)),
                 )
         return True
 
@@ -426,6 +427,11 @@ class Audit:
         if dtype != "float64" or i < self.how.exact_whole:
             return subjects
         return [s.with_options(EXACT_TREE) for s in subjects]
+
+    def _pace(self, s: Subject) -> float:
+        """Of the time a token takes with the method's own options, which is what is measured."""
+        own = next(own for own in self.subjects if own.name == s.name)
+        return 1.0 if s.options == own.options else PACE_SMALLER
 
     def _coupled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
         def why_not(s: Subject) -> str:
@@ -449,7 +455,7 @@ class Audit:
                 about = self.about("coupled", s, loaded, "float64", name, ids)
                 if plain is None and self._plan is None and self.lacks(about):
                     plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids
-                work = Work("coupled", s.name, "float64", self.how.new_tokens, len(ids))
+                work = Work("coupled", s.name, "float64", self.how.new_tokens, len(ids), pace=self._pace(s))
                 self.find(about, partial(findings.coupled_finding, loaded, s, ids, params, plain or []), work)
 
     def _sampled(self, loaded: Loaded, able: Sequence[Subject], prompts: Sequence[tuple[str, list[int]]]) -> None:
@@ -482,7 +488,8 @@ class Audit:
             # q is the EAGLE head's, whatever the method
             own = loaded.sha_of(s.kind) if s.kind != methods.EAGLE else None
             about["head"] = f"{own} {loaded.head_sha}" if own else loaded.head_sha
-            work = Work("sampled", s.name, SCORE_DTYPE, n, len(ids), len(ids) + n, scored=True)
+            pace = self._pace(s) * (PACE_ABREAST if lanes > 1 else 1.0)
+            work = Work("sampled", s.name, SCORE_DTYPE, n, len(ids), len(ids) + n, scored=True, pace=pace)
             stored = self._stored(about, work)
             if stored is not None:
                 found.append(stored)

@@ -17,12 +17,16 @@ from methods.base import SamplerParams
 # What a forward costs in each dtype, in those of bfloat16: for dtypes not measured yet.
 SLOWER = {"bfloat16": 1.0, "float16": 1.0, "float32": 2.0, "float64": 6.0}
 WARM_UP_TOKENS = 8
+# shares of a token's time, as found on two cores of an AMD EPYC
+PACE_SMALLER = 0.45  # on trees smaller than the measured ones
+PACE_ABREAST = 0.35  # of several generations that share forwards
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One finding to be made: `n_tokens` are emitted after a prompt of `n_prompt`; `rows` pass through forwards besides,
-    many at a time; `scored`: the score functions are computed at every token. `seconds`: of what runs no model."""
+    many at a time; `scored`: the score functions are computed at every token. `pace`: what share of the method's usual time a
+    token takes. `seconds`: of what runs no model."""
 
     kind: str
     method: str
@@ -31,6 +35,7 @@ class Work:
     n_prompt: int = 0
     rows: int = 0
     scored: bool = False
+    pace: float = 1.0
     seconds: float = 0.0
 
 
@@ -52,7 +57,7 @@ class Rates:
         if known is not None and work.n_tokens:
             return known * work.n_tokens
         token = self.token.get(work.method, max(self.token.values(), default=0.0))
-        forwards = token * work.n_tokens + self.row * (work.n_prompt + work.rows)
+        forwards = token * work.pace * work.n_tokens + self.row * (work.n_prompt + work.rows)
         return forwards * SLOWER[work.dtype] / SLOWER[self.dtype] + self.score * work.n_tokens * work.scored
 
 

@@ -67,8 +67,10 @@ LAYERS = {
         functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla among them. Each row says which shift of a
         mean the whole family of tests would find with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In
         float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
-        then the same tokens as vanilla's, no further confirmations. Dynamic trees
-        are cut to 8 nodes in 2 levels for the score test, for time; every other layer has the trees that tables measure.""",
+        then the same tokens as vanilla's, no further confirmations. For time, the score test cuts trees to 8 nodes (dynamic ones
+        in 2 levels) and lookahead's windows to 3, leaves out prompts over 200 tokens, and runs several generations abreast, each
+        through the method's own loop, on forwards they share; in float64 (here and in L3) level full has trees of 15 nodes
+        beyond the first four prompts. All else has the trees that tables measure.""",
     ),
     "L5": (
         "acceptance and planted faults",
