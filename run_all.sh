@@ -6,7 +6,7 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: ./run_all.sh [--quick | --full] [--model NAME | --models NAME,NAME...] [--source S] [--prompts DIR]
+usage: ./run_all.sh [--quick | --claims | --full] [--model NAME | --models NAME,NAME...] [--source S] [--prompts DIR]
                     [--out DIR] [--include PATH] [OPTION ...]
 
 Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, audits losslessness (level quick),
@@ -15,14 +15,15 @@ writes records, tables, the claims ledger, the paper's tables with a verdict a c
   --quick        1 prompt a task, 32 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
   (default)      5 prompts a task, 128 tokens, temperatures 0 and 1: all exact methods, each at the paper's and at its tuned
                  options: hours (said first)
-  --full         the same and hf-generate, 10 prompts at temperature 0; vanilla, EAGLE-1, EAGLE-2 and its ablations on 40
-                 prompts a task at temperature 0 and 20 at 1: may take days
+  --claims       what Table 3 and the claims are about: vanilla, EAGLE-1, EAGLE-2 (also with EAGLE-1's number of nodes) and its
+                 ablations, on 40 prompts a task at temperature 0 and 20 at 1: hours
+  --full         --claims, and all methods and hf-generate as by default, on 10 prompts at temperature 0 and 5 at 1: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
   --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's, whose
                  numbers are comparable under --full only: the other tiers stop at fewer tokens)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled
   --prompts DIR  the folder of the paper's prompt files
-  --out DIR      where records, tables and plots go (default results/quick, results/default or results/full,
+  --out DIR      where records, tables and plots go (default results/quick, .../default, .../claims or .../full,
                  with -NAME added for another model, -NAME+NAME... for several)
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
   OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
   esac
   case "$1" in
     -h | --help) usage && exit ;;
-    --quick | --full) tier=${1#--} ;;
+    --quick | --claims | --full) tier=${1#--} ;;
     --model | --models) models=$2 && shift ;;
     --source) source=(--source "$2") && shift ;;
     --prompts) export HARNESS_PROMPTS=$2 && shift ;; # so that the step that obtains prompts sees it too

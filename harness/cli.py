@@ -93,7 +93,7 @@ def run(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--tier", default="default", show_default=True, metavar="quick|default|full", help="What ./run_all.sh runs.")
+@click.option("--tier", default="default", show_default=True, metavar="quick|default|claims|full", help="What ./run_all.sh runs.")
 @model_option
 @click.option("--limit", type=int, default=None, help="Prompts a task (default: the tier's).")
 @click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the tier's, else the model's).")

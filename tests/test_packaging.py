@@ -122,7 +122,7 @@ def test_run_all_explains_itself_without_making_an_environment(tmp_path: Path) -
     shutil.copy(ROOT / "scripts" / "env.sh", tmp_path / "scripts")
     done = subprocess.run(["bash", "run_all.sh", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(word in done.stdout for word in ("--quick", "--full", "--out", "--model", "--source"))
+    assert all(word in done.stdout for word in ("--quick", "--claims", "--full", "--out", "--model", "--source"))
     assert not (tmp_path / ".venv").exists()
 
 
@@ -208,7 +208,7 @@ def test_run_all_names_an_option_that_lacks_its_value(tmp_path: Path) -> None:
     assert stubbed_run_all(tmp_path, "--model").exit_code == 1
 
 
-@pytest.mark.parametrize("tier", [(), ("--quick",), ("--full",)], ids=["default", "quick", "full"])
+@pytest.mark.parametrize("tier", [(), ("--quick",), ("--claims",), ("--full",)], ids=["default", "quick", "claims", "full"])
 def test_the_command_line_knows_every_option_that_run_all_uses(tmp_path: Path, tier: tuple[str, ...]) -> None:
     for command in stubbed_run_all(tmp_path, *tier, "--source", "bundled").commands:
         shown = subprocess.run(

@@ -77,9 +77,13 @@ EQUAL_BUDGET = (("eagle2", "paper", ("total=25", "depth=5")),)
 TUNED = tuple((name, "tuned", ()) for name in ("sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr"))
 # What Table 3 and the claims ledger are about.
 CORE = tuple((name, "paper", ()) for name in ("eagle1", "eagle2", "eagle2-no-value", "eagle2-no-rerank", "eagle2-no-both"))
-# What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` is the model's own. Its
-# last two rows go on with the methods that the claims are about where the first two end: the prompts of a smaller limit are the
-# first of a larger one.
+CLAIMS: tuple[dict[str, Any], ...] = (
+    {"names": ("vanilla",), "temperature": 0.0, "limit": 40, "beside": CORE + EQUAL_BUDGET},
+    {"names": ("vanilla",), "temperature": 1.0, "limit": 20, "beside": CORE},
+)
+# What a tier runs; a row's keys are options of `harness run`, and `beside`. The length budget of `full` and `claims` is the
+# model's own. The last rows of `full` go on with the methods that the claims are about where the first two end: the prompts of a
+# smaller limit are the first of a larger one.
 TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "quick": ({"names": ("all",), "temperature": 0.0, "limit": 1, "max_new_tokens": 32},),
     "default": (
@@ -89,9 +93,9 @@ TIERS: dict[str, tuple[dict[str, Any], ...]] = {
     "full": (
         {"names": ("all", "hf-generate"), "temperature": 0.0, "limit": 10, "beside": EQUAL_BUDGET + TUNED},
         {"names": ("all", "hf-generate"), "temperature": 1.0, "limit": 5, "beside": TUNED},
-        {"names": ("vanilla",), "temperature": 0.0, "limit": 40, "beside": CORE + EQUAL_BUDGET},
-        {"names": ("vanilla",), "temperature": 1.0, "limit": 20, "beside": CORE},
+        *CLAIMS,
     ),
+    "claims": CLAIMS,
 }
 
 
