@@ -38,7 +38,7 @@ from methods.engine.sampling import stream_key
 class Level:
     """How much is checked. `new_tokens`: of an output, but in layer 4's score test `score_length`; `prompts`: in float32 and 16
     bits, where a ledger's are looked at too; `exact_prompts`: in float64 at T = 0; `coupled_prompts`: in float64 at T = 1;
-    `exact_whole`: of either the first ones with the trees that tables measure, the others with `EXACT_TREE`;
+    `exact_whole`, `coupled_whole`: the first of them, with the trees that tables measure; the others have `EXACT_TREE`;
     `score_tokens`: of the score test in all, after `score_prompts`; `shortest`: of the first prompts of each task the shortest;
     `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `width`: rows of the control's forwards. `law_s`,
     `sampled_law_s`: seconds a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes
@@ -50,6 +50,7 @@ class Level:
     exact_prompts: int
     coupled_prompts: int
     exact_whole: int
+    coupled_whole: int
     score_tokens: int
     score_length: int
     score_prompts: int
@@ -63,11 +64,12 @@ class Level:
 LEVELS = {
     "quick": Level(
         dtypes=("float32", "float64"), new_tokens=14, prompts=2, exact_prompts=1, coupled_prompts=1, exact_whole=1,
-        score_tokens=48, score_length=48, score_prompts=2, shortest=True, law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
+        coupled_whole=1, score_tokens=48, score_length=48, score_prompts=2, shortest=True,
+        law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
     ),
     "full": Level(
         dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, exact_prompts=20, coupled_prompts=6, exact_whole=4,
-        score_tokens=20_000, score_length=128, score_prompts=20, shortest=False,
+        coupled_whole=2, score_tokens=20_000, score_length=128, score_prompts=20, shortest=False,
         law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
     ),
 }  # fmt: skip
@@ -194,6 +196,10 @@ def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: 
     most = min(loaded.config.context_length - room, longest or math.inf)
     found = [(name, ids) for name, ids in encoded if len(ids) <= most]
     return (sorted(found, key=lambda p: len(p[1])) if shortest else found)[:n]
+
+
+def _on_exact_trees(subjects: Sequence[Subject]) -> list[Subject]:
+    return [s.with_options(EXACT_TREE) for s in subjects]
 
 
 @dataclass
@@ -414,19 +420,13 @@ class Audit:
             if "error" in control:
                 self.rows.append(verdicts.Verdict.missing(f"all of {dtype}", "all", f"plain decoding raised {control['error']}"))
                 return False
-            for s in self._sized(able, dtype, i):
+            for s in able if dtype != "float64" or i < how.exact_whole else _on_exact_trees(able):
                 self.find(
                     self.about("greedy", s, loaded, dtype, name, ids),
                     partial(findings.greedy_finding, loaded, s, ids, params, control["ids"]),
                     Work("greedy", s.name, dtype, n, len(ids), text, pace=self._pace(s)),
                 )
         return True
-
-    def _sized(self, subjects: Sequence[Subject], dtype: str, i: int) -> Sequence[Subject]:
-        """The subjects as they run on prompt i."""
-        if dtype != "float64" or i < self.how.exact_whole:
-            return subjects
-        return [s.with_options(EXACT_TREE) for s in subjects]
 
     def _pace(self, s: Subject) -> float:
         """Of the time a token takes with the method's own options, which is what is measured."""
@@ -451,7 +451,7 @@ class Audit:
                 self.how.new_tokens, frozenset(self.config.stop_ids), temperature=1.0, key=stream_key(1, name, 1, 0)
             )
             plain: list[int] | None = None
-            for s in self._sized(coupled, "float64", i):
+            for s in coupled if i < self.how.coupled_whole else _on_exact_trees(coupled):
                 about = self.about("coupled", s, loaded, "float64", name, ids)
                 if plain is None and self._plan is None and self.lacks(about):
                     plain = methods.get(VANILLA).build()(ids, loaded.target, None, params).token_ids

@@ -69,8 +69,8 @@ LAYERS = {
         float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
         then the same tokens as vanilla's, no further confirmations. For time, the score test cuts trees to 8 nodes (dynamic ones
         in 2 levels) and lookahead's windows to 3, leaves out prompts over 200 tokens, and runs several generations abreast, each
-        through the method's own loop, on forwards they share; in float64 (here and in L3) level full has trees of 15 nodes
-        beyond the first four prompts. All else has the trees that tables measure.""",
+        through the method's own loop, on forwards they share; in float64 level full has trees of 15 nodes
+        beyond the first two prompts here, the first four in L3. All else has the trees that tables measure.""",
     ),
     "L5": (
         "acceptance and planted faults",
