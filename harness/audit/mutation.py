@@ -29,6 +29,8 @@ from methods.engine.sampling import stream_key
 METRIC = "26"  # the baseline's tokens counted in another way: a fault of a metric, not of a method
 LAW_TOKENS = 3
 SCORE_TOKENS = {"quick": 1500, "full": 6000}
+MORE_TOKENS = 4  # times as many for a fault that they do not show
+FAULTS = {m.number for m in MUTANTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Look:
 
 @dataclass
 class Bench:
-    """A model in float32, prompts, and what healthy runs show on it; `n_tokens` sampled tokens a mutant in layer 4."""
+    """A model in float32, prompts, and what healthy runs show on it; `n_tokens` sampled tokens a mutant in layer 4, for a
+    fault that they do not show `MORE_TOKENS` times as many."""
 
     loaded: Loaded
     prompts: Sequence[list[int]]
@@ -134,18 +137,24 @@ class Bench:
             made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
             n += f.get("n", self.n_tokens)
 
-        while n < self.n_tokens:
-            jobs = [
-                (ids, replace(self.greedy, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)))
-                for i, ids in enumerate(self.prompts)
-            ]
-            if abreast.can_run_abreast(self.loaded, s):
-                abreast.sampled_findings(self.loaded, s, jobs, keep)
-            else:
-                for i, job in enumerate(jobs):
-                    keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))
-            repeat += 1
-        return Look.of(verdicts.score_verdicts(made))
+        # not every fault is of a size that so few tokens show on every model: one that is to be found is looked for on
+        most = self.n_tokens * (MORE_TOKENS if s.name in FAULTS else 1)
+        look = Look()
+        while n < most and look.what is None:
+            wanted = n + self.n_tokens
+            while n < wanted:
+                jobs = [
+                    (ids, replace(self.greedy, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)))
+                    for i, ids in enumerate(self.prompts)
+                ]
+                if abreast.can_run_abreast(self.loaded, s):
+                    abreast.sampled_findings(self.loaded, s, jobs, keep)
+                else:
+                    for i, job in enumerate(jobs):
+                        keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))
+                repeat += 1
+            look = Look.of(verdicts.score_verdicts(made))
+        return look
 
     def stop_rule(self, s: Subject) -> Look:
         f = findings.guarded(partial(findings.stop_finding, s))
