@@ -20,7 +20,7 @@ writes records, tables, the claims ledger, the paper's tables with a verdict a c
   --full         --claims, and all methods and hf-generate as by default, on 10 prompts at temperature 0 and 5 at 1: may take days
   --model NAME   a model of `harness list models`, or the path of a YAML like those in models/ (default smollm2-135m)
   --models A,B   several, one after another into one folder: a row a model (vicuna-7b,llama2-chat-7b,... are the paper's, whose
-                 numbers are comparable under --full only: the other tiers stop at fewer tokens)
+                 numbers are comparable under --claims and --full only: the other tiers stop at fewer tokens)
   --source S     where the prompts of all six tasks come from: auto (default), paper, hub or bundled
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, .../default, .../claims or .../full,

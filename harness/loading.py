@@ -28,6 +28,9 @@ from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
 
+# what some of transformers' models do to logits after the LM head (Granite, Cohere, Gemma 2)
+SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -227,6 +230,10 @@ def load(
         if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
             keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
             raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
+    for scaling in SCALINGS:
+        if getattr(model.config, scaling, None) not in (None, 1, 1.0):
+            raise UserError(f"model {config.name}: {type(model).__name__} changes its logits after the LM head ({scaling} = "
+                            f"{getattr(model.config, scaling)}), which decoding here would leave out")  # fmt: skip
     try:
         model = model if placed else model.to(device())
         target = LlamaTarget(model) if is_lean(model) else HFTarget(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,60 @@ def test_an_error_is_a_finding_and_the_last_one() -> None:
     assert {f["error"] for f in found.values()} == {"RuntimeError: no good"} and len(found) <= 2
 
 
+def test_an_error_between_forwards_leaves_no_lane_waiting() -> None:
+    """One lane's grower breaks down in the middle; the others finish what they are at."""
+    sound = subject("eagle2").full
+    broken: list[int] = []
+
+    def full(**changes: Any) -> Any:
+        decode = sound(**changes)
+
+        def once(prompt: list[int], target: Any, drafter: Any, params: SamplerParams) -> Any:
+            if params.key == 4:
+                target.prefill(prompt, 99)
+                broken.append(4)
+                raise RuntimeError("in the middle")
+            return decode(prompt, target, drafter, params)
+
+        return once
+
+    found = abreast_of(replace(subject("eagle2"), full=full), jobs(12), 3)
+    assert broken == [4] and found[4]["error"] == "RuntimeError: in the middle"
+    assert {"error"} == {k for f in found.values() for k in f if k == "error"} and 5 <= len(found) < 12
+
+
+def test_an_error_in_a_shared_forward_is_every_lanes_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(calls: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(abreast, "_forwards", fails)
+    found = abreast_of(subject("pld"), jobs(5), 3)
+    assert len(found) >= 3 and all("out of memory" in f["error"] for f in found.values())
+
+
+@pytest.mark.parametrize("error", [UserError("disk full"), KeyboardInterrupt()])
+def test_what_keeping_a_finding_raises_ends_all(error: BaseException) -> None:
+    def made(i: int, f: Finding) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        abreast.sampled_findings(LAB.loaded, subject("vanilla"), jobs(9), made, 3)
+
+
+def test_an_interrupt_of_the_main_thread_ends_the_lanes_before_it_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    join, made = threading.Thread.join, dict[int, Finding]()
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.setattr(threading.Thread, "join", join)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        abreast.sampled_findings(LAB.loaded, subject("eagle2"), jobs(30), lambda i, f: made.update({i: f}), 3)
+    assert threading.active_count() == before and len(made) < 30
+
+
 def test_what_the_user_can_mend_ends_all() -> None:
     def refuses(**_: Any) -> Any:
         raise UserError("mend it")
@@ -82,7 +137,10 @@ def test_what_the_user_can_mend_ends_all() -> None:
         abreast_of(replace(subject("pld"), full=refuses), jobs(5), 2)
 
 
-def test_planted_faults_other_loops_and_other_forwards_run_one_at_a_time() -> None:
+def test_planted_faults_and_other_loops_run_one_at_a_time() -> None:
     planted = [m.subject() for m in MUTANTS if m.spoilt or m.misled]
     assert planted and not any(abreast.can_run_abreast(LAB.loaded, s) for s in [*planted, subject("hf-generate")])
-    assert not abreast.can_run_abreast(shared_lab("float64").loaded, subject("vanilla"))
+
+
+def test_plans_do_not_hang_on_the_dtype_that_is_loaded_while_planning() -> None:
+    assert abreast.can_run_abreast(shared_lab("float64").loaded, subject("vanilla"))

@@ -525,6 +525,19 @@ def test_fewer_tokens_than_the_stated_power_needs_is_no_pass() -> None:
     assert row.passed is True and "0.02 needs" in row.detectable
 
 
+def test_prompts_that_the_score_test_lacks_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SCORE_LONGEST", 5)
+    done = harness(COMMAND, "--method pld --dtype float32 --out", tmp_path)
+    refused(done, "L4 score test: only 0 of 2 prompts have at most 5 tokens")
+
+
+def test_outputs_on_smaller_trees_are_counted_in_the_row() -> None:
+    found = [{"kind": "greedy", "dtype": "float64", "method": "eagle2", "n": 9, "divergence": None, "options": {"total": total}}
+             for total in (59, 59, 15)]  # fmt: skip
+    (row,) = verdicts.greedy_verdicts(found, {})
+    assert row.checked == "3 outputs (1 on smaller trees), 27 tokens"
+
+
 def test_findings_of_two_processes_are_judged_together_from_their_files_joined(tmp_path: Path) -> None:
     words = "--dtype float32 --json --out"
     for folder, method in (("a", "pld"), ("b", "hf-generate")):

@@ -176,6 +176,15 @@ def test_a_target_that_is_not_whole_is_refused_and_the_reason_named(
     assert files(tmp_path / "out") == {RECORDS: b""}
 
 
+def test_a_model_that_scales_its_logits_after_the_lm_head_is_refused(tmp_path: Path) -> None:
+    """Decoding and the audit's reference would both leave the scaling out."""
+    yaml = tiny_copy(tmp_path / "tiny")
+    file = yaml.parent / "target" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "logits_scaling": 4.0}))
+    with pytest.raises(UserError, match="logits_scaling = 4.0"):
+        load(model_config(str(yaml)), "float32")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_target_and_head_are_cast_to_the_dtype_asked_for(dtype: str) -> None:
     loaded = load(model_config(str(TINY)), dtype=dtype)

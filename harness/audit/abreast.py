@@ -2,8 +2,8 @@
 
 Each generation runs in a thread of its own through the method's own loop, grower and verification. What it asks of the
 target waits until every other generation asks for something, too, and is then run for all of them in one forward: their rows
-share the matmuls, each attends to a cache of its own. One thread runs at a time, so nothing else changes; the logits used are
-replayed by a plain forward (layer 2) like those of any other generation.
+share the matmuls, each attends to a cache of its own. Between those calls threads draft and verify at the same time, on nothing
+they share; the logits used are replayed by a plain forward (layer 2) like those of any other generation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.loading import Loaded
 from methods.base import SamplerParams
 from methods.engine.cache import TreeCache
 from methods.engine.layer import rotary_rows
-from methods.engine.llama import LlamaTarget
+from methods.engine.llama import LlamaTarget, is_plain_llama
 from methods.engine.target import grouped_attention
 
 LANES = 8  # float32, 9 rows a tree, one core of an AMD EPYC: 28 ms a lane and step instead of 52; 16 lanes gain nothing more
@@ -34,7 +34,7 @@ LANES = 8  # float32, 9 rows a tree, one core of an AMD EPYC: 28 ms a lane and s
 
 @dataclass(slots=True)
 class Call:
-    """What a lane waits for: `run` gets the arguments of all calls of its kind and gives a result for each."""
+    """What a lane waits for."""
 
     kind: str
     arguments: Any
@@ -44,14 +44,15 @@ class Call:
 
 
 class Gathering:
-    """Calls of `n` threads, run together once all of them wait, kind after kind in the order of `runs`.
+    """Calls of `n` threads, run together once all of them wait, kind after kind in the order of `runs`, which are given the
+    arguments of all calls of their kind and give a result for each.
 
     The kinds that come first are those a generation does between its target forwards: it catches up with the others before
     the next forward is run, so that forwards are of all lanes.
     """
 
     def __init__(self, n: int, runs: dict[str, Callable[[list[Any]], Sequence[Any]]]):
-        self._n, self._runs, self._calls = n, runs, list[Call]()
+        self._n, self._runs, self._calls, self._is_over = n, runs, list[Call](), False
         self._changed = threading.Condition()
 
     def __call__(self, kind: str, arguments: Any) -> Any:
@@ -59,11 +60,19 @@ class Gathering:
         with self._changed:
             self._calls.append(mine)
             self._run_if_all_wait()
-            while not mine.is_done:
+            while not (mine.is_done or self._is_over):
                 self._changed.wait()
+        if not mine.is_done:
+            raise KeyboardInterrupt
         if mine.error is not None:
             raise mine.error
         return mine.result
+
+    def end(self) -> None:
+        """Whoever waits stops waiting."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def leave(self) -> None:
         """A thread has nothing more to ask."""
@@ -72,20 +81,21 @@ class Gathering:
             self._run_if_all_wait()
 
     def _run_if_all_wait(self) -> None:
-        while self._calls and len(self._calls) == self._n:
-            kind = next(k for k in self._runs if any(c.kind == k for c in self._calls))
-            now = [c for c in self._calls if c.kind == kind]
-            self._calls = [c for c in self._calls if c.kind != kind]
-            try:
-                with torch.inference_mode():
-                    for call, result in zip(now, self._runs[kind]([c.arguments for c in now]), strict=True):
-                        call.result = result
-            except Exception as e:  # each of them is told; what one asked for may have spoilt the others'
-                for call in now:
-                    call.error = e
+        if self._is_over or not self._calls or len(self._calls) < self._n:
+            return
+        kind = next(k for k in self._runs if any(c.kind == k for c in self._calls))
+        now = [c for c in self._calls if c.kind == kind]
+        self._calls = [c for c in self._calls if c.kind != kind]
+        try:
+            with torch.inference_mode():
+                for call, result in zip(now, self._runs[kind]([c.arguments for c in now]), strict=True):
+                    call.result = result
+        except BaseException as e:  # each of them is told; what one asked for may have spoilt the others'
             for call in now:
-                call.is_done = True
-            self._changed.notify_all()
+                call.error = e
+        for call in now:
+            call.is_done = True
+        self._changed.notify_all()
 
 
 class _GatheredHead:
@@ -163,9 +173,11 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
 
 
 def can_run_abreast(loaded: Loaded, subject: Subject) -> bool:
-    """Whether its generations can share forwards: on the lean forward, and in loops that ask the target for them."""
-    is_planted = subject.spoilt is not None or subject.misled is not None  # in wrappers, which cannot be copied lane by lane
-    return isinstance(loaded.target, LlamaTarget) and not subject.external and not is_planted
+    """Whether its generations can share forwards in the score test's dtype: on the lean forward, and in loops that ask the target
+    for them. The model's own dtype does not matter: plans are made before it is loaded in that one."""
+    is_planted = subject.spoilt is not None or subject.misled is not None  # wrappers cannot be copied lane by lane
+    is_lean = is_plain_llama(loaded.target.model) and loaded.target.device.type == "cpu"
+    return is_lean and not subject.external and not is_planted
 
 
 def sampled_findings(
@@ -195,36 +207,52 @@ def sampled_findings(
     gathering = Gathering(n_lanes, runs)
 
     def run_lane() -> None:
-        torch.set_num_threads(n_threads)  # a setting of each thread
-        lane = _Lane(target, gathering)
-        drafter = _drafter_of_lane(subject.drafter(loaded), target, lane)
         try:
-            while waiting:
-                i = waiting.pop()
-                seen, (prompt, params) = Recording(lane), jobs[i]
-                made_ids = findings.guarded(lambda: {"ids": subject.full()(prompt, seen, drafter, params).token_ids})  # noqa: B023
-
-                def finish(i: int = i, seen: Recording = seen, run: Finding = made_ids) -> None:
-                    def score() -> Finding:
-                        prompt, params = jobs[i]
-                        return findings.scored(loaded, subject, beside_plain(loaded, prompt, run["ids"], seen), params)
-
-                    found = run if "error" in run else findings.guarded(score)
-                    if "error" in found:
-                        waiting.clear()
-                    made(i, found)
-
-                gathering("apart", finish)
+            torch.set_num_threads(n_threads)  # a setting of each thread
+            lane = _Lane(target, gathering)
+            drafter = _drafter_of_lane(subject.drafter(loaded), target, lane)
+            while (i := next_job()) is not None:
+                gathering("apart", generation(i, lane, drafter))
         except BaseException as e:
             failed.append(e)
             waiting.clear()
         finally:
             gathering.leave()
 
+    def next_job() -> int | None:
+        try:
+            return waiting.pop()
+        except IndexError:
+            return None
+
+    def generation(i: int, lane: _Lane, drafter: Any) -> Callable[[], None]:
+        """Decodes here; what it gives back judges what was decoded, once the other lanes wait."""
+        (prompt, params), seen = jobs[i], Recording(lane)
+        run = findings.guarded(lambda: {"ids": subject.full()(prompt, seen, drafter, params).token_ids})
+
+        def score() -> Finding:
+            return findings.scored(loaded, subject, beside_plain(loaded, prompt, run["ids"], seen), params)
+
+        def finish() -> None:
+            found = run if "error" in run else findings.guarded(score)
+            if "error" in found:
+                waiting.clear()
+            made(i, found)
+
+        return finish
+
     threads = [threading.Thread(target=run_lane, daemon=True) for _ in range(n_lanes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C: the generations under way are dropped, and nothing is written any more
+        waiting.clear()
+        gathering.end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
     if failed:
         raise failed[0]

@@ -309,6 +309,10 @@ class Audit:
                             f"{self.config.context_length} tokens of {self.config.name}")  # fmt: skip
         if len(found) < n:
             self.rows.append(verdicts.Verdict.missing("prompts", "all", f"only {len(found)} of {n} fit the context"))
+        short = bundled(loaded, how.score_prompts, how.new_tokens + how.width, how.shortest, SCORE_LONGEST)
+        if len(short) < how.score_prompts:
+            why = f"only {len(short)} of {how.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
+            self.rows.append(verdicts.Verdict.missing("L4 score test", "all", why))
         self._estimate(loaded, dtypes, found[0][1])
 
     def _estimate(self, loaded: Loaded, dtypes: Sequence[str], prompt: list[int]) -> None:
@@ -348,7 +352,11 @@ class Audit:
             there = {k: f[k] for k in here if k in f}
             if there and there != here:
                 why = "on {machine}, {threads} threads, torch {torch}".format(**f)
-            elif f.get("audit") != audit_sha() or f.get("code", "") not in ("", code.get(f["method"], f.get("code"))):
+            elif (
+                f.get("audit") != audit_sha()
+                or f.get("abreast", abreast_sha()) != abreast_sha()
+                or f.get("code", "") not in ("", code.get(f["method"], f.get("code")))
+            ):
                 why = "by other code"
             else:
                 continue  # another level's, or of a method not asked for

@@ -74,7 +74,7 @@ class Look:
 
     @classmethod
     def of(cls, rows: Sequence[Verdict]) -> Look:
-        failed = [v for v in rows if v.passed is False]
+        failed = [v for v in rows if v.passed is False and not v.raised]  # an error is no finding of a layer's
         what = f"{failed[0].worst}, allowed {failed[0].threshold}" if failed else None
         return cls(what, max((v.ratio for v in rows), default=0.0))
 
@@ -219,6 +219,8 @@ def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: in
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
     prompts = [ids for _, ids in bundled(loaded, 6 if level == "quick" else 12, 100, longest=SCORE_LONGEST)]
+    if not prompts:
+        raise UserError(f"no bundled prompt of at most {SCORE_LONGEST} tokens fits model {config.name}")
     bench = Bench(loaded, prompts, SCORE_TOKENS[level], level)
     outcomes = []
     for outcome in all_outcomes(bench):

@@ -70,7 +70,7 @@ LAYERS = {
         then the same tokens as vanilla's, no further confirmations. For time, the score test cuts trees to 8 nodes (dynamic ones
         in 2 levels) and lookahead's windows to 3, leaves out prompts over 200 tokens, and runs several generations abreast, each
         through the method's own loop, on forwards they share; in float64 level full has trees of 15 nodes
-        beyond the first two prompts here, the first four in L3. All else has the trees that tables measure.""",
+        beyond the first prompts, here and in L3: the rows say how often. All else has the trees that tables measure.""",
     ),
     "L5": (
         "acceptance and planted faults",

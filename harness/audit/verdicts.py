@@ -296,6 +296,12 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
     return found
 
 
+def on_smaller_trees(mine: Sequence[Finding]) -> str:
+    """How many of a method's outputs have other options than its first, which are those that tables measure."""
+    n = sum(f.get("options") != mine[0].get("options") for f in mine)
+    return f" ({n} on smaller trees)" if n else ""
+
+
 def _greedy_verdict(
     layer: str, dtype: str, method: str, mine: Sequence[Finding], control: Control | None
 ) -> tuple[Verdict, float]:
@@ -303,7 +309,8 @@ def _greedy_verdict(
     diverged = [f["divergence"] for f in mine if f["divergence"]]
     # after a divergence outputs are not comparable: the positions looked at end there
     positions = sum(f["divergence"]["at"] + 1 if f["divergence"] else f["n"] for f in mine)
-    checked = f"{counted(len(mine), 'output')}, {counted(positions, 'token')}"
+    smaller = on_smaller_trees(mine)
+    checked = f"{counted(len(mine), 'output')}{smaller}, {counted(positions, 'token')}"
     cells = len({f.get("cell", i) for i, f in enumerate(mine)})
     if dtype == "float64":
         seen = f"fault rate under {rate_bound(len(diverged), len(mine)):.2%} of outputs (95 %)"
@@ -355,7 +362,7 @@ def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
         wrong = [f for f in mine if f["at"] is not None]
         worst = f"{len(wrong)} differ, first at token {min(f['at'] for f in wrong)}" if wrong else "all identical"
         bound = f"fault rate under {rate_bound(len(wrong), len(mine)):.2%} of outputs (95 %)"
-        checked = f"{counted(len(mine), 'output')}, {counted(sum(f['n'] for f in mine), 'token')}"
+        checked = f"{counted(len(mine), 'output')}{on_smaller_trees(mine)}, {counted(sum(f['n'] for f in mine), 'token')}"
         why = "drafts that are themselves drawn at random are declared: samples_drafts=True" if wrong else ""
         found.append(
             Verdict(layer, method, checked, worst, "identical", bound, not wrong, why, cells=len(mine), ratio=beyond(len(wrong)))
