@@ -231,7 +231,7 @@ def load(
             keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
             raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
     for scaling in SCALINGS:
-        if getattr(model.config, scaling, None) not in (None, 1, 1.0):
+        if getattr(model.config, scaling, None) not in (None, 1):
             raise UserError(f"model {config.name}: {type(model).__name__} changes its logits after the LM head ({scaling} = "
                             f"{getattr(model.config, scaling)}), which decoding here would leave out")  # fmt: skip
     try:
