@@ -16,24 +16,22 @@ import pandas as pd
 
 from harness import tables
 from harness.acceptance import with_interval
+from harness.data import PAPER_FILES
 from harness.metrics import (
     Arm,
     CellSummary,
     Estimate,
     StepCosts,
     arm,
-    compared,
-    estimate,
+    mean_estimates,
     one_environment,
     one_source,
     six_task_mean,
-    speed_ratio,
     summarise,
-    tau,
 )
-from harness.published import DRAFTS, MEAN, METHODS, TASKS, Cell, Item, Number, the_paper, third_parties
+from harness.published import DRAFTS, MEAN, METHODS, OURS_DIFFER, TASKS, Cell, Item, Number, the_paper, third_parties
 from harness.records import Record
-from harness.style import SIX_TASKS, VANILLA
+from harness.style import SIX_TASKS, VANILLA, task_order
 from harness.tables import APART, NOTHING, Section, Table, bracketed, number
 
 TOLERANCE = 0.10  # in tau
@@ -48,6 +46,7 @@ class Target:
     paper: str | None
     max_new_tokens: int
     facts: tuple[str, ...] = ()  # what its records were measured on
+    departures: tuple[str, ...] = ()  # what in them is not as in the paper, cell by cell alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,10 @@ class Measurements:
             return ()
         r = self.records[0]
         how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
-        return (how, *tables.weights_and_machine(list(self.summaries.values())))
+        cells = list(self.summaries.values())
+        return (how, *tables.weights_and_machine(cells), *tables.not_in_the_numbers(cells))
+
+
 
     def of(self, cells: Sequence[Cell]) -> list[Record]:
         """The records of these cells, vanilla's along."""
@@ -125,14 +127,9 @@ class Measurements:
         """Unweighted over the six tasks, with intervals: prompts drawn again within each."""
         first, mean = cells[0], six_task_mean(cells)
         own: Arm = arm(r for r in self.records if (r["method"], r["temperature"]) == (first.method, first.temperature))
-        with_baseline = compared(own, self.base)
-        nothing = Estimate(None, None, 0)
-        speed = estimate([with_baseline, self.base], speed_ratio, by_task=True) if mean.speedup is not None else nothing
-        found = [c.step_costs for c in cells if c.step_costs]
-        costs = StepCosts(*(sum(getattr(c, part) for c in found) / len(cells) for part in _PARTS))
+        speed, length = mean_estimates(own, self.base)
         return Ours(
-            speed, estimate([with_baseline or own], tau, by_task=True), mean.tau_no_loop, mean.decode_speedup,
-            costs if len(found) == len(cells) else None,
+            speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
             "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart,
         )  # fmt: skip
 
@@ -142,6 +139,21 @@ def _of(c: CellSummary) -> Ours:
         Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
         c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart,
     )  # fmt: skip
+
+
+def departures(records: Sequence[Record]) -> tuple[str, ...]:
+    """What of one environment's records is not as in the paper whatever the cell, in words."""
+    found = []
+    for r in records[:1]:
+        if (system := r.get("system", "paper")) != "paper":
+            found.append("no system prompt" if system == "none" else "another system prompt")
+        if r["top_p"] < 1:
+            found.append(f"top-p {r['top_p']:g}")
+    pinned = set(PAPER_FILES.values())
+    others = {r["task"] for r in records if r["source"] == "paper" and r["prompts_sha"] not in pinned}
+    if others:
+        found.append(f"prompt files that are not the authors' ({', '.join(sorted(others, key=task_order))})")
+    return tuple(found)
 
 
 # ---- the verdict ----------------------------------------------------------------------------------------------------
@@ -158,6 +170,7 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         return "not measured"
     if why := incomparable(target, ours.source, ours.max_new_tokens):
         return why
+    marks = "".join(f" {mark}" for mark, is_so in _marks(cell) if is_so)
     has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
     word = {
         (True, True): "τ and speed reproduced",
@@ -170,11 +183,16 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         (None, False): f"not reproduced: speed {_gap(cell.speedup, ours.speedup)} the paper's",
         (None, None): f"not judged ({_no_speed(cell, ours)})",
     }[has_tau, has_speed]
-    relied_on = [n for n in cell.tau + cell.speedup if not n.confirmed]
-    return f"{word} {UNCONFIRMED}" if relied_on else word
+    return f"{word}{marks}"
 
 
-UNCONFIRMED = "‡"
+UNCONFIRMED, DIFFERS = "‡", "†"
+
+
+def _marks(cell: Cell) -> list[tuple[str, bool]]:
+    """Each mark of a verdict, and whether the cell has it: it rests on a transcription; the paper's method is not quite ours."""
+    relied_on = any(not n.confirmed for n in cell.tau + cell.speedup)
+    return [(UNCONFIRMED, relied_on), (DIFFERS, cell.method_here in OURS_DIFFER)]
 
 
 def incomparable(target: Target, source: str, max_new_tokens: int) -> str:
@@ -186,6 +204,7 @@ def incomparable(target: Target, source: str, max_new_tokens: int) -> str:
         why.append(f"{source} prompts")
     if max_new_tokens != target.max_new_tokens:
         why.append(f"at most {max_new_tokens} new tokens, not {target.max_new_tokens}")
+    why += target.departures
     return f"not comparable: {'; '.join(why)}" if why else ""
 
 
@@ -209,6 +228,8 @@ def speed_agrees(cell: Cell, ours: Ours) -> bool | None:
 def _no_speed(cell: Cell, ours: Ours) -> str:
     if not cell.speedup:
         return "the paper has none"
+    if ours.speedup.value is None:
+        return "no baseline was measured"
     return "its baseline was measured in another process" if ours.is_apart else "no interval under 5 prompts"
 
 
@@ -243,8 +264,9 @@ def _speed_limit(cell: Cell, ours: Ours) -> str:
 
 _READING = """Paper: arXiv 2406.16858v2; others: who printed the same cell. τ reproduced: within 0.10 of the paper's, or the
     paper's within 0.10 of our interval; speed reproduced: our 95 % interval (paired bootstrap over conversations) covers the
-    paper's. Speed limited by: decode speedup = τ / (c_verify + c_draft + c_other), each part in vanilla steps, and of them the
-    one that is largest beyond the one forward that is always needed."""
+    paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: means
+    over tasks, of each by itself). Speed limited by: the part that is largest beyond the one forward that is
+    always needed."""
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper, not read in it: what rests on it is not confirmed."
 
 
@@ -264,6 +286,8 @@ def report(item: Item, judged: Sequence[Judged]) -> Table:
         notes.append(_SECONDARY)
     if any(j.ours and j.ours.is_apart for j in judged):
         notes.append(APART)
+    notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
+              if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
     return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
 
 
@@ -279,8 +303,17 @@ def _row(j: Judged) -> dict[str, str]:
         "τ": _ours(o.tau, False) if o else NOTHING,
         "paper's τ": _published(c.tau),
         "others' τ": _others(c, "tau"),
+        "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
         "verdict": j.verdict,
     }
+
+
+def _decomposed(o: Ours, *, is_mean: bool) -> str:
+    """`1.52 = 2.13 / (1.00 + 0.29 + 0.10)`: the decode speedup, tau and the costs of a step."""
+    if o.costs is None or o.decode_speedup is None or o.tau.value is None:
+        return NOTHING
+    parts = " + ".join(number(getattr(o.costs, part)) for part in _PARTS)
+    return f"{number(o.decode_speedup)} {'~' if is_mean else '='} {number(o.tau.value)} / ({parts})"
 
 
 def _ours(e: Estimate, is_apart: bool) -> str:
@@ -360,7 +393,7 @@ def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Ta
             whole = made
             numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
                         for r in mine.to_dict("records")]  # fmt: skip
-        shown = shown or [{"outputs": "all", "verdict": "not measured: run with --trees"}]
+        shown = shown or [{"outputs": "all", "verdict": f"not measured: `harness reproduce --{item.kind} {item.number}` does"}]
         title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
         sections.append(Section(title, target.facts, pd.DataFrame(shown)))
     return Table(

@@ -1,4 +1,4 @@
-"""Several generations abreast: for layer 4's twenty thousand tokens a method, in a third of the time.
+"""Several generations abreast: for layer 4's twenty thousand tokens a method, in less than half the time.
 
 Each generation runs in a thread of its own through the method's own loop, grower and verification. What it asks of the
 target waits until every other generation asks for something, too, and is then run for all of them in one forward: their rows

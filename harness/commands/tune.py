@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,6 @@ def tune_command(**o: Any) -> None:
     evaluation = checked_prompts()
     keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
     loaded = load(config, keys[0].dtype, head=o["head"], drafters={m.drafter} if m.drafter else ())
-    if m.drafter and not m.needs_head:
-        runner.check_heads((arm,), loaded)
     longest = min(tune.LONGEST, config.context_length - budget)
     prompts = tune.held_out_prompts(loaded, o["conversations"], longest, evaluation)
     if not prompts:
@@ -96,10 +95,18 @@ def _replayed(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max
 
 def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best of the method's candidates and of the options it has."""
+    from harness.runner import check_heads
     from harness.tune import race
 
-    tried = [dict(arm.options)]
-    tried += [options for c in arm.method.candidates if (options := {**arm.options, **c}) not in tried]
+    tried: list[dict[str, Any]] = []
+    for options in (dict(arm.options), *({**arm.options, **c} for c in arm.method.candidates)):
+        try:
+            check_heads((replace(arm, options=options),), loaded)
+        except UserError:  # too few heads for this tree, or none that say how good they are
+            continue
+        tried += [options] if options not in tried else []
+    if not tried:
+        raise UserError(f"the heads of {key.model} can draft none of the trees that {arm.name} is tuned over")
     ranked = race(loaded, arm.method, tried, temperature=key.temperature, prompts=prompts, max_new_tokens=max_new_tokens)
     click.echo(_about(arm, key))
     for i, r in enumerate(ranked, start=1):
@@ -129,6 +136,8 @@ def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) ->
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
+    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+        files.append(folder / "config.json")
     return Key(
         model=config.name,
         head=" ".join(sha256_file(file)[:16] for file in files),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from methods.base import Decode, Drafter, Generation, SamplerParams, Target, Trace
+from methods.engine.clock import wait_for
 from methods.engine.sampling import Chooser
 from methods.engine.stopping import Output
 from methods.engine.tree import Tree
@@ -61,6 +62,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         if drafter is not None and not over:
             drafter.start(len(prompt_ids) + room, grow.frequent, prompt_ids[0])
             drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
+        wait_for(features)  # the drafter's run over the prompt is the prefill's, not the first step's
         prefill_s = time.perf_counter() - started
         while not over:
             began, target_s, drafter_s = time.perf_counter(), target.forward_s, _forward_s(drafter)
