@@ -37,7 +37,7 @@ from harness.metrics import (
     without_loops,
 )
 from harness.records import Record, read
-from harness.reproduce import Target, departures, incomparable
+from harness.reproduce import incomparable, target_of
 from harness.stats import paired_bootstrap
 from harness.style import SIX_TASKS, VANILLA, task_order
 from harness.tables import MEAN, NOTHING, Section, Table, audits_of, bracketed, number, weights_line
@@ -383,11 +383,9 @@ def _not_the_papers(records: Sequence[Record]) -> str:
         return ""
     r, name = records[0], records[0]["model"]
     config = model_config(name) if name in known_models() else None
-    target = Target(
-        name, config.paper if config else None, config.max_new_tokens if config else r["max_new_tokens"],
-        departures=departures(records),
-    )  # fmt: skip
-    return incomparable(target, r["source"], r["max_new_tokens"])
+    budget = config.max_new_tokens if config else r["max_new_tokens"]
+    target = target_of(name, config.paper if config else None, budget, records)
+    return incomparable(target, r["source"], r["task"], r["max_new_tokens"])
 
 
 # ---- claims on the draft: Figures 5 and 6 ---------------------------------------------------------------------------

@@ -88,20 +88,22 @@ def code_sha(method_file: str) -> str:
 
 
 def source_sha(*files: Path) -> str:
-    """First 16 hex digits over what files of Python do: comments, docstrings and empty lines change nothing."""
+    """First 16 hex digits over what files of Python do: docstrings, lines of comment and empty lines change nothing."""
     digest = hashlib.sha256()
     for file in files:
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        digest.update("\n".join(_working_lines(text)).encode() + b"\0")
+        digest.update("\n".join(_working_lines(file)).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _working_lines(text: str) -> list[str]:
-    lines, idle = text.splitlines(), set[int]()
+@cache
+def _working_lines(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
+    lines, idle = text.split("\n"), set[int]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            if lines[node.lineno - 1].lstrip()[:1] in "\"'":  # alone on its lines
-                idle.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            end = node.end_lineno or node.lineno
+            alone = lines[node.lineno - 1].lstrip()[:1] in "\"'" and lines[end - 1].rstrip()[-1:] in "\"'"
+            idle.update(range(node.lineno, end + 1) if alone else ())
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
             idle.add(token.start[0])

@@ -45,7 +45,7 @@ def report(
     missing = [*_weights(config), *_head(config, head, needs_head, sizes)]
     missing += [line for kind in sorted(others) for line in _other(config, kind, given)]
     missing += [f"package {name}, which reads its tokenizer: `pip install {name}`" for name in missing_packages(config)]
-    missing += _disk(config, head, needs_head, others, sizes)
+    missing += _disk(config, head, needs_head, others, given, sizes)
     if sizes is not None:
         wanted = config.dtype if dtype == "auto" else dtype
         size_of_others = sum(_drafter_bytes(config, kind, given, sizes) for kind in others)
@@ -153,9 +153,11 @@ def _other(config: ModelConfig, kind: str, head: Path | None) -> Iterator[str]:
 
 
 def _disk(
-    config: ModelConfig, head: Path | None, needs_head: bool, others: Collection[str], sizes: Architecture | None
+    config: ModelConfig, head: Path | None, needs_head: bool, others: Collection[str], given: Path | None,
+    sizes: Architecture | None,
 ) -> Iterator[str]:  # fmt: skip
-    """Room for what has to be fetched from the hub: the files as stored, drafters converted once more."""
+    """Room for what has to be fetched from the hub: the files as stored, drafters converted once more. given: a drafter of the
+    user's own."""
     if sizes is None:
         return
     from huggingface_hub import constants
@@ -166,8 +168,9 @@ def _disk(
             of_head = STORED_HEAD * (2 * sizes.n_head + sizes.n_embedding)
             wanted += STORED * sizes.n_parameters if repo is config.weights else of_head
     for kind, repo in _others_repos(config, others):
-        if lacking(hub_folder(repo.hub, repo.revision)) is not None:
-            wanted += 2 * _drafter_bytes(config, kind, head, sizes)
+        is_given = given is not None and drafter_kind(given) == kind
+        if not is_given and lacking(hub_folder(repo.hub, repo.revision)) is not None:
+            wanted += 2 * _drafter_bytes(config, kind, given, sizes)
     place = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if wanted > free:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+import tasks
 from harness import tables
 from harness.acceptance import with_interval
 from harness.data import PAPER_FILES
@@ -31,7 +32,7 @@ from harness.metrics import (
 )
 from harness.published import DRAFTS, MEAN, METHODS, OURS_DIFFER, TASKS, Cell, Item, Number, the_paper, third_parties
 from harness.records import Record
-from harness.style import SIX_TASKS, VANILLA, task_order
+from harness.style import SIX_TASKS, VANILLA
 from harness.tables import APART, NOTHING, Section, Table, bracketed, number
 
 TOLERANCE = 0.10  # in tau
@@ -46,7 +47,8 @@ class Target:
     paper: str | None
     max_new_tokens: int
     facts: tuple[str, ...] = ()  # what its records were measured on
-    departures: tuple[str, ...] = ()  # what in them is not as in the paper, cell by cell alike
+    departures: tuple[str, ...] = ()  # what in them is not as in the paper, in all cells alike
+    altered: frozenset[str] = frozenset()  # tasks whose `paper` prompts are from files that are not the authors'
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,12 @@ class Measurements:
     """
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
+        records = list(records)
         self.records = one_source(of_the_paper(records, model, where))
+        known, taken = {VANILLA, *METHODS.values()}, {(r["task"], r["source"]) for r in self.records}
+        asked = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known
+                 and (r["task"], r["source"]) in taken]  # fmt: skip
+        self._left_out = tables.not_in_the_numbers(tables.shown_cells(summarise(asked)))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
@@ -113,9 +120,7 @@ class Measurements:
             return ()
         r = self.records[0]
         how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
-        cells = list(self.summaries.values())
-        return (how, *tables.weights_and_machine(cells), *tables.not_in_the_numbers(cells))
-
+        return (how, *tables.weights_and_machine(list(self.summaries.values())), *self._left_out)
 
 
     def of(self, cells: Sequence[Cell]) -> list[Record]:
@@ -141,19 +146,17 @@ def _of(c: CellSummary) -> Ours:
     )  # fmt: skip
 
 
-def departures(records: Sequence[Record]) -> tuple[str, ...]:
-    """What of one environment's records is not as in the paper whatever the cell, in words."""
-    found = []
+def target_of(name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()) -> Target:
+    """A model as measured in one environment, with what of that is not as in the paper."""
+    departures = []
     for r in records[:1]:
         if (system := r.get("system", "paper")) != "paper":
-            found.append("no system prompt" if system == "none" else "another system prompt")
+            departures.append("no system prompt" if system == "none" else "another system prompt")
         if r["top_p"] < 1:
-            found.append(f"top-p {r['top_p']:g}")
-    pinned = set(PAPER_FILES.values())
-    others = {r["task"] for r in records if r["source"] == "paper" and r["prompts_sha"] not in pinned}
-    if others:
-        found.append(f"prompt files that are not the authors' ({', '.join(sorted(others, key=task_order))})")
-    return tuple(found)
+            departures.append(f"top-p {r['top_p']:g}")
+    shas = {(r["task"], r["prompts_sha"]) for r in records if r["source"] == "paper" and r["task"] in SIX_TASKS}
+    altered = {task for task, sha in shas if sha != PAPER_FILES[f"{tasks.get(task).paper_folder}/question.jsonl"]}
+    return Target(name, paper, max_new_tokens, facts, tuple(departures), frozenset(altered))
 
 
 # ---- the verdict ----------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         return f"not comparable: {cell.method} is not among the methods here"
     if ours is None or (ours.speedup.value is None and ours.tau.value is None):
         return "not measured"
-    if why := incomparable(target, ours.source, ours.max_new_tokens):
+    if why := incomparable(target, ours.source, cell.task_here, ours.max_new_tokens):
         return why
     marks = "".join(f" {mark}" for mark, is_so in _marks(cell) if is_so)
     has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
@@ -195,13 +198,15 @@ def _marks(cell: Cell) -> list[tuple[str, bool]]:
     return [(UNCONFIRMED, relied_on), (DIFFERS, cell.method_here in OURS_DIFFER)]
 
 
-def incomparable(target: Target, source: str, max_new_tokens: int) -> str:
-    """`not comparable` and all that makes it so, or nothing."""
+def incomparable(target: Target, source: str, task: str, max_new_tokens: int) -> str:
+    """`not comparable` and all that makes it so, or nothing. task: ours, or the mean of the six."""
     why = []
     if target.paper is None:
         why.append(f"{target.name} is not a model of the paper")
     if source != "paper":
         why.append(f"{source} prompts")
+    if target.altered & ({task} if task in SIX_TASKS else set(SIX_TASKS)):
+        why.append("a prompt file that is not the authors'")
     if max_new_tokens != target.max_new_tokens:
         why.append(f"at most {max_new_tokens} new tokens, not {target.max_new_tokens}")
     why += target.departures
@@ -413,7 +418,9 @@ def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
     by_rate = sorted(found, key=lambda r: r.value)
     as_there = (by_rate[0].at, by_rate[-1].at) == ("P6", "P1")
     order = " < ".join(r.at for r in by_rate)
-    word = incomparable(target, found[0].source, found[0].max_new_tokens) or ("reproduced" if as_there else "not reproduced")
+    word = incomparable(target, found[0].source, found[0].task, found[0].max_new_tokens) or (
+        "reproduced" if as_there else "not reproduced"
+    )
     return [
         *shown,
         {"at": "order", "forwards": "", "rate": order, "spread": "", "paper's": "P6 lowest, P1 highest", "verdict": word},
@@ -429,7 +436,7 @@ def _confidences(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
             n = stated.get(r.at)
             word = "the paper shows a bar without a number"
             if n is not None:
-                word = incomparable(target, r.source, r.max_new_tokens) or _covers(r, n)
+                word = incomparable(target, r.source, r.task, r.max_new_tokens) or _covers(r, n)
             edges, mean = f"{r.low:.2f} to {r.high:.2f}", number(r.mean_confidence, "{:.3f}")
             shown.append({"at": edges, "nodes": f"{r.n:,}", "confidence": mean,
                           "rate": with_interval(r, "{:.3f}"), "paper's": n.text if n else NOTHING, "verdict": word})  # fmt: skip

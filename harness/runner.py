@@ -170,7 +170,8 @@ class Runner:
 
     def n_treeless(self, method: str) -> int:
         """Generations of a method whose trees alone are missing: they are made again, untimed."""
-        return sum(r["method"] == method for r in self.treeless.values())
+        keys = {c.key for c in self.cells() if c.arm.name == method}
+        return sum(r["cell"] in keys for r in self.treeless.values())
 
     def _look(self) -> list[Any]:
         """Take in what the ledger holds now; -> its records."""

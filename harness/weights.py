@@ -259,8 +259,8 @@ def from_hub(repo: HubRepo, what: str, *, tokenizer_only: bool = False) -> Path:
     """
 
     def lacks(folder: Path) -> Path | None:
-        file = folder / "tokenizer_config.json"
-        return lacking(folder) if not tokenizer_only else None if file.is_file() else file
+        absent, file = lacking(folder), folder / "tokenizer_config.json"
+        return absent if absent is None or not tokenizer_only else None if file.is_file() else file
 
     folder = hub_folder(repo.hub, repo.revision)
     if lacks(folder) is None:

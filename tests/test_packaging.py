@@ -143,6 +143,7 @@ def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: i
         "#!/usr/bin/env bash\n"
         f"""printf '%s\\t' "$@" >>'{log}'; echo >>'{log}'\n"""
         f"""case "$*" in "fetch --model {lacks}"*) exit 1;; esac\n"""
+        f"""if [ "$1" = matrix ] && [ {run_exits} = 0 ]; then mkdir -p '{out}'; echo '{{}}' >>'{out}/records.jsonl'; fi\n"""
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
         f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""

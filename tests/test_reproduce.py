@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.metrics import Estimate, StepCosts, arm, mean_estimates, six_task_mean, summarise
 from harness.published import Cell, Number, cells, item, numbers, stand_in, the_paper, third_parties
 from harness.records import read
-from harness.reproduce import TOLERANCE, Measurements, Ours, Target, departures, judge, report
+from harness.reproduce import TOLERANCE, Measurements, Ours, Target, judge, report, target_of
 from harness.style import SIX_TASKS
 from harness.tables import markdown
 
@@ -470,7 +470,7 @@ def test_tables_and_figures_asked_for_together_keep_the_trees_at_the_first_run(t
 
 
 def test_a_dry_run_of_several_items_counts_a_cell_once(tmp_path: Path) -> None:
-    out = harness("reproduce --table 3 --figure 1 --model vicuna-7b --dry-run --results", tmp_path).out
+    out = harness("reproduce --table 3 --figure 2 --model vicuna-7b --dry-run --results", tmp_path).out
     to_make = [int(line.split()[2]) for line in out.splitlines() if line.startswith("to make: ")]
     (once,) = [int(line.split()[1]) for line in out.splitlines() if line.startswith("together: ")]
     # vanilla and EAGLE-2 on MT-bench at T = 0 are in both
@@ -480,14 +480,19 @@ def test_a_dry_run_of_several_items_counts_a_cell_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"system": "none"}, "no system prompt"), ({"system": "Be brief."}, "another system prompt"), ({"top_p": 0.9}, "top-p 0.9"),
-     ({"prompts_sha": "x"}, "prompt files that are not the authors' (gsm8k)")],
+     ({"prompts_sha": PAPER_FILES["qa/question.jsonl"]}, "a prompt file that is not the authors'")],
 )  # fmt: skip
 def test_what_is_not_as_in_the_paper_makes_every_cell_not_comparable(change: dict[str, Any], said: str) -> None:
     as_there = {"prompts_sha": PAPER_FILES["gsm8k/question.jsonl"], "source": "paper"}
-    assert departures([measured("eagle2", 0, [0] * 9, **as_there)]) == ()
-    found = departures([measured("eagle2", 0, [0] * 9, **(as_there | change))])
-    assert found == (said,)
-    assert verdict(ours(), target=replace(VICUNA, departures=found)) == f"not comparable: {said}"
+
+    def judged(record: Any, of: Cell) -> str:
+        return verdict(ours(), of, target_of("vicuna-7b", "Vicuna-7B", 512, [record]))
+
+    assert judged(measured("eagle2", 0, [0] * 9, **as_there), cell()) == "τ and speed reproduced"
+    other = measured("eagle2", 0, [0] * 9, **(as_there | change))
+    assert judged(other, cell()) == judged(other, cell(task=published.MEAN)) == f"not comparable: {said}"
+    is_of_one_task = "prompts_sha" in change
+    assert judged(other, cell(task="Alpaca")).startswith("not comparable") is not is_of_one_task
 
 
 def test_a_baseline_that_is_knowingly_another_is_marked_and_explained() -> None:
@@ -513,6 +518,8 @@ def test_another_head_is_refused_before_anything_is_measured(reproduced: tuple[P
     shutil.copytree(TINY.parent / "head", head)
     state = load_file(head / "model.safetensors")
     save_file({name: value * 1.5 for name, value in state.items()}, head / "model.safetensors")
+    file = head / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "weights_sha256"}))
     before = (reproduced[0] / "records.jsonl").read_bytes()
     done = harness(f"reproduce --table 3 {SMALL} --limit 6 --head {head} --out {tmp_path} --results", reproduced[0])
     assert done.code == 2 and "with head_sha" in done.err and "cannot be judged together" in done.err

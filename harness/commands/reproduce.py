@@ -88,9 +88,9 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> tuple[list[Any], list[str]]:
             say(f"{name} is left out: {e}")
     if not measurements:
         raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
-    wanted = {item: [(c, own) for c, own in found if c.name in measurements] for item, found in wanted.items()}
+    wanted = {item: own for item, found in wanted.items() if (own := [x for x in found if x[0].name in measurements])}
     targets = {
-        name: r.Target(name, configs[name].paper, configs[name].max_new_tokens, m.facts(), r.departures(m.records))
+        name: r.target_of(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
         for name, m in measurements.items()
     }
     drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}

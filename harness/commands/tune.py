@@ -33,7 +33,7 @@ def tune_command(**o: Any) -> None:
         has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
         raise UserError(f"method {m.name} has no options that can be tuned; these have: {has}")
     head = o["head"] or config.head_folder
-    (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
+    arm = _first_arm(m, config, head)
     budget = o["max_new_tokens"] or config.max_new_tokens
     if budget < 2:
         raise UserError(f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
@@ -59,6 +59,18 @@ def tune_command(**o: Any) -> None:
             click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
         path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": len(prompts)}), o["save"])
         say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+
+
+def _first_arm(m: Any, config: Any, head: Path | None) -> Any:
+    """The method at the paper's options, or, where the heads are too few for its tree, at those chosen by their accuracies."""
+    from harness import runner
+
+    try:
+        return runner.make_arms((m.name,), "paper", {}, config, head)[0]
+    except UserError:
+        if "chosen" not in m.presets:
+            raise
+        return runner.make_arms((m.name,), "chosen", {}, config, head)[0]
 
 
 Found = tuple[dict[str, Any], dict[str, Any]]
@@ -110,7 +122,7 @@ def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_ne
     ranked = race(loaded, arm.method, tried, temperature=key.temperature, prompts=prompts, max_new_tokens=max_new_tokens)
     click.echo(_about(arm, key))
     for i, r in enumerate(ranked, start=1):
-        what = "paper" if r.options == arm.options else f"{i}."
+        what = "paper" if arm.preset == "paper" and r.options == arm.options else f"{i}."
         changed = " ".join(f"{k}={v}" for k, v in r.options.items() if v != arm.options[k])
         click.echo(f"{what:6} {changed or '(its defaults)'}: tau {r.tau:.2f}, decode speedup {r.speedup:.2f}x")
     best = ranked[0]

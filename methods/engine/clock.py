@@ -7,6 +7,7 @@ whatever reads a result first. Events around each forward are read once they are
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class ForwardClock:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._spent = self._began = 0.0
-        self._events: list[tuple[Any, Any]] = []  # of forwards whose end was not read yet
+        self._events: deque[tuple[Any, Any]] = deque()  # of forwards whose end was not read yet
 
     def __enter__(self) -> None:
         if self._on_gpu:
@@ -43,7 +44,7 @@ class ForwardClock:
     def seconds(self) -> float:
         """On a GPU a forward still under way is left for the next reading; at the end of a generation there is none."""
         while self._events and self._events[0][1].query():
-            began, ended = self._events.pop(0)
+            began, ended = self._events.popleft()
             self._spent += began.elapsed_time(ended) / 1e3
         return self._spent
 
