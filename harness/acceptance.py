@@ -216,7 +216,8 @@ def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[
             about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
             parts.append(sums(d).assign(**about))
         group = pd.concat(parts, ignore_index=True)
-        if len(group) and not all(drafts[r["key"]].is_chain for r in own.values()):
+        of_head = variant[0].startswith("eagle")  # n-alpha counts the head's own features; other drafters have none
+        if len(group) and not (of_head and all(drafts[r["key"]].is_chain for r in own.values())):
             group = group[group["kind"] != "n_alpha"]
         named = asdict(setting) | dict(zip(_ARM, variant, strict=True))
         if len(group):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from harness.metrics import (
     without_loops,
 )
 from harness.records import Record, read
-from harness.reproduce import Target, incomparable
+from harness.reproduce import incomparable, target_of
 from harness.stats import paired_bootstrap
 from harness.style import SIX_TASKS, VANILLA, task_order
 from harness.tables import MEAN, NOTHING, Section, Table, audits_of, bracketed, number, weights_line
@@ -314,11 +314,18 @@ def _at_best(m: Measured) -> list[Row]:
         )
         rows.append(_mean("it is faster than plain decoding at its best options here", "speed over vanilla, less 1", temperature,
                           Contrast(own, base, faster, True), SIX_TASKS))  # fmt: skip
-    return rows + _order(m.best, ", each at its best options here")
+
+    def is_tuned(name: str, temperature: float) -> bool:
+        return bool(m.arm(name, temperature, BEST))
+
+    return rows + _order(m.best, ", each at its best options here", is_tuned)
 
 
-def _order(arm_of: Callable[[str, float], Arm], how: str = "") -> list[Row]:
-    """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair."""
+def _order(
+    arm_of: Callable[[str, float], Arm], how: str = "", is_tuned: Callable[[str, float], bool] = lambda *_: True
+) -> list[Row]:  # fmt: skip
+    """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair. is_tuned: whether a method
+    has options other than the paper's at a temperature; those that have not are named."""
     rows = []
     for temperature in (0.0, 1.0):
         arms = {name: arm_of(name, temperature) for name in published.METHODS.values()}
@@ -328,7 +335,10 @@ def _order(arm_of: Callable[[str, float], Arm], how: str = "") -> list[Row]:
             order = sorted((name for name in printed if arms[name]), key=lambda name: -printed[name])
             pairs = [(a, b) for a, b in combinations(order, 2) if printed[a] > printed[b]]
             found = {(a, b): Contrast(arms[a], arms[b], statistic, is_speed).on(SIX_TASKS) for a, b in pairs}
-            test = f"{' > '.join(order) or 'none'} as in Table 1 ({ORDERED_ON}): share of pairs in that order"
+            shown = "".join((" = " if printed[a] == printed[b] else " > ") + b for a, b in pairwise(order))
+            at_paper = [name for name in order if not is_tuned(name, temperature)]
+            test = f"{''.join(order[:1]) or 'none'}{shown} as in Table 1 ({ORDERED_ON}): share of pairs in that order"
+            test += f"; at the paper's options: {', '.join(at_paper)}" if at_paper else ""
             every, clean = _in_order({p: f[0] for p, f in found.items()}), _in_order({p: f[1] for p, f in found.items()})
             claim = f"methods stand in the paper's order{how}: {'speed' if is_speed else 'τ'}"
             rows.append(Row(claim, test, temperature, MEAN, every, clean, "{:.0%}"))
@@ -359,7 +369,7 @@ def _headline(m: Measured) -> list[Row]:
     for temperature in (0.0, 1.0):
         contrast = Contrast(m.arm(DYNAMIC, temperature), m.arm(VANILLA, temperature), speed_ratio, True)
         both = contrast.on(("mt_bench",), partial(within, low, high))
-        why = next((_not_the_papers(r) for r in contrast.a.values() if r["task"] == "mt_bench"), "")
+        why = _not_the_papers([r for r in contrast.a.values() if r["task"] == "mt_bench"])
         if why:
             both = (Found(both[0].effect, why), Found(both[1].effect, why))
         rows.append(Row(f"speedups of {span.text} (over its models)", "speed over vanilla in the range", temperature,
@@ -367,12 +377,15 @@ def _headline(m: Measured) -> list[Row]:
     return rows
 
 
-def _not_the_papers(record: Record) -> str:
-    """Why its speed cannot be held against the paper's, or nothing."""
-    name = record["model"]
+def _not_the_papers(records: Sequence[Record]) -> str:
+    """Why the speed of one arm's records cannot be held against the paper's, or nothing."""
+    if not records:
+        return ""
+    r, name = records[0], records[0]["model"]
     config = model_config(name) if name in known_models() else None
-    budget = config.max_new_tokens if config else record["max_new_tokens"]
-    return incomparable(Target(name, config.paper if config else None, budget), record["source"], record["max_new_tokens"])
+    budget = config.max_new_tokens if config else r["max_new_tokens"]
+    target = target_of(name, config.paper if config else None, budget, records)
+    return incomparable(target, r["source"], r["task"], r["max_new_tokens"])
 
 
 # ---- claims on the draft: Figures 5 and 6 ---------------------------------------------------------------------------
@@ -406,6 +419,7 @@ def _of(group: pd.DataFrame | None, on: str) -> pd.DataFrame | None:
 
 
 UNSEEN = Found(NOTHING_THERE, f"{NOT_MEASURED}: run with --trees")
+ALL_LOOPED = Found(NOTHING_THERE, f"{NOT_JUDGED}: every output looped")
 
 
 def _fit(method: str, name: str, on: str, group: pd.DataFrame | None) -> Row:
@@ -422,9 +436,14 @@ def _fit(method: str, name: str, on: str, group: pd.DataFrame | None) -> Row:
         word = TOO_FEW if ci95 is None else SHOWN if holds else f"{NOT_SHOWN}: {shown} not {bounds}"
         return Found(Estimate(row["value"], ci95, row["queries"]), word)
 
-    both = (UNSEEN, UNSEEN) if group is None else (found(group), found(group[~group["looped"]]))
-    test = f"{method}: {shown} over 20 bins {bounds} (Figure 6)"
+    both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
+    test = f"{method}: {shown} {'of nodes' if name == 'slope' else 'over 20 bins'} {bounds} (Figure 6)"
     return Row(f"draft confidence is calibrated: {shown}", test, 0.0, on, *both, "{:.3f}")
+
+
+def _without_loops(group: pd.DataFrame, found: Callable[[pd.DataFrame], Found]) -> Found:
+    rest = group[~group["looped"]]
+    return found(rest) if len(rest) else ALL_LOOPED
 
 
 def _tree_row(
@@ -440,7 +459,7 @@ def _tree_row(
         ci95 = paired_bootstrap([columns], statistic, np.random.default_rng(0))
         return Found(Estimate(value if np.isfinite(value) else None, ci95, columns.shape[1]), judged(ci95))
 
-    both = (UNSEEN, UNSEEN) if group is None else (found(group), found(group[~group["looped"]]))
+    both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
     return Row(claim, test, 0.0, FIGURES_ON, *both, form)
 
 

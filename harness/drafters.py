@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ Attach = Callable[[HFTarget], Any]
 
 
 def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
-    """Read the drafter of a folder before the target is there; -> (what makes it a drafter of the target, its weights' sha256).
+    """Read the drafter of a folder before the target is there; -> (what makes it a drafter of the target, the sha256 of its
+    weights and of what trees are chosen by).
 
     Raises:
         UserError: not there, altered, of another kind or size, made for another target, or with another tokenizer.
@@ -69,6 +71,8 @@ def read_drafter(kind: str, folder: Path, target: Facts) -> tuple[Attach, str]:
         heads = ResidualHeads(_config(HeadsConfig, folder, values | {"sees_tokens": kind == "hydra"}))
     fill(heads, state, folder)
     accuracies = _accuracies(folder, values, len(heads.heads))
+    if accuracies:  # a tree may be chosen by them: with others these are other heads
+        digest = hashlib.sha256(f"{digest} {accuracies}".encode()).hexdigest()
 
     def attach(t: HFTarget) -> IndependentHeadsDrafter | SequentialHeadsDrafter | PublishedHeadsDrafter:
         where = t.lm_head.weight.device

@@ -113,14 +113,14 @@ def load_counter(name: str) -> Tokenizer:
     from transformers.utils import logging
 
     from harness.loading import load_tokenizer
-    from harness.weights import weights_folder
+    from harness.weights import tokenizer_folder
 
     logging.set_verbosity_error()  # texts longer than a model's context are no fault here
     is_model = name in model_configs.known_models() or Path(name).suffix in model_configs.SUFFIXES
-    folder = weights_folder(model_configs.model_config(name))[0] if is_model else Path(name)
+    folder = tokenizer_folder(model_configs.model_config(name)) if is_model else Path(name)
     try:
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as e:
         why = (str(e).splitlines() or ["?"])[0]
         known = ", ".join(model_configs.known_models())
         raise UserError(

@@ -23,7 +23,7 @@ from harness.config import Architecture, ModelConfig
 from harness.drafters import Facts, check_target, fill, read_config, read_drafter, read_state
 from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
-from harness.weights import drafter_folder, drafter_kind, missing_packages, weights_folder
+from harness.weights import drafter_folder, drafter_kind, require_packages, stored_bytes, weights_folder
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
@@ -197,8 +197,7 @@ def load(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if absent := missing_packages(config):
-        raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
+    require_packages(config)
     folder, target_sha = weights_folder(config)
     wanted = set(drafters) if drafters is not None else {methods.EAGLE} if with_head else set()
     folders = {kind: path for kind in sorted(wanted) if (path := _folder(config, kind, head)) is not None}
@@ -217,7 +216,10 @@ def load(
         facts = Facts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         others = {kind: read_drafter(kind, path, facts) for kind, path in folders.items()}
         if device().type == "cuda":
-            placed = placement.on_gpus(Architecture.of(folder), name, config.context_length, placement.free_on_gpus())
+            drafters_size = sum(map(stored_bytes, folders.values()))
+            placed = placement.on_gpus(
+                Architecture.of(folder), name, config.context_length, placement.free_on_gpus(), drafters_size
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -237,12 +239,15 @@ def load(
     try:
         model = model if placed else model.to(device())
         target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
+        drafter = None if weights is None else beside_last_layer(target, weights, frequent)
+        attached = {kind: attach(target) for kind, (attach, _) in others.items()}
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
-    drafter = None if weights is None else beside_last_layer(target, weights, frequent)
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
     return Loaded(
-        config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha,
-        {kind: attach(target) for kind, (attach, _) in others.items()}, {kind: sha for kind, (_, sha) in others.items()},
+        config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha, attached,
+        {kind: sha for kind, (_, sha) in others.items()},
     )  # fmt: skip
 
 

@@ -48,12 +48,14 @@ class Setting:
     max_new_tokens: int
     seed: int
     machine: str
+    system: str = "paper"
 
     def title(self) -> str:
         top_p = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
+        system = "" if self.system == "paper" else f", {'no' if self.system == 'none' else 'another'} system prompt"
         return (
             f"{self.model}, T = {self.temperature:g}{top_p}, {self.dtype}, {self.threads} threads, "
-            f"at most {self.max_new_tokens} new tokens, seed {self.seed}"
+            f"at most {self.max_new_tokens} new tokens, seed {self.seed}{system}"
         )
 
 
@@ -98,11 +100,12 @@ def without_loops(own: Arm, base: Arm) -> Arm:
 
 
 def _field(record: Record, name: str) -> Any:
-    return record.get(name, "")  # a record straight from a run has no machine: it is the one at hand
+    # a record straight from a run has no machine: it is the one at hand
+    return record.get(name, "paper" if name == "system" else "")
 
 
 # What must be one value over all records of a model before a verdict is given on it.
-ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p")
+ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p", "system")
 
 
 def one_environment(records: Iterable[Record], where: object) -> list[Record]:
@@ -391,6 +394,7 @@ class CellSummary:
     target_sha: str
     head_sha: str | None
     machine: str
+    system: str
     task: str
     source: str
     method: str
@@ -459,12 +463,12 @@ def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSumma
     return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
 
 
-_SAME_IN_A_CELL = ("model", "target_sha", "head_sha", "machine", "task", "source", "method", "preset", "exact",
+_SAME_IN_A_CELL = ("model", "target_sha", "head_sha", "machine", "system", "task", "source", "method", "preset", "exact",
                    "options", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
 
 
 def _cell_order(s: CellSummary) -> tuple[Any, ...]:
-    setting = (s.model, s.dtype, s.max_new_tokens, s.temperature, s.top_p, s.threads, s.seed, s.target_sha, s.machine)
+    setting = (s.model, s.dtype, s.max_new_tokens, s.temperature, s.top_p, s.threads, s.seed, s.target_sha, s.machine, s.system)
     return (setting, method_order(s.method), preset_order(s.preset), s.variant, task_order(s.task), s.source)
 
 
@@ -553,9 +557,15 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
     )  # fmt: skip
 
 
-def mean_intervals(own: Arm, base: Arm) -> tuple[Interval | None, Interval | None]:
-    """95 % intervals of the six-task means of speedup and tau: prompts drawn again within each task."""
-    own = {key: r for key, r in own.items() if r["task"] in SIX_TASKS}
-    both = compared(own, base)
-    speed = estimate([both, base], speed_ratio, by_task=True).ci95 if both else None
-    return speed, estimate([both or own], tau, by_task=True).ci95 if own else None
+def mean_estimates(own: Arm, base: Arm) -> tuple[Estimate, Estimate]:
+    """The six-task means of speedup and tau with intervals, prompts drawn again within each task; no speedup where a task has no
+    baseline."""
+    used: dict[tuple[Any, ...], Record] = {}
+    for task in SIX_TASKS:
+        mine = {key: r for key, r in own.items() if r["task"] == task}
+        used |= compared(mine, base) or mine
+    if not used:
+        return Estimate(None, None, 0), Estimate(None, None, 0)
+    has_baseline = used.keys() <= base.keys()
+    speed = estimate([used, base], speed_ratio, by_task=True) if has_baseline else Estimate(None, None, 0)
+    return speed, estimate([used], tau, by_task=True)

@@ -26,7 +26,7 @@ class Need:
 
     first: int  # embedding
     layer: int  # one layer and its cache
-    last: int  # final norm, LM head, draft head with its cache
+    last: int  # final norm, LM head, draft head with its cache, other drafters
     n_layers: int
     embedding: int  # once more where the last layer is on another device than the first
 
@@ -35,14 +35,14 @@ class Need:
         return self.first + self.n_layers * self.layer + self.last
 
 
-def need(sizes: Architecture, dtype: str, context: int) -> Need:
-    """The draft head is counted along, needed or not: at most a sixteenth of its target."""
+def need(sizes: Architecture, dtype: str, context: int, others: int = 0) -> Need:
+    """The draft head is counted along, needed or not: at most a sixteenth of its target. others: bytes of other drafters."""
     size, kv = BYTES[dtype], sizes.n_kv(context + TREE_TOKENS)
     lm_head = 0 if sizes.tie_word_embeddings else sizes.n_embedding
     return Need(
         first=size * sizes.n_embedding,
         layer=size * (sizes.n_layer + kv),
-        last=size * (lm_head + sizes.hidden_size + sizes.n_head + kv),
+        last=size * (lm_head + sizes.hidden_size + sizes.n_head + kv) + others,
         n_layers=sizes.num_hidden_layers,
         embedding=size * sizes.n_embedding,
     )
@@ -79,8 +79,11 @@ def free_on_gpus() -> list[int]:
     return [torch.cuda.mem_get_info(i)[0] - WORKSPACE for i in range(torch.cuda.device_count())]
 
 
-def on_gpus(sizes: Architecture | None, dtype: str, context: int, room: list[int]) -> dict[str, torch.device] | None:
+def on_gpus(
+    sizes: Architecture | None, dtype: str, context: int, room: list[int], others: int = 0
+) -> dict[str, torch.device] | None:
     """A `device_map` for transformers over GPUs with `room` bytes each; None: no need of one, the first GPU will do.
+    others: bytes of drafters besides the EAGLE head.
 
     Raises:
         UserError: it does not fit on all of them together.
@@ -89,12 +92,13 @@ def on_gpus(sizes: Architecture | None, dtype: str, context: int, room: list[int
 
     if sizes is None:  # not LLaMA's names: one GPU, or torch's own error
         return None
-    what = need(sizes, dtype, context)
+    what = need(sizes, dtype, context, others)
     layers = split(what, room)
     if layers is None:
         raise UserError(
             f"{gb(what.total)} in {dtype} do not fit on {len(room)} GPU{'s' * (len(room) != 1)} with "
-            f"{' + '.join(gb(n) for n in room)} free: use more of them, or a YAML with a lower context_length"
+            f"{' + '.join(gb(n) for n in room)} free, used in this order: use more of them, put those with most room first "
+            "(CUDA_VISIBLE_DEVICES), or a YAML with a lower context_length"
         )
     if layers[-1] == 0:
         return None

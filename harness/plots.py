@@ -28,7 +28,7 @@ from harness.metrics import (
     acceptance_by_depth,
     arm,
     compared,
-    mean_intervals,
+    mean_estimates,
     point,
     setting_of,
     six_task_mean,
@@ -138,7 +138,7 @@ def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
         mean = six_task_mean(cells)
         row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
         if getattr(mean, value) is not None:
-            ci95 = mean_intervals(_arm_of(panel, variant), base)[("speedup", "tau").index(value)]
+            ci95 = mean_estimates(_arm_of(panel, variant), base)[("speedup", "tau").index(value)].ci95
             rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
     return _with_value(rows, value)
 
@@ -560,7 +560,7 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
         parts = [s.model, f"T{s.temperature:g}", s.dtype]
         parts += [form.format(getattr(s, name)) for name, form in units.items() if name in varying]
         parts += [s.target_sha[:8]] if "target_sha" in varying else []
-        parts += [f"machine{i}"] if "machine" in varying else []
+        parts += [f"{name}{i}" for name in ("machine", "system") if name in varying]
         names.append(re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)))
     return names
 

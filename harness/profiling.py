@@ -27,10 +27,16 @@ Seconds = defaultdict[str, float]
 
 
 class _Timed:
-    """Passes everything on to `inner`; the methods named in `watched` are timed under the name `name_of` gives them."""
+    """Passes everything on to `inner`; the methods named in `watched` are timed under the name `name_of` gives them.
 
-    def __init__(self, inner: Any, seconds: Seconds, watched: Sequence[str], name_of: Callable[[str], str]):
+    settle: waits for a GPU's work, so that a part has its own time; the whole is slower by that.
+    """
+
+    def __init__(
+        self, inner: Any, seconds: Seconds, watched: Sequence[str], name_of: Callable[[str], str], settle: Callable[[], None]
+    ):
         self._inner, self._seconds, self._watched, self._name_of = inner, seconds, frozenset(watched), name_of
+        self._settle = settle
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
@@ -39,8 +45,10 @@ class _Timed:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             part = self._name_of(name)
+            self._settle()
             started = time.perf_counter()
             result = value(*args, **kwargs)
+            self._settle()
             self._seconds[part] += time.perf_counter() - started
             return result
 
@@ -84,9 +92,10 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
         level += 1  # root_logits, then expand after expand
         return f"draft level {level}"
 
-    target = _Timed(loaded.target, seconds, ("prefill", "step", "verify", "commit"), target_part)
+    settle = loaded.target.synchronise
+    target = _Timed(loaded.target, seconds, ("prefill", "step", "verify", "commit"), target_part, settle)
     own = loaded.drafter_of(arm.method.drafter)
-    drafter = None if own is None else _Timed(own, seconds, ("start", "observe", "root_logits", "expand"), drafter_part)
+    drafter = None if own is None else _Timed(own, seconds, ("start", "observe", "root_logits", "expand"), drafter_part, settle)
     decode = arm.method.build(**arm.options)
 
     def run(ids: list[int], target: Any, drafter: Any) -> Generation:

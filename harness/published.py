@@ -21,11 +21,18 @@ from harness.style import SIX_TASKS
 PAPER = "EAGLE-2 (arXiv 2406.16858v2)"
 MEAN = "Mean"  # of the six tasks, in the paper's tables
 TASKS = dict(zip(("MT-bench", "HumanEval", "GSM8K", "Alpaca", "CNN/DM", "Natural Questions"), SIX_TASKS, strict=True))
-# SpS: the paper ran Hugging Face's assisted generation, whose draft length adapts; `sps` drafts a fixed number of tokens.
 METHODS = {
     "EAGLE-2": "eagle2", "EAGLE": "eagle1", "PLD": "pld", "SpS": "sps", "Lookahead": "lookahead", "Medusa": "medusa",
     "Hydra": "hydra", "w/o value": "eagle2-no-value", "w/o reranking": "eagle2-no-rerank", "w/o both": "eagle2-no-both",
 }  # fmt: skip
+
+# Where our method is knowingly not quite the paper's baseline, by our name.
+OURS_DIFFER = {
+    "sps": "the paper ran Hugging Face's assisted generation, whose draft length adapts (here `hf-assisted`); ours drafts a "
+    "fixed number of tokens",
+    "pld": "the original copies from the first earlier occurrence of the last n-gram (`hf-prompt-lookup` is of that kind), ours "
+    "from the last one, which drafts better",
+}
 
 # Others' names for the same thing. Spec-Bench's prompts of these tasks are the paper's own, id by id.
 _SAME = {

@@ -108,6 +108,7 @@ class Record(StoredRecord, total=False):
     """A record as `read` gives it. An imported one has `foreign`, and null for all that an answer file does not tell."""
 
     machine: str  # what measured it, from the env file
+    system: str  # the prompt format's system prompt, from the env file: paper, none or the text
     n_special: int  # special tokens that the tokenizer adds to a text; earlier records lack it, their tokenizers add none
     foreign: Foreign
 
@@ -286,7 +287,7 @@ class Ledger:
 
 
 def read(folder: Path, *, imported: bool = False) -> list[Record]:
-    """All records of a folder in the order written, each with the `machine` that its env file tells of.
+    """All records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
     A last line that is still being written, or that a kill cut short, is left out and named on stderr. `imported`: the
     folder holds answer files of others; such records lack most fields and are in no table of measured ones.
@@ -311,6 +312,7 @@ def read(folder: Path, *, imported: bool = False) -> list[Record]:
     for record in records:
         env = envs[record["env"]]
         record["machine"] = machine_label(env) if env else f"unknown machine (env-{record['env']}.json is missing)"
+        record["system"] = (env or {}).get("system", "paper")
     return records
 
 
@@ -334,7 +336,7 @@ def validate(record: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the record's key, the field and what is wrong with it.
     """
-    stored = {key: value for key, value in record.items() if key != "machine"}
+    stored = {key: value for key, value in record.items() if key not in ("machine", "system")}
     problems = [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in _validator().iter_errors(stored)]
     if not problems and (trace := stored["trace"]):
         drawn = 1 + sum(n + 1 for n in trace["accepted"])

@@ -285,7 +285,7 @@ def _task_by_task(own: Sequence[Record]) -> list[Record]:
 
 
 def _setting_order(setting: Setting) -> tuple[Any, ...]:
-    return setting.model, setting.temperature, setting.title(), setting.target_sha, setting.machine
+    return setting.model, setting.temperature, setting.title(), setting.target_sha, setting.machine, setting.system
 
 
 def _generation(

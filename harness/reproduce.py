@@ -14,24 +14,23 @@ from typing import Any
 
 import pandas as pd
 
+import tasks
 from harness import tables
 from harness.acceptance import with_interval
+from harness.data import PAPER_FILES
 from harness.metrics import (
     Arm,
     CellSummary,
     Estimate,
     StepCosts,
     arm,
-    compared,
-    estimate,
+    mean_estimates,
     one_environment,
     one_source,
     six_task_mean,
-    speed_ratio,
     summarise,
-    tau,
 )
-from harness.published import DRAFTS, MEAN, METHODS, TASKS, Cell, Item, Number, the_paper, third_parties
+from harness.published import DRAFTS, MEAN, METHODS, OURS_DIFFER, TASKS, Cell, Item, Number, the_paper, third_parties
 from harness.records import Record
 from harness.style import SIX_TASKS, VANILLA
 from harness.tables import APART, NOTHING, Section, Table, bracketed, number
@@ -48,6 +47,8 @@ class Target:
     paper: str | None
     max_new_tokens: int
     facts: tuple[str, ...] = ()  # what its records were measured on
+    departures: tuple[str, ...] = ()  # what in them is not as in the paper, in all cells alike
+    altered: frozenset[str] = frozenset()  # tasks whose `paper` prompts are from files that are not the authors'
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,12 @@ class Measurements:
     """
 
     def __init__(self, records: Iterable[Record], model: str, where: object):
+        records = list(records)
         self.records = one_source(of_the_paper(records, model, where))
+        known, taken = {VANILLA, *METHODS.values()}, {(r["task"], r["source"]) for r in self.records}
+        asked = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known
+                 and (r["task"], r["source"]) in taken]  # fmt: skip
+        self._left_out = tables.not_in_the_numbers(tables.shown_cells(summarise(asked)))
         self.base = arm(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
@@ -114,7 +120,8 @@ class Measurements:
             return ()
         r = self.records[0]
         how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
-        return (how, *tables.weights_and_machine(list(self.summaries.values())))
+        return (how, *tables.weights_and_machine(list(self.summaries.values())), *self._left_out)
+
 
     def of(self, cells: Sequence[Cell]) -> list[Record]:
         """The records of these cells, vanilla's along."""
@@ -125,14 +132,9 @@ class Measurements:
         """Unweighted over the six tasks, with intervals: prompts drawn again within each."""
         first, mean = cells[0], six_task_mean(cells)
         own: Arm = arm(r for r in self.records if (r["method"], r["temperature"]) == (first.method, first.temperature))
-        with_baseline = compared(own, self.base)
-        nothing = Estimate(None, None, 0)
-        speed = estimate([with_baseline, self.base], speed_ratio, by_task=True) if mean.speedup is not None else nothing
-        found = [c.step_costs for c in cells if c.step_costs]
-        costs = StepCosts(*(sum(getattr(c, part) for c in found) / len(cells) for part in _PARTS))
+        speed, length = mean_estimates(own, self.base)
         return Ours(
-            speed, estimate([with_baseline or own], tau, by_task=True), mean.tau_no_loop, mean.decode_speedup,
-            costs if len(found) == len(cells) else None,
+            speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
             "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart,
         )  # fmt: skip
 
@@ -142,6 +144,19 @@ def _of(c: CellSummary) -> Ours:
         Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
         c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart,
     )  # fmt: skip
+
+
+def target_of(name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()) -> Target:
+    """A model as measured in one environment, with what of that is not as in the paper."""
+    departures = []
+    for r in records[:1]:
+        if (system := r.get("system", "paper")) != "paper":
+            departures.append("no system prompt" if system == "none" else "another system prompt")
+        if r["top_p"] < 1:
+            departures.append(f"top-p {r['top_p']:g}")
+    shas = {(r["task"], r["prompts_sha"]) for r in records if r["source"] == "paper" and r["task"] in SIX_TASKS}
+    altered = {task for task, sha in shas if sha != PAPER_FILES[f"{tasks.get(task).paper_folder}/question.jsonl"]}
+    return Target(name, paper, max_new_tokens, facts, tuple(departures), frozenset(altered))
 
 
 # ---- the verdict ----------------------------------------------------------------------------------------------------
@@ -156,8 +171,9 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         return f"not comparable: {cell.method} is not among the methods here"
     if ours is None or (ours.speedup.value is None and ours.tau.value is None):
         return "not measured"
-    if why := incomparable(target, ours.source, ours.max_new_tokens):
+    if why := incomparable(target, ours.source, cell.task_here, ours.max_new_tokens):
         return why
+    marks = "".join(f" {mark}" for mark, is_so in _marks(cell) if is_so)
     has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
     word = {
         (True, True): "τ and speed reproduced",
@@ -170,22 +186,30 @@ def _verdict(cell: Cell, target: Target, ours: Ours | None) -> str:
         (None, False): f"not reproduced: speed {_gap(cell.speedup, ours.speedup)} the paper's",
         (None, None): f"not judged ({_no_speed(cell, ours)})",
     }[has_tau, has_speed]
-    relied_on = [n for n in cell.tau + cell.speedup if not n.confirmed]
-    return f"{word} {UNCONFIRMED}" if relied_on else word
+    return f"{word}{marks}"
 
 
-UNCONFIRMED = "‡"
+UNCONFIRMED, DIFFERS = "‡", "†"
 
 
-def incomparable(target: Target, source: str, max_new_tokens: int) -> str:
-    """`not comparable` and all that makes it so, or nothing."""
+def _marks(cell: Cell) -> list[tuple[str, bool]]:
+    """Each mark of a verdict, and whether the cell has it: it rests on a transcription; the paper's method is not quite ours."""
+    relied_on = any(not n.confirmed for n in cell.tau + cell.speedup)
+    return [(UNCONFIRMED, relied_on), (DIFFERS, cell.method_here in OURS_DIFFER)]
+
+
+def incomparable(target: Target, source: str, task: str, max_new_tokens: int) -> str:
+    """`not comparable` and all that makes it so, or nothing. task: ours, or the mean of the six."""
     why = []
     if target.paper is None:
         why.append(f"{target.name} is not a model of the paper")
     if source != "paper":
         why.append(f"{source} prompts")
+    if target.altered & ({task} if task in SIX_TASKS else set(SIX_TASKS)):
+        why.append("a prompt file that is not the authors'")
     if max_new_tokens != target.max_new_tokens:
         why.append(f"at most {max_new_tokens} new tokens, not {target.max_new_tokens}")
+    why += target.departures
     return f"not comparable: {'; '.join(why)}" if why else ""
 
 
@@ -209,6 +233,8 @@ def speed_agrees(cell: Cell, ours: Ours) -> bool | None:
 def _no_speed(cell: Cell, ours: Ours) -> str:
     if not cell.speedup:
         return "the paper has none"
+    if ours.speedup.value is None:
+        return "no baseline was measured"
     return "its baseline was measured in another process" if ours.is_apart else "no interval under 5 prompts"
 
 
@@ -243,8 +269,9 @@ def _speed_limit(cell: Cell, ours: Ours) -> str:
 
 _READING = """Paper: arXiv 2406.16858v2; others: who printed the same cell. τ reproduced: within 0.10 of the paper's, or the
     paper's within 0.10 of our interval; speed reproduced: our 95 % interval (paired bootstrap over conversations) covers the
-    paper's. Speed limited by: decode speedup = τ / (c_verify + c_draft + c_other), each part in vanilla steps, and of them the
-    one that is largest beyond the one forward that is always needed."""
+    paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: means
+    over tasks, of each by itself). Speed limited by: the part that is largest beyond the one forward that is
+    always needed."""
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper, not read in it: what rests on it is not confirmed."
 
 
@@ -264,6 +291,8 @@ def report(item: Item, judged: Sequence[Judged]) -> Table:
         notes.append(_SECONDARY)
     if any(j.ours and j.ours.is_apart for j in judged):
         notes.append(APART)
+    notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
+              if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
     return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
 
 
@@ -279,8 +308,17 @@ def _row(j: Judged) -> dict[str, str]:
         "τ": _ours(o.tau, False) if o else NOTHING,
         "paper's τ": _published(c.tau),
         "others' τ": _others(c, "tau"),
+        "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
         "verdict": j.verdict,
     }
+
+
+def _decomposed(o: Ours, *, is_mean: bool) -> str:
+    """`1.52 = 2.13 / (1.00 + 0.29 + 0.10)`: the decode speedup, tau and the costs of a step."""
+    if o.costs is None or o.decode_speedup is None or o.tau.value is None:
+        return NOTHING
+    parts = " + ".join(number(getattr(o.costs, part)) for part in _PARTS)
+    return f"{number(o.decode_speedup)} {'~' if is_mean else '='} {number(o.tau.value)} / ({parts})"
 
 
 def _ours(e: Estimate, is_apart: bool) -> str:
@@ -360,7 +398,7 @@ def draft_report(item: Item, found: Sequence[tuple[Target, pd.DataFrame]]) -> Ta
             whole = made
             numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
                         for r in mine.to_dict("records")]  # fmt: skip
-        shown = shown or [{"outputs": "all", "verdict": "not measured: run with --trees"}]
+        shown = shown or [{"outputs": "all", "verdict": f"not measured: `harness reproduce --{item.kind} {item.number}` does"}]
         title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
         sections.append(Section(title, target.facts, pd.DataFrame(shown)))
     return Table(
@@ -380,7 +418,9 @@ def _positions(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
     by_rate = sorted(found, key=lambda r: r.value)
     as_there = (by_rate[0].at, by_rate[-1].at) == ("P6", "P1")
     order = " < ".join(r.at for r in by_rate)
-    word = incomparable(target, found[0].source, found[0].max_new_tokens) or ("reproduced" if as_there else "not reproduced")
+    word = incomparable(target, found[0].source, found[0].task, found[0].max_new_tokens) or (
+        "reproduced" if as_there else "not reproduced"
+    )
     return [
         *shown,
         {"at": "order", "forwards": "", "rate": order, "spread": "", "paper's": "P6 lowest, P1 highest", "verdict": word},
@@ -396,7 +436,7 @@ def _confidences(rows: pd.DataFrame, target: Target) -> list[dict[str, str]]:
             n = stated.get(r.at)
             word = "the paper shows a bar without a number"
             if n is not None:
-                word = incomparable(target, r.source, r.max_new_tokens) or _covers(r, n)
+                word = incomparable(target, r.source, r.task, r.max_new_tokens) or _covers(r, n)
             edges, mean = f"{r.low:.2f} to {r.high:.2f}", number(r.mean_confidence, "{:.3f}")
             shown.append({"at": edges, "nodes": f"{r.n:,}", "confidence": mean,
                           "rate": with_interval(r, "{:.3f}"), "paper's": n.text if n else NOTHING, "verdict": word})  # fmt: skip

@@ -168,6 +168,11 @@ class Runner:
             )
         return missing
 
+    def n_treeless(self, method: str) -> int:
+        """Generations of a method whose trees alone are missing: they are made again, untimed."""
+        keys = {c.key for c in self.cells() if c.arm.name == method}
+        return sum(r["cell"] in keys for r in self.treeless.values())
+
     def _look(self) -> list[Any]:
         """Take in what the ledger holds now; -> its records."""
         self.keys = self.ledger.keys(with_skipped=self.spec.on_overflow == "skip")
@@ -443,8 +448,9 @@ def make_arms(
 ) -> tuple[Arm, ...]:
     """Methods by name with their options resolved; `all` = the exact ones of this repository that the model has weights for.
 
-    head: the draft head's folder, if there is one. tuned: method -> options, for the preset `tuned`; methods without a tree
-    to tune keep `paper`. A `--set` option must belong to at least one of the methods asked for, and changes those that have it.
+    head: the draft head's folder, if there is one. tuned: method -> options, for the preset `tuned`; methods without options
+    to tune keep `paper`, those of `all` that were not tuned are left out. A `--set` option must belong to at least one of the
+    methods asked for, and changes those that have it.
 
     Raises:
         UserError: unknown method, preset or option, a bad value, or a method asked for by name whose weights the model lacks.
@@ -467,7 +473,8 @@ def make_arms(
         everything = {o for name in methods.names() for o in methods.get(name).options}
         if option not in everything:
             raise UserError(f"preset {preset!r} of model {config.name}: {unknown('option', option, everything)}")
-    arms = []
+    arms: list[Arm] = []
+    untuned: list[str] = []
     for m in chosen:
         lacking = _lacks(m, config, folders)
         if lacking:
@@ -476,7 +483,15 @@ def make_arms(
         presets: Mapping[str, Mapping[str, Any]]
         named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
         if preset == TUNED and tuned is not None and TUNED not in m.presets:
-            named, presets = (TUNED, {TUNED: tuned(m.name)}) if m.tunable else ("paper", presets)
+            named = TUNED if m.tunable else "paper"
+            try:
+                presets = {TUNED: tuned(m.name)} if m.tunable else presets
+            except UserError as e:
+                if m.name in names:
+                    raise
+                print(f"left out: {e}", file=sys.stderr)
+                untuned.append(m.name)
+                continue
         options = m.resolve(named, own, presets)
         try:
             m.build(**options)
@@ -486,6 +501,8 @@ def make_arms(
             raise UserError(f"method {m.name}: {e}") from None
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
+    if untuned and not any(a.preset.startswith(TUNED) for a in arms):
+        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --method NAME` does it")
     return tuple(arms)
 
 

@@ -30,7 +30,7 @@ from harness.metrics import (
     arm,
     estimate,
     identical,
-    mean_intervals,
+    mean_estimates,
     measured,
     point,
     setting_of,
@@ -181,7 +181,7 @@ def mean_report(
             costs = mean.step_costs
             if mean.tau is None and mean.speedup is None:
                 continue
-            speed, length = mean_intervals(arm(of_variant[variant]), base)
+            speed, length = (e.ci95 for e in mean_estimates(arm(of_variant[variant]), base))
             if variant[0] == VANILLA:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
@@ -877,7 +877,20 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         name = f"{s.task} {s.source}"
         prompts[name] = max(prompts.get(name, 0), s.prompts)
     lines = ["Prompts: " + ", ".join(f"{name} ({n})" for name, n in prompts.items())]
-    lines += weights_and_machine(summaries)
+    lines += [*weights_and_machine(summaries), *not_in_the_numbers(summaries)]
+    apart: dict[str, int] = {}
+    for s in summaries:
+        if s.n_elsewhere:
+            name = label(s.method, s.preset)
+            apart[name] = apart.get(name, 0) + s.n_elsewhere
+    if apart:
+        counts = ", ".join(f"{name} ({n})" for name, n in apart.items())
+        lines.append(f"Records whose baseline was measured in another process: {counts}")
+    return tuple(lines)
+
+
+def not_in_the_numbers(summaries: Sequence[CellSummary]) -> list[str]:
+    """One line on the prompts that were left out and why, or none."""
     reasons = {
         "n_errors": "failed",
         "n_skipped": "skipped",
@@ -890,17 +903,7 @@ def facts(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         for name, reason in reasons.items()
         if getattr(s, name)
     ]
-    if left_out:
-        lines.append("Not in the numbers, or not whole: " + "; ".join(left_out))
-    apart: dict[str, int] = {}
-    for s in summaries:
-        if s.n_elsewhere:
-            name = label(s.method, s.preset)
-            apart[name] = apart.get(name, 0) + s.n_elsewhere
-    if apart:
-        counts = ", ".join(f"{name} ({n})" for name, n in apart.items())
-        lines.append(f"Records whose baseline was measured in another process: {counts}")
-    return tuple(lines)
+    return ["Not in the numbers, or not whole: " + "; ".join(left_out)] if left_out else []
 
 
 def weights_and_machine(summaries: Sequence[CellSummary]) -> list[str]:

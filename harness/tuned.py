@@ -21,7 +21,7 @@ class Key:
     """What an entry holds for; all of it must agree."""
 
     model: str
-    head: str  # sha256 of the head's weights
+    head: str  # sha256 of the drafter's weights, and of the accuracies that trees are chosen by
     method: str
     temperature: float
     dtype: str

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -60,9 +59,23 @@ def lacking(folder: Path) -> Path | None:
     return next((file for file in (folder / "config.json", *weight_files(folder)) if not file.is_file()), None)
 
 
+def stored_bytes(folder: Path) -> int:
+    """Of the weights in it."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+
+
 def missing_packages(config: ModelConfig) -> list[str]:
     """Packages that reading this model takes and that are not installed."""
     return [name for name in config.packages if not _is_installed(name)]
+
+
+def require_packages(config: ModelConfig) -> None:
+    """
+    Raises:
+        UserError: names the packages and the command that installs them.
+    """
+    if absent := missing_packages(config):
+        raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
 
 
 def _is_installed(package: str) -> bool:
@@ -224,7 +237,19 @@ def has_token() -> bool:
     return get_token() is not None
 
 
-def from_hub(repo: HubRepo, what: str) -> Path:
+def tokenizer_folder(config: ModelConfig) -> Path:
+    """Where a model's tokenizer is; of a repository not in the cache its small files are fetched, not its weights.
+
+    Raises:
+        UserError: not obtainable, or a package that reads it is missing.
+    """
+    require_packages(config)
+    if isinstance(config.weights, HubRepo):
+        return from_hub(config.weights, f"the tokenizer of {config.name}", tokenizer_only=True)
+    return weights_folder(config)[0]
+
+
+def from_hub(repo: HubRepo, what: str, *, tokenizer_only: bool = False) -> Path:
     """A repository's folder in the hub client's cache, downloaded where it is not whole. `what` is named in errors.
 
     Safetensors are taken where there are any, pickles only where there are none (Vicuna's repositories have no other).
@@ -232,8 +257,13 @@ def from_hub(repo: HubRepo, what: str) -> Path:
     Raises:
         UserError: gated and no token or no licence accepted, no connection, or not whole after all.
     """
+
+    def lacks(folder: Path) -> Path | None:
+        absent, file = lacking(folder), folder / "tokenizer_config.json"
+        return absent if absent is None or not tokenizer_only else None if file.is_file() else file
+
     folder = hub_folder(repo.hub, repo.revision)
-    if lacking(folder) is None:
+    if lacks(folder) is None:
         return folder
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
@@ -244,9 +274,10 @@ def from_hub(repo: HubRepo, what: str) -> Path:
             f"{what} is gated ({repo.hub}) and there is no token: {accept}, then log in with `hf auth login` or set HF_TOKEN"
         )
     try:
-        for patterns in (["*.json", "*.safetensors", "*.model", "*.jinja"], ["*.bin", "*.pt"]):
+        small = ["*.json", "*.model", "*.jinja"]
+        for patterns in (small,) if tokenizer_only else ([*small, "*.safetensors"], ["*.bin", "*.pt"]):
             folder = Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))
-            if lacking(folder) is None:
+            if lacks(folder) is None:
                 return folder
     except GatedRepoError:
         raise UserError(f"{what} is gated and the token in use may not read {repo.hub}: {accept}") from None
@@ -256,7 +287,7 @@ def from_hub(repo: HubRepo, what: str) -> Path:
             f"cannot fetch {repo.hub}@{repo.revision} for {what} ({first}); log in to the hub if it is gated, fetch it on "
             "a connected machine and copy the hub cache, or use --model smollm2-135m, which comes from PyPI"
         ) from None
-    raise UserError(f"{what}: {repo.hub}@{repo.revision} has no {lacking(folder)}")
+    raise UserError(f"{what}: {repo.hub}@{repo.revision} has no {lacks(folder)}")
 
 
 def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
@@ -276,7 +307,7 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
         if not kept.exists():
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+            except Exception as e:  # of a corrupted pickle nearly any error may come
                 raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
             if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
                 raise UserError(f"{file} holds something else than tensors by name")

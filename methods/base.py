@@ -103,8 +103,12 @@ class Target(Protocol):
     The tokens in the cache are those passed to `prefill`, `step` or committed; `length` counts them.
     """
 
-    forward_s: float  # seconds spent inside forwards so far
     length: int
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds spent inside forwards so far."""
+        ...
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         """Empty the cache, run the prompt; -> features [n, hidden], logits [vocab] after the last token.
@@ -132,7 +136,8 @@ class Drafter(Protocol):
     Entries: nodes run in this step, in order; dropped by the next `observe`.
     """
 
-    forward_s: float
+    @property
+    def forward_s(self) -> float: ...
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
         """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, hidden]. Starts a new step."""

@@ -17,6 +17,7 @@ from test_tables import write_ledger
 
 from harness import claims
 from harness.claims import NOT_SHOWN, OPPOSITE, SHOWN, Row, excess_variance, p1_less_p6, rows_of, variance_columns, within
+from harness.data import PAPER_FILES
 from harness.errors import UserError
 from harness.records import Record, read
 from harness.style import SIX_TASKS
@@ -28,6 +29,9 @@ PAIR = ("vanilla", "eagle1", "eagle2")
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
+
+
+PROMPTS = PAPER_FILES["mt_bench/question.jsonl"]  # what the test of the headline's speed is on
 
 
 def made(
@@ -46,7 +50,7 @@ def made(
                 seconds = 6.0 / speeds[method] * rng.uniform(0.97, 1.03)
                 size = 25 if method == "eagle1" else 59
                 r = measured("vanilla" if method == "vanilla" else "eagle2", i, steps, wall_s=seconds, task=task, method=method,
-                             **{"preset": "paper", "source": "paper", **changes})  # fmt: skip
+                             **{"preset": "paper", "source": "paper", "prompts_sha": PROMPTS, **changes})  # fmt: skip
                 assert r["trace"] is not None
                 r["trace"]["tree_size"] = [0 if method == "vanilla" else size] * len(steps)
                 records.append(r)

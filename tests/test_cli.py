@@ -151,6 +151,12 @@ def test_json_has_null_for_what_does_not_apply(tmp_path: Path) -> None:
         assert cell["identical"] == 1 and cell["speedup"] > 0 and cell["speedup_ci95"] is None
 
 
+def test_a_method_measured_after_its_baseline_is_told_so_before_it_is_measured(tmp_path: Path) -> None:
+    assert "note: vanilla" not in run(tmp_path, "--method pld --task gsm8k").err
+    late = run(tmp_path, "--method pld --method lookahead --task gsm8k")
+    assert "note: vanilla on these prompts is in the ledger already" in late.err and "speedups of lookahead will be" in late.err
+
+
 def test_five_prompts_have_an_interval(tmp_path: Path) -> None:
     cell = run(tmp_path, "--method pld --task natural_questions --limit 5 --max-new-tokens 4 --json").value
     low, high = cell["speedup_ci95"]

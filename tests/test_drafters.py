@@ -391,9 +391,20 @@ def test_the_paper_methods_run_from_the_command_line_and_records_name_their_weig
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     shas = {r["method"]: r["head_sha"] for r in read(tmp_path) if r["status"] == "ok"}
-    for method, folder in DRAFTING.items():
-        assert shas[method] == hashlib.sha256((TINY.parent / folder / "model.safetensors").read_bytes()).hexdigest()
-    assert shas["vanilla"] is None
+    for method in ("sps", "hf-assisted"):
+        assert shas[method] == hashlib.sha256((TINY.parent / "sps" / "model.safetensors").read_bytes()).hexdigest()
+    assert shas["medusa"] == shas["medusa-typical"] != shas["hydra"] and shas["vanilla"] is None
+
+
+def test_heads_with_other_accuracies_are_other_heads_for_a_tree_may_be_chosen_by_them(tmp_path: Path) -> None:
+    mine = tmp_path / "medusa"
+    shutil.copytree(TINY.parent / "medusa", mine)
+    before = load(CONFIG, "float32", head=mine, drafters=["medusa"]).sha_of("medusa")
+    file = mine / "config.json"
+    values = json.loads(file.read_text())
+    values["accuracies"][0][0] = round(1 - values["accuracies"][0][0], 4)
+    file.write_text(json.dumps(values))
+    assert load(CONFIG, "float32", head=mine, drafters=["medusa"]).sha_of("medusa") != before
 
 
 DRAFTING = {"sps": "sps", "hf-assisted": "sps", "medusa": "medusa", "medusa-typical": "medusa", "hydra": "hydra"}

@@ -135,13 +135,15 @@ class StubbedRun:
     stdout: str
 
 
-def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: int = 0) -> StubbedRun:
+def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: int = 0, lacks: str = "none") -> StubbedRun:
     log, out = folder / "log", folder / "out"
     stub = folder / "bin" / "harness"
     stub.parent.mkdir()
     stub.write_text(
         "#!/usr/bin/env bash\n"
         f"""printf '%s\\t' "$@" >>'{log}'; echo >>'{log}'\n"""
+        f"""case "$*" in "fetch --model {lacks}"*) exit 1;; esac\n"""
+        f"""if [ "$1" = matrix ] && [ {run_exits} = 0 ]; then mkdir -p '{out}'; echo '{{}}' >>'{out}/records.jsonl'; fi\n"""
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
         f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
@@ -196,6 +198,25 @@ def test_run_all_stops_where_a_step_stopped_and_exits_as_it_did(tmp_path: Path) 
     done = stubbed_run_all(tmp_path, run_exits=130)
     assert [command[0] for command in done.commands] == ["fetch", "matrix"]
     assert done.exit_code == 130
+
+
+def test_run_all_goes_on_with_the_other_models_and_names_the_one_left_out(tmp_path: Path) -> None:
+    done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", lacks="vicuna-7b")
+    assert [c[0] for c in done.commands[:4]] == ["fetch", "fetch", "matrix", "verify"]
+    assert done.commands[-1][0] == "report" and done.stdout.endswith("the main table\n")
+    assert done.commands[-3].count("--model") == 1 and done.exit_code == 1
+
+
+@pytest.mark.parametrize("step", ["run", "audit"])
+def test_run_all_ends_with_an_interrupt_whatever_is_left(tmp_path: Path, step: str) -> None:
+    exits = {f"{step}_exits": 130}
+    done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", **exits)  # type: ignore[arg-type]
+    assert done.commands[-1][0] == {"run": "matrix", "audit": "verify"}[step] and done.exit_code == 130
+
+
+def test_run_all_has_nothing_to_tabulate_where_no_model_can_be_had(tmp_path: Path) -> None:
+    done = stubbed_run_all(tmp_path, "--model", "vicuna-7b", lacks="vicuna-7b")
+    assert [c[0] for c in done.commands] == ["fetch"] and done.exit_code == 1
 
 
 def test_run_all_makes_the_tables_of_what_the_audit_found_out_and_fails(tmp_path: Path) -> None:

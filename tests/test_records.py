@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_ledger import ENV, FOLDER, METHODS, base_record, output_of
 
+from harness.environment import source_sha
 from harness.errors import UserError
 from harness.records import (
     CELL_FIELDS,
@@ -71,6 +72,7 @@ def test_what_is_read_is_what_was_appended_with_the_machine_added(tmp_path: Path
         ledger.append(record(0, env=env, text="line\nbreak\u2028 and \ud800 half a pair"))
     (stored,) = read(tmp_path)
     assert stored.pop("machine") == "Example CPU 3000, no GPU, 2 cores, torch 2.13.0"
+    assert stored.pop("system") == "paper"
     assert stored == record(0, env=env, text="line\nbreak\u2028 and \ud800 half a pair")
 
 
@@ -308,7 +310,7 @@ def test_the_schema_and_the_type_name_the_same_fields() -> None:
     schema = _validator().schema
     jsonschema.Draft202012Validator.check_schema(schema)
     assert set(schema["required"]) == set(StoredRecord.__annotations__)
-    assert set(schema["properties"]) | {"machine"} == set(Record.__required_keys__ | Record.__optional_keys__)
+    assert set(schema["properties"]) | {"machine", "system"} == set(Record.__required_keys__ | Record.__optional_keys__)
 
 
 def test_every_stored_record_is_valid() -> None:
@@ -363,3 +365,18 @@ def test_a_repeated_sentence_loops_and_a_count_does_not() -> None:
 def test_nothing_right_of_the_records_imports_torch() -> None:
     code = "import sys, harness.plots, harness.tables; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_hash_of_code_is_of_what_it_does(tmp_path: Path) -> None:
+    file = tmp_path / "one.py"
+
+    def sha(text: str) -> str:
+        file.write_text(text)
+        return source_sha(file)
+
+    plain = sha('def f(x):\n    return "# not a comment" + x\n')
+    told = '"""What it is."""\n\n# why\ndef f(x):\n    """Doc.\n\n    More.\n    """\n\n    return "# not a comment" + x\n'
+    assert plain == sha(told)
+    assert plain != sha('def f(x):\n    return "# another" + x\n')
+    assert plain != sha('def f(x):\n    return "# not a comment" + x + x\n')
+    assert source_sha(tmp_path / "none.py") == sha("")

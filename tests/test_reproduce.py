@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,19 @@ from typing import Any
 import pytest
 from console import TINY, counted, files, harness, isolate, refused, tiny_copy
 from make_ledger import FOLDER
+from safetensors.torch import load_file, save_file
 from test_metrics import measured
 
 import methods
 from harness import bars, published
 from harness.commands import reproduce as command
 from harness.config import model_config, paper_models
+from harness.data import PAPER_FILES
 from harness.errors import UserError
-from harness.metrics import Estimate, StepCosts, six_task_mean, summarise
+from harness.metrics import Estimate, StepCosts, arm, mean_estimates, six_task_mean, summarise
 from harness.published import Cell, Number, cells, item, numbers, stand_in, the_paper, third_parties
 from harness.records import read
-from harness.reproduce import TOLERANCE, Measurements, Ours, Target, judge, report
+from harness.reproduce import TOLERANCE, Measurements, Ours, Target, judge, report, target_of
 from harness.style import SIX_TASKS
 from harness.tables import markdown
 
@@ -237,9 +241,15 @@ def test_cells_and_means_are_those_of_the_tables() -> None:
     assert mean.tau.prompts == sum(s.prompts for s in summaries)
     assert m("eagle2", published.MEAN, 1.0) is None  # only one task was measured there
     assert m("eagle2-no-both", "gsm8k", 0.0) is None
+    # a task without a baseline leaves the mean of tau, and no mean of speeds
+    own, base = (arm(r for r in m.records if (r["method"], r["temperature"]) == (name, 0.0)) for name in ("eagle2", "vanilla"))
+    speed, length = mean_estimates(own, {key: r for key, r in base.items() if r["task"] != "gsm8k"})
+    assert speed.value is None and length.value == pytest.approx(by_hand.tau)
 
 
-@pytest.mark.parametrize(("key", "value"), [("threads", 4), ("dtype", "float16"), ("machine", "another"), ("top_p", 0.9)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("threads", 4), ("dtype", "float16"), ("machine", "another"), ("top_p", 0.9), ("system", "none")]
+)
 def test_mixed_environments_are_refused_and_the_key_is_named(key: str, value: Any) -> None:
     records = [measured(m, i, [0] * 9, machine="one") for m in ("vanilla", "eagle2") for i in range(2)]
     Measurements(records, "toy", "DIR")
@@ -447,7 +457,73 @@ def test_bars_are_drawn_where_something_was_measured_and_only_then(tmp_path: Pat
 
 def test_figures_of_drafts_without_trees_say_how_to_get_them(tmp_path: Path) -> None:
     done = harness("reproduce --no-run --figure 5 --figure 6 --model vicuna-7b --results", tmp_path / "none", "--out", tmp_path)
-    assert done.code == 0 and done.out.count("not measured: run with --trees") == 2
+    assert done.code == 0 and all(f"not measured: `harness reproduce --figure {n}` does" in done.out for n in "56")
+
+
+def test_tables_and_figures_asked_for_together_keep_the_trees_at_the_first_run(tmp_path: Path) -> None:
+    done = harness(f"reproduce --table 1 --figure 5 {SMALL} --max-new-tokens 6 --limit 1 --json --results", tmp_path)
+    assert done.code == 0, done.err
+    positions = [row for row in done.value if row["item"] == "figure 5" and row["kind"] == "position"]
+    assert positions and all(row["n"] for row in positions)
+    with gzip.open(next((tmp_path / "trees").iterdir())) as kept:
+        assert kept.read()
+
+
+def test_a_dry_run_of_several_items_counts_a_cell_once(tmp_path: Path) -> None:
+    out = harness("reproduce --table 3 --figure 2 --model vicuna-7b --dry-run --results", tmp_path).out
+    to_make = [int(line.split()[2]) for line in out.splitlines() if line.startswith("to make: ")]
+    (once,) = [int(line.split()[1]) for line in out.splitlines() if line.startswith("together: ")]
+    # vanilla and EAGLE-2 on MT-bench at T = 0 are in both
+    assert once == sum(to_make) - 2 * 160
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"system": "none"}, "no system prompt"), ({"system": "Be brief."}, "another system prompt"), ({"top_p": 0.9}, "top-p 0.9"),
+     ({"prompts_sha": PAPER_FILES["qa/question.jsonl"]}, "a prompt file that is not the authors'")],
+)  # fmt: skip
+def test_what_is_not_as_in_the_paper_makes_every_cell_not_comparable(change: dict[str, Any], said: str) -> None:
+    as_there = {"prompts_sha": PAPER_FILES["gsm8k/question.jsonl"], "source": "paper"}
+
+    def judged(record: Any, of: Cell) -> str:
+        return verdict(ours(), of, target_of("vicuna-7b", "Vicuna-7B", 512, [record]))
+
+    assert judged(measured("eagle2", 0, [0] * 9, **as_there), cell()) == "τ and speed reproduced"
+    other = measured("eagle2", 0, [0] * 9, **(as_there | change))
+    assert judged(other, cell()) == judged(other, cell(task=published.MEAN)) == f"not comparable: {said}"
+    is_of_one_task = "prompts_sha" in change
+    assert judged(other, cell(task="Alpaca")).startswith("not comparable") is not is_of_one_task
+
+
+def test_a_baseline_that_is_knowingly_another_is_marked_and_explained() -> None:
+    sps = cell("SpS")
+    (tau,), (speed,) = sps.tau[:1], sps.speedup[:1]
+    judged = judge(sps, VICUNA, ours(tau=tau.value, speed=speed.value))
+    assert judged.verdict == "τ and speed reproduced †"
+    shown = markdown(report(item("table", "1"), [judged]))
+    assert "† sps: the paper ran Hugging Face's assisted generation" in shown and "† pld" not in shown
+
+
+def test_every_measured_cell_shows_its_speed_taken_apart() -> None:
+    shown = markdown(report(item("table", "1"), [judge(cell(), STAND_IN, ours(tau=2.0, decode_speedup=1.43))]))
+    assert "1.43 = 2.00 / (1.10 + 0.20 + 0.10)" in shown
+
+
+def test_without_a_baseline_the_verdict_says_so() -> None:
+    assert verdict(ours(speedup=Estimate(None, None, 0))).endswith("speed not judged (no baseline was measured)")
+
+
+def test_another_head_is_refused_before_anything_is_measured(reproduced: tuple[Path, str], tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    shutil.copytree(TINY.parent / "head", head)
+    state = load_file(head / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in state.items()}, head / "model.safetensors")
+    file = head / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "weights_sha256"}))
+    before = (reproduced[0] / "records.jsonl").read_bytes()
+    done = harness(f"reproduce --table 3 {SMALL} --limit 6 --head {head} --out {tmp_path} --results", reproduced[0])
+    assert done.code == 2 and "with head_sha" in done.err and "cannot be judged together" in done.err
+    assert (reproduced[0] / "records.jsonl").read_bytes() == before
 
 
 def test_every_task_and_method_of_the_paper_that_is_here_is_named_as_here() -> None:

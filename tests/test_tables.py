@@ -49,7 +49,7 @@ def write_ledger(folder: Path, records: Iterable[Any], env: dict[str, Any] = ENV
     with Ledger(folder) as ledger:
         name = ledger.write_env(env)
         for record in records:
-            ledger.append({key: value for key, value in record.items() if key != "machine"} | {"env": name})
+            ledger.append({key: value for key, value in record.items() if key not in ("machine", "system")} | {"env": name})
     return folder
 
 

@@ -203,6 +203,12 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
         and "T = 1: predicted" not in tier.err
     )
     refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --temperature 1"), "T = 1")
+    every = run(tmp_path / "every", "--method all --task gsm8k --preset tuned")
+    assert every.code == 0 and "left out: " in every.err
+    presets = {(r["method"], r["preset"]) for r in records.read(tmp_path / "every")}
+    untunable = {m for m in methods.names(exact=True) if not methods.get(m).tunable}
+    assert ("eagle2", "tuned") in presets and {m for m, _ in presets} == {"vanilla", "eagle2"} | untunable
+    refused(run(tmp_path / "none", "--method all --task gsm8k --preset tuned --temperature 1"), "was tuned for this machine")
 
 
 def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab: Lab) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from harness.audit.ledger import LedgerPair, compared, prompt_ids
 from harness.audit.store import Store
 from harness.audit.subject import Subject
 from harness.config import ModelConfig, model_config
+from harness.environment import source_sha
 from harness.errors import UserError, duration, say, unknown
 from harness.fetch import whole_file
 from harness.loading import Loaded
@@ -643,13 +643,9 @@ NOT_FINDING = (
 @cache
 def audit_sha() -> str:
     """Of the audit's own code: findings made by other code are made anew."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name not in NOT_FINDING:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return source_sha(*(path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in NOT_FINDING))
 
 
 @cache
 def abreast_sha() -> str:
-    return hashlib.sha256(Path(abreast.__file__).read_bytes()).hexdigest()[:16]
+    return source_sha(Path(abreast.__file__))

@@ -34,13 +34,14 @@ def list_lines(what: str) -> Iterator[str]:
 
 
 def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
-    from harness.weights import drafter_folder, weights_folder
+    from harness.weights import drafter_folder, require_packages, weights_folder
 
     include_all(includes)
     sources = {"auto", *(s for name in tasks.names() for s in tasks.sources_of(name))}
     if source not in sources:
         raise unknown("source", source, sources)
     config = model_configs.model_config(model)
+    require_packages(config)  # before what takes hours to fetch
     folder, digest = weights_folder(config)
     click.echo(f"{config.title}: {folder} ({digest if '@' in digest else digest[:16]})")
     for kind, what in methods.DRAFTERS.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +33,20 @@ def reproduce_command(**o: Any) -> None:
     wanted = {item: found for item, found in wanted.items() if found}
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     if o["dry_run"]:
-        for item, found in wanted.items():
-            click.echo(f"{item.name}: {item.title}")
-            for config, cells in found:
-                _dry_reproduce(config, cells, o)
+        _dry_run(wanted, o)
         return
     failed = 0
     left_out: list[str] = []
     for config in configs.values() if not o["no_run"] else ():
-        rows: list[dict[str, Any]] = []
-        for trees in (False, True):
-            cells = [cell for item, found in wanted.items() if item.needs_trees is trees for c, own in found
-                     if c.name == config.name for cell in own]  # fmt: skip
-            rows += _cell_options(config, cells, {**o, "trees": trees})
+        own = [(item, cell) for item, found in wanted.items() for c, cells in found if c.name == config.name for cell in cells]
+        drawn = {(cell.temperature, cell.task_here) for item, cell in own if item.needs_trees}
         try:
-            failed += _run_rows(config, rows, o)
+            failed += _run_rows(config, _cell_options(config, [cell for _, cell in own], o, drawn), o)
         except UserError as e:  # the others are measured all the same, and this one when it is there
             left_out.append(config.name)
             say(f"{config.name} is left out: {e}")
-    written, folder = _reproduced(wanted, o), o["out"] or o["results"] / "tables"
+    written, mixed = _reproduced(wanted, o)
+    folder = o["out"] or o["results"] / "tables"
     for table in written:
         click.echo(tables.plain(table))
         for file in tables.write_forms(table, folder):
@@ -66,18 +61,38 @@ def reproduce_command(**o: Any) -> None:
     tell_failures(failed)
     if left_out:
         raise UserError(f"not measured: {', '.join(left_out)} (why stands above); the same command goes on from here")
+    if mixed:
+        raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
 
 
-def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
-    """A table an item, from what the folder holds now."""
+def _reproduced(wanted: Any, o: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """A table an item, from what the folder holds now; and the models whose records cannot be judged together.
+
+    Raises:
+        UserError: that is so of all models.
+    """
     from harness import acceptance
     from harness import reproduce as r
     from harness.trees import has_trees, read_drafts
 
     recorded = _recorded(o["results"])
     configs = {c.name: c for found in wanted.values() for c, _ in found}
-    measurements = {name: r.Measurements(recorded, name, o["results"]) for name in configs}
-    targets = {name: r.Target(name, c.paper, c.max_new_tokens, measurements[name].facts()) for name, c in configs.items()}
+    measurements, mixed = {}, []
+    for name in configs:
+        try:
+            measurements[name] = r.Measurements(recorded, name, o["results"])
+        except UserError as e:
+            if len(configs) == 1:
+                raise
+            mixed.append(name)
+            say(f"{name} is left out: {e}")
+    if not measurements:
+        raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
+    wanted = {item: own for item, found in wanted.items() if (own := [x for x in found if x[0].name in measurements])}
+    targets = {
+        name: r.target_of(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
+        for name, m in measurements.items()
+    }
     drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}
     made = []
     for item, found in wanted.items():
@@ -90,7 +105,7 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> list[Any]:
             ours = measurements[c.name]
             judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(r.report(item, judged))
-    return made
+    return made, mixed
 
 
 def _recorded(folder: Path) -> list[Any]:
@@ -114,10 +129,31 @@ def _check_environment(config: Any, o: dict[str, Any]) -> None:
         "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
         "threads": o["threads"] or os.cpu_count() or 1,
         "max_new_tokens": o["max_new_tokens"] or config.max_new_tokens,
+        "system": config.system,
     }
+    _same_environment(config, there, asked, o["results"])
+
+
+def _check_loaded(config: Any, run: Any, o: dict[str, Any]) -> None:
+    """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
+    from harness.records import machine_label
+    from harness.reproduce import of_the_paper
+
+    there: list[Any] = list(of_the_paper(_recorded(o["results"]), config.name, o["results"]))
+    loaded, spec = run.loaded, run.spec
+    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "dtype": loaded.dtype, "seed": spec.seed,
+            "top_p": spec.top_p}  # fmt: skip
+    _same_environment(config, there, here, o["results"])
+    for kind in methods.DRAFTERS:
+        drafted = [r for r in there if methods.get(r["method"]).drafter == kind]
+        if loaded.sha_of(kind) is not None:
+            _same_environment(config, drafted, {"head_sha": loaded.sha_of(kind)}, o["results"])
+
+
+def _same_environment(config: Any, there: Sequence[Any], asked: dict[str, Any], results: Path) -> None:
     for key, value in asked.items():
-        if there and there[0][key] != value:
-            raise UserError(f"{o['results']} holds records of {config.name} with {key} {there[0][key]}, and {value} is asked "
+        if there and there[0].get(key, value) != value:
+            raise UserError(f"{results} holds records of {config.name} with {key} {there[0][key]}, and {value} is asked "
                             "for: they cannot be judged together; ask for the same, or choose another --results")  # fmt: skip
 
 
@@ -163,10 +199,13 @@ def _no_drafter(config: Any, method: str, head: Path | None) -> str | None:
     return methods.DRAFTERS[kind]
 
 
-def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[dict[str, Any]]:
+def _cell_options(
+    config: Any, cells: Sequence[Any], o: dict[str, Any], drawn: Collection[tuple[float, str]] = ()
+) -> list[dict[str, Any]]:
     """Options of `harness run` that measure these cells and no others; methods without a drafter are left out.
 
-    At one temperature a task stands in one set of them only: all its methods are timed with the same baseline.
+    At one temperature a task stands in one set of them only: all its methods are timed with the same baseline. drawn:
+    (temperature, task) whose trees are kept, for the figures that are drawn from them.
     """
     from harness.published import MEAN
     from harness.style import SIX_TASKS
@@ -180,11 +219,11 @@ def _cell_options(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> list[
             if _no_drafter(config, c.method_here, o["head"]) is None:
                 for task in SIX_TASKS if c.task == MEAN else (c.task_here,):
                     by_task.setdefault(task, set()).add(c.method_here)
-        by_methods: dict[tuple[str, ...], list[str]] = {}
+        sets: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         for task, names in by_task.items():
-            by_methods.setdefault(("vanilla", *sorted(names)), []).append(task)
+            sets.setdefault((("vanilla", *sorted(names)), (temperature, task) in drawn), []).append(task)
         rows += [{**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(tasks_here), "temperature": temperature,
-                  "out": o["results"]} for names, tasks_here in by_methods.items()]  # fmt: skip
+                  "out": o["results"], "trees": trees} for (names, trees), tasks_here in sets.items()]  # fmt: skip
     return rows
 
 
@@ -207,25 +246,54 @@ def _run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) ->
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
     with session(config, rows[0], [run_spec(config, row) for row in rows]) as runners:
+        _check_loaded(config, runners[0], o)
         return measure(runners)
 
 
-def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None:
+Left = dict[tuple[str, str, float], tuple[int, float | None]]
+"""(method, task, temperature) -> generations to make, and seconds that takes, where known."""
+
+
+def _dry_run(wanted: Any, o: dict[str, Any]) -> None:
+    """Item by item, then what all of them take together: cells that are in several are measured once."""
+    together: dict[str, Left] = {}
+    for item, found in wanted.items():
+        click.echo(f"{item.name}: {item.title}")
+        for config, cells in found:
+            together[config.name] = together.get(config.name, {}) | _dry_reproduce(config, cells, o)
+    if len(wanted) == 1 and len(together) == 1:
+        return
+    click.echo("all of it, each cell once:")
+    for name, left in together.items():
+        click.echo(f"{name}: {_amount(left)}")
+    click.echo(f"together: {_amount({(name, *cell): value for name, left in together.items() for cell, value in left.items()})}")
+
+
+def _amount(left: Mapping[Any, tuple[int, float | None]]) -> str:
+    """`N generations, about 3.2 h if every answer uses its tokens`."""
+    known = [cost for _, cost in left.values() if cost is not None]
+    said = f"{sum(n for n, _ in left.values())} generations"
+    if not known:
+        return f"{said}, time unknown"
+    some = ", cells of unknown time left out" if any(n and cost is None for n, cost in left.values()) else ""
+    return f"{said}, about {duration(sum(known))} if every answer uses its tokens{some}"
+
+
+def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> Left:
     """Each cell with what the paper printed, what is there and how long the rest takes; then memory and what is missing."""
     from harness import records
     from harness.published import MEAN, TASKS
 
     n_prompts, budget = o["limit"] or config.limit, o["max_new_tokens"] or config.max_new_tokens
-    rates, by = known_rates(o["results"], config.name, records), f"the records in {o['results']}"
+    rates, by = known_rates(o["results"], config.name, records, "paper"), f"the records in {o['results']}"
     if not rates and config.paper and config.architecture:
         rates, by = _published_rates(config, cells)
     done = _n_recorded(o["results"], config.name, o["source"], budget)
     without = {name: what for c in cells if (name := c.method_here) and (what := _no_drafter(config, name, o["head"]))}
     click.echo(f"{config.name} ({config.paper or 'a stand-in: its cells are not comparable with the paper'}):")
-    total, seconds, unknown = 0, 0.0, False
+    all_left: Left = {}
 
     def listed(method: str | None, task: str, temperature: float, said: str) -> None:
-        nonlocal total, seconds, unknown
         line = f"cell: {config.name} x {TASKS.get(task, task)} x {said} at T = {temperature:g}"
         if method is None or method in without or task == MEAN:
             why = "no such method here" if method is None else f"the model has no {without[method]}" if method in without else ""
@@ -234,7 +302,7 @@ def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None
         n = n_prompts * tasks.get(TASKS[task]).n_turns
         left = max(n - done.get((method, TASKS[task], temperature), 0), 0)
         cost = left * budget * rates[method] if method in rates else None
-        total, seconds, unknown = total + left, seconds + (cost or 0.0), unknown or (cost is None and left > 0)
+        all_left[method, TASKS[task], temperature] = left, cost
         time_ = "time unknown until the warm-up has run" if cost is None else f"about {duration(cost)}"
         click.echo(f"{line}: {left} of {n} generations to make, {time_}")
 
@@ -243,15 +311,14 @@ def _dry_reproduce(config: Any, cells: Sequence[Any], o: dict[str, Any]) -> None
     for c in cells:
         named = f"{c.method_here} ({c.method})" if c.method_here else c.method
         listed(c.method_here, c.task, c.temperature, f"{named}{'' if len(c.speedup) > 1 else _paper_says(c)}")
-    about = f"about {duration(seconds)} if every answer uses its tokens, by {by}" if rates else "time unknown"
-    about += ", cells of unknown time left out" if rates and unknown else ""
-    click.echo(f"generations: {total} of at most {budget} tokens; {about}")
+    click.echo(f"to make: {_amount(all_left)}; at most {budget} tokens each{f', rates by {by}' if rates else ''}")
     no_prompts = _missing_prompts(dict.fromkeys(TASKS[c.task] for c in cells if c.task != MEAN), o)
     for line in preflight_lines(config, {c.method_here for c in cells if c.method_here} - without.keys(), o):
         if not (no_prompts and line == "missing: nothing"):
             click.echo(line)
     if no_prompts:
         click.echo(f"missing: {no_prompts}")
+    return all_left
 
 
 def _missing_prompts(names: Iterable[str], o: dict[str, Any]) -> str:

@@ -200,6 +200,7 @@ def measure(runners: Sequence[Any]) -> int:
         say("everything asked for is in the ledger already: nothing to measure")
         return 0
     say(f"{total} generations to measure in {runners[0].loaded.dtype}; warming up each method ...")
+    _tell_apart(runners, missing)
     failed = 0
     with _interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
@@ -220,6 +221,17 @@ def measure(runners: Sequence[Any]) -> int:
                 if any(m.values()):
                     failed += run.run(tick, lambda name, i=i: advance((i, name)))
     return failed
+
+
+def _tell_apart(runners: Sequence[Any], missing: Sequence[dict[str, int]]) -> None:
+    """Before hours are spent: speeds beside a baseline from an earlier process are worth little."""
+    from harness.runner import BASELINE
+
+    late = sorted({name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(BASELINE)
+                   for name, n in m.items() if n > run.n_treeless(name)})  # fmt: skip
+    if late:
+        say(f"note: {BASELINE} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
+            "will be marked ≈ and not judged; methods whose speeds are to be compared are measured by one command")  # fmt: skip
 
 
 def tell_failures(failed: int) -> None:
@@ -325,12 +337,13 @@ def preflight_lines(config: Any, names: Iterable[str], o: dict[str, Any]) -> Ite
                             others=needed - {methods.EAGLE})  # fmt: skip
 
 
-def known_rates(folder: Path, model: str, records: Any) -> dict[str, float]:
-    """Seconds per token of each method in a ledger."""
+def known_rates(folder: Path, model: str, records: Any, preset: str | None = None) -> dict[str, float]:
+    """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
         known = [r for r in records.read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     except UserError:
         return {}
+    known = [r for r in known if preset in (None, r["preset"])]
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     for r in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def tune_command(**o: Any) -> None:
         has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
         raise UserError(f"method {m.name} has no options that can be tuned; these have: {has}")
     head = o["head"] or config.head_folder
-    (arm,) = runner.make_arms((m.name,), "paper", {}, config, head)
+    arm = _first_arm(m, config, head)
     budget = o["max_new_tokens"] or config.max_new_tokens
     if budget < 2:
         raise UserError(f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
@@ -45,8 +46,6 @@ def tune_command(**o: Any) -> None:
     evaluation = checked_prompts()
     keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
     loaded = load(config, keys[0].dtype, head=o["head"], drafters={m.drafter} if m.drafter else ())
-    if m.drafter and not m.needs_head:
-        runner.check_heads((arm,), loaded)
     longest = min(tune.LONGEST, config.context_length - budget)
     prompts = tune.held_out_prompts(loaded, o["conversations"], longest, evaluation)
     if not prompts:
@@ -60,6 +59,18 @@ def tune_command(**o: Any) -> None:
             click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
         path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": len(prompts)}), o["save"])
         say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+
+
+def _first_arm(m: Any, config: Any, head: Path | None) -> Any:
+    """The method at the paper's options, or, where the heads are too few for its tree, at those chosen by their accuracies."""
+    from harness import runner
+
+    try:
+        return runner.make_arms((m.name,), "paper", {}, config, head)[0]
+    except UserError:
+        if "chosen" not in m.presets:
+            raise
+        return runner.make_arms((m.name,), "chosen", {}, config, head)[0]
 
 
 Found = tuple[dict[str, Any], dict[str, Any]]
@@ -96,14 +107,22 @@ def _replayed(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max
 
 def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best of the method's candidates and of the options it has."""
+    from harness.runner import check_heads
     from harness.tune import race
 
-    tried = [dict(arm.options)]
-    tried += [options for c in arm.method.candidates if (options := {**arm.options, **c}) not in tried]
+    tried: list[dict[str, Any]] = []
+    for options in (dict(arm.options), *({**arm.options, **c} for c in arm.method.candidates)):
+        try:
+            check_heads((replace(arm, options=options),), loaded)
+        except UserError:  # too few heads for this tree, or none that say how good they are
+            continue
+        tried += [options] if options not in tried else []
+    if not tried:
+        raise UserError(f"the heads of {key.model} can draft none of the trees that {arm.name} is tuned over")
     ranked = race(loaded, arm.method, tried, temperature=key.temperature, prompts=prompts, max_new_tokens=max_new_tokens)
     click.echo(_about(arm, key))
     for i, r in enumerate(ranked, start=1):
-        what = "paper" if r.options == arm.options else f"{i}."
+        what = "paper" if arm.preset == "paper" and r.options == arm.options else f"{i}."
         changed = " ".join(f"{k}={v}" for k, v in r.options.items() if v != arm.options[k])
         click.echo(f"{what:6} {changed or '(its defaults)'}: tau {r.tau:.2f}, decode speedup {r.speedup:.2f}x")
     best = ranked[0]
@@ -129,6 +148,8 @@ def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) ->
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
+    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+        files.append(folder / "config.json")
     return Key(
         model=config.name,
         head=" ".join(sha256_file(file)[:16] for file in files),

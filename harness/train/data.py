@@ -25,11 +25,13 @@ WAIT = 5.0  # seconds between two looks at shards that other processes are at
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`ids` [n] int32; `features` [n, hidden] bf16 bits (memory-mapped); the answer starts at `n_prompt`."""
+    """`ids` [n] int32; `features` [n, hidden] bf16 bits (memory-mapped); the answer starts at `n_prompt`; `greedy`: it is the
+    target's own at T = 0."""
 
     ids: np.ndarray
     features: np.ndarray
     n_prompt: int
+    greedy: bool = False
 
 
 def make_shards(
@@ -163,8 +165,8 @@ def read_shards(folder: Path, hidden: int) -> list[Conversation]:
     out = []
     for meta in sorted(folder.glob("shard-?????.npz")):
         with np.load(meta) as shard:
-            ids, offsets, n_prompt = shard["ids"], shard["offsets"], shard["n_prompt"]
+            ids, offsets, n_prompt, greedy = shard["ids"], shard["offsets"], shard["n_prompt"], shard["greedy"]
         features = np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-            out.append(Conversation(ids[a:b], features[a:b], int(n_prompt[i])))
+            out.append(Conversation(ids[a:b], features[a:b], int(n_prompt[i]), bool(greedy[i])))
     return out

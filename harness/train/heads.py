@@ -96,7 +96,9 @@ def _(head: ResidualHeads) -> ResidualHeads:
 @torch.no_grad()
 def held_out_accuracies(head: ResidualHeads, embedding: Tensor, lm_head: Tensor, items: list[Conversation]) -> list[list[float]]:
     """[heads][ranks]: the share of held-out pairs where a head's candidate of that rank is the target's argmax: what a tree is
-    chosen from (Medusa, section 2.3.3)."""
+    chosen from (Medusa, section 2.3.3). Over greedy answers where there are any: a later head cannot know what was sampled
+    before it."""
+    items = [item for item in items if item.greedy] or items
     n = len(head.heads)
     hits, pairs = np.zeros((n, RANKS)), np.zeros((n, 1))
     for _, batch in held_out_batches(items, embedding.shape[1]):

@@ -11,7 +11,6 @@ Checkpoint layout: `model.safetensors` with `fc.*` and `layers.0.*`, `config.jso
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.engine.clock import ForwardClock
 from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, rotary_rows
 
 
@@ -152,7 +152,7 @@ class EagleDrafter:
         self._packed = packed
         weight, c = head.fc.weight, head.config
         self.device, self.dtype = weight.device, weight.dtype
-        self.forward_s = 0.0
+        self._clock = ForwardClock(self.device)
         self._group = c.num_attention_heads // c.num_key_value_heads
         self._fc = Linear(weight, head.fc.bias, packed=packed)
         self._layer = DecoderLayer(
@@ -196,12 +196,15 @@ class EagleDrafter:
     def observe(self, tokens: list[int], features: Tensor) -> None:
         at, m = self._n_pairs, len(tokens)
         mask = causal(m, at, self.dtype, self._group, self.device)
-        started = time.perf_counter()
-        ids = torch.tensor(tokens, device=self.device)
-        out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
-        self._hidden = out[-1:]
+        with self._clock:
+            ids = torch.tensor(tokens, device=self.device)
+            out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
+            self._hidden = out[-1:]
         self._n_pairs, self._n_entries, self._level = at + m, 0, 0
-        self.forward_s += time.perf_counter() - started
+
+    @property
+    def forward_s(self) -> float:
+        return self._clock.seconds
 
     def rewind(self, n: int) -> None:
         """Forget the last n observed pairs: for measuring a step at one place over and over."""
@@ -209,10 +212,8 @@ class EagleDrafter:
 
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
-        started = time.perf_counter()
-        logits = self._logits(self._hidden[:1])
-        self.forward_s += time.perf_counter() - started
-        return logits
+        with self._clock:
+            return self._logits(self._hidden[:1])
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
@@ -220,11 +221,10 @@ class EagleDrafter:
         mask = level_mask(sees, pairs, self.dtype, self._group, self.device)
         # a whole level shares one position: that of the pair (feature after the parent, this token)
         positions = torch.full((m,), pairs + self._level, device=self.device)
-        started = time.perf_counter()
-        features = self._hidden[(parents + 1).to(self.device)]
-        out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
-        logits = self._logits(out)
-        self.forward_s += time.perf_counter() - started
+        with self._clock:
+            features = self._hidden[(parents + 1).to(self.device)]
+            out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
+            logits = self._logits(out)
         self._hidden = torch.cat([self._hidden, out])
         self._n_entries += m
         self._level += 1

@@ -7,7 +7,6 @@ then a plain LLaMA like any draft LM of the hub, and its LM head costs as little
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaModel
 
+from methods.engine.clock import ForwardClock
 from methods.engine.layer import DecoderLayer, Linear, Norm, attend_over, causal, level_mask, rotary_rows
 from methods.engine.llama import is_plain_llama
 
@@ -98,7 +98,7 @@ class LMDrafter:
             Norm(model.model.norm.weight, c.rms_norm_eps, packed),
             Linear(model.lm_head.weight, packed=packed),
         )
-        self.forward_s = 0.0
+        self._clock = ForwardClock(self.device)
         self._capacity = self._n = self._n_entries = self._level = 0
         self._unread: list[int] = []  # the text's first token, until it is run with the others
         self._entry: dict[tuple[int, int], int] = {}  # (parent entry, token) -> entry
@@ -131,25 +131,28 @@ class LMDrafter:
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
-        started = time.perf_counter()
         path: list[int] = []
         for token in tokens[:-1]:
             entry = self._entry.get((path[-1] if path else -1, token))
             if entry is None:
                 break
             path.append(entry)
-        if path != list(range(len(path))):
-            index = torch.tensor(path, device=self.device) + self._n
-            for kept in (self._keys, self._values):
-                kept[:, :, self._n : self._n + len(path)] = kept.index_select(2, index)
         at = self._n + len(path)
         ids = [*self._unread, *tokens[len(path) :]]
-        positions = torch.arange(at, at + len(ids), device=self.device)
-        mask = causal(len(ids), at, self.dtype, self._group, self.device)
-        self._hidden = self._norm(self._run(torch.tensor(ids, device=self.device), positions, at, mask)[-1:])
+        with self._clock:
+            if path != list(range(len(path))):
+                index = torch.tensor(path, device=self.device) + self._n
+                for kept in (self._keys, self._values):
+                    kept[:, :, self._n : at] = kept.index_select(2, index)
+            positions = torch.arange(at, at + len(ids), device=self.device)
+            mask = causal(len(ids), at, self.dtype, self._group, self.device)
+            self._hidden = self._norm(self._run(torch.tensor(ids, device=self.device), positions, at, mask)[-1:])
         self._unread, self._n, self._n_entries, self._level = [], at + len(ids), 0, 0
         self._entry.clear()
-        self.forward_s += time.perf_counter() - started
+
+    @property
+    def forward_s(self) -> float:
+        return self._clock.seconds
 
     def rewind(self, n: int) -> None:
         """Forget the last n tokens: for measuring a step at one place over and over."""
@@ -157,10 +160,8 @@ class LMDrafter:
 
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
-        started = time.perf_counter()
-        logits = self._lm_head(self._hidden)
-        self.forward_s += time.perf_counter() - started
-        return logits
+        with self._clock:
+            return self._lm_head(self._hidden)
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
@@ -168,10 +169,9 @@ class LMDrafter:
         for i, key in enumerate(zip(parents.tolist(), tokens.tolist(), strict=True)):
             self._entry.setdefault(key, self._n_entries + i)
         positions = torch.full((m,), self._n + self._level, device=self.device)
-        started = time.perf_counter()
-        out = self._run(tokens.to(self.device), positions, self._n + self._n_entries, mask)
-        logits = self._lm_head(self._norm(out))
-        self.forward_s += time.perf_counter() - started
+        with self._clock:
+            out = self._run(tokens.to(self.device), positions, self._n + self._n_entries, mask)
+            logits = self._lm_head(self._norm(out))
         self._n_entries += m
         self._level += 1
         return logits

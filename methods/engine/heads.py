@@ -12,7 +12,6 @@ at 135M parameters would be most of the target again; `down` stands in for the f
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.engine.clock import ForwardClock
 from methods.engine.draft_head import LMHead
 from methods.engine.layer import Linear
 
@@ -84,7 +84,7 @@ class _Heads:
     def __init__(self, n_heads: int, embedding: Tensor, accuracies: Accuracies):
         self.n_heads, self.embedding, self.accuracies = n_heads, embedding, accuracies
         self.device, self.dtype = embedding.device, embedding.dtype
-        self.forward_s = 0.0
+        self._clock = ForwardClock(self.device)
         self._level = 0
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
@@ -93,6 +93,10 @@ class _Heads:
 
     def named(self, columns: Tensor) -> Tensor:
         return columns
+
+    @property
+    def forward_s(self) -> float:
+        return self._clock.seconds
 
     def rewind(self, n: int) -> None:
         """Nothing is kept of pairs but the last."""
@@ -120,12 +124,11 @@ class IndependentHeadsDrafter(_Heads):
 
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
-        started = time.perf_counter()
         self._level = 0
         if not len(self._logits):
             f = self._feature
-            self._logits = self._lm_head(torch.cat([down(up(f, silu=True), plus=f) for up, down in self._linears]))
-        self.forward_s += time.perf_counter() - started
+            with self._clock:
+                self._logits = self._lm_head(torch.cat([down(up(f, silu=True), plus=f) for up, down in self._linears]))
         return self._logits[:1]
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
@@ -153,14 +156,12 @@ class PublishedHeadsDrafter(_Heads):
 
     @torch.inference_mode()
     def _run(self, head: int) -> Tensor:
-        started = time.perf_counter()
         *blocks, lm_head = self._linears[head]
         x = self._feature
-        for block in blocks:
-            x = x + block(x, silu=True)
-        logits = lm_head(x)
-        self.forward_s += time.perf_counter() - started
-        return logits
+        with self._clock:
+            for block in blocks:
+                x = x + block(x, silu=True)
+            return lm_head(x)
 
     def root_logits(self) -> Tensor:
         self._level = 0
@@ -194,20 +195,16 @@ class SequentialHeadsDrafter(_Heads):
 
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
-        started = time.perf_counter()
         self._level, self._first, self._inputs = 0, -1, self._root
-        logits = self._run(0, self._root)
-        self.forward_s += time.perf_counter() - started
-        return logits
+        with self._clock:
+            return self._run(0, self._root)
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
-        started = time.perf_counter()
         level, n = self._next_level(), len(self._inputs)
-        # parents stand in the level above: entries are numbered level by level
-        above = self._inputs[parents.to(self.device) - self._first]
-        self._inputs = torch.cat([above, F.embedding(tokens.to(self.device), self.embedding)], dim=-1)
-        self._first += n
-        logits = self._run(level, self._inputs)
-        self.forward_s += time.perf_counter() - started
-        return logits
+        with self._clock:
+            # parents stand in the level above: entries are numbered level by level
+            above = self._inputs[parents.to(self.device) - self._first]
+            self._inputs = torch.cat([above, F.embedding(tokens.to(self.device), self.embedding)], dim=-1)
+            self._first += n
+            return self._run(level, self._inputs)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from methods.base import Decode, Drafter, Generation, SamplerParams, Target, Trace
+from methods.engine.clock import wait_for
 from methods.engine.sampling import Chooser
 from methods.engine.stopping import Output
 from methods.engine.tree import Tree
@@ -61,9 +62,11 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         if drafter is not None and not over:
             drafter.start(len(prompt_ids) + room, grow.frequent, prompt_ids[0])
             drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
+        wait_for(features)  # the drafter's run over the prompt is the prefill's, not the first step's
         prefill_s = time.perf_counter() - started
+        target_s, drafter_s = target.forward_s, _forward_s(drafter)
         while not over:
-            began, target_s, drafter_s = time.perf_counter(), target.forward_s, _forward_s(drafter)
+            began = time.perf_counter()
             tree = grow.tree(drafter, context)
             drafted = time.perf_counter()
             features, logits = target.verify(tree)
@@ -79,9 +82,10 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             if drafter is not None and not over:
                 drafter.observe(new, features[accepted.path])
             ended = time.perf_counter()
+            before, (target_s, drafter_s) = (target_s, drafter_s), (target.forward_s, _forward_s(drafter))
             trace.add(
                 tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted - keeping_s,
-                target.forward_s - target_s, _forward_s(drafter) - drafter_s,
+                target_s - before[0], drafter_s - before[1],
             )  # fmt: skip
         assert output.finish is not None
         return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 
 from methods.engine.cache import TreeCache
+from methods.engine.clock import ForwardClock
 from methods.engine.tree import Tree
 
 
@@ -71,7 +71,7 @@ class HFTarget:
         of_layers = [next(layer.parameters()).device for layer in self.body.layers]
         self.devices = tuple(dict.fromkeys([self.device, *of_layers]))  # several where layers are spread over GPUs
         self.cache = TreeCache(of_layers, self._kv_heads, head_dim, model.dtype)
-        self.forward_s = 0.0
+        self._clock = ForwardClock(self.devices[-1])
         self._n_pending = 0
 
     @contextmanager
@@ -96,6 +96,10 @@ class HFTarget:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     @property
+    def forward_s(self) -> float:
+        return self._clock.seconds
+
+    @property
     def length(self) -> int:
         return self.cache.length
 
@@ -113,21 +117,19 @@ class HFTarget:
 
     @torch.inference_mode()
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
-        started = time.perf_counter()
-        self.cache.reserve(len(prompt_ids) + room)
-        features = self._forward(prompt_ids, torch.arange(len(prompt_ids), device=self.device), None)
-        self.cache.append(len(prompt_ids))
-        logits = self.lm_head(features[-1:])[0]
-        self.forward_s += time.perf_counter() - started
+        with self._clock:
+            self.cache.reserve(len(prompt_ids) + room)
+            features = self._forward(prompt_ids, torch.arange(len(prompt_ids), device=self.device), None)
+            self.cache.append(len(prompt_ids))
+            logits = self.lm_head(features[-1:])[0]
         return features, logits
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
-        started = time.perf_counter()
-        features = self._forward([token], torch.full((1,), self.cache.length, device=self.device), None)
-        self.cache.append(1)
-        logits: Tensor = self.lm_head(features)[0]
-        self.forward_s += time.perf_counter() - started
+        with self._clock:
+            features = self._forward([token], torch.full((1,), self.cache.length, device=self.device), None)
+            self.cache.append(1)
+            logits: Tensor = self.lm_head(features)[0]
         return logits
 
     @torch.inference_mode()
@@ -138,10 +140,9 @@ class HFTarget:
         mask[:, length:].masked_fill_(blocked, torch.finfo(self.dtype).min)  # additive: bool masks are wrong under eager
         mask = mask.repeat(self._group, 1)[None, None].to(self.device, non_blocking=True)
         positions = length + torch.tensor(tree.depths()).to(self.device, non_blocking=True)
-        started = time.perf_counter()
-        features = self._forward(tree.tokens, positions, mask)
-        logits = self.lm_head(features)
-        self.forward_s += time.perf_counter() - started
+        with self._clock:
+            features = self._forward(tree.tokens, positions, mask)
+            logits = self.lm_head(features)
         self._n_pending = n
         return features, logits
 
