@@ -122,7 +122,6 @@ class Measurements:
         how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
         return (how, *tables.weights_and_machine(list(self.summaries.values())), *self._left_out)
 
-
     def of(self, cells: Sequence[Cell]) -> list[Record]:
         """The records of these cells, vanilla's along."""
         wanted = {(name, c.task_here, c.temperature) for c in cells for name in (c.method_here, VANILLA)}
@@ -146,7 +145,9 @@ def _of(c: CellSummary) -> Ours:
     )  # fmt: skip
 
 
-def target_of(name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()) -> Target:
+def target_of(
+    name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()
+) -> Target:  # fmt: skip
     """A model as measured in one environment, with what of that is not as in the paper."""
     departures = []
     for r in records[:1]:

@@ -26,7 +26,7 @@ def tune_command(**o: Any) -> None:
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
     m = methods.get(o["method"])
-    from harness import runner, tuned
+    from harness import tuned
     from harness.environment import keep_freed_memory
 
     if not m.tunable:
