@@ -368,9 +368,8 @@ def test_nothing_right_of_the_records_imports_torch() -> None:
 
 
 def test_the_hash_of_code_is_of_what_it_does(tmp_path: Path) -> None:
-    file = tmp_path / "one.py"
-
     def sha(text: str) -> str:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"  # read once a process
         file.write_text(text)
         return source_sha(file)
 
