@@ -403,11 +403,12 @@ def _draft_rows(m: Measured, folder: Path) -> list[Row]:
         for on in (FIGURES_ON, "all tasks"):
             group = _of(groups.get(method), on)
             rows += [_fit(method, name, on, group) for name in ("slope", "ece")]
-    group = _of(groups.get(STATIC), FIGURES_ON)
     position = ("acceptance depends on position", f"{STATIC}: rate at P1 less that at P6 (Figure 5)")
     context = ("acceptance depends on context", f"{STATIC}: variance between queries at P1 to P6 beyond chance's (Figure 5)")
-    rows.append(_tree_row(*position, group, position_columns, p1_less_p6, verdict, "{:+.2f}"))
-    rows.append(_tree_row(*context, group, variance_columns, excess_variance, positive, "{:+.4f}"))
+    for on in (FIGURES_ON, "all tasks"):
+        group = _of(groups.get(STATIC), on)
+        rows.append(_tree_row(*position, on, group, position_columns, p1_less_p6, verdict, "{:+.2f}"))
+        rows.append(_tree_row(*context, on, group, variance_columns, excess_variance, positive, "{:+.4f}"))
     return rows
 
 
@@ -447,7 +448,7 @@ def _without_loops(group: pd.DataFrame, found: Callable[[pd.DataFrame], Found]) 
 
 
 def _tree_row(
-    claim: str, test: str, group: pd.DataFrame | None, columns_of: Callable[[pd.DataFrame], Array],
+    claim: str, test: str, on: str, group: pd.DataFrame | None, columns_of: Callable[[pd.DataFrame], Array],
     statistic: Callable[[Array], Array], judged: Callable[[Interval | None], str], form: str,
 ) -> Row:  # fmt: skip
     def found(of: pd.DataFrame) -> Found:
@@ -460,7 +461,7 @@ def _tree_row(
         return Found(Estimate(value if np.isfinite(value) else None, ci95, columns.shape[1]), judged(ci95))
 
     both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
-    return Row(claim, test, 0.0, FIGURES_ON, *both, form)
+    return Row(claim, test, 0.0, on, *both, form)
 
 
 def position_columns(group: pd.DataFrame) -> Array:
