@@ -7,10 +7,12 @@ is never skipped silently when it cannot be read.
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -25,6 +27,7 @@ from harness.fetch import whole_file
 
 SCHEMA = 2
 RECORDS = "records.jsonl"
+PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read like the other, and unpacked before it is added to
 LOOP_WINDOW, LOOP_GRAM = 64, 8
 
 # What one cell key names: two records with the same values may be pooled.
@@ -174,12 +177,14 @@ class Ledger:
 
     Raises:
         UserError: the folder cannot be created or written, another process holds it, a line cannot be read, or it holds
-            records of the other kind.
+            records of the other kind or packed ones.
     """
 
     def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0, imported: bool = False) -> None:
         self.folder = Path(folder)
         self._path = self.folder / RECORDS
+        if not self._path.exists() and (self.folder / PACKED).exists():
+            raise UserError(f"{self.folder} is packed: `gunzip {self.folder / PACKED}` to add to it, or choose another --out")
         self._lock = filelock.FileLock(self.folder / f".{RECORDS}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -286,6 +291,10 @@ class Ledger:
         return whole
 
 
+def has_records(folder: Path) -> bool:
+    return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
+
+
 def read(folder: Path, *, imported: bool = False) -> list[Record]:
     """All records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
@@ -298,7 +307,12 @@ def read(folder: Path, *, imported: bool = False) -> list[Record]:
     """
     path = Path(folder) / RECORDS
     try:
-        whole, torn = _split_torn(path.read_bytes())
+        if not path.exists() and (packed := Path(folder) / PACKED).exists():
+            path = packed
+        data = path.read_bytes()
+        whole, torn = _split_torn(gzip.decompress(data) if path.name == PACKED else data)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({error})") from error
     except OSError as error:
         raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
     if torn:

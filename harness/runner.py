@@ -197,8 +197,7 @@ class Runner:
             )  # fmt: skip
 
     def _recorded(self) -> list[Any]:
-        path = self.ledger.folder / records.RECORDS
-        return list(records.read(self.ledger.folder)) if path.exists() and path.stat().st_size else []
+        return list(records.read(self.ledger.folder)) if records.has_records(self.ledger.folder) else []
 
     # -- doing it ------------------------------------------------------------------------------------------------------
 

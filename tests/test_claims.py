@@ -270,7 +270,7 @@ def test_variance_beyond_chance_is_found_only_where_queries_differ() -> None:
         rates = np.clip(0.5 + spread * rng.standard_normal((60, 1)) + np.zeros((60, 6)), 0.02, 0.98)
         columns = variance_columns(grouped(rates))
         means[name] = float(excess_variance(columns.sum(axis=1)))
-        row = claims._tree_row("", "", grouped(rates), variance_columns, excess_variance, claims.positive, "")
+        row = claims._tree_row("", "", "alpaca", grouped(rates), variance_columns, excess_variance, claims.positive, "")
         assert row.all.verdict == (SHOWN if spread else NOT_SHOWN)
     assert abs(means["alike"]) < 0.005 and means["apart"] == pytest.approx(0.2**2, rel=0.4)
 

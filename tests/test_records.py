@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from harness.records import (
     _validator,
     canonical_hash,
     cell_key,
+    has_records,
     is_looped,
     read,
     read_env,
@@ -74,6 +76,22 @@ def test_what_is_read_is_what_was_appended_with_the_machine_added(tmp_path: Path
     assert stored.pop("machine") == "Example CPU 3000, no GPU, 2 cores, torch 2.13.0"
     assert stored.pop("system") == "paper"
     assert stored == record(0, env=env, text="line\nbreak\u2028 and \ud800 half a pair")
+
+
+def test_a_packed_ledger_is_read_and_not_added_to(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append(record(0, env=ledger.write_env(ENV)))
+    before, plain = read(tmp_path), tmp_path / RECORDS
+    packed = tmp_path / f"{RECORDS}.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert read(tmp_path) == before and has_records(tmp_path) and not has_records(tmp_path / "none")
+    with pytest.raises(UserError, match="gunzip"):
+        Ledger(tmp_path)
+    assert not plain.exists()
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(UserError, match="no whole gzip file"):
+        read(tmp_path)
 
 
 def test_two_ledgers_cannot_hold_one_folder(tmp_path: Path) -> None:

@@ -112,8 +112,7 @@ def _recorded(folder: Path) -> list[Any]:
     """What a folder holds, if anything."""
     from harness import records
 
-    path = folder / records.RECORDS
-    return list(records.read(folder)) if path.exists() and path.stat().st_size else []
+    return list(records.read(folder)) if records.has_records(folder) else []
 
 
 def _check_environment(config: Any, o: dict[str, Any]) -> None:
