@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,20 @@ def test_held_out_accuracies_are_counts_by_head_and_rank() -> None:
                     hits[k][rank] += int(best[i, rank] == best[i + 1 + k, 0])
     for k in range(4):
         assert found[k] == pytest.approx([h / pairs[k] for h in hits[k]], abs=0.03)  # ties of bf16 logits
+
+
+@torch.no_grad()
+def test_held_out_accuracies_are_of_greedy_answers_where_there_are_any() -> None:
+    rng = torch.Generator().manual_seed(0)
+    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
+    items, module = made_up(12), untrained("medusa")
+    initialise(module, embedding, items, SETTINGS)
+
+    def of(some: list[Any]) -> list[list[float]]:
+        return heads.held_out_accuracies(module, embedding, lm_head, some)
+
+    greedy = [replace(item, greedy=i % 3 == 0) for i, item in enumerate(items)]
+    assert of(greedy) == of(items[::3]) != of(items)
 
 
 def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
