@@ -113,12 +113,18 @@ def test_heads_begin_as_the_targets_next_token_and_are_shipped_for_plain_inputs(
         assert torch.allclose(ours(feature, x), theirs(feature, x), rtol=1e-3, atol=1e-3)
 
 
-@torch.no_grad()
-def test_held_out_accuracies_are_counts_by_head_and_rank() -> None:
+def begun_heads(n_items: int) -> tuple[Tensor, Tensor, list[Any], Any]:
+    """An embedding, an LM head, made-up answers, and Medusa heads initialised on them."""
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
-    items, module = made_up(5), untrained("medusa")
+    items, module = made_up(n_items), untrained("medusa")
     initialise(module, embedding, items, SETTINGS)
+    return embedding, lm_head, items, module
+
+
+@torch.no_grad()
+def test_held_out_accuracies_are_counts_by_head_and_rank() -> None:
+    embedding, lm_head, items, module = begun_heads(5)
     found = heads.held_out_accuracies(module, embedding, lm_head, items)
     assert len(found) == 4 and {len(row) for row in found} == {heads.RANKS}
     hits = [[0] * heads.RANKS for _ in range(4)]
@@ -137,10 +143,7 @@ def test_held_out_accuracies_are_counts_by_head_and_rank() -> None:
 
 @torch.no_grad()
 def test_held_out_accuracies_are_of_greedy_answers_where_there_are_any() -> None:
-    rng = torch.Generator().manual_seed(0)
-    embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
-    items, module = made_up(12), untrained("medusa")
-    initialise(module, embedding, items, SETTINGS)
+    embedding, lm_head, items, module = begun_heads(12)
 
     def of(some: list[Any]) -> list[list[float]]:
         return heads.held_out_accuracies(module, embedding, lm_head, some)

@@ -20,18 +20,16 @@ class ForwardClock:
     def __init__(self, device: torch.device):
         self._device = device
         self._on_gpu = device.type == "cuda"
-        self._spent = self._began = 0.0
+        self._spent = 0.0
+        self._began: Any = None
         self._events: deque[tuple[Any, Any]] = deque()  # of forwards whose end was not read yet
 
     def __enter__(self) -> None:
-        if self._on_gpu:
-            self._events.append((self._event(), torch.cuda.Event(enable_timing=True)))
-        else:
-            self._began = time.perf_counter()
+        self._began = self._event() if self._on_gpu else time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         if self._on_gpu:
-            self._events[-1][1].record(torch.cuda.current_stream(self._device))
+            self._events.append((self._began, self._event()))
         else:
             self._spent += time.perf_counter() - self._began
 

@@ -64,7 +64,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             drafter.observe(context.tokens[1:], features)  # pair (f_i, t_{i+1}): the tokens one to the right of the features
         wait_for(features)  # the drafter's run over the prompt is the prefill's, not the first step's
         prefill_s = time.perf_counter() - started
-        target_s, drafter_s = target.forward_s, _forward_s(drafter)
+        inside = target.forward_s, _forward_s(drafter)
         while not over:
             began = time.perf_counter()
             tree = grow.tree(drafter, context)
@@ -82,10 +82,10 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             if drafter is not None and not over:
                 drafter.observe(new, features[accepted.path])
             ended = time.perf_counter()
-            before, (target_s, drafter_s) = (target_s, drafter_s), (target.forward_s, _forward_s(drafter))
+            before, inside = inside, (target.forward_s, _forward_s(drafter))
             trace.add(
                 tree.n_draft, len(new) - 1, drafted - began + ended - verified, verified - drafted - keeping_s,
-                target_s - before[0], drafter_s - before[1],
+                inside[0] - before[0], inside[1] - before[1],
             )  # fmt: skip
         assert output.finish is not None
         return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)
