@@ -41,6 +41,15 @@ def include_option(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)  # fmt: skip
 
 
+def head_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--head",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="A drafter's folder, instead of the model's own of that kind.",
+    )(f)
+
+
 def trees_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--trees", is_flag=True, help="Keep every drafted tree (DIR/trees): for calibration, positions and the report's viewer."
@@ -80,7 +89,7 @@ def results_option(f: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--on-overflow", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="A prompt too long."
 )
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @click.option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), show_default=True, help="Ledger folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
@@ -105,7 +114,7 @@ def run(**options: Any) -> None:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
 @click.option("--seed", type=int, default=None)
 @click.option("--repeats", type=int, default=None)
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @trees_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Ledger folder.")
 @include_option
@@ -130,7 +139,7 @@ def matrix(tier: str, **options: Any) -> None:
 @prompts_option
 @click.option("--dtype", default=None, metavar="auto|float64|float32|bfloat16|float16")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @click.option("--dry-run", is_flag=True, help="List every cell with hours and memory; measure nothing.")
 @click.option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
 @click.option(
@@ -154,7 +163,7 @@ def reproduce(**options: Any) -> None:
 @click.option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @click.option("--save", type=click.Path(path_type=Path), default=None, help="Where to save it (default: the cache folder).")
 @include_option
 def tune(**options: Any) -> None:
@@ -174,7 +183,7 @@ def tune(**options: Any) -> None:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option; repeatable.")
 @click.option("--dtype", default="auto", show_default=True, metavar="auto|float64|float32|bfloat16|float16")
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @click.option("--sweep", is_flag=True, help="Instead: speed by context and tree size (vanilla, eagle2).")
 @click.option("--context", "contexts", type=int, multiple=True, default=CONTEXTS, help="Tokens, for --sweep; repeatable.")
 @click.option("--tree", "trees", type=int, multiple=True, default=TREES, help="Nodes, for --sweep; repeatable.")
@@ -299,7 +308,7 @@ def report(results: Path, out: Path | None, generations: int, prompts_dir: Path 
     "--results", multiple=True, type=click.Path(path_type=Path), help="A ledger whose divergences are explained too; repeatable."
 )
 @prompts_option
-@click.option("--head", type=click.Path(path_type=Path), default=None, help="Another draft head's folder.")
+@head_option
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores).")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results/audit"), show_default=True, help="Where findings go."

@@ -194,6 +194,7 @@ def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
     return config.drafter_folder(kind)
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 ARCHITECTURES = {"EagleHead": methods.EAGLE, "MedusaHeads": "medusa", "HydraHeads": "hydra", "NarrowLM": "lm"}
 
 
@@ -208,12 +209,13 @@ def kind_named(values: Any) -> str | None:
 
 
 def drafter_kind(folder: Path) -> str:
-    """What a folder's config.json says its weights are; an EAGLE head where it says nothing."""
+    """What a folder's config.json says its weights are; where it says nothing, a draft LM if there is a tokenizer (published
+    EAGLE heads have none, and call themselves LLaMAs, too), else an EAGLE head."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = kind_named(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return methods.EAGLE
-    return kind_named(values) or methods.EAGLE
+    return named or ("lm" if any((folder / file).is_file() for file in TOKENIZERS) else methods.EAGLE)
 
 
 def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:

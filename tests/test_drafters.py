@@ -257,6 +257,12 @@ def test_a_whole_lm_with_the_targets_tokenizer_drafts(tmp_path: Path) -> None:
         assert generation.trace is not None and set(generation.trace.tree_size) == {3}
 
 
+def test_a_whole_lm_may_be_given_as_head(tmp_path: Path) -> None:
+    given = load(CONFIG, "float32", head=hub_lm(tmp_path / "lm"), drafters=["lm"])
+    assert given.sha_of("lm") == load(with_drafter("lm", tmp_path / "lm"), "float32", drafters=["lm"]).sha_of("lm")
+    assert drafter_kind(TINY.parent / "head") == "eagle"
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [
