@@ -25,6 +25,7 @@ from harness.errors import UserError
 from harness.fetch import cache_dir, sha256_file, whole_file
 from harness.weights import drafter_folder, drafter_kind, require_packages, stored_bytes, weights_folder
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.layer import Linear
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
 
@@ -122,7 +123,8 @@ def device() -> torch.device:
 
 
 def resolve_dtype(dtype: str) -> str:
-    """`auto` -> bfloat16 where a small matmul in it is at least 1.3 times as fast as in float32, else float32.
+    """`auto` -> bfloat16 where a plain decoding step's matmuls are at least 1.3 times as fast in it as in float32, else float32:
+    a baseline in the slower one would flatter every method.
 
     Probed once per machine, torch version and thread count; the figures are kept in the cache.
     """
@@ -135,7 +137,7 @@ def resolve_dtype(dtype: str) -> str:
 
     name = torch.cuda.get_device_name() if where.type == "cuda" else cpu_name()
     key = f"{name}|{platform.machine()}|torch {torch.__version__}|{torch.get_num_threads()} threads"
-    file = cache_dir() / "probe.json"
+    file = cache_dir() / "step-probe.json"
     known: dict[str, Any] = {}
     try:
         known = json.loads(file.read_text())
@@ -152,18 +154,19 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def _probe(dtype: torch.dtype, where: torch.device) -> float:
-    """Median seconds of 20 matmuls of 16 x 1024 x 1024."""
-    a = torch.randn(16, 1024, device=where).to(dtype)
-    b = torch.randn(1024, 1024, device=where).to(dtype)
+    """Median seconds of one row through matrices of 32 M weights in all, which few caches hold, as decoding runs them."""
+    matrices = [Linear(torch.randn(2048, 2048, device=where).to(dtype)) for _ in range(8)]
+    row = torch.randn(1, 2048, device=where).to(dtype)
     times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        for _ in range(20):
-            a @ b.T
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[3]
+    with torch.inference_mode():
+        for _ in range(9):
+            started = time.perf_counter()
+            for matrix in matrices:
+                matrix(row)
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+    return sorted(times)[4]
 
 
 def load_tokenizer(folder: Path) -> Any:

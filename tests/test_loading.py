@@ -199,11 +199,11 @@ def test_auto_is_bfloat16_where_that_is_clearly_faster_probed_once_and_kept(
     seconds = {torch.bfloat16: 1.0, torch.float32: 2.0}
     monkeypatch.setattr(loading, "_probe", lambda dtype, where: seconds[dtype])
     assert resolve_dtype("auto") == "bfloat16"
-    (known,) = json.loads((tmp_path / "cache" / "probe.json").read_text()).values()
+    (known,) = json.loads((tmp_path / "cache" / "step-probe.json").read_text()).values()
     assert known == {"bfloat16": 1.0, "float32": 2.0}
     seconds[torch.bfloat16] = 9.0
     assert resolve_dtype("auto") == "bfloat16"  # from the cache
-    (tmp_path / "cache" / "probe.json").write_text("{half")
+    (tmp_path / "cache" / "step-probe.json").write_text("{half")
     assert resolve_dtype("auto") == "float32"
     assert resolve_dtype("float64") == "float64"
 
