@@ -7,7 +7,7 @@ set -euo pipefail
 usage() {
   cat <<'HELP'
 usage: ./run_all.sh [--quick | --claims | --full] [--model NAME | --models NAME,NAME...] [--source S] [--prompts DIR]
-                    [--out DIR] [--include PATH] [OPTION ...]
+                    [--out DIR] [--include PATH] [--tune] [OPTION ...]
 
 Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, audits losslessness (level quick),
 writes records, tables, the claims ledger, the paper's tables with a verdict a cell, and plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
@@ -25,6 +25,8 @@ writes records, tables, the claims ledger, the paper's tables with a verdict a c
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, .../default, .../claims or .../full,
                  with -NAME added for another model, -NAME+NAME... for several)
+  --tune         first find the options at which each method is fastest on this machine, where that was not done before: an hour
+                 more on two cores (the default tier and --full then have each method at these, too)
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
   OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
   -h, --help     this text
@@ -35,11 +37,11 @@ HELP
 }
 
 default_model=smollm2-135m
-tier=default models=$default_model out="" source=() include=() options=()
+tier=default models=$default_model out="" source=() include=() options=() tune=false same=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --model | --models | --source | --prompts | --out | --include) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
-    --model=* | --models=* | --source=* | --prompts=* | --out=* | --include=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --model | --models | --source | --prompts | --out | --include | --dtype | --threads) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
+    --model=* | --models=* | --source=* | --prompts=* | --out=* | --include=* | --dtype=* | --threads=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case "$1" in
     -h | --help) usage && exit ;;
@@ -49,6 +51,8 @@ while [ $# -gt 0 ]; do
     --prompts) export HARNESS_PROMPTS=$2 && shift ;; # so that the step that obtains prompts sees it too
     --out) out=$2 && shift ;;
     --include) include+=(--include "$2") && shift ;;
+    --tune) tune=true ;;
+    --dtype | --threads) same+=("$1" "$2") && shift ;; # what is tuned for others is not found
     *) options+=("$1") ;;
   esac
   shift
@@ -81,9 +85,16 @@ for model in "${models[@]}"; do
   say "obtaining $model and the prompts (downloads are kept: a second run finds them)"
   harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} || { leave_out $? && continue; }
 
+  if $tune; then
+    tuning=(harness tune --method all --model "$model" --temperature 0 --temperature 1 --conversations 8 --max-new-tokens 128)
+    tuning+=(${include[@]+"${include[@]}"} ${same[@]+"${same[@]}"})
+    say "${tuning[*]}"
+    "${tuning[@]}" >&2 || { leave_out $? && continue; }
+  fi
+
   command=(harness matrix --trees --tier "$tier" --model "$model" --out "$out")
   # ${a[@]+...}: an empty array is an unbound variable to the bash 3.2 that macOS has
-  command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${options[@]+"${options[@]}"})
+  command+=(${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} ${same[@]+"${same[@]}"} ${options[@]+"${options[@]}"})
   say "${command[*]}"
   named+=(--model "$model")
   "${command[@]}" || { leave_out $? && continue; }

@@ -156,7 +156,10 @@ def reproduce(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--method", default="eagle2", show_default=True, metavar="NAME", help="Whose options to tune.")
+@click.option(
+    "--method", "names", multiple=True, default=("eagle2",), show_default=True, metavar="NAME|all",
+    help="Whose options to tune; repeatable; all = the exact ones that were not tuned here yet.",
+)  # fmt: skip
 @model_option
 @click.option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable; 0 by default.")
 @click.option("--conversations", type=int, default=16, show_default=True, help="Held-out training prompts to tune on.")

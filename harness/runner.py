@@ -501,7 +501,7 @@ def make_arms(
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     if untuned and not any(a.preset.startswith(TUNED) for a in arms):
-        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --method NAME` does it")
+        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --method all` does it")
     return tuple(arms)
 
 

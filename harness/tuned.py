@@ -60,10 +60,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return stored
 
 
+def stored(path: Path) -> list[Entry]:
+    return [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in rows(path)]
+
+
 def entries(shipped: Path) -> list[Entry]:
     """Those found on this machine first."""
-    stored = [*rows(found_here()), *rows(shipped)]
-    return [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in stored]
+    return [*stored(found_here()), *stored(shipped)]
 
 
 def lookup(key: Key, shipped: Path) -> Entry:

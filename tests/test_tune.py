@@ -9,13 +9,14 @@ from pathlib import Path
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from console import TINY, harness, isolate, refused, run
+from console import TINY, harness, isolate, refused, run, tiny_copy
 from hypothesis import given
 from lab import Lab, shared_lab
 
 import methods
 from harness import records, tune, tuned
 from harness.commands import run as tiers
+from harness.commands import tune as tuning
 from harness.errors import UserError
 from harness.train import command
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
@@ -240,6 +241,26 @@ def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidate
     assert made.cells["pld", "gsm8k"]["settings"] == entry["options"] and made.cells["pld", "gsm8k"]["preset"] == "tuned"
 
 
+def test_all_tunes_every_exact_method_with_weights_here_once(
+    prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_replayed", lambda loaded, arm, key, *rest: (dict(arm.options), {"tau": 2.0, "speedup": 1.5}))
+    monkeypatch.setattr(tuning, "_raced", lambda loaded, arm, key, *rest: (dict(arm.options), {"tau": 2.0, "speedup": 1.5}))
+    bare = tiny_copy(tmp_path / "bare", drafters="{medusa: medusa}")
+    command = f"--model {bare} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 2 --temperature 0"
+    first = harness("tune --method all", command)
+    assert first.code == 0, first.err
+    saved = {(e["key"]["method"], e["key"]["temperature"]) for e in json.loads((tmp_path / "cache" / "tuned.json").read_text())}
+    assert saved == {(m, 0.0) for m in ("pld", "lookahead", "medusa", "eagle1", "eagle2", "eagle2-fr")}  # exact, with weights
+    assert "left out: " in first.err and "sps" in first.err
+    more = harness("tune --method all --method pld --temperature 1", command)
+    assert more.code == 0, more.err
+    assert more.err.count("was tuned before") == 5 and "pld at T = 0 was" not in more.err  # by name: once more
+    assert more.err.count("saved in") == 6 + 1
+    elsewhere = harness("tune --method all --save", tmp_path / "own.json", command)
+    assert elsewhere.code == 0 and "tuned before" not in elsewhere.err and elsewhere.err.count("saved in") == 6
+
+
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).candidates])
 def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> None:
     m = methods.get(name)
@@ -250,7 +271,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        ["--method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, hydra"],
+        ["--method all --method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, hydra"],
         ["--method eagle4", "unknown method 'eagle4'"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],

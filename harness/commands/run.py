@@ -150,7 +150,7 @@ def run_spec(config: Any, o: dict[str, Any]) -> Any:
     if untuned:
         t = f"{o['temperature']:g}"
         say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
-            f"`harness tune --method NAME --temperature {t}` finds them")  # fmt: skip
+            f"`harness tune --method all --temperature {t}` finds them")  # fmt: skip
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

@@ -17,7 +17,7 @@ from harness.errors import UserError, say
 
 
 def tune_command(**o: Any) -> None:
-    """Find a method's best options for each temperature, print what was found, and save them as the preset `tuned`."""
+    """Find methods' best options for each temperature, print what was found, and save them as the preset `tuned`."""
     temperatures = o["temperatures"] or (0.0,)
     for temperature in temperatures:
         checked({**MATRIX_DEFAULTS, **o, "temperature": temperature})
@@ -25,15 +25,10 @@ def tune_command(**o: Any) -> None:
         raise UserError(f"--conversations is {o['conversations']}; it must be at least 1")
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
-    m = methods.get(o["method"])
     from harness import tuned
     from harness.environment import keep_freed_memory
 
-    if not m.tunable:
-        has = ", ".join(name for name in methods.names() if methods.get(name).tunable)
-        raise UserError(f"method {m.name} has no options that can be tuned; these have: {has}")
-    head = o["head"] or config.head_folder
-    arm = _first_arm(m, config, head)
+    arms = _arms(config, o)
     budget = o["max_new_tokens"] or config.max_new_tokens
     if budget < 2:
         raise UserError(f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
@@ -43,9 +38,12 @@ def tune_command(**o: Any) -> None:
     from harness.loading import load
     from harness.train.command import checked_prompts
 
+    jobs = _jobs(arms, temperatures, config, o)
+    if not jobs:
+        return
     evaluation = checked_prompts()
-    keys = [tuned_key(config, m.name, head, o | {"temperature": temperature}) for temperature in temperatures]
-    loaded = load(config, keys[0].dtype, head=o["head"], drafters={m.drafter} if m.drafter else ())
+    drafters = {arm.method.drafter for arm, _ in jobs if arm.method.drafter}
+    loaded = load(config, jobs[0][1].dtype, head=o["head"], drafters=drafters)
     longest = min(tune.LONGEST, config.context_length - budget)
     prompts = tune.held_out_prompts(loaded, o["conversations"], longest, evaluation)
     if not prompts:
@@ -53,12 +51,46 @@ def tune_command(**o: Any) -> None:
                         f"model's {config.context_length}")  # fmt: skip
     if len(prompts) < o["conversations"]:
         say(f"only {len(prompts)} held-out prompts are there; --conversations is {o['conversations']}")
-    for key in keys:
-        options, predicted = (_replayed if m.dynamic else _raced)(loaded, arm, key, prompts, budget)
+    for arm, key in jobs:
+        options, predicted = (_replayed if arm.method.dynamic else _raced)(loaded, arm, key, prompts, budget)
         if predicted["speedup"] <= 1:
             click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
         path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": len(prompts)}), o["save"])
-        say(f"saved in {path}; `harness run --method {m.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+        say(f"saved in {path}; `harness run --method {arm.name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+
+
+def _arms(config: Any, o: dict[str, Any]) -> dict[str, Any]:
+    """The methods to tune, by name, each at the options it begins with; of `all` those the model has weights for."""
+    tunable, head = [name for name in methods.names() if methods.get(name).tunable], o["head"] or config.head_folder
+    found: dict[str, Any] = {}
+    for name in o["names"]:
+        if name != "all" and not methods.get(name).tunable:
+            raise UserError(f"method {name} has no options that can be tuned; these have: {', '.join(tunable)}")
+        for n in [n for n in tunable if methods.get(n).exact] if name == "all" else [name]:
+            try:
+                found[n] = _first_arm(methods.get(n), config, head)
+            except UserError as e:
+                if n in o["names"]:
+                    raise
+                say(f"left out: {e}")
+    return found
+
+
+def _jobs(arms: dict[str, Any], temperatures: Sequence[float], config: Any, o: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """(method, what it is tuned for), one a method and temperature, without those of `all` that were tuned before."""
+    from harness import tuned
+
+    shipped = config.folder / f"{config.name}.tuned.json"
+    known = {e.key for e in (tuned.stored(o["save"]) if o["save"] else tuned.entries(shipped))}
+    found = []
+    for name, arm in arms.items():
+        for temperature in temperatures:
+            key = tuned_key(config, name, o["head"] or config.head_folder, o | {"temperature": temperature})
+            if name not in o["names"] and key in known:
+                say(f"{name} at T = {temperature:g} was tuned before")
+            else:
+                found.append((arm, key))
+    return found
 
 
 def _first_arm(m: Any, config: Any, head: Path | None) -> Any:
