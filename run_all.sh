@@ -25,8 +25,8 @@ writes records, tables, the claims ledger, the paper's tables with a verdict a c
   --prompts DIR  the folder of the paper's prompt files
   --out DIR      where records, tables and plots go (default results/quick, .../default, .../claims or .../full,
                  with -NAME added for another model, -NAME+NAME... for several)
-  --tune         first find the options at which each method is fastest on this machine, where that was not done before: an hour
-                 more on two cores (the default tier and --full then have each method at these, too)
+  --tune         first find the options at which each method is fastest on this machine, where that was not done before (for the
+                 default tier and --full, which then have each method at these, too): an hour or two more on two cores
   --include PATH your own methods, tasks or models (a file or folder; repeatable)
   OPTION ...     anything else goes to `harness matrix` and overrides the tier, e.g. --limit 3 --dtype float32
   -h, --help     this text
@@ -40,8 +40,8 @@ default_model=smollm2-135m
 tier=default models=$default_model out="" source=() include=() options=() tune=false same=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --model | --models | --source | --prompts | --out | --include | --dtype | --threads) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
-    --model=* | --models=* | --source=* | --prompts=* | --out=* | --include=* | --dtype=* | --threads=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --model | --models | --source | --prompts | --out | --include | --dtype | --threads | --head) [ $# -ge 2 ] || die "$1 needs a value; see ./run_all.sh --help" ;;
+    --model=* | --models=* | --source=* | --prompts=* | --out=* | --include=* | --dtype=* | --threads=* | --head=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case "$1" in
     -h | --help) usage && exit ;;
@@ -52,7 +52,7 @@ while [ $# -gt 0 ]; do
     --out) out=$2 && shift ;;
     --include) include+=(--include "$2") && shift ;;
     --tune) tune=true ;;
-    --dtype | --threads) same+=("$1" "$2") && shift ;; # what is tuned for others is not found
+    --dtype | --threads | --head) same+=("$1" "$2") && shift ;; # what is tuned for others is not found
     *) options+=("$1") ;;
   esac
   shift

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from harness.drafters import n_heads, training
 from harness.errors import UserError, unknown
 from harness.loading import FREQUENT, Loaded, ids_sha
 from harness.trees import TreeStore
-from harness.weights import drafter_folders
+from harness.weights import drafter_folders, drafter_kind
 from methods.base import Generation, SamplerParams
 from methods.engine.grow import accuracies_of
 from methods.engine.sampling import stream_key
@@ -458,11 +458,11 @@ def make_arms(
     folders = drafter_folders(config, head)
     for name in names:
         known = (
-            [n for n in methods.names(exact=True) if _lacks(methods.get(n), config, folders) is None] if name == "all" else [name]
+            [n for n in methods.names(exact=True) if lacks(methods.get(n), config, folders) is None] if name == "all" else [name]
         )
         wanted += [n for n in known if n not in wanted]
         for n in (n for n in methods.names(exact=True) if name == "all" and n not in known):
-            print(f"left out: {_lacks(methods.get(n), config, folders)}", file=sys.stderr)
+            print(f"left out: {lacks(methods.get(n), config, folders)}", file=sys.stderr)
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
@@ -475,7 +475,7 @@ def make_arms(
     arms: list[Arm] = []
     untuned: list[str] = []
     for m in chosen:
-        lacking = _lacks(m, config, folders)
+        lacking = lacks(m, config, folders)
         if lacking:
             raise UserError(lacking)
         own = {k: v for k, v in changes.items() if k in m.options}
@@ -501,8 +501,18 @@ def make_arms(
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(Arm(m, label, options))
     if untuned and not any(a.preset.startswith(TUNED) for a in arms):
-        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --method all` does it")
+        raise UserError(
+            f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --model {config.name} --method all` does it"
+        )
     return tuple(arms)
+
+
+def check_given(head: Path | None, chosen: Iterable[methods.Method]) -> None:
+    """Raises UserError where none of the methods drafts with what `--head` holds."""
+    chosen = list(chosen)
+    if head is not None and (kind := drafter_kind(head)) not in {m.drafter for m in chosen}:
+        names = ", ".join(dict.fromkeys(m.name for m in chosen))
+        raise UserError(f"--head {head} holds a {methods.DRAFTERS[kind]}, and none of {names} drafts with one")
 
 
 def check_heads(arms: Sequence[Arm], loaded: Loaded) -> None:
@@ -524,7 +534,7 @@ def _check_levels(m: methods.Method, options: Mapping[str, Any], heads: int | No
         raise ValueError(f"its tree has {n} levels, each of which takes a head, and {where} has {heads}: choose another tree")
 
 
-def _lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -> str | None:
+def lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -> str | None:
     """What the model lacks of what a method needs, and where to get it; None where nothing."""
     if m.drafter is None:
         return None

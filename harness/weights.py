@@ -223,7 +223,7 @@ def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:
     found = {kind: folder for kind in methods.DRAFTERS if (folder := config.drafter_folder(kind)) is not None}
     if head is None:
         found.pop(methods.EAGLE, None)
-    else:
+    elif head != config.head_folder:
         found[drafter_kind(head)] = head
     return found
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from console import refused, run, tiny_copy
 from lab import STOP_IDS, TINY, Lab, fresh_lab
 from safetensors.torch import load_file
 from test_draft_head import close, expand_in_levels
@@ -29,7 +30,7 @@ from harness.errors import UserError
 from harness.loading import Loaded, load
 from harness.records import read
 from harness.runner import make_arms
-from harness.weights import drafter_kind
+from harness.weights import drafter_folders, drafter_kind
 from methods.base import SamplerParams
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 from methods.engine.grow import best_shape, paths_of
@@ -260,7 +261,21 @@ def test_a_whole_lm_with_the_targets_tokenizer_drafts(tmp_path: Path) -> None:
 def test_a_whole_lm_may_be_given_as_head(tmp_path: Path) -> None:
     given = load(CONFIG, "float32", head=hub_lm(tmp_path / "lm"), drafters=["lm"])
     assert given.sha_of("lm") == load(with_drafter("lm", tmp_path / "lm"), "float32", drafters=["lm"]).sha_of("lm")
-    assert drafter_kind(TINY.parent / "head") == "eagle"
+    refused(
+        run(tmp_path / "out", f"--method eagle2 --task gsm8k --head {tmp_path / 'lm'}"), "holds a draft LM, and none of eagle2"
+    )
+    dry = run(tmp_path / "out", f"--method sps --task gsm8k --head {tmp_path / 'lm'} --dry-run")
+    assert dry.code == 0, dry.err
+
+
+def test_the_models_own_head_is_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+    config = model_config(str(tiny_copy(tmp_path / "copy")))
+    assert config.head_folder is not None and drafter_kind(config.head_folder) == "eagle"
+    (config.head_folder / "tokenizer.json").write_text("{}")
+    values = json.loads((config.head_folder / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    (config.head_folder / "config.json").write_text(json.dumps(values))
+    found = drafter_folders(config, config.head_folder)
+    assert found["eagle"] == config.head_folder and found["lm"] == config.drafter_folder("lm")
 
 
 @pytest.mark.parametrize(

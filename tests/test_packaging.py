@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import harness
+from harness.config import model_config
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "methods", "tasks", "models")
@@ -80,8 +81,9 @@ def test_the_wheel_holds_model_yamls_heads_bundled_prompts_and_the_record_schema
     archive = zipfile.ZipFile(install.wheel)
     names = archive.namelist()
     assert "models/smollm2-135m.yaml" in names
-    assert any(re.fullmatch(r"models/heads/[^/]+/.+\.safetensors", name) for name in names)
-    assert any(re.fullmatch(r"models/heads/[^/]+/config\.json", name) for name in names)
+    config = model_config("smollm2-135m")
+    for source in (config.head, *config.drafters.values()):
+        assert {f"models/{source}/{file}" for file in ("config.json", "model.safetensors", "training.json")} <= set(names)
     assert {f"tasks/bundled/{task}.jsonl" for task in LISTED["tasks"]} <= set(names)
     schemas = [json.loads(archive.read(name)) for name in names if re.fullmatch(r"harness/[^/]+\.json", name)]
     assert any("$schema" in schema and "trace" in schema.get("properties", {}) for schema in schemas)
@@ -135,7 +137,9 @@ class StubbedRun:
     stdout: str
 
 
-def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: int = 0, lacks: str = "none") -> StubbedRun:
+def stubbed_run_all(
+    folder: Path, *args: str, run_exits: int = 0, audit_exits: int = 0, tune_exits: int = 0, lacks: str = "none"
+) -> StubbedRun:  # fmt: skip
     log, out = folder / "log", folder / "out"
     stub = folder / "bin" / "harness"
     stub.parent.mkdir()
@@ -145,6 +149,7 @@ def stubbed_run_all(folder: Path, *args: str, run_exits: int = 0, audit_exits: i
         f"""case "$*" in "fetch --model {lacks}"*) exit 1;; esac\n"""
         f"""if [ "$1" = matrix ] && [ {run_exits} = 0 ]; then mkdir -p '{out}'; echo '{{}}' >>'{out}/records.jsonl'; fi\n"""
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
+        f"""if [ "$1" = tune ]; then exit {tune_exits}; fi\n"""
         f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
         f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
         f"""if [ "$1" = table ]; then echo 'a row a model' >'{out}/tables/models.md'; fi\n"""
@@ -181,6 +186,13 @@ def test_run_all_hands_options_on_so_that_they_override_the_tier(tmp_path: Path)
     assert {option: last_value(run, option) for option in wanted} == wanted
 
 
+def test_run_all_tunes_first_where_asked_and_for_what_is_then_run(tmp_path: Path) -> None:
+    (_, tune, run, *_) = stubbed_run_all(tmp_path, "--tune", "--dtype=float32", "--threads", "1", "--head", "h").commands
+    assert tune[:3] == ["tune", "--method", "all"] and tune.count("--temperature") == 2 and run[0] == "matrix"
+    for option, value in {"--dtype": "float32", "--threads": "1", "--head": "h", "--model": "smollm2-135m"}.items():
+        assert last_value(tune, option) == last_value(run, option) == value
+
+
 def test_run_all_takes_several_models_into_one_folder_and_reports_on_all(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", "--quick")
     after = ["table", "claims", "reproduce", "plot", "report"]
@@ -207,11 +219,11 @@ def test_run_all_goes_on_with_the_other_models_and_names_the_one_left_out(tmp_pa
     assert done.commands[-3].count("--model") == 1 and done.exit_code == 1
 
 
-@pytest.mark.parametrize("step", ["run", "audit"])
+@pytest.mark.parametrize("step", ["tune", "run", "audit"])
 def test_run_all_ends_with_an_interrupt_whatever_is_left(tmp_path: Path, step: str) -> None:
     exits = {f"{step}_exits": 130}
-    done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", **exits)  # type: ignore[arg-type]
-    assert done.commands[-1][0] == {"run": "matrix", "audit": "verify"}[step] and done.exit_code == 130
+    done = stubbed_run_all(tmp_path, "--tune", "--models", "vicuna-7b,llama2-chat-7b", **exits)  # type: ignore[arg-type]
+    assert done.commands[-1][0] == {"tune": "tune", "run": "matrix", "audit": "verify"}[step] and done.exit_code == 130
 
 
 def test_run_all_has_nothing_to_tabulate_where_no_model_can_be_had(tmp_path: Path) -> None:
@@ -229,7 +241,9 @@ def test_run_all_names_an_option_that_lacks_its_value(tmp_path: Path) -> None:
     assert stubbed_run_all(tmp_path, "--model").exit_code == 1
 
 
-@pytest.mark.parametrize("tier", [(), ("--quick",), ("--claims",), ("--full",)], ids=["default", "quick", "claims", "full"])
+@pytest.mark.parametrize(
+    "tier", [("--tune",), ("--quick",), ("--claims",), ("--full",)], ids=["default", "quick", "claims", "full"]
+)
 def test_the_command_line_knows_every_option_that_run_all_uses(tmp_path: Path, tier: tuple[str, ...]) -> None:
     for command in stubbed_run_all(tmp_path, *tier, "--source", "bundled").commands:
         shown = subprocess.run(

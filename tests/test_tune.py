@@ -18,6 +18,8 @@ from harness import records, tune, tuned
 from harness.commands import run as tiers
 from harness.commands import tune as tuning
 from harness.errors import UserError
+from harness.loading import Loaded
+from harness.runner import Arm
 from harness.train import command
 from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
 from methods.base import SamplerParams
@@ -244,21 +246,29 @@ def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidate
 def test_all_tunes_every_exact_method_with_weights_here_once(
     prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "_replayed", lambda loaded, arm, key, *rest: (dict(arm.options), {"tau": 2.0, "speedup": 1.5}))
-    monkeypatch.setattr(tuning, "_raced", lambda loaded, arm, key, *rest: (dict(arm.options), {"tau": 2.0, "speedup": 1.5}))
+    def found(loaded: Loaded, arm: Arm, *rest: object) -> tuning.Found:
+        if arm.name == "lookahead":
+            raise UserError("lookahead cannot be raced")
+        assert arm.method.drafter is None or loaded.drafter_of(arm.method.drafter) is not None
+        return dict(arm.options), {"tau": 2.0, "speedup": 1.5}
+
+    monkeypatch.setattr(tuning, "_replayed", found)
+    monkeypatch.setattr(tuning, "_raced", found)
     bare = tiny_copy(tmp_path / "bare", drafters="{medusa: medusa}")
     command = f"--model {bare} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 2 --temperature 0"
     first = harness("tune --method all", command)
     assert first.code == 0, first.err
     saved = {(e["key"]["method"], e["key"]["temperature"]) for e in json.loads((tmp_path / "cache" / "tuned.json").read_text())}
-    assert saved == {(m, 0.0) for m in ("pld", "lookahead", "medusa", "eagle1", "eagle2", "eagle2-fr")}  # exact, with weights
-    assert "left out: " in first.err and "sps" in first.err
+    assert saved == {(m, 0.0) for m in ("pld", "medusa", "eagle1", "eagle2", "eagle2-fr")}  # exact, with weights
+    assert "left out: method sps needs" in first.err and "left out: lookahead cannot be raced" in first.err
     more = harness("tune --method all --method pld --temperature 1", command)
     assert more.code == 0, more.err
-    assert more.err.count("was tuned before") == 5 and "pld at T = 0 was" not in more.err  # by name: once more
-    assert more.err.count("saved in") == 6 + 1
+    assert more.err.count("was tuned before") == 4 and "pld at T = 0 was" not in more.err  # by name: once more
+    assert more.err.count("saved in") == 5 + 1
     elsewhere = harness("tune --method all --save", tmp_path / "own.json", command)
-    assert elsewhere.code == 0 and "tuned before" not in elsewhere.err and elsewhere.err.count("saved in") == 6
+    assert elsewhere.code == 0 and "tuned before" not in elsewhere.err and elsewhere.err.count("saved in") == 5
+    spoilt = tiny_copy(tmp_path / "spoilt", drafters="{medusa: nowhere}")
+    refused(harness(f"tune --method all --model {spoilt}"), f"there is no {tmp_path / 'spoilt' / 'nowhere'}", "harness fetch")
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).candidates])
@@ -273,6 +283,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
     [
         ["--method all --method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, hydra"],
         ["--method eagle4", "unknown method 'eagle4'"],
+        [f"--method eagle2 --head {TINY.parent / 'medusa'}", "holds a set of Medusa heads, and none of eagle2 drafts with one"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],
         ["--dtype int4", "unknown dtype"],

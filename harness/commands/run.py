@@ -27,6 +27,9 @@ def run_command(**o: Any) -> None:
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
     part = run_spec(config, o)
+    from harness.runner import check_given
+
+    check_given(o["head"], (arm.method for arm in part.arms))
     if o["dry_run"]:
         _dry_run(config, part, o)
         return
@@ -150,7 +153,7 @@ def run_spec(config: Any, o: dict[str, Any]) -> Any:
     if untuned:
         t = f"{o['temperature']:g}"
         say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
-            f"`harness tune --method all --temperature {t}` finds them")  # fmt: skip
+            f"`harness tune --model {config.name} --method all --temperature {t}` finds them")  # fmt: skip
     names: list[str] = []
     for name in o["task_names"]:
         names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]

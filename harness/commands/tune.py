@@ -52,7 +52,13 @@ def tune_command(**o: Any) -> None:
     if len(prompts) < o["conversations"]:
         say(f"only {len(prompts)} held-out prompts are there; --conversations is {o['conversations']}")
     for arm, key in jobs:
-        options, predicted = (_replayed if arm.method.dynamic else _raced)(loaded, arm, key, prompts, budget)
+        try:
+            options, predicted = (_replayed if arm.method.dynamic else _raced)(loaded, arm, key, prompts, budget)
+        except UserError as e:
+            if arm.name in o["names"]:
+                raise
+            say(f"left out: {e}")
+            continue
         if predicted["speedup"] <= 1:
             click.echo(f"speculation does not pay on this machine: the best found is at {predicted['speedup']:.2f}x of vanilla")
         path = tuned.save(tuned.Entry(key, options, predicted | {"conversations": len(prompts)}), o["save"])
@@ -61,18 +67,22 @@ def tune_command(**o: Any) -> None:
 
 def _arms(config: Any, o: dict[str, Any]) -> dict[str, Any]:
     """The methods to tune, by name, each at the options it begins with; of `all` those the model has weights for."""
-    tunable, head = [name for name in methods.names() if methods.get(name).tunable], o["head"] or config.head_folder
-    found: dict[str, Any] = {}
+    from harness import runner
+    from harness.weights import drafter_folders
+
+    head = o["head"] or config.head_folder
+    folders, found = drafter_folders(config, head), {}
     for name in o["names"]:
         if name != "all" and not methods.get(name).tunable:
-            raise UserError(f"method {name} has no options that can be tuned; these have: {', '.join(tunable)}")
-        for n in [n for n in tunable if methods.get(n).exact] if name == "all" else [name]:
-            try:
+            has = ", ".join(n for n in methods.names() if methods.get(n).tunable)
+            raise UserError(f"method {name} has no options that can be tuned; these have: {has}")
+        for n in [n for n in methods.names(exact=True) if methods.get(n).tunable] if name == "all" else [name]:
+            lacking = runner.lacks(methods.get(n), config, folders)
+            if lacking and n not in o["names"]:
+                say(f"left out: {lacking}")
+            else:
                 found[n] = _first_arm(methods.get(n), config, head)
-            except UserError as e:
-                if n in o["names"]:
-                    raise
-                say(f"left out: {e}")
+    runner.check_given(o["head"], (arm.method for arm in found.values()))
     return found
 
 
@@ -179,6 +189,8 @@ def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) ->
     threads = o["threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
+    if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
+        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
     if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
         files.append(folder / "config.json")
