@@ -30,4 +30,5 @@ def test_every_method_passes_the_quick_audit(tmp_path: Path) -> None:
     assert {row["method"] for row in rows if row["passed"] is False} == {"medusa-typical"}  # declares itself inexact
     for layer in ("L1 exact law", "L2 logit replay, float32", "L3 greedy equality, float64", "L4 score test"):
         judged = {row["method"] for row in rows if row["layer"].startswith(layer) and row["passed"]}
-        assert {"vanilla", "pld", "lookahead", "eagle1", "eagle2", "eagle2-fr"} <= judged, layer
+        exact = {"vanilla", "sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr"}
+        assert exact <= judged, layer
