@@ -23,7 +23,7 @@ def fetched() -> None:
         pytest.skip(f"the embedded target is not to be had: {error}")
 
 
-@pytest.mark.timeout(1200)  # twelve methods with weights of their own
+@pytest.mark.timeout(1200)  # every method, in float64, too: minutes on two cores
 def test_every_method_passes_the_quick_audit(tmp_path: Path) -> None:
     outcome = harness("verify --level quick --json --out", tmp_path)
     assert outcome.code == 0, outcome.err
