@@ -298,9 +298,14 @@ def tune(
 # ---- methods without a dynamic tree ----
 
 
+# after so many prompts options leave the race that are this far behind the best
+FAIR_TRIAL = 2
+HOPELESS = 0.8
+
+
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """Options, and what decoding with them gave: tau and decode speedup over vanilla, pooled over the prompts."""
+    """Options, and what decoding with them gave: tau and decode speedup over vanilla, pooled over the prompts they decoded."""
 
     options: Mapping[str, Any]
     tau: float
@@ -311,7 +316,7 @@ def race(
     loaded: Loaded, m: methods.Method, tried: Sequence[Mapping[str, Any]], *, temperature: float, prompts: Sequence[list[int]],
     max_new_tokens: int,
 ) -> list[Raced]:  # fmt: skip
-    """Every set of options decodes every prompt, as does vanilla, in an order that rotates from prompt to prompt; best first.
+    """Sets of options decode prompt after prompt, as does vanilla, in an order that rotates; the hopeless ones leave; best first.
 
     Raises:
         UserError: no prompt has an answer of more than one token.
@@ -319,10 +324,11 @@ def race(
     drafter = loaded.drafter_of(m.drafter)
     decodes = [methods.get("vanilla").build(), *(m.build(**options) for options in tried)]
     n = len(decodes)
-    seconds, tokens, forwards = np.zeros(n), np.zeros(n), np.zeros(n)
+    running = np.ones(n, bool)
+    seconds, tokens, forwards, speedups = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     for i, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
-        say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {n} sets of options ...")
-        for j in np.roll(np.arange(n), i):
+        say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {running.sum() - 1} sets of options and without drafts ...")
+        for j in np.roll(np.flatnonzero(running), i):
             started = time.perf_counter()
             made = decodes[j](prompt, loaded.target, drafter if j else None, _params(loaded, i, temperature, max_new_tokens))
             loaded.target.synchronise()
@@ -330,8 +336,12 @@ def race(
             if i and made.trace is not None:
                 seconds[j], tokens[j] = seconds[j] + spent, tokens[j] + len(made.token_ids) - 1
                 forwards[j] += len(made.trace.accepted)
+        if forwards.all():
+            rates = tokens / seconds
+            speedups[running] = rates[running] / rates[0]  # of those out of the race as they stood when they left it
+            if i >= FAIR_TRIAL:
+                running[1:] &= speedups[1:] >= HOPELESS * speedups[1:].max()
     if not forwards.all():
         raise UserError("none of the held-out prompts has an answer of more than one token: there is nothing to tune on")
-    rates = tokens / seconds
-    found = [Raced(options, tokens[j] / forwards[j], rates[j] / rates[0]) for j, options in enumerate(tried, start=1)]
+    found = [Raced(options, tokens[j] / forwards[j], speedups[j]) for j, options in enumerate(tried, start=1)]
     return sorted(found, key=lambda r: -r.speedup)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -21,8 +24,8 @@ from harness.errors import UserError
 from harness.loading import Loaded
 from harness.runner import Arm
 from harness.train import command
-from harness.tune import Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
-from methods.base import SamplerParams
+from harness.tune import FAIR_TRIAL, HOPELESS, Costs, answer_ranks, choices, measure_costs, path_ranks, race, replayed_tau
+from methods.base import Decode, SamplerParams
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import Context
 from methods.engine.sampling import Chooser, stream_key
@@ -214,7 +217,8 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     refused(run(tmp_path / "none", "--method all --task gsm8k --preset tuned --temperature 1"), "was tuned for this machine")
 
 
-def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab: Lab) -> None:
+def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.tune.HOPELESS", 0.0)  # both to the end
     pld = methods.get("pld")
     tried = [dict(pld.options) | {"n_draft": n} for n in (1, 10)]
     found = race(lab.loaded, pld, tried, temperature=0.0, prompts=lab.prompts[:3], max_new_tokens=24)
@@ -227,6 +231,26 @@ def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(lab:
             assert made.trace is not None
             tokens, forwards = tokens + len(made.token_ids) - 1, forwards + len(made.trace.accepted)
         assert r.tau == pytest.approx(tokens / forwards)
+
+
+def test_what_is_far_behind_leaves_the_race(lab: Lab) -> None:
+    pld, decoded = methods.get("pld"), Counter[int]()
+
+    def build(n_draft: int) -> Decode:
+        decode = pld.build(n_draft=n_draft)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            decoded[n_draft] += 1
+            time.sleep(0.5 * (n_draft == 10))
+            return decode(*args, **kwargs)
+
+        return counted
+
+    slow = replace(pld, build=build)
+    tried = [{"n_draft": n} for n in (10, 2)]
+    found = race(lab.loaded, slow, tried, temperature=0.0, prompts=lab.prompts[:5], max_new_tokens=8)
+    assert decoded == {2: 1 + 5, 10: 1 + FAIR_TRIAL}  # the first prompt warms up
+    assert [r.options["n_draft"] for r in found] == [2, 10] and 0 < found[1].speedup < HOPELESS * found[0].speedup
 
 
 def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidates(prompts: None, tmp_path: Path) -> None:
