@@ -308,7 +308,8 @@ def _draw_time(ax: Axes, data: pd.DataFrame, panel: Panel) -> None:
             ax.barh(places, data[part], left=left, color=fill, height=0.7, label=part, edgecolor="white", linewidth=0.5)
         left += data[part]
     for place, total in zip(places, left, strict=True):
-        ax.annotate(f"{total:.2f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line that stands for vanilla
+        ax.annotate(f"{total:.2f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=clear)
     if data["unit"].iloc[0].startswith("vanilla"):
         ax.axvline(1.0, color="#333333", linewidth=1, linestyle="--")
     shown = _with_n_tasks(data)
