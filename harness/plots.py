@@ -489,11 +489,11 @@ def _task_ticks(ax: Axes, groups: Sequence[tuple[str, str]]) -> None:
 
 
 def _finish(ax: Axes, title: str, panel: Panel, grid: str = "y") -> None:
-    ax.set_title(f"{title}\n{panel.setting.title()}")
-    ax.grid(axis=grid)  # type: ignore[arg-type]
-    handles, names = ax.get_legend_handles_labels()
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
+    ax.set_title(f"{textwrap.fill(title, int(12 * figure.get_figwidth()))}\n{panel.setting.title()}")
+    ax.grid(axis=grid)  # type: ignore[arg-type]
+    handles, names = ax.get_legend_handles_labels()
     n_columns = max(1, min(len(names), 120 // (max(map(len, names), default=0) + 6)))  # as many as the width has room for
     facts = [*weights_and_machine(panel.summaries), *["† not exact"] * any(not s.exact for s in panel.summaries)]
     if apart := sorted({panel.looks[s.variant].label for s in panel.summaries if s.is_apart}):

@@ -316,7 +316,9 @@ def race(
     loaded: Loaded, m: methods.Method, tried: Sequence[Mapping[str, Any]], *, temperature: float, prompts: Sequence[list[int]],
     max_new_tokens: int,
 ) -> list[Raced]:  # fmt: skip
-    """Sets of options decode prompt after prompt, as does vanilla, in an order that rotates; the hopeless ones leave; best first.
+    """Sets of options decode prompt after prompt, as does vanilla, in an order that rotates; the hopeless ones leave.
+
+    Best first; those that left come last.
 
     Raises:
         UserError: no prompt has an answer of more than one token.
@@ -340,8 +342,9 @@ def race(
             rates = tokens / seconds
             speedups[running] = rates[running] / rates[0]  # of those out of the race as they stood when they left it
             if i >= FAIR_TRIAL:
-                running[1:] &= speedups[1:] >= HOPELESS * speedups[1:].max()
+                running[1:] &= speedups[1:] >= HOPELESS * speedups[1:][running[1:]].max()
     if not forwards.all():
         raise UserError("none of the held-out prompts has an answer of more than one token: there is nothing to tune on")
-    found = [Raced(options, tokens[j] / forwards[j], speedups[j]) for j, options in enumerate(tried, start=1)]
-    return sorted(found, key=lambda r: -r.speedup)
+    # what left has decoded fewer prompts, at which its speed is no rival to that of the others
+    ranked = sorted(range(1, n), key=lambda j: (not running[j], -speedups[j]))
+    return [Raced(tried[j - 1], tokens[j] / forwards[j], speedups[j]) for j in ranked]
