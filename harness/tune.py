@@ -50,8 +50,10 @@ ROUNDS = 9  # repeats of every timing; medians are used
 
 
 def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
-    """`n` prompts (token ids) that training leaves out (`sharegpt.is_reserved`); none is a task's."""
-    reserved = [text for text in sharegpt.prompts(sharegpt.conversations(), seed) if sharegpt.is_reserved(text)]
+    """`n` prompts (token ids) that no training has seen: of held dialogues (`sharegpt.split`), reserved by their words
+    (`sharegpt.is_reserved`: the rule of heads trained before dialogues were split); none is a task's."""
+    held = sharegpt.split(sharegpt.conversations()).held
+    reserved = [text for text in sharegpt.prompts(held, seed) if sharegpt.is_reserved(text)]
     texts, _ = sharegpt.without_overlap(reserved[: 6 * n], evaluation)
     encoded = (loaded.encode(loaded.render([("user", text)])) for text in texts)
     return list(itertools.islice((ids for ids in encoded if len(ids) <= longest), n))

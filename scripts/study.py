@@ -27,9 +27,10 @@ from harness.environment import keep_freed_memory
 from harness.errors import UserError
 from harness.fetch import whole_file
 from harness.loading import load
+from harness.train import sharegpt
 from harness.train.command import evaluation_prompts, exchange_ids, new_head, training_settings
 from harness.train.data import Conversation, make_text_shards, read_shards
-from harness.train.trainer import TrainSettings, hold_out, train
+from harness.train.trainer import TrainSettings, train
 
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
@@ -62,7 +63,7 @@ VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--model", default="smollm2-135m", show_default=True)
 @click.option("--tokens", default=400_000, show_default=True, help="Positions of each training.")
-@click.option("--conversations", default=2400, show_default=True, help="How many answers, held-out ones included.")
+@click.option("--conversations", default=2400, show_default=True, help="How many answers to train on.")
 @click.option("--only", multiple=True, help="Names of variants; all otherwise.")
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="A checkpoint.pt to go on from.")
 @click.option("--held-out", default=96, show_default=True, help="Answers every variant is judged on.")
@@ -95,11 +96,10 @@ def main(
         if any(row["variant"] == name for row in rows):
             continue
         settings = training_settings((*extra, *changes), tokens=tokens)
-        pool, held = hold_out(answers, training_settings((), tokens=tokens))  # the same whatever the seed
-        held = held[:held_out]
+        pool, held = answers, read_shards(work / "held_out", hidden)[:held_out]
         if text_share:
             checked = [text for source in evaluation_prompts().values() for text in source]
-            texts = exchange_ids(loaded, 0, checked)
+            texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()).training, 0, checked)
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
         folder = work / f"study-{os.getpid()}"

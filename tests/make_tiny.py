@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
@@ -38,7 +39,7 @@ from harness.train import lm as train_lm  # noqa: E402
 from harness.train.command import save_drafter  # noqa: E402
 from harness.train.data import Conversation  # noqa: E402
 from harness.train.generate import answers  # noqa: E402
-from harness.train.trainer import TrainSettings, frequent_tokens, hold_out, train  # noqa: E402
+from harness.train.trainer import TrainSettings, frequent_tokens, train  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
@@ -207,6 +208,12 @@ def make_drafter(
     for file in folder.iterdir():
         if file.name not in ("config.json", "model.safetensors"):  # what tests need, and no more: this is in the repository
             file.unlink()
+
+
+def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, held-out) answers, seeded."""
+    chosen = np.random.default_rng(settings.seed).permutation(len(answers))[: settings.held_out].tolist()
+    return [c for i, c in enumerate(answers) if i not in chosen], [answers[i] for i in chosen]
 
 
 def tables(model: LlamaForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,9 +23,8 @@ from harness.train import command, data, trainer
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.generate import BatchedLlama, Sampler
 from harness.train.report import write_report
-from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, without_overlap
+from harness.train.sharegpt import conversations, exchanges, is_reserved, prompts, split, without_overlap
 from harness.train.trainer import (
-    HELD_FROM,
     LOSS_ROWS,
     TEMPLATE_TOKENS,
     Batch,
@@ -36,7 +35,6 @@ from harness.train.trainer import (
     collate,
     frequent_tokens,
     held_out_acceptance,
-    hold_out,
     initialise,
     make_optimizers,
     plain_head,
@@ -99,6 +97,25 @@ def test_a_fixed_share_of_prompts_is_reserved_whatever_their_layout() -> None:
     reserved = [t for t in texts if is_reserved(t)]
     assert 0.01 < len(reserved) / 4000 < 0.03
     assert all(is_reserved(f"  {t.upper()}?\n") for t in reserved)
+
+
+def test_dialogues_are_held_out_whole_and_nothing_of_them_is_trained_on() -> None:
+    talks = []
+    for i in range(400):
+        turns = [f"Question number {i} about something", f"Answer {i} " + "word " * 400, "x", "y"]
+        later = f"And could you explain point {i} of these in some more detail, with an example, please?"
+        talks.append(talk(*turns) | {"id": f"d{i}_0"})
+        talks.append(talk(later, f"A second answer {i} " + "word " * 10) | {"id": f"d{i}_7"})  # the same dialogue, cut
+    parts = split(talks)
+    assert 10 < len(parts.held) / 2 < 45
+    of = [{item["id"].split("_")[0] for item in part} for part in (parts.training, parts.held)]
+    assert not of[0] & of[1] and len(of[0] | of[1]) == 400
+    copied = talk("Hello there", "Hi.", parts.held[1]["conversations"][0]["value"].upper(), "Answer.", "Another long turn " * 5)
+    kept = [split([*talks, copied | {"id": f"copy{i}"}]) for i in range(8)]
+    assert all(copied["conversations"] not in [item["conversations"] for item in part.training] for part in kept)
+    held = set(prompts(parts.held, seed=0))
+    assert held and held.isdisjoint(prompts(parts.training, seed=0))
+    assert held.isdisjoint(question for question, _ in exchanges(parts.training))
 
 
 def test_exchanges_are_the_openings_with_both_sides() -> None:
@@ -374,15 +391,6 @@ def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
             (out, valid) = next(predicted_features(head, embedding.float(), batch, 1))
         wrong[linear] = float((out[valid] - batch.features[:, 1:][valid].float()).abs().mean())
     assert wrong[True] < 0.05 < 0.5 < wrong[False]
-
-
-def test_what_is_held_out_does_not_change_when_data_is_added() -> None:
-    items = made_up(20)
-    pool, held = hold_out(items, SETTINGS)
-    assert len(held) == 3 and len(pool) == 17 and not {id(c) for c in pool} & {id(c) for c in held}
-    many = [items[i % 20] for i in range(HELD_FROM)]
-    before, after = (hold_out(data, SETTINGS)[1] for data in (many, many + made_up(30, seed=1)))
-    assert [id(c) for c in before] == [id(c) for c in after]
 
 
 def test_a_training_goes_on_with_more_data_in_a_new_epoch_but_not_with_less(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.loading import load
 from harness.train import command, heads, lm
 from harness.train.command import KINDS, training_settings
+from harness.train.data import read_shards
 from harness.train.trainer import TrainSettings, initialise, plain_head, predicted_features, train
 from methods.base import SamplerParams
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
@@ -191,8 +192,8 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole of `harness train`, but for the download: only the prompts are made up."""
-    texts = [f"How does thing number {i} of the many things in a house work, and who made the first one?" for i in range(60)]
-    talks = [{"conversations": [{"from": "human", "value": text}]} for text in texts]
+    texts = [f"How does thing number {i} of the many things in a house work, and who made the first one?" for i in range(120)]
+    talks = [{"id": str(i), "conversations": [{"from": "human", "value": text}]} for i, text in enumerate(texts)]
     monkeypatch.setattr(command.sharegpt, "conversations", lambda: iter(talks))
     work, made = tmp_path / "work", {}
     changes = ("batch_tokens=512", "held_out=4", "warmup_steps=2", "frequent_rows=384")
@@ -206,6 +207,8 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
         assert (tmp_path / kind / "curve.jsonl").read_text() and (tmp_path / kind / "training.png").exists()
         shards = {f: f.stat().st_mtime_ns for f in (work / "answers").glob("*.npz")}
         assert shards and shards == made.setdefault("shards", shards)  # made once
+    seen, held = ([tuple(c.ids[: c.n_prompt]) for c in read_shards(work / part, 64)] for part in ("answers", "held_out"))
+    assert 0 < len(held) < 20 and set(seen).isdisjoint(held) and len(set(seen)) == len(seen)
     assert len({made[kind][key] for kind in OTHERS for key in ("distinct_tokens",)}) == 1
     assert made["sps"]["width"] == 16 and "width" not in made["hydra"] and made["hydra"]["unroll"] == 2
     drafters = {"medusa": "medusa", "hydra": "hydra", "lm": "sps"}

@@ -29,7 +29,7 @@ from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE he
 from harness.train import heads, lm, sharegpt
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
 from harness.train.report import write_report
-from harness.train.trainer import TrainSettings, calibration, frequent_tokens, hold_out, n_levels, plain_head, train
+from harness.train.trainer import TrainSettings, calibration, frequent_tokens, n_levels, plain_head, train
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.draft_lm import NarrowLM
 from methods.engine.heads import ResidualHeads
@@ -37,6 +37,7 @@ from methods.engine.llama import is_plain_llama
 
 SLOTS = 64  # conversations answered side by side, a thread
 MAX_PROMPT, MAX_ANSWER = 1100, 256  # tokens of a prompt to be answered, and of its answer
+HELD_OUT = 256  # held-out prompts that are answered; a training is judged on the first `held_out` of them
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
@@ -92,22 +93,26 @@ def train_drafter(
 
     checked = evaluation_prompts()
     evaluation = checked_prompts(checked)
-    kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(sharegpt.conversations(), seed), evaluation)
+    dialogues = sharegpt.split(sharegpt.conversations())
+    kept, n_dropped = sharegpt.without_overlap(sharegpt.prompts(dialogues.training, seed), evaluation)
     say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
     kept = [text for text in kept if not sharegpt.is_reserved(text)]
+    held_out = held_out_texts(dialogues, seed, evaluation)
     # shards are the same whatever their number, so more may be added; but to the same prompts only
-    _same_work(work, {"model": config.name, "seed": seed, "prompts": canonical_hash(kept), "max_new_tokens": MAX_ANSWER})
-    prompts = [p for p in (loaded.encode(loaded.render([("user", text)])) for text in kept) if len(p) <= MAX_PROMPT]
-    make_shards(
-        work / "answers",
-        loaded.target.model,
-        prompts,
-        stop_ids=set(config.stop_ids),
-        n_tokens=answer_tokens,
-        max_new_tokens=MAX_ANSWER,
-        n_slots=SLOTS * threads,
-        seed=seed,
-    )
+    made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held_out), "max_new_tokens": MAX_ANSWER}
+    _same_work(work, {"model": config.name, "seed": seed, **made_from})
+    for part, texts, n_tokens in (("held_out", held_out, None), ("answers", kept, answer_tokens)):
+        prompts = [p for p in (loaded.encode(loaded.render([("user", text)])) for text in texts) if len(p) <= MAX_PROMPT]
+        make_shards(
+            work / part,
+            loaded.target.model,
+            prompts,
+            stop_ids=set(config.stop_ids),
+            n_tokens=n_tokens or MAX_ANSWER * len(prompts),
+            max_new_tokens=MAX_ANSWER,
+            n_slots=SLOTS * threads,
+            seed=seed,
+        )
     if settings.tokens == 0:
         say("no training was asked for (--tokens 0): done")
         return
@@ -118,14 +123,18 @@ def train_drafter(
         one_trainer.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(f"another process trains in {folder}; what this one was asked to generate is done") from None
-    data = [work / "answers"]
+    data = [work / "held_out", work / "answers"]
     if text_tokens:
         data.append(work / "texts")
-        make_text_shards(work / "texts", loaded.target.model, exchange_ids(loaded, seed, evaluation), n_tokens=text_tokens)
+        exchanges = exchange_ids(loaded, dialogues.training, seed, evaluation)
+        make_text_shards(work / "texts", loaded.target.model, exchanges, n_tokens=text_tokens)
     for shards in data:
         restore_features(shards, loaded.target.model)
     hidden = loaded.target.embedding.shape[1]
-    pool, held = hold_out(read_shards(work / "answers", hidden), settings)
+    held = read_shards(work / "held_out", hidden)[: settings.held_out]
+    pool = read_shards(work / "answers", hidden)
+    if not held:
+        raise UserError("no dialogue of the training data is held out: there are too few of them to judge a drafter by")
     if text_tokens:
         pool += read_shards(work / "texts", hidden)
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
@@ -139,6 +148,7 @@ def train_drafter(
             "model": config.name,
             "kind": kind,
             "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
+            "split": "dialogues",
             "text_tokens": text_tokens,
             "overlap_checked_against": {name: len(texts) for name, texts in checked.items()},
             **{k: v for k, v in asdict(settings).items() if k not in KINDS[kind].unused},
@@ -183,6 +193,7 @@ def training_settings(changes: tuple[str, ...], kind: str = "eagle", **given: An
 LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
     (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers"}),
      lambda n: n >= 1, "at least 1"),
+    (frozenset({"held_out"}), lambda n: n <= HELD_OUT, f"at most {HELD_OUT}"),
     (frozenset({"tokens", "seed"}), lambda n: n >= 0, "0 or more"),
     (frozenset({"learning_rate", "cooldown", "clip_norm"}), lambda x: x > 0, "over 0"),
     (frozenset({"weight_decay", "ce_weight", "feature_weight", "noise", "unroll_decay", "intermediate_size"}),
@@ -225,12 +236,18 @@ def checked_prompts(checked: dict[str, list[str]] | None = None) -> list[str]:
     return [text for texts in checked.values() for text in texts]
 
 
-def exchange_ids(loaded: Loaded, seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:
-    """ShareGPT's own first exchanges as (ids, prompt length); neither side overlaps an evaluation prompt."""
+def held_out_texts(dialogues: sharegpt.Split, seed: int, evaluation: list[str]) -> list[str]:
+    """The prompts whose answers every drafter is judged on: of held dialogues, none a task's, none kept for `harness tune`."""
+    texts = [text for text in sharegpt.prompts(dialogues.held, seed) if not sharegpt.is_reserved(text)]
+    return sharegpt.without_overlap(texts[: 2 * HELD_OUT], evaluation)[0][:HELD_OUT]
+
+
+def exchange_ids(loaded: Loaded, dialogues: list[dict], seed: int, evaluation: list[str]) -> list[tuple[list[int], int]]:
+    """First exchanges of training dialogues as (ids, prompt length); neither side overlaps an evaluation prompt."""
     stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
     overlaps = sharegpt.Overlap(evaluation)
     out = []
-    for user, answer in sharegpt.exchanges(sharegpt.conversations(), seed)[:N_TEXTS]:
+    for user, answer in sharegpt.exchanges(dialogues, seed)[:N_TEXTS]:
         if overlaps(user) or overlaps(answer) or sharegpt.is_reserved(user):
             continue
         prompt = loaded.encode(loaded.render([("user", user)]))

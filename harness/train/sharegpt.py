@@ -11,6 +11,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.fetch import WheelMember, wheel_member
@@ -38,6 +39,47 @@ def conversations(path: Path | None = None) -> Iterator[dict]:
         yield item
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """ShareGPT's conversations in two parts: a training never sees a held dialogue, nor one that repeats a held prompt."""
+
+    training: list[dict]
+    held: list[dict]
+
+
+HELD_ONE_IN = 16  # dialogues
+
+
+def split(items: Iterable[dict]) -> Split:
+    """Divide conversations by dialogue. Whether a dialogue is held depends on its id alone.
+
+    ShareGPT cuts long dialogues into parts with the ids `<dialogue>_0`, `<dialogue>_13`: these stay together. A conversation
+    outside the held dialogues is dropped if it opens as a held one does, or repeats one of its longer turns: the rest of it may
+    be a copy, too.
+    """
+    training: list[dict] = []
+    held: list[dict] = []
+    for item in items:
+        dialogue = re.sub(r"_\d+$", "", str(item.get("id")))
+        (held if hashlib.sha256(dialogue.encode()).digest()[0] % HELD_ONE_IN == 0 else training).append(item)
+    known = {text for item in held for text in _telling(item)}
+    return Split([item for item in training if known.isdisjoint(_telling(item))], held)
+
+
+def _telling(item: dict) -> set[str]:
+    """The turns by which a copy of a conversation is known: its opening, and whatever is longer than "please continue"."""
+    texts = [normalised(turn["value"]) for turn in item.get("conversations") or []]
+    return {text for i, text in enumerate(texts) if text and (i == 0 or len(text) >= 40)}
+
+
+def _user_prompts(item: dict) -> list[str]:
+    """The user turns of a conversation that serve as prompts: its opening, and later ones that are long."""
+    turns = item.get("conversations") or []
+    limits = [(8, 3500)] + [(50, 1500)] * len(turns)
+    texts = [(turn["value"].strip(), *limit) for turn, limit in zip(turns, limits, strict=False) if turn.get("from") == "human"]
+    return [text for text, least, most in texts if _usable(text, least, most)]
+
+
 def _skip(text: str, at: int, chars: str) -> int:
     while at < len(text) and text[at] in chars:
         at += 1
@@ -46,33 +88,27 @@ def _skip(text: str, at: int, chars: str) -> int:
 
 def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08) -> list[str]:
     """Distinct English-looking user prompts in a seeded order, with `summarize_share` of them built on long texts."""
-    first: dict[str, None] = {}
-    later: dict[str, None] = {}
+    short: dict[str, None] = {}
     long_texts: dict[str, None] = {}
     for item in items:
-        turns = item.get("conversations") or []
-        if turns and turns[0].get("from") == "human" and _usable(turns[0]["value"], 8, 3500):
-            first[turns[0]["value"].strip()] = None
-        for turn in turns[1:]:
-            if turn.get("from") == "human" and _usable(turn["value"], 50, 1500):
-                later[turn["value"].strip()] = None
-        for turn in turns:
+        short |= dict.fromkeys(_user_prompts(item))
+        for turn in item.get("conversations") or []:
             if turn.get("from") == "gpt" and _usable(turn["value"], 1500, 4200) and "```" not in turn["value"]:
                 long_texts[turn["value"].strip()] = None
                 break
     rng = random.Random(seed)
-    short, long = list(first | later), list(long_texts)
-    rng.shuffle(short)
+    texts, long = list(short), list(long_texts)
+    rng.shuffle(texts)
     rng.shuffle(long)
-    n_long = min(len(long), int(len(short) * summarize_share))
+    n_long = min(len(long), int(len(texts) * summarize_share))
     lead = ["Summarize: ", "Summarize: ", "Summarize the following text:\n\n", "TL;DR of this text, please:\n\n"]
-    mixed = short + [rng.choice(lead) + text for text in long[:n_long]]
+    mixed = texts + [rng.choice(lead) + text for text in long[:n_long]]
     rng.shuffle(mixed)
     return mixed
 
 
 def is_reserved(text: str) -> bool:
-    """Whether a prompt is kept out of all training, for `harness tune`: about one in fifty, by its words alone."""
+    """Whether a prompt is kept for `harness tune`: about one in fifty, by its words alone. It is never answered for training."""
     return hashlib.sha256(normalised(text).encode()).digest()[0] < 5
 
 

@@ -260,16 +260,6 @@ def spread(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(0), x.std(0).clamp_min(1e-3)
 
 
-HELD_FROM = 1024  # the first answers there are
-
-
-def hold_out(answers: list[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held-out) split of on-policy conversations, seeded; shards that come later change nothing of what is held."""
-    from_first = np.random.default_rng(settings.seed).permutation(min(len(answers), HELD_FROM))[: settings.held_out]
-    chosen = set(from_first.tolist())
-    return [c for i, c in enumerate(answers) if i not in chosen], [answers[i] for i in from_first]
-
-
 MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles
 
