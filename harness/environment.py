@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
-import hashlib
 import importlib.metadata
-import io
 import os
 import platform
 import subprocess
 import sys
-import tokenize
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,36 +73,6 @@ def keep_freed_memory() -> None:
             return
         for option, value in ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
             mallopt(option, value)
-
-
-@cache
-def code_sha(method_file: str) -> str:
-    """Of the engine's files and the method's own: what a record's timing and tokens depend on."""
-    engine = Path(__file__).resolve().parent.parent / "methods" / "engine"
-    return source_sha(*sorted(engine.glob("*.py")), Path(method_file))
-
-
-def source_sha(*files: Path) -> str:
-    """First 16 hex digits over what files of Python do: docstrings, lines of comment and empty lines change nothing."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update("\n".join(_working_lines(file)).encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-@cache
-def _working_lines(file: Path) -> list[str]:
-    text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
-    lines, idle = text.split("\n"), set[int]()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            end = node.end_lineno or node.lineno
-            alone = lines[node.lineno - 1].lstrip()[:1] in "\"'" and lines[end - 1].rstrip()[-1:] in "\"'"
-            idle.update(range(node.lineno, end + 1) if alone else ())
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
-            idle.add(token.start[0])
-    return [line.rstrip() for i, line in enumerate(lines, start=1) if i not in idle and line.strip()]
 
 
 def _version(package: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import methods
 from harness import environment, records
+from harness.common.source_hash import is_same_code
 from harness.config import ModelConfig
 from harness.drafters import n_heads, training
 from harness.errors import UserError, unknown
@@ -188,8 +189,8 @@ class Runner:
         return recorded
 
     def _warn_of_other_code(self, recorded: list[Any]) -> None:
-        now = {cell.key: environment.code_sha(cell.arm.method.file) for cell in self.cells()}
-        old = {r["method"] for r in recorded if r["cell"] in now and r.get("code_sha") != now[r["cell"]]}
+        now = {cell.key: methods.code_sha(cell.arm.name) for cell in self.cells()}
+        old = {r["method"] for r in recorded if r["cell"] in now and not is_same_code(r.get("code_sha"), now[r["cell"]])}
         if old:
             print(
                 f"warning: {self.ledger.folder} holds records of {', '.join(sorted(old))} that were measured with other code; "
@@ -402,7 +403,7 @@ class Runner:
             "n_text_tokens": 0, "n_cut": 0, "looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None,
             "peak_bytes": None, "prompts_sha": prompts.sha256,
             "prompt_sha": prompt_sha, "turn1_sha": turn1_sha, "status": "ok", "error": None,
-            "env": self.env_hash, "code_sha": environment.code_sha(arm.method.file),
+            "env": self.env_hash, "code_sha": methods.code_sha(arm.name),
         }  # fmt: skip
 
     def _measured(self, arm: Arm, generation: Generation, wall: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.common.source_hash import Package, closure_sha
 from harness.errors import UserError, unknown
 from methods.base import Decode
 
@@ -42,6 +43,13 @@ class Method:
     small: Sequence[Mapping[str, Any]]
     types: Mapping[str, type] = field(default_factory=dict)
     levels: Callable[[Mapping[str, Any]], int] | None = None
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that its records depend on, with what they import: its own, the target's forwards and its drafter's."""
+        engine = Path(__file__).parent / "engine"
+        used = ["target", "llama", *([ENGINES[self.drafter]] if self.drafter else [])]
+        return (Path(self.file), *(engine / f"{name}.py" for name in used))
 
     @property
     def needs_head(self) -> bool:
@@ -82,7 +90,14 @@ DRAFTERS = {
 }
 """The kinds of drafters that a model may have weights for, and what they are called."""
 
+ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}  # of `methods.engine`
+
 _METHODS: dict[str, Method] = {}
+
+
+def code_sha(name: str) -> str:
+    """Of the code that a method's tokens and times depend on: what `Method.sources` import in this package."""
+    return closure_sha(get(name).sources, Package("methods", Path(__file__).parent))
 
 
 def method(

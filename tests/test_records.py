@@ -21,7 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_ledger import ENV, FOLDER, METHODS, base_record, output_of
 
-from harness.environment import source_sha
 from harness.errors import UserError
 from harness.records import (
     CELL_FIELDS,
@@ -383,17 +382,3 @@ def test_a_repeated_sentence_loops_and_a_count_does_not() -> None:
 def test_nothing_right_of_the_records_imports_torch() -> None:
     code = "import sys, harness.plots, harness.tables; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_the_hash_of_code_is_of_what_it_does(tmp_path: Path) -> None:
-    def sha(text: str) -> str:
-        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"  # read once a process
-        file.write_text(text)
-        return source_sha(file)
-
-    plain = sha('def f(x):\n    return "# not a comment" + x\n')
-    told = '"""What it is."""\n\n# why\ndef f(x):\n    """Doc.\n\n    More.\n    """\n\n    return "# not a comment" + x\n'
-    assert plain == sha(told)
-    assert plain != sha('def f(x):\n    return "# another" + x\n')
-    assert plain != sha('def f(x):\n    return "# not a comment" + x + x\n')
-    assert source_sha(tmp_path / "none.py") == sha("")

@@ -23,8 +23,8 @@ from harness.audit.findings import SCORED_BY_CONTROL
 from harness.audit.ledger import LedgerPair, compared, prompt_ids
 from harness.audit.store import Store
 from harness.audit.subject import Subject
+from harness.common.source_hash import Package, closure_sha, is_same_code
 from harness.config import ModelConfig, model_config
-from harness.environment import source_sha
 from harness.errors import UserError, duration, say, unknown
 from harness.fetch import whole_file
 from harness.loading import Loaded
@@ -243,7 +243,7 @@ class Audit:
         """The stored finding, None where it is to be made; while planning, a stand-in for that."""
         lacks = self.lacks(about)
         if self._plan is not None:
-            self._plan[canonical_hash(about)] = work if lacks else None
+            self._plan[self.store.key_of(about)] = work if lacks else None
             return {"n": work.n_tokens, "ids": []} if lacks else dict(self.store.get(about) or {})
         found = None if lacks else self.store.get(about)
         if found is not None:
@@ -353,9 +353,9 @@ class Audit:
             if there and there != here:
                 why = "on {machine}, {threads} threads, torch {torch}".format(**f)
             elif (
-                f.get("audit") != audit_sha()
-                or f.get("abreast", abreast_sha()) != abreast_sha()
-                or f.get("code", "") not in ("", code.get(f["method"], f.get("code")))
+                not is_same_code(f.get("audit"), audit_sha())
+                or not is_same_code(f.get("abreast", abreast_sha()), abreast_sha())
+                or not is_same_code(f.get("code", ""), code.get(f["method"], f.get("code", "")))
             ):
                 why = "by other code"
             else:
@@ -626,26 +626,18 @@ def _taus(head: Path) -> list[dict[str, Any]]:
     return found
 
 
-# of the audit's files: these plan, judge and show; how generations share forwards concerns the score test alone
-NOT_FINDING = (
-    "abreast.py",
-    "command.py",
-    "estimate.py",
-    "figures.py",
-    "mutants.py",
-    "mutation.py",
-    "page.py",
-    "store.py",
-    "verdicts.py",
-)
-
-
 @cache
 def audit_sha() -> str:
-    """Of the audit's own code: findings made by other code are made anew."""
-    return source_sha(*(path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in NOT_FINDING))
+    """Of the audit's own code that makes findings: those made by other code are made anew."""
+    return _audit_sha("findings", "law", "ledger")
 
 
 @cache
 def abreast_sha() -> str:
-    return source_sha(Path(abreast.__file__))
+    """Of the code that has several generations share forwards: it concerns the score test alone."""
+    return _audit_sha("abreast")
+
+
+def _audit_sha(*modules: str) -> str:
+    folder = Path(__file__).parent
+    return closure_sha(tuple(folder / f"{name}.py" for name in modules), Package("harness.audit", folder))

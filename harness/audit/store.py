@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import filelock
 
+from harness.common.source_hash import earlier_hashes
 from harness.errors import UserError
 from harness.records import canonical_hash
 
@@ -61,8 +63,15 @@ class Store:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(list(self._found.values()))
 
+    def key_of(self, about: Mapping[str, Any]) -> str:
+        """The key under which a finding lies here: hashes of code in it may be of an older formula."""
+        hashes = [name for name in ("code", "audit", "abreast") if about.get(name)]
+        choices = [[about[name], *earlier_hashes(about[name])] for name in hashes]
+        keys = [canonical_hash({**about, **dict(zip(hashes, chosen, strict=True))}) for chosen in itertools.product(*choices)]
+        return next((key for key in keys if key in self._found), keys[0])
+
     def get(self, about: Mapping[str, Any]) -> dict[str, Any] | None:
-        return self._found.get(canonical_hash(about))
+        return self._found.get(self.key_of(about))
 
     def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a finding; on the disk when this returns."""

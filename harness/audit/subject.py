@@ -10,7 +10,6 @@ from typing import Any, Self
 import methods
 from harness.audit.law import small_options
 from harness.config import ModelConfig
-from harness.environment import code_sha
 from harness.loading import Loaded
 from methods.base import Decode
 
@@ -41,7 +40,7 @@ class Subject:
         small = {" ".join(f"{k}={v}" for k, v in small.items()): partial(m.build, **small) for small in small_options(m)}
         return cls(
             m.name, lambda **changes: m.build(**options | changes), small, options, m.exact, m.external,
-            m.samples_drafts, m.drafter, m.needs_frequent, code_sha(m.file),
+            m.samples_drafts, m.drafter, m.needs_frequent, methods.code_sha(m.name),
         )  # fmt: skip
 
     def with_options(self, changes: Mapping[str, Any]) -> Self:

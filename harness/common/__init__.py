@@ -1,0 +1,1 @@
+"""What every room uses: errors, names, files, what a machine is, what code is. Imports no other room."""

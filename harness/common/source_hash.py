@@ -1,0 +1,124 @@
+"""Hashes of code: whether a record was measured, or a finding made, by the code that is here now.
+
+A hash covers the files that certain modules import, directly or not, within one package (their import closure). It covers what
+the code does, not how it is laid out: docstrings, comments and empty lines change nothing, nor does moving a module.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+OURS = ("harness", "methods", "tasks", "models")
+OLD_FORMULA = Path(__file__).parent / "old_hashes.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package by its dotted name, and the folder it lies in."""
+
+    name: str
+    folder: Path
+
+
+def closure(roots: Collection[Path], package: Package) -> set[Path]:
+    """The files of `package` that the roots reach by imports, and the roots; of a root elsewhere also what lies beside it.
+
+    The package's own `__init__.py` is left out: it describes what is in the package, and imports all of it.
+    """
+    found: set[Path] = set()
+    waiting = [root.resolve() for root in roots]
+    while waiting:
+        file = waiting.pop()
+        if file not in found and file.is_file():
+            found.add(file)
+            waiting += _imported(file, package)
+    return found
+
+
+@cache
+def closure_sha(roots: tuple[Path, ...], package: Package) -> str:
+    """First 16 hex digits over what the files of a closure do, in whatever order and folder they lie."""
+    parts = sorted(_working_text(file, package.name) for file in closure(roots, package))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def is_same_code(recorded: str | None, now: str) -> bool:
+    """Whether a hash in a record or a finding, of whichever formula, is that of the code that is here."""
+    return recorded == now or (recorded is not None and now in _old_hashes().get(recorded, ()))
+
+
+def earlier_hashes(now: str) -> list[str]:
+    """The hashes that older formulas gave this code."""
+    return sorted(old for old, names in _old_hashes().items() if now in names)
+
+
+@cache
+def _old_hashes() -> dict[str, list[str]]:
+    """Old hash -> what the same code's hash is now: a frozen table, made when the formula changed."""
+    table: dict[str, list[str]] = json.loads(OLD_FORMULA.read_text(encoding="utf-8"))
+    return table
+
+
+def _imported(file: Path, package: Package) -> Iterator[Path]:
+    inside = package.folder.resolve() in file.parents
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.startswith(f"{package.name}."):
+                yield from _file_of(package.folder.joinpath(*name.removeprefix(f"{package.name}.").split(".")))
+            elif not inside and name.split(".")[0] not in OURS:
+                yield from _file_of(file.parent.joinpath(*name.split(".")))
+
+
+def _file_of(module: Path) -> Iterator[Path]:
+    for file in (module.with_suffix(".py"), module / "__init__.py"):
+        if file.is_file():
+            yield file.resolve()
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8-sig"))
+
+
+@cache
+def _working_text(file: Path, package: str) -> str:
+    """The lines that do something, and the names that are imported from the package, wherever they lie in it.
+
+    Not among them: docstrings, comments, imports of our own modules, and what `@method(...)` tells the registry.
+    """
+    text = file.read_text(encoding="utf-8-sig")
+    lines, idle, names = text.split("\n"), set[int](), set[str]()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            end = node.end_lineno or node.lineno
+            alone = lines[node.lineno - 1].lstrip()[:1] in "\"'" and lines[end - 1].rstrip()[-1:] in "\"'"
+            idle.update(range(node.lineno, end + 1) if alone else ())
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            idle.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            if f"{node.module}.".startswith(f"{package}."):
+                names.update(f"{alias.name} as {alias.asname}" for alias in node.names)
+        elif isinstance(node, ast.Import) and all(alias.name.split(".")[0] in OURS for alias in node.names):
+            idle.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "method":
+                    idle.update(range(decorator.lineno, (decorator.end_lineno or decorator.lineno) + 1))
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
+            idle.add(token.start[0])
+    working = [line.rstrip() for i, line in enumerate(lines, start=1) if i not in idle and line.strip()]
+    return "\n".join([*sorted(names), *working])
