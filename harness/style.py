@@ -6,8 +6,13 @@ from collections.abc import Iterable
 
 VANILLA = "vanilla"  # the reference arm: every speedup and every identity check is against its records
 
-# In the order of tables and legends: baselines first, then EAGLE-2 with its parts put back one by one. The colours are
-# Okabe and Ito's, which stay apart under the common colour blindnesses; greys are the arms that draft nothing.
+# The order of tables and legends: baselines first, then EAGLE-2 with its parts put back one by one.
+KNOWN_METHODS = (
+    VANILLA, "hf-generate", "hf-assisted", "hf-prompt-lookup", "sps", "pld", "lookahead", "medusa", "medusa-typical", "hydra",
+    "eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank", "eagle2", "eagle2-fr",
+)  # fmt: skip
+
+# Okabe and Ito's colours, which stay apart under the common colour blindnesses; greys are the arms that draft nothing.
 _METHODS = {
     VANILLA: "#4d4d4d",
     "hf-generate": "#a6a6a6",
@@ -39,8 +44,7 @@ PARTS = {"draft": "#d55e00", "verify": "#0072b2", "prefill": "#56b4e9", "other":
 
 def method_order(method: str) -> tuple[int, str]:
     """Sort key: the known methods in their order, then every other one by name."""
-    known = list(_METHODS)
-    return (known.index(method) if method in _METHODS else len(known), method)
+    return (KNOWN_METHODS.index(method) if method in KNOWN_METHODS else len(KNOWN_METHODS), method)
 
 
 def task_order(task: str) -> tuple[int, str]:
