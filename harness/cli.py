@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 import harness
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 # torch, transformers and pandas are imported inside the commands: `--help` and bad options answer at once
 
@@ -120,7 +120,7 @@ def run(**options: Any) -> None:
 @include_option
 def matrix(tier: str, **options: Any) -> None:
     """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""
-    from harness.commands.run import matrix_command
+    from harness.commands.matrix import matrix_command
 
     matrix_command(tier, **options)
 
@@ -215,17 +215,20 @@ def profile(**options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
 def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
     """Write the tables of a ledger (Markdown, CSV, LaTeX), or compare two ledgers."""
-    from harness import tables
+    from harness.forms.table import markdown
+    from harness.show.tables.all import write_tables
+    from harness.show.tables.two_folders import compare as compare_of_two_folders
 
     if (results is None) == (compare is None):
         raise UserError("give either --results DIR or --compare DIR_A DIR_B")
     if compare is not None:
-        click.echo(tables.markdown(tables.compare(*compare)))
+        click.echo(markdown(compare_of_two_folders(*compare)))
         return
     assert results is not None
-    from harness import acceptance, foreign
+    from harness.exchange import imported as foreign
+    from harness.show.tables import acceptance
 
-    write = foreign.write_report if foreign.holds_import(results) else tables.write_tables
+    write = foreign.write_report if foreign.holds_import(results) else write_tables
     for path in (*write(results, out), *acceptance.write(results, out)):
         click.echo(path)
 
@@ -237,7 +240,7 @@ def table(results: Path | None, compare: tuple[Path, Path] | None, out: Path | N
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A ledger folder of its own.")
 def import_(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> None:
     """Read an answer file of EAGLE or Spec-Bench into records and print what it shows."""
-    from harness.foreign import import_command
+    from harness.exchange.imported import import_command
 
     click.echo(import_command(file, baseline, tokenizer, out))
 
@@ -248,7 +251,7 @@ def import_(file: Path, baseline: Path | None, tokenizer: str | None, out: Path)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write: a file a cell.")
 def export(results: Path, format_: str, out: Path) -> None:
     """Write a ledger as answer files of EAGLE or Spec-Bench, with the counts that their loops would have booked."""
-    from harness.answers import export as export_answers
+    from harness.exchange.export import export as export_answers
 
     for path in export_answers(results, out, format_):
         click.echo(path)
@@ -259,7 +262,7 @@ def export(results: Path, format_: str, out: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/plots).")
 def plot(results: Path, out: Path | None) -> None:
     """Draw the plots of a ledger (PNG, PDF, and a CSV of the numbers drawn)."""
-    from harness import plots
+    from harness.show.plots import all as plots
 
     for path in plots.write_plots(results, out):
         click.echo(path)
@@ -271,12 +274,12 @@ def plot(results: Path, out: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print all rows as one JSON array on the last line.")
 def claims(results: Path, out: Path | None, as_json: bool) -> None:
     """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict (Markdown, CSV, LaTeX)."""
-    from harness import claims as ledger
-    from harness import tables
+    from harness.forms.table import plain, write_forms
+    from harness.paper import claims as ledger
 
     table = ledger.report(results)
-    click.echo(tables.plain(table))
-    for path in tables.write_forms(table, out or results / "claims"):
+    click.echo(plain(table))
+    for path in write_forms(table, out or results / "claims"):
         click.echo(path, err=True)
     if as_json:
         click.echo(ledger.to_json(table))
@@ -295,7 +298,7 @@ def claims(results: Path, out: Path | None, as_json: bool) -> None:
 )
 def report(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:
     """Write a ledger as one HTML page: tables, plots, losslessness, claims, and a viewer of drafted trees; opens from disk."""
-    from harness.report import write_report
+    from harness.show.page import write_report
 
     click.echo(write_report(results, out, generations, prompts_dir))
 
@@ -324,10 +327,10 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
     """Audit losslessness in layers: exact law, logit replay, greedy equality, sampling statistics; or plant faults."""
     import os
 
-    from harness.audit.command import verify as audit
-    from harness.audit.mutation import mutants
+    from harness.audit.faults.bench import mutants
     from harness.commands.options import DTYPES, include_all
-    from harness.errors import unknown
+    from harness.commands.verify import verify as audit
+    from harness.common.errors import unknown
 
     include_all(includes)
     for dtype in options["dtypes"]:
@@ -349,7 +352,7 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
 @include_option
 def list_(what: str, includes: tuple[Path, ...]) -> None:
     """Show what is registered, a line each."""
-    from harness.commands.lists import list_lines
+    from harness.commands.list import list_lines
     from harness.commands.options import include_all
 
     include_all(includes)
@@ -363,7 +366,7 @@ def list_(what: str, includes: tuple[Path, ...]) -> None:
 @include_option
 def fetch(model: str, source: str, includes: tuple[Path, ...]) -> None:
     """Obtain a model's weights and the prompts, so that runs need no network."""
-    from harness.commands.lists import fetch_command
+    from harness.commands.fetch import fetch_command
 
     fetch_command(model, source, includes)
 
@@ -378,7 +381,7 @@ def data() -> None:
 @click.option("--base-url", default=None, help="Another place that serves the same files.")
 def pull(dest: Path | None, base_url: str | None) -> None:
     """Download the paper's six prompt files from the reference repository, pinned and checked."""
-    from harness import data as prompts_data
+    from tasks import paper_files as prompts_data
 
     kwargs: dict[str, Any] = {} if base_url is None else {"base_url": base_url}
     click.echo(prompts_data.pull(dest, **kwargs))
@@ -408,7 +411,7 @@ def _train_command(kind: str, about: str) -> None:
     @click.option("--seed", type=int, default=0, show_default=True)
     @click.option("--threads", type=int, default=None)
     def command(**options: Any) -> None:
-        from harness.train.command import train_drafter
+        from harness.train.pipeline import train_drafter
 
         train_drafter(kind, **options)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.common.errors import UserError, unknown
 from harness.common.source_hash import Package, closure_sha
-from harness.errors import UserError, unknown
 from methods.base import Decode
 
 
@@ -79,6 +79,19 @@ class Method:
                 raise UserError(f"method {self.name} has no option {k!r}; it has: {has}")
             options[k] = _as_type(self.name, k, v, self.types[k])
         return options
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A method with the options in force. `preset`: how tables name them."""
+
+    method: Method
+    preset: str
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.method.name
 
 
 EAGLE = "eagle"

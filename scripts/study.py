@@ -22,15 +22,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from harness.config import model_config
-from harness.environment import keep_freed_memory
-from harness.errors import UserError
-from harness.fetch import whole_file
-from harness.loading import load
-from harness.train import sharegpt
-from harness.train.command import evaluation_prompts, exchange_ids, new_head, training_settings
+from harness.common.errors import UserError
+from harness.common.files import whole_file
+from harness.common.machine import keep_freed_memory
+from harness.load.config import model_config
+from harness.load.model import load
 from harness.train.data import Conversation, make_text_shards, read_shards
-from harness.train.trainer import TrainSettings, train
+from harness.train.pipeline import exchange_ids, new_head, training_settings
+from harness.train.settings import TrainSettings
+from harness.train.trainer import train
+from tasks import sharegpt
+from tasks.overlap import evaluation_prompts
 
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from harness.errors import UserError, unknown
+from harness.common.errors import UserError, unknown
 from tasks import sources as _sources
 from tasks.base import HubSpec, Prompt, PromptSet, Row, Task
 

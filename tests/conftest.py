@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from lab import Lab
+    from tiny_model import TinyModel
 
 # The same examples every run: a failure seen once is seen again. No deadline: the machine may be busy.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30, database=None)
@@ -17,26 +17,26 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
-def lab() -> Lab:
+def tiny() -> TinyModel:
     """The tiny model in float64, where equality has no excuse."""
-    from lab import shared_lab
+    from tiny_model import shared_tiny_model
 
-    return shared_lab("float64")
+    return shared_tiny_model("float64")
 
 
 @pytest.fixture(scope="session", params=["float64", "float32"])
-def lab_by_dtype(request: pytest.FixtureRequest) -> Lab:
-    from lab import shared_lab
+def tiny_model_by_dtype(request: pytest.FixtureRequest) -> TinyModel:
+    from tiny_model import shared_tiny_model
 
-    return shared_lab(request.param)
+    return shared_tiny_model(request.param)
 
 
 @pytest.fixture
-def altered_lab() -> Lab:
+def altered_tiny_model() -> TinyModel:
     """The tiny model in float64 for one test alone, whose weights it may change."""
-    from lab import fresh_lab
+    from tiny_model import fresh_tiny_model
 
-    return fresh_lab("float64")
+    return fresh_tiny_model("float64")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C as well

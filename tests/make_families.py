@@ -29,7 +29,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from harness.config import MODELS  # noqa: E402
+from harness.load.config import MODELS  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
 YAMLS = {"vicuna": "vicuna-7b", "llama2": "llama2-chat-7b", "llama3": "llama3-instruct-8b"}

@@ -20,8 +20,9 @@ FOLDER = Path(__file__).parent / "data" / "ledger"
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from harness.records import SCHEMA, Ledger, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
-from harness.style import SIX_TASKS, VANILLA  # noqa: E402
+from harness.common.names import SIX_TASKS, VANILLA  # noqa: E402
+from harness.ledger.ledger import Ledger  # noqa: E402
+from harness.ledger.record import SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
 
 MAX_NEW_TOKENS = 72  # over 64, so that an output can loop
 ENV = {
@@ -201,7 +202,7 @@ def make_ledger(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from harness.tables import write_tables
+    from harness.show.tables.all import write_tables
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     make_ledger(FOLDER)

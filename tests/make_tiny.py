@@ -32,14 +32,16 @@ from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from harness.loading import FREQUENT  # noqa: E402
+from harness.load.eagle_head import FREQUENT  # noqa: E402
 from harness.train import eagle as _eagle  # noqa: E402, F401  (registers the EAGLE head with the trainer)
 from harness.train import heads as train_heads  # noqa: E402
 from harness.train import lm as train_lm  # noqa: E402
-from harness.train.command import save_drafter  # noqa: E402
 from harness.train.data import Conversation  # noqa: E402
 from harness.train.generate import answers  # noqa: E402
-from harness.train.trainer import TrainSettings, frequent_tokens, train  # noqa: E402
+from harness.train.held_out import frequent_tokens  # noqa: E402
+from harness.train.save import save_drafter  # noqa: E402
+from harness.train.settings import TrainSettings  # noqa: E402
+from harness.train.trainer import train  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import methods
-from harness.audit.replay import head_law, replayed, score_sums
-from harness.audit.subject import Subject
-from harness.loading import Loaded
-from harness.style import VANILLA
+from harness.audit.probe.replay import head_law, replayed, score_sums
+from harness.audit.probe.subject import Subject
+from harness.common.names import VANILLA
+from harness.load.model import Loaded
 from methods.base import SamplerParams
 
 # What a forward costs in each dtype, in those of bfloat16: for dtypes not measured yet.

@@ -14,25 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from harness import tables
-from harness.audit.law import TOLERANCE
-from harness.audit.scores import FUNCTIONS
-from harness.audit.verdicts import (
-    EXACT_DTYPES,
-    LEAST_TAU,
-    MEDIAN_FACTOR,
-    Control,
-    Finding,
-    by_cell,
-    controls,
-    drafted,
-    kind_of,
-    paired_taus,
-    scores_of,
-    tau_change,
-)
-from harness.plots import RC, save_figure
-from harness.style import colour, method_order
+from harness.audit.probe.law import TOLERANCE
+from harness.audit.probe.scores import FUNCTIONS
+from harness.audit.verdicts.acceptance import LEAST_TAU, drafted, paired_taus, tau_change
+from harness.audit.verdicts.greedy import kind_of
+from harness.audit.verdicts.replay import MEDIAN_FACTOR, Control, controls
+from harness.audit.verdicts.sampling import scores_of
+from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, by_cell
+from harness.common import files as tables
+from harness.common.names import method_order
+from harness.forms.colours import colour
+from harness.forms.figure import RC, save_figure
 
 Recorded = Mapping[tuple[str, str], Finding]
 Draw = Callable[[Axes, pd.DataFrame, dict[str, int]], None]

@@ -10,22 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from harness import tables
 from harness.audit import figures
-from harness.audit.scores import ALPHA, POWER
-from harness.audit.verdicts import (
-    GAP_FACTOR,
-    LOST,
-    MEDIAN_FACTOR,
-    MOST_NOISE,
-    REPLAY_FACTOR,
-    SHIFT,
-    Finding,
-    Verdict,
-    controls,
-    counted,
-)  # fmt: skip
-from harness.style import VANILLA, method_order
+from harness.audit.probe.scores import ALPHA, POWER
+from harness.audit.verdicts.acceptance import LOST
+from harness.audit.verdicts.replay import GAP_FACTOR, MEDIAN_FACTOR, MOST_NOISE, REPLAY_FACTOR, controls
+from harness.audit.verdicts.sampling import SHIFT
+from harness.audit.verdicts.verdict import Finding, Verdict, counted  # fmt: skip
+from harness.common.files import write_file
+from harness.common.names import VANILLA, method_order
+from harness.forms.table import Section, Table, csv, markdown
+from harness.forms.table import plain as plain_of_table
+from harness.ledger.audit_words import AUDIT
 
 SAID = {True: "holds", False: "FAILS", None: "not judged"}
 SHORT = {"holds": "hold", "FAILS": "FAIL", "not judged": "not judged"}
@@ -89,15 +84,15 @@ def _row(v: Verdict) -> dict[str, str]:
     return dict(zip(COLUMNS, (*values, SAID[v.passed] + (f" ({v.why})" if v.why else "")), strict=True))
 
 
-def sections(rows: Sequence[Verdict]) -> list[tables.Section]:
+def sections(rows: Sequence[Verdict]) -> list[Section]:
     """One a layer and dtype, with a row a method."""
     return [
-        tables.Section(layer, (), pd.DataFrame([{"method": v.method} | _row(v) for v in rows if v.layer == layer]))
+        Section(layer, (), pd.DataFrame([{"method": v.method} | _row(v) for v in rows if v.layer == layer]))
         for layer in dict.fromkeys(v.layer for v in rows)
     ]
 
 
-def overview(rows: Sequence[Verdict]) -> tables.Section:
+def overview(rows: Sequence[Verdict]) -> Section:
     """One row a layer and dtype: how many hold, and the worst of them."""
     shown = []
     for layer in dict.fromkeys(v.layer for v in rows):
@@ -114,15 +109,13 @@ def overview(rows: Sequence[Verdict]) -> tables.Section:
         elif worst.why:
             row["verdict"] += f" ({worst.why})"
         shown.append({"layer": layer} | row)
-    return tables.Section("All layers", (), pd.DataFrame(shown))
+    return Section("All layers", (), pd.DataFrame(shown))
 
 
 def plain(rows: Sequence[Verdict], title: str, level: str) -> str:
     """For the terminal: every row, and the table over all layers last."""
     note = " ".join(READING.split())
-    return tables.plain(
-        tables.Table("audit", (*sections(rows), overview(rows)), (note, f"{title}, level {level}"), _numbers(rows))
-    )
+    return plain_of_table(Table("audit", (*sections(rows), overview(rows)), (note, f"{title}, level {level}"), _numbers(rows)))
 
 
 def _numbers(rows: Sequence[Verdict]) -> pd.DataFrame:
@@ -141,10 +134,10 @@ def write(
     divergences = figures.divergence_data(findings, controls(findings))
     word = {"model": facts["model"], "level": level, "methods": summary(rows, level, inexact)}
     return [
-        tables.write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
-        tables.write_file(out / "audit.csv", tables.csv(tables.Table("audit", (), (), _numbers(rows)))),
-        tables.write_file(out / "divergences.csv", tables.csv(tables.Table("divergences", (), (), divergences))),
-        tables.write_file(out / tables.AUDIT.name, json.dumps(word) + "\n"),
+        write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
+        write_file(out / "audit.csv", csv(Table("audit", (), (), _numbers(rows)))),
+        write_file(out / "divergences.csv", csv(Table("divergences", (), (), divergences))),
+        write_file(out / AUDIT.name, json.dumps(word) + "\n"),
         *drawn,
     ]
 
@@ -185,11 +178,11 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(section: tables.Section) -> str:
-    return tables.markdown(tables.Table("", (section,), (), section.shown)).rstrip()
+def _markdown(section: Section) -> str:
+    return markdown(Table("", (section,), (), section.shown)).rstrip()
 
 
-def _scores(data: pd.DataFrame) -> tables.Section:
+def _scores(data: pd.DataFrame) -> Section:
     """Every function of every method: the worst alone stands in the verdicts."""
     shown = [
         {"function": str(r.panel).removeprefix("L4: "), "method": r.method,
@@ -197,7 +190,7 @@ def _scores(data: pd.DataFrame) -> tables.Section:
          "z": f"{r.z:+.2f}", "smallest detectable": f"{r.detectable:.3g}"}
         for r in data.itertuples()
     ]  # fmt: skip
-    return tables.Section("L4 score test: every function", (), pd.DataFrame(shown))
+    return Section("L4 score test: every function", (), pd.DataFrame(shown))
 
 
 def _planted(out: Path) -> str:

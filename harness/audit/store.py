@@ -12,9 +12,9 @@ from typing import Any
 
 import filelock
 
+from harness.common.errors import UserError
 from harness.common.source_hash import earlier_hashes
-from harness.errors import UserError
-from harness.records import canonical_hash
+from harness.ledger.record import canonical_hash
 
 FILE = "audit.jsonl"
 

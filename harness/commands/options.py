@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import methods
 import tasks
-from harness import config as model_configs
-from harness.errors import UserError, unknown
+from harness.common.errors import UserError, unknown
+from harness.load import config as model_configs
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
-# what a run's options are where a tier, a table or a tuning does not say
-MATRIX_DEFAULTS: dict[str, Any] = {
-    "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
-    "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
-    "on_overflow": "skip", "head": None, "trees": False, "beside": (),
-}  # fmt: skip
 
 
 def include_all(paths: tuple[Path, ...]) -> None:
@@ -55,13 +48,3 @@ def checked(options: dict[str, Any]) -> None:
     need(o["threads"] is None or o["threads"] > 0, f"--threads is {o['threads']}; it must be at least 1")
     if o["dtype"] not in DTYPES:
         raise unknown("dtype", o["dtype"], DTYPES)
-
-
-def parse_changes(changes: Sequence[str]) -> dict[str, str]:
-    out = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set takes KEY=VALUE, not {change!r}")
-        out[key.strip().replace("-", "_")] = value.strip()
-    return out

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from harness import config as model_configs
-from harness.commands.options import MATRIX_DEFAULTS, checked, include_all
-from harness.commands.run import drafters_of, run_spec
-from harness.commands.tune import find_tuned
-from harness.errors import UserError, say
+from harness.commands.options import checked, include_all
+from harness.common.errors import UserError, say
+from harness.load import config as model_configs
+from harness.run.session import MATRIX_DEFAULTS, drafters_of, run_spec
+from harness.run.tuned import find_tuned
 
 SWEPT = 32  # tokens of each cell of --sweep, where nothing is asked for
 
@@ -41,9 +41,14 @@ def profile_command(**o: Any) -> None:
     import pandas as pd
     import torch
 
-    from harness import profiling, runner
-    from harness.environment import keep_freed_memory
-    from harness.loading import load
+    from harness.common.machine import keep_freed_memory
+    from harness.costs import steps as profiling
+    from harness.costs.ceiling import ceiling
+    from harness.costs.show import profile_rows, write_profile
+    from harness.costs.show import report as report_of_show
+    from harness.costs.sweep import sweep, write_sweep
+    from harness.load.model import load
+    from harness.run import arms as runner
     from methods.base import SamplerParams
 
     keep_freed_memory()
@@ -64,13 +69,13 @@ def profile_command(**o: Any) -> None:
         say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
         whole = replace(params, stop_ids=frozenset())  # every cell as many tokens
         measured: list[dict[str, Any]] = []
-        for at_context in profiling.sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, whole):
+        for at_context in sweep(loaded, [("vanilla", vanilla), *tree_arms], contexts, text, whole):
             measured += at_context
             say(
                 f"  {at_context[0]['context']} tokens: "
                 + ", ".join(f"{r['arm']} {r['tokens_per_s']:.1f} tokens/s" for r in at_context)
             )
-            written = profiling.write_sweep(pd.DataFrame(measured), f"{where}, {budget} tokens of one text", o["out"])
+            written = write_sweep(pd.DataFrame(measured), f"{where}, {budget} tokens of one text", o["out"])
         if not measured:
             raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {config.context_length} tokens")
         shown = pd.DataFrame(measured).pivot(index="arm", columns="context", values="tokens_per_s")
@@ -87,17 +92,17 @@ def profile_command(**o: Any) -> None:
         for arm in part.arms:
             say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
             profiles.append(profiling.profile(loaded, arm, prompts, params))
-        limit, best = profiling.ceiling(loaded), _known_best(config, part, o)
-        rows = profiling.profile_rows(profiles, profiles[0], limit, best)
-        report = profiling.report(profiles, limit, where, best)
+        limit, best = ceiling(loaded), _known_best(config, part, o)
+        rows = profile_rows(profiles, profiles[0], limit, best)
+        report = report_of_show(profiles, limit, where, best)
         click.echo(report)
-        written = profiling.write_profile(rows, report, where, o["out"])
+        written = write_profile(rows, report, where, o["out"])
     for path in written:
         click.echo(path)
 
 
 def make_trees(config: Any, o: dict[str, Any], total: int) -> tuple[Any, ...]:
-    from harness import runner
+    from harness.run import arms as runner
 
     return runner.make_arms(("eagle2",), "paper", {"total": str(total)}, config, o["head"] or config.head_folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 import click
 
 import methods
-from harness import config as model_configs
-from harness.commands.options import MATRIX_DEFAULTS, checked, include_all
-from harness.errors import UserError, say
+from harness.commands.options import checked, include_all
+from harness.common.errors import UserError, say
+from harness.load import config as model_configs
+from harness.replay.prompts import held_out_prompts
+from harness.run.session import MATRIX_DEFAULTS
+from harness.run.tuned import tuned_key
 
 
 def tune_command(**o: Any) -> None:
@@ -25,8 +27,8 @@ def tune_command(**o: Any) -> None:
         raise UserError(f"--conversations is {o['conversations']}; it must be at least 1")
     include_all(o["includes"])
     config = model_configs.model_config(o["model"])
-    from harness import tuned
-    from harness.environment import keep_freed_memory
+    from harness.common.machine import keep_freed_memory
+    from harness.run import tuned
 
     arms = _arms(config, o)
     budget = o["max_new_tokens"] or config.max_new_tokens
@@ -34,9 +36,9 @@ def tune_command(**o: Any) -> None:
         raise UserError(f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
     tuned.check(o["save"])  # found out before hours are spent
     keep_freed_memory()
-    from harness import tune
-    from harness.loading import load
-    from harness.train.command import checked_prompts
+    from harness.load.model import load
+    from harness.replay import pools as tune
+    from tasks.overlap import checked_prompts
 
     jobs = _jobs(arms, temperatures, config, o)
     if not jobs:
@@ -45,7 +47,7 @@ def tune_command(**o: Any) -> None:
     drafters = {arm.method.drafter for arm, _ in jobs if arm.method.drafter}
     loaded = load(config, jobs[0][1].dtype, head=o["head"], drafters=drafters)
     longest = min(tune.LONGEST, config.context_length - budget)
-    prompts = tune.held_out_prompts(loaded, o["conversations"], longest, evaluation)
+    prompts = held_out_prompts(loaded, o["conversations"], longest, evaluation)
     if not prompts:
         raise UserError(f"no held-out prompt of at most {longest} tokens, which is what --max-new-tokens {budget} leaves of the "
                         f"model's {config.context_length}")  # fmt: skip
@@ -67,8 +69,8 @@ def tune_command(**o: Any) -> None:
 
 def _arms(config: Any, o: dict[str, Any]) -> dict[str, Any]:
     """The methods to tune, by name, each at the options it begins with; of `all` those the model has weights for."""
-    from harness import runner
-    from harness.weights import drafter_folders
+    from harness.load.weights import drafter_folders
+    from harness.run import arms as runner
 
     head = o["head"] or config.head_folder
     folders, found = drafter_folders(config, head), {}
@@ -88,7 +90,7 @@ def _arms(config: Any, o: dict[str, Any]) -> dict[str, Any]:
 
 def _jobs(arms: dict[str, Any], temperatures: Sequence[float], config: Any, o: dict[str, Any]) -> list[tuple[Any, Any]]:
     """(method, what it is tuned for), one a method and temperature, without those of `all` that were tuned before."""
-    from harness import tuned
+    from harness.run import tuned
 
     shipped = config.folder / f"{config.name}.tuned.json"
     known = {e.key for e in (tuned.stored(o["save"]) if o["save"] else tuned.entries(shipped))}
@@ -105,7 +107,7 @@ def _jobs(arms: dict[str, Any], temperatures: Sequence[float], config: Any, o: d
 
 def _first_arm(m: Any, config: Any, head: Path | None) -> Any:
     """The method at the paper's options, or, where the heads are too few for its tree, at those chosen by their accuracies."""
-    from harness import runner
+    from harness.run import arms as runner
 
     try:
         return runner.make_arms((m.name,), "paper", {}, config, head)[0]
@@ -125,7 +127,7 @@ def _about(arm: Any, key: Any) -> str:
 
 def _replayed(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best dynamic tree of all."""
-    from harness.tune import tune
+    from harness.replay.pools import tune
 
     ranked, costs = tune(
         loaded, temperature=key.temperature, frequent=arm.options.get("frequent"), prompts=prompts,
@@ -149,8 +151,8 @@ def _replayed(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max
 
 def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> Found:
     """The best of the method's candidates and of the options it has."""
-    from harness.runner import check_heads
-    from harness.tune import race
+    from harness.replay.race import race
+    from harness.run.arms import check_heads
 
     tried: list[dict[str, Any]] = []
     for options in (dict(arm.options), *({**arm.options, **c} for c in arm.method.candidates)):
@@ -169,37 +171,3 @@ def _raced(loaded: Any, arm: Any, key: Any, prompts: Sequence[list[int]], max_ne
         click.echo(f"{what:6} {changed or '(its defaults)'}: tau {r.tau:.2f}, decode speedup {r.speedup:.2f}x")
     best = ranked[0]
     return dict(best.options), {"tau": round(float(best.tau), 3), "speedup": round(float(best.speedup), 3)}
-
-
-def find_tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
-    from harness import tuned
-
-    return tuned.lookup(tuned_key(config, method, head, o), config.folder / f"{config.name}.tuned.json")
-
-
-def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
-    import torch
-
-    from harness.environment import cpu_name
-    from harness.fetch import sha256_file
-    from harness.loading import resolve_dtype
-    from harness.tuned import Key
-    from harness.weights import drafter_folders
-
-    threads = o["threads"] or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
-    if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
-        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
-    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
-        files.append(folder / "config.json")
-    return Key(
-        model=config.name,
-        head=" ".join(sha256_file(file)[:16] for file in files),
-        method=method,
-        temperature=o["temperature"],
-        dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
-        threads=threads,
-        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-    )

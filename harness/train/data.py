@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from harness.errors import say
+from harness.common.errors import say
 from harness.train.generate import answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at

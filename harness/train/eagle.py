@@ -12,20 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.train.batches import Batch, NormalisedInput, next_valid, placed, shifted, some_pairs, spread
 from harness.train.data import Conversation
-from harness.train.trainer import (
-    Batch,
-    NormalisedInput,
-    TrainSettings,
-    initialise,
-    next_valid,
-    placed,
-    plain_head,
-    predicted_features,
-    shifted,
-    some_pairs,
-    spread,
-)
+from harness.train.kinds import initialise, plain_head, predicted_features
+from harness.train.settings import TrainSettings
 from methods.engine.draft_head import EagleHead
 
 

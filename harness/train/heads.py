@@ -16,21 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.train.batches import Batch, NormalisedInput, next_valid, placed, some_pairs, spread
 from harness.train.data import Conversation
-from harness.train.trainer import (
-    Batch,
-    NormalisedInput,
-    TrainSettings,
-    held_out_batches,
-    initialise,
-    next_valid,
-    placed,
-    plain_head,
-    predicted_features,
-    some_pairs,
-    spread,
-    target_tokens,
-)
+from harness.train.held_out import held_out_batches, target_tokens
+from harness.train.kinds import initialise, plain_head, predicted_features
+from harness.train.settings import TrainSettings
 from methods.engine.heads import HeadsConfig, ResidualHeads
 
 DEFAULTS = replace(

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.common.errors import UserError
+from harness.train.batches import Batch, next_valid
 from harness.train.data import Conversation
-from harness.train.trainer import Batch, TrainSettings, initialise, next_valid, predicted_features
+from harness.train.kinds import initialise, predicted_features
+from harness.train.settings import TrainSettings
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
 
 DEFAULTS = replace(TrainSettings(), unroll=1, unroll_from=0.0, feature_weight=0.0, ce_weight=1.0, noise=0.0)

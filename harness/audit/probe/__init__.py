@@ -1,0 +1,1 @@
+"""What an audit looks at and how: subjects, exact laws, replayed logits, scores. Findings come from here."""

@@ -1,0 +1,161 @@
+"""Makes findings: runs a subject on the stand-ins or on the model and writes down what it did. Verdicts are another file's.
+
+Whatever a subject raises is a finding too (`error`): a method that breaks is not a method that was not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from harness.audit.probe import law
+from harness.audit.probe.replay import (
+    Noise,
+    Replayed,
+    below_best,
+    control,
+    head_law,
+    plain_forward,
+    replayed,
+    replayed_external,
+    score_sums,
+)
+from harness.audit.probe.subject import Subject
+from harness.common.errors import UserError
+from harness.load.model import Loaded
+from harness.metrics import divergences as lossless
+from methods import get
+from methods.base import SamplerParams
+
+Finding = dict[str, Any]
+SCORED_BY_CONTROL = 2  # times that the control scores each position among many rows
+
+
+def guarded(make: Callable[[], Finding]) -> Finding:
+    """What `make` finds; an error of the audited code becomes a finding. The user's own errors are raised."""
+    try:
+        found = make()
+    except UserError:
+        raise
+    except Exception as e:
+        return {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"}
+    for name in ("differences", "gaps", "deviations", "variances"):
+        if not all(math.isfinite(x) for x in found.get(name, ())):  # a comparison with NaN is false: it would pass
+            return {"error": f"numbers that are not finite in its {name}"}
+    if not math.isfinite(found.get("deviation", 0.0)):
+        return {"error": "a probability that is not finite"}
+    return found
+
+
+def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
+    """Layer 1, on the small tree of that name. `refused`: its randomness cannot be walked; `broken`: two choices hang on one
+    random number, a probability is none, or mass is lost."""
+    try:
+        found = law.laws_of(subject.name, subject.small[tree](), case, subject.samples_drafts)
+    except law.NotEnumerable as e:
+        return {"refused": str(e)}
+    except AssertionError as e:
+        return {"broken": str(e) or "an assertion failed"}
+    return {"deviation": max(f.deviation for f in found), "branches": sum(f.branches for f in found)}
+
+
+def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, width: int) -> Finding:
+    """The target alone; its greedy text is what every method's is compared with."""
+    one = replayed(loaded, get("vanilla").build(), prompt, params, None)
+    noise = control(loaded, one, width, SCORED_BY_CONTROL)
+    return {"ids": one.ids, **noise_of(noise)}
+
+
+def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], width: int) -> Finding:
+    """The target alone over vanilla's text in a ledger."""
+    _, reference = plain_forward(loaded, prompt, ids)
+    noise = control(loaded, Replayed(prompt, ids, reference, reference), width, SCORED_BY_CONTROL)
+    return noise_of(noise)
+
+
+def greedy_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
+    """Layers 2 and 3: the logits used against the plain forward's, and where the ids first differ from vanilla's."""
+    run = run_of(loaded, subject, prompt, params)
+    at = lossless.first_divergence(vanilla, run.ids)
+    divergence = None if at is None else _divergence(run, vanilla, at)
+    tau = {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
+    return {**looks(run, subject), **tau, "n": len(run.ids), "divergence": divergence,
+            "not_argmax": [] if subject.external else run.not_argmax}  # fmt: skip
+
+
+def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Finding:
+    """Layers 2 and 4 at T > 0."""
+    return scored(loaded, subject, run_of(loaded, subject, prompt, params), params)
+
+
+def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
+    """The same of a generation that was made before."""
+    deviations, variances = score_sums(run, head_law(loaded, run, params), params)
+    return {**looks(run, subject), "n": len(run.ids), "deviations": deviations, "variances": variances}
+
+
+def coupled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
+    """Layer 4: the ids of a method that draws the target's own tokens are vanilla's at any temperature."""
+    ids = subject.full()(prompt, subject.target(loaded), subject.drafter(loaded), params).token_ids
+    return {"n": len(ids), "at": lossless.first_divergence(vanilla, ids)}
+
+
+def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int | None]) -> Finding:
+    """A divergence between two finished outputs: vanilla's and the method's token after a common prefix."""
+    if None in ids:
+        return {"ended": True, "gap_vanilla": 0.0, "gap_method": 0.0}
+    logits = plain_forward(loaded, prefix, [0])[1][0]
+    return {
+        "ended": False,
+        "gap_vanilla": below_best(logits, int(ids[0] or 0)),
+        "gap_method": below_best(logits, int(ids[1] or 0)),
+    }
+
+
+def stop_finding(subject: Subject) -> Finding:
+    """The stop rule, on models that agree, so that blocks are long: a stop id and the end of the budget fall inside them."""
+    rows = law.random_rows(law.VOCAB, 31, 4.0)
+    n = 0
+    for tree, small in subject.small.items():
+        for stop_ids in (frozenset[int](), frozenset({2}), frozenset({0, 3})):
+            for budget in range(1, 12):
+                params = SamplerParams(budget, stop_ids)
+                prompt, target = list(law.PROMPT), law.without_first(rows)
+                ids = small()(prompt, law.FakeTarget(target), law.FakeDrafter(rows), params).token_ids
+                plain = get("vanilla").build()(prompt, law.FakeTarget(target), None, params).token_ids
+                n += 1
+                if ids != plain:
+                    where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
+                    how = f"{len(ids)} tokens instead of {len(plain)}" if len(ids) != len(plain) else "other ids"
+                    return {"wrong": f"{how} {where}", "n": n}
+    return {"n": n}
+
+
+def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Replayed:
+    if subject.external:
+        return replayed_external(loaded, subject.full(), prompt, params, subject.drafter(loaded))
+    return replayed(loaded, subject.full(), prompt, params, subject.drafter(loaded), subject.target(loaded))
+
+
+def looks(run: Replayed, subject: Subject) -> Finding:
+    """What layer 2 needs of a run; nothing of a loop that keeps no logits."""
+    if subject.external:
+        return {}
+    return {"differences": rounded(run.differences), "n_offside": run.n_offside, "n_branching": run.n_branching}
+
+
+def _divergence(run: Replayed, vanilla: list[int], at: int) -> Finding:
+    if at >= min(len(run.ids), len(vanilla)):
+        return {"at": at, "ended": True, "gap_vanilla": 0.0, "gap_method": 0.0}
+    row = run.reference[at]  # the plain forward after the common prefix
+    return {"at": at, "ended": False, "gap_vanilla": below_best(row, vanilla[at]), "gap_method": below_best(row, run.ids[at])}
+
+
+def noise_of(noise: Noise) -> Finding:
+    return {"differences": rounded(noise.differences), "gaps": rounded(noise.gaps), "flipped": noise.flipped,
+            "exposed": noise.exposed}  # fmt: skip
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{x:.4g}") for x in values]

@@ -1,0 +1,261 @@
+"""Several generations abreast: for layer 4's twenty thousand tokens a method, in half the time.
+
+Each generation runs in a thread of its own through the method's own loop, grower and verification. What it asks of the
+target waits until every other generation asks for something, too, and is then run for all of them in one forward: their rows
+share the matmuls, each attends to a cache of its own. Between those calls threads draft and verify at the same time, on nothing
+they share; the logits used are replayed by a plain forward (layer 2) like those of any other generation.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.audit.probe import findings
+from harness.audit.probe.findings import Finding
+from harness.audit.probe.replay import Recording, beside_plain
+from harness.audit.probe.subject import Subject
+from harness.load.model import Loaded
+from methods.base import SamplerParams
+from methods.engine.cache import TreeCache
+from methods.engine.clock import ForwardClock
+from methods.engine.layer import rotary_rows
+from methods.engine.llama import LlamaTarget, is_plain_llama
+from methods.engine.target import grouped_attention
+
+LANES = 8  # float32, 9 rows a tree, one core of an AMD EPYC: 28 ms a lane and step instead of 52; 16 lanes gain nothing more
+
+
+@dataclass(slots=True)
+class Call:
+    """What a lane waits for."""
+
+    kind: str
+    arguments: Any
+    result: Any = None
+    error: BaseException | None = None
+    is_done: bool = False
+
+
+class Gathering:
+    """Calls of `n` threads, run together once all of them wait, kind after kind in the order of `runs`, which are given the
+    arguments of all calls of their kind and give a result for each.
+
+    The kinds that come first are those a generation does between its target forwards: it catches up with the others before
+    the next forward is run, so that forwards are of all lanes.
+    """
+
+    def __init__(self, n: int, runs: dict[str, Callable[[list[Any]], Sequence[Any]]]):
+        self._n, self._runs, self._calls, self._is_over = n, runs, list[Call](), False
+        self._changed = threading.Condition()
+
+    def __call__(self, kind: str, arguments: Any) -> Any:
+        mine = Call(kind, arguments)
+        with self._changed:
+            self._calls.append(mine)
+            self._run_if_all_wait()
+            while not (mine.is_done or self._is_over):
+                self._changed.wait()
+        if not mine.is_done:
+            raise KeyboardInterrupt
+        if mine.error is not None:
+            raise mine.error
+        return mine.result
+
+    def end(self) -> None:
+        """Whoever waits stops waiting."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """A thread has nothing more to ask."""
+        with self._changed:
+            self._n -= 1
+            self._run_if_all_wait()
+
+    def _run_if_all_wait(self) -> None:
+        if self._is_over or not self._calls or len(self._calls) < self._n:
+            return
+        kind = next(k for k in self._runs if any(c.kind == k for c in self._calls))
+        now = [c for c in self._calls if c.kind == kind]
+        self._calls = [c for c in self._calls if c.kind != kind]
+        try:
+            with torch.inference_mode():
+                for call, result in zip(now, self._runs[kind]([c.arguments for c in now]), strict=True):
+                    call.result = result
+        except BaseException as e:  # each of them is told; what one asked for may have spoilt the others'
+            for call in now:
+                call.error = e
+        for call in now:
+            call.is_done = True
+        self._changed.notify_all()
+
+
+class _GatheredHead:
+    """The target's LM head, run for all lanes at once; drafters that use it do so through this."""
+
+    def __init__(self, lm_head: Any, gathering: Gathering):
+        self.weight: Tensor = lm_head.weight
+        self._gathering = gathering
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._gathering("lm_head", x)
+        return logits
+
+
+class _Lane(LlamaTarget):
+    """A target with the weights of another and a cache of its own."""
+
+    def __init__(self, target: LlamaTarget, gathering: Gathering):  # not super's: nothing is loaded or packed again
+        self.__dict__.update(vars(target))
+        old = target.cache
+        self.cache = TreeCache(old.devices, old.kv_heads, old.head_dim, old.dtype)
+        self._clock = ForwardClock(self.device)
+        self._cos = self._sin = torch.empty(0)
+        self.lm_head: Any = _GatheredHead(target.lm_head, gathering)
+        self._gathering = gathering
+
+    @property
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        if len(self._cos) < self.cache.capacity:
+            cos, sin = self.body.rotary_emb(self.embedding[:0], torch.arange(self.cache.capacity)[None])
+            self._cos, self._sin = rotary_rows(cos[0], sin[0])
+        return self._cos, self._sin
+
+    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+        features: Tensor = self._gathering("forward", (self, ids, positions, mask))
+        return features
+
+
+def _drafter_of_lane(drafter: Any, target: LlamaTarget, lane: _Lane) -> Any:
+    """The same weights with buffers of their own."""
+    if drafter is None:
+        return None
+    mine = copy.copy(drafter)
+    for name, value in vars(drafter).items():
+        if value is target.lm_head:
+            setattr(mine, name, lane.lm_head)
+        elif isinstance(value, dict):
+            setattr(mine, name, dict(value))
+    if hasattr(mine, "_capacity"):
+        mine._capacity = 0  # `start` makes buffers
+    mine._clock = ForwardClock(mine.device)
+    return mine
+
+
+def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Sequence[Tensor]:
+    """`LlamaTarget._forward` of several lanes, their rows one below the other."""
+    first = calls[0][0]
+    sizes = [len(ids) for _, ids, _, _ in calls]
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    rotary = (
+        torch.cat([lane.rotary[0][positions] for lane, _, positions, _ in calls]),
+        torch.cat([lane.rotary[1][positions] for lane, _, positions, _ in calls]),
+    )
+    x = F.embedding(torch.tensor([t for _, ids, _, _ in calls for t in ids]), first.embedding)
+    for i, layer in enumerate(first._layers):
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i) -> Tensor:
+            out = []
+            for (lane, _, _, mask), n, end in zip(calls, sizes, ends, strict=True):
+                here = slice(end - n, end)
+                keys, values = lane.cache.update(k[None, :, here], v[None, :, here], i)
+                out.append(grouped_attention(None, q[None, :, here], keys, values, mask, lane._scale)[0].view(n, -1))
+            return torch.cat(out)
+
+        x = layer(x, rotary, attend)
+    return first._norm(x).split(sizes)
+
+
+def can_run_abreast(loaded: Loaded, subject: Subject) -> bool:
+    """Whether its generations can share forwards in the score test's dtype: on the lean forward, and in loops that ask the target
+    for them. The model's own dtype does not matter: plans are made before it is loaded in that one."""
+    is_planted = subject.spoilt is not None or subject.misled is not None  # wrappers cannot be copied lane by lane
+    is_lean = is_plain_llama(loaded.target.model) and loaded.target.device.type == "cpu"
+    return is_lean and not subject.external and not is_planted
+
+
+def sampled_findings(
+    loaded: Loaded,
+    subject: Subject,
+    jobs: Sequence[tuple[list[int], SamplerParams]],
+    made: Callable[[int, Finding], None],
+    n_lanes: int = LANES,
+) -> None:
+    """`findings.sampled_finding` of each job (prompt ids, params); `made(i, finding)` as each is done, one at a time.
+
+    What a job raises is its finding (`error`), and the last: no further one is begun. What `made` raises, and the user's own
+    errors, are raised.
+    """
+    target = loaded.target
+    assert isinstance(target, LlamaTarget)
+    n_lanes = min(n_lanes, len(jobs))
+    waiting, failed = list(range(len(jobs)))[::-1], list[BaseException]()
+    n_threads = torch.get_num_threads()
+
+    def lm_heads(rows: list[Tensor]) -> Sequence[Tensor]:
+        return target.lm_head(torch.cat(rows)).split([len(x) for x in rows])
+
+    runs: dict[str, Callable[[list[Any]], Sequence[Any]]] = {
+        "apart": lambda todo: [do() for do in todo], "lm_head": lm_heads, "forward": _forwards,
+    }  # fmt: skip
+    gathering = Gathering(n_lanes, runs)
+
+    def run_lane() -> None:
+        try:
+            torch.set_num_threads(n_threads)  # a setting of each thread
+            lane = _Lane(target, gathering)
+            drafter = _drafter_of_lane(subject.drafter(loaded), target, lane)
+            while (i := next_job()) is not None:
+                gathering("apart", generation(i, lane, drafter))
+        except BaseException as e:
+            failed.append(e)
+            waiting.clear()
+        finally:
+            gathering.leave()
+
+    def next_job() -> int | None:
+        try:
+            return waiting.pop()
+        except IndexError:
+            return None
+
+    def generation(i: int, lane: _Lane, drafter: Any) -> Callable[[], None]:
+        """Decodes here; what it gives back judges what was decoded, once the other lanes wait."""
+        (prompt, params), seen = jobs[i], Recording(lane)
+        run = findings.guarded(lambda: {"ids": subject.full()(prompt, seen, drafter, params).token_ids})
+
+        def score() -> Finding:
+            return findings.scored(loaded, subject, beside_plain(loaded, prompt, run["ids"], seen), params)
+
+        def finish() -> None:
+            found = run if "error" in run else findings.guarded(score)
+            if "error" in found:
+                waiting.clear()
+            made(i, found)
+
+        return finish
+
+    threads = [threading.Thread(target=run_lane, daemon=True) for _ in range(n_lanes)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C: the generations under way are dropped, and nothing is written any more
+        waiting.clear()
+        gathering.end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
+    if failed:
+        raise failed[0]

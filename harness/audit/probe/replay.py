@@ -1,0 +1,245 @@
+"""What methods really used, position by position, against one plain forward over the finished text (layers 2, 3, 4).
+
+A `Recording` stands in for the target and keeps the logits row behind every emitted token. Afterwards transformers' own
+module runs once over prompt and output, without a cache, without a tree: its rows are the reference. The no-drafter
+control is the target alone, scoring vanilla's text one row at a time and many at a time: what rounding does here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.audit.probe.scores import summands
+from harness.load.model import Loaded
+from harness.train.batches import Batch
+from harness.train.kinds import predicted_features
+from methods.base import Decode, SamplerParams
+from methods.engine.draft_head import EagleHead
+from methods.engine.sampling import probabilities
+from methods.engine.tree import Tree, chain
+
+
+class Recording:
+    """A target that keeps the logits rows tokens were drawn from: the prefill's, each step's, and those of committed nodes.
+
+    `q`: by output position, the law its draft was drawn from, where the tree brought one. `n_offside`: paths that were not
+    the first rows, `n_branching`: trees in which a path can be that; a cache that keeps wrong rows shows in those alone.
+    `n_forwards`, `n_emitted`: target forwards after the prefill and the tokens they gave, before any cutting.
+    """
+
+    def __init__(self, target: Any):
+        self._target = target
+        self.rows: list[Tensor] = []  # [vocab] each, in the order emitted
+        self.q: dict[int, Tensor] = {}
+        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = 0
+        self._tree: Tree | None = None
+        self._pending: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        self.rows, self.q = [], {}
+        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = 0
+        features, logits = self._target.prefill(prompt_ids, room)
+        self.rows.append(logits.clone())
+        return features, logits
+
+    def step(self, token: int) -> Tensor:
+        logits: Tensor = self._target.step(token)
+        self.rows.append(logits.clone())
+        self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + 1
+        return logits
+
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        features, logits = self._target.verify(tree)
+        self._tree, self._pending = tree, logits
+        return features, logits
+
+    def commit(self, path: list[int]) -> None:
+        assert self._pending is not None and self._tree is not None
+        for i, node in enumerate(path):
+            if self._tree.q is not None and node in self._tree.q:
+                self.q[len(self.rows) + i] = self._tree.q[node].cpu()
+        self.rows += list(self._pending[path].clone())
+        self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + len(path)
+        self.n_offside += path != list(range(len(path)))
+        self.n_branching += self._tree.parents != list(range(-1, len(self._tree) - 1))
+        self._target.commit(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One generation: `used` [n, vocab], the logits behind its tokens (the reference itself where the loop keeps none);
+    `reference` [n, vocab], the plain forward's, with its `features` [n_prompt + n - 1, hidden]."""
+
+    prompt: list[int]
+    ids: list[int]
+    used: Tensor
+    reference: Tensor
+    n_offside: int = 0
+    n_branching: int = 0
+    n_forwards: int = 0
+    n_emitted: int = 0
+    q: dict[int, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+
+    @property
+    def differences(self) -> list[float]:
+        """The largest absolute difference of a logit, at each position."""
+        return (self.used.double() - self.reference.double()).abs().amax(-1).tolist()
+
+    @property
+    def not_argmax(self) -> list[int]:
+        """Positions whose token is not the argmax of the very logits it was drawn from: of a greedy output, faults."""
+        best = self.used.max(-1).values
+        own = self.used[torch.arange(len(self.ids)), torch.tensor(self.ids)]
+        return (own < best).nonzero().flatten().tolist()
+
+
+@torch.inference_mode()
+def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One cache-free forward of transformers' own module: features [n_prompt + n - 1, hidden] after the final norm, and the
+    logits [n, vocab] before each of `ids`."""
+    model = loaded.target.model
+    with loaded.target.stock_attention():
+        text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+        features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
+        logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
+    return features, logits.cpu()
+
+
+def replayed(
+    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None
+) -> Replayed:  # fmt: skip
+    """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted."""
+    seen = Recording(target or loaded.target)
+    return beside_plain(loaded, prompt, decode(prompt, seen, drafter, params).token_ids, seen)
+
+
+def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Recording) -> Replayed:
+    """What was recorded of a generation beside the plain forward over it.
+
+    Raises:
+        ValueError: tokens were emitted for which no logits were asked.
+    """
+    n = len(ids)
+    if len(seen.rows) < n:
+        raise ValueError(f"{n} tokens were emitted but only {len(seen.rows)} rows of logits were asked for")
+    used = torch.stack(seen.rows[:n]).cpu()
+    features, reference = plain_forward(loaded, prompt, ids)
+    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.q,
+                    features)  # fmt: skip
+
+
+def replayed_external(
+    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any = None
+) -> Replayed:  # fmt: skip
+    """A loop that keeps no logits: the plain forward's stand for them."""
+    ids = decode(prompt, loaded.target, drafter, params).token_ids
+    features, reference = plain_forward(loaded, prompt, ids)
+    return Replayed(prompt, ids, reference, reference, features=features)
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What the target alone shows over one text: `differences` of one row and of many from the plain forward; `gaps`: how far
+    the gap of the reference's two best tokens moves between any two of the three; `flipped`: whether many rows name another
+    token than one row anywhere, `exposed`: positions up to the first of those, as outputs are compared."""
+
+    differences: list[float]
+    gaps: list[float]
+    flipped: bool
+    exposed: int
+
+
+@torch.inference_mode()
+def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noise:
+    """The target alone over a finished greedy text, without a drafter: chains of its next `width` tokens, started every
+    `width / per_position` tokens, so that each position is scored `per_position` times, in different rows.
+
+    Where `one` holds no logits of its own (a text from a ledger), its ids stand for the argmaxes of single rows.
+    """
+    target, text = loaded.target, [*one.prompt, *one.ids]
+    n, stride, has_own = len(one.ids), max(1, width // per_position), one.used is not one.reference
+    best = one.reference.double().topk(2, dim=-1).indices
+
+    def gap(rows: Tensor, at: Tensor) -> Tensor:
+        own = rows.double().cpu().gather(-1, best[at])
+        return own[:, 0] - own[:, 1]
+
+    here = torch.arange(n)
+    alone, plain = gap(one.used, here), gap(one.reference, here)
+    differences = list(one.differences) if has_own else []
+    gaps = (alone - plain).abs().tolist() if has_own else []
+    ids, differs = torch.tensor(one.ids), torch.zeros(n, dtype=torch.bool)
+    scored = 1  # the first token comes from the prefill in every arm
+    target.prefill(one.prompt, n + width)
+    for first in range(0, n - 1, stride):
+        # row i of the chain is before output token first + i + 1; the text may end before the chain does
+        tokens = text[len(one.prompt) + first :][:width]
+        _, rows = target.verify(chain(tokens[0], tokens[1:]))
+        at = torch.arange(first + 1, min(first + 1 + len(tokens), n))
+        rows = rows[: len(at)].cpu()
+        many = gap(rows, at)
+        differences += (rows.double() - one.reference[at].double()).abs().amax(-1).tolist()
+        gaps += torch.maximum((many - alone[at]).abs(), (many - plain[at]).abs()).tolist()
+        fresh = at >= scored  # of two scorings of a position the first counts: they are no two trials
+        differs[at[fresh]] = rows.max(-1).indices[fresh] != ids[at[fresh]]
+        scored = max(scored, int(at[-1]) + 1)
+        target.commit(list(range(min(stride, len(tokens)))))
+    flips = differs.nonzero().flatten().tolist()
+    return Noise(differences, gaps, bool(flips), flips[0] + 1 if flips else n)
+
+
+def below_best(logits: Tensor, token: int) -> float:
+    """How far a token lies below the best. logits: [vocab]."""
+    return float(logits.double().max() - logits[token].double())
+
+
+@torch.inference_mode()
+def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
+    """[n, vocab] float64: the drafter's law before each token: the one its draft was drawn from where the tree had one, else
+    the draft head's, teacher-forced on the target's own features; uniform where the model has no head.
+
+    The score test is valid whatever q is, as long as it does not depend on the token drawn; q decides its power.
+    """
+    n, vocab = run.used.shape
+    if loaded.drafter is None:
+        law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
+    else:
+        target, text = loaded.target, [*run.prompt, *run.ids]
+        assert (features := run.features) is not None
+        head, embedding = _on_cpu(loaded)
+        features = torch.cat([features, features[-1:]])[None].cpu().to(embedding.dtype)
+        wanted = torch.ones(1, len(text) - 1, dtype=torch.bool)  # every pair is predicted
+        out, _ = next(predicted_features(head, embedding, Batch(torch.tensor([text]), features, wanted, wanted), 1))
+        # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
+        predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.device, target.dtype)
+        law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
+    for position, q in run.q.items():
+        if position < len(law):
+            law[position] = q
+    return law
+
+
+def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:
+    """The head and the embedding where the training passes run: copies in float32 where the model is on a GPU."""
+    drafter = loaded.drafter
+    assert drafter is not None
+    if drafter.device.type == "cpu":
+        return drafter.head, drafter.embedding
+    return copy.deepcopy(drafter.head).float().cpu(), drafter.embedding.float().cpu()
+
+
+def score_sums(run: Replayed, q: Tensor, params: SamplerParams) -> tuple[list[float], list[float]]:
+    """Layer 4's sums of deviations and variances, over the laws that verification itself used."""
+    p = probabilities(run.used, params.temperature, params.top_p)
+    deviations, variances = summands(p, q, torch.tensor(run.ids))
+    return deviations.sum(0).tolist(), variances.sum(0).tolist()

@@ -1,0 +1,1 @@
+"""What findings mean: a file a layer."""

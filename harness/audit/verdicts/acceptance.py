@@ -1,0 +1,78 @@
+"""Layer 5: whether a method's tau fell since it was last recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.audit.verdicts.verdict import Finding, Verdict, by_cell, counted
+
+LEAST_TAU = 1.05  # of a method with a draft head: one that drafts nothing right is broken, whatever its law
+LOST = 0.02  # share of a recorded tau that may be lost without notice
+RESAMPLES = 2000
+FOUND = 1.84  # half widths of a 95 % interval beyond a limit that are found 95 times in 100: (1.96 + 1.64) / 1.96
+
+
+def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str, str], Finding]) -> list[Verdict]:
+    """L5: tau against a recorded figure on the same prompts: faults that leave the law alone show nowhere else.
+
+    recorded: (method, prompt) -> an earlier greedy finding in float32, of the same weights and options and other code.
+    """
+    found, layer = [], "L5 acceptance, float32"
+    for method, whole in drafted(findings).items():
+        tau = sum(f["emitted"] for f in whole) / sum(f["forwards"] for f in whole)
+        pairs = paired_taus(whole, recorded)
+        checked = f"{counted(len(whole), 'output')}, {counted(sum(f['forwards'] for f in whole), 'forward')}"
+        if not pairs:
+            if whole[0]["has_head"]:
+                found.append(Verdict(layer, method, checked, f"tau {tau:.2f}", f"over {LEAST_TAU}", f"tau under {LEAST_TAU}",
+                                     tau > LEAST_TAU, "no recorded figure to compare with", cells=len(whole),
+                                     ratio=LEAST_TAU / tau))  # fmt: skip
+            continue
+        t = tau_change(pairs)
+        limit = -LOST * t.recorded
+        worst = f"tau {t.tau:.2f} against {t.recorded:.2f}: {t.change:+.3f} [{t.low:+.3f}, {t.high:+.3f}]"
+        holds = t.high >= limit and (tau > LEAST_TAU or not whole[0]["has_head"])
+        allowed, seen = f"not below {limit:+.3f} with 95 %", f"a loss of {FOUND * (t.change - t.low) - limit:.3f}"
+        ratio = max(t.high / limit, LEAST_TAU / tau if whole[0]["has_head"] else 0.0)
+        found.append(Verdict(layer, method, checked, worst, allowed, seen, holds, cells=len(pairs), ratio=ratio))
+    return found
+
+
+def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Greedy float32 findings with forwards to count, by method; vanilla drafts nothing."""
+    cells = {m: mine for (dtype, m), mine in by_cell(findings, "greedy").items() if dtype == "float32" and m != "vanilla"}
+    whole = {m: [f for f in mine if f.get("forwards")] for m, mine in cells.items()}
+    return {m: mine for m, mine in whole.items() if mine}
+
+
+@dataclass(frozen=True, slots=True)
+class TauChange:
+    """Of the prompts that both have: tau, the recorded tau, and the 95 % interval of the change (bootstrap over prompts)."""
+
+    tau: float
+    recorded: float
+    change: float
+    low: float
+    high: float
+
+
+def tau_change(pairs: Sequence[tuple[Finding, Finding]]) -> TauChange:
+    """pairs: (finding, recorded counts) by prompt."""
+    counts = np.array([[a["emitted"], a["forwards"], b["emitted"], b["forwards"]] for a, b in pairs], dtype=float)
+    picks = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
+
+    def change(sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+
+    emitted, forwards, before, forwards_before = counts.sum(0)
+    low, high = np.quantile(change(counts[picks].sum(1)), [0.025, 0.975])
+    return TauChange(
+        float(emitted / forwards), float(before / forwards_before), float(change(counts.sum(0))), float(low), float(high)
+    )
+
+
+def paired_taus(mine: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding]) -> list[tuple[Finding, Finding]]:
+    return [(f, recorded[f["method"], f["prompt"]]) for f in mine if (f["method"], f["prompt"]) in recorded]

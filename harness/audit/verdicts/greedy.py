@@ -1,0 +1,97 @@
+"""Layer 3: greedy outputs against vanilla's; every divergence is a benign tie, a near tie or a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from harness.audit.probe.scores import ALPHA, holm, more_often, rate_bound
+from harness.audit.verdicts.replay import GAP_FACTOR, Control
+from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyond, broken, by_cell, counted, share, unlikely
+
+
+def classify(divergence: Finding, gap_tol: float) -> str:
+    """`benign_tie`, `near_tie` or `FAULT`: how far below the reference's best vanilla's and the method's token lie.
+
+    An output that ended where the other went on is a fault.
+    """
+    gaps = divergence["gap_vanilla"], divergence["gap_method"]
+    if divergence["ended"]:
+        return "FAULT"
+    if max(gaps) == 0:
+        return "benign_tie"
+    return "near_tie" if max(gaps) <= gap_tol else "FAULT"
+
+
+def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
+    """L3: ids against vanilla's, from the audit's own runs (`greedy`) and from a ledger (`ledger`), as cells of their own."""
+    found, tests = [], []
+    for kind in ("greedy", "ledger"):
+        for (dtype, method), mine in by_cell(findings, kind).items():
+            layer = f"L3 greedy equality, {dtype}" + (", ledger" if kind == "ledger" else "")
+            if failed := broken(layer, method, mine):
+                found.append(failed)
+                continue
+            row, p = _greedy_verdict(layer, dtype, method, mine, known.get(dtype))
+            found.append(row)
+            if dtype != "float64":  # where ids must be equal there is no rate to test
+                tests.append((len(found) - 1, p))
+    for (place, _), p in zip(tests, holm([p for _, p in tests]), strict=True):
+        row = found[place]
+        if p < ALPHA and row.passed is not False:
+            why = f"diverges more often than the control: Holm-adjusted p = {p:.2g}"
+            found[place] = replace(row, passed=False, why=why, blocks=False, ratio=max(row.ratio, unlikely(p)))
+    return found
+
+
+def on_smaller_trees(mine: Sequence[Finding]) -> str:
+    """How many of a method's outputs have other options than its first, which are those that tables measure."""
+    n = sum(f.get("options") != mine[0].get("options") for f in mine)
+    return f" ({n} on smaller trees)" if n else ""
+
+
+def _greedy_verdict(
+    layer: str, dtype: str, method: str, mine: Sequence[Finding], control: Control | None
+) -> tuple[Verdict, float]:
+    """The row, and the p-value that the method's ids differ more often than one row's argmax differs from many rows'."""
+    diverged = [f["divergence"] for f in mine if f["divergence"]]
+    # after a divergence outputs are not comparable: the positions looked at end there
+    positions = sum(f["divergence"]["at"] + 1 if f["divergence"] else f["n"] for f in mine)
+    smaller = on_smaller_trees(mine)
+    checked = f"{counted(len(mine), 'output')}{smaller}, {counted(positions, 'token')}"
+    cells = len({f.get("cell", i) for i, f in enumerate(mine)})
+    if dtype == "float64":
+        seen = f"fault rate under {rate_bound(len(diverged), len(mine)):.2%} of outputs (95 %)"
+        worst = f"{len(diverged)} differ" if diverged else "all identical"
+        return Verdict(
+            layer, method, checked, worst, "identical", seen, not diverged, cells=cells, ratio=beyond(len(diverged))
+        ), 1.0
+    if control is None:
+        return Verdict.missing(layer, method, f"no control in {dtype}"), 1.0
+    kinds = [kind_of(f, dtype, control) for f in mine if f["divergence"] or f.get("not_argmax")]
+    counts = "".join(f", {kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
+    largest = max((max(d["gap_vanilla"], d["gap_method"]) for d in diverged), default=0.0)
+    p = more_often(len(diverged), positions, control.flipped, control.exposed)
+    short = f"the control has {control.n:,} positions, {positions:,} were checked" if control.n < positions else ""
+    passed = False if "FAULT" in kinds else None if short else True
+    row = Verdict(
+        layer, method, checked,
+        f"{len(mine) - len(kinds)} identical{counts}; largest gap {largest:.2g}",
+        f"gap {control.gap_tol:.2g} = {GAP_FACTOR:g} x control's largest; as rare as the control's {control.flipped} in "
+        f"{control.exposed:,} (p = {p:.2g})",
+        f"fault rate under {rate_bound(kinds.count('FAULT'), len(mine)):.2%} of outputs (95 %)",
+        passed, short, blocks=passed is None, cells=cells,
+        ratio=max(share(largest, control.gap_tol), beyond(kinds.count("FAULT"))),
+    )  # fmt: skip
+    return row, p
+
+
+def kind_of(f: Finding, dtype: str, control: Control) -> str:
+    """The class of one output's first divergence; a token that is not its own logits' argmax, or logits beyond layer 2's
+    limit up to there, are faults whatever the gap."""
+    at = f["divergence"]["at"] if f["divergence"] else f["n"]
+    if any(position <= at for position in f.get("not_argmax", ())):
+        return "FAULT"
+    if dtype in EXACT_DTYPES and max(f.get("differences", [])[: at + 1], default=0.0) > control.replay_limit:
+        return "FAULT"
+    return classify(f["divergence"], control.gap_tol) if f["divergence"] else "identical"

@@ -1,0 +1,128 @@
+"""Layer 2: logits of the method against a plain forward over the same text, and the control that says what noise is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, broken, by_cell, counted, share
+
+REPLAY_FACTOR = 20.0  # times the control's largest difference
+MEDIAN_FACTOR = 3.0  # times the control's median, in 16 bits
+GAP_FACTOR = 1.5  # times the control's largest gap noise
+# In float64 transformers' norms still round to float32: two forwards agree to 1e-14 until an element falls on the other side
+# of a rounding boundary, and then to 1e-7. A fault moves logits by whole units.
+FLOOR = {"float64": 1e-5}
+# What rounding can do to the control itself (in 16 bits: to its median). A fault of the engine is in the control as well, and
+# thresholds that are multiples of its noise would excuse it. Healthy, on SmolLM2-135M: 1e-7, 1e-4, 0.55 at most in bfloat16;
+# wrong masks, positions and cache rows there move logits by 4 and more in the median.
+MOST_NOISE = {"float64": 1e-4, "float32": 1e-2, "bfloat16": 1.0, "float16": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the target alone shows in one dtype over `n` scored positions: its largest and median difference from the plain
+    forward and its largest gap noise; `flipped` of its texts show an argmax of many rows that is not one row's, within
+    `exposed` positions."""
+
+    dtype: str
+    n: int
+    largest: float
+    median: float
+    gap: float
+    flipped: int
+    exposed: int
+
+    @property
+    def gap_tol(self) -> float:
+        return GAP_FACTOR * self.gap
+
+    @property
+    def replay_limit(self) -> float:
+        return max(REPLAY_FACTOR * self.largest, FLOOR.get(self.dtype, 0.0))
+
+
+def controls(findings: Iterable[Finding]) -> dict[str, Control]:
+    """By dtype, over all control findings without errors."""
+    found = {}
+    for (dtype, _), mine in by_cell(findings, "control").items():
+        whole = [f for f in mine if "error" not in f]
+        differences = [d for f in whole for d in f["differences"]]
+        gaps = [g for f in whole for g in f["gaps"]]
+        if gaps:
+            flipped, exposed = (sum(f[k] for f in whole) for k in ("flipped", "exposed"))
+            found[dtype] = Control(dtype, len(gaps), max(differences), median(differences), max(gaps), flipped, exposed)
+    return found
+
+
+def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
+    """L2 of the target alone, for all methods: whether the control's noise is small enough to take thresholds from."""
+    found = []
+    for (dtype, _), mine in by_cell(findings, "control").items():
+        # where the audit's own control raised nothing was run, and a row of its own says so
+        if failed := broken(f"L3 control of a ledger, {dtype}", "all", [f for f in mine if "of" in f]):
+            found.append(failed)
+        if dtype not in known:
+            continue
+        control, most, is_exact = known[dtype], MOST_NOISE[dtype], dtype in EXACT_DTYPES
+        noise = control.largest if is_exact else control.median
+        what, seen = ("", f"{most:g} in any logit") if is_exact else ("median ", f"a shift of the median by {most - noise:.2g}")
+        why = (
+            "" if noise <= most else "no rounding is as large: the target's own forwards are at fault, and so is every threshold"
+        )
+        found.append(
+            Verdict(f"L2 control, {dtype}", "all", f"the target alone, {counted(control.n, 'position')}", f"{what}{noise:.1e}",
+                    f"{most:g} = more than rounding", seen, not why, why, cells=len(mine), ratio=noise / most)
+        )  # fmt: skip
+    return found
+
+
+def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
+    """L2: the logits used, greedy and sampled, against the plain forward's, per position."""
+    found, cells = [], by_cell(findings, "greedy", "sampled")
+    seen = {
+        (method, dtype)
+        for (dtype, method), mine in cells.items()
+        if dtype in EXACT_DTYPES and any(f.get("n_offside") for f in mine)
+    }
+    for (dtype, method), everything in cells.items():
+        layer = f"L2 logit replay, {dtype}"
+        if failed := broken(layer, method, everything):
+            found.append(failed)
+            continue
+        mine = [f for f in everything if "differences" in f]
+        if not mine:
+            found.append(Verdict.not_applicable(layer, method, "another's loop keeps no logits"))
+            continue
+        control = known.get(dtype)
+        if control is None:
+            found.append(Verdict.missing(layer, method, f"no control in {dtype}"))
+            continue
+        differences = [d for f in mine for d in f["differences"]]
+        offside, branching = (sum(f[k] for f in mine) for k in ("n_offside", "n_branching"))
+        checked = counted(len(differences), "position") + (f", {offside:,} paths off the first rows" if branching else "")
+        why, passed = "", None
+        if dtype in EXACT_DTYPES:
+            limit = control.replay_limit
+            worst, detectable = f"{max(differences):.1e}", f"{limit:.1e} in any logit"
+            source = "a rounding of float32 norms" if limit == FLOOR.get(dtype) else f"{REPLAY_FACTOR:g} x control's largest"
+            threshold, holds = f"{limit:.1e} = {source}", max(differences) <= limit
+            ratio = share(max(differences), limit)
+        else:
+            middle, limit = median(differences), MEDIAN_FACTOR * control.median
+            worst, detectable = f"median {middle:.2g}", f"a shift of the median by {limit - middle:.2g}"
+            threshold, holds = f"{limit:.2g} = {MEDIAN_FACTOR:g} x control's median", middle <= limit
+            ratio = share(middle, limit)
+            why = "16 bits: medians are compared"
+        passed = holds
+        if holds and branching and not offside:
+            where = next((d for d in EXACT_DTYPES if (method, d) in seen), None)  # the same code keeps the rows in every dtype
+            passed = True if where else None
+            why = (
+                f"that the right rows are kept was seen in {where}" if where
+                else "no accepted path left the first rows: a cache that keeps wrong rows would not have shown"
+            )  # fmt: skip
+        found.append(Verdict(layer, method, checked, worst, threshold, detectable, passed, why, blocks=passed is None,
+                             cells=len(mine), ratio=ratio))  # fmt: skip
+    return found

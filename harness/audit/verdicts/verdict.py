@@ -1,0 +1,115 @@
+"""Findings -> verdicts, layer by layer. Pure functions of what the audit wrote down; nothing is run here.
+
+A verdict is never a bare boolean: beside it stand the worst value seen, the threshold and where it comes from, and the
+smallest fault that would have been noticed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.audit.probe.scores import ALPHA
+
+EXACT_DTYPES = ("float64", "float32")  # where layer 2 judges by the largest difference
+
+Finding = Mapping[str, Any]
+Cells = dict[tuple[str, str], list[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One row of the audit's table. `passed` None: not judged, and `why` says why; then `blocks` tells whether something is
+    missing (the audit does not hold) or the layer does not apply to the method.
+
+    `cells`: the cases walked or outputs looked at, of a ledger its cells; `ratio`: the worst value over the threshold, over 1
+    where it fails. Where nothing may differ it is 0, or 1 and the number of those that do.
+    """
+
+    layer: str
+    method: str
+    checked: str
+    worst: str
+    threshold: str
+    detectable: str
+    passed: bool | None
+    why: str = ""
+    blocks: bool = False
+    raised: bool = False  # its code raised an error
+    cells: int = 0
+    ratio: float = 0.0
+
+    @classmethod
+    def not_applicable(cls, layer: str, method: str, why: str) -> Verdict:
+        return cls(layer, method, "—", "—", "—", "—", None, why)
+
+    @classmethod
+    def missing(cls, layer: str, method: str, why: str) -> Verdict:
+        return cls(layer, method, "—", "—", "—", "—", None, why, blocks=True)
+
+
+def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:
+    """The verdict where a run of the method raised an error."""
+    errors = [f["error"] for f in mine if "error" in f]
+    if not errors:
+        return None
+    return Verdict(layer, method, f"{len(mine)} runs", f"{len(errors)} raised {errors[0]}", "no errors", "—", False,
+                   "the next run tries again", raised=True, cells=len(mine), ratio=beyond(len(errors)))  # fmt: skip
+
+
+def beyond(n_wrong: int) -> float:
+    """The ratio where nothing may be wrong."""
+    return 1.0 + n_wrong if n_wrong else 0.0
+
+
+def unlikely(p_value: float) -> float:
+    """The ratio of a test: 1 at p = ALPHA, twice that at its square."""
+    return abs(math.log(max(p_value, 1e-300)) / math.log(ALPHA))
+
+
+def share(worst: float, limit: float) -> float:
+    """The ratio of a worst value to its limit, which a control without any noise sets to 0."""
+    return worst / limit if limit else beyond(int(worst > 0))
+
+
+def counted(n: int, what: str) -> str:
+    """`1 output`, `20 outputs`."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def by_cell(findings: Iterable[Finding], *kinds: str) -> Cells:
+    """(dtype, method) -> its findings of these kinds."""
+    cells: Cells = defaultdict(list)
+    for f in findings:
+        if f["kind"] in kinds:
+            cells[f.get("dtype", ""), f["method"]].append(f)
+    return cells
+
+
+def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]:
+    """What is wrong, a line each; empty where all holds.
+
+    A method that declares itself exact fails by any layer; one that does not, fails where no layer caught it; either fails
+    where something that applies to it could not be judged.
+    """
+    problems = []
+    for v in verdicts:
+        is_exact = exact.get(v.method.split(" (")[0], True)
+        if v.passed is False and (is_exact or v.raised):
+            who = f"{v.method} fails" if v.method != "all" else "what every method is judged by fails:"
+            problems.append(f"{who} {v.layer}: {v.worst}, allowed {v.threshold}" + (f" ({v.why})" if v.why else ""))
+        elif v.passed is None and v.blocks:
+            who = f"{v.method} is not judged by" if v.method != "all" else "not judged:"
+            problems.append(f"{who} {v.layer}: {v.why}")
+    for method, is_exact in exact.items():
+        if not is_exact and not any(caught(v) for v in verdicts if v.method == method):
+            problems.append(f"{method} declares itself inexact and no layer caught it")
+    return problems
+
+
+def caught(v: Verdict) -> bool:
+    """Whether a layer found the method's law or ids to deviate: an error or a low tau is no such finding."""
+    return v.passed is False and not v.raised and v.layer[:2] in ("L1", "L2", "L3", "L4")

@@ -1,0 +1,28 @@
+"""`harness list` and `harness fetch`: what is here, and obtaining what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import methods
+import tasks
+from harness.load import config as model_configs
+
+
+def list_lines(what: str) -> Iterator[str]:
+    if what == "methods":
+        for name in methods.names():
+            m = methods.get(name)
+            options = " ".join(f"{k}={v}" for k, v in m.options.items() if len(str(v)) < 20)
+            yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{'' if m.exact else '  (inexact)'}"
+    elif what == "tasks":
+        for name in tasks.names():
+            yield f"{name:18} {tasks.get(name).line}  [sources: {', '.join(tasks.sources_of(name))}]"
+    else:
+        for name in model_configs.known_models():
+            c = model_configs.model_config(name)
+            here = c.head_folder is not None and (c.head_folder / "config.json").exists()
+            head = "with head" if here else "head on the hub" if isinstance(c.head, model_configs.HubRepo) else "no head here"
+            repos = [r for r in (c.weights, c.head) if isinstance(r, model_configs.HubRepo)]
+            marks = ["gated"] * any(r.gated for r in repos) + ["unofficial"] * any(not r.official for r in repos)
+            yield f"{name:20} {c.title}  [{'; '.join((c.licence, *marks, head))}; context {c.context_length}]"

@@ -1,0 +1,106 @@
+"""What a record was measured on: written beside the records, compared before records are."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "draft-tree-harness")
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(
+    *, dtype: str, threads: int, target_sha: str, head_sha: str | None, seed: int, n_devices: int, template: str, system: str
+) -> dict[str, Any]:
+    """The environment of a run as plain JSON. n_devices: over how many the target's layers are spread."""
+    import torch
+
+    git_commit, git_dirty = _git()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if gpu is not None and n_devices > 1:  # a target spread over more of them is timed on another machine
+        gpu = f"{n_devices} x {gpu}"
+    return {
+        "git_commit": git_commit,
+        "git_dirty": git_dirty,
+        "packages": {p: _version(p) for p in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in _cpu_flags()],
+        "n_cores": os.cpu_count(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda,
+        "dtype": dtype,
+        "threads": threads,
+        "target_sha": target_sha,
+        "head_sha": head_sha,
+        "seed": seed,
+        "template": template,
+        "system": system,
+        "omp": {k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks instead of handing them back at every free; call before anything large is allocated.
+
+    Logits of 10 rows are such a block: without this their log-softmax spends three quarters of its time on page faults.
+    """
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (OSError, AttributeError):  # another libc
+            return
+        for option, value in ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
+            mallopt(option, value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in text.splitlines() if line.startswith("flags")), set())
+
+
+def _git() -> tuple[str | None, bool | None]:
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        top, ours = git("rev-parse", "--show-toplevel"), here.parent.parent
+        if top is None or Path(top) != ours:  # installed elsewhere: another project's commit would be a lie
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except OSError:
+        return None, None

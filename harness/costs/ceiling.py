@@ -1,0 +1,46 @@
+"""How fast a step could be: the bytes of the weights over the memory's bandwidth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from harness.load.model import Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What one plain step cannot beat: every weight of the target is read once."""
+
+    weight_bytes: int
+    bandwidth: float  # bytes per second
+
+    @property
+    def step_ms(self) -> float:
+        return 1e3 * self.weight_bytes / self.bandwidth
+
+
+def ceiling(loaded: Loaded, megabytes: int = 512) -> Ceiling:
+    """Bytes of the matrices a step reads over the bandwidth measured here (the best of summing and copying a large block)."""
+    body = loaded.target.model.model
+    n = sum(p.numel() for p in body.layers.parameters()) + loaded.target.lm_head.weight.numel()
+    size = loaded.target.lm_head.weight.element_size()
+    where = loaded.target.device
+    block = torch.ones(megabytes * 2**18, device=where)
+    other = torch.empty_like(block)
+
+    def best(work: Callable[[], object], moved: int) -> float:
+        rates = []
+        for _ in range(7):
+            loaded.target.synchronise()
+            started = time.perf_counter()
+            work()
+            loaded.target.synchronise()
+            rates.append(moved / (time.perf_counter() - started))
+        return max(rates)
+
+    n_bytes = block.numel() * 4
+    return Ceiling(n * size, max(best(lambda: block.sum(), n_bytes), best(lambda: other.copy_(block), 2 * n_bytes)))

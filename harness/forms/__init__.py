@@ -1,0 +1,1 @@
+"""How a table and a plot are written, whatever is in them."""

@@ -1,0 +1,29 @@
+"""What an audit said of each cell of a ledger, in a word for the tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.common.errors import UserError
+
+AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's word in one line
+
+
+def audits_of(folder: Path) -> dict[str, dict[str, str]]:
+    """What `harness verify --out FOLDER/audit` found: model -> method -> its word; nothing where it was not run. Where there are
+    several models, each one's audit is in a folder of its own, FOLDER/audit/MODEL.
+
+    Raises:
+        UserError: a file there is something else.
+    """
+    audits: dict[str, dict[str, str]] = {}
+    for file in (Path(folder) / AUDIT, *sorted((Path(folder) / AUDIT.parent).glob(f"*/{AUDIT.name}"))):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            audits[found["model"]] = {str(k): str(v) for k, v in found["methods"].items()}
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
+    return audits

@@ -1,0 +1,194 @@
+"""Drafted trees of a ledger, kept where a run was asked for them: `trees/<cell>.jsonl.gz`, one line a generation.
+
+A line is a gzip member of its own (`zcat` reads the file), written before the record it belongs to: what a kill cuts short is
+dropped and made again. It holds columns over all draft nodes of the generation, one forward after another:
+
+- `key`: the record's key; `sampled`: drafts were drawn at random and verified by rejection, not picked and walked;
+- `sizes` [forwards]: draft nodes of each tree, the root left out; `accepted` [forwards]: how many of them were accepted;
+- `tokens`, `parents` [nodes]: a forward's nodes are 1 to its size, 0 is its root, parents come before children;
+- `confidence` [nodes]: the draft's own probability of the node given its parent, untempered, to four digits; null where the
+  draft has none (prompt lookup). Under FR-Spec it is over the frequent tokens only;
+- `path`: the nodes accepted, from the top, [sum(accepted)];
+- `pieces`: text of the token ids, drafted or emitted, that no earlier line of the file has.
+
+A method that keeps no trees of its own drafts has a line with empty columns.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.common.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.base import DraftedTree
+
+FOLDER = "trees"
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafts:
+    """The drafted trees of one generation, as in the file; `confidence` is None where the draft has none."""
+
+    key: str
+    sampled: bool
+    sizes: Ints
+    accepted: Ints
+    tokens: Ints
+    parents: Ints
+    confidence: NDArray[np.float64] | None
+    path: Ints
+
+    @property
+    def is_chain(self) -> bool:
+        """No tree branches."""
+        _, number = self.numbered()
+        return bool(np.all(self.parents == number - 1))
+
+    def numbered(self) -> tuple[Ints, Ints]:
+        """Of every node [nodes] its forward, from 0, and its number in its tree, from 1."""
+        forward = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return forward, np.arange(len(forward)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes) + 1
+
+
+class TreeStore:
+    """The trees of one ledger, open for adding; whoever writes holds the ledger's lock. `keys`: what is there.
+
+    piece: token id -> its text.
+
+    Raises:
+        UserError: a file that is there and cannot be read or mended.
+    """
+
+    def __init__(self, folder: Path, piece: Callable[[int], str]):
+        self.folder = Path(folder) / FOLDER
+        self.keys: set[str] = set()
+        self._piece = piece
+        self._known: dict[str, set[str]] = {}
+        for path in _files(self.folder):
+            known = self._known[path.name] = set()
+            for line in _lines(path, mend=True):
+                self.keys.add(line["key"])
+                known.update(line["pieces"])
+
+    def add(self, cell: str, key: str, token_ids: Sequence[int], trees: Sequence[DraftedTree]) -> None:
+        """Write a generation's trees; on the disk when this returns. The first trees of a key stand.
+
+        Raises:
+            UserError: the file cannot be written; what was there of the line is taken away again.
+        """
+        path = self.folder / f"{cell}.jsonl.gz"
+        known = self._known.setdefault(path.name, set())
+        ids = dict.fromkeys(str(t) for tokens in (token_ids, *(tree.tokens for tree in trees)) for t in tokens)
+        pieces = {i: self._piece(int(i)) for i in ids if i not in known}
+        has_confidence = any(tree.confidence is not None for tree in trees)
+        line = {
+            "key": key,
+            "sampled": any(tree.sampled for tree in trees),
+            "sizes": [len(tree.tokens) for tree in trees],
+            "accepted": [len(tree.path) for tree in trees],
+            "tokens": [t for tree in trees for t in tree.tokens],
+            "parents": [p for tree in trees for p in tree.parents],
+            "confidence": [float(f"{c:.4g}") for tree in trees for c in tree.confidence or ()] if has_confidence else None,
+            "path": [i for tree in trees for i in tree.path],
+            "pieces": pieces,
+        }
+        member = gzip.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n", mtime=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(member)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+        self.keys.add(key)
+        known.update(pieces)
+
+
+def has_trees(folder: Path) -> bool:
+    return bool(_files(Path(folder) / FOLDER))
+
+
+def read_drafts(folder: Path) -> dict[str, Drafts]:
+    """The trees of a folder's records by the record's key; empty where none were kept.
+
+    Raises:
+        UserError: a file that is no such file.
+    """
+    found: dict[str, Drafts] = {}
+    for path in _files(Path(folder) / FOLDER):
+        for line in _lines(path):
+            found.setdefault(line["key"], _drafts(line, path))
+    return found
+
+
+def read_pieces(folder: Path) -> dict[str, dict[int, str]]:
+    """By cell, the text of every token id drafted or emitted in it."""
+    pieces: dict[str, dict[int, str]] = {}
+    for path in _files(Path(folder) / FOLDER):
+        of_cell = pieces.setdefault(path.name.removesuffix(".jsonl.gz"), {})
+        for line in _lines(path):
+            of_cell |= {int(i): text for i, text in line["pieces"].items()}
+    return pieces
+
+
+def _drafts(line: dict[str, Any], path: Path) -> Drafts:
+    try:
+        sizes, accepted, tokens, parents, nodes = (
+            np.array(line[name], dtype=np.int64) for name in ("sizes", "accepted", "tokens", "parents", "path")
+        )
+        confidence = None if line["confidence"] is None else np.array(line["confidence"], dtype=np.float64)
+        lengths = {len(tokens), len(parents), int(sizes.sum())} | (set() if confidence is None else {len(confidence)})
+        if len(sizes) != len(accepted) or len(lengths) > 1 or len(nodes) != accepted.sum():
+            raise ValueError("columns differ in length")
+        return Drafts(line["key"], bool(line["sampled"]), sizes, accepted, tokens, parents, confidence, nodes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: a line holds no drafted trees ({error}); remove the file: `--trees` makes it again") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl.gz"))
+
+
+def _lines(path: Path, mend: bool = False) -> Iterator[dict[str, Any]]:
+    """Every whole line; a torn last member is left out and, to mend the file, cut off."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    at = 0
+    while at < len(data):
+        member = zlib.decompressobj(wbits=31)
+        try:
+            text = member.decompress(data[at:])
+            if not member.eof:
+                break  # torn
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"key", "pieces"} <= line.keys():
+                raise ValueError("a line lacks key or pieces")
+        except (zlib.error, ValueError) as error:
+            raise UserError(f"{path}: not drafted trees ({error}); remove the file: `--trees` makes it again") from None
+        yield line
+        at = len(data) - len(member.unused_data)
+    if at < len(data):
+        print(f"{path}: left out a torn last line of {len(data) - at} bytes", file=sys.stderr)
+        if mend:
+            os.truncate(path, at)

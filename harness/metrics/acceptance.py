@@ -1,0 +1,286 @@
+"""What drafted trees tell of acceptance: calibration, depth, rank, position, n-alpha. Pure functions of records and trees.
+
+A draft node is *tried* where its parent was accepted (the root always is; of drafts verified by rejection, those up to the one
+accepted): only then is it known whether the target would have taken it. Acceptance is counted before any cutting at a stop id
+or the budget. A *query* is a conversation: all its turns and repeats together.
+
+`acceptance.csv` (`acceptance_table`) has a row per setting, method, preset, task, `outputs`, `kind` and `at`:
+
+- setting, `method`, `preset`, `head_sha`, `options` (its hash): as in the other tables; `task` is `all` (and `source` empty) for
+  all tasks pooled; `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped);
+- `kind` and `at` say what is counted:
+
+  ============== =========== =============================================================================================
+  kind           at          n, of which `accepted`
+  ============== =========== =============================================================================================
+  calibration    0..19       tried nodes whose confidence lies in [low, high), 1.0 in the last bin (the paper's Figure 6)
+  depth          1..         forwards that accepted depth - 1 and had drafted children there
+  rank           1..         tried nodes, by their place among their siblings, the most confident first
+  position       P1..P6      forwards that drafted the position (Figure 5: P1, P2 the root's best and second child, P3, P4 those
+                             of P1, P5, P6 those of P2); accepted: with all of its ancestors
+  position_given P1..P6      the same, tried nodes only
+  n_alpha        0..         chains of a draft head only: forwards that accepted n drafts, of which one more was accepted; its
+                             draft saw n features that were the head's own (EAGLE-1's n-alpha)
+  fit            slope       all bins: of accepted on confidence, least squares over nodes
+  fit            ece         all bins: sum of |accepted - confidence| / n, the expected calibration error
+  fit            mean_gap    the same unweighted, over the bins that hold a node: most nodes are in the first bin
+  ============== =========== =============================================================================================
+
+- `value`: accepted / n, or of `fit` what `at` names; `value_low`, `value_high`: 95 %, with queries as the units drawn (`fit`:
+  bootstrap; rates: a t interval of the ratio); empty under 5 queries;
+- `mean_confidence`: over the n; for `depth` that of all children together, what the draft expected of the depth;
+- `queries`: with n > 0; `variance`: of their rates; `chance_variance`: what chance alone would give them, were the rate the
+  same in every query; `forwards`: all, of these outputs. `generations`: outputs with trees.
+
+Confidence is untempered at every temperature. Where drafts are sampled (`eagle1` at T > 0) its rank is the order of drawing and
+its confidence no forecast of acceptance: only `depth` and `n_alpha` are given, without `mean_confidence`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from harness.common.names import VANILLA, method_order, preset_order, task_order
+from harness.ledger.record import Record
+from harness.ledger.trees import Drafts, Ints
+from harness.metrics.bootstrap import MIN_UNITS, paired_bootstrap
+from harness.metrics.pairing import conversation_of, measured, setting_of, side_of, variant_of, without_loops
+
+N_BINS = 20  # of 0.05: the paper's Figure 6 tells of under 0.05 and over 0.95
+POSITIONS = ("P1", "P2", "P3", "P4", "P5", "P6")
+ALL, NO_LOOPS = "all", "no loops"
+ARM = ["method", "preset", "options", "head_sha"]
+SUMS = ("n", "accepted", "confidence", "squares", "products")
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """Columns [nodes] over all draft nodes of a generation.
+
+    `place`, `above`: its own and its parent's number over all trees, roots included; `depth` from 1; `rank` among its siblings,
+    from 0; `position`: 1..6 for P1..P6, else 0; `confidence`: nan where there is none; `accepted`; `tried`.
+    """
+
+    place: Ints
+    above: Ints
+    depth: Ints
+    rank: Ints
+    position: Ints
+    confidence: Array
+    accepted: Flags
+    tried: Flags
+
+
+def nodes(drafts: Drafts) -> Nodes:
+    forward, number = drafts.numbered()
+    root = np.cumsum(drafts.sizes + 1) - drafts.sizes - 1
+    n_all = len(number) + len(root)
+    place, above = root[forward] + number, root[forward] + drafts.parents
+    on_path = np.repeat(root, drafts.accepted) + drafts.path
+    taken = np.zeros(n_all, dtype=bool)
+    taken[root] = taken[on_path] = True
+    parent = np.arange(n_all)  # a root is its own
+    parent[place] = above
+    depth, up = np.zeros(len(place), dtype=np.int64), place
+    while np.any(below_root := parent[up] != up):
+        depth, up = depth + below_root, parent[up]
+    by_parent = np.argsort(above, kind="stable")
+    grouped = above[by_parent]
+    rank = np.empty(len(place), dtype=np.int64)
+    rank[by_parent] = np.arange(len(place)) - np.searchsorted(grouped, grouped)
+    position = np.zeros(n_all, dtype=np.int64)
+    for level in (1, 2):  # P(2i + 1), P(2i + 2) hang on Pi
+        here = (depth == level) & (rank < 2) & ((level == 1) | (position[above] > 0))
+        position[place[here]] = 2 * position[above[here]] + rank[here] + 1
+    tried = taken[above]
+    if drafts.sampled:  # siblings drawn after the one accepted were never looked at
+        accepted_child = np.full(n_all, n_all)
+        accepted_child[parent[on_path]] = on_path
+        tried &= place <= accepted_child[above]
+    confidence = np.full(len(place), np.nan) if drafts.confidence is None else drafts.confidence
+    return Nodes(place, above, depth, rank, position[place], confidence, taken[place], tried)
+
+
+def sums(drafts: Drafts) -> pd.DataFrame:
+    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`, of which squares and products are those of
+    confidence with itself and with accepted."""
+    all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
+    tried = all_nodes.tried
+    confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
+    parts: list[pd.DataFrame] = []
+
+    def count(kind: str, at: Ints, accepted: NDArray[Any], c: NDArray[Any]) -> None:
+        if not len(at):
+            return
+        summands = (np.ones(len(at)), accepted, c, c * c, c * accepted)
+        columns = [np.bincount(at, x) for x in summands]
+        held = np.flatnonzero(columns[0])
+        parts.append(pd.DataFrame({"kind": kind, "at": held} | {k: x[held] for k, x in zip(SUMS, columns, strict=True)}))
+
+    # a step goes on from an accepted node that has children: was one of them accepted, what confidence had they together
+    steps, first = np.unique(all_nodes.above[tried], return_index=True)
+    depth = all_nodes.depth[tried][first]
+    taken, expected = (np.bincount(all_nodes.above[tried], x[tried])[steps] for x in (all_nodes.accepted, confidence))
+    count("depth", depth, taken, expected)
+    if drafts.confidence is not None and drafts.is_chain:
+        count("n_alpha", depth - 1, taken, expected)
+    if not drafts.sampled:
+        for kind, at, counted in (
+            ("rank", all_nodes.rank + 1, tried),
+            ("position", all_nodes.position, all_nodes.position > 0),
+            ("position_given", all_nodes.position, (all_nodes.position > 0) & tried),
+        ):
+            count(kind, at[counted], all_nodes.accepted[counted], confidence[counted])
+    if expects:
+        bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
+        count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["kind", "at", *SUMS])
+
+
+def slope(s: Array) -> Array:
+    """s: [bins, 5, ...] in the order of `SUMS` -> slope of accepted on confidence, least squares over nodes."""
+    n, y, c, cc, cy = s.sum(axis=0)
+    return (n * cy - c * y) / (n * cc - c * c)
+
+
+def ece(s: Array) -> Array:
+    """s: [bins, 5, ...] -> expected calibration error: each bin's |rate - mean confidence|, weighted by its nodes."""
+    return np.abs(s[:, 1] - s[:, 2]).sum(axis=0) / s[:, 0].sum(axis=0)
+
+
+def mean_gap(s: Array) -> Array:
+    """s: [bins, 5, ...] -> the mean over bins that hold a node."""
+    held = s[:, 0] > 0
+    return (np.abs(s[:, 1] - s[:, 2]) / np.where(held, s[:, 0], 1.0) * held).sum(axis=0) / held.sum(axis=0)
+
+
+FITS: dict[str, Callable[[Array], Array]] = {"slope": slope, "ece": ece, "mean_gap": mean_gap}
+
+
+def acceptance_table(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> pd.DataFrame:
+    """The rows of `acceptance.csv`, described above; no rows where no record has trees."""
+    rows: list[dict[str, Any]] = []
+    for named, group in by_arm(records, drafts):
+        tasks: list[tuple[str, str]] = sorted(
+            set(zip(group["task"], group["source"], strict=True)), key=lambda t: task_order(t[0])
+        )
+        for task, source in [*tasks, *([(ALL, "")] if len(tasks) > 1 else [])]:
+            of_task = group if task == ALL else group[(group["task"] == task) & (group["source"] == source)]
+            for outputs in (ALL, NO_LOOPS):
+                mine = of_task if outputs == ALL else of_task[~of_task["looped"]]
+                where = named | {"task": task, "source": source, "outputs": outputs,
+                                 "generations": mine["key"].nunique(),
+                                 "forwards": int(mine.drop_duplicates("key")["forwards"].sum())}  # fmt: skip
+                rows += [where | row for row in rows_of(mine)]
+    return pd.DataFrame(rows)
+
+
+ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method, and the sums of its generations
+
+
+def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
+    """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees,
+    with the generation's key, task, source, query, forwards and whether it looped."""
+    records = measured(records)  # trees are kept before their record: one that failed later may have them
+    arms: dict[Any, list[Record]] = {}
+    for r in records:
+        if r["key"] in drafts:
+            arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
+    for setting, variant in sorted(arms, key=lambda k: (astuple(k[0]), method_order(k[1][0]), preset_order(k[1][1]), k[1])):
+        own = side_of(arms[setting, variant])
+        base = side_of(r for r in records if r["method"] == VANILLA and setting_of(r) == setting)
+        clean = {r["key"] for r in without_loops(own, base).values()}
+        parts = []
+        for r in own.values():
+            d = drafts[r["key"]]
+            about: dict[str, Any] = {"key": r["key"], "task": r["task"], "source": r["source"]}
+            about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
+            parts.append(sums(d).assign(**about))
+        group = pd.concat(parts, ignore_index=True)
+        of_head = variant[0].startswith("eagle")  # n-alpha counts the head's own features; other drafters have none
+        if len(group) and not (of_head and all(drafts[r["key"]].is_chain for r in own.values())):
+            group = group[group["kind"] != "n_alpha"]
+        named = asdict(setting) | dict(zip(ARM, variant, strict=True))
+        if len(group):
+            yield named, group
+
+
+def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Rows of the table for generations' sums that are pooled: rates, then fits."""
+    yield from rates_of(group)
+    yield from fits_of(group[group["kind"] == "calibration"])
+
+
+def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    name: Any
+    for name, rows in group.groupby(["kind", "at"], sort=True):
+        kind, at = name
+        by_query = rows.groupby("query")[list(SUMS)].sum(min_count=1).to_numpy().T
+        n, accepted, confidence = by_query[:3].astype(float)
+        rates, total = accepted / n, float(n.sum())
+        rate = float(accepted.sum()) / total
+        edges = {"low": at / N_BINS, "high": (at + 1) / N_BINS} if kind == "calibration" else {"low": None, "high": None}
+        low, high = rate_interval(n, accepted) or (None, None)
+        yield {
+            "kind": kind, "at": POSITIONS[at - 1] if kind.startswith("position") else str(at), **edges, "n": int(total),
+            "accepted": int(accepted.sum()), "value": rate, "value_low": low, "value_high": high,
+            "mean_confidence": float(confidence.sum()) / total, "queries": len(n),
+            "variance": float(rates.var(ddof=1)) if len(n) > 1 else None,
+            "chance_variance": float(np.mean(rate * (1 - rate) / n)),
+        }  # fmt: skip
+
+
+def fits_of(calibration: pd.DataFrame, rng_seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Slope and errors of the reliability diagram with bootstrap intervals over queries."""
+    if calibration.empty:
+        return
+    binned = fit_sums(calibration)
+    n_queries = binned.shape[2]
+    totals = binned.sum(axis=2)
+    for name, fit in FITS.items():
+
+        def statistic(s: Array, fit: Callable[[Array], Array] = fit) -> Array:
+            return fit(s.reshape(N_BINS, len(SUMS), *s.shape[1:]))
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(fit(totals))
+        columns = binned.reshape(-1, n_queries)
+        low, high = paired_bootstrap([columns], statistic, np.random.default_rng(rng_seed)) or (None, None)
+        yield {
+            "kind": "fit", "at": name, "low": None, "high": None, "n": int(totals[:, 0].sum()),
+            "accepted": int(totals[:, 1].sum()), "value": value if np.isfinite(value) else None, "value_low": low,
+            "value_high": high, "mean_confidence": float(totals[:, 2].sum() / totals[:, 0].sum()), "queries": n_queries,
+            "variance": None, "chance_variance": None,
+        }  # fmt: skip
+
+
+def fit_sums(calibration: pd.DataFrame) -> Array:
+    """Rows of kind `calibration` -> [bins, SUMS, queries]: what `slope`, `ece`, `mean_gap` take, summed over queries or drawn."""
+    queries = {query: i for i, query in enumerate(sorted(set(calibration["query"])))}
+    binned = np.zeros((N_BINS, len(SUMS), len(queries)))
+    at, query = calibration["at"].to_numpy(), calibration["query"].map(queries).to_numpy()
+    for i, name in enumerate(SUMS):
+        np.add.at(binned[:, i], (at, query), calibration[name].to_numpy())
+    return binned
+
+
+def rate_interval(n: Array, accepted: Array, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Of a ratio of sums over units [queries] (linearised, t); None under 5 units or where no unit differs from the whole."""
+    units = len(n)
+    if units < MIN_UNITS:
+        return None
+    rate = float(accepted.sum() / n.sum())
+    spread = float(np.sqrt(np.sum((accepted - rate * n) ** 2) * units / (units - 1)) / n.sum())
+    if spread == 0:
+        return None
+    half = spread * float(stdtrit(units - 1, 0.5 + confidence / 2))
+    return max(0.0, rate - half), min(1.0, rate + half)

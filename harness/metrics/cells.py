@@ -1,0 +1,229 @@
+"""Every metric, defined once, from records alone.
+
+A metric is a function of `Totals`, the sums over some records. The same function gives the published value from the
+sums over all prompts and, from resampled sums, its interval.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
+from harness.ledger.record import Record, canonical_hash
+from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
+from harness.metrics.pairing import (
+    Conversation,
+    Setting,
+    Side,
+    compared,
+    conversation_of,
+    field,
+    setting_of,
+    side_of,
+    variant_of,
+    without_loops,
+)
+from harness.metrics.reference_formula import Official, official
+from harness.metrics.steps import (
+    DepthRate,
+    StepCosts,
+    TimeSplit,
+    acceptance_by_depth,
+    identical,
+    mean_tree_size,
+    step_costs,
+    time_split,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CellSummary:
+    """All numbers of one method on one task in one setting. What does not apply is None.
+
+    Where the cell has a baseline, all of them rest on the conversations that both arms have: one set of prompts a line.
+    """
+
+    model: str
+    target_sha: str
+    head_sha: str | None
+    machine: str
+    system: str
+    task: str
+    source: str
+    method: str
+    preset: str
+    exact: bool
+    options: Mapping[str, Any]
+    temperature: float
+    top_p: float
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    seed: int
+    cells: tuple[str, ...]  # cell keys of the records; several where runs took different numbers of prompts
+    prompts: int  # conversations
+    new_tokens: int
+    seconds: float | None
+    tokens_per_s: float | None
+    baseline_tokens_per_s: float | None
+    speedup: float | None
+    speedup_ci95: Interval | None
+    decode_speedup: float | None
+    tau: float | None
+    tau_ci95: Interval | None
+    tau_no_loop: float | None  # over records where neither arm looped
+    identical: int | None  # conversations token-identical to vanilla in all turns; T = 0 only
+    n_compared: int | None
+    looped: float | None  # share of records
+    acceptance: tuple[DepthRate, ...]
+    time_split: TimeSplit | None
+    step_costs: StepCosts | None
+    official: Official  # what the reference's scripts would have printed
+    mean_tree_size: float | None
+    n_errors: int  # prompts and turns that failed and were not measured since
+    n_skipped: int
+    n_unpaired: int  # measured conversations left out because their baseline is missing
+    n_elsewhere: int  # records whose baseline was measured in another process
+    is_apart: bool  # so were most of them: the machine may have been slower or faster then
+    n_incomplete: int  # conversations that lack a turn, as after an interrupted run
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(*(getattr(self, f.name) for f in fields(Setting)))
+
+    @property
+    def variant(self) -> tuple[str, str, str, str]:
+        return self.method, self.preset, canonical_hash(self.options), self.head_sha or ""
+
+    def to_json(self, records: str) -> dict[str, Any]:
+        """The object of `harness run --json`; `records` is the path the records are in."""
+        stated = ("method", "preset", "task", "model", "source", "temperature", "top_p", "dtype", "threads",
+                  "max_new_tokens", "prompts", "new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s",
+                  "speedup", "speedup_ci95", "tau", "identical", "looped")  # fmt: skip
+        ci95 = list(self.speedup_ci95) if self.speedup_ci95 else None
+        own = {name: getattr(self, name) for name in stated}
+        return {**own, "speedup_ci95": ci95, "settings": dict(self.options), "records": records}
+
+
+def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSummary]:
+    """One summary a cell, in the order of tables: settings, then methods, presets and tasks."""
+    records = list(records)
+    base = side_of(r for r in records if r["method"] == VANILLA)
+    cells: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        if not record["is_warmup"]:
+            cells[setting_of(record), variant_of(record), record["task"], record["source"]].append(record)
+    return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
+
+
+_SAME_IN_A_CELL = ("model", "target_sha", "head_sha", "machine", "system", "task", "source", "method", "preset", "exact",
+                   "options", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
+
+
+def _cell_order(s: CellSummary) -> tuple[Any, ...]:
+    setting = (s.model, s.dtype, s.max_new_tokens, s.temperature, s.top_p, s.threads, s.seed, s.target_sha, s.machine, s.system)
+    return (setting, method_order(s.method), preset_order(s.preset), s.variant, task_order(s.task), s.source)
+
+
+def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
+    everything = side_of(cell)
+    with_baseline = compared(everything, base)
+    own = with_baseline or everything
+    used = [own[key] for key in sorted(own)]  # sums must not depend on the order of the file
+    first = cell[0]
+    speed = estimate([own, base], speed_ratio, rng_seed=rng_seed)
+    accept = estimate([own], tau, rng_seed=rng_seed)
+    is_reference = first["method"] == VANILLA  # compared with itself: the ratio is 1 and says nothing more
+    greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
+    n_identical, n_compared = identical(own, base) if greedy else (None, None)
+    seconds = sum(r["wall_s"] or 0.0 for r in used)
+    return CellSummary(
+        **{name: field(first, name) for name in _SAME_IN_A_CELL},
+        cells=tuple(sorted({r["cell"] for r in cell})),
+        prompts=len({conversation_of(r) for r in used}),
+        new_tokens=sum(len(r["token_ids"]) for r in used),
+        seconds=seconds or None,
+        tokens_per_s=point([own], tokens_per_s),
+        baseline_tokens_per_s=point([with_baseline, base], lambda _, b: tokens_per_s(b)),
+        speedup=speed.value if with_baseline else None,
+        speedup_ci95=speed.ci95 if with_baseline and not is_reference else None,
+        decode_speedup=point([with_baseline, base], decode_speed_ratio),
+        tau=accept.value,
+        tau_ci95=accept.ci95 if not is_reference else None,
+        tau_no_loop=point([without_loops(own, base)], tau),
+        identical=n_identical,
+        n_compared=n_compared,
+        looped=sum(r["looped"] for r in used) / len(used) if used else None,
+        acceptance=acceptance_by_depth(used),
+        time_split=time_split(used),
+        step_costs=step_costs(with_baseline, base),
+        official=official([(conversation_of(own[key]), own[key], base.get(key)) for key in sorted(own)], speed.value),
+        mean_tree_size=mean_tree_size(used),
+        n_errors=_n_unmeasured(cell, everything, "error"),
+        n_skipped=_n_unmeasured(cell, everything, "skipped"),
+        n_unpaired=len({conversation_of(r) for r in everything.values()}) - len({conversation_of(r) for r in used}),
+        n_elsewhere=(n_elsewhere := sum(r["run"] != base[key]["run"] for key, r in with_baseline.items())),
+        is_apart=2 * n_elsewhere > len(with_baseline),
+        n_incomplete=_n_incomplete(used),
+    )
+
+
+def _n_unmeasured(cell: Iterable[Record], own: Side, status: str) -> int:
+    done = {(r["sample_id"], r["turn"], r["repeat"]) for r in own.values()}
+    return len({(r["sample_id"], r["turn"], r["repeat"]) for r in cell if r["status"] == status} - done)
+
+
+def _n_incomplete(own: Iterable[Record]) -> int:
+    lacking: dict[tuple[Conversation, int], int] = {}
+    for r in own:
+        unit = (conversation_of(r), r["repeat"])
+        lacking[unit] = lacking.get(unit, r["n_turns"]) - 1
+    return len({conversation for (conversation, _), n in lacking.items() if n > 0})
+
+
+@dataclass(frozen=True, slots=True)
+class SixTaskMean:
+    """Unweighted means of the six tasks' values; None where a task is absent, has no value, or comes twice."""
+
+    speedup: float | None
+    decode_speedup: float | None
+    tau: float | None
+    tau_no_loop: float | None
+    step_costs: StepCosts | None
+    is_apart: bool
+
+
+def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
+    """The mean over the six tasks of one method in one setting (the caller chooses the summaries)."""
+    cells = list(summaries)
+    complete = sorted(s.task for s in cells) == sorted(SIX_TASKS)
+
+    def mean(name: str) -> float | None:
+        values = [getattr(s, name) for s in cells]
+        return float(np.mean(values)) if complete and None not in values else None
+
+    apart, costs = any(s.is_apart for s in cells), [s.step_costs for s in cells if s.step_costs]
+    split = StepCosts(*(float(np.mean([getattr(c, f.name) for c in costs])) for f in fields(StepCosts))) if costs else None
+    return SixTaskMean(
+        mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"),
+        split if complete and len(costs) == len(cells) else None, apart,
+    )  # fmt: skip
+
+
+def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
+    """The six-task means of speedup and tau with intervals, prompts drawn again within each task; no speedup where a task has no
+    baseline."""
+    used: dict[tuple[Any, ...], Record] = {}
+    for task in SIX_TASKS:
+        mine = {key: r for key, r in own.items() if r["task"] == task}
+        used |= compared(mine, base) or mine
+    if not used:
+        return Estimate(None, None, 0), Estimate(None, None, 0)
+    has_baseline = used.keys() <= base.keys()
+    speed = estimate([used, base], speed_ratio, by_task=True) if has_baseline else Estimate(None, None, 0)
+    return speed, estimate([used], tau, by_task=True)

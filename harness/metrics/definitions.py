@@ -1,0 +1,136 @@
+"""tau, tokens per second, speedup: each defined once, over totals, with its interval."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.ledger.record import Record
+from harness.metrics.bootstrap import paired_bootstrap
+from harness.metrics.pairing import Conversation, Side, conversation_of, side_of
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+class Totals(NamedTuple):
+    """Sums over records: scalars, or arrays [n_resamples]."""
+
+    tokens: Array
+    seconds: Array
+    decode_tokens: Array  # without the one token of the prefill
+    decode_seconds: Array  # without the prefill; nan where it was not timed
+    traced_tokens: Array  # decode tokens of the records that have a trace
+    forwards: Array  # target forwards after prefill
+
+
+def totals(record: Record) -> tuple[float, ...]:
+    """One record's summands, in the order of `Totals`."""
+    n, trace, wall, prefill = len(record["token_ids"]), record["trace"], record["wall_s"], record["prefill_s"]
+    assert wall is not None  # measured records only
+    return (n, wall, n - 1, np.nan if prefill is None else wall - prefill,
+            n - 1 if trace else 0, len(trace["accepted"]) if trace else 0)  # fmt: skip
+
+
+def tokens_per_s(t: Totals) -> Array:
+    return t.tokens / t.seconds
+
+
+def tau(t: Totals) -> Array:
+    """Accept length: tokens per target forward after prefill, the bonus token included."""
+    return t.traced_tokens / t.forwards
+
+
+def speed_ratio(a: Totals, b: Totals) -> Array:
+    """How many times as fast as b a is: (b's seconds / b's tokens) / (a's seconds / a's tokens)."""
+    return tokens_per_s(a) / tokens_per_s(b)
+
+
+def decode_speed_ratio(a: Totals, b: Totals) -> Array:
+    """The same without the prefill and its token."""
+    return (a.decode_tokens / a.decode_seconds) / (b.decode_tokens / b.decode_seconds)
+
+
+def tau_difference(a: Totals, b: Totals) -> Array:
+    return tau(a) - tau(b)
+
+
+def tau_ratio(a: Totals, b: Totals) -> Array:
+    return tau(a) / tau(b)
+
+
+def speedup_change(a: Totals, base_a: Totals, b: Totals, base_b: Totals) -> Array:
+    """a's speedup over its baseline, divided by b's over its own."""
+    return speed_ratio(a, base_a) / speed_ratio(b, base_b)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval; None where there is nothing to compute it from."""
+
+    value: float | None
+    ci95: Interval | None
+    prompts: int  # conversations it rests on
+
+
+def point(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> float | None:
+    """`statistic` of the arms' totals over the prompts that all of them have, without an interval; see `estimate`."""
+    return _value(_unit_totals(arms, by_task), _mean_over_strata(statistic, len(arms)))
+
+
+def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False, rng_seed: int = 0) -> Estimate:
+    """`statistic` of the arms' totals over the prompts that all of them have.
+
+    Args:
+        statistic: takes one `Totals` per arm.
+        by_task: the unweighted mean over tasks of each task's value, resampled within tasks; else all prompts pooled.
+    """
+    strata = _unit_totals(arms, by_task)
+    mean = _mean_over_strata(statistic, len(arms))
+    ci95 = paired_bootstrap(strata, mean, np.random.default_rng(rng_seed))
+    return Estimate(_value(strata, mean), ci95, sum(columns.shape[1] for columns in strata))
+
+
+def _unit_totals(arms: Sequence[Side], by_task: bool) -> list[Array]:
+    """Per stratum [n_arms * n_totals, n_conversations]: all arms' totals of a conversation are one column."""
+    strata: dict[str, dict[Conversation, Array]] = defaultdict(dict)
+    # in an order of its own: an interval must not depend on the order of the file
+    for key in sorted(set.intersection(*(set(a) for a in arms))):
+        record = arms[0][key]
+        units = strata[record["task"] if by_task else ""]
+        summands = np.array([x for a in arms for x in totals(a[key])])
+        units[conversation_of(record)] = units.get(conversation_of(record), 0) + summands
+    return [np.array(list(units.values())).T for units in strata.values()]
+
+
+def _mean_over_strata(statistic: Callable[..., Array], n_arms: int) -> Callable[..., Array]:
+    def mean(*strata: Array) -> Array:
+        values = [statistic(*(Totals(*rows) for rows in np.split(sums, n_arms))) for sums in strata]
+        return sum(values[1:], start=values[0]) / len(values)
+
+    return mean
+
+
+def _value(strata: Sequence[Array], statistic: Callable[..., Array]) -> float | None:
+    if not strata:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(*(columns.sum(axis=1) for columns in strata)))
+    return value if np.isfinite(value) else None
+
+
+def paired(
+    records_a: Iterable[Record],
+    records_b: Iterable[Record],
+    statistic: Callable[[Totals, Totals], Array],
+    *,
+    by_task: bool = False,
+    rng_seed: int = 0,
+) -> Estimate:
+    """Two methods on the same prompts: `tau_difference`, `tau_ratio`, `speed_ratio` or another function of both."""
+    return estimate([side_of(records_a), side_of(records_b)], statistic, by_task=by_task, rng_seed=rng_seed)

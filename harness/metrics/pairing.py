@@ -1,0 +1,126 @@
+"""Which records may be compared: one setting, one environment, the same prompts on both sides."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from harness.common.errors import UserError
+from harness.ledger.record import Record, canonical_hash
+
+# What pairs a record with another method's. Two folders may hold other weights or come from other machines; within one,
+# what differs in these is never averaged or divided.
+ACROSS_FOLDERS = ("task", "source", "sample_id", "turn", "repeat", "prompt_sha",
+                  "model", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
+WITHIN_FOLDER = (*ACROSS_FOLDERS, "target_sha", "machine")
+
+Conversation = tuple[str, str, str]
+Side = Mapping[tuple[Any, ...], Record]  # one method's records, by what pairs them with another's
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all arms of one comparison have in common, the prompt apart; the fields are a record's."""
+
+    model: str
+    target_sha: str
+    temperature: float
+    top_p: float
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    seed: int
+    machine: str
+    system: str = "paper"
+
+    def title(self) -> str:
+        top_p = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
+        system = "" if self.system == "paper" else f", {'no' if self.system == 'none' else 'another'} system prompt"
+        return (
+            f"{self.model}, T = {self.temperature:g}{top_p}, {self.dtype}, {self.threads} threads, "
+            f"at most {self.max_new_tokens} new tokens, seed {self.seed}{system}"
+        )
+
+
+def setting_of(record: Record) -> Setting:
+    return Setting(*(field(record, f.name) for f in fields(Setting)))
+
+
+def variant_of(record: Record) -> tuple[str, str, str, str]:
+    """What tells one arm from another within a setting: method, preset, options, head."""
+    return record["method"], record["preset"], canonical_hash(record["options"]), record["head_sha"] or ""
+
+
+def conversation_of(record: Record) -> Conversation:
+    return record["task"], record["source"], record["sample_id"]
+
+
+def measured(records: Iterable[Record]) -> list[Record]:
+    """Without warm-ups and without prompts that failed or were skipped."""
+    return [r for r in records if r["status"] == "ok" and not r["is_warmup"]]
+
+
+def side_of(records: Iterable[Record], by: Sequence[str] = WITHIN_FOLDER) -> dict[tuple[Any, ...], Record]:
+    """The measured records of one method by what pairs them; of two for the same prompt and turn the first stands."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in measured(records):
+        found.setdefault(tuple(field(record, name) for name in by), record)
+    return found
+
+
+def compared(own: Side, base: Side) -> Side:
+    """Those of `own` that have a counterpart in `base`, by whole conversations.
+
+    Two-turn tasks need vanilla's first turn even where no baseline was asked for; such a turn alone is no baseline.
+    """
+    unpaired = {(conversation_of(r), r["repeat"]) for key, r in own.items() if key not in base}
+    return {key: r for key, r in own.items() if (conversation_of(r), r["repeat"]) not in unpaired}
+
+
+def without_loops(own: Side, base: Side) -> Side:
+    """Those of `own` where neither arm looped."""
+    return {k: r for k, r in own.items() if not r["looped"] and not (k in base and base[k]["looped"])}
+
+
+def field(record: Record, name: str) -> Any:
+    # a record straight from a run has no machine: it is the one at hand
+    return record.get(name, "paper" if name == "system" else "")
+
+
+# What must be one value over all records of a model before a verdict is given on it.
+ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p", "system")
+
+
+def one_environment(records: Iterable[Record], where: object) -> list[Record]:
+    """The measured records of one model, as they are.
+
+    Raises:
+        UserError: they were measured in several environments, methods that draft with the same head with several of them, or an
+            arm with several options; names the key.
+    """
+    found = measured(records)
+    arms: dict[str, list[Record]] = defaultdict(list)
+    heads: dict[str, list[Record]] = defaultdict(list)
+    for r in found:
+        arms[f"{r['method']} ({r['preset']}) at T = {r['temperature']:g}"].append(r)  # tuned options are a temperature's own
+        heads["all eagle methods" if r["method"].startswith("eagle") else r["method"]].append(r)
+    checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
+    checks += [(whose, "head_sha", own) for whose, own in heads.items()]
+    checks += [(whose, "options", own) for whose, own in arms.items()]
+    for whose, key, own in checks:
+        values = sorted({str(value) for r in own if (value := field(r, key)) is not None})  # plain decoding has no head
+        if len(values) > 1:
+            raise UserError(f"{where} holds mixed environments: {key} of {whose} of {found[0]['model']} is "
+                            f"{' and '.join(values)}; give a folder whose records agree in it")  # fmt: skip
+    return found
+
+
+def one_source(records: Sequence[Record]) -> list[Record]:
+    """For each task those on the paper's prompts where there are any, else on the source with most: sources are not mixed."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for r in records:
+        counts[r["task"]][r["source"]] += 1
+    chosen = {task: max(found, key=lambda s: (s == "paper", found[s], s)) for task, found in counts.items()}
+    return [r for r in records if r["source"] == chosen[r["task"]]]

@@ -1,0 +1,286 @@
+"""The claims ledger: each claim of the paper as a test on whatever was measured, with its effect, paired interval and verdict.
+
+An effect is *shown* when its 95 % interval excludes 0 on the claimed side, the *opposite* when on the other. Every test is made
+twice: over all outputs, and over those where neither side fell into a loop. Records, drafted trees (`--trees`) and what
+`harness verify` found are all it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.common.names import SIX_TASKS, VANILLA, task_order
+from harness.forms.table import NOTHING, Section, Table, bracketed, number
+from harness.ledger.audit_words import audits_of
+from harness.ledger.ledger import read
+from harness.ledger.record import Record
+from harness.load.config import known_models, model_config
+from harness.metrics.definitions import Estimate, Interval, speed_ratio, tau_difference
+from harness.metrics.groups import MEAN, weights_line
+from harness.metrics.pairing import Side, without_loops
+from harness.metrics.steps import identical
+from harness.paper import published
+from harness.paper.contrast import (
+    NOT_JUDGED,
+    NOT_MEASURED,
+    NOT_SHOWN,
+    NOTHING_THERE,
+    OPPOSITE,
+    SHOWN,
+    Contrast,
+    Outcome,
+    Row,
+    faster,
+    longer,
+    verdict,
+    within,
+)
+from harness.paper.draft_claims import draft_rows
+from harness.paper.measured import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, Measured
+from harness.paper.verdict import incomparable, reported_model
+
+ABLATED_ON = ("mt_bench", "gsm8k")  # the paper's Table 3
+ORDERED_ON = "Vicuna-7B"  # the smallest of its Table 1
+
+
+def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | None) -> list[Row]:
+    """Every claim, tested on one model's records; what was not measured says so."""
+    records = list(records)
+    m = Measured(records, folder)
+    greedy = partial(m.side_of, temperature=0.0)
+    dynamic, static = greedy(DYNAMIC), greedy(STATIC)
+    n_static, n_dynamic = m.nodes
+    sizes = f"{n_dynamic or '?'} against {n_static or '?'} nodes"
+    rows = _both(f"dynamic trees beat static ones as published ({sizes})", "EAGLE-2 over EAGLE-1", 0.0, dynamic, static)
+    equal = [p for p in m.presets if greedy(DYNAMIC, preset=p)]
+    for preset in equal or [""]:
+        own = greedy(DYNAMIC, preset=preset) if preset else {}
+        named = f", {preset}" if len(equal) > 1 else ""
+        rows += _both(f"dynamic trees beat static ones at equal budget ({n_static or '?'} nodes{named})", "EAGLE-2 over EAGLE-1",
+                      0.0, own, static)  # fmt: skip
+    rows.append(_lossless(dynamic, greedy(VANILLA), audit))
+    rows += draft_rows(m, folder)
+    for name, method in (("the value of a path", NO_VALUE), ("reranking", NO_RERANK)):
+        for tasks in (ABLATED_ON, SIX_TASKS):
+            rows += _both(f"{name} helps", f"EAGLE-2 over {method}", 0.0, dynamic, greedy(method), tasks)
+    for temperature in (0.0, 1.0):
+        own, base, other = (m.side_of(name, temperature) for name in (DYNAMIC, VANILLA, STATIC))
+        if temperature:
+            rows += _both("the gain over EAGLE-1 holds at T = 1", "EAGLE-2 over EAGLE-1", temperature, own, other)
+        rows.append(_mean("it is faster than plain decoding", "speed over vanilla, less 1", temperature,
+                          Contrast(own, base, faster, True), SIX_TASKS))  # fmt: skip
+        over_vanilla, over_static = Contrast(own, base, faster, True), Contrast(own, other, faster, True)
+        each = (
+            ("faster than plain decoding in every task", "speed over vanilla, less 1", over_vanilla, "{:+.0%}"),
+            (
+                "longer accepts than EAGLE-1 in every task",
+                "difference in τ",
+                Contrast(own, other, tau_difference, False),
+                "{:+.2f}",
+            ),
+            ("faster than EAGLE-1 in every task", "speed over EAGLE-1, less 1", over_static, "{:+.0%}"),
+        )
+        for claim, test, contrast, form in each:
+            rows.append(Row(claim, test, temperature, "weakest of six", *contrast.on_each(SIX_TASKS), form))
+    (gain,) = published.the_paper("relative_gain")
+    low, high = (v / 100 for v in gain.values)
+    for temperature in (0.0, 1.0):
+        own, other = m.side_of(DYNAMIC, temperature), m.side_of(STATIC, temperature)
+        for what, statistic, is_speed in (("speed", faster, True), ("τ", longer, False)):
+            rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
+                              Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
+    rows += _order(m.side_of) + (_at_best(m) if m.is_tuned else []) + _headline(m)
+    return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
+
+
+def _both(
+    claim: str, test: str, temperature: float, a: Side, b: Side, tasks: Sequence[str] = SIX_TASKS
+) -> list[Row]:  # fmt: skip
+    """The claim on tau and on speed."""
+    return [
+        _mean(
+            f"{claim}: τ", f"{test}, difference in τ", temperature, Contrast(a, b, tau_difference, False), tasks, form="{:+.2f}"
+        ),
+        _mean(f"{claim}: speed", f"{test}, speed ratio less 1", temperature, Contrast(a, b, faster, True), tasks),
+    ]
+
+
+def _mean(
+    claim: str, test: str, temperature: float, contrast: Contrast, tasks: Sequence[str],
+    judged: Callable[[Interval | None], str] = verdict, form: str = "{:+.0%}",
+) -> Row:  # fmt: skip
+    """Over the tasks wanted, or those of them that are there, which are then named."""
+    there = [t for t in tasks if t in contrast.tasks()] or list(tasks)
+    on = MEAN if there == list(SIX_TASKS) else ", ".join(there)
+    return Row(claim, test, temperature, on, *contrast.on(there, judged), form)
+
+
+def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
+    """The audit's word; the share of token-identical conversations beside it has no threshold outside float64."""
+    word = (audit or {}).get(DYNAMIC)
+    if word is None:
+        judged = f"{NOT_MEASURED}: harness verify --out DIR/audit"
+    elif word == "open":
+        judged = f"{NOT_JUDGED}: a layer of the audit could not judge it"
+    else:  # `lossless (quick)`, `fails L3`
+        judged = SHOWN if word.startswith("lossless") else f"{NOT_SHOWN}: {word}"
+
+    def found(of: Side) -> Outcome:
+        n, total = identical(of, base)
+        return Outcome(Estimate(n / total if total else None, None, total), judged)
+
+    said = f": {word}" if word else ""
+    test = f"audit in layers (harness verify{said}); effect: share of conversations identical to vanilla's"
+    return Row("lossless", test, 0.0, "all tasks", found(own), found(without_loops(own, base)), "{:.0%}")
+
+
+def _at_best(m: Measured) -> list[Row]:
+    """What the paper's trees were to its GPUs, tuned ones are to another machine: the claims on speed with each method at the
+    options that `harness tune` found for it there."""
+    rows = []
+    for temperature in (0.0, 1.0):
+        own, other, base = m.best(DYNAMIC, temperature), m.best(STATIC, temperature), m.side_of(VANILLA, temperature)
+        rows += _both(
+            "dynamic trees beat static ones, each at its best options here", "EAGLE-2 over EAGLE-1", temperature, own, other
+        )
+        rows.append(_mean("it is faster than plain decoding at its best options here", "speed over vanilla, less 1", temperature,
+                          Contrast(own, base, faster, True), SIX_TASKS))  # fmt: skip
+
+    def is_tuned(name: str, temperature: float) -> bool:
+        return bool(m.side_of(name, temperature, BEST))
+
+    return rows + _order(m.best, ", each at its best options here", is_tuned)
+
+
+def _order(
+    arm_of: Callable[[str, float], Side], how: str = "", is_tuned: Callable[[str, float], bool] = lambda *_: True
+) -> list[Row]:  # fmt: skip
+    """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair. is_tuned: whether a method
+    has options other than the paper's at a temperature; those that have not are named."""
+    rows = []
+    for temperature in (0.0, 1.0):
+        arms = {name: arm_of(name, temperature) for name in published.METHODS.values()}
+        for metric, statistic, is_speed in (("speedup", faster, True), ("tau", tau_difference, False)):
+            printed = {published.METHODS[n.method]: n.value for n in published.the_paper(metric, "Table 1")
+                       if (n.model, n.task, n.temperature) == (ORDERED_ON, published.MEAN, f"{temperature:g}")}  # fmt: skip
+            order = sorted((name for name in printed if arms[name]), key=lambda name: -printed[name])
+            pairs = [(a, b) for a, b in combinations(order, 2) if printed[a] > printed[b]]
+            found = {(a, b): Contrast(arms[a], arms[b], statistic, is_speed).on(SIX_TASKS) for a, b in pairs}
+            shown = "".join((" = " if printed[a] == printed[b] else " > ") + b for a, b in pairwise(order))
+            at_paper = [name for name in order if not is_tuned(name, temperature)]
+            test = f"{''.join(order[:1]) or 'none'}{shown} as in Table 1 ({ORDERED_ON}): share of pairs in that order"
+            test += f"; at the paper's options: {', '.join(at_paper)}" if at_paper else ""
+            every, clean = _in_order({p: f[0] for p, f in found.items()}), _in_order({p: f[1] for p, f in found.items()})
+            claim = f"methods stand in the paper's order{how}: {'speed' if is_speed else 'τ'}"
+            rows.append(Row(claim, test, temperature, MEAN, every, clean, "{:.0%}"))
+    return rows
+
+
+def _in_order(pairs: Mapping[tuple[str, str], Outcome]) -> Outcome:
+    """One verdict of many: shown where it is for every pair."""
+    if not pairs:
+        return Outcome(NOTHING_THERE, f"{NOT_MEASURED}: fewer than two of its methods")
+    values = [f.effect.value for f in pairs.values()]
+    if None in values or any(f.verdict.startswith(NOT_JUDGED) for f in pairs.values()):
+        return Outcome(NOTHING_THERE, next(f.verdict for f in pairs.values() if f.verdict.startswith((NOT_JUDGED, NOT_MEASURED))))
+    share = sum(v > 0 for v in values if v is not None) / len(values)
+    effect = Estimate(share, None, min(f.effect.prompts for f in pairs.values()))
+    for word in (OPPOSITE, NOT_SHOWN):
+        if there := [f"{a} over {b}" for (a, b), f in pairs.items() if f.verdict == word]:
+            named = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+            return Outcome(effect, f"{word} for {named}, of {len(pairs)} pairs")
+    return Outcome(effect, SHOWN)
+
+
+def _headline(m: Measured) -> list[Row]:
+    """The abstract's range of speedups, which is of the paper's models, prompts and length budget."""
+    (span,) = published.the_paper("speedup_range")
+    low, high = span.values
+    rows = []
+    for temperature in (0.0, 1.0):
+        contrast = Contrast(m.side_of(DYNAMIC, temperature), m.side_of(VANILLA, temperature), speed_ratio, True)
+        both = contrast.on(("mt_bench",), partial(within, low, high))
+        why = _not_the_papers([r for r in contrast.a.values() if r["task"] == "mt_bench"])
+        if why:
+            both = (Outcome(both[0].effect, why), Outcome(both[1].effect, why))
+        rows.append(Row(f"speedups of {span.text} (over its models)", "speed over vanilla in the range", temperature,
+                        "mt_bench", *both, "{:.2f}×"))  # fmt: skip
+    return rows
+
+
+def _not_the_papers(records: Sequence[Record]) -> str:
+    """Why the speed of one arm's records cannot be held against the paper's, or nothing."""
+    if not records:
+        return ""
+    r, name = records[0], records[0]["model"]
+    config = model_config(name) if name in known_models() else None
+    budget = config.max_new_tokens if config else r["max_new_tokens"]
+    target = reported_model(name, config.paper if config else None, budget, records)
+    return incomparable(target, r["source"], r["task"], r["max_new_tokens"])
+
+
+_READING = """Effects with 95 % intervals (paired bootstrap over conversations, none under 5; means over tasks unweighted).
+    Shown: the interval excludes 0, or lies in the claimed range; the opposite is shown: it lies below 0. No loops: over outputs
+    where neither side fell into a loop. Weakest of six: a claim on every task is shown only if it is in each; the effect is the
+    weakest task's. Calibration is judged by its value, the interval stands beside it. Timings of two processes are not judged."""
+
+
+def report(folder: Path) -> Table:
+    """The ledger of every model in a folder of records.
+
+    Raises:
+        UserError: no records, records of mixed environments (names the key), or a file of trees or audits that cannot be read.
+    """
+    records = read(folder)
+    audits = audits_of(folder)
+    sections, numbers = [], []
+    for model in sorted({r["model"] for r in records}):
+        own = [r for r in records if r["model"] == model]
+        rows = rows_of(own, folder, audits.get(model))
+        used = Measured(own, folder).records or own
+        first, sources = used[0], {r["task"]: r["source"] for r in used}
+        facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
+        facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
+        facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
+        title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
+        sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))
+        numbers += [{"model": model, **_numbers(row)} for row in rows]
+    return Table("claims", tuple(sections), (" ".join(_READING.split()),), pd.DataFrame(numbers))
+
+
+def _shown(row: Row) -> dict[str, str]:
+    return {
+        "claim": row.claim,
+        "test": row.test,
+        "T": NOTHING if row.temperature is None else f"{row.temperature:g}",
+        "on": row.on,
+        "prompts": str(row.all.effect.prompts),
+        "effect": _effect(row.all.effect, row.form),
+        "verdict": row.all.verdict,
+        "effect, no loops": _effect(row.no_loops.effect, row.form),
+        "verdict, no loops": "the same" if row.no_loops.verdict == row.all.verdict else row.no_loops.verdict,
+    }
+
+
+def _effect(e: Estimate, form: str) -> str:
+    return bracketed(number(e.value, form), e.ci95, form)
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"claim": row.claim, "test": row.test, "temperature": row.temperature, "on": row.on}
+    for name, found in (("", row.all), ("_no_loops", row.no_loops)):
+        low, high = found.effect.ci95 or (None, None)
+        numbers |= {f"prompts{name}": found.effect.prompts, f"effect{name}": found.effect.value, f"effect{name}_low": low,
+                    f"effect{name}_high": high, f"verdict{name}": found.verdict}  # fmt: skip
+    return numbers
+
+
+def to_json(table: Table) -> str:
+    return json.dumps(json.loads(table.numbers.to_json(orient="records")), ensure_ascii=False)

@@ -1,0 +1,50 @@
+"""Figures 1 and 2 of the paper with our bars beside its own: speedup on MT-bench by model and method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.common.names import method_order
+from harness.forms.colours import colour
+from harness.forms.figure import RC, save_figure
+
+
+def draw(numbers: pd.DataFrame, stem: Path) -> list[Path]:
+    """PNG and PDF of a figure's cells (the numbers of `reproduce.report`, whose CSV stands beside); nothing if none was measured.
+
+    A bar is ours with its 95 % interval; a diamond the paper's number, a line its range over models where ours stands in, hollow
+    where it is a transcription.
+    """
+    here = numbers[numbers["method"].notna()]
+    if here["speedup"].notna().sum() == 0:
+        return []
+    models, methods = list(dict.fromkeys(here["model"])), sorted(set(here["method"]), key=method_order)
+    width = 0.8 / len(methods)
+    with matplotlib.style.context(["default", RC]):
+        figure = Figure(figsize=(max(4.5, 1.6 * len(models) * len(methods)), 4.2), layout="constrained")
+        ax = figure.subplots()
+        for row in here.to_dict("records"):
+            x = models.index(row["model"]) + (methods.index(row["method"]) - (len(methods) - 1) / 2) * width
+            shade = colour(row["method"])
+            if pd.notna(row["speedup"]):
+                ax.bar(x, row["speedup"], 0.9 * width, color=shade)
+            if pd.notna(row["speedup_low"]):
+                ax.vlines(x, row["speedup_low"], row["speedup_high"], color="black", linewidth=1)
+            if pd.notna(row["paper_speedup_low"]):
+                face = "black" if row["paper_speedup_confirmed"] else "none"
+                ends = sorted({row["paper_speedup_low"], row["paper_speedup_high"]})
+                ax.plot([x] * len(ends), ends, color="black", linestyle=":", marker="D", markersize=4, markerfacecolor=face)
+        for method in methods:
+            ax.bar(0, 0, color=colour(method), label=method)
+        ax.plot([], [], color="black", linestyle=":", marker="D", markersize=4, label="the paper's")
+        ax.axhline(1, color="#4d4d4d", linewidth=0.8)
+        ax.set_xticks(range(len(models)), models)
+        ax.set_ylabel("speedup over vanilla on MT-bench")
+        ax.set_title(f"{numbers['item'].iloc[0].capitalize()}, T = {numbers['temperature'].iloc[0]:g}")
+        ax.grid(axis="y")
+        ax.legend(ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    return save_figure(figure, stem)

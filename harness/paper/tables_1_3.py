@@ -1,0 +1,120 @@
+"""The paper's Tables 1 to 3 and Figures 1 and 2 as tables: ours, the paper's, others' and a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.forms.table import NOTHING, Section, Table, bracketed, number
+from harness.metrics import groups as tables
+from harness.metrics.definitions import Estimate
+from harness.metrics.groups import APART
+from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, PaperCell, third_parties
+from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, ReportedModel
+
+_READING = """Paper: arXiv 2406.16858v2; others: who printed the same cell. τ reproduced: within 0.10 of the paper's, or the
+    paper's within 0.10 of our interval; speed reproduced: our 95 % interval (paired bootstrap over conversations) covers the
+    paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: means
+    over tasks, of each by itself). Speed limited by: the part that is largest beyond the one forward that is
+    always needed."""
+_SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper, not read in it: what rests on it is not confirmed."
+
+
+def report(item: Item, judged: Sequence[Judged]) -> Table:
+    """The item as a table, a section a model and temperature."""
+    groups: dict[tuple[ReportedModel, float], list[Judged]] = {}
+    for j in judged:
+        groups.setdefault((j.target, j.cell.temperature), []).append(j)
+    sections = []
+    for (target, temperature), group in groups.items():
+        theirs = dict.fromkeys(n.model for j in group for n in j.cell.speedup)
+        stands_in = "" if target.paper else f" (not in the paper, whose numbers are of {', '.join(theirs)})"
+        title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
+        sections.append(Section(title, target.facts, pd.DataFrame([_row(j) for j in group])))
+    notes = [" ".join(_READING.split())]
+    if any(not n.confirmed for j in judged for n in j.cell.tau + j.cell.speedup):
+        notes.append(_SECONDARY)
+    if any(j.ours and j.ours.is_apart for j in judged):
+        notes.append(APART)
+    notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
+              if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
+    return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
+
+
+def _row(j: Judged) -> dict[str, str]:
+    c, o = j.cell, j.ours
+    return {
+        "method": c.method_here or c.method,
+        "task": tables.MEAN if c.task == MEAN else c.task_here,
+        "prompts": str(o.tau.prompts) if o else "0",
+        "speedup": _ours(o.speedup, o.is_apart) if o else NOTHING,
+        "paper's": _published(c.speedup),
+        "others'": _others(c, "speedup"),
+        "τ": _ours(o.tau, False) if o else NOTHING,
+        "paper's τ": _published(c.tau),
+        "others' τ": _others(c, "tau"),
+        "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
+        "verdict": j.verdict,
+    }
+
+
+def _decomposed(o: Ours, *, is_mean: bool) -> str:
+    """`1.52 = 2.13 / (1.00 + 0.29 + 0.10)`: the decode speedup, tau and the costs of a step."""
+    if o.costs is None or o.decode_speedup is None or o.tau.value is None:
+        return NOTHING
+    parts = " + ".join(number(getattr(o.costs, part)) for part in PARTS)
+    return f"{number(o.decode_speedup)} {'~' if is_mean else '='} {number(o.tau.value)} / ({parts})"
+
+
+def _ours(e: Estimate, is_apart: bool) -> str:
+    return ("≈" if is_apart and e.value is not None else "") + bracketed(number(e.value), e.ci95)
+
+
+def _published(found: Sequence[Number]) -> str:
+    """The paper's number, or the range of several models'; marked where it is a transcription."""
+    if not found:
+        return NOTHING
+    low, high = min(found, key=lambda n: n.value), max(found, key=lambda n: n.value)
+    text = low.text if len(found) == 1 else f"{low.text} to {high.text}"
+    return text + ("" if all(n.confirmed for n in found) else f" {UNCONFIRMED}")
+
+
+def _others(cell: PaperCell, metric: str) -> str:
+    found = third_parties(cell, metric)
+    return ", ".join(f"{n.text} {n.by}{'' if n.confirmed else f' {UNCONFIRMED}'}" for n in found) or NOTHING
+
+
+def _numbers(item: Item, j: Judged) -> dict[str, Any]:
+    c, o = j.cell, j.ours
+    row: dict[str, Any] = {
+        "item": item.name, "model": j.target.name, "paper_model": j.target.paper, "temperature": c.temperature,
+        "method": c.method_here, "paper_method": c.method, "task": c.task_here, "source": o and o.source,
+        "prompts": o.tau.prompts if o else 0, "max_new_tokens": o and o.max_new_tokens,
+    }  # fmt: skip
+    for name in ("speedup", "tau"):
+        e: Estimate | None = getattr(o, name) if o else None
+        low, high = (e.ci95 if e else None) or (None, None)
+        row |= {name: e and e.value, f"{name}_low": low, f"{name}_high": high}
+    row |= {"tau_no_loop": o and o.tau_no_loop, "decode_speedup": o and o.decode_speedup, "is_apart": o and o.is_apart}
+    row |= {f"c_{part}": o and o.costs and getattr(o.costs, part) for part in PARTS}
+    for name in ("speedup", "tau"):
+        published: tuple[Number, ...] = getattr(c, name)
+        row[f"paper_{name}"] = published[0].value if len(published) == 1 else None
+        row[f"paper_{name}_low"] = min((n.value for n in published), default=None)
+        row[f"paper_{name}_high"] = max((n.value for n in published), default=None)
+        row[f"paper_{name}_confirmed"] = all(n.confirmed for n in published) if published else None
+        row[f"paper_{name}_source"] = "; ".join(sorted({f"{n.table}: {n.source}" for n in published}))
+        row[f"others_{name}"] = "; ".join(
+            f"{n.text} ({n.paper}, {n.table}; {n.source}; confirmed: {'yes' if n.confirmed else 'secondary'})"
+            for n in third_parties(c, name)
+        )
+    return row | {"verdict": j.verdict}
+
+
+def to_json(tables: Iterable[Table]) -> str:
+    """All rows of the tables' numbers as one JSON array; what is not there is null."""
+    rows = [row for table in tables for row in json.loads(table.numbers.to_json(orient="records"))]
+    return json.dumps(rows, ensure_ascii=False)

@@ -1,0 +1,246 @@
+"""The paper's tables and figures cell by cell: our number beside the paper's and others', and a verdict by fixed rules.
+
+tau is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our interval; speed where our interval
+covers the paper's. Where only tau is, decode speedup = tau / (c_verify + c_draft + c_other) says which part took the speed.
+A pure function of records and published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import tasks
+from harness.common.names import SIX_TASKS, VANILLA
+from harness.ledger.record import Record
+from harness.metrics import groups as tables
+from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
+from harness.metrics.definitions import Estimate
+from harness.metrics.pairing import Side, one_environment, one_source, side_of
+from harness.metrics.steps import StepCosts
+from harness.paper.published import MEAN, METHODS, OURS_DIFFER, Number, PaperCell
+from tasks.paper_files import PAPER_FILES
+
+TOLERANCE = 0.10  # in tau
+PRESET = "paper"  # the only trees the paper's numbers are of
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedModel:
+    """The model a report is on: our name, the paper's (None for a stand-in), the budget its numbers are made with."""
+
+    name: str
+    paper: str | None
+    max_new_tokens: int
+    facts: tuple[str, ...] = ()  # what its records were measured on
+    departures: tuple[str, ...] = ()  # what in them is not as in the paper, in all cells alike
+    altered: frozenset[str] = frozenset()  # tasks whose `paper` prompts are from files that are not the authors'
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What was measured for a cell."""
+
+    speedup: Estimate
+    tau: Estimate
+    tau_no_loop: float | None
+    decode_speedup: float | None
+    costs: StepCosts | None
+    source: str
+    max_new_tokens: int
+    is_apart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A cell with what was measured for it, if anything, and the verdict."""
+
+    cell: PaperCell
+    target: ReportedModel
+    ours: Ours | None
+    verdict: str
+
+
+def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[Record]:
+    """The measured records of a model that the paper's cells are made of.
+
+    Raises:
+        UserError: they were measured in several environments; names the key.
+    """
+    known = {VANILLA, *METHODS.values()}
+    own = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known]
+    return one_environment(own, where)
+
+
+class Measurements:
+    """A folder's measured records of one model, by method, task and temperature.
+
+    Raises:
+        UserError: they were measured in several environments; names the key.
+    """
+
+    def __init__(self, records: Iterable[Record], model: str, where: object):
+        records = list(records)
+        self.records = one_source(of_the_paper(records, model, where))
+        known, taken = {VANILLA, *METHODS.values()}, {(r["task"], r["source"]) for r in self.records}
+        asked = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known
+                 and (r["task"], r["source"]) in taken]  # fmt: skip
+        self._left_out = tables.not_in_the_numbers(tables.shown_cells(summarise(asked)))
+        self.base = side_of(r for r in self.records if r["method"] == VANILLA)
+        self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
+
+    def __call__(self, method: str, task: str, temperature: float) -> Ours | None:
+        """None where nothing was measured, or for a mean where one of the six tasks was not."""
+        names = SIX_TASKS if task == MEAN else (task,)
+        cells = [s for name in names if (s := self.summaries.get((method, name, temperature))) and s.prompts]
+        if len(cells) < len(names):
+            return None
+        return self._mean(cells) if task == MEAN else _of(cells[0])
+
+    def facts(self) -> tuple[str, ...]:
+        """What measured it, and the weights; nothing where there are no records."""
+        if not self.records:
+            return ()
+        r = self.records[0]
+        how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
+        return (how, *tables.weights_and_machine(list(self.summaries.values())), *self._left_out)
+
+    def of(self, cells: Sequence[PaperCell]) -> list[Record]:
+        """The records of these cells, vanilla's along."""
+        wanted = {(name, c.task_here, c.temperature) for c in cells for name in (c.method_here, VANILLA)}
+        return [r for r in self.records if (r["method"], r["task"], r["temperature"]) in wanted]
+
+    def _mean(self, cells: Sequence[CellSummary]) -> Ours:
+        """Unweighted over the six tasks, with intervals: prompts drawn again within each."""
+        first, mean = cells[0], six_task_mean(cells)
+        own: Side = side_of(r for r in self.records if (r["method"], r["temperature"]) == (first.method, first.temperature))
+        speed, length = mean_estimates(own, self.base)
+        return Ours(
+            speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
+            "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart,
+        )  # fmt: skip
+
+
+def _of(c: CellSummary) -> Ours:
+    return Ours(
+        Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
+        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart,
+    )  # fmt: skip
+
+
+def reported_model(
+    name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()
+) -> ReportedModel:  # fmt: skip
+    """A model as measured in one environment, with what of that is not as in the paper."""
+    departures = []
+    for r in records[:1]:
+        if (system := r.get("system", "paper")) != "paper":
+            departures.append("no system prompt" if system == "none" else "another system prompt")
+        if r["top_p"] < 1:
+            departures.append(f"top-p {r['top_p']:g}")
+    shas = {(r["task"], r["prompts_sha"]) for r in records if r["source"] == "paper" and r["task"] in SIX_TASKS}
+    altered = {task for task, sha in shas if sha != PAPER_FILES[f"{tasks.get(task).paper_folder}/question.jsonl"]}
+    return ReportedModel(name, paper, max_new_tokens, facts, tuple(departures), frozenset(altered))
+
+
+def judge(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> Judged:
+    return Judged(cell, target, ours, _verdict(cell, target, ours))
+
+
+def _verdict(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> str:
+    if cell.method_here is None:
+        return f"not comparable: {cell.method} is not among the methods here"
+    if ours is None or (ours.speedup.value is None and ours.tau.value is None):
+        return "not measured"
+    if why := incomparable(target, ours.source, cell.task_here, ours.max_new_tokens):
+        return why
+    marks = "".join(f" {mark}" for mark, is_so in _marks(cell) if is_so)
+    has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
+    word = {
+        (True, True): "τ and speed reproduced",
+        (True, False): f"τ reproduced, speed {_speed_limit(cell, ours)}" if has_speed is False else "",
+        (True, None): f"τ reproduced, speed not judged ({_no_speed(cell, ours)})",
+        (False, True): f"not reproduced: τ {_gap(cell.tau, ours.tau)} the paper's (speed is)",
+        (False, False): f"not reproduced: τ {_gap(cell.tau, ours.tau)} and speed {_gap(cell.speedup, ours.speedup)} the paper's",
+        (False, None): f"not reproduced: τ {_gap(cell.tau, ours.tau)} the paper's; speed not judged ({_no_speed(cell, ours)})",
+        (None, True): "speed reproduced",
+        (None, False): f"not reproduced: speed {_gap(cell.speedup, ours.speedup)} the paper's",
+        (None, None): f"not judged ({_no_speed(cell, ours)})",
+    }[has_tau, has_speed]
+    return f"{word}{marks}"
+
+
+UNCONFIRMED, DIFFERS = "‡", "†"
+
+
+def _marks(cell: PaperCell) -> list[tuple[str, bool]]:
+    """Each mark of a verdict, and whether the cell has it: it rests on a transcription; the paper's method is not quite ours."""
+    relied_on = any(not n.confirmed for n in cell.tau + cell.speedup)
+    return [(UNCONFIRMED, relied_on), (DIFFERS, cell.method_here in OURS_DIFFER)]
+
+
+def incomparable(target: ReportedModel, source: str, task: str, max_new_tokens: int) -> str:
+    """`not comparable` and all that makes it so, or nothing. task: ours, or the mean of the six."""
+    why = []
+    if target.paper is None:
+        why.append(f"{target.name} is not a model of the paper")
+    if source != "paper":
+        why.append(f"{source} prompts")
+    if target.altered & ({task} if task in SIX_TASKS else set(SIX_TASKS)):
+        why.append("a prompt file that is not the authors'")
+    if max_new_tokens != target.max_new_tokens:
+        why.append(f"at most {max_new_tokens} new tokens, not {target.max_new_tokens}")
+    why += target.departures
+    return f"not comparable: {'; '.join(why)}" if why else ""
+
+
+def tau_agrees(cell: PaperCell, ours: Ours) -> bool | None:
+    """None where the paper has no tau or none was measured."""
+    if not cell.tau or ours.tau.value is None:
+        return None
+    ends = (ours.tau.value, *(ours.tau.ci95 or ()))  # a skewed interval need not hold the value
+    # half a rounding error: 3.90 and 4.00 differ by 0.10 in the paper's two digits, whatever they do in binary
+    return min(ends) - TOLERANCE - 1e-9 <= cell.tau[0].value <= max(ends) + TOLERANCE + 1e-9
+
+
+def speed_agrees(cell: PaperCell, ours: Ours) -> bool | None:
+    """None where it cannot be judged: no interval, no number of the paper's, or a baseline from another process."""
+    if not cell.speedup or ours.speedup.ci95 is None or ours.is_apart:
+        return None
+    low, high = ours.speedup.ci95
+    return low <= cell.speedup[0].value <= high
+
+
+def _no_speed(cell: PaperCell, ours: Ours) -> str:
+    if not cell.speedup:
+        return "the paper has none"
+    if ours.speedup.value is None:
+        return "no baseline was measured"
+    return "its baseline was measured in another process" if ours.is_apart else "no interval under 5 prompts"
+
+
+def _gap(published: Sequence[Number], ours: Estimate) -> str:
+    if not published or ours.value is None:
+        return "differs from"
+    return f"{ours.value - published[0].value:+.2f} of"
+
+
+PARTS = ("verify", "draft", "other")
+
+
+def _speed_limit(cell: PaperCell, ours: Ours) -> str:
+    """What of a step keeps the speed from the paper's: its largest part beyond the one vanilla step no method can save."""
+    value, paper = ours.speedup.value, cell.speedup[0].value
+    assert value is not None
+    if value > paper:
+        return f"{value - paper:+.2f} above the paper's"
+    if ours.costs is None or ours.tau.value is None:
+        return "limited by an unknown part (no traces)"
+    c = ours.costs
+    if ours.decode_speedup is not None and ours.decode_speedup >= paper:
+        return f"limited by the prefill (decode alone {ours.decode_speedup:.2f}×)"
+    beyond = {"c_verify": c.verify - 1, "c_draft": c.draft, "c_other": c.other}
+    part = max(beyond, key=lambda name: beyond[name])
+    cost = f"{c.verify:.2f} + {c.draft:.2f} + {c.other:.2f} vanilla steps a step"
+    implied = f", the paper's τ / speedup is {cell.tau[0].value / paper:.2f}" if cell.tau else ""
+    return f"limited by {part} ({cost}{implied})"

@@ -1,0 +1,1 @@
+"""Methods crossed with tasks on one loaded model: planned, measured, recorded, resumable."""

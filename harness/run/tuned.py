@@ -1,0 +1,150 @@
+"""The preset `tuned`: options that `harness tune` found for one model, method, temperature and machine.
+
+Entries lie in the cache folder (found here) and in `models/<name>.tuned.json` (shipped, for the machines named in it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import methods
+from harness.common.errors import UserError
+from harness.common.files import cache_dir, whole_file
+
+
+def find_tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    from harness.run import tuned
+
+    return tuned.lookup(tuned_key(config, method, head, o), config.folder / f"{config.name}.tuned.json")
+
+
+def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
+    import torch
+
+    from harness.common.files import sha256_file
+    from harness.common.machine import cpu_name
+    from harness.load.dtype import resolve_dtype
+    from harness.load.weights import drafter_folders
+    from harness.run.tuned import Key
+
+    threads = o["threads"] or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
+    if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
+        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
+    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+        files.append(folder / "config.json")
+    return Key(
+        model=config.name,
+        head=" ".join(sha256_file(file)[:16] for file in files),
+        method=method,
+        temperature=o["temperature"],
+        dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
+        threads=threads,
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an entry holds for; all of it must agree."""
+
+    model: str
+    head: str  # sha256 of the drafter's weights, and of the accuracies that trees are chosen by
+    method: str
+    temperature: float
+    dtype: str
+    threads: int
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`options`: what to run with; `predicted`: tau, step costs and decode speedup on the prompts tuned on."""
+
+    key: Key
+    options: Mapping[str, Any]
+    predicted: Mapping[str, Any]
+
+
+def found_here() -> Path:
+    return cache_dir() / "tuned.json"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The stored entries of a file; none where there is no file.
+
+    Raises:
+        UserError: the file cannot be read or is something else.
+    """
+    try:
+        stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for row in stored:
+            Entry(Key(**row["key"]), row["options"], row["predicted"])
+            float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"{path} is no list of tuned presets ({e}); remove it and run `harness tune` again") from None
+    return stored
+
+
+def stored(path: Path) -> list[Entry]:
+    return [Entry(Key(**row["key"]), row["options"], row["predicted"]) for row in rows(path)]
+
+
+def entries(shipped: Path) -> list[Entry]:
+    """Those found on this machine first."""
+    return [*stored(found_here()), *stored(shipped)]
+
+
+def lookup(key: Key, shipped: Path) -> Entry:
+    """Raises:
+    UserError: nothing was tuned for this key; says what to run.
+    """
+    known = entries(shipped)
+    for entry in known:
+        if entry.key == key:
+            return entry
+    same = [e.key for e in known if (e.key.model, e.key.method) == (key.model, key.method)]
+    near = ", ".join(sorted({f"T = {k.temperature:g} in {k.dtype}, {k.threads} threads, {k.machine}" for k in same}))
+    others = f" (there is one for {near})" if near else ""
+    raise UserError(
+        f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads "
+        f"on this machine and with this head{others}: `harness tune --model {key.model} --method {key.method} --temperature "
+        f"{key.temperature:g} --dtype {key.dtype} --threads {key.threads}` (and your --head, if any) makes one"
+    )
+
+
+def check(path: Path | None = None) -> None:
+    """Whether `save` could put an entry there.
+
+    Raises:
+        UserError: the file is something else, or its folder cannot be written to.
+    """
+    path = path or found_here()
+    rows(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise UserError(f"cannot save in {path}: {e.strerror or e}") from None
+
+
+def save(new: Entry, path: Path | None = None) -> Path:
+    """Put an entry in the place of an older one with the same key."""
+    path = path or found_here()
+    kept = [row for row in rows(path) if row["key"] != asdict(new.key)]
+    kept.append({"key": asdict(new.key), "options": dict(new.options), "predicted": dict(new.predicted)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as tmp:
+        tmp.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return path

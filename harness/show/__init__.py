@@ -1,0 +1,1 @@
+"""What a reader sees of a ledger: tables, plots, one page. Pure functions of records."""

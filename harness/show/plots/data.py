@@ -1,0 +1,208 @@
+"""The numbers that plots draw, one data frame a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.common.names import VANILLA, preset_order
+from harness.forms.colours import PARTS, colour, hatch, marker
+from harness.ledger.record import Record
+from harness.ledger.trees import Drafts
+from harness.metrics import acceptance
+from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
+from harness.metrics.comparisons import comparisons
+from harness.metrics.definitions import Interval, point, tokens_per_s
+from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
+from harness.metrics.pairing import Setting, Side, compared, setting_of, side_of, variant_of
+from harness.metrics.steps import acceptance_by_depth, time_split
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What a drawing gets: one setting's records and summaries, and how its arms look."""
+
+    setting: Setting
+    summaries: tuple[CellSummary, ...]
+    records: tuple[Record, ...]
+    looks: dict[Variant, Look]
+    drafted: tuple[acceptance.ArmSums, ...] = ()  # of the arms whose trees were kept
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    label: str
+    colour: str
+    hatch: str
+    marker: str
+
+
+def speedup_data(panel: Panel) -> pd.DataFrame:
+    """Speedup over vanilla by task and method, and the six-task mean, with intervals."""
+    return _by_task(panel, "speedup")
+
+
+def tau_data(panel: Panel) -> pd.DataFrame:
+    """Tokens per target forward by task and method, and the six-task mean, with intervals; and without looping outputs."""
+    return _by_task(panel, "tau", "tau_no_loop")
+
+
+def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
+    rows = []
+    base = _pooled(panel, lambda r: r["method"] == VANILLA)
+    for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
+        for s in cells:
+            row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
+            rows.append(row | {name: getattr(s, name) for name in (value, *more)} | _ends(getattr(s, f"{value}_ci95")))
+        mean = six_task_mean(cells)
+        row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
+        if getattr(mean, value) is not None:
+            ci95 = mean_estimates(_arm_of(panel, variant), base)[("speedup", "tau").index(value)].ci95
+            rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
+    return _with_value(rows, value)
+
+
+def acceptance_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance rate by depth, all tasks pooled, for every method that drafts."""
+    rows = []
+    for variant, cells in by_variant(panel.summaries):
+        n_tasks = len({(s.task, s.source) for s in cells})
+        for d in acceptance_by_depth(_arm_of(panel, variant).values(), intervals=True):
+            counts = {"n_tasks": n_tasks, "depth": d.depth, "n_reached": d.n_reached, "n_accepted": d.n_accepted}
+            rows.append({**_arm(panel, variant), **counts, "rate": d.rate, **_ends(d.ci95)})
+    return pd.DataFrame(rows)
+
+
+def time_data(panel: Panel) -> pd.DataFrame:
+    """Where the time of a generated token goes, all tasks pooled, in units of vanilla's on the same prompts.
+
+    Without a baseline in the setting: in milliseconds.
+    """
+    base = _pooled(panel, lambda r: r["method"] == VANILLA)
+    relative = any(compared(_arm_of(panel, v), base) for v, _ in by_variant(panel.summaries) if v[0] != VANILLA)
+    rows = []
+    for variant, _ in by_variant(panel.summaries):
+        everything = _arm_of(panel, variant)
+        own = compared(everything, base) if relative else everything
+        per_second = point([own], tokens_per_s)
+        scale = point([own, base], lambda _, b: tokens_per_s(b)) if relative else 1000.0
+        if not per_second or not scale:
+            continue
+        split = time_split(list(own.values()))
+        parts = {part: getattr(split, part) if split else 0.0 for part in PARTS if part != "untraced"}
+        parts["untraced"] = 0.0 if split else 1 / per_second
+        unit = "vanilla's on the same prompts" if relative else "ms"
+        n_tasks = len({(r["task"], r["source"]) for r in own.values()})
+        row = {**_arm(panel, variant), "n_tasks": n_tasks, "unit": unit}
+        rows.append(row | {part: seconds * scale for part, seconds in parts.items()})
+    return pd.DataFrame(rows)
+
+
+def ablation_data(panel: Panel) -> pd.DataFrame:
+    """What full EAGLE-2 gains in tau over each ablation on the same prompts, by task."""
+    rows = []
+    for c in comparisons(panel.records, panel.summaries):
+        if c.against_method != "eagle1":
+            row = {"method": c.against_method, "label": c.against, "task": c.task, "source": c.source}
+            difference = {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
+            rows.append({**row, **difference, **_ends(c.tau_difference.ci95)})
+    return _with_value(rows, "tau_difference")
+
+
+def position_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance by position in the tree, a row a conversation (the paper's Figure 5).
+
+    Of arms whose trees always have all six positions, where there are such: a dynamic tree has the deeper ones only where the
+    draft was confident.
+    """
+    of_arm, always = [], []
+    for named, group in panel.drafted:
+        rows = group[group["kind"] == "position"]
+        n = rows.groupby("at")["n"].sum()
+        if {2, 6} <= set(n.index):
+            of_arm.append((named, rows))
+            always.append(n[6] >= 0.99 * n[1])
+    data = []
+    for (named, rows), complete in zip(of_arm, always, strict=True):
+        if complete or not any(always):
+            r: Any
+            by_query = rows.groupby(["at", "task", "source", "query"], as_index=False)[["n", "accepted"]].sum()
+            for r in by_query.itertuples():
+                row = {**_arm(panel, _variant(named)), "position": acceptance.POSITIONS[r.at - 1], "task": r.task}
+                row |= {"source": r.source, "sample_id": r.query.split("\x1f")[-1], "n": int(r.n), "accepted": int(r.accepted)}
+                data.append(row | {"rate": r.accepted / r.n})
+    return pd.DataFrame(data)
+
+
+def calibration_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance against the draft's confidence in 20 bins, tasks pooled (the paper's Figure 6), with the fit's slope and ECE."""
+    rows = []
+    for named, group in panel.drafted:
+        binned = group[group["kind"] == "calibration"]
+        fits = {f["at"]: f["value"] for f in acceptance.fits_of(binned)}
+        for r in acceptance.rates_of(binned):
+            row = {**_arm(panel, _variant(named)), "bin": r["at"], "bin_low": r["low"], "bin_high": r["high"]}
+            row |= {k: r[k] for k in ("n", "accepted", "mean_confidence")}
+            row |= {"rate": r["value"], "low": r["value_low"], "high": r["value_high"]}
+            rows.append(row | {"n_tasks": binned["task"].nunique(), "slope": fits["slope"], "ece": fits["ece"]})
+    return pd.DataFrame(rows)
+
+
+def n_alpha_data(panel: Panel) -> pd.DataFrame:
+    """Acceptance of a chain's next draft after n of the head's own features, tasks pooled (EAGLE-1's n-alpha)."""
+    rows = []
+    for named, group in panel.drafted:
+        chains = group[group["kind"] == "n_alpha"]
+        for r in acceptance.rates_of(chains):
+            row = {**_arm(panel, _variant(named)), "n_features": int(r["at"]), "n": r["n"], "accepted": r["accepted"]}
+            row |= {"rate": r["value"], "low": r["value_low"], "high": r["value_high"]}
+            rows.append(row | {"n_tasks": chains["task"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
+    """The rows that have the value: what was not measured is not drawn."""
+    return pd.DataFrame([row for row in rows if row[value] is not None])
+
+
+def panels_of(records: Sequence[Record], drafts: Mapping[str, Drafts]) -> list[Panel]:
+    panels = []
+    for setting, summaries in by_setting(shown_cells(summarise(records))):
+        here = tuple(r for r in records if setting_of(r) == setting)
+        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries), tuple(acceptance.by_arm(here, drafts))))
+    return panels
+
+
+def _looks(summaries: Sequence[CellSummary]) -> dict[Variant, Look]:
+    names = labels(summaries)
+    methods = {method for method, *_ in names}
+    looks = {}
+    for method in methods:
+        siblings = sorted((v for v in names if v[0] == method), key=lambda v: (preset_order(v[1]), v))
+        for place, variant in enumerate(siblings):
+            looks[variant] = Look(names[variant], colour(method, methods), hatch(place), marker(place))
+    return looks
+
+
+def _arm(panel: Panel, variant: Variant) -> dict[str, Any]:
+    return {"method": variant[0], "preset": variant[1], "label": panel.looks[variant].label}
+
+
+def _variant(named: Mapping[str, Any]) -> Variant:
+    return named["method"], named["preset"], named["options"], named["head_sha"]
+
+
+def _arm_of(panel: Panel, variant: Variant) -> Side:
+    return _pooled(panel, lambda r: variant_of(r) == variant)
+
+
+def _pooled(panel: Panel, wanted: Callable[[Record], bool]) -> Side:
+    return side_of(r for r in panel.records if wanted(r))
+
+
+def _ends(ci95: Interval | None) -> dict[str, float | None]:
+    low, high = ci95 or (None, None)
+    return {"low": low, "high": high}

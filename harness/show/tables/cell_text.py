@@ -1,0 +1,47 @@
+"""One value of a cell as text: with its interval, its marks, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.common.names import label
+from harness.forms.table import NOTHING, bracketed, number, times
+from harness.metrics.cells import CellSummary, SixTaskMean
+from harness.metrics.definitions import Estimate
+
+
+def audit_text(audit: Mapping[str, str], cell: CellSummary) -> str:
+    """A preset's own word where the audit looked at its cells, else its method's."""
+    return audit.get(label(cell.method, cell.preset)) or audit.get(cell.method, "not audited")
+
+
+def estimated_text(e: Estimate, form: str = "{:.2f}") -> str:
+    return bracketed(number(e.value, form), e.ci95, form)
+
+
+def tau_text(cell: CellSummary | SixTaskMean) -> str:
+    """τ, and without loops in brackets where that is another number."""
+    text = number(cell.tau)
+    differs = cell.tau is not None and cell.tau_no_loop != cell.tau
+    return f"{text} ({number(cell.tau_no_loop)})" if differs else text
+
+
+def speedup_and_tau_text(cell: CellSummary | SixTaskMean) -> str:
+    return NOTHING if cell.speedup is None and cell.tau is None else f"{speedup_text(cell)} / {tau_text(cell)}"
+
+
+def speedup_text(cell: CellSummary | SixTaskMean) -> str:
+    return marked_text(cell.speedup, cell.is_apart)
+
+
+def marked_text(value: float | None, is_apart: bool) -> str:
+    return ("≈" if is_apart and value is not None else "") + times(value)
+
+
+def fewer_prompts_mark(prompts: int, most: int) -> str:
+    """Said where a method was measured on fewer prompts than another of the same column."""
+    return f" on {prompts}" if prompts < most else ""
+
+
+def fraction_text(cell: CellSummary) -> str:
+    return NOTHING if cell.identical is None else f"{cell.identical}/{cell.n_compared}"

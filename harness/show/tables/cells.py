@@ -1,0 +1,172 @@
+"""Every cell of a ledger with all its numbers, and the tidy table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from harness.common.names import SIX_TASKS, VANILLA
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, times
+from harness.ledger.record import Record
+from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.groups import (
+    MEAN,
+    by_setting,
+    facts,
+    interval_columns,
+    labelled,
+    labelled_cells,
+    notes_of,
+    setting_columns,
+    shown_cells,
+)
+from harness.show.tables.cell_text import fraction_text, marked_text, speedup_and_tau_text, speedup_text
+from harness.show.tables.reading import READING
+
+
+def cell_report(summaries: Iterable[CellSummary]) -> Table:
+    """Every cell with its intervals and checks."""
+    summaries = shown_cells(summaries)
+    sections = tuple(
+        Section(setting.title(), facts(group), pd.DataFrame([_cell_row(name, c) for name, c in labelled_cells(group)]))
+        for setting, group in by_setting(summaries)
+    )
+    return Table("cells", sections, (READING["cells"], *notes_of(summaries)), tidy_table(summaries))
+
+
+def official_report(summaries: Iterable[CellSummary]) -> Table:
+    """Our speedup and τ beside the reference's formulas on the same generations, with what each difference amounts to."""
+    summaries = [s for s in shown_cells(summaries) if s.method != VANILLA]
+    sections = []
+    for setting, group in by_setting(summaries):
+        rows = []
+        for name, cells in labelled(group):
+            rows += [_official_row(name, c.task, c.source, [c], c.official.lacks) for c in cells]
+            if sorted(c.task for c in cells) == sorted(SIX_TASKS):
+                rows.append(_official_row(name, MEAN, "", cells, ""))
+        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    numbers = [
+        {**setting_columns(s.setting), "method": s.method, "preset": s.preset, "task": s.task, "source": s.source,
+         **_official_numbers([s]), "n_turns": s.official.n_turns, "lacks": s.official.lacks}
+        for s in summaries
+    ]  # fmt: skip
+    return Table("official", tuple(sections), (READING["official"], *notes_of(summaries)), pd.DataFrame(numbers))
+
+
+def _official_numbers(cells: Sequence[CellSummary]) -> dict[str, float | None]:
+    """Means over cells, None where one lacks the value; factors are of the means, so that they multiply to the whole."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(cells) if len(known) == len(cells) else None
+
+    def along(*factors: str) -> float | None:
+        values = []
+        for c in cells:
+            value = c.speedup
+            for factor in factors:
+                part = getattr(c.official, factor)
+                value = None if value is None or part is None else value * part
+            values.append(value)
+        return mean(values)
+
+    steps = [along(*_WAY[:n]) for n in range(len(_WAY) + 1)]
+    numbers: dict[str, float | None] = {"speedup": steps[0]}
+    for name, before, after in zip(_WAY, steps, steps[1:], strict=False):
+        numbers[name] = after / before if after is not None and before else None
+    numbers |= {"official_speedup": steps[-1], "tau": mean(c.tau for c in cells)}
+    numbers |= {"official_tau": mean(c.official.tau for c in cells)}
+    return numbers | {"goes_on": mean(c.official.n_going_on / c.official.n_turns if c.official.n_turns else None for c in cells)}
+
+
+_WAY = ("per_question", "past_end", "retokenised")
+
+
+def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
+    n = _official_numbers(cells)
+    ours, theirs = n["speedup"], n["official_speedup"]
+    apart = any(c.is_apart for c in cells)
+    return {
+        "method": name,
+        "task": task,
+        "source": source,
+        "speedup": marked_text(ours, apart),
+        "per question": number(n["per_question"], "{:.3f}"),
+        "past the end": number(n["past_end"], "{:.3f}"),
+        "re-tokenised": number(n["retokenised"], "{:.3f}"),
+        "official": f"{NOTHING} ({lacks})" if lacks else marked_text(theirs, apart),
+        "bookkeeping": number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
+        "τ": number(n["tau"]),
+        "official τ": number(n["official_tau"]),
+        "goes on": number(n["goes_on"], "{:.0%}"),
+    }
+
+
+def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
+    """All numbers, one row a cell."""
+    rows = []
+    for s in summaries:
+        row = {**setting_columns(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
+               "task": s.task, "source": s.source, "head_sha": s.head_sha, "prompts": s.prompts}  # fmt: skip
+        row |= {name: getattr(s, name) for name in _TIDY_VALUES}
+        row |= interval_columns("speedup", s.speedup, s.speedup_ci95) | interval_columns("tau", s.tau, s.tau_ci95)
+        split = s.time_split
+        row |= {f"{part}_s_per_token": split and getattr(split, part) for part in ("draft", "verify", "prefill", "other")}
+        row |= {"official_speedup": s.official.speedup, "official_tau": s.official.tau}
+        costs = s.step_costs
+        row |= {f"c_{part}": costs and getattr(costs, part) for part in ("verify", "draft", "other")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s", "decode_speedup", "tau_no_loop",
+                "identical", "n_compared", "looped", "mean_tree_size", "n_errors", "n_skipped", "n_unpaired",
+                "n_elsewhere", "n_incomplete")  # fmt: skip
+
+
+def mt_bench_by_category(records: Iterable[Record]) -> Table:
+    """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
+    records = [r for r in records if r["task"] == "mt_bench"]
+    summaries = shown_cells(summarise(records))
+    by_category = {
+        category: shown_cells(summarise(r for r in records if r["category"] == category))
+        for category in sorted({r["category"] for r in records})
+    }
+    by_row = [tidy_table(group).assign(category=category) for category, group in by_category.items()]
+    sections = []
+    for setting, whole in by_setting(summaries):
+        rows: dict[str, dict[str, str]] = {}
+        in_setting = {category: [s for s in group if s.setting == setting] for category, group in by_category.items()}
+        for category, group in in_setting.items():
+            for name, cell in labelled_cells(group):
+                rows.setdefault(name, {"method": name})[f"{category} ({cell.source})"] = speedup_and_tau_text(cell)
+        shown = pd.DataFrame(list(rows.values())).fillna("")
+        sections.append(Section(setting.title(), facts(whole), shown))
+    numbers = pd.concat(by_row) if by_row else pd.DataFrame()
+    return Table("mt_bench_by_category", tuple(sections), (READING["categories"], *notes_of(summaries)), numbers)
+
+
+def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
+    costs = c.step_costs
+    return {
+        "method": name,
+        "task": c.task,
+        "source": c.source,
+        "prompts": str(c.prompts),
+        "tokens": str(c.new_tokens),
+        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+        "vanilla's": number(c.baseline_tokens_per_s, "{:.1f}"),
+        "speedup": bracketed(speedup_text(c), c.speedup_ci95),
+        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else marked_text(c.official.speedup, c.is_apart),
+        "decode": times(c.decode_speedup),
+        "τ": bracketed(number(c.tau), c.tau_ci95),
+        "official τ": number(c.official.tau),
+        "τ, no loops": number(c.tau_no_loop),
+        "looped": number(c.looped, "{:.0%}"),
+        "identical": fraction_text(c),
+        "tree": number(c.mean_tree_size, "{:.1f}"),
+        "c_verify": number(costs.verify if costs else None),
+        "c_draft": number(costs.draft if costs else None),
+        "c_other": number(costs.other if costs else None),
+    }

@@ -1,0 +1,140 @@
+"""The main table: every method, with speedup, tau, costs and the audit's word."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from harness.common.names import SIX_TASKS, VANILLA, task_order
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, times
+from harness.ledger.record import Record
+from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean, summarise
+from harness.metrics.groups import (
+    MEAN,
+    Variant,
+    by_setting,
+    by_variant,
+    facts,
+    interval_columns,
+    labelled,
+    labels,
+    notes_of,
+    setting_columns,
+    shown_cells,
+    task_label,
+)
+from harness.metrics.pairing import setting_of, side_of, variant_of
+from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, speedup_and_tau_text, speedup_text
+from harness.show.tables.reading import READING
+
+
+def main_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Numbers as in the paper's main table: a row per setting, method and preset; per task speedup and tau."""
+    return _main_numbers(shown_cells(summarise(records)))
+
+
+def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
+    rows = []
+    for setting, group in by_setting(summaries):
+        for variant, cells in by_variant(group):
+            row = {**setting_columns(setting), "method": variant[0], "preset": variant[1], "exact": cells[0].exact}
+            for cell in cells:
+                row |= {f"{task_label(cell)} {name}": getattr(cell, name) for name in _MAIN_VALUES}
+            mean = six_task_mean(cells)
+            rows.append(row | {f"{MEAN} {name}": getattr(mean, name) for name in _MAIN_VALUES})
+    return pd.DataFrame(rows)
+
+
+_MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
+
+
+def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None) -> Table:
+    """Methods by tasks, each with speedup and tau; what the README shows. audits: model -> method -> the audit's word."""
+    summaries = shown_cells(summaries)
+    sections = []
+    for setting, group in by_setting(summaries):
+        tasks = sorted({(c.task, c.source) for c in group}, key=lambda t: (task_order(t[0]), t[1]))
+        most = {key: max(c.prompts for c in group if (c.task, c.source) == key) for key in tasks}
+        rows = []
+        for name, cells in labelled(group):
+            by_task = {
+                (c.task, c.source): speedup_and_tau_text(c) + fewer_prompts_mark(c.prompts, most[c.task, c.source]) for c in cells
+            }
+            audit = (audits or {}).get(setting.model)
+            row = {"method": name} | ({"audit": audit_text(audit, cells[0])} if audit else {})
+            row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
+            if {task for task, _ in tasks} >= set(SIX_TASKS):
+                row[MEAN] = speedup_and_tau_text(six_task_mean(cells))
+            rows.append(row)
+        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    read = (READING["audit"],) if audits else ()
+    return Table("main", tuple(sections), (READING["main"], *read, *notes_of(summaries)), _main_numbers(summaries))
+
+
+def mean_report(
+    records: Sequence[Record], summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None
+) -> Table:
+    """A row an arm: its six-task means with intervals, what a step costs, and the audit's word."""
+    summaries = shown_cells(summaries)
+    sections, numbers = [], []
+    for setting, group in by_setting(summaries):
+        of_variant: dict[Variant, list[Record]] = defaultdict(list)
+        for r in records:
+            if setting_of(r) == setting:
+                of_variant[variant_of(r)].append(r)
+        base = side_of(r for own in of_variant.values() for r in own if r["method"] == VANILLA)
+        names, audit, rows = labels(group), (audits or {}).get(setting.model), []
+        for variant, cells in by_variant(group):
+            mean = six_task_mean(cells)
+            costs = mean.step_costs
+            if mean.tau is None and mean.speedup is None:
+                continue
+            speed, length = (e.ci95 for e in mean_estimates(side_of(of_variant[variant]), base))
+            if variant[0] == VANILLA:
+                speed = length = None  # against itself
+            n = sum(c.prompts for c in cells)
+            row = {"method": names[variant]} | ({"audit": audit_text(audit, cells[0])} if audit else {})
+            row |= {"prompts": str(n), "speedup": bracketed(speedup_text(mean), speed), "decode": times(mean.decode_speedup),
+                    "τ": bracketed(number(mean.tau), length), "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
+            rows.append(row | {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS})
+            values = {value: getattr(mean, value) for value in (*_MAIN_VALUES, "decode_speedup")}
+            values |= interval_columns("speedup", mean.speedup, speed) | interval_columns("tau", mean.tau, length)
+            values |= {f"c_{part}": getattr(costs, part) if costs else None for part in _COSTS}
+            numbers.append({**setting_columns(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    read = (READING["audit"],) if audits else ()
+    return Table("means", tuple(sections), (READING["means"], *read, *notes_of(summaries)), pd.DataFrame(numbers))
+
+
+_COSTS = ("verify", "draft", "other")
+
+
+def models_report(summaries: Iterable[CellSummary]) -> Table:
+    """A row a model and temperature, a column a method: the six-task mean, or MT-bench where not all six were measured."""
+    summaries = shown_cells(summaries)
+    rows, numbers = [], []
+    for setting, group in by_setting(summaries):
+        by_name = dict(labelled(group))
+        means = {name: six_task_mean(cells) for name, cells in by_name.items()}
+        whole = any(mean.speedup is not None for mean in means.values())
+        shown: dict[str, CellSummary | SixTaskMean] = {}
+        for name, cells in by_name.items():
+            one = means[name] if whole else next((c for c in cells if c.task == SIX_TASKS[0]), None)
+            if one is not None and one.speedup is not None:
+                shown[name] = one
+        row = {
+            "model": setting.model,
+            "T": f"{setting.temperature:g}",
+            "dtype": setting.dtype,
+            "tokens": str(setting.max_new_tokens),
+        }
+        row["on"] = MEAN if whole else SIX_TASKS[0]
+        rows.append(row | {name: speedup_and_tau_text(one) for name, one in shown.items()})
+        for name, one in shown.items():
+            values = {value: getattr(one, value) for value in _MAIN_VALUES}
+            numbers.append({**setting_columns(setting), "on": row["on"], "method": name, **values})
+    frame = pd.DataFrame(rows).fillna(NOTHING)
+    return Table("models", (Section("Models", (), frame),), (READING["models"], *notes_of(summaries)), pd.DataFrame(numbers))

@@ -1,0 +1,107 @@
+"""Paired comparisons and divergences from vanilla, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from harness.common.names import label
+from harness.forms.table import Section, Table, number
+from harness.ledger.record import Record
+from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.comparisons import Comparison, comparisons
+from harness.metrics.definitions import Estimate
+from harness.metrics.divergences import Divergence, divergences
+from harness.metrics.groups import (
+    by_setting,
+    facts,
+    interval_columns,
+    mark_of,
+    named_columns,
+    notes_of,
+    setting_columns,
+    shown_cells,
+)
+from harness.metrics.pairing import setting_of
+from harness.show.tables.cell_text import estimated_text
+from harness.show.tables.reading import READING
+
+
+def paired_table(records: Iterable[Record]) -> pd.DataFrame:
+    """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean, in numbers.
+
+    Ablations are compared at equal presets; against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size
+    need one that is not the paper's. Differences are EAGLE-2's value less the other's.
+    """
+    records = list(records)
+    return _paired_numbers(comparisons(records, summarise(records)))
+
+
+def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
+    rows = []
+    for comparison in found:
+        row = {**setting_columns(comparison.setting), "method": comparison.method, "against": comparison.against}
+        row |= {"task": comparison.task, "source": comparison.source, "prompts": comparison.tau_difference.prompts}
+        row |= {"tau": comparison.tau, "tau_against": comparison.tau_against}
+        for name in ("tau_difference", "tau_difference_no_loop", "tau_ratio", "speed_ratio"):
+            value: Estimate = getattr(comparison, name)
+            row |= interval_columns(name, value.value, value.ci95)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_report(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
+    summaries = shown_cells(summaries)
+    sections = []
+    found = comparisons(records, summaries)
+    for setting, group in by_setting(summaries):
+        rows = [_comparison_row(c) for c in found if c.setting == setting]
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    return Table("paired", tuple(sections), (READING["paired"], *notes_of(summaries)), _paired_numbers(found))
+
+
+def divergence_report(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
+    """Where greedy outputs leave vanilla's: one line for each first difference."""
+    found = divergences(records)
+    settings = {r["key"]: setting_of(r) for r in records}
+    sections = []
+    for setting, group in by_setting(shown_cells(summaries)):
+        rows = [_divergence_row(d) for d in found if settings[d.key] == setting]
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    numbers = [{**setting_columns(settings[d.key]), **named_columns(d)} for d in found]
+    notes = (READING["divergences"], *(notes_of(summaries) if found else ["There are none in these records."]))
+    return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))
+
+
+def _comparison_row(c: Comparison) -> dict[str, str]:
+    return {
+        "method": c.method,
+        "against": c.against,
+        "task": c.task,
+        "source": c.source,
+        "prompts": str(c.tau_difference.prompts),
+        "τ": number(c.tau),
+        "τ against": number(c.tau_against),
+        "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
+        "no loops": estimated_text(c.tau_difference_no_loop, "{:+.2f}"),
+        "τ ratio": estimated_text(c.tau_ratio),
+        "speed ratio": estimated_text(c.speed_ratio),
+    }
+
+
+def _divergence_row(d: Divergence) -> dict[str, str]:
+    return {
+        "method": label(d.method, d.preset) + mark_of(d.exact),
+        "task": d.task,
+        "source": d.source,
+        "sample": d.sample_id,
+        "turn": str(d.turn),
+        "repeat": str(d.repeat),
+        "position": str(d.position),
+        "vanilla's token": "end" if d.vanilla_token is None else str(d.vanilla_token),
+        "its token": "end" if d.token is None else str(d.token),
+        "lengths": f"{d.n_vanilla} / {d.n_tokens}",
+    }

@@ -1,0 +1,92 @@
+"""The data of the page's viewer of drafted trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tasks
+from harness.common.names import label, method_order, preset_order, task_order
+from harness.ledger.record import Record
+from harness.ledger.trees import Drafts
+from harness.metrics.pairing import Setting, measured, setting_of, variant_of
+
+
+def viewer_data(
+    records: Iterable[Record], drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], n: int,
+    prompts_dir: Path | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What the page's script draws: n generations, one a method and setting before a second of any, and of each a task before a
+    second prompt of it; those that loop last.
+
+    Columns are those of `harness/trees.py`; `ids` and `tokens` index `pieces`, the texts.
+    """
+    arms: dict[Any, list[Record]] = {}
+    for r in measured(records):
+        if r["key"] in drafts and len(drafts[r["key"]].sizes):
+            arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
+
+    def order(key: Any) -> Any:
+        setting, variant = key
+        return _setting_order(setting), method_order(variant[0]), preset_order(variant[1]), variant
+
+    spread = [_task_by_task(arms[key]) for key in sorted(arms, key=order)]
+    rounds = max(map(len, spread), default=0)
+    taken = [(place, i) for i in range(rounds) for place, own in enumerate(spread) if i < len(own)][:n]
+    prompts = _Prompts(prompts_dir)
+    return [_generation(spread[place][i], drafts, pieces, prompts) for place, i in sorted(taken)]
+
+
+def _task_by_task(own: Sequence[Record]) -> list[Record]:
+    """The first of each task, then the second of each."""
+    by_task: dict[tuple[str, str], list[Record]] = {}
+    for r in sorted(own, key=lambda r: (r["looped"], r["turn"])):
+        by_task.setdefault((r["task"], r["source"]), []).append(r)
+    tasks_in_order = sorted(by_task, key=lambda t: (task_order(t[0]), t[1]))
+    rounds = max(map(len, by_task.values()))
+    return [by_task[t][i] for i in range(rounds) for t in tasks_in_order if i < len(by_task[t])]
+
+
+def _setting_order(setting: Setting) -> tuple[Any, ...]:
+    return setting.model, setting.temperature, setting.title(), setting.target_sha, setting.machine, setting.system
+
+
+def _generation(
+    r: Record, drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], prompts: _Prompts
+) -> dict[str, Any]:
+    d, texts = drafts[r["key"]], pieces.get(r["cell"], {})
+    used = {t: i for i, t in enumerate(dict.fromkeys([*r["token_ids"], *d.tokens.tolist()]))}
+    turn = f", turn {r['turn']}" if r["n_turns"] > 1 else ""
+    repeat = f", repeat {r['repeat']}" if r["repeat"] else ""
+    return {
+        "name": f"{label(r['method'], r['preset'])}, T = {r['temperature']:g}: {r['task']} {r['sample_id']}{turn}{repeat}",
+        "about": f"{r['model']}, {r['source']} prompt, {len(r['token_ids'])} tokens, ended by {r['finish']}"
+        + (", looping" if r["looped"] else ""),
+        "prompt": prompts.text(r),
+        "pieces": [texts.get(t, f"[{t}]") for t in used],
+        "ids": [used[t] for t in r["token_ids"]],
+        "sizes": d.sizes.tolist(), "accepted": d.accepted.tolist(), "tokens": [used[t] for t in d.tokens.tolist()],
+        "parents": d.parents.tolist(), "path": d.path.tolist(), "sampled": d.sampled,
+        "confidence": None if d.confidence is None else d.confidence.tolist(),
+    }  # fmt: skip
+
+
+class _Prompts:
+    """What was asked, where it can be told without fetching or publishing anything: bundled prompts, the paper's if asked for."""
+
+    def __init__(self, prompts_dir: Path | None):
+        self._folder = prompts_dir
+        self._known: dict[tuple[str, str], dict[str, Sequence[str]]] = {}
+
+    def text(self, r: Record) -> str | None:
+        task = r["task"], r["source"]
+        if task not in self._known:
+            self._known[task] = self._load(*task)
+        turns = self._known[task].get(r["sample_id"], ())
+        return turns[r["turn"] - 1] if r["turn"] <= len(turns) else None
+
+    def _load(self, task: str, source: str) -> dict[str, Sequence[str]]:
+        if task not in tasks.names() or not (source == "bundled" or (source == "paper" and self._folder is not None)):
+            return {}
+        return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=self._folder).prompts}

@@ -1,0 +1,124 @@
+"""Batches of cached conversations, and what is trained of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.train.data import Conversation
+from harness.train.settings import TrainSettings
+
+TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to learn there
+
+
+def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> list[list[int]]:
+    """Indices of conversations of similar length, about `batch_tokens` padded positions a batch, order seeded by epoch."""
+    rng = np.random.default_rng([settings.seed, epoch])
+    lengths = np.array([min(len(c.ids), settings.max_length) for c in items])
+    order = np.argsort(lengths + rng.uniform(0, 24, len(lengths)))
+    out: list[list[int]] = []
+    current: list[int] = []
+    for i in order:
+        if current and max(lengths[i], max(lengths[current])) * (len(current) + 1) > settings.batch_tokens:
+            out.append(current)
+            current = []
+        current.append(int(i))
+    out.append(current)
+    rng.shuffle(out)
+    return out
+
+
+@dataclass(slots=True)
+class Batch:
+    """ids [b, n] int64, features [b, n, hidden], bf16; trained [b, n-1]: pair i is trained iff token i+1 is the answer's;
+    prompt [b, n-1]: pairs before those, a share of which is trained as well."""
+
+    ids: Tensor
+    features: Tensor
+    trained: Tensor
+    prompt: Tensor
+
+
+def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
+    n = min(max(len(c.ids) for c in items), max_length)
+    ids = torch.zeros(len(items), n, dtype=torch.long)
+    features = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16)
+    trained = torch.zeros(len(items), n - 1, dtype=torch.bool)
+    prompt = torch.zeros(len(items), n - 1, dtype=torch.bool)
+    for row, c in enumerate(items):
+        m = min(len(c.ids), n)
+        ids[row, :m] = torch.from_numpy(c.ids[:m].astype(np.int64))
+        features[row, :m] = torch.from_numpy(np.array(c.features[:m]).view(np.int16)).view(torch.bfloat16)
+        trained[row, c.n_prompt - 1 : m - 1] = True
+        prompt[row, TEMPLATE_TOKENS : c.n_prompt - 1] = True
+    return Batch(ids, features, trained, prompt)
+
+
+def shifted(x: Tensor, m: int) -> Tensor:
+    """Entry i becomes what entry i-m was, along dim -2; the first m are zero."""
+    return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
+
+
+def next_valid(valid: Tensor) -> Tensor:
+    """The entries of the next level: those that are valid, and the one before as well. valid [b, n-1]."""
+    return valid & shifted(valid[..., None], 1)[..., 0]
+
+
+def placed(rows: Tensor, valid: Tensor) -> Tensor:
+    """Rows [m, hidden] of the m valid entries back in their places [b, n-1, hidden], zero elsewhere."""
+    here = valid.flatten().nonzero()[:, 0]
+    return rows.new_zeros(valid.numel(), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, valid.shape)
+
+
+class NormalisedInput(nn.Module):
+    """The head's `fc` while it is trained: a linear map of (input - mean) / std, which is a linear map of the input.
+
+    Embeddings are twenty times smaller than features, and a few dimensions of a feature are ten times larger than the rest:
+    gradient steps on the plain weights would go almost wholly into those. Without a bias the mean stays where it is.
+    """
+
+    def __init__(self, fc: nn.Linear, mean: Tensor, std: Tensor):
+        """fc: of normalised inputs; mean, std: [inputs]."""
+        super().__init__()
+        self.weight, self.bias = fc.weight, fc.bias
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the same map of inputs as they are."""
+        weight = self.weight / self.std
+        return weight, None if self.bias is None else self.bias - torch.mv(weight, self.mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.plain())
+
+
+STATISTICS_OVER = 40_000  # pairs
+
+
+@torch.no_grad()
+def some_pairs(embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> tuple[Tensor, Tensor]:
+    """(inputs [m, 2 * hidden]: token's embedding and feature, truth [m, hidden]: the next feature) of some of the pool."""
+    chosen = np.random.default_rng(settings.seed).permutation(len(pool))
+    inputs, truth, n = [], [], 0
+    for i in chosen:
+        batch = collate([pool[i]], settings.max_length, embedding.shape[1])
+        rows = (batch.trained | batch.prompt)[0]
+        pair = torch.cat([F.embedding(batch.ids[0, 1:], embedding), batch.features[0, :-1]], dim=-1)
+        inputs.append(pair[rows].float())
+        truth.append(batch.features[0, 1:][rows].float())
+        n += len(inputs[-1])
+        if n >= STATISTICS_OVER:
+            break
+    return torch.cat(inputs), torch.cat(truth)
+
+
+def spread(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of the columns of x [m, inputs]."""
+    return x.mean(0), x.std(0).clamp_min(1e-3)

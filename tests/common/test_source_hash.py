@@ -1,0 +1,103 @@
+"""Hashes of code follow imports, ignore layout, and judge the committed ledgers as the formula before them did."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+import methods
+from harness.audit.keeper import abreast_sha, audit_sha
+from harness.audit.store import Store
+from harness.common.source_hash import Package, closure, closure_sha, is_same_code
+
+METHODS = Package("methods", ROOT / "methods")
+
+
+def sha(folder: Path, **files: str) -> str:
+    """Of a package `pack` with these modules, `a` being the root."""
+    package = folder / str(len(list(folder.iterdir()))) / "pack"  # files are read once a process
+    package.mkdir(parents=True)
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    return closure_sha((package / "a.py",), Package("pack", package))
+
+
+def test_the_hash_is_of_what_code_does(tmp_path: Path) -> None:
+    plain = 'def f(x):\n    return "# not a comment" + x\n'
+    told = '"""What it is."""\n\n# why\ndef f(x):\n    """Doc.\n\n    More.\n    """\n\n    return "# not a comment" + x\n'
+    assert sha(tmp_path, a=plain) == sha(tmp_path, a=told)
+    assert sha(tmp_path, a=plain) != sha(tmp_path, a=plain.replace("not a", "another"))
+    assert sha(tmp_path, a=plain) != sha(tmp_path, a=plain.replace("+ x", "+ x + x"))
+
+
+def test_the_hash_follows_imports_and_nothing_else(tmp_path: Path) -> None:
+    a = "def f(x):\n    from pack import b\n    return b.g(x)\n"
+    base = sha(tmp_path, a=a, b="from pack.c import h as g\n", c="def h(x): return x\n", d="def unused(): pass\n")
+    assert base == sha(tmp_path, a=a, b="from pack.c import h as g\n", c="def h(x): return x\n", d="x = 1\n")
+    assert base != sha(tmp_path, a=a, b="from pack.c import h as g\n", c="def h(x): return -x\n", d="def unused(): pass\n")
+    assert base != sha(tmp_path, a=a, b="from pack.c import i as g\n", c="def h(x): return x\n", d="def unused(): pass\n")
+
+
+def test_what_the_registry_is_told_is_not_what_a_method_does(tmp_path: Path) -> None:
+    one = '@method("m", line="as it is")\ndef m(k: int = 3):\n    return k\n'
+    assert sha(tmp_path, a=one) == sha(tmp_path, a=one.replace("as it is", "told better"))
+    assert sha(tmp_path, a=one) != sha(tmp_path, a=one.replace("= 3", "= 4"))
+
+
+def test_a_users_method_is_hashed_with_the_files_beside_it_that_it_imports(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import helper\nfrom methods.engine.loop import speculative\n")
+    (tmp_path / "helper.py").write_text("x = 1\n")
+    (tmp_path / "other.py").write_text("x = 1\n")
+    found = {file.name for file in closure([tmp_path / "mine.py"], METHODS)}
+    assert {"mine.py", "helper.py", "loop.py"} <= found and "other.py" not in found and "grow.py" not in found
+
+
+def foreign(ledger: Path, now: dict[str, str]) -> set[str]:
+    """The methods whose records in a committed ledger are of other code than `now` has."""
+    packed = ledger / "records.jsonl.gz"
+    lines = gzip.open(packed, "rt") if packed.exists() else (ledger / "records.jsonl").open()
+    with lines:
+        return {r["method"] for r in map(json.loads, lines) if not is_same_code(r["code_sha"], now[r["method"]])}
+
+
+LEDGERS = {  # the code they were measured with: that of this commit, or older
+    "equal-budget-bfloat16": True, "hf-bfloat16": True, "smollm2-135m-methods": True, "gsm8k-float32": False,
+    "paper-trees-bfloat16": False, "smollm2-135m-claims": False, "tuned-bfloat16": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEDGERS)
+def test_a_committed_ledger_is_judged_as_before_the_formula_changed(name: str, tmp_path: Path) -> None:
+    ledger = ROOT / "results" / name
+    now = {method: methods.code_sha(method) for method in methods.names()}
+    assert (not foreign(ledger, now)) is LEDGERS[name]
+    edited = Package("methods", tmp_path / "methods")
+    shutil.copytree(ROOT / "methods", edited.folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (edited.folder / "engine" / "target.py").open("a") as target:
+        target.write("\nEDITED = True\n")
+    moved = {m: [edited.folder / file.relative_to(ROOT / "methods") for file in methods.get(m).sources] for m in now}
+    assert foreign(ledger, {m: closure_sha(tuple(files), edited) for m, files in moved.items()}) == foreign(
+        ledger, {m: "" for m in now}
+    )
+
+
+def test_findings_of_the_same_code_are_found_under_their_old_keys(tmp_path: Path) -> None:
+    stored = ROOT / "results" / "smollm2-135m-methods" / "audit" / "audit.jsonl"
+    kinds = {}
+    for line in stored.read_text().splitlines():
+        finding = json.loads(line)
+        kinds.setdefault(finding["kind"], finding)
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(f) + "\n" for f in kinds.values()))
+    law = kinds["law"]
+    about = {name: law[name] for name in ("kind", "case", "tree", "n_tokens", "method")}
+    now = {"code": methods.code_sha(law["method"]), "audit": audit_sha()}
+    assert law["audit"] != now["audit"] and is_same_code(law["audit"], now["audit"])
+    assert is_same_code(kinds["sampled"]["abreast"], abreast_sha())
+    with Store(tmp_path) as store:
+        assert store.get(about | now) == law
+        assert store.get(about | now | {"code": "0" * 16}) is None

@@ -1,0 +1,19 @@
+"""A ledger folder of made-up records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from make_ledger import ENV
+
+from harness.ledger.ledger import Ledger
+
+
+def write_ledger(folder: Path, records: Iterable[Any], env: dict[str, Any] = ENV) -> Path:
+    with Ledger(folder) as ledger:
+        name = ledger.write_env(env)
+        for record in records:
+            ledger.append({key: value for key, value in record.items() if key not in ("machine", "system")} | {"env": name})
+    return folder

@@ -1,0 +1,346 @@
+"""Tables: the stored ledger gives the stored tables, and no table says more than its records do.
+
+The tables in tests/data/ledger/tables are remade by `python tests/make_ledger.py`; read the diff before committing it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_up_ledger import write_ledger
+from made_up_records import measured, unmeasured
+from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_of
+
+from harness.common.errors import UserError
+from harness.common.names import SIX_TASKS, label, method_order, task_order
+from harness.forms.colours import colour
+from harness.forms.table import csv, latex, markdown, plain
+from harness.ledger.audit_words import audits_of
+from harness.ledger.ledger import RECORDS, read
+from harness.ledger.record import Record
+from harness.metrics.cells import CellSummary, summarise
+from harness.show.tables.all import write_tables
+from harness.show.tables.cells import cell_report, mt_bench_by_category, tidy_table
+from harness.show.tables.main import main_report, main_table
+from harness.show.tables.paired import divergence_report, paired_report, paired_table
+from harness.show.tables.run import print_run_table, run_table
+from harness.show.tables.two_folders import compare
+
+GOLDEN = sorted((FOLDER / "tables").iterdir())
+
+
+def stored(**changes: Any) -> list[dict[str, Any]]:
+    return [dict(r) | changes for r in read(FOLDER)]
+
+
+# ---- golden ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redrawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tables")
+    assert {path.name for path in write_tables(FOLDER, out)} == {path.name for path in GOLDEN}
+    return out
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
+def test_the_stored_ledger_gives_the_stored_tables(redrawn: Path, golden: Path) -> None:
+    assert (redrawn / golden.name).read_text() == golden.read_text(), "python tests/make_ledger.py remakes the tables"
+
+
+def test_the_stored_ledger_is_what_its_script_makes(tmp_path: Path) -> None:
+    make_ledger(tmp_path)
+    for path in [*FOLDER.glob("env-*.json"), FOLDER / RECORDS]:
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_tables_go_beside_the_records_unless_told_otherwise(tmp_path: Path) -> None:
+    folder = write_ledger(tmp_path / "run", [measured("eagle2", 0, [1])])
+    assert folder / "tables" / "main.md" in write_tables(folder)
+
+
+# ---- what a table must say ------------------------------------------------------------------------------------------
+
+
+def reports(records: list[Record]) -> dict[str, str]:
+    summaries = summarise(records)
+    tables = [main_report(summaries), cell_report(summaries), mt_bench_by_category(records),
+              paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
+    return {table.name: markdown(table) for table in tables} | {"run": run_table(summaries)}
+
+
+def test_every_table_states_model_sources_dtype_threads_and_budget() -> None:
+    for name, text in reports(read(FOLDER)).items():
+        for said in ("toy", "bundled", "float32", "2 threads", "at most 72 new tokens", "T = 0"):
+            assert said in text, (name, said)
+        assert "Example CPU 3000" in text and "not the benchmark's own" in text, name
+
+
+def test_inexact_methods_are_marked_in_every_table_that_shows_them() -> None:
+    for name, text in reports(read(FOLDER)).items():
+        rows = [line for line in text.splitlines() if line.lstrip("| ").startswith("typical")]
+        assert all("typical †" in row for row in rows), name
+        assert "† not exact" in text or not rows, name
+    assert "typical †" in markdown(compare(FOLDER, FOLDER))
+
+
+def test_tau_stands_beside_tau_without_loops_where_they_differ() -> None:
+    text = reports(read(FOLDER))
+    assert "1.18× / 1.45 (1.36)" in text["main"] and "1.11× / 1.34 |" in text["main"]
+    assert "1.45 (1.36)" in text["run"] and "loops flatter τ" in text["run"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "m2"}, {"temperature": 0.5}, {"dtype": "float64"}, {"max_new_tokens": 99}, {"threads": 1}, {"seed": 7},
+     {"target_sha": "x" * 16}],
+)  # fmt: skip
+def test_settings_have_sections_of_their_own_and_are_never_averaged(change: dict[str, Any]) -> None:
+    one = [measured(m, i, [1, 1]) for m in ("vanilla", "eagle2") for i in range(5)]
+    two = [measured(m, i, [3, 3], **change) for m in ("vanilla", "eagle2") for i in range(5)]
+    table = main_report(summarise(one + two))
+    assert len(table.sections) == 2
+    taus = {section.shown["gsm8k (pypi)"].iloc[1] for section in table.sections}
+    assert taus == {"1.00× / 2.00", "1.00× / 4.00"}
+
+
+def test_two_machines_in_one_folder_are_two_sections(tmp_path: Path) -> None:
+    write_ledger(tmp_path, [measured("vanilla", i, [0]) for i in range(5)])
+    write_ledger(tmp_path, [measured("eagle2", i, [1]) for i in range(5)], ENV | {"cpu": "Other CPU"})
+    table = main_report(summarise(read(tmp_path)))
+    assert [section.facts[-1].split(",")[0] for section in table.sections] == ["Machine: Example CPU 3000",
+                                                                               "Machine: Other CPU"]  # fmt: skip
+    assert table.sections[1].shown["gsm8k (pypi)"].tolist() == ["— / 2.00"]  # no speedup across machines
+
+
+def test_rows_that_would_read_the_same_are_told_apart() -> None:
+    records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_sha="abcdef012345"),
+               measured("eagle2", 0, [3], options={"total": 5})]  # fmt: skip
+    names = main_report(summarise(records)).sections[0].shown["method"].tolist()
+    assert len(set(names)) == 3 and any("head abcdef" in name for name in names)
+    assert main_report(summarise(records[:1])).sections[0].shown["method"].tolist() == ["eagle2"]
+
+
+def test_two_sources_of_a_task_are_two_columns_and_have_no_six_task_mean() -> None:
+    records = [measured("eagle2", 0, [1], task=task) for task in SIX_TASKS]
+    shown = main_report(summarise(records)).sections[0].shown
+    assert shown["six-task mean"].tolist() == ["— / 2.00"]
+    twice = main_report(summarise([*records, measured("eagle2", 0, [1], source="paper")])).sections[0].shown
+    assert {"gsm8k (paper)", "gsm8k (pypi)"} <= set(twice.columns)
+    assert twice["six-task mean"].tolist() == ["—"]
+
+
+def test_what_was_left_out_is_named() -> None:
+    records = [measured("vanilla", 0, [0]), measured("eagle2", 0, [1]), measured("eagle2", 1, [1]),
+               unmeasured("eagle2", 2, "error"), unmeasured("eagle2", 3, "skipped"),
+               measured("pld", 0, [1], turn=2, n_turns=2)]  # fmt: skip
+    (section,) = main_report(summarise(records)).sections
+    said = section.facts[-1]
+    for part in ("eagle2 gsm8k: 1 failed", "1 skipped", "1 without a baseline", "pld gsm8k: 1 lack a turn"):
+        assert part in said
+
+
+def test_first_turns_measured_only_to_build_second_turns_are_not_shown() -> None:
+    first = measured("vanilla", 0, [0], n_turns=2)
+    other = [measured("eagle2", 0, [1], turn=t, n_turns=2) for t in (1, 2)]
+    assert main_report(summarise([first, *other])).sections[0].shown["method"].tolist() == ["eagle2"]
+    assert main_report(summarise([first])).sections == ()
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [unmeasured("eagle2", 0, "error")],
+        [unmeasured("vanilla", 0, "skipped"), unmeasured("eagle2", 0, "skipped")],
+        [measured("eagle2", 0, [])],
+        [measured("vanilla", 0, [0], is_warmup=True)],
+        [measured("hf-generate", 0, [0], trace=None, prefill_s=None)],
+    ],
+)
+def test_records_without_numbers_give_tables_without_numbers(tmp_path: Path, records: list[Record]) -> None:
+    for path in write_tables(write_ledger(tmp_path, records)):
+        assert not re.search(r"\b(nan|None|inf)\b", path.read_text()), path.name
+    assert "—" in run_table(summarise(records)) or records[0]["is_warmup"]
+
+
+def test_a_table_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write to .*out"):
+        write_tables(FOLDER, tmp_path / "out")
+    with pytest.raises(UserError, match="no records"):
+        write_tables(tmp_path)
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_frames_have_the_numbers_of_the_summaries() -> None:
+    records = read(FOLDER)
+    summaries = summarise(records)
+    tidy = tidy_table(summaries)
+    assert len(tidy) == len(summaries)
+    assert tidy["tau"].tolist() == pytest.approx([s.tau if s.tau else float("nan") for s in summaries], nan_ok=True)
+    wide = main_table(records)
+    row = wide[(wide["method"] == "eagle2") & (wide["preset"] == "paper") & (wide["temperature"] == 0)].iloc[0]
+    taus = [s.tau for s in summaries if (s.method, s.preset, s.temperature) == ("eagle2", "paper", 0)]
+    assert row["six-task mean tau"] == pytest.approx(sum(filter(None, taus)) / 6)
+
+
+def test_ablations_are_paired_at_equal_presets_and_eagle1_with_every_preset() -> None:
+    table = paired_table(read(FOLDER))
+    pairs = set(zip(table["method"], table["against"], strict=True))
+    small = label("eagle2", METHODS["eagle2-small"].preset)
+    assert pairs == {("eagle2", "eagle1"), (small, "eagle1"), ("eagle2", "eagle2-no-value")}
+    mean = table[(table["task"] == "six-task mean") & (table["against"] == "eagle1")].iloc[0]
+    single = table[(table["task"] != "six-task mean") & (table["against"] == "eagle1") & (table["method"] == "eagle2")]
+    assert mean["tau_difference"] == pytest.approx(single["tau_difference"].mean())
+    assert mean["tau"] - mean["tau_against"] == pytest.approx(mean["tau_difference"])
+    assert (table["tau_difference_low"] <= table["tau_difference_high"]).all()
+
+
+def test_csv_leaves_empty_what_does_not_apply() -> None:
+    frame = pd.read_csv(io.StringIO(csv(cell_report(summarise(read(FOLDER))))))
+    hf = frame[frame["method"] == "hf-generate"].iloc[0]
+    assert pd.isna(hf["tau"]) and hf["identical"] == 5
+
+
+def test_a_folder_compared_with_itself_has_not_changed() -> None:
+    table = compare(FOLDER, FOLDER)
+    assert set(table.numbers["in"]) == {"both"}
+    assert (table.numbers["tau_difference"].dropna() == 0).all() and (table.numbers["speedup_ratio"] == 1).all()
+    assert set(table.sections[0].shown["differs"]) == {"nothing"}
+
+
+def test_a_comparison_tells_what_changed_and_what_is_on_one_side_only(tmp_path: Path) -> None:
+    changed = []
+    for r in stored():
+        if r["method"] == "eagle2" and r["wall_s"]:
+            r |= {"wall_s": r["wall_s"] / 2, "head_sha": "another head"}
+        if r["method"] != "pld":
+            changed.append(r)
+    write_ledger(tmp_path, changed, ENV | {"cpu": "Other CPU"})
+    table = compare(FOLDER, tmp_path)
+    eagle2 = table.numbers[table.numbers["method"] == "eagle2"]
+    assert eagle2["speed_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
+    assert eagle2["speedup_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
+    assert set(eagle2["differs"]) == {"head_sha machine"}
+    assert set(table.numbers[table.numbers["method"] == "pld"]["in"]) == {"A"}
+    assert "only in A" in markdown(table) and str(tmp_path) in plain(table)
+
+
+def test_a_folder_with_two_heads_cannot_be_compared(tmp_path: Path) -> None:
+    write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_sha="other", key="k")])
+    with pytest.raises(UserError, match="eagle2 .paper. on gsm8k"):
+        compare(FOLDER, tmp_path)
+
+
+# ---- forms ----------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
+    records = read(FOLDER)
+    odd = [Record(**{**r, "preset": "a|b"}) if r["preset"] != "paper" else r for r in records]
+    for text in reports(odd).values():
+        header = 0
+        for line in text.splitlines():
+            if line.startswith("|"):
+                n = line.replace("\\|", "").count("|")
+                header = header if header and not line.startswith("| method") else n
+                assert n == header, line
+
+
+def test_latex_escapes_what_would_break_it() -> None:
+    text = latex(cell_report(summarise(read(FOLDER))))
+    for line in text.splitlines():
+        if " & " in line:
+            assert "_" not in line.replace("\\_", "") and "%" not in line.replace("\\%", "")
+            assert line.endswith(r"\\") and not set(line) & set("×τ—†")
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_run_is_printed_by_rich_on_a_terminal_and_in_plain_lines_elsewhere() -> None:
+    summaries = summarise(read(FOLDER))
+    terminal, file = _Terminal(), io.StringIO()
+    print_run_table(summaries, terminal)
+    print_run_table(summaries, file)
+    assert file.getvalue() == run_table(summaries) + "\n"
+    assert "─" in terminal.getvalue() and "─" not in file.getvalue()
+    for out in (terminal, file):
+        assert "natural" in out.getvalue() and "eagle2" in out.getvalue()
+
+
+def test_the_summaries_of_a_run_may_come_in_any_order() -> None:
+    summaries = summarise(read(FOLDER))
+    mixed: list[CellSummary] = [*summaries[1::2], *summaries[::2]]
+    assert run_table(mixed).count("T = 0") == run_table(mixed).count("T = 1") == 1
+
+
+# ---- style ----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_stand_in_one_order_with_strangers_last() -> None:
+    shuffled = ["zebra", "eagle2", "vanilla", "eagle2-no-rerank", "aardvark", "pld", "eagle1", "hf-generate",
+                "eagle2-no-value", "eagle2-no-both"]  # fmt: skip
+    assert sorted(shuffled, key=method_order) == ["vanilla", "hf-generate", "pld", "eagle1", "eagle2-no-both",
+                                                  "eagle2-no-value", "eagle2-no-rerank", "eagle2", "aardvark",
+                                                  "zebra"]  # fmt: skip
+    assert sorted(["x", *reversed(SIX_TASKS)], key=task_order) == [*SIX_TASKS, "x"]
+    assert len({colour(method, shuffled) for method in shuffled}) == len(shuffled)
+
+
+def test_a_default_preset_is_not_spelled_out() -> None:
+    assert label("eagle2", "paper") == "eagle2" and label("eagle2", "fast") == "eagle2 (fast)"
+
+
+def test_golden_records_are_simulated_with_every_odd_case() -> None:
+    """What the golden tables rest on; a ledger that lost a case would test less and still pass."""
+    records = [json.loads(line) for line in (FOLDER / RECORDS).read_text().splitlines()]
+    assert {r["status"] for r in records} == {"ok", "error", "skipped"}
+    assert {r["temperature"] for r in records} == {0.0, 1.0}
+    assert any(r["is_warmup"] for r in records) and any(r["looped"] for r in records)
+    assert any(not r["exact"] for r in records) and any(r["status"] == "ok" and not r["trace"] for r in records)
+    assert any(r["turn"] == 2 for r in records) and {r["preset"] for r in records} > {"paper"}
+
+
+def test_a_copied_ledger_reads_the_same(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "copy")
+    assert summarise(read(tmp_path / "copy")) == summarise(read(FOLDER))
+
+
+def test_a_simulated_output_is_consistent() -> None:
+    made = output_of(METHODS["eagle1"], base_record(METHODS["eagle1"], "gsm8k", 0.0), list(range(30)))
+    assert 1 + sum(n + 1 for n in made["trace"]["accepted"]) - made["n_cut"] == 30
+
+
+# ---- several models -------------------------------------------------------------------------------------------------
+
+
+def test_several_models_have_a_row_each_and_one_has_none(tmp_path: Path) -> None:
+    one = write_ledger(tmp_path / "one", stored())
+    assert not [path for path in write_tables(one) if path.stem == "models"]
+    both = write_ledger(tmp_path / "both", [*stored(), *(r | {"key": r["key"] + "b"} for r in stored(model="other"))])
+    (written,) = [path for path in write_tables(both) if path.name == "models.md"]
+    rows = [line for line in written.read_text().splitlines() if line.startswith(("| toy", "| other"))]
+    assert [re.split(r" *\| *", row)[1:3] for row in rows] == [["other", "0"], ["other", "1"], ["toy", "0"], ["toy", "1"]]
+    numbers = pd.read_csv(written.with_suffix(".csv")).query("model == 'other' and temperature == 0 and method == 'eagle2'")
+    (mean,) = main_table(read(FOLDER)).query("method == 'eagle2' and preset == 'paper' and temperature == 0").to_dict("records")
+    assert numbers["speedup"].item() == pytest.approx(mean["six-task mean speedup"]) and numbers["on"].item() == "six-task mean"
+
+
+def test_each_of_several_models_has_its_own_audit(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        (tmp_path / "audit" / model).mkdir(parents=True)
+        (tmp_path / "audit" / model / "lossless.json").write_text(json.dumps({"model": model, "methods": {"eagle2": model}}))
+    assert audits_of(tmp_path) == {"a": {"eagle2": "a"}, "b": {"eagle2": "b"}}
