@@ -22,6 +22,7 @@ from harness.common.options import parse_changes
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
+from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE head with the trainer)
 from harness.train import heads, lm
 from harness.train.data import make_shards, make_text_shards, read_shards, restore_features
 from harness.train.held_out import calibration, frequent_tokens

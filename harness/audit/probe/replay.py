@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.audit.probe.scores import summands
 from harness.load.model import Loaded
+from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE head with the trainer)
 from harness.train.batches import Batch
 from harness.train.kinds import predicted_features
 from methods.base import Decode, SamplerParams
