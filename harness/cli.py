@@ -11,6 +11,7 @@ import click
 
 import harness
 from harness.common.errors import UserError
+from harness.common.machine import usable_cores
 
 # torch, transformers and pandas are imported inside the commands: `--help` and bad options answer at once
 
@@ -325,8 +326,6 @@ def report(results: Path, out: Path | None, generations: int, prompts_dir: Path 
 @include_option
 def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> None:
     """Audit losslessness in layers: exact law, logit replay, greedy equality, sampling statistics; or plant faults."""
-    import os
-
     from harness.audit.faults.bench import mutants
     from harness.commands.options import DTYPES, include_all
     from harness.commands.verify import verify as audit
@@ -338,7 +337,7 @@ def verify(includes: tuple[Path, ...], threads: int | None, **options: Any) -> N
             raise unknown("dtype", dtype, DTYPES[1:])
     if threads is not None and threads < 1:
         raise UserError(f"--threads is {threads}; it must be at least 1")
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cores()
     if options.pop("plant"):
         if options["names"] != ("all",) or options["dtypes"] or options["results"] or options["record"]:
             raise UserError("--mutants plants its own methods in float32: no --method, --dtype, --results or --record with it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +40,7 @@ def profile_command(**o: Any) -> None:
     import pandas as pd
     import torch
 
-    from harness.common.machine import keep_freed_memory
+    from harness.common.machine import keep_freed_memory, usable_cores
     from harness.costs import steps as profiling
     from harness.costs.ceiling import ceiling
     from harness.costs.show import profile_rows, write_profile
@@ -52,7 +51,7 @@ def profile_command(**o: Any) -> None:
     from methods.base import SamplerParams
 
     keep_freed_memory()
-    torch.set_num_threads(o["threads"] or os.cpu_count() or 1)
+    torch.set_num_threads(o["threads"] or usable_cores())
     say(f"loading {config.title} ...")
     loaded = load(config, o["dtype"], head=o["head"], drafters=drafters_of([part]))
     runner.check_heads(part.arms, loaded)

@@ -25,6 +25,26 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """The cores this process may use: its affinity mask, and the CPU quota of its control group if that is smaller."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, round(quota))) if quota else cores
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """CPUs' worth of time that the control group may use (version 2 or 1); None without a limit."""
+
+    def numbers(name: str) -> list[float]:
+        try:
+            return [float(word) for word in (root / name).read_text().split()]
+        except (OSError, ValueError):  # no such file, or `max`: no limit
+            return []
+
+    both = numbers("cpu.max") or numbers("cpu/cpu.cfs_quota_us") + numbers("cpu/cpu.cfs_period_us")
+    return both[0] / both[1] if len(both) == 2 and both[0] > 0 and both[1] > 0 else None
+
+
 def describe(
     *, dtype: str, threads: int, target_sha: str, head_sha: str | None, seed: int, n_devices: int, template: str, system: str
 ) -> dict[str, Any]:
@@ -43,7 +63,7 @@ def describe(
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in _cpu_flags()],
-        "n_cores": os.cpu_count(),
+        "n_cores": usable_cores(),
         "gpu": gpu,
         "cuda": torch.version.cuda,
         "dtype": dtype,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import methods
 from harness.common.errors import UserError
+from harness.common.machine import usable_cores
 from harness.load import config as model_configs
 from harness.run.session import MATRIX_DEFAULTS, measure, preflight_lines, run_spec, session
 
@@ -31,7 +31,7 @@ def _check_environment(config: Any, o: dict[str, Any]) -> None:
     dtype = config.dtype if o["dtype"] in (None, "auto") else o["dtype"]
     asked = {
         "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
-        "threads": o["threads"] or os.cpu_count() or 1,
+        "threads": o["threads"] or usable_cores(),
         "max_new_tokens": o["max_new_tokens"] or config.max_new_tokens,
         "system": config.system,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import methods
 import tasks
 from harness.common.errors import UserError, duration, say
+from harness.common.machine import usable_cores
 from harness.common.options import parse_changes
 from harness.run.arms import make_arms
 from harness.run.plan import RunSpec
@@ -64,7 +64,7 @@ def run_spec(config: Any, o: dict[str, Any]) -> Any:
     return RunSpec(
         arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
         max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
-        threads=o["threads"] or os.cpu_count() or 1, baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
+        threads=o["threads"] or usable_cores(), baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
         trees=o["trees"],
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ Entries lie in the cache folder (found here) and in `models/<name>.tuned.json` (
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,12 +27,12 @@ def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) ->
     import torch
 
     from harness.common.files import sha256_file
-    from harness.common.machine import cpu_name
+    from harness.common.machine import cpu_name, usable_cores
     from harness.load.dtype import resolve_dtype
     from harness.load.weights import drafter_folders
     from harness.run.tuned import Key
 
-    threads = o["threads"] or os.cpu_count() or 1
+    threads = o["threads"] or usable_cores()
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
     if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later

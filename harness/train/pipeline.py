@@ -6,7 +6,6 @@ The data is the same for every kind of drafter and is made once; what is trained
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir
-from harness.common.machine import keep_freed_memory
+from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
@@ -81,7 +80,7 @@ def train_drafter(
     settings = training_settings(changes, kind, tokens=tokens, seed=seed)
     keep_freed_memory()
     config, what = model_config(model), KINDS[kind].name
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cores()
     torch.set_num_threads(threads)
     work = work or cache_dir() / "train" / config.name
     out.mkdir(parents=True, exist_ok=True)
