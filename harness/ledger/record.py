@@ -106,6 +106,8 @@ class Record(StoredRecord, total=False):
 
     machine: str  # what measured it, from the env file
     system: str  # the prompt format's system prompt, from the env file: paper, none or the text
+    cpu_s: float | None  # CPU seconds of the thread that decodes; earlier records lack it
+    load: float | None  # of the machine over the last minute; earlier records lack it
     n_special: int  # special tokens that the tokenizer adds to a text; earlier records lack it, their tokenizers add none
     foreign: Foreign
 

@@ -2,76 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
 from harness.common.errors import UserError
 from harness.common.machine import usable_cores
+from harness.common.names import SIX_TASKS
+from harness.ledger.ledger import has_records, machine_label, read
+from harness.ledger.record import Record
 from harness.load import config as model_configs
-from harness.run.session import MATRIX_DEFAULTS, measure, preflight_lines, run_spec, session
+from harness.load.config import ModelConfig
+from harness.paper.published import MEAN, Item, PaperCell, cells, stand_in
+from harness.paper.verdict import of_the_paper
+from harness.run.request import RunRequest
+from harness.run.session import measure, preflight_lines, run_spec, session
+
+if TYPE_CHECKING:
+    from harness.run.runner import Runner
 
 
-def records_of(folder: Path) -> list[Any]:
-    """What a folder holds, if anything."""
-    from harness.ledger import ledger as records
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReproduceRequest:
+    """What one `harness reproduce` asks for. None stands for the model's own value; no items or models, for all of them.
 
-    return list(records.read(folder)) if records.has_records(folder) else []
-
-
-def _check_environment(config: Any, o: dict[str, Any]) -> None:
-    """
     Raises:
-        UserError: what is asked for could not be judged together with what the folder holds; said before hours are spent.
+        UserError: a value that cannot be.
     """
-    from harness.paper.verdict import of_the_paper
 
-    there: list[Any] = list(of_the_paper(records_of(o["results"]), config.name, o["results"]))
-    dtype = config.dtype if o["dtype"] in (None, "auto") else o["dtype"]
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    source: str = "paper"
+    prompts_dir: Path | None = None
+    dtype: str = "auto"
+    threads: int | None = None
+    head: Path | None = None
+    results: Path = Path("results/reproduce")
+
+    def __post_init__(self) -> None:
+        self.run_request()  # which checks its values
+
+    def run_request(self) -> RunRequest:
+        """What all of its runs have in common."""
+        return RunRequest(
+            limit=self.limit, max_new_tokens=self.max_new_tokens, source=self.source, prompts_dir=self.prompts_dir,
+            dtype=self.dtype, threads=self.threads, head=self.head, out=self.results, on_overflow="skip",
+        )  # fmt: skip
+
+
+def records_of(folder: Path) -> list[Record]:
+    """What a folder holds, if anything."""
+    return read(folder) if has_records(folder) else []
+
+
+def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:
+    """Before hours are spent.
+
+    Raises:
+        UserError: what is asked for could not be judged together with what the folder holds.
+    """
+    there = of_the_paper(records_of(request.results), config.name, request.results)
+    dtype = config.dtype if request.dtype == "auto" else request.dtype
     asked = {
         "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
-        "threads": o["threads"] or usable_cores(),
-        "max_new_tokens": o["max_new_tokens"] or config.max_new_tokens,
+        "threads": request.threads or usable_cores(),
+        "max_new_tokens": request.max_new_tokens or config.max_new_tokens,
         "system": config.system,
     }
-    _same_environment(config, there, asked, o["results"])
+    _same_environment(config, there, asked, request.results)
 
 
-def _check_loaded(config: Any, run: Any, o: dict[str, Any]) -> None:
+def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
     """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
-    from harness.ledger.ledger import machine_label
-    from harness.paper.verdict import of_the_paper
-
-    there: list[Any] = list(of_the_paper(records_of(o["results"]), config.name, o["results"]))
+    there = of_the_paper(records_of(results), config.name, results)
     loaded, spec = run.loaded, run.spec
     here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "dtype": loaded.dtype, "seed": spec.seed,
             "top_p": spec.top_p}  # fmt: skip
-    _same_environment(config, there, here, o["results"])
+    _same_environment(config, there, here, results)
     for kind in methods.DRAFTERS:
         drafted = [r for r in there if methods.get(r["method"]).drafter == kind]
         if loaded.sha_of(kind) is not None:
-            _same_environment(config, drafted, {"head_sha": loaded.sha_of(kind)}, o["results"])
+            _same_environment(config, drafted, {"head_sha": loaded.sha_of(kind)}, results)
 
 
-def _same_environment(config: Any, there: Sequence[Any], asked: dict[str, Any], results: Path) -> None:
+def _same_environment(config: ModelConfig, there: Sequence[Record], asked: Mapping[str, Any], results: Path) -> None:
     for key, value in asked.items():
         if there and there[0].get(key, value) != value:
-            raise UserError(f"{results} holds records of {config.name} with {key} {there[0][key]}, and {value} is asked "
+            raise UserError(f"{results} holds records of {config.name} with {key} {there[0].get(key)}, and {value} is asked "
                             "for: they cannot be judged together; ask for the same, or choose another --results")  # fmt: skip
 
 
-def paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[Any, list[Any]]]:
+def paper_cells(item: Item, models: Sequence[str], is_named: bool) -> list[tuple[ModelConfig, list[PaperCell]]]:
     """The item's models, or those asked for, each with its cells of the item; is_named: the item was asked for.
 
     Raises:
         UserError: a model of the paper that is not in this item, or one that is nowhere.
     """
-    from harness.paper import published
-
-    cells = published.cells(item)
+    all_cells = cells(item)
     ours = model_configs.paper_models()
-    there = list(dict.fromkeys(c.model for c in cells))
+    there = list(dict.fromkeys(c.model for c in all_cells))
     found = []
     for name in models or [ours[model] for model in there]:
         name = ours.get(name, name)
@@ -80,9 +114,9 @@ def paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[
             raise UserError(f"{model_configs.not_in_paper(name)}; any model of `harness list models` can stand in")
         config = model_configs.model_config(name)
         if config.paper is None:
-            own = published.stand_in(cells, config.name)
+            own = stand_in(all_cells, config.name)
         elif config.paper in there:
-            own = [c for c in cells if c.model == config.paper]
+            own = [c for c in all_cells if c.model == config.paper]
         elif not is_named:
             continue
         else:
@@ -92,7 +126,7 @@ def paper_cells(item: Any, models: Sequence[str], is_named: bool) -> list[tuple[
     return found
 
 
-def no_drafter(config: Any, method: str, head: Path | None) -> str | None:
+def no_drafter(config: ModelConfig, method: str, head: Path | None) -> str | None:
     """What a method drafts with and the model has none of. Without an EAGLE head nothing of the paper can be measured: that is
     missing, not left out."""
     from harness.load.weights import drafter_folders
@@ -103,36 +137,33 @@ def no_drafter(config: Any, method: str, head: Path | None) -> str | None:
     return methods.DRAFTERS[kind]
 
 
-def cell_options(
-    config: Any, cells: Sequence[Any], o: dict[str, Any], drawn: Collection[tuple[float, str]] = ()
-) -> list[dict[str, Any]]:
-    """Options of `harness run` that measure these cells and no others; methods without a drafter are left out.
+def run_requests(
+    config: ModelConfig, wanted: Sequence[PaperCell], request: ReproduceRequest, drawn: Collection[tuple[float, str]] = ()
+) -> list[RunRequest]:
+    """Runs that measure these cells and no others; methods without a drafter are left out.
 
-    At one temperature a task stands in one set of them only: all its methods are timed with the same baseline. drawn:
-    (temperature, task) whose trees are kept, for the figures that are drawn from them.
+    At one temperature a task stands in one run only: all its methods are timed with the same baseline. drawn: (temperature, task)
+    whose trees are kept, for the figures that are drawn from them.
     """
-    from harness.common.names import SIX_TASKS
-    from harness.paper.published import MEAN
-
-    given = {k: v for k, v in o.items() if v is not None and k in MATRIX_DEFAULTS}
-    rows = []
-    for temperature in dict.fromkeys(c.temperature for c in cells):
-        here = [c for c in cells if c.temperature == temperature and c.method_here]
+    found = []
+    for temperature in dict.fromkeys(c.temperature for c in wanted):
         by_task: dict[str, set[str]] = {}
-        for c in here:
-            if no_drafter(config, c.method_here, o["head"]) is None:
+        for c in wanted:
+            if c.temperature == temperature and c.method_here and no_drafter(config, c.method_here, request.head) is None:
                 for task in SIX_TASKS if c.task == MEAN else (c.task_here,):
                     by_task.setdefault(task, set()).add(c.method_here)
         sets: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         for task, names in by_task.items():
             sets.setdefault((("vanilla", *sorted(names)), (temperature, task) in drawn), []).append(task)
-        rows += [{**MATRIX_DEFAULTS, **given, "names": names, "task_names": tuple(tasks_here), "temperature": temperature,
-                  "out": o["results"], "trees": trees} for (names, trees), tasks_here in sets.items()]  # fmt: skip
-    return rows
+        found += [
+            replace(request.run_request(), methods=names, tasks=tuple(tasks_here), temperature=temperature, trees=trees)
+            for (names, trees), tasks_here in sets.items()
+        ]
+    return found
 
 
-def run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) -> int:
-    """Measure what is missing of one model; -> number of generations that failed.
+def run_all(config: ModelConfig, runs: Sequence[RunRequest], request: ReproduceRequest) -> int:
+    """Measure what is missing of one model; -> the number of generations that failed.
 
     Raises:
         UserError: something it needs is missing, for nothing is fetched here that takes hours; or the folder holds records of
@@ -142,13 +173,14 @@ def run_rows(config: Any, rows: Sequence[dict[str, Any]], o: dict[str, Any]) -> 
 
     import torch
 
-    _check_environment(config, o)
+    _check_environment(config, request)
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
-    lines = preflight_lines(config, (name for row in rows for name in row["names"]), o)
+    names = (name for run in runs for name in run.methods)
+    lines = preflight_lines(config, names, head=request.head, dtype=request.dtype)
     missing = [line.removeprefix("missing: ") for line in lines if line.startswith("missing: ")]
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
-    with session(config, rows[0], [run_spec(config, row) for row in rows]) as runners:
-        _check_loaded(config, runners[0], o)
+    with session(config, runs[0], [run_spec(config, run) for run in runs]) as runners:
+        _check_loaded(config, runners[0], request.results)
         return measure(runners)

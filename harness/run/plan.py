@@ -1,16 +1,23 @@
-"""What a run asks for: arms, prompts, and the cells they make."""
+"""The plan of a run: what is to be measured, in what order, and what of it is there already. Nothing is run here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from harness.ledger.record import Record, cell_key
+from harness.load.model import Loaded
+from harness.run.arms import BASELINE, baseline_arm
 from methods import Arm
-from tasks import PromptSet
+from tasks import Prompt, PromptSet
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What one `harness run` asks for."""
+    """What one run measures: a request with its methods, options and prompts found. `trees`: keep every drafted tree."""
 
     arms: tuple[Arm, ...]
     prompt_sets: tuple[PromptSet, ...]
@@ -22,10 +29,15 @@ class RunSpec:
     threads: int
     baseline: bool
     on_overflow: str  # error | skip
-    trees: bool = False  # keep every drafted tree beside the records
+    trees: bool = False
+
+    def measured_arms(self) -> tuple[Arm, ...]:
+        """The methods asked for and, unless the run has no baseline, vanilla first."""
+        has_vanilla = any(arm.name == BASELINE for arm in self.arms)
+        return self.arms if has_vanilla or not self.baseline else (baseline_arm(), *self.arms)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """An arm on a task at a temperature: what one cell key names."""
 
@@ -33,3 +45,151 @@ class Cell:
     prompts: PromptSet
     temperature: float
     key: str
+
+
+class Step(NamedTuple):
+    """One prompt and turn: every cell decodes it, in this order."""
+
+    cells: tuple[Cell, ...]
+    answers: Cell  # whose greedy answers later turns are built from
+    prompts: PromptSet
+    prompt: Prompt
+    repeat: int
+    turn: int
+
+
+class Wanted(NamedTuple):
+    """A generation, by what is known of it before its prompt is: a later turn's prompt holds an answer."""
+
+    cell: str
+    sample_id: str
+    turn: int
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A spec on a loaded model. `cells`: in the order of the tasks, then of the methods."""
+
+    spec: RunSpec
+    cells: tuple[Cell, ...]
+    answer_cells: dict[str, Cell]  # by task
+
+    @classmethod
+    def of(cls, spec: RunSpec, loaded: Loaded) -> Plan:
+        cells = (_cell(spec, loaded, arm, ps, spec.temperature) for ps in spec.prompt_sets for arm in spec.measured_arms())
+        # at any temperature, and without a baseline too
+        answers = {ps.task: _cell(spec, loaded, baseline_arm(), ps, 0.0) for ps in spec.prompt_sets}
+        return cls(spec, tuple(cells), answers)
+
+    def cells_written(self) -> list[Cell]:
+        """Every cell that the run may add records to."""
+        several_turns = [ps.task for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
+        return [*self.cells, *(self.answer_cells[task] for task in several_turns)]
+
+    def steps(self) -> Iterator[Step]:
+        """Prompt by prompt; the methods' order is drawn from the seed and the prompt, not from what was measured before."""
+        for prompts in self.spec.prompt_sets:
+            mine = [cell for cell in self.cells if cell.prompts is prompts]
+            for prompt in prompts.prompts:
+                for repeat in range(self.spec.repeats):
+                    for turn in range(1, len(prompt.turns) + 1):
+                        order = list(mine)
+                        random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
+                        yield Step(tuple(order), self.answer_cells[prompts.task], prompts, prompt, repeat, turn)
+
+    def wanted(self, cell: Cell) -> set[Wanted]:
+        """All generations of a cell."""
+        repeats = range(self.spec.repeats)
+        return {
+            Wanted(cell.key, p.id, turn, n) for p in cell.prompts.prompts for turn in range(1, len(p.turns) + 1) for n in repeats
+        }
+
+    def missing(self, recorded: Recorded, planned: set[Wanted]) -> dict[str, int]:
+        """Generations still to be made, by method.
+
+        planned: those that another run of this process makes before this one. This one's are added to it.
+        """
+        missing: dict[str, int] = {}
+        for cell in self.cells:
+            wanted = self.wanted(cell)
+            todo = wanted - recorded.done - planned
+            planned |= todo
+            again = sum(Wanted(r["cell"], r["sample_id"], r["turn"], r["repeat"]) in wanted for r in recorded.treeless.values())
+            missing[cell.arm.name] = missing.get(cell.arm.name, 0) + len(todo) + again
+        return missing
+
+    def n_treeless(self, recorded: Recorded, method: str) -> int:
+        """Generations of a method whose trees alone are missing."""
+        keys = {cell.key for cell in self.cells if cell.arm.name == method}
+        return sum(r["cell"] in keys for r in recorded.treeless.values())
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What a ledger holds that need not be measured again.
+
+    `keys`: of the generations; `done`: the same by what is known before a prompt is; `answers`: vanilla's, which later turns are
+    built from; `treeless`: generations measured without keeping their trees, by key, where trees are asked for.
+    """
+
+    skipped_counts: bool  # whether a prompt that was skipped need not be tried again
+    keys: set[str] = field(default_factory=set)
+    done: set[Wanted] = field(default_factory=set)
+    answers: dict[str, Record] = field(default_factory=dict)
+    treeless: dict[str, Record] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[Record], spec: RunSpec, with_trees: set[str] | None) -> Recorded:
+        """with_trees: the keys of generations whose trees are kept; None where trees are not asked for."""
+        found = cls(skipped_counts=spec.on_overflow == "skip")
+        for record in records:
+            found.add(record)
+            if with_trees is not None and _drafted(record) and record["key"] not in with_trees:
+                found.treeless[record["key"]] = record
+        return found
+
+    def add(self, record: Record) -> None:
+        """Take in one record; an error does not count, and a warm-up is none."""
+        if record["is_warmup"] or record["status"] not in (("ok", "skipped") if self.skipped_counts else ("ok",)):
+            return
+        self.keys.add(record["key"])
+        # after a turn that was skipped there is nothing to build the next one from
+        last = record["turn"] if record["status"] == "ok" else record["n_turns"]
+        for turn in range(record["turn"], last + 1):
+            self.done.add(Wanted(record["cell"], record["sample_id"], turn, record["repeat"]))
+        if record["method"] == BASELINE and record["turn"] < record["n_turns"] and record["status"] == "ok":
+            self.answers[record["key"]] = record
+
+
+def _drafted(record: Record) -> bool:
+    trace = record["trace"]
+    return record["status"] == "ok" and not record["is_warmup"] and trace is not None and any(trace["tree_size"])
+
+
+def head_sha(loaded: Loaded, arm: Arm) -> str | None:
+    """Of the weights that an arm drafts with; with the list of frequent tokens where it is used."""
+    head, frequent = loaded.head_sha, loaded.frequent_sha
+    if arm.method.needs_frequent and head and frequent:
+        return hashlib.sha256(f"{head} {frequent}".encode()).hexdigest()
+    return loaded.sha_of(arm.method.drafter)
+
+
+def _cell(spec: RunSpec, loaded: Loaded, arm: Arm, prompts: PromptSet, temperature: float) -> Cell:
+    key = cell_key(
+        model=loaded.config.name, target_sha=loaded.target_sha, head_sha=head_sha(loaded, arm),
+        prompts_sha=_prompts_sha(prompts, loaded.config.system), task=prompts.task, method=arm.name, options=dict(arm.options),
+        preset=arm.preset, source=prompts.source, temperature=temperature, top_p=spec.top_p, dtype=loaded.dtype,
+        threads=spec.threads, max_new_tokens=spec.max_new_tokens, seed=spec.seed,
+    )  # fmt: skip
+    return Cell(arm, prompts, temperature, key)
+
+
+def _prompts_sha(prompts: PromptSet, system: str) -> str:
+    """Prompts under another system prompt than the paper's are other prompts: they are not pooled with them."""
+    return prompts.sha256 if system == "paper" else hashlib.sha256(f"{prompts.sha256} {system}".encode()).hexdigest()
+
+
+def drafters_of(specs: Sequence[RunSpec]) -> set[str]:
+    """The kinds of drafters that runs need."""
+    return {arm.method.drafter for spec in specs for arm in spec.arms if arm.method.drafter is not None}

@@ -1,102 +1,142 @@
-"""A run from its options to its records: prompts loaded, ledger locked, model loaded, everything missing measured."""
+"""A run from its request to its records: prompts found, ledger locked, model loaded, everything missing measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import methods
 import tasks
 from harness.common.errors import UserError, duration, say
-from harness.common.machine import usable_cores
+from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
-from harness.run.arms import make_arms
-from harness.run.plan import RunSpec
-from harness.run.progress import interruptible, progress
+from harness.ledger.ledger import Ledger, read
+from harness.ledger.record import Record
+from harness.load.config import ModelConfig
+from harness.run.progress import Work, interruptible, progress
+from harness.run.request import RunRequest
 from harness.run.tuned import find_tuned
 
-# what a run's options are where a tier, a table or a tuning does not say
-MATRIX_DEFAULTS: dict[str, Any] = {
-    "task_names": ("all",), "preset": "paper", "changes": (), "top_p": 1.0, "source": "auto", "prompts_dir": None, "limit": None,
-    "max_new_tokens": None, "dtype": "auto", "threads": None, "seed": 0, "repeats": 1, "no_baseline": False,
-    "on_overflow": "skip", "head": None, "trees": False, "beside": (),
-}  # fmt: skip
+if TYPE_CHECKING:  # these import torch
+    from harness.run.plan import RunSpec
+    from harness.run.runner import Runner
 
 
-def run_spec(config: Any, o: dict[str, Any]) -> Any:
-    """The run that these options ask for, a `runner.RunSpec`; loads no model."""
+def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
+    """The run that a request asks for; loads no model.
 
-    head = o["head"] or config.head_folder
+    Raises:
+        UserError: an unknown method, task, preset or option, or prompts that are not to be had.
+    """
+    from harness.run.plan import RunSpec
 
-    def arms_of(names: Sequence[str], preset: str, changes: Sequence[str]) -> tuple[Any, ...]:
-        return make_arms(
-            names, preset, parse_changes(changes), config, head, lambda method: find_tuned(config, method, head, o).options
-        )
-
-    arms = arms_of(o["names"], o["preset"], o["changes"])
-    untuned = []
-    for name, preset, changes in o.get("beside", ()):
-        try:
-            arms_of((name,), "paper", o["changes"])
-        except UserError:  # nothing for it to draft with
-            continue
-        try:
-            more = arms_of((name,), preset, (*o["changes"], *changes))
-        except UserError:
-            untuned.append(name)
-            continue
-        arms += tuple(a for a in more if all(a.options != other.options for other in arms if other.name == name))
-    if untuned:
-        t = f"{o['temperature']:g}"
-        say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
-            f"`harness tune --model {config.name} --method all --temperature {t}` finds them")  # fmt: skip
-    names: list[str] = []
-    for name in o["task_names"]:
-        names += [n for n in (tasks.names() if name == "all" else [name]) if n not in names]
+    names = [n for name in request.tasks for n in (tasks.names() if name == "all" else [name])]
     for name in names:
         tasks.get(name)
-    prompt_sets = tuple(
-        tasks.load(n, source=o["source"], limit=o["limit"] or config.limit, prompts_dir=o["prompts_dir"], seed=o["seed"])
-        for n in names
-    )
+    limit = request.limit or config.limit
     return RunSpec(
-        arms=arms, prompt_sets=prompt_sets, temperature=o["temperature"], top_p=o["top_p"],
-        max_new_tokens=o["max_new_tokens"] or config.max_new_tokens, seed=o["seed"], repeats=o["repeats"],
-        threads=o["threads"] or usable_cores(), baseline=not o["no_baseline"], on_overflow=o["on_overflow"],
-        trees=o["trees"],
+        arms=_arms(config, request),
+        prompt_sets=tuple(
+            tasks.load(name, source=request.source, limit=limit, prompts_dir=request.prompts_dir, seed=request.seed)
+            for name in dict.fromkeys(names)
+        ),
+        temperature=request.temperature, top_p=request.top_p, seed=request.seed, repeats=request.repeats,
+        max_new_tokens=request.max_new_tokens or config.max_new_tokens, threads=request.threads or usable_cores(),
+        baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees,
     )  # fmt: skip
 
 
-def drafters_of(parts: Sequence[Any]) -> set[str]:
-    """The kinds of drafters that runs need."""
-    return {a.method.drafter for part in parts for a in part.arms if a.method.drafter is not None}
+def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
+    """The methods asked for, and of the settings beside them those the model can draft with and that were tuned here."""
+    from harness.run.arms import make_arms
+
+    head = request.head or config.head_folder
+
+    def arms_of(names: Sequence[str], preset: str, changes: Sequence[str]) -> tuple[methods.Arm, ...]:
+        def tuned(method: str) -> dict[str, object]:
+            found = find_tuned(
+                config, method, head, temperature=request.temperature, dtype=request.dtype, threads=request.threads
+            )  # fmt: skip
+            return dict(found.options)
+
+        return make_arms(names, preset, parse_changes(changes), config, head, tuned)
+
+    arms = arms_of(request.methods, request.preset, request.changes)
+    untuned = []
+    for more in request.beside:
+        try:
+            arms_of((more.method,), "paper", request.changes)
+        except UserError:  # nothing for it to draft with
+            continue
+        try:
+            found = arms_of((more.method,), more.preset, (*request.changes, *more.changes))
+        except UserError:
+            untuned.append(more.method)
+            continue
+        arms += tuple(a for a in found if all(a.options != other.options for other in arms if other.name == more.method))
+    if untuned:
+        t = f"{request.temperature:g}"
+        say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
+            f"`harness tune --model {config.name} --method all --temperature {t}` finds them")  # fmt: skip
+    return arms
 
 
 @contextmanager
-def session(config: Any, o: dict[str, Any], parts: Sequence[Any]) -> Iterator[list[Any]]:
-    """The ledger locked, the model loaded: a runner for each part."""
-    from harness.common.machine import keep_freed_memory
-    from harness.ledger import ledger as records
-    from harness.run import runner
-
+def session(config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec]) -> Iterator[list[Runner]]:
+    """The ledger locked, the model loaded: a runner for each spec. Of `request` the folder, the dtype and the head count."""
     keep_freed_memory()
-    with records.Ledger(o["out"]) as ledger:  # before anything is loaded: an unwritable folder is found out now
+    with Ledger(request.out) as ledger:  # before anything is loaded: an unwritable folder is found out now
         import torch
 
-        torch.set_num_threads(parts[0].threads)
+        torch.set_num_threads(specs[0].threads)
         from harness.load.model import load
+        from harness.run.plan import drafters_of
+        from harness.run.runner import Runner
 
         say(f"loading {config.title} ...")
-        loaded = load(config, o["dtype"], head=o["head"], drafters=drafters_of(parts))
-        yield [runner.Runner(loaded, part, ledger) for part in parts]
+        loaded = load(config, request.dtype, head=request.head, drafters=drafters_of(specs))
+        yield [Runner(loaded, spec, ledger) for spec in specs]
 
 
-def measure(runners: Sequence[Any]) -> int:
-    """Everything missing, after one estimate for all of it; -> number of generations that failed."""
-    planned: set[tuple[str, str, int, int]] = set()
-    missing = [run.n_missing(planned) for run in runners]
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a run left: the records of its cells and prompts, vanilla's among them; the cells of the methods asked for."""
+
+    records: list[Record]
+    asked: frozenset[str]
+    n_failed: int
+
+
+def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
+    """Measure what is missing of several requests on one model, in one process, with one estimate for all of it.
+
+    The requests differ in what is measured; folder, dtype, threads and head are the first one's.
+
+    Raises:
+        UserError: bad input, or the ledger cannot be written. Generations that fail are counted, not raised.
+    """
+    from harness.run.arms import check_given
+
+    specs = [run_spec(config, request) for request in requests]
+    check_given(requests[0].head, (arm.method for spec in specs for arm in spec.arms))
+    with session(config, requests[0], specs) as runners:
+        n_failed = measure(runners)
+        cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
+    wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
+    records = [r for r in read(requests[0].out) if (r["cell"], r["sample_id"]) in wanted]
+    return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
+
+
+def measure(runners: Sequence[Runner]) -> int:
+    """Everything missing, after one estimate for all of it; -> the number of generations that failed."""
+    from harness.run.plan import Wanted
+
+    planned: set[Wanted] = set()
+    missing = [run.plan.missing(run.recorded, planned) for run in runners]
     total = sum(sum(m.values()) for m in missing)
     if not total:
         say("everything asked for is in the ledger already: nothing to measure")
@@ -121,47 +161,55 @@ def measure(runners: Sequence[Any]) -> int:
         with progress(total, cost_of, work) as (tick, advance):
             for i, (run, m) in enumerate(zip(runners, missing, strict=True)):
                 if any(m.values()):
-                    failed += run.run(tick, lambda name, i=i: advance((i, name)))
+                    failed += run.run(tick, partial(_advance, advance, i))
     return failed
 
 
-def _tell_apart(runners: Sequence[Any], missing: Sequence[dict[str, int]]) -> None:
+def _advance(advance: Callable[[Work], None], run: int, method: str) -> None:
+    advance((run, method))
+
+
+def _tell_apart(runners: Sequence[Runner], missing: Sequence[dict[str, int]]) -> None:
     """Before hours are spent: speeds beside a baseline from an earlier process are worth little."""
     from harness.run.arms import BASELINE
 
-    late = sorted({name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(BASELINE)
-                   for name, n in m.items() if n > run.n_treeless(name)})  # fmt: skip
+    late = sorted({
+        name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(BASELINE)
+        for name, n in m.items() if n > run.plan.n_treeless(run.recorded, name)
+    })  # fmt: skip
     if late:
         say(f"note: {BASELINE} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
             "will be marked ≈ and not judged; methods whose speeds are to be compared are measured by one command")  # fmt: skip
 
 
 def tell_failures(failed: int) -> None:
+    """Raises UserError where generations failed."""
     if failed:
         raise UserError(
             f"{failed} generations failed; they are recorded with status 'error', and the same command tries them again"
         )
 
 
-def preflight_lines(config: Any, names: Iterable[str], o: dict[str, Any]) -> Iterator[str]:
+def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | None, dtype: str) -> Iterator[str]:
     """What a run of these methods takes and what of it is missing."""
     from harness.load import preflight
 
     needed = {kind for name in names if (kind := methods.get(name).drafter)}
-    return preflight.report(config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"] or "auto",
-                            others=needed - {methods.EAGLE})  # fmt: skip
+    return preflight.report(
+        config, head=head, needs_head=methods.EAGLE in needed, dtype=dtype, others=needed - {methods.EAGLE}
+    )  # fmt: skip
 
 
-def known_rates(folder: Path, model: str, records: Any, preset: str | None = None) -> dict[str, float]:
+def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:
     """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
-        known = [r for r in records.read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
+        known = [r for r in read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     except UserError:
         return {}
-    known = [r for r in known if preset in (None, r["preset"])]
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     for r in known:
-        seconds[r["method"]] = seconds.get(r["method"], 0.0) + r["wall_s"]
-        tokens[r["method"]] = tokens.get(r["method"], 0) + len(r["token_ids"])
+        if preset in (None, r["preset"]):
+            seconds[r["method"]] = seconds.get(r["method"], 0.0) + (r["wall_s"] or 0.0)
+            tokens[r["method"]] = tokens.get(r["method"], 0) + len(r["token_ids"])
     return {name: seconds[name] / tokens[name] for name in seconds}

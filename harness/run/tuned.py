@@ -7,48 +7,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import methods
-from harness.common.errors import UserError
-from harness.common.files import cache_dir, whole_file
-
-
-def find_tuned(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
-    from harness.run import tuned
-
-    return tuned.lookup(tuned_key(config, method, head, o), config.folder / f"{config.name}.tuned.json")
-
-
-def tuned_key(config: Any, method: str, head: Path | None, o: dict[str, Any]) -> Any:
-    import torch
-
-    from harness.common.files import sha256_file
-    from harness.common.machine import cpu_name, usable_cores
-    from harness.load.dtype import resolve_dtype
-    from harness.load.weights import drafter_folders
-    from harness.run.tuned import Key
-
-    threads = o["threads"] or usable_cores()
-    torch.set_num_threads(threads)
-    folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
-    if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
-        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
-    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
-        files.append(folder / "config.json")
-    return Key(
-        model=config.name,
-        head=" ".join(sha256_file(file)[:16] for file in files),
-        method=method,
-        temperature=o["temperature"],
-        dtype=resolve_dtype(config.dtype if o["dtype"] == "auto" else o["dtype"]),
-        threads=threads,
-        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-    )
+from harness.common.errors import UserError, say
+from harness.common.files import cache_dir, sha256_file, whole_file
+from harness.common.machine import cpu_name, usable_cores
+from harness.load.config import ModelConfig
+from harness.metrics.cells import CellSummary
+from harness.run.request import RunRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +117,67 @@ def save(new: Entry, path: Path | None = None) -> Path:
     with whole_file(path) as tmp:
         tmp.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def find_tuned(
+    config: ModelConfig, method: str, head: Path | None, *, temperature: float, dtype: str, threads: int | None
+) -> Entry:  # fmt: skip
+    """What was tuned for a method on this machine. head: the drafter's folder, if not the model's own of that kind.
+
+    Raises:
+        UserError: nothing was tuned for it; says what to run.
+    """
+    key = tuned_key(config, method, head, temperature=temperature, dtype=dtype, threads=threads)
+    return lookup(key, shipped_with(config))
+
+
+def tuned_key(
+    config: ModelConfig, method: str, head: Path | None, *, temperature: float, dtype: str, threads: int | None
+) -> Key:  # fmt: skip
+    """What an entry must hold for to serve this run. Sets the number of threads that torch uses, to find the dtype `auto`."""
+    import torch
+
+    from harness.load.dtype import resolve_dtype
+    from harness.load.weights import drafter_folders
+
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
+    if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
+        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
+    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+        files.append(folder / "config.json")
+    return Key(
+        model=config.name,
+        head=" ".join(sha256_file(file)[:16] for file in files),
+        method=method,
+        temperature=temperature,
+        dtype=resolve_dtype(config.dtype if dtype == "auto" else dtype),
+        threads=threads,
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+    )
+
+
+def shipped_with(config: ModelConfig) -> Path:
+    """The file of entries that comes with a model."""
+    return config.folder / f"{config.name}.tuned.json"
+
+
+def tell_predictions(config: ModelConfig, request: RunRequest, summaries: Sequence[CellSummary]) -> None:
+    """One line a tuned method: what `harness tune` expected on held-out training prompts, and what was measured now."""
+    mine = [s for s in summaries if s.preset == "tuned" and s.temperature == request.temperature and s.tau is not None]
+    for method in dict.fromkeys(s.method for s in mine):
+        predicted = find_tuned(
+            config, method, request.head or config.head_folder, temperature=request.temperature, dtype=request.dtype,
+            threads=request.threads,
+        ).predicted  # fmt: skip
+        cells = [s for s in mine if s.method == method]
+        tau = sum(s.tau for s in cells if s.tau is not None) / len(cells)
+        ratios = [s.decode_speedup for s in cells if s.decode_speedup is not None]
+        speed = f", decode speedup {sum(ratios) / len(ratios):.2f}x" if ratios else ""
+        say(
+            f"{method}, T = {request.temperature:g}: predicted on training prompts: tau {predicted['tau']:.2f}, "
+            f"decode speedup {predicted['speedup']:.2f}x; "
+            f"measured here (mean over {len(cells)} tasks): tau {tau:.2f}{speed}"
+        )

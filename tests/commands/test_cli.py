@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ import methods
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import validate
 from harness.run import tiers
+from harness.run.request import RunRequest
 
 KEYS = (
     "method preset task model source temperature top_p dtype threads max_new_tokens prompts new_tokens seconds tokens_per_s "
@@ -90,8 +93,8 @@ def test_the_table_says_what_it_shows(six_tasks: tuple[Outcome, Path, int]) -> N
 
 
 def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain: dict[str, object] = {"names": ("vanilla",), "temperature": 0.0}
-    rows = ({**plain, "limit": 1}, {"names": ("pld",), "temperature": 1.0, "limit": 1}, {**plain, "limit": 2})
+    plain = partial(RunRequest, methods=("vanilla",))
+    rows = (plain(limit=1), RunRequest(methods=("pld",), temperature=1.0, limit=1), plain(limit=2))
     monkeypatch.setitem(tiers.TIERS, "small", rows)
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     first = harness(command, "--out", tmp_path)
@@ -105,14 +108,8 @@ def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, 
 
 
 def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {
-        "names": ("eagle1", "eagle2"),
-        "temperature": 0.0,
-        "limit": 1,
-        "task_names": ("gsm8k",),
-        "beside": tiers.EQUAL_BUDGET,
-    }
-    monkeypatch.setitem(tiers.TIERS, "small", (row, {**row, "names": ("pld",), "temperature": 1.0, "beside": ()}))
+    row = RunRequest(methods=("eagle1", "eagle2"), limit=1, tasks=("gsm8k",), beside=tiers.EQUAL_BUDGET)
+    monkeypatch.setitem(tiers.TIERS, "small", (row, replace(row, methods=("pld",), temperature=1.0, beside=())))
     command = f"matrix --tier small --model {TINY} --source bundled --max-new-tokens 6 --dtype float32 --threads 1"
     done = harness(command, "--out", tmp_path)
     assert done.code == 0, done.err
@@ -123,7 +120,7 @@ def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path
     assert {r["method"] for r in records if r["temperature"] == 1} == {"vanilla", "pld"}
     assert len({r["key"] for r in read(tmp_path)}) == len(read(tmp_path))  # warm-ups too
     assert "nothing to measure" in harness(command, "--out", tmp_path).err
-    assert any(tier[0].get("beside") for tier in (tiers.tier_rows("default"), tiers.tier_rows("full")))
+    assert all(tiers.EQUAL_BUDGET[0] in tiers.requests_of(tier)[0].beside for tier in ("default", "full"))
 
 
 def test_an_unknown_tier_is_named(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_of_several_sources_the_papers_is_taken() -> None:
 
 
 def test_a_dry_run_lists_every_cell_with_hours_and_memory(tmp_path: Path) -> None:
-    done = harness("reproduce --table 1 --dry-run --results", tmp_path)
+    done = harness("reproduce --table 1 --dry-run --cells --results", tmp_path)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     listed = [line for line in lines if line.startswith("cell: ")]
@@ -306,19 +306,21 @@ def test_a_dry_run_lists_every_cell_with_hours_and_memory(tmp_path: Path) -> Non
     assert len(hydra) == 14 and all(line.endswith(": the model has no set of Hydra heads") for line in hydra)
     assert all(line.endswith((" min", " h", " s", "of the six")) for line in listed if line not in hydra)
     assert any("missing: set of Medusa heads of vicuna-7b" in line for line in lines)
-    assert len([line for line in lines if line.startswith("memory: ")]) == 4
-    assert any(line.startswith("missing: weights of vicuna-7b") for line in lines)
-    assert sum(line.startswith("missing: prompts of mt_bench, humaneval") and "harness data pull" in line for line in lines) == 4
+    assert len([line for line in lines if ": memory: " in line and "missing" not in line]) == 4
+    assert any(line.startswith("vicuna-7b: missing: weights of vicuna-7b") for line in lines)
+    assert sum(": missing: prompts of mt_bench, humaneval" in line and "harness data pull" in line for line in lines) == 4
+    short = harness("reproduce --table 1 --dry-run --results", tmp_path).out.splitlines()
+    assert short[:5] == lines[:5] and short[4].startswith("together: ") and not any(line.startswith("cell: ") for line in short)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_a_dry_run_marks_unconfirmed_numbers(tmp_path: Path) -> None:
-    out = harness("reproduce --table 3 --dry-run --results", tmp_path).out
+    out = harness("reproduce --table 3 --dry-run --cells --results", tmp_path).out
     assert "[paper: 3.21x (unconfirmed), tau 4.39 (unconfirmed)]" in out and "[paper: 3.62x, tau 4.98]" in out
 
 
 def test_hours_follow_the_authors_rate_and_the_number_of_parameters(tmp_path: Path) -> None:
-    out = harness("reproduce --figure 1 --model llama2-chat-7b --limit 10 --dry-run --results", tmp_path).out
+    out = harness("reproduce --figure 1 --model llama2-chat-7b --limit 10 --dry-run --cells --results", tmp_path).out
     seconds = 20 * 512 / published.plain_rate().value  # the model whose rate is known: 20 turns
     assert f"vanilla (the baseline) at T = 1: 20 of 20 generations to make, about {seconds / 60:.0f} min" in out
     assert model_config("llama2-chat-7b").paper == published.plain_rate().model
@@ -351,7 +353,7 @@ def test_another_environment_is_refused_before_anything_is_measured(
 
 def test_generations_of_other_prompts_or_another_budget_are_still_to_make(reproduced: tuple[Path, str]) -> None:
     def left(words: str) -> set[str]:
-        out = harness(f"reproduce --table 3 --model {TINY} --dry-run {words} --results", reproduced[0]).out
+        out = harness(f"reproduce --table 3 --model {TINY} --dry-run --cells {words} --results", reproduced[0]).out
         return {
             line.split(": ")[-1].split(" generations")[0]
             for line in out.splitlines()
@@ -372,11 +374,11 @@ def test_generations_of_other_prompts_or_another_budget_are_still_to_make(reprod
 
 def test_the_cells_of_the_items_are_measured_and_no_others() -> None:
     own = [c for number in ("1", "3") for c in cells(item("table", number)) if c.model == "Vicuna-7B"]
-    rows = command.cell_options(model_config("vicuna-7b"), own, {"head": None, "results": Path("x")})
-    made = [(row["temperature"], task, name) for row in rows for task in row["task_names"] for name in row["names"]]
+    runs = command.run_requests(model_config("vicuna-7b"), own, command.ReproduceRequest(results=Path("x")))
+    made = [(run.temperature, task, name) for run in runs for task in run.tasks for name in run.methods]
     wanted = {(c.temperature, c.task_here, c.method_here) for c in own if c.task != published.MEAN and c.method_here != "hydra"}
     assert len(made) == len(set(made)) and set(made) == wanted | {(t, task, "vanilla") for t, task, _ in wanted}
-    where = [(row["temperature"], task) for row in rows for task in row["task_names"]]
+    where = [(run.temperature, task) for run in runs for task in run.tasks]
     assert len(where) == len(set(where)) == 12  # each task once a temperature: one baseline for all its methods
 
 
@@ -478,11 +480,13 @@ def test_tables_and_figures_asked_for_together_keep_the_trees_at_the_first_run(t
 
 
 def test_a_dry_run_of_several_items_counts_a_cell_once(tmp_path: Path) -> None:
-    out = harness("reproduce --table 3 --figure 2 --model vicuna-7b --dry-run --results", tmp_path).out
-    to_make = [int(line.split()[2]) for line in out.splitlines() if line.startswith("to make: ")]
-    (once,) = [int(line.split()[1]) for line in out.splitlines() if line.startswith("together: ")]
+    def together(words: str) -> int:
+        out = harness(f"reproduce {words} --model vicuna-7b --dry-run --results", tmp_path).out
+        (once,) = [int(line.split()[1]) for line in out.splitlines() if line.startswith("together: ")]
+        return once
+
     # vanilla and EAGLE-2 on MT-bench at T = 0 are in both
-    assert once == sum(to_make) - 2 * 160
+    assert together("--table 3 --figure 2") == together("--table 3") + together("--figure 2") - 2 * 160
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,17 @@ from places import TINY
 from tiny_model import TinyModel, shared_tiny_model
 
 import methods
-from harness.commands import tune as tuning
 from harness.common.errors import UserError
 from harness.ledger import ledger as records
 from harness.load.model import Loaded
+from harness.replay import costs
 from harness.replay import pools as tune
+from harness.replay import tune as tuning
 from harness.replay.costs import Costs, measure_costs
 from harness.replay.pools import answer_ranks, choices, path_ranks, replayed_tau
 from harness.replay.prompts import vanilla_answers
 from harness.replay.race import FAIR_TRIAL, HOPELESS, race
 from harness.run import tiers, tuned
-from methods import Arm
 from methods.base import Decode, SamplerParams
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import Context
@@ -181,9 +181,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
     questions = shared_tiny_model("float32").prompts[:2]
     monkeypatch.setattr(
-        tune, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
+        tuning, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
     )
-    monkeypatch.setattr(tune, "ROUNDS", 1)
+    monkeypatch.setattr(costs, "ROUNDS", 1)
 
 
 def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
@@ -277,11 +277,12 @@ def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidate
 def test_all_tunes_every_exact_method_with_weights_here_once(
     prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(loaded: Loaded, arm: Arm, *rest: object) -> tuning.Found:
+    def found(loaded: Loaded, job: tuning.Job, *rest: object) -> tuning.Found:
+        arm = job.arm
         if arm.name == "lookahead":
             raise UserError("lookahead cannot be raced")
         assert arm.method.drafter is None or loaded.drafter_of(arm.method.drafter) is not None
-        return dict(arm.options), {"tau": 2.0, "speedup": 1.5}
+        return tuning.Found(dict(arm.options), {"tau": 2.0, "speedup": 1.5})
 
     monkeypatch.setattr(tuning, "_replayed", found)
     monkeypatch.setattr(tuning, "_raced", found)

@@ -1,0 +1,27 @@
+"""`harness export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.commands.options import examples, option, results_option
+
+
+@click.command(
+    "export",
+    epilog=examples(
+        "harness export --results results/mine --out answers",
+        "harness export --results results/mine --format spec-bench --out answers",
+    ),
+)
+@results_option
+@option("--format", "format_", default="eagle", metavar="eagle|spec-bench", help="Whose layout to write.")
+@option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write: a file a cell.")
+def command(results: Path, format_: str, out: Path) -> None:
+    """Write a ledger as answer files of EAGLE or Spec-Bench, with the counts that their loops would have booked."""
+    from harness.exchange.export import export
+
+    for path in export(results, out, format_):
+        click.echo(path)

@@ -1,0 +1,27 @@
+"""`harness import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.commands.options import examples, option
+
+
+@click.command(
+    "import",
+    epilog=examples(
+        "harness import answers.jsonl --baseline plain.jsonl --out results/theirs",
+        "harness import answers.jsonl --tokenizer llama2-chat-7b --out results/theirs",
+    ),
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@option("--baseline", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The plain decoding's answers.")
+@option("--tokenizer", default=None, metavar="DIR|MODEL|HUB_ID", help="Counts texts again, for the official formula.")
+@option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A ledger folder of its own.")
+def command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> None:
+    """Read an answer file of EAGLE or Spec-Bench into records and print what it shows."""
+    from harness.exchange.imported import import_command
+
+    click.echo(import_command(file, baseline, tokenizer, out))

@@ -1,0 +1,22 @@
+"""`harness plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.commands.options import examples, option, results_option
+
+
+@click.command(
+    "plot", epilog=examples("harness plot --results results/mine", "harness plot --results results/mine --out figures")
+)
+@results_option
+@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/plots).")
+def command(results: Path, out: Path | None) -> None:
+    """Draw the plots of a ledger, each with a CSV of the numbers drawn."""
+    from harness.show.plots.all import write_plots
+
+    for path in write_plots(results, out):
+        click.echo(path)

@@ -1,0 +1,38 @@
+"""`harness table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.commands.options import examples, option
+from harness.common.errors import UserError
+
+
+@click.command(
+    "table", epilog=examples("harness table --results results/mine", "harness table --compare results/before results/after")
+)
+@option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A ledger: a folder with records.jsonl.")
+@option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B."
+)
+@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
+def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
+    """Write the tables of a ledger, or compare two ledgers."""
+    if (results is None) == (compare is None):
+        raise UserError("give either --results DIR or --compare DIR_A DIR_B")
+    if compare is not None:
+        from harness.forms.table import markdown
+        from harness.show.tables.two_folders import compare as compared
+
+        click.echo(markdown(compared(*compare)))
+        return
+    assert results is not None
+    from harness.exchange import imported
+    from harness.show.tables import acceptance
+    from harness.show.tables.all import write_tables
+
+    write = imported.write_report if imported.holds_import(results) else write_tables
+    for path in (*write(results, out), *acceptance.write(results, out)):
+        click.echo(path)

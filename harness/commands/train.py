@@ -1,0 +1,50 @@
+"""`harness train KIND`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands.options import examples, model_option, option, seed_option, threads_option
+
+
+@click.group("train")
+def command() -> None:
+    """Train drafters. All kinds of them learn from the same data, made once a work folder."""
+
+
+def _train_command(kind: str, about: str) -> None:
+    @command.command(
+        kind,
+        help=f"Train {about} for a model: prompts, answers, features, training; goes on where it was stopped.",
+        epilog=examples(
+            f"harness train {kind} --out my-{kind}",
+            f"harness train {kind} --out my-{kind} --answer-tokens 1000000 --tokens 10000000 --set learning_rate=0.001",
+        ),
+    )
+    @model_option
+    @option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the weights, settings and learning curve.")
+    @option(
+        "--work", type=click.Path(path_type=Path), default=None, help="Folder for features and checkpoints (default: the cache)."
+    )
+    @option("--answer-tokens", type=int, default=200_000, help="On-policy tokens to generate.")
+    @option("--text-tokens", type=int, default=190_000, help="Tokens of ShareGPT's own answers.")
+    @option("--tokens", type=int, default=5_000_000, help="Positions to train on, all epochs together; 0: only generate.")
+    @option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
+    @seed_option
+    @threads_option
+    def one_kind(**options: Any) -> None:
+        from harness.train.pipeline import train_drafter
+
+        train_drafter(kind, **options)
+
+
+for _kind, _about in {
+    "eagle": "an EAGLE head",
+    "medusa": "Medusa heads",
+    "hydra": "Hydra heads",
+    "sps": "a draft LM (speculative sampling)",
+}.items():
+    _train_command(_kind, _about)
