@@ -29,6 +29,7 @@ from harness.replay.pools import answer_ranks, choices, path_ranks, replayed_tau
 from harness.replay.prompts import vanilla_answers
 from harness.replay.race import FAIR_TRIAL, HOPELESS, race
 from harness.run import tiers, tuned
+from harness.run.request import RunRequest
 from methods.base import Decode, SamplerParams
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import Context
@@ -201,8 +202,8 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
     assert "predicted" in made.err and "measured" in made.err
-    row = {"names": ("eagle2",), "task_names": ("gsm8k",), "limit": 1, "beside": tiers.TUNED}
-    monkeypatch.setitem(tiers.TIERS, "small", ({**row, "temperature": 0.0}, {**row, "temperature": 1.0}))
+    row = RunRequest(methods=("eagle2",), tasks=("gsm8k",), limit=1, beside=tiers.TUNED, on_overflow="skip")
+    monkeypatch.setitem(tiers.TIERS, "small", (row, replace(row, temperature=1.0)))
     tier = harness("matrix --tier small", "--model", TINY, "--source bundled --max-new-tokens 6 --dtype float32 --threads 1",
                    "--out", tmp_path / "tier")  # fmt: skip
     assert tier.code == 0, tier.err
