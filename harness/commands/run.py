@@ -111,7 +111,7 @@ def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: b
         shown = {r["method"] for r in done.records if r["cell"] in done.asked}
         values = [s.to_json(path) for s in summaries if s.method in shown]
         click.echo(json.dumps(values[0] if len(values) == 1 else values))
-    status = tell_differences(done.records, config.name, requests[0].out)
+    status = tell_differences(done.records, requests[0].model, requests[0].out)
     tell_failures(done.n_failed)
     if status:
         raise SystemExit(status)

@@ -1,0 +1,73 @@
+"""What a run says at its end of greedy outputs that are not vanilla's, and its exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import counted, isolate, run
+from places import TINY
+
+from harness.run.lossless_now import DIFFERS
+
+FLIPS = """
+from methods import get, method
+
+
+@method("flips", line="plain decoding with one token changed", exact={exact})
+def flips():
+    plain = get("vanilla").build()
+
+    def decode(prompt_ids, target, drafter, params):
+        made = plain(prompt_ids, target, drafter, params)
+        made.token_ids[3] = 5 if made.token_ids[3] != 5 else 6
+        return made
+
+    return decode
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact", "code", "said"),
+    [
+        ("float64", True, DIFFERS, "NOT LOSSLESS: 1 of 1 greedy outputs in float64 differ from vanilla's (flips)"),
+        ("float32", True, 0, "warning: 1 of 1 greedy outputs in float32 differ from vanilla's (flips); only near ties may"),
+        ("bfloat16", True, 0, "1 of 1 greedy outputs in bfloat16 differ from vanilla's (flips); near ties do that"),
+        ("float64", False, 0, ""),
+    ],
+)
+def test_a_run_tells_of_outputs_that_are_not_vanillas(
+    dtype: str, exact: bool, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    file = tmp_path / "flips.py"
+    file.write_text(FLIPS.format(exact=exact))
+    done = run(tmp_path / "out", "--task gsm8k --method flips --dtype", dtype, "--include", file)
+    assert done.code == code, done.err
+    assert len(counted(tmp_path / "out")) == 2  # all is recorded first
+    if said:
+        assert said in done.err and f"harness verify --model {TINY} --results {tmp_path / 'out'}" in done.err
+    else:
+        assert "differ from vanilla" not in done.err
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_run_of_lossless_methods_says_nothing_and_is_well(dtype: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--task gsm8k --method eagle2 --method pld --dtype", dtype)
+    assert done.code == 0 and "differ from vanilla" not in done.err
+
+
+def test_every_generation_has_its_cpu_seconds_and_the_load(tmp_path: Path) -> None:
+    run(tmp_path, "--task gsm8k --method eagle2")
+    for r in counted(tmp_path):
+        assert 0 < r["cpu_s"] <= r["wall_s"] * 1.05 and r["load"] >= 0
+
+
+@pytest.mark.parametrize("temperatures", ["--temperature 0 --temperature 1", "--temperature 1 --temperature 0 --temperature 1"])
+def test_several_temperatures_are_one_run(temperatures: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--task gsm8k --method pld", temperatures)
+    assert done.code == 0, done.err
+    assert {(r["method"], r["temperature"]) for r in counted(tmp_path)} == {
+        (m, t) for m in ("vanilla", "pld") for t in (0.0, 1.0)
+    }
+    assert "at T = 0" in done.err and "at T = 1" in done.err
