@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -100,3 +101,19 @@ def test_readme_names_every_command_and_every_document_and_is_short() -> None:
     assert {command for command in cli.commands if f"harness {command}" not in text} == set()
     assert {p.name for p in (ROOT / "docs").glob("*.md") if f"docs/{p.name}" not in text} == set()
     assert len(text.splitlines()) <= 150
+
+
+def test_the_page_of_file_formats_names_every_field_and_every_column() -> None:
+    page = text_of(ROOT / "docs/file_formats.md")
+    named = set(re.findall(r"`(\w+)`", page))
+    schema = json.loads(text_of(ROOT / "harness/ledger/record.schema.json"))["properties"]
+    fields = {*schema, *schema["trace"]["properties"], *schema["foreign"]["properties"]}
+    columns = set()
+    for file in (ROOT / "results/smollm2-135m-claims").glob("*/*.csv"):
+        if file.parent.name in ("tables", "claims"):
+            columns |= set(text_of(file).split("\n", 1)[0].split(","))
+    ends = r"_(low|high|no_loops|no_loop|confirmed|source)$"
+    plain = {column for column in columns if "(" not in column and not column.startswith("six-task mean ")}
+    while plain != (shorter := {c if c in named else re.sub(ends, "", c) for c in plain}):
+        plain = shorter
+    assert len(plain) > 60 and sorted((fields | plain) - named) == []
