@@ -148,8 +148,7 @@ def preflight_lines(config: Any, names: Iterable[str], o: dict[str, Any]) -> Ite
     from harness.load import preflight
 
     needed = {kind for name in names if (kind := methods.get(name).drafter)}
-    return preflight.report(config, head=o["head"], needs_head=methods.EAGLE in needed, dtype=o["dtype"] or "auto",
-                            others=needed - {methods.EAGLE})  # fmt: skip
+    return preflight.report(config, kinds=needed, head=o["head"], dtype=o["dtype"] or "auto")
 
 
 def known_rates(folder: Path, model: str, records: Any, preset: str | None = None) -> dict[str, float]:
