@@ -58,22 +58,6 @@ def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
     return Batch(ids, features, trained, prompt)
 
 
-def shifted(x: Tensor, m: int) -> Tensor:
-    """Entry i becomes what entry i-m was, along dim -2; the first m are zero."""
-    return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
-
-
-def next_valid(valid: Tensor) -> Tensor:
-    """The entries of the next level: those that are valid, and the one before as well. valid [b, n-1]."""
-    return valid & shifted(valid[..., None], 1)[..., 0]
-
-
-def placed(rows: Tensor, valid: Tensor) -> Tensor:
-    """Rows [m, hidden] of the m valid entries back in their places [b, n-1, hidden], zero elsewhere."""
-    here = valid.flatten().nonzero()[:, 0]
-    return rows.new_zeros(valid.numel(), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, valid.shape)
-
-
 class NormalisedInput(nn.Module):
     """The head's `fc` while it is trained: a linear map of (input - mean) / std, which is a linear map of the input.
 

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.train.batches import Batch, NormalisedInput, next_valid, placed, some_pairs, spread
+from harness.train.batches import Batch, NormalisedInput, some_pairs, spread
 from harness.train.data import Conversation
 from harness.train.held_out import held_out_batches, target_tokens
 from harness.train.kinds import initialise, plain_head, predicted_features
 from harness.train.settings import TrainSettings
 from methods.engine.heads import HeadsConfig, ResidualHeads
+from methods.engine.teacher_forced import next_valid, placed
 
 DEFAULTS = replace(
     TrainSettings(), unroll=4, unroll_from=0.0, unroll_decay=0.8, feature_weight=0.0, ce_weight=1.0, noise=0.0

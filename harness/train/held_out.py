@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.train.batches import Batch, collate, shifted
+from harness.train.batches import Batch, collate
 from harness.train.data import Conversation
 from harness.train.kinds import predicted_features
+from methods.engine.teacher_forced import shifted
 
 MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles

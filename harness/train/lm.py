@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.common.errors import UserError
-from harness.train.batches import Batch, next_valid
+from harness.train.batches import Batch
 from harness.train.data import Conversation
 from harness.train.kinds import initialise, predicted_features
 from harness.train.settings import TrainSettings
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
+from methods.engine.teacher_forced import next_valid
 
 DEFAULTS = replace(TrainSettings(), unroll=1, unroll_from=0.0, feature_weight=0.0, ce_weight=1.0, noise=0.0)
 UNUSED = frozenset({"feature_weight", "noise", "linear_start", "unroll", "unroll_from", "unroll_decay"})
