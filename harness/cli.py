@@ -12,6 +12,7 @@ import click
 import harness
 from harness.common.errors import UserError
 from harness.common.machine import usable_cores
+from harness.load.kinds import KINDS
 
 # torch, transformers and pandas are imported inside the commands: `--help` and bad options answer at once
 
@@ -411,17 +412,14 @@ def _train_command(kind: str, about: str) -> None:
     @click.option("--threads", type=int, default=None)
     def command(**options: Any) -> None:
         from harness.train.pipeline import train_drafter
+        from harness.train.request import TrainRequest
 
-        train_drafter(kind, **options)
+        train_drafter(TrainRequest(kind, **options))
 
 
-for _kind, _about in {
-    "eagle": "an EAGLE head",
-    "medusa": "Medusa heads",
-    "hydra": "Hydra heads",
-    "sps": "a draft LM (speculative sampling)",
-}.items():
-    _train_command(_kind, _about)
+for _kind in KINDS.values():
+    if _kind.train_command is not None:
+        _train_command(_kind.train_command, _kind.train_makes)
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class DrafterKind:
     not here), the target's sizes, the dtype and the context. download_bytes: on disk, of a published one for such a target.
     architectures, config_keys: names under "architectures", and keys, by which a config.json says that it is of this kind.
     is_unnamed: whether a folder whose config.json says nothing is of this kind. check_config: raises UserError where a folder's
-    config.json shows that it does not fit the model named. train_command, train_help: what `harness train` calls it, if it can
+    config.json shows that it does not fit the model named. train_command, train_makes: what `harness train` calls it, if it can
     train it, and what that makes.
     """
 
@@ -73,7 +73,7 @@ class DrafterKind:
     is_unnamed: Callable[[Path], bool] = lambda folder: False
     check_config: Callable[[Path, str, Architecture], None] | None = None
     train_command: str | None = None
-    train_help: str = ""
+    train_makes: str = ""
 
     def names_itself(self, values: dict[str, Any]) -> bool:
         """Whether a config.json with these values says that it is of this kind."""
@@ -207,17 +207,17 @@ def _has_tokenizer(folder: Path) -> bool:
 add_kind(DrafterKind(
     methods.EAGLE, "draft head", _read_eagle, _eagle_memory, _eagle_download, architectures=("EagleHead",),
     is_unnamed=lambda folder: not _has_tokenizer(folder), check_config=_check_eagle,
-    train_command="eagle", train_help="an EAGLE head",
+    train_command="eagle", train_makes="an EAGLE head",
 ))  # fmt: skip
 add_kind(DrafterKind(
     "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),
-    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), train_command="medusa", train_help="Medusa heads",
+    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), train_command="medusa", train_makes="Medusa heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
     "hydra", "set of Hydra heads", _read_hydra, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),
-    architectures=("HydraHeads",), train_command="hydra", train_help="Hydra heads",
+    architectures=("HydraHeads",), train_command="hydra", train_makes="Hydra heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
     "lm", "draft LM", _read_lm, as_stored(_lm_bytes), lambda sizes: 2 * _lm_bytes(sizes), architectures=("NarrowLM",),
-    is_unnamed=_has_tokenizer, train_command="sps", train_help="a draft LM (speculative sampling)",
+    is_unnamed=_has_tokenizer, train_command="sps", train_makes="a draft LM (speculative sampling)",
 ))  # fmt: skip
