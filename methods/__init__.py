@@ -1,10 +1,11 @@
 """The registry of decoding methods. One file a method: a builder decorated with `@method`, found by scanning this folder.
 
-A builder's keyword arguments are the method's options (`--set name=value`); their defaults are the preset `paper`.
+A builder's keyword arguments are the method's options (`--set name=value`). Their defaults are the preset `paper`.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +13,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,32 @@ from harness.common.errors import UserError, unknown
 from harness.common.source_hash import Package, closure_sha
 from methods.base import Decode
 
+EAGLE = "eagle"
+ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
+"""The module of `methods.engine` that drafts, for the kinds of drafters that have not given it their name."""
+
+DRAFTERS: dict[str, str] = {}
+"""The kinds of drafters and what texts call them. `harness.load.kinds`, which knows all else of them, names them here."""
+
+
+def name_drafter(kind: str, title: str) -> None:
+    """Let methods name `kind` as what they draft with; `title` is what texts call it ("draft head")."""
+    DRAFTERS[kind] = title
+
+
+def engine_file(kind: str) -> Path | None:
+    """The engine that drafts with a kind of drafter; None where it is not one of ours, but in a user's own file."""
+    file = Path(__file__).parent / "engine" / f"{ENGINES.get(kind, kind)}.py"
+    return file if file.is_file() else None
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A registered method. `options`: every option with its default; `presets`: named changes to them.
+    """A registered method.
 
-    `exact`: the output distribution is the target's; `external`: somebody else's loop, measured for comparison only.
+    `options`: every option with its default; `presets`: named changes to them. `exact`: the output distribution is the
+    target's. `drafter`: the kind of drafter that it drafts with, None where it has none. `external`: somebody else's loop,
+    measured for comparison only.
     """
 
     name: str
@@ -48,8 +70,8 @@ class Method:
     def sources(self) -> tuple[Path, ...]:
         """The files that its records depend on, with what they import: its own, the target's forwards and its drafter's."""
         engine = Path(__file__).parent / "engine"
-        used = ["target", "llama", *([ENGINES[self.drafter]] if self.drafter else [])]
-        return (Path(self.file), *(engine / f"{name}.py" for name in used))
+        drafting = engine_file(self.drafter) if self.drafter else None
+        return (Path(self.file), engine / "target.py", engine / "llama.py", *([drafting] if drafting else []))
 
     @property
     def needs_head(self) -> bool:
@@ -94,22 +116,11 @@ class Arm:
         return self.method.name
 
 
-EAGLE = "eagle"
-DRAFTERS = {
-    EAGLE: "draft head",
-    "medusa": "set of Medusa heads",
-    "hydra": "set of Hydra heads",
-    "lm": "draft LM",
-}
-"""The kinds of drafters that a model may have weights for, and what they are called."""
-
-ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}  # of `methods.engine`
-
 _METHODS: dict[str, Method] = {}
 
 
 def code_sha(name: str) -> str:
-    """Of the code that a method's tokens and times depend on: what `Method.sources` import in this package."""
+    """The hash of the code that a method's tokens and times depend on: `Method.sources` and what they import in this package."""
     return closure_sha(get(name).sources, Package("methods", Path(__file__).parent))
 
 
@@ -131,14 +142,17 @@ def method(
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
     """Register a builder `(**options) -> Decode` under `name`; `line` is what `harness list methods` says of it.
 
-    needs_head: it drafts with the model's EAGLE head; needs_frequent: with the list of frequent tokens beside it, too.
-    drafter: what else it drafts with, one of `DRAFTERS`; levels: of its tree under given options, each of which takes a head;
-    0 where its shape is chosen by the heads' held-out accuracies.
-    small: options that draft at most five nodes over four tokens, so that every branch of chance can be walked; several such
-    sets, where trees of several forms are to be walked.
-    samples_drafts: at T > 0 drafts are sampled and verified by rejection: the law is the target's, the ids are not vanilla's.
-    dynamic: top_k, depth and total make a dynamic tree ranked by value and reranked: `harness tune` chooses them by replay.
-    candidates: changes to the options among which `harness tune` chooses by decoding with each; those in force are always tried.
+    drafter: the kind of drafter that it drafts with (`harness.load.kinds`); None: it needs no weights but the target's.
+    needs_head: short for drafter="eagle". needs_frequent: the drafter's list of frequent tokens is needed, too.
+    levels: how many levels its tree has under given options, for drafters with one head a level; 0: as many as there are heads.
+    small: options that draft at most five nodes over four tokens, so that the audit can walk every branch of chance. Several
+    such sets, where trees of several shapes are to be walked.
+    samples_drafts: at T > 0 drafts are sampled and verified by rejection. The law is the target's, the ids are not vanilla's.
+    dynamic: top_k, depth and total make a dynamic tree, ranked by value and reranked. `harness tune` chooses them by replay.
+    candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
+
+    Raises:
+        UserError: an option without a default, an unknown kind of drafter, or a name that is taken.
     """
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
@@ -147,8 +161,8 @@ def method(
         if bare:
             raise UserError(f"method {name!r} in {build.__module__}: option {bare[0]!r} needs a default, its value under 'paper'")
         kind = EAGLE if needs_head else drafter
-        if kind is not None and kind not in DRAFTERS:
-            raise UserError(f"method {name!r} in {build.__module__}: {unknown('drafter', kind, DRAFTERS)}")
+        if kind is not None and kind not in DRAFTERS and engine_file(kind) is None:
+            raise UserError(f"method {name!r} in {build.__module__}: {unknown('drafter', kind, {*ENGINES, *DRAFTERS})}")
         file = inspect.getsourcefile(build) or "?"
         if name in _METHODS:
             raise UserError(f"method {name!r} is registered twice: in {_METHODS[name].file} and in {file}")
@@ -189,6 +203,27 @@ def get(name: str) -> Method:
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)
     return _METHODS[name]
+
+
+def drafter_of(name: str) -> str | None:
+    """The kind of drafter that a method drafts with; None where it has none, and where no such method is known.
+
+    For rooms that judge records: it reads the registrations of this folder as text, so nothing is imported, torch least of all.
+    """
+    return _METHODS[name].drafter if name in _METHODS else _declared_drafters().get(name)
+
+
+@cache
+def _declared_drafters() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for file in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "method" and node.args:
+                told = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+                drafter = EAGLE if told.get("needs_head") else told.get("drafter")
+                if isinstance(node.args[0], ast.Constant):
+                    found[str(node.args[0].value)] = None if drafter is None else str(drafter)
+    return found
 
 
 def include(path: Path) -> list[str]:

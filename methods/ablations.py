@@ -15,17 +15,17 @@ from methods.engine.loop import speculative
 
 
 @method(
-    "eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", needs_head=True, small=SMALL
+    "eagle2-no-value", line="EAGLE-2 ablation: a node's own confidence instead of the path product", drafter="eagle", small=SMALL
 )
 def no_value(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence"))
 
 
-@method("eagle2-no-rerank", line="EAGLE-2 ablation: expanded nodes in level order, no reranking", needs_head=True, small=SMALL)
+@method("eagle2-no-rerank", line="EAGLE-2 ablation: expanded nodes in level order, no reranking", drafter="eagle", small=SMALL)
 def no_rerank(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, rerank=False))
 
 
-@method("eagle2-no-both", line="EAGLE-2 ablation: neither value nor reranking", needs_head=True, small=SMALL)
+@method("eagle2-no-both", line="EAGLE-2 ablation: neither value nor reranking", drafter="eagle", small=SMALL)
 def no_both(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
     return speculative(dynamic_tree(top_k, depth, total, score="confidence", rerank=False))

@@ -25,7 +25,7 @@ SMALL = ("0 1 00", "0 00 000", "0 1", "0 1 2 3", "0 1 00 000", "0 1 00 01 10")
 @method(
     "eagle1",
     line="EAGLE-1: static draft tree of 25 nodes",
-    needs_head=True,
+    drafter="eagle",
     samples_drafts=True,
     candidates=[{"shape": shape} for shape in SMALLER],
     small=[{"shape": shape} for shape in SMALL],

@@ -23,7 +23,7 @@ SMALL = ({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total":
 @method(
     "eagle2",
     line="EAGLE-2: dynamic draft tree, expansion and reranking by value",
-    needs_head=True,
+    drafter="eagle",
     dynamic=True,
     small=SMALL,
 )

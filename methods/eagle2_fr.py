@@ -17,7 +17,7 @@ from methods.engine.loop import speculative
 @method(
     "eagle2-fr",
     line="EAGLE-2 drafting over frequent tokens only (FR-Spec)",
-    needs_head=True,
+    drafter="eagle",
     dynamic=True,
     needs_frequent=True,
     small=[{**small, "frequent": 3} for small in SMALL],

@@ -28,11 +28,13 @@ from harness.common.machine import keep_freed_memory
 from harness.load.config import model_config
 from harness.load.model import load
 from harness.train.data import Conversation, make_text_shards, read_shards
-from harness.train.pipeline import exchange_ids, new_head, training_settings
+from harness.train.loop import train
+from harness.train.request import training_settings
 from harness.train.settings import TrainSettings
-from harness.train.trainer import train
+from harness.train.texts import exchange_ids
+from harness.train.trainers import EAGLE
 from tasks import sharegpt
-from tasks.overlap import evaluation_prompts
+from tasks.overlap import checked_prompts
 
 # name, settings, share of positions that are ShareGPT's own text instead of the target's answers
 VARIANTS: list[tuple[str, tuple[str, ...], float]] = [
@@ -85,7 +87,7 @@ def main(
 ) -> None:
     keep_freed_memory()
     torch.set_num_threads(threads)
-    loaded = load(model_config(model), "bfloat16", with_head=False)
+    loaded = load(model_config(model), "bfloat16", drafters=())
     hidden = loaded.target.embedding.shape[1]
     answers = read_shards(work / "answers", hidden)[:conversations]
     if len(answers) < conversations:
@@ -100,15 +102,14 @@ def main(
         settings = training_settings((*extra, *changes), tokens=tokens)
         pool, held = answers, read_shards(work / "held_out", hidden)[:held_out]
         if text_share:
-            checked = [text for source in evaluation_prompts().values() for text in source]
-            texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()).training, 0, checked)
+            texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()).training, 0, checked_prompts())
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
         folder = work / f"study-{os.getpid()}"
         if start:
             _go_on(start, folder, settings)
-        head, started = new_head(loaded, settings), time.monotonic()
-        curve = train(head, embedding, lm_head, pool, held, settings, folder, say=lambda text: None)
+        head, started = EAGLE.new(loaded.target.model.config, settings), time.monotonic()
+        curve = train(EAGLE, head, embedding, lm_head, pool, held, settings, folder, say=lambda text: None)
         shutil.rmtree(folder)
         row = {"variant": name, "settings": " ".join([*extra, *changes]) or "-", "text_share": text_share, "positions": tokens,
                "minutes": round((time.monotonic() - started) / 60, 2),

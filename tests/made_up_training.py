@@ -11,8 +11,9 @@ from torch import Tensor
 
 from harness.train.batches import Batch
 from harness.train.data import Conversation
+from harness.train.loop import train
 from harness.train.settings import TrainSettings
-from harness.train.trainer import train
+from harness.train.trainers import EAGLE
 from methods.engine.draft_head import EagleHead, HeadConfig
 
 HIDDEN, VOCAB = 16, 40
@@ -53,7 +54,7 @@ def trained(folder: Path, settings: TrainSettings = SETTINGS, say=lambda text: N
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     items, head = made_up(30), new_head()
-    curve = train(head, embedding, lm_head, items[3:], items[:3], settings, folder, say=say)
+    curve = train(EAGLE, head, embedding, lm_head, items[3:], items[:3], settings, folder, say=say)
     return head.state_dict(), curve
 
 

@@ -33,15 +33,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from harness.load.eagle_head import FREQUENT  # noqa: E402
-from harness.train import eagle as _eagle  # noqa: E402, F401  (registers the EAGLE head with the trainer)
-from harness.train import heads as train_heads  # noqa: E402
-from harness.train import lm as train_lm  # noqa: E402
 from harness.train.data import Conversation  # noqa: E402
 from harness.train.generate import answers  # noqa: E402
 from harness.train.held_out import frequent_tokens  # noqa: E402
+from harness.train.loop import train  # noqa: E402
 from harness.train.save import save_drafter  # noqa: E402
 from harness.train.settings import TrainSettings  # noqa: E402
-from harness.train.trainer import train  # noqa: E402
+from harness.train.trainers import EAGLE, TRAINERS  # noqa: E402
 from methods.engine.draft_head import EagleHead, HeadConfig  # noqa: E402
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
@@ -57,9 +55,9 @@ HEAD = TrainSettings(
     held_out=32, max_length=512, betas=(0.9, 0.95), cooldown=0.25, unroll_from=0.6,
 )  # fmt: skip
 OTHERS = {
-    "medusa": replace(train_heads.DEFAULTS, tokens=500_000),
-    "hydra": replace(train_heads.DEFAULTS, tokens=500_000),
-    "sps": replace(train_lm.DEFAULTS, tokens=700_000, width=32, layers=1),
+    "medusa": replace(TRAINERS["medusa"].defaults, tokens=500_000),
+    "hydra": replace(TRAINERS["hydra"].defaults, tokens=500_000),
+    "sps": replace(TRAINERS["sps"].defaults, tokens=700_000, width=32, layers=1),
 }
 YAML = """\
 # A target of {params:,} parameters for tests; made by tests/make_tiny.py.
@@ -195,17 +193,15 @@ def make_drafter(
                        betas=HEAD.betas, cooldown=HEAD.cooldown, frequent_rows=VOCAB, held_out=HEAD.held_out,
                        max_length=HEAD.max_length)  # fmt: skip
     torch.manual_seed(0)
-    if name == "sps":
-        drafter: torch.nn.Module = train_lm.new_lm(model.config, settings)
-    else:
-        drafter = train_heads.new_heads(model.config, settings, name == "hydra")
+    trainer = TRAINERS[name]
+    drafter = trainer.new(model.config, settings)
     embedding, lm_head = tables(model)
     pool, held = hold_out(made, settings)
     with tempfile.TemporaryDirectory() as scratch:
         said = partial(print, f"{name}:", flush=True)
-        curve = train(drafter, embedding, lm_head, pool, held, settings, Path(scratch), say=said)
-    accuracies = None if name == "sps" else train_heads.held_out_accuracies(drafter, embedding, lm_head, held)  # type: ignore[arg-type]
-    save_drafter(drafter, folder, target_sha256, curve, {"made_by": "tests/make_tiny.py"}, accuracies=accuracies)
+        curve = train(trainer, drafter, embedding, lm_head, pool, held, settings, Path(scratch), say=said)
+    figures = trainer.figures(drafter, embedding, lm_head, held)
+    save_drafter(trainer, drafter, folder, target_sha256, curve, {"made_by": "tests/make_tiny.py"}, figures=figures)
     (folder / "model.safetensors").chmod(0o644)
     for file in folder.iterdir():
         if file.name not in ("config.json", "model.safetensors"):  # what tests need, and no more: this is in the repository
@@ -241,10 +237,10 @@ def make_head(folder: Path, model: LlamaForCausalLM, target_sha256: str, made: l
     pool, held = hold_out(made, HEAD)
     with tempfile.TemporaryDirectory() as scratch:
         curve = train(
-            head, embedding, lm_head, pool, held, HEAD, Path(scratch), say=lambda text: print("head:", text, flush=True)
+            EAGLE, head, embedding, lm_head, pool, held, HEAD, Path(scratch), say=lambda text: print("head:", text, flush=True)
         )
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.to(torch.bfloat16).contiguous() for name, p in head.state_dict().items()}
+    weights = {name: p.to(torch.bfloat16).contiguous() for name, p in EAGLE.shipped(head).state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     save_file({"tokens": torch.from_numpy(frequent_tokens(pool + held, c.vocab_size))}, folder / FREQUENT)
     (folder / FREQUENT).chmod(0o644)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import examples, model_option, option, seed_option, threads_option
+from harness.load.kinds import KINDS
 
 
 @click.group("train")
@@ -37,14 +38,11 @@ def _train_command(kind: str, about: str) -> None:
     @threads_option
     def one_kind(**options: Any) -> None:
         from harness.train.pipeline import train_drafter
+        from harness.train.request import TrainRequest
 
-        train_drafter(kind, **options)
+        train_drafter(TrainRequest(kind, **options))
 
 
-for _kind, _about in {
-    "eagle": "an EAGLE head",
-    "medusa": "Medusa heads",
-    "hydra": "Hydra heads",
-    "sps": "a draft LM (speculative sampling)",
-}.items():
-    _train_command(_kind, _about)
+for _kind in KINDS.values():
+    if _kind.train_command is not None:
+        _train_command(_kind.train_command, _kind.train_makes)

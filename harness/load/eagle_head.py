@@ -1,4 +1,4 @@
-"""Reading an EAGLE head from its folder."""
+"""Reading an EAGLE head, and the list of frequent tokens beside it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,36 @@ import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.load.drafters import check_target, fill, read_config, read_state
+from harness.load.kinds import ReadDrafter, TargetFacts
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.target import HFTarget
-
-
-def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:
-    """A drafter where the features it reads come from: over several GPUs that is the last one's, with a copy of the embedding."""
-    where = target.lm_head.weight.device
-    return EagleDrafter(head.to(where, target.dtype), target.embedding.to(where), target.lm_head, frequent)
-
 
 FREQUENT = "frequent.safetensors"
 
 
+def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
+    """A head in the official layout: `model.safetensors` (or `pytorch_model.bin`) and `config.json`. `read` of `DrafterKind`.
+
+    A copy of the embedding in the file is ignored: the target's is used. `"bias"` absent from config.json means true.
+    """
+    config, values = head_config(folder, target.model)
+    check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
+    check_target(folder, values, methods.EAGLE, target)
+    state, digest = read_state(folder, values)
+    head = EagleHead(config)
+    fill(head, state, folder)
+    frequent, frequent_sha = load_frequent(folder, target.vocab_size)
+    return ReadDrafter(lambda t: beside_last_layer(t, head, frequent), digest, frequent_sha)
+
+
+def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:
+    """A drafter on the device of the last layer, whose output it reads, with a copy of the embedding there."""
+    where = target.lm_head.weight.device
+    return EagleDrafter(head.to(where, target.dtype), target.embedding.to(where), target.lm_head, frequent)
+
+
 def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | None]:
-    """The token ids beside a head, most frequent in its training data first, and their file's hash; None without one.
+    """(the token ids [n] beside a head, those most frequent in its training data first; their file's sha256), or two None.
 
     Raises:
         UserError: the file cannot be read, or does not hold distinct token ids.
@@ -49,23 +64,8 @@ def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | 
     return tokens, sha256_file(file)
 
 
-def load_head(folder: Path, model: str, embedding_shape: tuple[int, int], target_sha: str) -> tuple[EagleHead, str]:
-    """A head in the official layout: `model.safetensors` (or `pytorch_model.bin`) and `config.json`, read strictly.
-
-    A copy of the embedding in the file is ignored: the target's is used. `"bias"` absent from config.json means true.
-    embedding_shape: the target's vocabulary and hidden size.
-    """
-    config, values = head_config(folder, model)
-    check_fit(config, folder, model, embedding_shape)
-    check_target(folder, values, methods.EAGLE, model, target_sha)
-    state, digest = read_state(folder, values)
-    head = EagleHead(config)
-    fill(head, state, folder)
-    return head, digest
-
-
 def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
-    """The config.json of a head for `model`, and all that it says.
+    """The sizes in the config.json of a head for `model`, and all that it says.
 
     Raises:
         UserError: not there, not JSON, or sizes missing or impossible.
@@ -93,7 +93,10 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
 
 
 def check_fit(config: HeadConfig, folder: Path, model: str, embedding_shape: tuple[int, int]) -> None:
-    """Raises UserError for a head made for a target of another size."""
+    """
+    Raises:
+        UserError: the head is for a target of another size. embedding_shape: (vocabulary, hidden size) of `model`.
+    """
     vocab, hidden = embedding_shape
     if config.hidden_size != hidden or config.vocab_size != vocab:
         raise UserError(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
-from harness.load.config import HubRepo
 from harness.load.layout import lacking
+from harness.load.sources import HubRepo
 
 
 def licence_page(repo: HubRepo) -> str:
+    """Where the licence can be read and accepted."""
     return f"https://huggingface.co/{repo.hub}"
 
 

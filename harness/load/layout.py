@@ -1,13 +1,11 @@
-"""How weights lie in a folder: file names, shards, digests, and what kind of drafter a folder holds."""
+"""How weights lie in a folder: file names, shards, digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
 
@@ -37,41 +35,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def lacking(folder: Path) -> Path | None:
-    """The first file that a model's folder lacks, None where it is whole."""
+    """The first file that a model's folder lacks; None where it is whole."""
     return next((file for file in (folder / "config.json", *weight_files(folder)) if not file.is_file()), None)
 
 
 def stored_bytes(folder: Path) -> int:
-    """Of the weights in it."""
+    """Bytes of the weights in a folder."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 
 
 def weights_digest(files: list[Path]) -> str:
-    """sha256 of the one file; of shards, that of their names and sha256."""
+    """The sha256 of the one file; of several shards, the sha256 over their names and sha256."""
     if len(files) == 1:
         return sha256_file(files[0])
     return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
-
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-ARCHITECTURES = {"EagleHead": methods.EAGLE, "MedusaHeads": "medusa", "HydraHeads": "hydra", "NarrowLM": "lm"}
-
-
-def kind_named(values: Any) -> str | None:
-    """The kind of drafter that a config.json names; None where it names none, as those of published EAGLE heads and of LMs."""
-    if not isinstance(values, dict):
-        return None
-    if "medusa_num_heads" in values:
-        return "medusa"
-    named = values.get("architectures")
-    return ARCHITECTURES.get(str(named[0])) if isinstance(named, list) and named else None
-
-
-def drafter_kind(folder: Path) -> str:
-    """What a folder's config.json says its weights are; where it says nothing, a draft LM if there is a tokenizer (published
-    EAGLE heads have none, and call themselves LLaMAs, too), else an EAGLE head."""
-    try:
-        named = kind_named(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return methods.EAGLE
-    return named or ("lm" if any((folder / file).is_file() for file in TOKENIZERS) else methods.EAGLE)

@@ -1,4 +1,4 @@
-"""ModelConfig -> target, drafter, tokenizer. Hashes, shapes, missing and unexpected keys are checked here."""
+"""ModelConfig -> target, drafters, tokenizer. Hashes, shapes, missing and unexpected keys are checked here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 import methods
 from harness.common.errors import UserError
 from harness.load import chat, placement
-from harness.load.config import Architecture, ModelConfig
-from harness.load.drafters import Facts, read_drafter
+from harness.load.architecture import Architecture
+from harness.load.config import ModelConfig
 from harness.load.dtype import device, resolve_dtype
-from harness.load.eagle_head import beside_last_layer, load_frequent, load_head
-from harness.load.layout import drafter_kind, stored_bytes
+from harness.load.kinds import TargetFacts, drafter_kind, kind_of
 from harness.load.prompt_text import check_template, load_tokenizer, render
 from harness.load.weights import drafter_folder, require_packages, weights_folder
-from methods.engine.draft_head import EagleDrafter, EagleHead
+from methods.base import Drafter
+from methods.engine.draft_head import EagleDrafter
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
 
@@ -30,27 +30,51 @@ SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedDrafter:
+    """A drafter beside its target. `sha`, `frequent_sha`: as `ReadDrafter` has them."""
+
+    drafter: Drafter
+    sha: str
+    frequent_sha: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a run needs of a model. `drafter`: its EAGLE head, None where it has none; `drafters`: those of other kinds."""
+    """Everything a run needs of a model. `drafters`: those that were loaded, by kind."""
 
     config: ModelConfig
     target: HFTarget
-    drafter: EagleDrafter | None
     tokenizer: Any
     dtype: str
     target_sha: str
-    head_sha: str | None
-    frequent_sha: str | None = None  # of the list of frequent tokens beside the head
-    drafters: Mapping[str, Any] = field(default_factory=dict)
-    drafter_shas: Mapping[str, str] = field(default_factory=dict)
+    drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
 
     def drafter_of(self, kind: str | None) -> Any:
-        """The drafter of a kind of `methods.DRAFTERS`, None where there is none, or none is asked for."""
-        return self.drafter if kind == methods.EAGLE else self.drafters.get(kind or "")
+        """The drafter of a kind of `harness.load.kinds`; None where none was loaded, or none is asked for."""
+        found = self.drafters.get(kind or "")
+        return found.drafter if found else None
 
     def sha_of(self, kind: str | None) -> str | None:
-        """The hash of its weights."""
-        return self.head_sha if kind == methods.EAGLE else self.drafter_shas.get(kind or "")
+        """The hash of a drafter's weights and of what else decides what it drafts; None as in `drafter_of`."""
+        found = self.drafters.get(kind or "")
+        return found.sha if found else None
+
+    @property
+    def drafter(self) -> EagleDrafter | None:
+        """The EAGLE head's drafter, which trees are replayed with."""
+        found: EagleDrafter | None = self.drafter_of(methods.EAGLE)
+        return found
+
+    @property
+    def head_sha(self) -> str | None:
+        """The hash of the EAGLE head."""
+        return self.sha_of(methods.EAGLE)
+
+    @property
+    def frequent_sha(self) -> str | None:
+        """The hash of the list of frequent tokens beside the EAGLE head."""
+        found = self.drafters.get(methods.EAGLE)
+        return found.frequent_sha if found else None
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
@@ -79,16 +103,14 @@ class Loaded:
 
 
 def load(
-    config: ModelConfig, dtype: str = "auto", head: Path | None = None, with_head: bool = True,
-    drafters: Collection[str] | None = None,
+    config: ModelConfig, dtype: str = "auto", head: Path | None = None, drafters: Collection[str] = (methods.EAGLE,)
 ) -> Loaded:  # fmt: skip
-    """Load a target in `dtype` and those of its drafters that are asked for, where it has them.
+    """Load a target in `dtype` and those drafters, of the kinds asked for, that it has.
 
-    head: a folder in place of its own drafter of that kind. drafters: kinds of `methods.DRAFTERS`, by default the EAGLE head,
-    unless `with_head` is False.
+    drafters: kinds of `harness.load.kinds`. head: a drafter's folder, in place of the model's own of that kind.
 
     Raises:
-        UserError: weights or head missing, altered, of other shapes, or made for another target.
+        UserError: weights of the target or of a drafter that are missing, altered, of other shapes, or made for another target.
     """
     import transformers
 
@@ -96,39 +118,18 @@ def load(
     transformers.utils.logging.disable_progress_bar()
     require_packages(config)
     folder, target_sha = weights_folder(config)
-    wanted = set(drafters) if drafters is not None else {methods.EAGLE} if with_head else set()
-    folders = {kind: path for kind in sorted(wanted) if (path := _folder(config, kind, head)) is not None}
-    own = folders.pop(methods.EAGLE, None)
+    folders = {kind: path for kind in sorted(drafters) if (path := _folder(config, kind, head)) is not None}
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
-    weights: EagleHead | None = None
-    frequent, head_sha, frequent_sha = None, None, None
-    placed: dict[str, torch.device] | None = None
     try:
         # before the target's weights: what does not fit is found out in seconds
         sizes, tokenizer = transformers.AutoConfig.from_pretrained(folder), load_tokenizer(folder)
         check_template(config, tokenizer, folder)
-        if own is not None:
-            weights, head_sha = load_head(own, config.name, (sizes.vocab_size, sizes.hidden_size), target_sha)
-            frequent, frequent_sha = load_frequent(own, sizes.vocab_size)
-        facts = Facts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
-        others = {kind: read_drafter(kind, path, facts) for kind, path in folders.items()}
-        if device().type == "cuda":
-            drafters_size = sum(map(stored_bytes, folders.values()))
-            placed = placement.on_gpus(
-                Architecture.of(folder), name, config.context_length, placement.free_on_gpus(), drafters_size
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, name), output_loading_info=True, ignore_mismatched_sizes=True, device_map=placed
-            )
-            model, info = found
+        facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
+        read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
+        placed = _placed(config, folder, name, folders) if device().type == "cuda" else None
+        model = _target_model(config, folder, name, placed)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
-            keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
-            raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
     for scaling in SCALINGS:
         if getattr(model.config, scaling, None) not in (None, 1):
             raise UserError(f"model {config.name}: {type(model).__name__} changes its logits after the LM head ({scaling} = "
@@ -136,16 +137,48 @@ def load(
     try:
         model = model if placed else model.to(device())
         target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
-        drafter = None if weights is None else beside_last_layer(target, weights, frequent)
-        attached = {kind: attach(target) for kind, (attach, _) in others.items()}
+        attached = {kind: LoadedDrafter(one.attach(target), one.sha, one.frequent_sha) for kind, one in read.items()}
     except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
         raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
-    return Loaded(
-        config, target, drafter, tokenizer, name, target_sha, head_sha, frequent_sha, attached,
-        {kind: sha for kind, (_, sha) in others.items()},
-    )  # fmt: skip
+    return Loaded(config, target, tokenizer, name, target_sha, attached)
+
+
+def _placed(
+    config: ModelConfig, folder: Path, dtype: str, drafters: Mapping[str, Path]
+) -> dict[str, torch.device] | None:  # fmt: skip
+    """Where the target's modules go if it takes several GPUs, else None. drafters: folders of those that stand beside it.
+
+    Raises:
+        UserError: it does not fit on all GPUs together.
+    """
+    sizes, context = Architecture.of(folder), config.context_length
+    if sizes is None:
+        return None
+    beside = sum(kind_of(kind).memory_bytes(path, sizes, dtype, context) for kind, path in drafters.items())
+    return placement.on_gpus(sizes, dtype, context, placement.free_on_gpus(), beside)
+
+
+def _target_model(config: ModelConfig, folder: Path, dtype: str, placed: dict[str, torch.device] | None) -> Any:
+    """The target as transformers' module: on the CPU, or where `placed` says.
+
+    Raises:
+        UserError: keys that are missing, unexpected or of another shape.
+    """
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True, device_map=placed
+        )
+        model, info = found
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
+            keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
+            raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
+    return model
 
 
 def _folder(config: ModelConfig, kind: str, head: Path | None) -> Path | None:

@@ -1,7 +1,7 @@
 """What a target needs, and where its layers go: on one GPU if they fit, else spread in order over as few as hold them.
 
-Layers run one after another whatever the number of GPUs: several are for fit, not for speed. The LM head, the draft head and
-its copy of the embedding stand on the last GPU used, beside the last layer, whose output all three read.
+Layers run one after another, whatever the number of GPUs: several GPUs are for room, not for speed. The LM head, the drafters
+and their copy of the embedding stand on the last GPU used. The last layer is there, whose output they read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.common.errors import UserError
-from harness.load.config import Architecture
 
 if TYPE_CHECKING:
     import torch
+
+    from harness.load.architecture import Architecture
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE = 1 << 30  # left free on every device: activations of a prefill, logits of a tree, the allocator's own
@@ -26,7 +27,7 @@ class Need:
 
     first: int  # embedding
     layer: int  # one layer and its cache
-    last: int  # final norm, LM head, draft head with its cache, other drafters
+    last: int  # final norm, LM head, drafters
     n_layers: int
     embedding: int  # once more where the last layer is on another device than the first
 
@@ -35,23 +36,23 @@ class Need:
         return self.first + self.n_layers * self.layer + self.last
 
 
-def need(sizes: Architecture, dtype: str, context: int, others: int = 0) -> Need:
-    """The draft head is counted along, needed or not: at most a sixteenth of its target. others: bytes of other drafters."""
+def need(sizes: Architecture, dtype: str, context: int, drafters: int = 0) -> Need:
+    """What a target of these sizes needs. drafters: bytes that its drafters take."""
     size, kv = BYTES[dtype], sizes.n_kv(context + TREE_TOKENS)
     lm_head = 0 if sizes.tie_word_embeddings else sizes.n_embedding
     return Need(
         first=size * sizes.n_embedding,
         layer=size * (sizes.n_layer + kv),
-        last=size * (lm_head + sizes.hidden_size + sizes.n_head + kv) + others,
+        last=size * (lm_head + sizes.hidden_size) + drafters,
         n_layers=sizes.num_hidden_layers,
         embedding=size * sizes.n_embedding,
     )
 
 
 def split(what: Need, room: list[int]) -> list[int] | None:
-    """The device of each layer, in order; as few devices as hold everything, filled alike. None where all do not suffice.
+    """The device of each layer, in order: as few devices as hold everything, filled alike. None: all of them do not suffice.
 
-    room: bytes on each device. The first one used holds the embedding besides, the last one what follows the layers.
+    room: bytes on each device. The first one used also holds the embedding, the last one also what follows the layers.
     """
     for n in range(1, len(room) + 1):
         left = list(room[:n])
@@ -66,24 +67,25 @@ def split(what: Need, room: list[int]) -> list[int] | None:
 
 
 def device_map(layers: list[int]) -> dict[str, int]:
-    """`split`'s answer by the names of a LLaMA's modules in transformers."""
+    """What `split` answers, by the names that transformers gives the modules of a LLaMA."""
     named = {f"model.layers.{i}": device for i, device in enumerate(layers)}
     ends = {"model.embed_tokens": layers[0], "model.rotary_emb": layers[0], "model.norm": layers[-1], "lm_head": layers[-1]}
     return named | ends
 
 
 def free_on_gpus() -> list[int]:
-    """Bytes free on each GPU that this process sees, a workspace taken off."""
+    """Bytes free on each GPU that this process sees, less a workspace."""
     import torch
 
     return [torch.cuda.mem_get_info(i)[0] - WORKSPACE for i in range(torch.cuda.device_count())]
 
 
 def on_gpus(
-    sizes: Architecture | None, dtype: str, context: int, room: list[int], others: int = 0
+    sizes: Architecture | None, dtype: str, context: int, room: list[int], drafters: int = 0
 ) -> dict[str, torch.device] | None:
-    """A `device_map` for transformers over GPUs with `room` bytes each; None: no need of one, the first GPU will do.
-    others: bytes of drafters besides the EAGLE head.
+    """A `device_map` for transformers over GPUs with `room` bytes each. None: it takes none, the first GPU will do.
+
+    drafters: bytes that the drafters take.
 
     Raises:
         UserError: it does not fit on all of them together.
@@ -92,7 +94,7 @@ def on_gpus(
 
     if sizes is None:  # not LLaMA's names: one GPU, or torch's own error
         return None
-    what = need(sizes, dtype, context, others)
+    what = need(sizes, dtype, context, drafters)
     layers = split(what, room)
     if layers is None:
         raise UserError(
@@ -106,4 +108,5 @@ def on_gpus(
 
 
 def gb(n: float) -> str:
+    """`1.5 GB`."""
     return f"{n / 1e9:.1f} GB"

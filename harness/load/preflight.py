@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
 from harness.load import placement
-from harness.load.config import Architecture, GGUFWheel, HubRepo, LocalFolder, ModelConfig
+from harness.load.architecture import Architecture
+from harness.load.config import ModelConfig
 from harness.load.hub import has_token, licence_page
-from harness.load.layout import drafter_kind, lacking, stored_bytes, weight_files
+from harness.load.kinds import kind_of
+from harness.load.layout import lacking, weight_files
 from harness.load.placement import gb
+from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 from harness.load.weights import drafter_folders, missing_packages, prepared_folder
-from methods import DRAFTERS, EAGLE
 
 STORED = 2  # bytes a parameter: every published target here is in 16 bits
-STORED_HEAD = 4  # and some heads in 32, with a copy of the embedding
-PUBLISHED_HEADS = 5  # in Medusa's repositories, each with an LM head of its own
-PUBLISHED_LM = 68_000_000  # parameters of the draft LM that the paper's Vicuna targets have
-LM = "lm"
 
 
-def report(
-    config: ModelConfig, *, head: Path | None, needs_head: bool, dtype: str, others: Collection[str] = ()
-) -> Iterator[str]:  # fmt: skip
-    """Lines for `--dry-run`: memory needed and there, then what is missing, or that nothing is.
+def report(config: ModelConfig, *, kinds: Collection[str], head: Path | None, dtype: str) -> Iterator[str]:
+    """Lines for `--dry-run`: the memory needed and there, then what is missing, or that nothing is.
 
-    head: another drafter than the model's own of its kind. others: kinds of drafters needed besides the EAGLE head. dtype:
-    that of the run, `auto` for the model's.
+    kinds: the drafters needed, by kind. head: a drafter's folder, in place of the model's own of that kind. dtype: the run's,
+    `auto` for the model's.
     """
     sizes = architecture(config)
-    given, head = head, head if head is not None and drafter_kind(head) == EAGLE else None
-    missing = [*_weights(config), *_head(config, head, needs_head, sizes)]
-    missing += [line for kind in sorted(others) for line in _other(config, kind, given)]
+    found = drafter_folders(config, head)
+    folders = {kind: found.get(kind) for kind in sorted(kinds)}
+    to_fetch = dict(_drafter_repos(config, folders))
+    missing = list(_weights(config))
+    for kind, folder in folders.items():
+        missing += _drafter(config, kind, folder, to_fetch.get(kind), sizes)
     missing += [f"package {name}, which reads its tokenizer: `pip install {name}`" for name in missing_packages(config)]
-    missing += _disk(config, head, needs_head, others, given, sizes)
     if sizes is not None:
+        missing += _disk(config, to_fetch, sizes)
         wanted = config.dtype if dtype == "auto" else dtype
-        size_of_others = sum(_drafter_bytes(config, kind, given, sizes) for kind in others)
-        line, lacks = _memory(sizes, wanted, config.context_length, size_of_others)
+        line, lacks = _memory(sizes, wanted, config.context_length, folders)
         yield f"memory: {line}"
         missing += lacks
     yield from (f"missing: {what}" for what in missing or ["nothing"])
-    of_others = [repo for _, repo in _others_repos(config, others)]
-    for repo in (*_repos(config, head, needs_head), *of_others):
+    target = [config.weights] if isinstance(config.weights, HubRepo) else []
+    for repo in (*target, *to_fetch.values()):
         if not repo.official:
             yield f"note: {repo.hub} is not the official repository of these weights"
         if not repo.is_pinned:
@@ -59,25 +57,12 @@ def architecture(config: ModelConfig) -> Architecture | None:
     return (Architecture.of(folder) if folder else None) or config.architecture
 
 
-def _repos(config: ModelConfig, head: Path | None, needs_head: bool) -> list[HubRepo]:
-    """The repositories of target and EAGLE head that a run reads."""
-    used = [config.weights, config.head if needs_head and head is None else None]
-    return [repo for repo in used if isinstance(repo, HubRepo)]
-
-
-def _others_repos(config: ModelConfig, others: Collection[str]) -> list[tuple[str, HubRepo]]:
-    return [(kind, repo) for kind in sorted(others) if isinstance(repo := config.drafter_source(kind), HubRepo)]
-
-
-def _drafter_bytes(config: ModelConfig, kind: str, head: Path | None, sizes: Architecture) -> int:
-    """Of a drafter other than the EAGLE head: as stored where it is here, else what the published ones of its kind take."""
-    folder = drafter_folders(config, head or config.head_folder).get(kind)
-    if folder is not None and folder.is_dir() and lacking(folder) is None:
-        return stored_bytes(folder)
-    if config.drafter_source(kind) is None:
-        return 0
-    heads = PUBLISHED_HEADS * (sizes.n_embedding + sizes.hidden_size**2)
-    return STORED * (PUBLISHED_LM if kind == LM else heads)
+def _drafter_repos(config: ModelConfig, folders: Mapping[str, Path | None]) -> Iterator[tuple[str, HubRepo]]:
+    """The repositories that a run reads drafters from, by kind: none where the folder is another than the model's own."""
+    for kind, folder in folders.items():
+        source = config.drafter_source(kind)
+        if isinstance(source, HubRepo) and folder == config.drafter_folder(kind):
+            yield kind, source
 
 
 def _weights(config: ModelConfig) -> Iterator[str]:
@@ -111,79 +96,65 @@ def _licence(repo: HubRepo) -> Iterator[str]:
         yield f"licence and token for {repo.hub}: accept it at {licence_page(repo)}, then `hf auth login` or set HF_TOKEN"
 
 
-def _head(config: ModelConfig, head: Path | None, needs_head: bool, sizes: Architecture | None) -> Iterator[str]:
-    folder = head or config.head_folder
-    if not needs_head:
-        return
-    if folder is None or not (folder / "config.json").exists():
-        if head is None and isinstance(config.head, HubRepo):
-            yield _to_fetch("draft head", config, config.head)
-            if config.head.gated:
-                yield from _licence(config.head)
-        else:
-            from harness.load.drafters import training
-
-            yield f"draft head{f' in {folder}' if folder else f': {training(EAGLE, config.name)}'}"
+def _drafter(
+    config: ModelConfig, kind: str, folder: Path | None, repo: HubRepo | None, sizes: Architecture | None
+) -> Iterator[str]:  # fmt: skip
+    """What is missing of a drafter. repo: where its folder comes from, if it is not a folder of the user's."""
+    its = kind_of(kind)
+    if folder is None:
+        yield f"{its.title}: {its.how_to_train(config.name)}"
         return
     absent = lacking(folder)
-    if absent is not None:
-        yield str(absent)
-    if sizes is not None:
-        from harness.load.eagle_head import check_fit, head_config
-
+    if absent is not None and repo is not None:
+        yield _to_fetch(its.title, config, repo)
+        if repo.gated:
+            yield from _licence(repo)
+    elif absent is not None:
+        yield f"{its.title} in {folder}" if absent.name == "config.json" else str(absent)
+    elif its.check_config is not None and sizes is not None:
         try:
-            check_fit(head_config(folder, config.name)[0], folder, config.name, (sizes.vocab_size, sizes.hidden_size))
+            its.check_config(folder, config.name, sizes)
         except UserError as e:
-            yield f"a head that fits: {e}"
+            yield f"a {its.title} that fits: {e}"
 
 
-def _other(config: ModelConfig, kind: str, head: Path | None) -> Iterator[str]:
-    folder = drafter_folders(config, head or config.head_folder).get(kind)
-    source, what = config.drafter_source(kind), DRAFTERS[kind]
-    if folder is None or lacking(folder) is not None:
-        yield _to_fetch(what, config, source) if isinstance(source, HubRepo) else f"{what} in {folder}"
-
-
-def _disk(
-    config: ModelConfig, head: Path | None, needs_head: bool, others: Collection[str], given: Path | None,
-    sizes: Architecture | None,
-) -> Iterator[str]:  # fmt: skip
-    """Room for what has to be fetched from the hub: the files as stored, drafters converted once more. given: a drafter of the
-    user's own."""
-    if sizes is None:
-        return
+def _disk(config: ModelConfig, drafters: Mapping[str, HubRepo], sizes: Architecture) -> Iterator[str]:
+    """Whether there is room for what has to be fetched from the hub."""
     from huggingface_hub import constants
 
     wanted = 0
-    for repo in _repos(config, head, needs_head):
+    if isinstance(config.weights, HubRepo) and prepared_folder(config) is None:
+        wanted += STORED * sizes.n_parameters
+    for kind, repo in drafters.items():
         if lacking(hub_folder(repo.hub, repo.revision)) is not None:
-            of_head = STORED_HEAD * (2 * sizes.n_head + sizes.n_embedding)
-            wanted += STORED * sizes.n_parameters if repo is config.weights else of_head
-    for kind, repo in _others_repos(config, others):
-        is_given = given is not None and drafter_kind(given) == kind
-        if not is_given and lacking(hub_folder(repo.hub, repo.revision)) is not None:
-            wanted += 2 * _drafter_bytes(config, kind, given, sizes)
+            wanted += kind_of(kind).download_bytes(sizes)
     place = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     if wanted > free:
         yield f"disk: up to {gb(wanted)} to fetch into {place}, {gb(free)} free (HF_HOME sets another place)"
 
 
-def _memory(sizes: Architecture, dtype: str, context: int, others: int) -> tuple[str, list[str]]:
-    """(the line, what is missing): needed with KV caches over the whole context, and there. others: bytes of drafters."""
+def _memory(sizes: Architecture, dtype: str, context: int, folders: Mapping[str, Path | None]) -> tuple[str, list[str]]:
+    """(what is needed and what is there, in a line; what is missing). KV caches are counted over the whole context.
+
+    folders: the drafters', by kind.
+    """
     import torch
+
+    def drafters(dtype: str) -> int:
+        return sum(kind_of(kind).memory_bytes(folder, sizes, dtype, context) for kind, folder in folders.items() if folder)
 
     gpus = placement.free_on_gpus() if torch.cuda.is_available() else []
     if dtype == "auto":
-        both = (_bytes(sizes, d, context, bool(gpus), others) for d in ("bfloat16", "float32"))
+        both = (_bytes(sizes, d, context, bool(gpus), drafters(d)) for d in ("bfloat16", "float32"))
         line = "about {} in 16 bits, {} in float32".format(*map(gb, both))
         dtype = "bfloat16"  # the least it can be
     else:
-        line = f"about {gb(_bytes(sizes, dtype, context, bool(gpus), others))} in {dtype}"
+        line = f"about {gb(_bytes(sizes, dtype, context, bool(gpus), drafters(dtype)))} in {dtype}"
     line += f" with a KV cache over {context} tokens; "
-    wanted = _bytes(sizes, dtype, context, bool(gpus), others)
+    wanted = _bytes(sizes, dtype, context, bool(gpus), drafters(dtype))
     if gpus:
-        layers = placement.split(placement.need(sizes, dtype, context, others), gpus)
+        layers = placement.split(placement.need(sizes, dtype, context, drafters(dtype)), gpus)
         there = f"{' + '.join(map(gb, gpus))} free on {len(gpus)} GPU{'s' * (len(gpus) != 1)}"
         if layers is not None:
             return f"{line}{there}, {layers[-1] + 1} used", []
@@ -193,9 +164,10 @@ def _memory(sizes: Architecture, dtype: str, context: int, others: int) -> tuple
     return f"{line}{there}", [f"memory: {gb(wanted)} needed in {dtype}, {there}"] if wanted > free else []
 
 
-def _bytes(sizes: Architecture, dtype: str, context: int, on_gpu: bool, others: int) -> int:
-    """On a CPU matrices in float32 and bfloat16 are kept as they are and packed for its kernels: twice (`engine.layer`)."""
-    what = placement.need(sizes, dtype, context, others)
+def _bytes(sizes: Architecture, dtype: str, context: int, on_gpu: bool, drafters: int) -> int:
+    """Bytes of everything. On a CPU, matrices in float32 and bfloat16 are kept twice: as they are, and packed for its kernels
+    (`methods.engine.layer`)."""
+    what = placement.need(sizes, dtype, context, drafters)
     twice = not on_gpu and dtype in ("float32", "bfloat16")
     return what.total + (placement.BYTES[dtype] * sizes.n_parameters if twice else 0)
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 import filelock
 from safetensors import SafetensorError
 
-import methods
 from harness.common.errors import UserError
 from harness.common.files import cache_dir, cache_folder, hub_folder, sha256_file, whole_file
 from harness.common.pypi import WheelMember, wheel_member
-from harness.load.config import GGUFWheel, HubRepo, LocalFolder, ModelConfig
+from harness.load.config import ModelConfig
 from harness.load.hub import from_hub
-from harness.load.layout import drafter_kind, lacking, weight_files, weights_digest
+from harness.load.kinds import KINDS, drafter_kind, kind_of
+from harness.load.layout import lacking, weight_files, weights_digest
+from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ MARK = "COMPLETE.json"
 
 
 def missing_packages(config: ModelConfig) -> list[str]:
-    """Packages that reading this model takes and that are not installed."""
+    """Packages that reading this model takes, and that are not installed."""
     return [name for name in config.packages if not _is_installed(name)]
 
 
@@ -55,7 +56,7 @@ def _is_installed(package: str) -> bool:
 
 
 def prepared_folder(config: ModelConfig) -> Path | None:
-    """Where the weights are if nothing has to be fetched first, else None."""
+    """Where the weights are; None where they have to be fetched first."""
     w = config.weights
     if isinstance(w, LocalFolder):
         return (config.folder / w.path).resolve()
@@ -152,17 +153,15 @@ def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
     """
     source = config.drafter_source(kind)
     if isinstance(source, HubRepo):
-        return from_hub(source, f"the {methods.DRAFTERS[kind]} of {config.name}")
+        return from_hub(source, f"the {kind_of(kind).title} of {config.name}")
     return config.drafter_folder(kind)
 
 
-def drafter_folders(config: ModelConfig, head: Path | None) -> dict[str, Path]:
-    """The drafters there are for a model, by kind: its own, `head` in place of that of its kind; no EAGLE head without one."""
-    found = {kind: folder for kind in methods.DRAFTERS if (folder := config.drafter_folder(kind)) is not None}
-    if head is None:
-        found.pop(methods.EAGLE, None)
-    elif head != config.head_folder:
-        found[drafter_kind(head)] = head
+def drafter_folders(config: ModelConfig, given: Path | None = None) -> dict[str, Path]:
+    """Where the drafters of a model are, or would be, by kind: its own, and `given` in place of its own of that kind."""
+    found = {kind: folder for kind in KINDS if (folder := config.drafter_folder(kind)) is not None}
+    if given is not None and given not in found.values():
+        found[drafter_kind(given)] = given
     return found
 
 

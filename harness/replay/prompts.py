@@ -11,6 +11,7 @@ from harness.load.model import Loaded
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import sharegpt
+from tasks.overlap import without_overlap
 
 
 def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
@@ -18,7 +19,7 @@ def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[
     (`sharegpt.is_reserved`: the rule of heads trained before dialogues were split); none is a task's."""
     held = sharegpt.split(sharegpt.conversations()).held
     reserved = [text for text in sharegpt.prompts(held, seed) if sharegpt.is_reserved(text)]
-    texts, _ = sharegpt.without_overlap(reserved[: 6 * n], evaluation)
+    texts, _ = without_overlap(reserved[: 6 * n], evaluation)
     encoded = (loaded.encode(loaded.render([("user", text)])) for text in texts)
     return list(itertools.islice((ids for ids in encoded if len(ids) <= longest), n))
 

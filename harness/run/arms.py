@@ -10,9 +10,9 @@ from typing import Any
 import methods
 from harness.common.errors import UserError, unknown
 from harness.load.config import ModelConfig
-from harness.load.drafters import n_heads, training
+from harness.load.drafters import n_heads
 from harness.load.eagle_head import FREQUENT
-from harness.load.layout import drafter_kind
+from harness.load.kinds import drafter_kind, training
 from harness.load.model import Loaded
 from harness.load.weights import drafter_folders
 from methods.engine.grow import accuracies_of

@@ -195,9 +195,7 @@ def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | N
     from harness.load import preflight
 
     needed = {kind for name in names if (kind := methods.get(name).drafter)}
-    return preflight.report(
-        config, head=head, needs_head=methods.EAGLE in needed, dtype=dtype, others=needed - {methods.EAGLE}
-    )  # fmt: skip
+    return preflight.report(config, kinds=needed, head=head, dtype=dtype)
 
 
 def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""Batches of cached conversations, and what is trained of each."""
+"""Batches of cached conversations: which pairs are trained, and what their inputs are like."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to l
 
 
 def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> list[list[int]]:
-    """Indices of conversations of similar length, about `batch_tokens` padded positions a batch, order seeded by epoch."""
+    """Indices of conversations, a list a batch: of similar length, about `batch_tokens` padded positions, in an order that
+    seed and epoch decide."""
     rng = np.random.default_rng([settings.seed, epoch])
     lengths = np.array([min(len(c.ids), settings.max_length) for c in items])
     order = np.argsort(lengths + rng.uniform(0, 24, len(lengths)))
@@ -34,8 +36,11 @@ def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> l
 
 @dataclass(slots=True)
 class Batch:
-    """ids [b, n] int64, features [b, n, hidden], bf16; trained [b, n-1]: pair i is trained iff token i+1 is the answer's;
-    prompt [b, n-1]: pairs before those, a share of which is trained as well."""
+    """Several conversations side by side, padded to one length. Pair i is (feature i, token i+1).
+
+    ids [b, n] int64; features [b, n, hidden] bf16; trained [b, n-1]: whether token i+1 is of the answer; prompt [b, n-1]: the
+    pairs before those, a share of which is trained as well.
+    """
 
     ids: Tensor
     features: Tensor
@@ -44,6 +49,7 @@ class Batch:
 
 
 def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
+    """Conversations as one batch, each cut to `max_length` tokens."""
     n = min(max(len(c.ids) for c in items), max_length)
     ids = torch.zeros(len(items), n, dtype=torch.long)
     features = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16)
@@ -58,27 +64,29 @@ def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
     return Batch(ids, features, trained, prompt)
 
 
-def shifted(x: Tensor, m: int) -> Tensor:
-    """Entry i becomes what entry i-m was, along dim -2; the first m are zero."""
-    return x if m == 0 else F.pad(x, (0, 0, m, 0))[..., : x.shape[-2], :]
+MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 
 
-def next_valid(valid: Tensor) -> Tensor:
-    """The entries of the next level: those that are valid, and the one before as well. valid [b, n-1]."""
-    return valid & shifted(valid[..., None], 1)[..., 0]
+def held_out_batches(items: list[Conversation], hidden: int) -> Iterator[tuple[slice, Batch]]:
+    """(which of the items in order of length, their batch), so that texts of one length share a batch."""
+    items = sorted(items, key=lambda c: len(c.ids))
+    for first in range(0, len(items), 8):
+        here = slice(first, first + 8)
+        yield here, collate(items[here], MOST_HELD_OUT, hidden)
 
 
-def placed(rows: Tensor, valid: Tensor) -> Tensor:
-    """Rows [m, hidden] of the m valid entries back in their places [b, n-1, hidden], zero elsewhere."""
-    here = valid.flatten().nonzero()[:, 0]
-    return rows.new_zeros(valid.numel(), rows.shape[-1]).index_copy(0, here, rows).unflatten(0, valid.shape)
+def target_tokens(batch: Batch, lm_head: Tensor) -> Tensor:
+    """The target's argmax after each pair [b, n-1], 0 where the pair is not trained."""
+    target = torch.zeros(batch.trained.shape, dtype=torch.long)
+    target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
+    return target
 
 
 class NormalisedInput(nn.Module):
-    """The head's `fc` while it is trained: a linear map of (input - mean) / std, which is a linear map of the input.
+    """A first layer while it is trained: a linear map of (input - mean) / std, which is a linear map of the input.
 
-    Embeddings are twenty times smaller than features, and a few dimensions of a feature are ten times larger than the rest:
-    gradient steps on the plain weights would go almost wholly into those. Without a bias the mean stays where it is.
+    Embeddings are twenty times smaller than features, and a few dimensions of a feature are ten times larger than the rest.
+    Gradient steps on the plain weights would go almost wholly into those. Without a bias the mean stays where it is.
     """
 
     def __init__(self, fc: nn.Linear, mean: Tensor, std: Tensor):
@@ -104,7 +112,7 @@ STATISTICS_OVER = 40_000  # pairs
 
 @torch.no_grad()
 def some_pairs(embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """(inputs [m, 2 * hidden]: token's embedding and feature, truth [m, hidden]: the next feature) of some of the pool."""
+    """Some pairs of the pool: (inputs [m, 2 * hidden]: a token's embedding and a feature; truth [m, hidden]: the next one)."""
     chosen = np.random.default_rng(settings.seed).permutation(len(pool))
     inputs, truth, n = [], [], 0
     for i in chosen:
@@ -120,5 +128,5 @@ def some_pairs(embedding: Tensor, pool: list[Conversation], settings: TrainSetti
 
 
 def spread(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) of the columns of x [m, inputs]."""
+    """(mean [inputs], standard deviation [inputs]) of the columns of x [m, inputs]."""
     return x.mean(0), x.std(0).clamp_min(1e-3)

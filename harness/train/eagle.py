@@ -1,63 +1,45 @@
-"""Training an EAGLE head: what is its own beside the trainer.
-
-`unroll` passes feed the head its own features, as drafting does (the idea of HASS, arXiv 2408.15766, and of EAGLE-3's
-training-time test, arXiv 2503.01840): in pass s the last s-1 positions carry features and keys the head made itself.
-"""
+"""How an EAGLE head is trained: what the training loop must know of this kind of drafter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from transformers import LlamaConfig
 
-from harness.train.batches import Batch, NormalisedInput, next_valid, placed, shifted, some_pairs, spread
+from harness.train.batches import Batch, NormalisedInput, some_pairs, spread
 from harness.train.data import Conversation
-from harness.train.kinds import initialise, plain_head, predicted_features
 from harness.train.settings import TrainSettings
-from methods.engine.draft_head import EagleHead
+from methods.engine.draft_head import EagleHead, HeadConfig
+from methods.engine.teacher_forced import teacher_forced
+
+UNUSED = frozenset({"width", "layers"})
 
 
-@predicted_features.register
-def _(head: EagleHead, embedding: Tensor, batch: Batch, levels: int, noise: float = 0.0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (predicted features [b, n-1, hidden], zero where not valid, which pairs are valid [b, n-1]) for pass 1 .. `levels`.
-
-    Entry i of pass s predicts f_{i+1} from t_{i+1} and, for s = 1, the true f_i; for s > 1 the prediction of f_i that
-    pass s-1 made, seeing keys of true features up to i-s+1 and keys of the passes 2 .. s after them.
-    """
-    n = batch.ids.shape[1]
-    embedded = F.embedding(batch.ids[:, 1:], embedding)
-    rotary = head.rotary(torch.arange(n - 1), embedding.dtype)
-    given = batch.features[:, :-1].float()
-    if noise:
-        given = given + torch.empty_like(given).uniform_(-noise, noise)
-    group = head.config.num_attention_heads // head.config.num_key_value_heads
-    distance = torch.arange(n - 1)[:, None] - torch.arange(n - 1)[None]  # from a query back to a key
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-    valid = batch.trained
-    for s in range(1, levels + 1):
-        x = head.fc(torch.cat([embedded, given.to(embedded.dtype)], dim=-1))
-        q, k, v = head.qkv(x, rotary)
-        keys.append(k.repeat_interleave(group, dim=1))
-        values.append(v.repeat_interleave(group, dim=1))
-        if s == 1:
-            attended = F.scaled_dot_product_attention(q, keys[0], values[0], is_causal=True)
-        else:  # of pass r > 1 the key s-r back: the last s-1 positions are the head's own
-            sees = torch.cat([distance >= s - 1, *(distance == s - r for r in range(2, s + 1))], dim=1)
-            attended = F.scaled_dot_product_attention(q, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=sees)
-        here = valid.flatten().nonzero()[:, 0]  # the others are context: their keys and values are all that is needed of them
-        rows = head.finish(x.flatten(0, 1)[here, None], attended.transpose(1, 2).flatten(0, 1)[here, :, None])[:, 0]
-        out = placed(rows, valid)
-        yield out, valid
-        given, valid = shifted(out, 1), next_valid(valid)
+def new_head(target: LlamaConfig, settings: TrainSettings) -> EagleHead:
+    """An untrained head as wide as the target: one more of its layers, its MLP as wide as the target's unless settings say."""
+    c, rope = target, target.rope_parameters
+    assert rope is not None and rope["rope_theta"] is not None  # a plain LLaMA has them
+    return EagleHead(
+        HeadConfig(
+            hidden_size=c.hidden_size, intermediate_size=settings.intermediate_size or c.intermediate_size,
+            num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads or c.num_attention_heads,
+            rms_norm_eps=c.rms_norm_eps, rope_theta=rope["rope_theta"], vocab_size=c.vocab_size, bias=True,
+        )
+    )  # fmt: skip
 
 
-@plain_head.register
+def predicted_features(
+    head: EagleHead, embedding: Tensor, batch: Batch, levels: int, noise: float = 0.0
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """The head's teacher-forced passes over the batch; pass 1 predicts the pairs that are trained."""
+    yield from teacher_forced(head, embedding, batch.ids, batch.features, batch.trained, levels, noise)
+
+
 @torch.no_grad()
-def _(head: EagleHead) -> EagleHead:
-    """The head as it is shipped: its `fc` a linear map of the inputs as they are."""
+def shipped(head: EagleHead) -> EagleHead:
+    """The head as it is shipped: its `fc` is a linear map of the inputs as they are."""
     done = EagleHead(head.config)
     state = head.state_dict()
     if isinstance(head.fc, NormalisedInput):
@@ -69,11 +51,13 @@ def _(head: EagleHead) -> EagleHead:
     return done
 
 
-@initialise.register
 @torch.no_grad()
-def _(head: EagleHead, embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> None:
-    """Noise for all matrices; `fc` on normalised inputs and, if `settings.linear_start`, the least-squares map from them to
-    the next feature, with nothing added to it by attention and MLP until they have learnt to."""
+def initialise(head: EagleHead, embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> None:
+    """Give all matrices noise, and have `fc` read normalised inputs.
+
+    With `settings.linear_start`, `fc` begins as the least-squares map from them to the next feature. Attention and MLP then add
+    nothing to it until they have learnt to.
+    """
     for name, p in head.named_parameters():
         if p.dim() == 2:
             torch.nn.init.normal_(p, std=0.02)

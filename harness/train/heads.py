@@ -1,27 +1,27 @@
-"""Training Medusa's and Hydra's heads: what is their own beside the trainer.
+"""How Medusa's and Hydra's heads are trained: what the training loop must know of these kinds of drafters.
 
-Level s is head s - 1, on the target's own feature s pairs back (and, Hydra, on the text's tokens since): all levels are trained
-from the first step, each at every position. Medusa's authors train on the text's next tokens, weighted 0.8^k; here it
-is the target's distributions after them, whose mean over sampled text is the same loss with less noise.
+Level s is head s - 1. It reads the target's own feature s pairs back and, for Hydra, the text's tokens since. All levels are
+trained from the first step, each at every position. Medusa's authors train on the text's next tokens, weighted 0.8^k. Here it is
+the target's distributions after them: averaged over sampled text that is the same loss, with less noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
-from harness.train.batches import Batch, NormalisedInput, next_valid, placed, some_pairs, spread
+from harness.train.batches import Batch, NormalisedInput, held_out_batches, some_pairs, spread, target_tokens
 from harness.train.data import Conversation
-from harness.train.held_out import held_out_batches, target_tokens
-from harness.train.kinds import initialise, plain_head, predicted_features
 from harness.train.settings import TrainSettings
 from methods.engine.heads import HeadsConfig, ResidualHeads
+from methods.engine.teacher_forced import next_valid, placed
 
 DEFAULTS = replace(
     TrainSettings(), unroll=4, unroll_from=0.0, unroll_decay=0.8, feature_weight=0.0, ce_weight=1.0, noise=0.0
@@ -30,19 +30,24 @@ UNUSED = frozenset({"feature_weight", "linear_start", "width", "layers"})
 RANKS = 10  # candidates of a level whose accuracy is kept
 
 
-def new_heads(model_config: Any, settings: TrainSettings, sees_tokens: bool) -> ResidualHeads:
-    """Untrained heads for a target: MLPs as wide as its features, Hydra's two thirds of that, as its heads have longer inputs."""
-    hidden = model_config.hidden_size
-    own = hidden * 2 // 3 if sees_tokens else hidden
-    return ResidualHeads(
-        HeadsConfig(hidden, settings.intermediate_size or own, settings.unroll, model_config.vocab_size, sees_tokens)
-    )
+def new_medusa(target: LlamaConfig, settings: TrainSettings) -> ResidualHeads:
+    """Untrained Medusa heads for a target. Their MLPs are as wide as its features unless settings say."""
+    return _new_heads(target, settings.intermediate_size or target.hidden_size, settings.unroll, sees_tokens=False)
 
 
-@predicted_features.register
-def _(
+def new_hydra(target: LlamaConfig, settings: TrainSettings) -> ResidualHeads:
+    """Untrained Hydra heads for a target. Their MLPs are two thirds as wide as Medusa's, as their inputs are longer."""
+    return _new_heads(target, settings.intermediate_size or target.hidden_size * 2 // 3, settings.unroll, sees_tokens=True)
+
+
+def _new_heads(target: LlamaConfig, intermediate_size: int, n_heads: int, *, sees_tokens: bool) -> ResidualHeads:
+    return ResidualHeads(HeadsConfig(target.hidden_size, intermediate_size, n_heads, target.vocab_size, sees_tokens))
+
+
+def predicted_features(
     head: ResidualHeads, embedding: Tensor, batch: Batch, levels: int, noise: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """`predicted_features` of `harness.train.trainers.Trainer`."""
     features, embedded = batch.features[:, :-1], F.embedding(batch.ids[:, 1:], embedding)
     if noise:
         features = features + torch.empty_like(features).uniform_(-noise, noise)
@@ -56,10 +61,9 @@ def _(
         valid = next_valid(valid)
 
 
-@initialise.register
 @torch.no_grad()
-def _(head: ResidualHeads, embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> None:
-    """Noise on normalised inputs, nothing added to the feature: every head begins as the target's own next token."""
+def initialise(head: ResidualHeads, embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> None:
+    """Have every head read normalised inputs and add nothing to the feature: it begins as the target's own next token."""
     hidden = head.config.hidden_size
     mean, std = spread(some_pairs(embedding, pool, settings)[0])
     of_token, of_feature = (mean[:hidden], std[:hidden]), (mean[hidden:], std[hidden:])
@@ -71,10 +75,9 @@ def _(head: ResidualHeads, embedding: Tensor, pool: list[Conversation], settings
         one.up = cast("nn.Linear", NormalisedInput(one.up, *(torch.cat(column) for column in zip(*parts, strict=True))))
 
 
-@plain_head.register
 @torch.no_grad()
-def _(head: ResidualHeads) -> ResidualHeads:
-    """Each `up` a linear map of its inputs as they are."""
+def shipped(head: ResidualHeads) -> ResidualHeads:
+    """The heads as they are shipped: each `up` is a linear map of its inputs as they are."""
     done = ResidualHeads(head.config)
     for ours, theirs in zip(done.each, head.each, strict=True):
         weight, bias = theirs.up.plain() if isinstance(theirs.up, NormalisedInput) else (theirs.up.weight, theirs.up.bias)
@@ -85,9 +88,11 @@ def _(head: ResidualHeads) -> ResidualHeads:
 
 @torch.no_grad()
 def held_out_accuracies(head: ResidualHeads, embedding: Tensor, lm_head: Tensor, items: list[Conversation]) -> list[list[float]]:
-    """[heads][ranks]: the share of held-out pairs where a head's candidate of that rank is the target's argmax: what a tree is
-    chosen from (Medusa, section 2.3.3). Over greedy answers where there are any: a later head cannot know what was sampled
-    before it."""
+    """[heads][ranks]: the share of held-out pairs where a head's candidate of that rank is the target's argmax.
+
+    Trees are chosen by these shares (Medusa, section 2.3.3). They are over greedy answers where there are any: a later head
+    cannot know what was sampled before it.
+    """
     items = [item for item in items if item.greedy] or items
     n = len(head.heads)
     hits, pairs = np.zeros((n, RANKS)), np.zeros((n, 1))

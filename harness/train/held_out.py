@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.train.batches import Batch, collate, shifted
+from harness.train.batches import held_out_batches, target_tokens
 from harness.train.data import Conversation
-from harness.train.kinds import predicted_features
+from harness.train.trainers import Trainer, W
+from methods.engine.teacher_forced import shifted
 
-MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
-KINDS = {"short": 100, "medium": 400, "long": 10**9}  # prompts of fewer tokens, template included; long ones are articles
-
-
-def held_out_batches(items: list[Conversation], hidden: int) -> Iterator[tuple[slice, Batch]]:
-    """(which of the items in order of length, their batch): batches of one length waste no room."""
-    items = sorted(items, key=lambda c: len(c.ids))
-    for first in range(0, len(items), 8):
-        here = slice(first, first + 8)
-        yield here, collate(items[here], MOST_HELD_OUT, hidden)
-
-
-def target_tokens(batch: Batch, lm_head: Tensor) -> Tensor:
-    """The target's argmax after each pair [b, n-1], 0 where the pair is not trained."""
-    target = torch.zeros(batch.trained.shape, dtype=torch.long)
-    target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
-    return target
+PROMPTS = {"short": 100, "medium": 400, "long": 10**9}  # of fewer tokens, template included; long ones are articles
 
 
 @torch.no_grad()
 def held_out_acceptance(
-    head: nn.Module,
+    trainer: Trainer[W],
+    head: W,
     embedding: Tensor,
     lm_head: Tensor,
     items: list[Conversation],
     depth: int = 4,
 ) -> dict[str, float]:
-    """Teacher-forced agreement on held-out conversations over the whole vocabulary.
+    """How a drafter agrees with the target on held-out conversations, over the whole vocabulary. The text is given, not drafted.
 
-    `top1`, `top10`: share of pairs whose target argmax is the head's argmax / among its ten best (pass 1);
-    `chain_tau`: 1 + sum over d <= depth of P(a greedy chain's first d tokens are all the target's argmax), and the same
-    for prompts of each of `KINDS` that occurs.
+    `top1`, `top10`: the share of pairs where the target's argmax is the drafter's, or among its ten best, at level 1.
+    `chain_tau`: 1 + the sum over d <= depth of P(the first d tokens of a greedy chain are all the target's argmax). The same
+    again for prompts of each length in `PROMPTS` that occurs.
     """
     n, top1, top10, chained = (np.zeros(len(items)) for _ in range(4))  # by conversation
     for here, batch in held_out_batches(items, embedding.shape[1]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             target = target_tokens(batch, lm_head)
             right = batch.trained  # where the chain's tokens so far are all the target's
-            for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
+            for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 asked = valid if s == 0 else valid & shifted(right[..., None], 1)[..., 0]
                 logits, wanted = F.linear(out[asked].to(torch.bfloat16), lm_head), target[asked][:, None]
                 right = torch.zeros_like(valid)
@@ -63,7 +47,7 @@ def held_out_acceptance(
                     n[here], top1[here], top10[here] = (x.sum(-1).numpy() for x in (valid, right, among))
     found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
     lengths, least = np.array([c.n_prompt for c in sorted(items, key=lambda c: len(c.ids))]), 0
-    for kind, most in KINDS.items():
+    for kind, most in PROMPTS.items():
         mine = (lengths >= least) & (lengths < most)
         if n[mine].sum():
             found[f"chain_tau_{kind}"] = 1 + chained[mine].sum() / n[mine].sum()
@@ -73,7 +57,8 @@ def held_out_acceptance(
 
 @torch.no_grad()
 def calibration(
-    head: nn.Module,
+    trainer: Trainer[W],
+    head: W,
     embedding: Tensor,
     lm_head: Tensor,
     items: list[Conversation],
@@ -82,16 +67,16 @@ def calibration(
     depth: int = 4,
     n_bins: int = 10,
 ) -> list[dict[str, float]]:
-    """The head's confidence against what happens, on held-out conversations: EAGLE-2's value rests on their agreement.
+    """A drafter's confidence against what happens, on held-out conversations: EAGLE-2's value rests on their agreement.
 
-    One row a depth and confidence bin: `n` children (the head's top_k at each pair), their mean `confidence`, `accepted`: the
-    share that is the target's argmax, `sampled`: the target's mean probability of them (acceptance at T = 1). Depth s > 1:
-    the head runs on its own features, the s - 1 tokens before being the answer's.
+    One row a depth and confidence bin: `n` children (the drafter's top_k at each pair); their mean `confidence`; `accepted`, the
+    share of them that is the target's argmax; `sampled`, the target's mean probability of them (acceptance at T = 1). At depth
+    s > 1 the drafter reads its own features, and the s - 1 tokens before are the answer's.
     """
     sums = np.zeros((depth, n_bins, 4))
     for _, batch in held_out_batches(items, embedding.shape[1]):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, depth)):
+            for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
                 target = F.linear(batch.features[:, 1:][valid], lm_head).float()
                 best = p.topk(top_k)
@@ -108,7 +93,7 @@ def calibration(
 
 
 def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
-    """Token ids by how often they occur in answers, most frequent first, ties to the lower id; only those that occur."""
+    """The token ids that occur in answers [n], most frequent first, ties to the lower id; at most `most`."""
     counts = np.bincount(np.concatenate([c.ids[c.n_prompt :] for c in items]), minlength=vocab)
     order = np.argsort(-counts, kind="stable")
     return order[: min(most, int((counts > 0).sum()))].astype(np.int32)

@@ -28,8 +28,9 @@ from harness.cli import cli
 from harness.common.errors import UserError
 from harness.ledger.ledger import read
 from harness.load.config import ModelConfig, model_config, read_model
-from harness.load.drafters import differing_tokens, read_state
-from harness.load.layout import drafter_kind
+from harness.load.draft_lm import differing_tokens
+from harness.load.drafters import read_state
+from harness.load.kinds import drafter_kind
 from harness.load.model import Loaded, load
 from harness.load.weights import drafter_folders
 from harness.run.arms import make_arms

@@ -283,7 +283,7 @@ def test_a_head_of_another_family_is_refused_before_the_target_is_read(
     n = 512 + len(LLAMA3_SPECIAL)
     problem = f"the head in {other} is for a target with hidden size 32 and {n} tokens; tiny-llama2 has 32 and 560"
     refused(run(tmp_path / "out", *words), problem)
-    assert f"missing: a head that fits: {problem}" in run(tmp_path / "out", "--dry-run", *words).out
+    assert f"missing: a draft head that fits: {problem}" in run(tmp_path / "out", "--dry-run", *words).out
     assert (tmp_path / "out" / RECORDS).read_bytes() == b""
 
 

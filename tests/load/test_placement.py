@@ -12,8 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.common.errors import UserError
 from harness.common.machine import describe
 from harness.ledger.ledger import machine_keys
-from harness.load.config import Architecture, model_config, paper_models
+from harness.load.architecture import Architecture
+from harness.load.config import model_config, paper_models
 from harness.load.eagle_head import beside_last_layer
+from harness.load.kinds import KINDS, eagle_parameters
 from harness.load.placement import Need, device_map, need, on_gpus, split
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.target import HFTarget
@@ -37,7 +39,7 @@ def test_parameters_are_counted_as_the_modules_have_them() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES.model_dump()))
     assert SIZES.n_parameters == sum(p.numel() for p in model.parameters())
     head = EagleHead(HeadConfig(32, 48, 4, 2, 1e-6, 1e4, 64))
-    assert SIZES.n_head == sum(p.numel() for p in head.parameters())
+    assert eagle_parameters(SIZES) == sum(p.numel() for p in head.parameters())
     tied = SIZES.model_copy(update={"tie_word_embeddings": True})
     assert tied.n_parameters == sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**tied.model_dump())).parameters())
 
@@ -45,8 +47,9 @@ def test_parameters_are_counted_as_the_modules_have_them() -> None:
 def test_a_70b_target_takes_the_fewest_gpus_that_hold_it() -> None:
     sizes = model_config("llama2-chat-70b").architecture
     assert sizes is not None
-    what = need(sizes, "float16", 4096)
-    assert what.total == pytest.approx(2 * (sizes.n_parameters + sizes.n_head) + 1.4 * GB, rel=0.01)  # 80 layers' cache
+    what = need(sizes, "float16", 4096, drafters=KINDS["eagle"].memory_bytes(None, sizes, "float16", 4096))
+    n = sizes.n_parameters + eagle_parameters(sizes)
+    assert what.total == pytest.approx(2 * n + 1.4 * GB, rel=0.01)  # the caches of 80 layers
     assert split(what, [79 * GB]) is None
     two = split(what, [79 * GB] * 8)
     assert two is not None and sorted(set(two)) == [0, 1] and 38 <= two.count(0) <= 42

@@ -131,13 +131,13 @@ def test_memory_on_gpus_says_how_many_of_them_are_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(placement, "free_on_gpus", lambda: [79 * 10**9] * 4)
     config = model_config("llama2-chat-70b")
-    lines = list(preflight.report(config, head=None, needs_head=True, dtype="auto"))
+    lines = list(preflight.report(config, kinds=["eagle"], head=None, dtype="auto"))
     assert lines[0] == (
         "memory: about 141.4 GB in float16 with a KV cache over 4096 tokens; "
         "79.0 GB + 79.0 GB + 79.0 GB + 79.0 GB free on 4 GPUs, 2 used"
     )
     monkeypatch.setattr(placement, "free_on_gpus", lambda: [23 * 10**9] * 2)
-    lines = list(preflight.report(config, head=None, needs_head=True, dtype="auto"))
+    lines = list(preflight.report(config, kinds=["eagle"], head=None, dtype="auto"))
     assert "missing: memory: 141.4 GB needed in float16, 23.0 GB + 23.0 GB free on 2 GPUs" in lines
 
 
@@ -151,7 +151,7 @@ def test_a_drafter_of_another_kind_is_not_taken_for_the_draft_head_and_unpinned_
 def test_a_head_for_another_size_is_found_by_a_dry_run_before_any_weights_are_there() -> None:
     lines = dry("vicuna-7b", "--head", TINY.parent / "head")
     problem = "is for a target with hidden size 64 and 384 tokens; vicuna-7b has 4096 and 32000"
-    assert sum(problem in line for line in lines if line.startswith("missing: a head that fits")) == 1
+    assert sum(problem in line for line in lines if line.startswith("missing: a draft head that fits")) == 1
 
 
 # ---- the hub --------------------------------------------------------------------------------------------------------

@@ -21,18 +21,18 @@ from tiny_model import TinyModel, shared_tiny_model
 from torch import Tensor
 
 from harness.common.errors import UserError
-from harness.train import data, trainer
-from harness.train import pipeline as command
+from harness.train import data, loop
 from harness.train.batches import TEMPLATE_TOKENS, batches, collate
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.generate import BatchedLlama, Sampler
 from harness.train.held_out import calibration, frequent_tokens, held_out_acceptance
-from harness.train.kinds import initialise, plain_head, predicted_features
+from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.report import write_report
-from harness.train.trainer import make_optimizers, train
+from harness.train.trainers import EAGLE
 from methods.engine.draft_head import EagleHead
-from tasks.sharegpt import conversations, exchanges, is_reserved, prompts, split, without_overlap
+from tasks.overlap import without_overlap
+from tasks.sharegpt import conversations, exchanges, is_reserved, prompts, split
 
 # ---- the text ----
 
@@ -194,7 +194,7 @@ def test_pass_s_is_what_drafting_computes_at_depth_s(tiny_model_32: TinyModel) -
     drafter, lm_head = tiny_model_32.loaded.drafter, tiny_model_32.loaded.target.lm_head
     assert drafter is not None
     batch, n, depth = true_batch(tiny_model_32, 24), 24, 4
-    passes = list(predicted_features(drafter.head, drafter.embedding, batch, depth))
+    passes = list(EAGLE.predicted_features(drafter.head, drafter.embedding, batch, depth))
     assert [out.shape for out, _ in passes] == [(2, n - 1, 64)] * depth
     checked = [0] * depth
     for row in range(2):
@@ -220,7 +220,7 @@ def test_a_pass_is_valid_where_all_it_was_fed_is_trained(tiny_model_32: TinyMode
     drafter = tiny_model_32.loaded.drafter
     assert drafter is not None
     batch = true_batch(tiny_model_32, 24)
-    for s, (_, valid) in enumerate(predicted_features(drafter.head, drafter.embedding, batch, 3)):
+    for s, (_, valid) in enumerate(EAGLE.predicted_features(drafter.head, drafter.embedding, batch, 3)):
         for row in range(2):
             for i in range(23):
                 assert valid[row, i] == (i >= s and bool(batch.trained[row, i - s : i + 1].all()))
@@ -232,8 +232,8 @@ def test_noise_is_on_the_true_features_alone_and_bounded(tiny_model_32: TinyMode
     assert drafter is not None
     batch = true_batch(tiny_model_32, 24)
     torch.manual_seed(0)
-    (clean, _), (noisy, _) = (next(predicted_features(drafter.head, drafter.embedding, batch, 1, a)) for a in (0.0, 0.1))
-    (small, _) = next(predicted_features(drafter.head, drafter.embedding, batch, 1, 1e-6))
+    (clean, _), (noisy, _) = (next(EAGLE.predicted_features(drafter.head, drafter.embedding, batch, 1, a)) for a in (0.0, 0.1))
+    (small, _) = next(EAGLE.predicted_features(drafter.head, drafter.embedding, batch, 1, 1e-6))
     assert (noisy - clean).abs().max() > 1e-3 > (small - clean).abs().max()
 
 
@@ -257,8 +257,8 @@ def test_training_interrupted_and_resumed_ends_in_the_same_weights(
     settings = replace(SETTINGS, muon=muon)
     whole, curve = trained(tmp_path / "whole", settings)
     clock = iter(range(0, 10**6, 100))  # every look at the clock is 100 s later: saves and checks come every few steps
-    monkeypatch.setattr(trainer, "CHECK_EVERY", 120)
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(loop, "CHECK_EVERY", 120)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     said: list[str] = []
 
     def dying(text: str) -> None:
@@ -306,14 +306,14 @@ def test_a_batch_is_scored_over_frequent_tokens_its_own_and_some_at_random() -> 
 def test_a_head_trained_on_normalised_inputs_is_shipped_as_one_of_plain_inputs(bias: bool) -> None:
     head = EagleHead(replace(new_head().config, bias=bias))
     embedding = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    initialise(head, embedding, made_up(8), SETTINGS)
-    shipped = plain_head(head)
+    EAGLE.initialise(head, embedding, made_up(8), SETTINGS)
+    shipped = EAGLE.shipped(head)
     assert shipped.state_dict().keys() == EagleHead(head.config).state_dict().keys()
     x = 5 * torch.randn(3, 2 * HIDDEN)
     assert torch.allclose(head.fc(x), shipped.fc(x), rtol=1e-4, atol=1e-4)
     normal = (x - head.fc.mean) / head.fc.std
     assert torch.allclose(head.fc(x), F.linear(normal, head.fc.weight, head.fc.bias), rtol=1e-4, atol=1e-4)
-    assert plain_head(shipped).state_dict()["fc.weight"].equal(shipped.fc.weight)
+    assert EAGLE.shipped(shipped).state_dict()["fc.weight"].equal(shipped.fc.weight)
 
 
 def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
@@ -330,9 +330,9 @@ def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
     wrong = {}
     for linear in (True, False):
         head = new_head()
-        initialise(head, embedding, items, replace(SETTINGS, linear_start=linear))
+        EAGLE.initialise(head, embedding, items, replace(SETTINGS, linear_start=linear))
         with torch.no_grad():
-            (out, valid) = next(predicted_features(head, embedding.float(), batch, 1))
+            (out, valid) = next(EAGLE.predicted_features(head, embedding.float(), batch, 1))
         wrong[linear] = float((out[valid] - batch.features[:, 1:][valid].float()).abs().mean())
     assert wrong[True] < 0.05 < 0.5 < wrong[False]
 
@@ -342,7 +342,7 @@ def test_a_training_goes_on_with_more_data_in_a_new_epoch_but_not_with_less(tmp_
     items, said = made_up(30), []
 
     def run(n: int) -> list[dict]:
-        return train(new_head(), embedding, lm_head, items[3:n], items[:3], SETTINGS, tmp_path, say=said.append)
+        return train(EAGLE, new_head(), embedding, lm_head, items[3:n], items[:3], SETTINGS, tmp_path, say=said.append)
 
     run(20)
     run(30)
@@ -361,10 +361,8 @@ def test_muon_moves_matrices_and_adamw_the_rest() -> None:
 
 
 def test_a_head_may_have_another_width(tiny_model_32: TinyModel) -> None:
-    assert command.new_head(tiny_model_32.loaded, replace(SETTINGS, intermediate_size=40)).layer.mlp.up_proj.weight.shape == (
-        40,
-        64,
-    )
+    head = EAGLE.new(tiny_model_32.loaded.target.model.config, replace(SETTINGS, intermediate_size=40))
+    assert head.layer.mlp.up_proj.weight.shape == (40, 64)
 
 
 def test_a_training_is_made_longer_from_before_its_cooldown(tmp_path: Path) -> None:
@@ -554,10 +552,12 @@ def test_held_out_figures_are_counts_over_conversations_of_each_kind() -> None:
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     items, head = made_up(12), new_head()
-    found = held_out_acceptance(head, embedding, lm_head, items, depth=3)
+    found = held_out_acceptance(EAGLE, head, embedding, lm_head, items, depth=3)
     assert 0 <= found["top1"] <= found["top10"] <= 1 <= found["chain_tau"] <= 4
     assert found["chain_tau_short"] == found["chain_tau"] and "chain_tau_long" not in found
-    alone = [held_out_acceptance(head, embedding, lm_head, [c], depth=3)["top1"] * (len(c.ids) - c.n_prompt) for c in items]
+    alone = [
+        held_out_acceptance(EAGLE, head, embedding, lm_head, [c], depth=3)["top1"] * (len(c.ids) - c.n_prompt) for c in items
+    ]
     assert found["top1"] == pytest.approx(sum(alone) / sum(len(c.ids) - c.n_prompt for c in items))
 
 
@@ -568,14 +568,14 @@ def test_held_out_figures_are_those_of_counting_every_position() -> None:
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     head = new_head()
     items = made_up(4)
-    initialise(head, embedding, items, SETTINGS)
-    found = held_out_acceptance(head, embedding, lm_head, items, depth=3)
+    EAGLE.initialise(head, embedding, items, SETTINGS)
+    found = held_out_acceptance(EAGLE, head, embedding, lm_head, items, depth=3)
     first = among = n = chained = 0
     for c in items:
         batch = collate([c], 100, HIDDEN)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             passes = [(F.linear(out[0].to(torch.bfloat16), lm_head), valid[0])
-                      for out, valid in predicted_features(head, embedding, batch, 3)]  # fmt: skip
+                      for out, valid in EAGLE.predicted_features(head, embedding, batch, 3)]  # fmt: skip
             target = F.linear(batch.features[0, 1:], lm_head).argmax(-1)
         for i in torch.nonzero(passes[0][1])[:, 0].tolist():
             n += 1
@@ -594,7 +594,7 @@ def test_calibration_bins_hold_every_child_once() -> None:
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     items = made_up(6)
-    rows = calibration(new_head(), embedding, lm_head, items, top_k=4, depth=2, n_bins=10)
+    rows = calibration(EAGLE, new_head(), embedding, lm_head, items, top_k=4, depth=2, n_bins=10)
     assert sum(r["n"] for r in rows if r["depth"] == 1) == 4 * sum(len(c.ids) - c.n_prompt for c in items)
     for r in rows:
         assert r["bin"] - 1e-6 <= r["confidence"] <= r["bin"] + 0.1 + 1e-6

@@ -20,13 +20,13 @@ from harness.common.errors import UserError
 from harness.load.config import model_config
 from harness.load.drafters import read_state
 from harness.load.model import load
-from harness.train import heads, lm
-from harness.train import pipeline as command
+from harness.train import heads, pipeline
 from harness.train.data import read_shards
-from harness.train.kinds import initialise, plain_head, predicted_features
-from harness.train.pipeline import KINDS, training_settings
+from harness.train.loop import train
+from harness.train.pipeline import train_drafter
+from harness.train.request import TrainRequest, training_settings
 from harness.train.settings import TrainSettings
-from harness.train.trainer import train
+from harness.train.trainers import TRAINERS
 from methods.base import SamplerParams
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
 from methods.engine.heads import HeadsConfig, ResidualHeads
@@ -38,13 +38,13 @@ OTHERS = ("medusa", "hydra", "sps")
 def settings_of(kind: str) -> TrainSettings:
     small = {k: getattr(SETTINGS, k) for k in ("tokens", "batch_tokens", "learning_rate", "warmup_steps", "frequent_rows",
                                                "max_length", "held_out", "seed")}  # fmt: skip
-    return replace(KINDS[kind].defaults, **small, width=8, layers=1)
+    return replace(TRAINERS[kind].defaults, **small, width=8, layers=1)
 
 
 def untrained(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    settings = settings_of(kind)
-    return lm.new_lm(MODEL, settings) if kind == "sps" else heads.new_heads(MODEL, settings, kind == "hydra")
+    module: nn.Module = TRAINERS[kind].new(MODEL, settings_of(kind))
+    return module
 
 
 @torch.inference_mode()
@@ -60,7 +60,7 @@ def test_a_level_of_the_trainer_is_what_drafting_computes_there(kind: str) -> No
     module.load_state_dict({k: v.float() for k, v in state.items()})
     drafter = tiny.loaded.drafter_of("lm" if kind == "sps" else kind)
     target, batch, n, depth = tiny.loaded.target, true_batch(tiny, 24), 24, 4
-    levels = list(predicted_features(module, target.embedding, batch, depth))
+    levels = list(TRAINERS[kind].predicted_features(module, target.embedding, batch, depth))
     checked = [0] * depth
     for row in range(2):
         ids = batch.ids[row].tolist()
@@ -86,7 +86,9 @@ def trained(kind: str, folder: Path, settings: TrainSettings) -> tuple[nn.Module
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     items, module = made_up(30), untrained(kind)
-    return module, train(module, embedding, lm_head, items[3:], items[:3], settings, folder, say=lambda text: None)
+    return module, train(
+        TRAINERS[kind], module, embedding, lm_head, items[3:], items[:3], settings, folder, say=lambda text: None
+    )
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -101,17 +103,17 @@ def test_training_learns_resumes_where_it_was_and_is_deterministic(kind: str, tm
     assert set(curve[-1]) >= {"step", "tokens", "seconds", "loss", "top1", "top10", "chain_tau"}
 
 
-@pytest.mark.parametrize("sees_tokens", [False, True])
-def test_heads_begin_as_the_targets_next_token_and_are_shipped_for_plain_inputs(sees_tokens: bool) -> None:
-    module = heads.new_heads(MODEL, settings_of("hydra"), sees_tokens)
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_heads_begin_as_the_targets_next_token_and_are_shipped_for_plain_inputs(kind: str) -> None:
+    module = TRAINERS[kind].new(MODEL, settings_of("hydra"))
     embedding = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    initialise(module, embedding, made_up(8), SETTINGS)
+    heads.initialise(module, embedding, made_up(8), SETTINGS)
     feature = torch.randn(3, HIDDEN)
     for k, head in enumerate(module.heads):
         x = torch.randn(3, module.config.inputs(k))
         assert torch.equal(head(feature, x), feature)
         torch.nn.init.normal_(head.down.weight)
-    shipped = plain_head(module)
+    shipped = heads.shipped(module)
     assert shipped.state_dict().keys() == ResidualHeads(module.config).state_dict().keys()
     for k, (ours, theirs) in enumerate(zip(module.heads, shipped.heads, strict=True)):
         x = 3 * torch.randn(3, module.config.inputs(k))
@@ -123,7 +125,7 @@ def begun_heads(n_items: int) -> tuple[Tensor, Tensor, list[Any], Any]:
     rng = torch.Generator().manual_seed(0)
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN, generator=rng).to(torch.bfloat16) for _ in range(2))
     items, module = made_up(n_items), untrained("medusa")
-    initialise(module, embedding, items, SETTINGS)
+    heads.initialise(module, embedding, items, SETTINGS)
     return embedding, lm_head, items, module
 
 
@@ -179,17 +181,16 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
         with pytest.raises(UserError, match=said):
             training_settings((change,), "medusa")
     with pytest.raises(UserError, match="width 100"):
-        lm.new_lm(MODEL, training_settings(("width=100",), "sps"))
+        TRAINERS["sps"].new(MODEL, training_settings(("width=100",), "sps"))
     assert training_settings(("width=128",), "sps", tokens=7).tokens == 7
 
 
 def test_sizes_that_are_none_are_refused_before_any_prompt_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "evaluation_prompts", lambda: pytest.fail("the data was begun"))
+    monkeypatch.setattr(pipeline, "evaluation_prompts", lambda: pytest.fail("the data was begun"))
     with pytest.raises(UserError, match="width 100"):
-        command.train_drafter(
-            "sps", model=str(TINY), out=tmp_path / "out", work=tmp_path, answer_tokens=9, text_tokens=0, tokens=9,
-            changes=("width=100",), seed=0, threads=1,
-        )  # fmt: skip
+        train_drafter(
+            TrainRequest("sps", str(TINY), tmp_path / "out", tmp_path, 9, 0, tokens=9, changes=("width=100",), threads=1)
+        )
 
 
 def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_drafts(
@@ -198,15 +199,12 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     """The whole of `harness train`, but for the download: only the prompts are made up."""
     texts = [f"How does thing number {i} of the many things in a house work, and who made the first one?" for i in range(120)]
     talks = [{"id": str(i), "conversations": [{"from": "human", "value": text}]} for i, text in enumerate(texts)]
-    monkeypatch.setattr(command.sharegpt, "conversations", lambda: iter(talks))
+    monkeypatch.setattr(pipeline.sharegpt, "conversations", lambda: iter(talks))
     work, made = tmp_path / "work", {}
     changes = ("batch_tokens=512", "held_out=4", "warmup_steps=2", "frequent_rows=384")
     for kind in ("medusa", "hydra", "sps"):
         own = (*changes, "width=16", "layers=1") if kind == "sps" else (*changes, "intermediate_size=16", "unroll=2")
-        command.train_drafter(
-            kind, model=str(TINY), out=tmp_path / kind, work=work, answer_tokens=400, text_tokens=0, tokens=1500, changes=own,
-            seed=0, threads=1,
-        )  # fmt: skip
+        train_drafter(TrainRequest(kind, str(TINY), tmp_path / kind, work, 400, 0, tokens=1500, changes=own, threads=1))
         made[kind] = json.loads((tmp_path / kind / "training.json").read_text())
         assert (tmp_path / kind / "curve.jsonl").read_text() and (tmp_path / kind / "training.png").exists()
         shards = {f: f.stat().st_mtime_ns for f in (work / "answers").glob("*.npz")}

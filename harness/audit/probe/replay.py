@@ -17,12 +17,10 @@ from torch import Tensor
 
 from harness.audit.probe.scores import summands
 from harness.load.model import Loaded
-from harness.train import eagle as _eagle  # noqa: F401  (registers the EAGLE head with the trainer)
-from harness.train.batches import Batch
-from harness.train.kinds import predicted_features
 from methods.base import Decode, SamplerParams
 from methods.engine.draft_head import EagleHead
 from methods.engine.sampling import probabilities
+from methods.engine.teacher_forced import teacher_forced
 from methods.engine.tree import Tree, chain
 
 
@@ -220,7 +218,7 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
         head, embedding = _on_cpu(loaded)
         features = torch.cat([features, features[-1:]])[None].cpu().to(embedding.dtype)
         wanted = torch.ones(1, len(text) - 1, dtype=torch.bool)  # every pair is predicted
-        out, _ = next(predicted_features(head, embedding, Batch(torch.tensor([text]), features, wanted, wanted), 1))
+        out, _ = next(teacher_forced(head, embedding, torch.tensor([text]), features, wanted, levels=1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
         predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.device, target.dtype)
         law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()

@@ -1,14 +1,11 @@
-"""The one trainer of all drafters: batches of cached conversations, the loss, the loop, held-out figures. What differs between
-drafters is a small module each (`eagle`, `heads`, `lm`), which registers three functions for its weights:
+"""The training loop, one for all kinds of drafters: batches of cached conversations, the loss, steps, held-out figures.
 
-- `predicted_features`: what the weights predict of the target's features, level by level, as they would when drafting;
-- `initialise`: how they begin;
-- `plain_head`: the weights as they are shipped.
+What differs between kinds is in their `Trainer`.
 
-The loss of a level: smooth-L1 on features (EAGLE only) and soft cross-entropy on the target's distribution, which is what a
-feature says through the LM head. Departures from published recipes, as training here is counted in minutes on two cores:
+The loss of a level is a smooth L1 on features (EAGLE only) plus a soft cross-entropy on the target's distribution, which a
+feature gives through the LM head. Two things depart from published recipes, as training here is counted in minutes on two cores:
 - the cross-entropy runs over the frequent rows of the vocabulary plus every token of the batch, not over all 49,152;
-- the pair (last prompt feature, first answer token), which every first draft uses and the reference never trains, is trained.
+- the pair (last prompt feature, first answer token) is trained. Every first draft uses it, and the reference never trains it.
 """
 
 from __future__ import annotations
@@ -29,15 +26,16 @@ from harness.common.errors import UserError, say
 from harness.train.batches import batches, collate
 from harness.train.data import Conversation
 from harness.train.held_out import held_out_acceptance
-from harness.train.kinds import initialise, n_levels, predicted_features
 from harness.train.loss import SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.settings import TrainSettings
+from harness.train.trainers import Trainer, W
 
 CHECK_EVERY = 600.0  # seconds between two looks at the held-out answers, which cost most of a minute
 
 
 def train(
-    head: nn.Module,
+    trainer: Trainer[W],
+    head: W,
     embedding: Tensor,
     lm_head: Tensor,
     pool: list[Conversation],
@@ -47,15 +45,15 @@ def train(
     *,
     say: Callable[[str], None] = say,
 ) -> list[dict]:
-    """Train `head` (its `fc` becomes a `NormalisedInput`) on `pool` to `settings.tokens`; returns the learning curve.
+    """Train `head` in place, on `pool`, over `settings.tokens` positions -> the learning curve, a row a check on `held`.
 
-    Checks on `held` by the way; resumes from `folder/checkpoint.pt`, with a new epoch where the pool has grown. embedding,
-    lm_head: [vocab, hidden] bf16, frozen. Deterministic for given settings, data and thread count. Conversations of which
-    `max_length` leaves nothing to train are left out.
+    Deterministic for given settings, data and thread count. It goes on from `folder/checkpoint.pt`, with a new epoch where the
+    pool has grown. embedding, lm_head: [vocab, hidden] bf16, frozen. Conversations of which `max_length` leaves nothing to train
+    are left out. Inputs are normalised while training (`NormalisedInput`); `trainer.shipped` undoes that.
 
-    In a row of the curve, `loss` and `train_top1` are means over the steps since the row before, `train_top1` of the first 256
-    positions scored in each: with noise on, some of prompts, among the rows of the cross-entropy. So it lies beside `top1` (held
-    out, at this step, over the whole vocabulary) as a hint, not as the other side of a difference.
+    In a row of the curve, `loss` and `train_top1` are means over the steps since the row before. `train_top1` is of the first
+    256 positions scored in each step: with noise on, some of them of prompts, among the rows of the cross-entropy only. Beside
+    `top1` (held out, at this step, over the whole vocabulary) it is a hint, not the other side of a difference.
 
     Raises:
         UserError: nothing is left to train, the checkpoint is of other settings or data, or a gradient is not finite.
@@ -68,7 +66,7 @@ def train(
         )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    initialise(head, embedding, pool, settings)
+    trainer.initialise(head, embedding, pool, settings)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
     optimizers = make_optimizers(head, settings)
@@ -137,7 +135,7 @@ def train(
         scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
         wanted = wanted_of(truth[scored], lm_rows)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            for s, (out, valid) in enumerate(predicted_features(head, embedding, batch, levels, settings.noise)):
+            for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
                 here = valid & scored
                 if not here.any():
                     continue  # a mean over nothing would spoil the weights
@@ -164,7 +162,7 @@ def train(
         state["seen"] += int((batch.ids[:, 1:] != 0).sum())
         now = time.monotonic()
         if now - last_check > CHECK_EVERY or state["seen"] >= settings.tokens:
-            check = held_out_acceptance(head, embedding, lm_head, held, min(4, n_levels(head)))
+            check = held_out_acceptance(trainer, head, embedding, lm_head, held, min(4, trainer.n_levels(head)))
             spent = now - started
             row = {"step": state["step"], "tokens": state["seen"], "epoch": state["epoch"], "seconds": round(spent, 1),
                    "held_out": len(held), "loss": round(float(np.mean([r[0] for r in recent])), 4),

@@ -1,0 +1,77 @@
+"""Reading Medusa's and Hydra's heads: those trained here, and Medusa's in its authors' own layout."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.common.errors import UserError
+from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
+from harness.load.kinds import ReadDrafter, TargetFacts
+from harness.load.layout import weight_files
+from methods.base import Drafter
+from methods.engine.heads import (
+    Accuracies,
+    HeadsConfig,
+    IndependentHeadsDrafter,
+    PublishedHeads,
+    PublishedHeadsDrafter,
+    ResidualHeads,
+    SequentialHeadsDrafter,
+)
+from methods.engine.target import HFTarget
+
+
+def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
+    """The heads of a folder; kind: `medusa` or `hydra`. `read` of `DrafterKind`."""
+    values = read_config(folder, kind, target.model)
+    check_sizes(folder, values, kind, target)
+    check_target(folder, values, kind, target)
+    state, digest = read_state(folder, values)
+    heads: ResidualHeads | PublishedHeads
+    if "medusa_num_heads" in values:
+        heads = _published(folder, state, target)
+    else:
+        heads = ResidualHeads(config_from(HeadsConfig, folder, values | {"sees_tokens": kind == "hydra"}))
+    fill(heads, state, folder)
+    accuracies = _accuracies(folder, values, len(heads.heads))
+    if accuracies:  # a tree may be chosen by them: with others these are other heads
+        digest = hashlib.sha256(f"{digest} {accuracies}".encode()).hexdigest()
+
+    def attach(t: HFTarget) -> Drafter:
+        where = t.lm_head.weight.device
+        heads.to(where, t.dtype)
+        embedding = t.embedding.to(where)
+        if isinstance(heads, PublishedHeads):
+            return PublishedHeadsDrafter(heads, embedding, accuracies)
+        drafter = SequentialHeadsDrafter if heads.config.sees_tokens else IndependentHeadsDrafter
+        return drafter(heads, embedding, t.lm_head, accuracies)
+
+    return ReadDrafter(attach, digest)
+
+
+def _accuracies(folder: Path, values: dict[str, Any], n: int) -> Accuracies:
+    """The heads' held-out accuracies that config.json lists; empty where it lists none. n: heads there are."""
+    found = values.get("accuracies", [])
+    try:
+        rows = tuple(tuple(float(x) for x in row) for row in found)
+    except (TypeError, ValueError):
+        rows = ((),)
+    if rows and (len(rows) != n or len({len(row) for row in rows}) != 1 or not all(0 <= x <= 1 for row in rows for x in row)):
+        raise UserError(f"{folder / 'config.json'}: accuracies must be a row of shares of equal length for each of {n} heads")
+    return rows
+
+
+def _published(folder: Path, state: dict[str, Tensor], target: TargetFacts) -> PublishedHeads:
+    """An empty module for heads in Medusa's own layout; the keys of `state` get its prefix."""
+    try:
+        there = 1 + max(int(key.split(".")[0]) for key in state)
+        layers = max(int(key.split(".")[1]) for key in state)
+    except (ValueError, IndexError):
+        raise UserError(f"{weight_files(folder)[0]}: not Medusa's layout: keys are not HEAD.LAYER...") from None
+    for key in [*state]:
+        state["heads." + key.replace(".linear.", ".")] = state.pop(key)
+    return PublishedHeads(target.hidden_size, target.vocab_size, there, layers)
