@@ -10,7 +10,7 @@ import harness
 folder = sys.argv[1] if len(sys.argv) > 1 else "results/smollm2-135m-claims"
 
 cells = harness.summarise(folder)  # one row a method, task and setting, with intervals
-print(cells[["method", "task", "temperature", "n", "tau", "tau_low", "tau_high", "speedup"]].to_string(index=False))
+print(cells[["method", "task", "temperature", "prompts", "tau", "tau_low", "tau_high", "speedup"]].to_string(index=False))
 
 records = harness.read(folder)  # one row a generation, as measured
 records = records[(records["status"] == "ok") & ~records["is_warmup"]]
