@@ -1,7 +1,8 @@
 """Drafted trees of a ledger, kept where a run was asked for them: `trees/<cell>.jsonl.gz`, one line a generation.
 
 A line is a gzip member of its own (`zcat` reads the file), written before the record it belongs to: what a kill cuts short is
-dropped and made again. It holds columns over all draft nodes of the generation, one forward after another:
+dropped and made again. A ledger that is finished may be packed (`scripts/pack.py`): `trees/<cell>.jsonl.xz` holds the same lines.
+A line holds columns over all draft nodes of the generation, one forward after another:
 
 - `key`: the record's key; `sampled`: drafts were drawn at random and verified by rejection, not picked and walked;
 - `sizes` [forwards]: draft nodes of each tree, the root left out; `accepted` [forwards]: how many of them were accepted;
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import os
 import sys
 import zlib
@@ -144,7 +146,7 @@ def read_pieces(folder: Path) -> dict[str, dict[int, str]]:
     """By cell, the text of every token id drafted or emitted in it."""
     pieces: dict[str, dict[int, str]] = {}
     for path in _files(Path(folder) / FOLDER):
-        of_cell = pieces.setdefault(path.name.removesuffix(".jsonl.gz"), {})
+        of_cell = pieces.setdefault(path.name.split(".")[0], {})
         for line in _lines(path):
             of_cell |= {int(i): text for i, text in line["pieces"].items()}
     return pieces
@@ -164,31 +166,50 @@ def _drafts(line: dict[str, Any], path: Path) -> Drafts:
         raise UserError(f"{path}: a line holds no drafted trees ({error}); remove the file: `--trees` makes it again") from None
 
 
+PACKED = ".xz"
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.jsonl.gz"))
+    return sorted([*folder.glob("*.jsonl.gz"), *folder.glob(f"*.jsonl{PACKED}")])
 
 
 def _lines(path: Path, mend: bool = False) -> Iterator[dict[str, Any]]:
-    """Every whole line; a torn last member is left out and, to mend the file, cut off."""
+    """Every whole line; a torn last one is left out and, to mend the file, cut off.
+
+    Raises:
+        UserError: the file cannot be read, or a line holds no trees.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    at = 0
-    while at < len(data):
-        member = zlib.decompressobj(wbits=31)
-        try:
+    try:
+        if path.suffix == PACKED:
+            yield from map(_checked, lzma.decompress(data).splitlines())
+            return
+        at = 0
+        while at < len(data):
+            member = zlib.decompressobj(wbits=31)
             text = member.decompress(data[at:])
             if not member.eof:
                 break  # torn
-            line = json.loads(text)
-            if not isinstance(line, dict) or not {"key", "pieces"} <= line.keys():
-                raise ValueError("a line lacks key or pieces")
-        except (zlib.error, ValueError) as error:
-            raise UserError(f"{path}: not drafted trees ({error}); remove the file: `--trees` makes it again") from None
-        yield line
-        at = len(data) - len(member.unused_data)
+            yield _checked(text)
+            at = len(data) - len(member.unused_data)
+    except (zlib.error, lzma.LZMAError, ValueError) as error:
+        raise UserError(f"{path}: not drafted trees ({error}); remove the file: `--trees` makes it again") from None
     if at < len(data):
         print(f"{path}: left out a torn last line of {len(data) - at} bytes", file=sys.stderr)
         if mend:
             os.truncate(path, at)
+
+
+def _checked(text: bytes) -> dict[str, Any]:
+    line = json.loads(text)
+    if not isinstance(line, dict) or not {"key", "pieces"} <= line.keys():
+        raise ValueError("a line lacks key or pieces")
+    return line
+
+
+def packed(path: Path) -> bytes:
+    """A file's whole lines, as they are kept in a packed ledger."""
+    return lzma.compress(b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in _lines(path)), preset=9)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import counted, files, isolate, lines, measured, refused, run
 from growing import context, paths_of, rows_of
+from places import ROOT
 from tiny_model import STOP_IDS, TinyModel
 
 import methods
 from harness.audit.probe.law import FakeDrafter
+from harness.common.errors import UserError
 from harness.ledger.ledger import RECORDS
 from harness.ledger.trees import FOLDER, read_drafts, read_pieces
 from methods.base import SamplerParams, Trace
@@ -169,3 +174,21 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     (path,) = (tmp_path / FOLDER).iterdir()
     path.write_bytes(b"not gzip")
     refused(run(tmp_path, "--method eagle2 --task alpaca --trees"), path.name, "--trees")
+
+
+def test_a_packed_ledger_is_read_as_it_was(tmp_path: Path) -> None:
+    measured(tmp_path, COMMAND, "--trees")
+    before, pieces, records = read_drafts(tmp_path), read_pieces(tmp_path), counted(tmp_path)
+    words = [sys.executable, str(ROOT / "scripts" / "pack.py"), str(tmp_path)]
+    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    left = {p.suffix for p in tmp_path.rglob("*") if p.is_file() and ".lock" not in p.name}
+    assert left == {".gz", ".xz", ".json"} and not (tmp_path / "records.jsonl").exists()
+    after = read_drafts(tmp_path)
+    assert counted(tmp_path) == records and read_pieces(tmp_path) == pieces and after.keys() == before.keys()
+    assert all(np.array_equal(before[k].tokens, after[k].tokens) and np.array_equal(before[k].path, after[k].path) for k in after)
+    subprocess.run([*words, "--no-trees"], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert len(read_drafts(tmp_path)) == len(before)  # packed trees stay: they are kept on purpose
+    spoilt = next((tmp_path / FOLDER).glob("*.xz"))
+    spoilt.write_bytes(spoilt.read_bytes()[:-20])
+    with pytest.raises(UserError, match="not drafted trees"):
+        read_drafts(tmp_path)

@@ -1,0 +1,52 @@
+"""Packs finished ledgers, so that a repository that holds them travels: every command reads a packed ledger as it is.
+
+    python scripts/pack.py LEDGER ... [--no-trees]
+
+records.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on measuring into a
+packed ledger: `gunzip LEDGER/records.jsonl.gz`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+from harness.common.files import whole_file
+from harness.ledger.trees import FOLDER, packed
+
+
+def replaced(old: Path, new: Path, data: bytes) -> None:
+    """Write `new`, then remove `old`: a kill leaves one or both, never neither."""
+    with whole_file(new) as tmp:
+        tmp.write_bytes(data)
+    if new != old:
+        old.unlink()
+
+
+def pack(ledger: Path, keep_trees: bool) -> None:
+    """Pack one ledger in place."""
+    for name in ("records.jsonl", "audit/audit.jsonl", "tables/acceptance.csv"):
+        file = ledger / name
+        if file.exists():
+            replaced(file, file.with_name(f"{file.name}.gz"), gzip.compress(file.read_bytes(), mtime=0))
+    for file in sorted((ledger / FOLDER).glob("*.jsonl.gz")):
+        if keep_trees:
+            replaced(file, file.with_suffix(".xz"), packed(file))
+        else:
+            file.unlink()
+    if (ledger / FOLDER).is_dir() and not any((ledger / FOLDER).iterdir()):
+        (ledger / FOLDER).rmdir()
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    folders = [Path(word) for word in words if word != "--no-trees"]
+    if not folders:
+        sys.exit(__doc__)
+    for folder in folders:
+        pack(folder, keep_trees="--no-trees" not in words)
+
+
+if __name__ == "__main__":
+    main()
