@@ -9,9 +9,10 @@ import harness
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "results/smollm2-135m-claims"
 
-cells = harness.summarise(folder)  # one row a method, task and setting, with intervals
-print(cells[["method", "task", "temperature", "prompts", "tau", "tau_low", "tau_high", "speedup"]].to_string(index=False))
-
 records = harness.read(folder)  # one row a generation, as measured
-records = records[(records["status"] == "ok") & ~records["is_warmup"]]
-print(records.groupby(["method", "temperature"])["wall_s"].sum().round(1).to_string())
+ended = records.groupby(["method", "temperature", "finish"], observed=True).size()
+print(ended.unstack(fill_value=0).to_string())
+
+cells = harness.summarise(records)  # one row a method, task and setting, with intervals
+columns = ["method", "preset", "task", "temperature", "prompts", "tau", "tau_low", "tau_high", "speedup"]
+print(cells[columns].to_string(index=False))

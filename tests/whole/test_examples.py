@@ -34,6 +34,14 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return capsys.readouterr().out
 
 
+def block(first: str) -> str:
+    """README's block of code that begins with the line given."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    code = lines[lines.index(f"    {first}") :]
+    n = next(i for i, line in enumerate(code) if line and not line.startswith("    "))
+    return "\n".join(line.removeprefix("    ") for line in code[:n]).rstrip() + "\n"
+
+
 def test_no_example_goes_untested() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == HERE_TESTED
 
@@ -82,3 +90,26 @@ def test_one_prompt_decoded_with_eagle2_has_vanillas_tokens(
 ) -> None:
     printed = script(monkeypatch, capsys, "decode_one_prompt.py", TINY)
     assert "a target forward" in printed and printed.splitlines()[-1] == "the same tokens as plain decoding: True"
+
+
+def test_readmes_method_is_that_of_the_example() -> None:
+    method = block('@method("last-seen", line="copies what followed the last token before", small={"length": 3})').split(
+        "\nharness"
+    )[0]
+    assert method.count("\n") >= 9 and method.rstrip() in (EXAMPLES / "my_method.py").read_text(encoding="utf-8")
+
+
+def test_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = f'model="{TINY}", threads=1'
+    code = block("import harness")
+    for call, on_tiny in (
+        ('load_model("smollm2-135m")', f'load_model("{TINY}", threads=1)'),
+        ("RunRequest(", f'RunRequest({tiny}, max_new_tokens=8, source="bundled", dtype="float32", '),
+        ("verify(", f"verify({tiny}, "),
+    ):
+        assert code.count(call) == 1
+        code = code.replace(call, on_tiny)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "eagle2" in printed and "speedup" in printed and printed.splitlines()[-1] == "[]"
