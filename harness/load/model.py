@@ -110,15 +110,16 @@ def load(
     drafters: kinds of `harness.load.kinds`. head: a drafter's folder, in place of the model's own of that kind.
 
     Raises:
-        UserError: weights of the target or of a drafter that are missing, altered, of other shapes, or made for another target.
+        UserError: an unknown kind, or weights of the target or of a drafter that are missing, altered, of other shapes, or made for another target.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    kinds = sorted(kind_of(kind).name for kind in drafters)
     require_packages(config)
     folder, target_sha = weights_folder(config)
-    folders = {kind: path for kind in sorted(drafters) if (path := _folder(config, kind, head)) is not None}
+    folders = {kind: path for kind in kinds if (path := _folder(config, kind, head)) is not None}
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds
