@@ -110,7 +110,7 @@ def load(
     drafters: kinds of `harness.load.kinds`. head: a drafter's folder, in place of the model's own of that kind.
 
     Raises:
-        UserError: an unknown kind, or weights of the target or of a drafter that are missing, altered, of other shapes, or made for another target.
+        UserError: an unknown kind; weights that are missing, altered, of other shapes, or made for another target; or no room.
     """
     import transformers
 
