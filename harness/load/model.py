@@ -40,7 +40,7 @@ class LoadedDrafter:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a run needs of a model. `drafters`: those that were loaded, by kind."""
+    """Everything that a run needs of a model. `drafters`: those that were loaded, by kind."""
 
     config: ModelConfig
     target: HFTarget
@@ -91,11 +91,12 @@ class Loaded:
         return ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without special ones."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def piece(self, token: int) -> str:
-        """The text of one token, special ones included; bytes that are no character of their own become U+FFFD."""
+        """The text of one token, be it special or not. Bytes that are no whole character become U+FFFD."""
         text: str = self.tokenizer.decode([token])
         # sentencepiece drops a leading space where a text begins
         starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
