@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent / "data" / "ledger"
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import methods  # noqa: E402
 from harness.common.names import SIX_TASKS, VANILLA  # noqa: E402
 from harness.ledger.ledger import Ledger  # noqa: E402
 from harness.ledger.record import SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
@@ -77,7 +78,7 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
     fields: dict[str, Any] = {
         "model": "toy",
         "target_sha": ENV["target_sha"],
-        "head_sha": ENV["head_sha"] if method.name.startswith("eagle") else None,
+        "head_sha": ENV["head_sha"] if methods.drafter_of(method.name) == methods.EAGLE else None,
         "task": task,
         "source": source,
         "method": method.name,

@@ -29,10 +29,11 @@ def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path |
         click.echo(markdown(compared(*compare)))
         return
     assert results is not None
-    from harness.exchange import imported
+    from harness.exchange.imported import holds_import
+    from harness.exchange.imported_report import write_report
     from harness.show.tables import acceptance
     from harness.show.tables.all import write_tables
 
-    write = imported.write_report if imported.holds_import(results) else write_tables
+    write = write_report if holds_import(results) else write_tables
     for path in (*write(results, out), *acceptance.write(results, out)):
         click.echo(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -45,17 +45,21 @@ class Answer:
 
     @property
     def failed(self) -> bool:
+        """Whether its own harness failed on it."""
         return self.text == FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
+    """A whole file. `format`: one of `FORMATS`. `n_repeated`: questions that stand in it more than once; of these the last
+    counts, as in both projects' own tidying."""
+
     name: str
     sha256: str
     format: str
     model_id: str
     answers: tuple[Answer, ...]
-    n_repeated: int  # questions that stand in it more than once: the last counts, as both projects' own tidying has it
+    n_repeated: int
 
     def questions(self) -> dict[str, int]:
         """question_id -> number of turns."""
@@ -169,7 +173,9 @@ def _answers(row: Mapping[str, Any], format_: str, line: int, where: str) -> lis
     return answers
 
 
-def _check_list(choice: Mapping[str, Any], field: str, n: int | None, is_right: Any, wanted: str, where: str) -> None:
+def _check_list(
+    choice: Mapping[str, Any], field: str, n: int | None, is_right: Callable[[Any], bool], wanted: str, where: str
+) -> None:  # fmt: skip
     values = choice[field]
     if not isinstance(values, list) or not all(map(is_right, values)) or (field == "turns" and not values):
         raise _wrong(where, field, values, f"a list of {wanted}, one a {'turn' if n is not None else 'step'}")
@@ -186,10 +192,10 @@ def _is_time(x: object) -> bool:
 
 
 def _by_turn(steps: Sequence[int], lengths: list[int] | None) -> tuple[list[int | None], list[list[int] | None]]:
-    """Forwards a turn, and Spec-Bench's one list of accept lengths cut into turns.
+    """(forwards of each turn, accept lengths of each turn). Spec-Bench has one list of accept lengths, cut into turns here.
 
-    EAGLE's steps are the index of the last one, from 0. Spec-Bench's methods report that or their number, which only the
-    length of the list can tell; where it fits neither, both are None.
+    EAGLE's steps are the index of the last one, from 0. Spec-Bench's methods report either that or how many there were; only the
+    length of the list can tell. Where it fits neither, both are None.
     """
     n = len(steps)
     if lengths is None:

@@ -18,15 +18,15 @@ from harness.ledger.record import Record
 from harness.metrics.pairing import Conversation, conversation_of, measured, setting_of, side_of, variant_of
 from harness.metrics.reference_formula import booked
 
-# What Spec-Bench calls the tasks; MT-bench's categories keep their names.
+# What Spec-Bench calls the tasks. Of MT-bench the categories keep their names.
 _CATEGORIES = {"gsm8k": "math_reasoning", "cnn_dm": "summarization", "natural_questions": "qa"}
 
 
 def export(folder: Path, out: Path, format_: str) -> list[Path]:
-    """Write a ledger as answer files, `out/<task>/<model>-<method>-..-temperature-T.jsonl`; -> the files.
+    """Write a ledger as answer files, `out/<task>/<model>-<method>-..-temperature-T.jsonl` -> the files.
 
-    A method's counts are those that the reference's loop would have booked (`official.booked`): import gives the figures of the
-    column `official`. Conversations that lack a turn are left out, and methods without a trace.
+    Counts are those that the reference's own loop would have booked (`metrics.reference_formula.booked`). So an import of the
+    files gives the figures of the column `official`. Conversations that lack a turn are left out, and methods without a trace.
 
     Raises:
         UserError: unknown format, no records, nothing to write, or a folder that cannot be written.
@@ -60,7 +60,7 @@ def export(folder: Path, out: Path, format_: str) -> list[Path]:
 
 
 def _whole(cell: Iterable[Record]) -> tuple[list[list[list[Record]]], int]:
-    """Per conversation its choices, each all its turns in order; and how many conversations lack a turn."""
+    """(by conversation, its choices, each with all its turns in order; how many conversations lack a turn)."""
     by: dict[Conversation, dict[int, list[Record]]] = {}
     for r in side_of(cell).values():
         by.setdefault(conversation_of(r), {}).setdefault(r["repeat"], []).append(r)
@@ -104,7 +104,7 @@ def _accept_lengths(record: Record) -> list[int]:
 
 
 def _model_id(record: Record) -> str:
-    """`smollm2-135m-eagle2-bfloat16-temperature-0.0`: the reference's scripts end it like that."""
+    """`smollm2-135m-eagle2-bfloat16-temperature-0.0`, with the ending that the reference's scripts give it."""
     preset = "" if record["preset"] == "paper" else f"-{record['preset']}"
     name = f"{record['model']}-{record['method']}{preset}-{record['dtype']}-temperature-{float(record['temperature'])}"
     return re.sub(r"[^\w.+=-]", "_", name)

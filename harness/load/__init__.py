@@ -1,1 +1,1 @@
-"""From a model's YAML to a target, its drafters and its tokenizer: config, hub, layouts, placement, preflight."""
+"""From a model's YAML to a target, its drafters and its tokenizer."""

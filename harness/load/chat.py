@@ -1,8 +1,9 @@
 """Prompt formats of the paper's three families, byte for byte what its evaluation scripts feed the models.
 
-Facts, from the scripts and FastChat's templates they use: Vicuna's and LLaMA-2's texts hold no BOS, the tokenizer puts one
-in front; LLaMA-2's gets one space more at the end; LLaMA-3's comes from the tokenizer's own template, BOS included. Answers go
-into the next turn stripped; an empty answer leaves its closing mark out.
+Facts, from the scripts and from FastChat's templates, which they use:
+- Vicuna's and LLaMA-2's texts hold no BOS; the tokenizer puts one in front. LLaMA-2's get one more space at the end;
+- LLaMA-3's come from the tokenizer's own template, BOS included;
+- answers go into the next turn stripped; an empty answer leaves its closing mark out.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ Turns = Sequence[tuple[str, str]]  # (role, text): user, assistant, user, .. end
 
 
 def system_text(template: str, system: str) -> str:
-    """What `system: paper|none|TEXT` stands for under a template; empty where there is none."""
+    """What `system: paper|none|TEXT` means under a template; empty where there is no system prompt."""
     return {"paper": PAPER_SYSTEM.get(template, ""), "none": ""}.get(system, system)
 
 
 def vicuna(system: str, turns: Turns) -> str:
+    """Vicuna v1.1's prompt."""
     text = f"{system} "
     for role, said in turns:
         if role == "user":
@@ -41,6 +43,7 @@ def vicuna(system: str, turns: Turns) -> str:
 
 
 def llama2(system: str, turns: Turns) -> str:
+    """LLaMA-2-chat's prompt."""
     text = f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n" if system else "[INST] "
     for i, (role, said) in enumerate(turns):
         if role == "user":
@@ -51,7 +54,7 @@ def llama2(system: str, turns: Turns) -> str:
 
 
 def llama3(system: str, turns: Turns) -> str:
-    """What LLaMA-3's own template renders: the tokenizer's is checked against this, then used."""
+    """What LLaMA-3's own template renders. The tokenizer's is checked against this, then used."""
     said = ([("system", system)] if system else []) + [(role, text) for role, text in turns]
     blocks = (f"<|start_header_id|>{role}<|end_header_id|>\n\n{text.strip()}<|eot_id|>" for role, text in said)
     return f"<|begin_of_text|>{''.join(blocks)}<|start_header_id|>assistant<|end_header_id|>\n\n"

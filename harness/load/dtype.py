@@ -13,14 +13,16 @@ from methods.engine.layer import Linear
 
 
 def device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_dtype(dtype: str) -> str:
-    """`auto` -> bfloat16 where a plain decoding step's matmuls are at least 1.3 times as fast in it as in float32, else float32:
-    a baseline in the slower one would flatter every method.
+    """The dtype that `auto` means here; any other is returned as it is.
 
-    Probed once per machine, torch version and thread count; the figures are kept in the cache.
+    It is bfloat16 where the matmuls of a plain decoding step are at least 1.3 times as fast in it as in float32, else float32. A
+    baseline in the slower one would flatter every method. This is probed once per machine, torch version and number of threads;
+    the figures are kept in the cache.
     """
     if dtype != "auto":
         return dtype
@@ -48,7 +50,7 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def _probe(dtype: torch.dtype, where: torch.device) -> float:
-    """Median seconds of one row through matrices of 32 M weights in all, which few caches hold, as decoding runs them."""
+    """Median seconds of one row through matrices of 32 M weights in all, run as decoding runs them. Few caches hold so many."""
     matrices = [Linear(torch.randn(2048, 2048, device=where).to(dtype)) for _ in range(8)]
     row = torch.randn(1, 2048, device=where).to(dtype)
     times = []

@@ -16,7 +16,7 @@ def licence_page(repo: HubRepo) -> str:
 
 
 def has_token() -> bool:
-    """Whether the hub's client would show a token; not whether that may read any one repository."""
+    """Whether the hub's client has a token to show; it need not have the right to read a given repository."""
     from huggingface_hub import get_token
 
     return get_token() is not None
@@ -25,7 +25,8 @@ def has_token() -> bool:
 def from_hub(repo: HubRepo, what: str, *, tokenizer_only: bool = False) -> Path:
     """A repository's folder in the hub client's cache, downloaded where it is not whole. `what` is named in errors.
 
-    Safetensors are taken where there are any, pickles only where there are none (Vicuna's repositories have no other).
+    Safetensors are taken where there are any. Pickles are taken only where there are none: Vicuna's repositories have no others.
+    tokenizer_only: no weights are fetched.
 
     Raises:
         UserError: gated and no token or no licence accepted, no connection, or not whole after all.

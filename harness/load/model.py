@@ -40,7 +40,7 @@ class LoadedDrafter:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything a run needs of a model. `drafters`: those that were loaded, by kind."""
+    """Everything that a run needs of a model. `drafters`: those that were loaded, by kind."""
 
     config: ModelConfig
     target: HFTarget
@@ -91,11 +91,12 @@ class Loaded:
         return ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without special ones."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def piece(self, token: int) -> str:
-        """The text of one token, special ones included; bytes that are no character of their own become U+FFFD."""
+        """The text of one token, be it special or not. Bytes that are no whole character become U+FFFD."""
         text: str = self.tokenizer.decode([token])
         # sentencepiece drops a leading space where a text begins
         starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
@@ -110,15 +111,16 @@ def load(
     drafters: kinds of `harness.load.kinds`. head: a drafter's folder, in place of the model's own of that kind.
 
     Raises:
-        UserError: weights of the target or of a drafter that are missing, altered, of other shapes, or made for another target.
+        UserError: an unknown kind; weights that are missing, altered, of other shapes, or made for another target; or no room.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    kinds = sorted(kind_of(kind).name for kind in drafters)
     require_packages(config)
     folder, target_sha = weights_folder(config)
-    folders = {kind: path for kind in sorted(drafters) if (path := _folder(config, kind, head)) is not None}
+    folders = {kind: path for kind in kinds if (path := _folder(config, kind, head)) is not None}
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds

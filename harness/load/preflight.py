@@ -1,4 +1,4 @@
-"""What a run of a model takes and what of it is missing, said before anything is loaded or fetched."""
+"""What a run of a model takes, and what of that is missing: said before anything is loaded or fetched."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def report(config: ModelConfig, *, kinds: Collection[str], head: Path | None, dt
 
 
 def architecture(config: ModelConfig) -> Architecture | None:
-    """From the weights' own config.json where they are there, else from the YAML."""
+    """The target's sizes: from its own config.json where the weights are there, else from the YAML."""
     folder = prepared_folder(config)
     return (Architecture.of(folder) if folder else None) or config.architecture
 
@@ -173,7 +173,7 @@ def _bytes(sizes: Architecture, dtype: str, context: int, on_gpu: bool, drafters
 
 
 def free_memory() -> int:
-    """Bytes a new process may take without swapping, as far as the system says."""
+    """Bytes that a new process may take without swapping, as far as the system says."""
     try:
         for row in Path("/proc/meminfo").read_text().splitlines():
             if row.startswith("MemAvailable:"):

@@ -15,6 +15,7 @@ from harness.load.config import ModelConfig
 
 
 def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
+    """The prompt that a dialogue gives, template and system prompt included."""
     system = chat.system_text(config.template, config.system)
     if config.template == "plain":
         return "".join(text for _, text in turns)
@@ -27,7 +28,7 @@ def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
 
 
 def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
-    """Find out before anything is measured that the tokenizer cannot render what the YAML's template promises.
+    """Check that the tokenizer renders what the YAML's template promises, before anything is measured. folder: the tokenizer's.
 
     Raises:
         UserError: no chat template, another one than LLaMA-3's, or no BOS token to put in front.
@@ -53,7 +54,8 @@ def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, as it was when it was published.
 
-    What a LLaMA tokenizer's settings leave open was `legacy` until transformers 5: a word begins after `</s>`, too.
+    Where a LLaMA tokenizer's settings do not say, transformers until version 5 took it to be `legacy`: a word begins after
+    `</s>`, too.
     """
     from transformers import AutoTokenizer
 

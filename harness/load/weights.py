@@ -1,7 +1,7 @@
-"""Weights on disk: obtained once, checked; what is dequantised or unpickled is kept in the user's cache as plain safetensors.
+"""Weights on disk: obtained once, and checked. What is dequantised or unpickled is kept in the user's cache as safetensors.
 
-A prepared folder is in Hugging Face layout plus `COMPLETE.json` (sizes and sha256), written last; the folder itself
-appears by one rename. A half-written cache is therefore never taken for a whole one.
+A prepared folder is in Hugging Face layout. Its `COMPLETE.json` (size and sha256) is written last, and the folder appears by one
+rename. So a half-written cache is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def drafter_folders(config: ModelConfig, given: Path | None = None) -> dict[str,
 
 
 def tokenizer_folder(config: ModelConfig) -> Path:
-    """Where a model's tokenizer is; of a repository not in the cache its small files are fetched, not its weights.
+    """Where a model's tokenizer is. Of a repository that is not in the cache, the small files are fetched, but no weights.
 
     Raises:
         UserError: not obtainable, or a package that reads it is missing.
@@ -178,9 +178,9 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 
 
 def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors of a pickled head, the pickle's sha256): converted once to safetensors in the cache, and read from there.
+    """(the tensors of a pickled drafter, the pickle's sha256). It is converted once to safetensors in the cache, and read there.
 
-    Only tensors are unpickled, no code is run. The copy of the target's embedding is left out: it is never used.
+    Only tensors are unpickled; no code is run. The copy of the target's embedding is left out, as it is never used.
 
     Raises:
         UserError: truncated, altered, or something else than tensors by name.

@@ -28,8 +28,11 @@ ROUNDS = 9  # repeats of every timing; medians are used
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds on this machine. `verify[rows]`: target forward, acceptance and commit; `draft[top_k, depth]`: growing a tree
-    and running the head over the tokens accepted; `step`: plain decoding of one token; at a context of `context` tokens."""
+    """Seconds on this machine, at a context of `context` tokens.
+
+    `step`: plain decoding of one token. `verify[rows]`: target forward, acceptance and commit. `draft[top_k, depth]`: growing a
+    tree, and running the head over the tokens accepted.
+    """
 
     context: int
     step: float
@@ -38,6 +41,7 @@ class Costs:
     draft: dict[tuple[int, int], float]
 
     def verify_s(self, rows: int) -> float:
+        """Seconds of verifying so many rows, between those that were measured."""
         return float(np.interp(rows, sorted(self.verify), [self.verify[r] for r in sorted(self.verify)]))
 
 
@@ -46,9 +50,9 @@ def measure_costs(
     loaded: Loaded, context: int, top_ks: Sequence[int], depths: Sequence[int], temperature: float, frequent: int | None,
     rounds: int | None = None, rows: Sequence[int] = ROWS,
 ) -> Costs:  # fmt: skip
-    """Medians over `rounds` passes, everything interleaved, so that a drift of the machine hits all alike."""
+    """Medians over `rounds` passes. Everything is interleaved, so that a drift of the machine hits all alike."""
     target, drafter = loaded.target, loaded.drafter
-    assert drafter is not None
+    assert drafter is not None  # dynamic trees are an EAGLE head's
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(100, len(target.embedding), (context,), generator=generator).tolist()
     chooser = Chooser(SamplerParams(1, temperature=temperature, key=1))

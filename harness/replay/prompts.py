@@ -13,10 +13,15 @@ from methods.engine.sampling import stream_key
 from tasks import sharegpt
 from tasks.overlap import without_overlap
 
+LONGEST = 1100  # tokens of a prompt: articles are among the tasks' prompts, so among these too
+
 
 def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
-    """`n` prompts (token ids) that no training has seen: of held dialogues (`sharegpt.split`), reserved by their words
-    (`sharegpt.is_reserved`: the rule of heads trained before dialogues were split); none is a task's."""
+    """At most `n` prompts, as token ids, that no training has seen and that overlap none of `evaluation`.
+
+    They are of held dialogues (`sharegpt.split`), and reserved by their words (`sharegpt.is_reserved`), which was the rule before
+    dialogues were split. longest: tokens of a prompt.
+    """
     held = sharegpt.split(sharegpt.conversations()).held
     reserved = [text for text in sharegpt.prompts(held, seed) if sharegpt.is_reserved(text)]
     texts, _ = without_overlap(reserved[: 6 * n], evaluation)
@@ -26,16 +31,20 @@ def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """A prompt's token ids, and those that vanilla answered."""
+
     prompt: list[int]
-    ids: list[int]  # what vanilla answered
+    ids: list[int]
 
 
 def params(loaded: Loaded, i: int, temperature: float, max_new_tokens: int) -> SamplerParams:
+    """How the i-th prompt is decoded: whatever the method, with the same random stream."""
     stop = frozenset(loaded.config.stop_ids)
     return SamplerParams(max_new_tokens, stop, temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0))
 
 
 def vanilla_answers(loaded: Loaded, prompts: Sequence[list[int]], temperature: float, max_new_tokens: int) -> list[Answer]:
+    """What vanilla answers to prompts (token ids), those left out whose answer is one token: no step follows it."""
     decode = methods.get("vanilla").build()
     found = []
     for i, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""A race: every candidate decodes the same prompts, interleaved with vanilla; the hopeless leave early."""
+"""A race: every set of options decodes the same prompts, interleaved with vanilla. The hopeless leave early."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOPELESS = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """Options, and what decoding with them gave: tau and decode speedup over vanilla, pooled over the prompts they decoded."""
+    """Options, and what decoding with them gave: tau and decode speedup over vanilla, pooled over prompts."""
 
     options: Mapping[str, Any]
     tau: float
@@ -32,9 +32,9 @@ def race(
     loaded: Loaded, m: methods.Method, tried: Sequence[Mapping[str, Any]], *, temperature: float, prompts: Sequence[list[int]],
     max_new_tokens: int,
 ) -> list[Raced]:  # fmt: skip
-    """Sets of options decode prompt after prompt, as does vanilla, in an order that rotates; the hopeless ones leave.
+    """Have vanilla and all sets of options decode prompt after prompt, in an order that rotates -> the sets, best first.
 
-    Best first; those that left come last.
+    Sets that left early come last. tried: the sets of options; prompts: token ids.
 
     Raises:
         UserError: no prompt has an answer of more than one token.

@@ -1,6 +1,6 @@
 """`harness tune`: each method's best options on this machine for each temperature, saved as the preset `tuned`.
 
-A dynamic tree has hundreds of settings: they are replayed from one drafting (`pools`). Of other methods a handful of candidates
+A dynamic tree has hundreds of settings: they are replayed from one drafting (`trees`). Of other methods a handful of candidates
 is raced (`race`). Both use held-out training prompts, never a task's.
 """
 
@@ -17,9 +17,9 @@ from harness.common.machine import keep_freed_memory
 from harness.load.config import ModelConfig
 from harness.load.model import Loaded, load
 from harness.load.weights import drafter_folders
-from harness.replay import pools
-from harness.replay.prompts import held_out_prompts
+from harness.replay.prompts import LONGEST, held_out_prompts
 from harness.replay.race import race
+from harness.replay.trees import ranked_trees
 from harness.run import tuned
 from harness.run.arms import check_given, check_heads, lacks, make_arms
 from harness.run.request import RunRequest, need
@@ -86,7 +86,7 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
     evaluation = checked_prompts()
     drafters = {job.arm.method.drafter for job in jobs if job.arm.method.drafter}
     loaded = load(config, jobs[0].key.dtype, head=request.head, drafters=drafters)
-    longest = min(pools.LONGEST, config.context_length - budget)
+    longest = min(LONGEST, config.context_length - budget)
     prompts = held_out_prompts(loaded, request.conversations, longest, evaluation)
     if not prompts:
         raise UserError(f"no held-out prompt of at most {longest} tokens, which is what --max-new-tokens {budget} leaves of the "
@@ -163,7 +163,7 @@ def _about(job: Job) -> str:
 def _replayed(loaded: Loaded, job: Job, prompts: Sequence[list[int]], budget: int, tell: Callable[[str], None]) -> Found:
     """The best dynamic tree of all."""
     arm = job.arm
-    ranked, costs = pools.tune(
+    ranked, costs = ranked_trees(
         loaded, temperature=job.key.temperature, frequent=arm.options.get("frequent"), prompts=prompts, max_new_tokens=budget
     )
     tell(_about(job))

@@ -1,1 +1,1 @@
-"""Training draft heads: prompts and answers (`data`), batched generation by the target (`generate`), the trainer (`eagle`)."""
+"""Training drafters: the target's answers with their features, one loop for all kinds, and what each kind adds to it."""

@@ -1,8 +1,8 @@
-"""The training set on disk: shards of on-policy conversations with their features, made once, resumable, seeded.
+"""The training set on disk: shards of conversations with their features. They are made once, and making them can be resumed.
 
-A shard is two files: `shard-00000.npz` (ids of all conversations end to end, offsets, prompt lengths, greedy flags) and
-`shard-00000.features` (bf16 bits, row per token, memory-mapped by the trainer). A shard exists whole or not at all; where
-only its features are missing they are computed again from its ids, so the ids alone are enough to repeat a training.
+A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags.
+`shard-00000.features` has a row a token, as bf16 bits, and is memory-mapped. A shard exists whole or not at all. Where only its
+features are missing, they are computed again from its ids: so the ids alone are enough to repeat a training.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from transformers import LlamaForCausalLM
 
 from harness.common.errors import say
-from harness.train.generate import answers, text_features
+from harness.train.generate import Answer, answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`ids` [n] int32; `features` [n, hidden] bf16 bits (memory-mapped); the answer starts at `n_prompt`; `greedy`: it is the
-    target's own at T = 0."""
+    """`ids` [n] int32; `features` [n, hidden], bf16 bits; the answer begins at `n_prompt`; `greedy`: it is the target's own at
+    T = 0."""
 
     ids: np.ndarray
     features: np.ndarray
@@ -48,10 +48,10 @@ def make_shards(
     seed: int = 0,
     say: Callable[[str], None] = say,
 ) -> int:
-    """Generate shards until they hold `n_tokens` answer tokens or the prompts run out; returns the answer tokens held.
+    """Answer prompts (token ids) until `n_tokens` answer tokens are held, or the prompts run out -> the answer tokens held.
 
-    A shard is `shard_prompts` prompts in the given order and does not depend on the others, so nothing depends on
-    interruptions, and several processes may fill one folder: a shard belongs to the process that holds its lock.
+    A shard is `shard_prompts` prompts in the given order, and does not depend on other shards. So interruptions change nothing,
+    and several processes may fill one folder: a shard belongs to the process that holds its lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started, fresh, made = time.monotonic(), 0, 0
@@ -107,7 +107,7 @@ def make_text_shards(
     shard_texts: int = 256,
     say: Callable[[str], None] = say,
 ) -> int:
-    """The same shards for given texts `(ids, n_prompt)`, until they hold `n_tokens` tokens after the prompts."""
+    """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held."""
     folder.mkdir(parents=True, exist_ok=True)
     held, started, fresh = 0, time.monotonic(), 0
     for number, first in enumerate(range(0, len(texts), shard_texts)):
@@ -138,7 +138,7 @@ def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
     return [(ids[a:b].tolist(), int(n)) for a, b, n in zip(offsets[:-1], offsets[1:], n_prompt, strict=True)]
 
 
-def _write_features(meta: Path, done: list) -> None:
+def _write_features(meta: Path, done: list[Answer]) -> None:
     features = meta.with_suffix(".features")
     tmp = features.with_suffix(".part")
     with tmp.open("wb") as f:
@@ -147,7 +147,7 @@ def _write_features(meta: Path, done: list) -> None:
     os.replace(tmp, features)
 
 
-def _write_shard(meta: Path, done: list) -> None:
+def _write_shard(meta: Path, done: list[Answer]) -> None:
     _write_features(meta, done)
     tmp = meta.with_suffix(".part.npz")
     np.savez_compressed(

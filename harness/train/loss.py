@@ -13,8 +13,11 @@ LOSS_ROWS = 256  # positions whose logits are in the cache at once
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of softmax(predicted @ lm_rows.T) against `wanted`; predicted [m, hidden], lm_rows [rows, hidden],
-    wanted [m, rows], all bf16. The gradient is made with the loss, a few positions at a time, so no logits are kept."""
+    """Mean cross-entropy of softmax(predicted @ lm_rows.T) against `wanted`.
+
+    predicted [m, hidden], lm_rows [rows, hidden], wanted [m, rows], all bf16. The gradient is made with the loss, a few positions
+    at a time, so no logits are kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, lm_rows: Tensor, wanted: Tensor) -> Tensor:
@@ -42,8 +45,10 @@ def wanted_of(features: Tensor, lm_rows: Tensor) -> Tensor:
 
 
 def scored_rows(frequent: Tensor, ids: Tensor, vocab: int) -> Tensor:
-    """The tokens a batch's cross-entropy is over: frequent ones, those of the batch, and others at random up to a multiple of
-    ROUND_ROWS, so that blocks and kernels of one size serve all batches."""
+    """The tokens [rows] that a batch's cross-entropy is over: frequent ones, those of the batch, and others at random.
+
+    There are as many others as make a multiple of ROUND_ROWS, so that kernels of one size serve all batches.
+    """
     wanted = torch.zeros(vocab, dtype=torch.bool)
     wanted[frequent] = True
     wanted[ids.flatten()] = True

@@ -1,4 +1,4 @@
-"""What is shown of a head beside its weights: `training.png` (learning curve) and `calibration.png`, each also as PDF."""
+"""The figures beside a trained drafter's weights: `training.png` (its learning curve) and `calibration.png`, each also as PDF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Draw a head's `curve.jsonl` and `calibration.jsonl`."""
+    """Draw a drafter's `curve.jsonl` and `calibration.jsonl` -> the files written."""
     written: list[Path] = []
     for name, draw, panels in (("training", _draw_curve, 2), ("calibration", _draw_calibration, 2)):
         file = folder / {"training": "curve.jsonl", "calibration": "calibration.jsonl"}[name]
@@ -31,7 +31,7 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def _draw_curve(axes: list[Axes], rows: list[dict[str, Any]]) -> None:
-    """Heads of old were looked at on few conversations by the way and on all at the end: the last row stands apart."""
+    """The last row stands apart: old trainings were checked on few conversations by the way, and on all of them at the end."""
     left, right = axes
     by_the_way, last = rows[:-1], rows[-1]
 

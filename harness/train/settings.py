@@ -9,15 +9,23 @@ from dataclasses import dataclass
 class TrainSettings:
     """What decides the result besides the data.
 
-    `tokens`: positions put through the first level; `first_pair`: whether (last prompt feature, first answer token) is
-    trained, which the reference never does; `ce_share`: of the trained positions, those whose cross-entropy is computed,
-    which is half of a step's work; `muon`: matrices by Muon (Jordan et al. 2024, updates scaled to AdamW's size as in arXiv
-    2502.16982), the rest by AdamW; `cooldown`: the last share of a training, in which the rate falls to 0, constant before
-    (so a training can be made longer, from the checkpoint before its cooldown); `unroll`: levels trained: passes of an EAGLE
-    head, the number of Medusa's and Hydra's heads; `unroll_from`: the share of the training with one level only before the others
-    come in; `unroll_decay`: weight of a level's loss over that of the level before; `intermediate_size`: of the MLPs, 0 for the
-    kind's own default; `linear_start` (EAGLE): `fc` begins as the least-squares map to the next feature; `width`, `layers`: of a
-    draft LM.
+    tokens: positions put through the first level, all epochs together.
+    cooldown: the last share of a training, in which the rate falls to 0. It is constant before, so a training can be made longer
+        from the checkpoint before its cooldown.
+    ce_share: of the trained positions, those whose cross-entropy is computed, which is half of a step's work.
+    noise: features given are moved by up to so much, at random.
+    unroll: levels that are trained: the passes of an EAGLE head, the number of Medusa's and Hydra's heads.
+    unroll_from: the share of the training that has one level only.
+    unroll_decay: the weight of a level's loss over the weight of the level before.
+    prompt_share: of the pairs of prompts, those that are trained as well.
+    first_pair: whether (last prompt feature, first answer token) is trained, which the reference never does.
+    frequent_rows: how many rows of the vocabulary every cross-entropy is over.
+    held_out: answers that the training is judged on.
+    muon: matrices are trained by Muon (Jordan et al. 2024; updates scaled to AdamW's size as in arXiv 2502.16982), the rest by
+        AdamW.
+    intermediate_size: of the MLPs; 0 for the kind's own.
+    linear_start: an EAGLE head's `fc` begins as the least-squares map to the next feature.
+    width, layers: of a draft LM.
     """
 
     tokens: int = 5_000_000

@@ -13,8 +13,10 @@ from command_line import files, harness, isolate, measured, reason, refused, run
 from make_ledger import FOLDER
 from places import SHARED, TINY
 
-from harness.exchange import imported as foreign
+from harness.exchange.imported import import_answers, token_counter
+from harness.exchange.imported_report import report
 from harness.forms.table import Table
+from harness.forms.table import plain as plain_text
 from harness.ledger.ledger import RECORDS, Ledger, read
 from harness.ledger.record import validate
 from harness.metrics.cells import summarise
@@ -79,7 +81,7 @@ def test_the_authors_files_give_the_figures_counted_from_them(tmp_path: Path) ->
         "import", PUBLISHED / name.format("ea"), "--baseline", PUBLISHED / name.format("base"), "--out", tmp_path / "i"
     )
     assert outcome.code == 0, outcome.err
-    table = foreign.report(tmp_path / "i")
+    table = report(tmp_path / "i")
     found = {figure: round(value, 3) for figure, value in values(table).items()}
     assert found["τ, pooled"] == 3.620 and found["τ, mean of turns"] == 3.737 and found["τ, index from 0"] == 3.658
     assert found["speed ratio, mean of questions"] == 2.995 and found["speed ratio, totals"] == 2.907
@@ -95,29 +97,29 @@ def test_the_authors_files_give_the_figures_counted_from_them(tmp_path: Path) ->
 
 
 def test_the_figures_of_a_small_pair_are_those_worked_out_by_hand(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    table = foreign.import_answers(pair[0], pair[1], None, tmp_path / "i")
+    table = import_answers(pair[0], pair[1], None, tmp_path / "i")
     assert values(table) == pytest.approx({
         "τ, pooled": 36 / (3 + 1 + 5 + 2), "τ, mean of turns": (9 / 3 + 2 / 1 + 20 / 5 + 5 / 2) / 4,
         "τ, index from 0": 36 / (2 + 0 + 4 + 1), "tokens/s, mean of questions": (11 / 2 + 25 / 4) / 2,
         "tokens/s, baseline's": (10 / 4 + 25 / 10) / 2, "speed ratio, mean of questions": (11 / 2 + 25 / 4) / (2.5 + 2.5),
         "speed ratio, totals": (36 / 6) / (35 / 14),
     })  # fmt: skip
-    text = foreign.plain(table)
+    text = plain_text(table)
     assert "Of 2 first answers 1 are the baseline's, 1 go on where the baseline's ends" in text and "0 of 2 differ" in text
 
 
 def test_the_official_formula_counts_the_baselines_text_again(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    count = foreign.load_counter(str(TINY.parent / "target"))
+    count = token_counter(str(TINY.parent / "target"))
     n = {text: sum(count(text)) - 1 for text in ("Hi there", "b", "same", "c")}
     for tokenizer in (str(TINY.parent / "target"), str(TINY)):
-        table = foreign.import_answers(*pair, tokenizer, tmp_path / Path(tokenizer).name)
+        table = import_answers(*pair, tokenizer, tmp_path / Path(tokenizer).name)
         base = ((n["Hi there"] + n["b"]) / 4 + (n["same"] + n["c"]) / 10) / 2
         assert values(table)["official formula"] == pytest.approx((11 / 2 + 25 / 4) / 2 / base)
 
 
 def test_a_tokenizers_bos_is_counted_apart(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY.parent / "target", tmp_path / "t")
-    plain = foreign.load_counter(str(folder))("Hi there")
+    plain = token_counter(str(folder))("Hi there")
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     bos = next(token for token, number in tokenizer["model"]["vocab"].items() if number == 0)
@@ -125,14 +127,14 @@ def test_a_tokenizers_bos_is_counted_apart(tmp_path: Path) -> None:
     tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [*single, *single],
                                    "special_tokens": {bos: {"id": bos, "ids": [0], "tokens": [bos]}}}  # fmt: skip
     file.write_text(json.dumps(tokenizer))
-    assert foreign.load_counter(str(folder))("Hi there") == (plain[0], plain[1] + 1)
+    assert token_counter(str(folder))("Hi there") == (plain[0], plain[1] + 1)
 
 
 def test_without_a_baseline_the_ratios_say_so(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    table = foreign.import_answers(pair[0], None, None, tmp_path / "i")
+    table = import_answers(pair[0], None, None, tmp_path / "i")
     assert "τ, pooled" in values(table) and "speed ratio, totals" not in values(table)
     assert formulas(table)["official formula"] == "no --baseline"
-    alone = foreign.import_answers(pair[1], None, None, tmp_path / "j")
+    alone = import_answers(pair[1], None, None, tmp_path / "j")
     assert formulas(alone)["τ"] == "its new_tokens are all 0: the file of a baseline"
 
 
@@ -142,7 +144,7 @@ def test_spec_benchs_accept_lengths_are_cut_into_turns_whichever_way_its_steps_a
     indexed = spec_bench(2, "qa", [3, 2, 4], ("a", 1, 5, 1.0), ("b", 0, 4, 1.0))
     old = spec_bench(3, "qa", [3, 2, 4], ("a", 1, 5, 1.0), ("b", 0, 4, 1.0))  # EAGLE's script there says idxs
     old["choices"][0]["idxs"] = old["choices"][0].pop("decoding_steps")
-    table = foreign.import_answers(written(tmp_path / "f", [numbered, indexed, old]), None, None, tmp_path / "i")
+    table = import_answers(written(tmp_path / "f", [numbered, indexed, old]), None, None, tmp_path / "i")
     told = [r["foreign"] for r in read(tmp_path / "i", imported=True)]
     assert [(f["steps"], f["accept_lengths"]) for f in told] == [(2, [3, 2]), (1, [4])] * 3
     assert values(table)["mean accept length"] == values(table)["τ, pooled"] == pytest.approx(3.0)
@@ -152,7 +154,7 @@ def test_spec_benchs_accept_lengths_are_cut_into_turns_whichever_way_its_steps_a
 
 def test_steps_that_contradict_the_accept_lengths_leave_tau_empty(tmp_path: Path) -> None:
     rows = [spec_bench(1, "qa", [3, 2, 4, 1], ("a", 9, 10, 1.0))]
-    table = foreign.import_answers(written(tmp_path / "f", rows), None, None, tmp_path / "i")
+    table = import_answers(written(tmp_path / "f", rows), None, None, tmp_path / "i")
     assert "τ, pooled" not in values(table) and "another number of steps" in formulas(table)["τ"]
 
 
@@ -161,8 +163,8 @@ def test_failed_turns_repeated_questions_and_further_choices_are_left_out_and_to
     several = eagle(2, ("x", 1, 6, 1.0))
     several["choices"].append(several["choices"][0] | {"index": 1, "new_tokens": [600]})
     rows = [eagle(1, ("old", 1, 99, 1.0)), several, failed, eagle(1, ("new", 1, 4, 1.0))]
-    text = foreign.plain(foreign.import_answers(written(tmp_path / "f", rows), None, None, tmp_path / "i"))
-    assert values(foreign.report(tmp_path / "i"))["τ, pooled"] == pytest.approx((4 + 6) / 4)
+    text = plain_text(import_answers(written(tmp_path / "f", rows), None, None, tmp_path / "i"))
+    assert values(report(tmp_path / "i"))["τ, pooled"] == pytest.approx((4 + 6) / 4)
     for said in ("1 questions stand in it more than once", "1 questions with a turn that failed", "1 further choices"):
         assert said in text
     errors = [r for r in read(tmp_path / "i", imported=True) if r["status"] == "error"]
@@ -171,9 +173,9 @@ def test_failed_turns_repeated_questions_and_further_choices_are_left_out_and_to
 
 def test_questions_of_one_side_only_are_left_out_and_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
     written(pair[1], [*PLAIN[:1], eagle(9, ("z", 1, 0, 1.0), model="m-base-temperature-0.0")])
-    table = foreign.import_answers(*pair, None, tmp_path / "i")
+    table = import_answers(*pair, None, tmp_path / "i")
     assert table.numbers["questions"].unique().tolist() == [1]
-    assert foreign.plain(table).count("1 questions are not in the other file") == 2
+    assert plain_text(table).count("1 questions are not in the other file") == 2
 
 
 # ---- the records ----------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_questions_of_one_side_only_are_left_out_and_told(pair: tuple[Path, Path
 def test_imported_records_are_valid_and_hold_null_for_what_the_file_does_not_tell(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    foreign.import_answers(*pair, None, tmp_path)
+    import_answers(*pair, None, tmp_path)
     records = read(tmp_path, imported=True)
     for r in records:
         validate(dict(r))
@@ -232,7 +234,7 @@ def test_an_export_comes_back_with_the_figures_of_our_tables(format_: str, tmp_p
     paths = {Path(line).name: Path(line) for line in outcome.out.splitlines()}
     assert set(paths) == {f"tiny-{m}-float32-temperature-0.0.jsonl" for m in ("vanilla", "eagle2")}
     own, base = (paths[f"tiny-{m}-float32-temperature-0.0.jsonl"] for m in ("eagle2", "vanilla"))
-    found = values(foreign.import_answers(own, base, str(TINY), tmp_path / "i"))
+    found = values(import_answers(own, base, str(TINY), tmp_path / "i"))
     (cell,) = [c for c in summarise(records) if c.method == "eagle2"]
     assert found["official formula"] == pytest.approx(cell.official.speedup)
     assert found["τ, index from 0"] == pytest.approx(cell.official.tau)

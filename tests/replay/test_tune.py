@@ -22,12 +22,12 @@ from harness.common.errors import UserError
 from harness.ledger import ledger as records
 from harness.load.model import Loaded
 from harness.replay import costs
-from harness.replay import pools as tune
 from harness.replay import tune as tuning
 from harness.replay.costs import Costs, measure_costs
-from harness.replay.pools import answer_ranks, choices, path_ranks, replayed_tau
+from harness.replay.pools import ABSENT, TOTALS, answer_ranks, levels_run, path_ranks, replayed_tau
 from harness.replay.prompts import vanilla_answers
 from harness.replay.race import FAIR_TRIAL, HOPELESS, race
+from harness.replay.trees import choices
 from harness.run import tiers, tuned
 from harness.run.request import RunRequest
 from methods.base import Decode, SamplerParams
@@ -77,10 +77,10 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(tiny: TinyModel) -> N
             m.setattr(drafter, "expand", lambda *a, count=count: (count.append(1), real(*a))[1])
             dynamic_tree(3, 6, 3).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
         calls.append(len(count))
-    assert calls == run[:, tune.TOTALS.index(3)].tolist() and min(calls) < 6
+    assert calls == run[:, TOTALS.index(3)].tolist() and min(calls) < 6
     flat = np.zeros(9, dtype=np.float32)
     flat[3:] = -1
-    assert (tune.levels_run(flat, [3, 6, 9], 2), tune.levels_run(flat, [3, 6, 9], 2, "cuda")) == (2, 3)
+    assert (levels_run(flat, [3, 6, 9], 2), levels_run(flat, [3, 6, 9], 2, "cuda")) == (2, 3)
 
 
 @st.composite
@@ -112,14 +112,14 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
         for m in range(depth):
             node = next((i for i in range(ends[depth - 1]) if node is not None and parents[i] == node and m < len(answer)
                          and tokens[i] == answer[m]), None)  # fmt: skip
-            assert ranks[m, depth - 1] == (tune.ABSENT if node is None else order.index(node))
+            assert ranks[m, depth - 1] == (ABSENT if node is None else order.index(node))
             if node is None:
                 break
 
 
 def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
-    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(tune.TOTALS)), 2))]}
+    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
     cheap = Costs(10, 1.0, 0.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
     best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
     assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2

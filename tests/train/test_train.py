@@ -22,9 +22,10 @@ from torch import Tensor
 
 from harness.common.errors import UserError
 from harness.train import data, loop
+from harness.train.batched_llama import BatchedLlama
 from harness.train.batches import TEMPLATE_TOKENS, batches, collate
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
-from harness.train.generate import BatchedLlama, Sampler
+from harness.train.generate import Sampler
 from harness.train.held_out import calibration, frequent_tokens, held_out_acceptance
 from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
@@ -495,7 +496,7 @@ def test_slots_of_different_lengths_are_each_what_the_model_says_of_their_text(t
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.float32).eval()
-    llama = BatchedLlama(model, 3)
+    llama = BatchedLlama(model, 3, [])
     texts = [tiny_model_32.prompts[0][:5], (tiny_model_32.prompts[2] * 9)[:300], tiny_model_32.prompts[3][:20]]
 
     def check(slot: int, features: Tensor) -> None:
@@ -523,7 +524,7 @@ def test_a_model_of_another_make_is_refused() -> None:
     model = LlamaForCausalLM.from_pretrained(TINY.parent / "target")
     model.config.attention_bias = True
     with pytest.raises(ValueError, match="only plain LLaMA"):
-        BatchedLlama(model, 2)
+        BatchedLlama(model, 2, [])
 
 
 # ---- what is said of a head ----
