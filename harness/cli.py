@@ -23,7 +23,7 @@ WORKFLOW: dict[str, Sequence[str]] = {
     "Train": ("train",),
     "Exchange": ("import", "export"),
 }
-MODULES = {"import": "import_", "verify": "verify_"}
+MODULES = {"import": "import_"}
 
 
 class Commands(click.Group):

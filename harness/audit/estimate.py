@@ -1,4 +1,4 @@
-"""How long an audit takes: what is missing, at rates measured here. Hours are said before they are spent."""
+"""How long an audit takes: what is missing, at rates measured here. So hours are announced before they are spent."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any
 import methods
 from harness.audit.probe.replay import head_law, replayed, score_sums
 from harness.audit.probe.subject import Subject
+from harness.common.errors import duration
 from harness.common.names import VANILLA
 from harness.load.model import Loaded
 from methods.base import SamplerParams
 
-# What a forward costs in each dtype, in those of bfloat16: for dtypes not measured yet.
+# What a forward costs in each dtype, as a multiple of bfloat16's. For dtypes that were not measured yet.
 SLOWER = {"bfloat16": 1.0, "float16": 1.0, "float32": 2.0, "float64": 6.0}
 WARM_UP_TOKENS = 8
-# shares of a token's time, as found on two cores of an AMD EPYC
-PACE_SMALLER = 0.45  # on trees smaller than the measured ones
-PACE_ABREAST = 0.35  # of several generations that share forwards
+# Shares of a token's usual time, as found on two cores of an AMD EPYC.
+PACE_SMALLER = 0.45  # on smaller trees than tables measure
+PACE_IN_LANES = 0.35  # if several generations share forwards
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One finding to be made: `n_tokens` are emitted after a prompt of `n_prompt`; `rows` pass through forwards besides,
-    many at a time; `scored`: the score functions are computed at every token. `pace`: what share of the method's usual time a
-    token takes. `seconds`: of what runs no model."""
+    """What one finding costs: `n_tokens` emitted after a prompt of `n_prompt`, and `rows` more that pass through wide forwards.
+
+    `scored`: the score functions are computed at every token. `pace`: a token's share of the method's usual time. `dtype`: empty
+    where no model is run; then `seconds` is the whole cost.
+    """
 
     kind: str
     method: str
@@ -41,8 +44,10 @@ class Work:
 
 @dataclass
 class Rates:
-    """Seconds, in `dtype`: a token of each method, a row of a wide forward, a token's score functions. `known`: seconds a
-    token of findings made before, by (kind, method, dtype); they go before all else."""
+    """Seconds in `dtype`: of a token of each method, of a row of a wide forward, of a token's score functions.
+
+    `known`: seconds a token in findings made before, by (kind, method, dtype). They go before all else.
+    """
 
     dtype: str = "float32"
     token: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +67,7 @@ class Rates:
 
 
 def known_rates(findings: Iterable[Mapping[str, Any]], where: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
-    """Seconds a token of the findings made under the same circumstances."""
+    """Seconds a token, by (kind, method, dtype), in the findings that were made on the same machine."""
     sums: dict[tuple[str, str, str], list[float]] = {}
     for f in findings:
         n = f.get("n") or len(f.get("ids", ()))
@@ -75,9 +80,9 @@ def known_rates(findings: Iterable[Mapping[str, Any]], where: Mapping[str, Any])
 def measured(
     loaded: Loaded, subjects: Sequence[Subject], prompt: list[int], known: Mapping[tuple[str, str, str], float]
 ) -> Rates:  # fmt: skip
-    """A few sampled tokens of each method, and vanilla's replay and scores: rates in the dtype at hand.
+    """Rates in the dtype at hand, from a few sampled tokens of each method, and from vanilla's replay and scores.
 
-    A method that raises has no rate here: its error is told when it is audited.
+    A method that raises an error has no rate here. Its error is told when the method is audited.
     """
     params = SamplerParams(WARM_UP_TOKENS, temperature=1.0)
     token: dict[str, float] = {}
@@ -93,18 +98,22 @@ def measured(
             except Exception:
                 continue
             # another's loop does not tell its prefill apart
-            token[s.name] = (spent - (made.prefill_s if made.trace else row * len(prompt))) / max(len(made.token_ids) - 1, 1)
+            prefill_s = made.prefill_s if made.trace else row * len(prompt)
+            token[s.name] = max((spent - prefill_s) / max(len(made.token_ids) - 1, 1), 0.0)
             if s.name == VANILLA:
                 row = made.prefill_s / len(prompt)
     run = replayed(loaded, methods.get(VANILLA).build(), prompt, params, None)
     started = time.perf_counter()
     score_sums(run, head_law(loaded, run, params), params)
     score = max(time.perf_counter() - started - row * len(prompt), 0.0) / len(run.ids)
-    return Rates(loaded.dtype, {name: max(s, 0.0) for name, s in token.items()}, row, score, known)
+    return Rates(loaded.dtype, token, row, score, known)
 
 
 class Progress:
-    """What is planned, what is done, and how long the rest takes at the pace so far."""
+    """What is planned, what is done, and how long the rest takes at the pace so far.
+
+    The plan may grow (`more`) and shrink (`dropped`) on the way, so that `done` never exceeds `n`.
+    """
 
     def __init__(self, planned: Sequence[Work], rates: Rates):
         self.rates, self.n, self.done = rates, len(planned), 0
@@ -113,10 +122,32 @@ class Progress:
         for work in planned:
             part = work.dtype or "the exact law"
             self.by_layer[part] = self.by_layer.get(part, 0.0) + rates.seconds(work)
-        self.started = time.monotonic()
+        self.started = self._told = time.monotonic()
 
     def made(self, work: Work) -> None:
-        self.done, self.to_go = self.done + 1, max(self.to_go - self.rates.seconds(work), 0.0)
+        self.done += 1
+        self.to_go = max(self.to_go - self.rates.seconds(work), 0.0)
+
+    def more(self, work: Work) -> None:
+        """Another finding is needed."""
+        self._change(work, 1)
+
+    def dropped(self, work: Work) -> None:
+        """A planned finding is not made after all."""
+        self._change(work, -1)
+
+    def _change(self, work: Work, sign: int) -> None:
+        seconds = sign * self.rates.seconds(work)
+        self.n += sign
+        self.total, self.to_go = max(self.total + seconds, 0.0), max(self.to_go + seconds, 0.0)
+
+    def line(self, last: str) -> str | None:
+        """How far it is, if that was not told in the last half minute; the first line comes after 5 seconds."""
+        now = time.monotonic()
+        if now - self._told < (30.0 if self._told > self.started else 5.0):
+            return None
+        self._told = now
+        return f"{self.done}/{self.n} findings, {duration(self.spent)} spent, about {duration(self.left)} left; the last: {last}"
 
     @property
     def spent(self) -> float:

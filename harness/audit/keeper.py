@@ -1,25 +1,139 @@
-"""Which findings count: those made by the code that is here, on this machine."""
+"""Which findings count: those of the same weights, made by the code that is here, on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from harness.common.source_hash import Package, closure_sha
+import methods
+from harness.audit.jobs import About, Finding, Job
+from harness.audit.levels import Prompt
+from harness.audit.probe.subject import Subject
+from harness.audit.store import Store
+from harness.common.source_hash import Package, closure_sha, is_same_code
+from harness.ledger.record import canonical_hash
+from harness.load.model import Loaded
 
 
 @cache
 def audit_sha() -> str:
-    """Of the audit's own code that makes findings: those made by other code are made anew."""
+    """Hash of the audit's own code that makes findings. Findings of other code are made anew."""
     return _sha("findings", "law", "ledger_pairs")
 
 
 @cache
-def abreast_sha() -> str:
-    """Of the code that has several generations share forwards: it concerns the score test alone."""
+def lanes_sha() -> str:
+    """Hash of the code that has several generations share forwards. It concerns the score test alone."""
     return _sha("lanes")
 
 
 def _sha(*modules: str) -> str:
     probe = Path(__file__).parent / "probe"
     return closure_sha(tuple(probe / f"{name}.py" for name in modules), Package("harness.audit.probe", probe))
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What findings hold for besides weights and code: another machine rounds in another way."""
+    import torch
+
+    from harness.common.machine import cpu_name
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"machine": gpu or cpu_name(), "threads": threads, "torch": torch.__version__}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The weights and the machine that findings come from. `drafters`: kind of drafter -> hash of its weights; `where`: see
+    `machine`."""
+
+    model: str
+    target: str
+    drafters: Mapping[str, str | None]
+    frequent: str | None
+    where: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, loaded: Loaded, threads: int) -> Origin:
+        drafters = {kind: loaded.sha_of(kind) for kind in methods.DRAFTERS}
+        return cls(loaded.config.name, loaded.target_sha, drafters, loaded.frequent_sha, machine(threads))
+
+    @property
+    def head(self) -> str | None:
+        return self.drafters.get(methods.EAGLE)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the page."""
+        return {"model": self.model, "target": self.target, "head": self.head, **self.where}
+
+    def about_law(self, kind: str, s: Subject, **more: Any) -> About:
+        """Of a finding on stand-ins, which holds for every model and machine."""
+        return {"kind": kind, **more, "method": s.name, "code": s.code, "audit": audit_sha()}
+
+    def about(self, kind: str, s: Subject, dtype: str, prompt: Prompt, new_tokens: int, **more: Any) -> About:
+        """Of one output of a method."""
+        name, ids = prompt
+        return {
+            "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(ids)[:16],
+            "model": self.model, "target": self.target, "head": self.drafters.get(s.kind or ""),
+            "frequent": self.frequent if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
+            "new_tokens": new_tokens, "audit": audit_sha(), **self.where, **more,
+        }  # fmt: skip
+
+    def about_ledger(self, kind: str, method: str, dtype: str, **more: Any) -> About:
+        """Of an output in a ledger, which other code may have made."""
+        return {"kind": kind, "method": method, **more, "dtype": dtype, "model": self.model, "target": self.target,
+                "audit": audit_sha(), **self.where}  # fmt: skip
+
+
+@dataclass
+class Keeper:
+    """The findings of a store that count for one audit. `touched`: those it is about, old and new; only they are judged."""
+
+    store: Store
+    touched: list[Finding] = field(default_factory=list)
+
+    def key(self, job: Job) -> str:
+        """The key under which the job's finding lies in the store, or would."""
+        return self.store.key_of(job.about)
+
+    def found(self, job: Job) -> Finding | None:
+        """The stored finding. None if there is none, or only an error: that may have been the machine's."""
+        stored = self.store.get(job.about)
+        return None if stored is None or "error" in stored else stored
+
+    def touch(self, found: Finding) -> Finding:
+        self.touched.append(found)
+        return found
+
+    def keep(self, job: Job, made: Finding, seconds: float) -> Finding:
+        """Write a finding; on the disk when this returns."""
+        return self.touch(self.store.add(job.about, {**made, "seconds": round(seconds, 4)}))
+
+    def apart(self, planned: Collection[str], origin: Origin, subjects: Sequence[Subject]) -> dict[str, int]:
+        """Why findings of the store do not count here -> how many. Those of other levels and methods are left out.
+
+        planned: keys of the findings that this audit is about.
+        """
+        why_not: dict[str, int] = {}
+        code = {s.name: s.code for s in subjects}
+        for f in self.store:
+            there = {name: f[name] for name in origin.where if name in f}
+            if f["key"] in planned:
+                continue
+            if there and there != origin.where:
+                why = "on {machine}, {threads} threads, torch {torch}".format(**f)
+            elif (
+                not is_same_code(f.get("audit"), audit_sha())
+                or not is_same_code(f.get("abreast", lanes_sha()), lanes_sha())
+                or not is_same_code(f.get("code", ""), code.get(f["method"], f.get("code", "")))
+            ):
+                why = "by other code"
+            else:
+                continue
+            why_not[why] = why_not.get(why, 0) + 1
+        return why_not

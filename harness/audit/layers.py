@@ -1,11 +1,205 @@
-"""The layers of an audit as work: which findings each layer needs, and how each is made."""
+"""The layers of an audit as plans: which findings each layer needs, and how each is made. Nothing is generated here."""
 
 from __future__ import annotations
 
-from harness.audit.probe.ledger_pairs import LedgerPair
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import methods
+from harness.audit.estimate import PACE_IN_LANES, PACE_SMALLER, Work
+from harness.audit.jobs import Job, PlainText, Plan, Sample, ScoreTest, Stage
+from harness.audit.keeper import Origin, lanes_sha
+from harness.audit.levels import (
+    SCORE_DTYPE,
+    SCORE_TEMPERATURE,
+    SCORE_TREE,
+    Level,
+    Prompt,
+    Prompts,
+    on_exact_trees,
+)
+from harness.audit.probe import findings, lanes, law
+from harness.audit.probe.findings import SCORED_BY_CONTROL, Finding
+from harness.audit.probe.ledger_pairs import LedgerPair, LedgerPrompts
+from harness.audit.probe.subject import Subject
+from harness.audit.verdicts.verdict import Verdict
+from harness.common.names import VANILLA
 from harness.ledger.record import canonical_hash
+from harness.load.model import Loaded
+from methods.base import SamplerParams
+from methods.engine.sampling import stream_key
 
 
-def ids_of(pair: LedgerPair) -> str:
-    """Of both outputs: a record's key is that of its settings, so that two ledgers may hold one key with other ids."""
-    return canonical_hash([pair.vanilla["token_ids"], pair.record["token_ids"]])[:16]
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What every layer's plan is made from. `named`: methods that were asked for by name. `stop_ids`: the model's."""
+
+    level: Level
+    level_name: str
+    subjects: Sequence[Subject]
+    named: Collection[str]
+    origin: Origin
+    stop_ids: frozenset[int]
+    prompts: Prompts
+    pairs: Sequence[LedgerPair]
+    ledger_prompts: LedgerPrompts
+
+
+def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
+    """The whole plan, in the order of its doing. Of `loaded` only its names and what it lacks are used, whatever its dtype."""
+    stages = [law_stage(scope, s) for s in scope.subjects]
+    for dtype in dtypes:
+        able, rows = able_subjects(scope, loaded, dtype)
+        stages.append(greedy_stage(scope, dtype, able, rows))
+        if dtype == "float64":
+            stages.append(coupled_stage(scope, able))
+        if dtype == SCORE_DTYPE:
+            stages.append(score_stage(scope, loaded, able))
+        stages.append(ledger_stage(scope, dtype))
+    return stages
+
+
+def able_subjects(scope: Scope, loaded: Loaded, dtype: str) -> tuple[list[Subject], list[Verdict]]:
+    """The methods that the model has all for, and a row for each of the others."""
+    able, rows = list[Subject](), list[Verdict]()
+    for s in scope.subjects:
+        if (lacks := s.lacks(loaded)) is None:
+            able.append(s)
+        elif s.name in scope.named:
+            rows.append(Verdict.missing(f"all of {dtype}", s.name, lacks))
+        else:
+            rows.append(Verdict.not_applicable(f"all of {dtype}", s.name, lacks))
+    return able, rows
+
+
+def law_stage(scope: Scope, s: Subject) -> Stage:
+    """Layer 1: the stop rule, then every branch of chance on small trees."""
+    if s.external:
+        return Stage(f"L1 {s.name}", "", rows=[Verdict.not_applicable("L1 exact law", s.name, "another's loop")])
+    level, origin = scope.level, scope.origin
+    stop_work = Work("stop", s.name, seconds=level.law_s)
+    stop = Job(origin.about_law("stop", s), stop_work, partial(findings.stop_finding, s))
+    seconds = level.sampled_law_s if s.samples_drafts else level.law_s
+    cases = law.cases(level.law_tokens, scope.level_name, s.samples_drafts)
+    walks = [
+        Job(
+            origin.about_law("law", s, case=case.name, tree=tree, n_tokens=level.law_tokens),
+            Work("law", s.name, seconds=seconds),
+            partial(findings.law_finding, s, tree, case),
+        )
+        for tree, case in law.walks(list(s.small), cases, scope.level_name)
+    ]
+    return Stage(f"L1 {s.name}", "", [stop, *walks])
+
+
+def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequence[Verdict]) -> Stage:
+    """Layers 2, 3 and 5: for each prompt the control, and then every method's greedy output beside it."""
+    level, jobs = scope.level, list[Job]()
+    is_exact = dtype == "float64"
+    vanilla = next(s for s in scope.subjects if s.name == VANILLA)
+    params = SamplerParams(level.new_tokens, scope.stop_ids)
+    for i, prompt in enumerate(scope.prompts.exact if is_exact else scope.prompts.usual):
+        n, n_prompt = level.new_tokens, len(prompt[1])
+        text = n_prompt + n
+        control = Job(
+            scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width),
+            Work("control", VANILLA, dtype, n, n_prompt, text + n_prompt + SCORED_BY_CONTROL * n),
+            partial(findings.control_finding, prompt=prompt[1], params=params, width=level.width),
+        )
+        jobs.append(control)
+        trees = on_exact_trees(able) if is_exact and i >= level.exact_whole else able
+        for own, s in zip(able, trees, strict=True):
+            work = Work("greedy", s.name, dtype, n, n_prompt, text, pace=_pace(own, s))
+            about = scope.origin.about("greedy", s, dtype, prompt, n)
+            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=params)
+            jobs.append(Job(about, work, make, beside=control))
+    return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
+
+
+def coupled_stage(scope: Scope, able: Sequence[Subject]) -> Stage:
+    """Layer 4 in float64: methods that draw the target's own tokens emit vanilla's ids at T = 1, too."""
+    level, jobs = scope.level, list[Job]()
+    rows = [Verdict.not_applicable("L4 same ids at T = 1, float64", s.name, why) for s in able if (why := _not_vanillas(s))]
+    coupled = [s for s in able if s.name != VANILLA and not _not_vanillas(s)]
+    for i, prompt in enumerate(scope.prompts.coupled):
+        name, ids = prompt
+        params = SamplerParams(level.new_tokens, scope.stop_ids, temperature=1.0, key=stream_key(1, name, 1, 0))
+        plain = PlainText(ids, params)
+        trees = coupled if i < level.coupled_whole else on_exact_trees(coupled)
+        for own, s in zip(coupled, trees, strict=True):
+            work = Work("coupled", s.name, "float64", level.new_tokens, len(ids), pace=_pace(own, s))
+            about = scope.origin.about("coupled", s, "float64", prompt, level.new_tokens)
+            make = partial(findings.coupled_finding, subject=s, prompt=ids, params=params)
+            jobs.append(Job(about, work, make, beside=plain))
+    return Stage("L4 float64", "float64", jobs, rows=rows)
+
+
+def _not_vanillas(s: Subject) -> str:
+    """Why a method's ids need not be vanilla's at T > 0; empty where they must be."""
+    if s.external:
+        return "another's loop draws with its own generator"
+    if s.samples_drafts:
+        return "its drafts are sampled: the law is the target's, the ids are not vanilla's"
+    return "" if s.exact else "it declares itself inexact"
+
+
+def score_stage(scope: Scope, loaded: Loaded, able: Sequence[Subject]) -> Stage:
+    """Layer 4's score test in float32: sampled outputs, until there are enough tokens."""
+    level, tests = scope.level, list[ScoreTest]()
+    for own, s in ((own, own.with_options(SCORE_TREE)) for own in able if scope.prompts.scored):
+        n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s) else 1
+        sample = partial(_sample, scope, s, n_lanes, _pace(own, s))
+        tests.append(ScoreTest(s, scope.prompts.scored, level.score_tokens, level.score_length, n_lanes, sample))
+    return Stage(f"L4 {SCORE_DTYPE}", SCORE_DTYPE, tests=tests)
+
+
+def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, prompt: Prompt) -> Sample:
+    (name, ids), n, origin = prompt, scope.level.score_length, scope.origin
+    params = SamplerParams(n, scope.stop_ids, temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat))
+    shared = {"abreast": lanes_sha()} if n_lanes > 1 else {}  # the key by which stored findings name it
+    about = origin.about("sampled", s, SCORE_DTYPE, prompt, n, repeat=repeat, temperature=SCORE_TEMPERATURE, lanes=n_lanes,
+                         **shared)  # fmt: skip
+    # the test's q is the EAGLE head's, whatever the method drafts with
+    own = origin.drafters.get(s.kind or "") if s.kind != methods.EAGLE else None
+    about["head"] = f"{own} {origin.head}" if own else origin.head
+    in_lanes = PACE_IN_LANES if n_lanes > 1 else 1.0
+    work = Work("sampled", s.name, SCORE_DTYPE, n, len(ids), len(ids) + n, scored=True, pace=pace * in_lanes)
+    make = partial(findings.sampled_finding, subject=s, prompt=ids, params=params)
+    return Sample(Job(about, work, make), ids, params)
+
+
+def ledger_stage(scope: Scope, dtype: str) -> Stage:
+    """Layer 3 on a ledger's greedy outputs, and the control over vanilla's texts in it: it checks as many positions, twice."""
+    width, about, names = scope.level.width, scope.origin.about_ledger, {s.name for s in scope.subjects}
+    pairs = [pair for pair in scope.pairs if pair.dtype == dtype and pair.method in names]
+    texts = {(pair.vanilla_key, tuple(pair.vanilla["token_ids"])): pair for pair in pairs}
+    jobs = []
+    for (key, ids), pair in texts.items():
+        n_prompt = pair.vanilla["n_prompt"]
+        of = about("control", VANILLA, dtype, of=key, ids=canonical_hash(list(ids))[:16], width=width)
+        work = Work("control", VANILLA, dtype, 0, n_prompt, n_prompt + (1 + SCORED_BY_CONTROL) * len(ids))
+        jobs.append(Job(of, work, partial(_control_in_ledger, scope.ledger_prompts, pair, width)))
+    for pair in pairs:
+        r = pair.record
+        of = about("ledger", pair.label, dtype, of=pair.key, vanilla=pair.vanilla_key, ids=pair.ids_sha, cell=r["cell"],
+                   prompt=f"{r['task']}/{r['sample_id']} turn {r['turn']}")  # fmt: skip
+        work = Work("ledger", pair.method, dtype, rows=0 if pair.at is None else r["n_prompt"] + pair.at)
+        jobs.append(Job(of, work, partial(_in_ledger, scope.ledger_prompts, pair)))
+    return Stage(f"L3 {dtype}, ledger", dtype, jobs)
+
+
+def _pace(own: Subject, s: Subject) -> float:
+    """A token's share of the time that it takes with the method's own options, which is what is measured."""
+    return 1.0 if s.options == own.options else PACE_SMALLER
+
+
+def _in_ledger(prompts: LedgerPrompts, pair: LedgerPair, loaded: Loaded) -> Finding:
+    if pair.at is None:
+        return {"n": pair.n, "divergence": None}
+    prefix = [*prompts.ids(pair, loaded), *pair.common]
+    return {"n": pair.n, "divergence": {"at": pair.at, **findings.explained(loaded, prefix, pair.tokens)}}
+
+
+def _control_in_ledger(prompts: LedgerPrompts, pair: LedgerPair, width: int, loaded: Loaded) -> Finding:
+    return findings.ledger_control_finding(loaded, prompts.ids(pair, loaded), pair.vanilla["token_ids"], width)

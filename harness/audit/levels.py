@@ -5,22 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import tasks
-from harness.audit.probe.subject import Subject
 from harness.common.names import SIX_TASKS
-from harness.load.model import Loaded
+
+if TYPE_CHECKING:  # torch is not loaded to look up a level
+    from harness.audit.probe.subject import Subject
+    from harness.load.model import Loaded
+
+Prompt = tuple[str, list[int]]
+"""A prompt's name and its token ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How much is checked. `new_tokens`: of an output, but in layer 4's score test `score_length`; `prompts`: in float32 and 16
-    bits, where a ledger's are looked at too; `exact_prompts`: in float64 at T = 0; `coupled_prompts`: in float64 at T = 1;
-    `exact_whole`, `coupled_whole`: the first of them, with the trees that tables measure; the others have `EXACT_TREE`;
-    `score_tokens`: of the score test in all, after `score_prompts`; `shortest`: of the first prompts of each task the shortest;
-    `law_tokens`: tokens whose joint law is enumerated, the prefill's included; `width`: rows of the control's forwards. `law_s`,
-    `sampled_law_s`: seconds a case of layer 1, for the estimate, as measured on 2 cores of an AMD EPYC; all of it is minutes
-    anywhere."""
+    """How much is checked.
+
+    `new_tokens`: the budget of an output, except in layer 4's score test, where it is `score_length`.
+    `prompts`: in float32 and in 16 bits. 16 bits come along where a ledger has them, whatever `dtypes` says.
+    `exact_prompts`: in float64 at T = 0. `coupled_prompts`: in float64 at T = 1. `exact_whole` and `coupled_whole` say how many
+    of them have the trees that tables measure; the rest have `EXACT_TREE`.
+    `score_tokens`: how many tokens the score test needs in all, from `score_prompts` prompts.
+    `shortest`: take the shortest of the tasks' first prompts.
+    `law_tokens`: how many tokens' joint law is enumerated, the prefill's included.
+    `width`: rows of the control's forwards.
+    `law_s`, `sampled_law_s`: seconds that a case of layer 1 takes, for the estimate. They were measured on 2 cores of an AMD
+    EPYC. Layer 1 takes minutes on any machine.
+    """
 
     dtypes: tuple[str, ...]
     new_tokens: int
@@ -38,6 +50,15 @@ class Level:
     width: int
     shortest: bool
 
+    @property
+    def most_prompts(self) -> int:
+        return max(self.prompts, self.exact_prompts, self.score_prompts)
+
+    @property
+    def room(self) -> int:
+        """Tokens that must fit into the context after a prompt."""
+        return self.new_tokens + self.width
+
 
 LEVELS = {
     "quick": Level(
@@ -52,17 +73,19 @@ LEVELS = {
     ),
 }  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
-# of the methods that have these options: a third of the time of the paper's trees, the half
+# For methods that have these options. The score test on these trees takes a third of the time, float64 the half.
 _NODES_8, _NODES_15 = "0 1 2 00 01 10 000 001", "0 1 2 3 00 01 02 10 11 20 000 001 010 0000 0001"
 SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3, "shape": _NODES_8, "tree": _NODES_8}
 EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3, "shape": _NODES_15, "tree": _NODES_15}
 SCORE_LONGEST = 200  # tokens of a prompt in the score test: longer ones took half of its time
-MOST_ROUNDS = 2000
+MOST_ROUNDS = 2000  # over the score test's prompts
 
 
-def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: int | None = None) -> list[tuple[str, list[int]]]:
-    """(name, token ids): bundled prompts that fit with `room` more tokens and have at most `longest`, from the six tasks in
-    turn, or the shortest."""
+def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: int | None = None) -> list[Prompt]:
+    """Up to n bundled prompts, from the six tasks in turn, or the shortest of them.
+
+    room: tokens that must fit into the context after a prompt. longest: tokens that a prompt may have.
+    """
     sets = [tasks.load(name, source="bundled", limit=n) for name in SIX_TASKS]
     turns = [(f"{ps.task}/{ps.prompts[i].id}", ps.prompts[i].turns[0]) for i in range(n) for ps in sets if i < len(ps.prompts)]
     encoded = ((name, loaded.encode(loaded.render([("user", text)]))) for name, text in turns)
@@ -71,5 +94,23 @@ def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: 
     return (sorted(found, key=lambda p: len(p[1])) if shortest else found)[:n]
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Bundled prompts of a level, as many as it needs, or fewer where fewer fit. `usual`: for greedy outputs in float32 and 16
+    bits; `exact`: in float64; `coupled`: for sampled outputs in float64; `scored`: for the score test."""
+
+    usual: Sequence[Prompt]
+    exact: Sequence[Prompt]
+    coupled: Sequence[Prompt]
+    scored: Sequence[Prompt]
+
+    @classmethod
+    def of(cls, loaded: Loaded, level: Level) -> Prompts:
+        counts = (level.prompts, level.exact_prompts, level.coupled_prompts)
+        usual, exact, coupled = (bundled(loaded, n, level.room, level.shortest) for n in counts)
+        return cls(usual, exact, coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST))
+
+
 def on_exact_trees(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same methods on smaller trees; those without trees as they are."""
     return [s.with_options(EXACT_TREE) for s in subjects]

@@ -1,83 +1,98 @@
-"""`harness verify`: runs an audit and prints its verdicts."""
+"""`harness verify`: audits methods, or plants faults, and prints what came of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from harness.audit import page
-from harness.audit.audit import Audit, chosen, pairs_of
-from harness.audit.layers import ids_of
-from harness.audit.levels import LEVELS
-from harness.audit.probe.ledger_pairs import LedgerPair
-from harness.audit.recorded_taus import taus
-from harness.audit.store import Store
-from harness.audit.verdicts import verdict as verdicts
-from harness.common.errors import UserError, unknown
-from harness.load.config import model_config
+from harness.commands.options import examples, head_option, include_all, include_option, model_option, prompts_option
+from harness.common.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.audit.request import AuditRequest, FaultsRequest
 
 
-def verify(
-    *, model: str, names: Sequence[str], level: str, dtypes: Sequence[str], results: Sequence[Path], prompts_dir: Path | None,
-    out: Path, head: Path | None, threads: int, as_json: bool, record: bool = False,
+@click.command("verify", epilog=examples("harness verify --method eagle2", "harness verify --method mine --include my_method.py"))
+@model_option
+@click.option(
+    "--method", "names", multiple=True, default=("all",), metavar="NAME|all",
+    help="Repeatable (default: all, inexact ones and other loops too).",
+)  # fmt: skip
+@click.option("--level", default="quick", show_default=True, metavar="quick|full", help="How much is checked.")
+@click.option(
+    "--dtype", "dtypes", multiple=True, metavar="float64|float32|bfloat16|float16", help="Repeatable (default: the level's)."
+)
+@click.option(
+    "--results", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    help="A ledger; its differences from plain decoding are explained too. Repeatable.",
+)  # fmt: skip
+@prompts_option
+@head_option
+@click.option("--threads", type=int, default=None, help="CPU threads (default: the cores this process may use).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results/audit"), show_default=True, help="Where findings go."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as one JSON value on the last line.")
+@click.option("--record", is_flag=True, help="Keep each method's tau beside the head; later audits compare with it.")
+@click.option("--mutants", "plant", is_flag=True, help="Instead, plant known faults and see which layer notices each.")
+@include_option
+def command(
+    model: str, names: tuple[str, ...], level: str, dtypes: tuple[str, ...], results: tuple[Path, ...],
+    prompts_dir: Path | None, head: Path | None, threads: int | None, out: Path, as_json: bool, record: bool, plant: bool,
+    includes: tuple[Path, ...],
 ) -> None:  # fmt: skip
-    """Audit methods on a model; print the table, write it with figures beside the findings.
+    """Audit whether methods leave the output's distribution as it is, in layers: exact laws, logits, greedy ids, statistics."""
+    from harness.audit.request import AuditRequest, FaultsRequest
 
-    record: keep each method's tau beside the head, as what later audits are compared with.
+    include_all(includes)
+    request = AuditRequest(
+        model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
+        threads=threads, record=record,
+    )  # fmt: skip
+    if not plant:
+        _audit(request, as_json)
+    elif names != ("all",) or dtypes or results or record:
+        raise UserError("--mutants plants its own methods in float32: no --method, --dtype, --results or --record with it")
+    else:
+        _plant(FaultsRequest(model=model, level=level, out=out, head=head, threads=threads), as_json)
+
+
+def _audit(request: AuditRequest, as_json: bool) -> None:
+    """Print the verdicts; tables and figures lie beside the findings.
 
     Raises:
-        UserError: bad input, or a layer found a method out (after everything was checked).
+        UserError: bad input, or a method did not pass (after everything was checked and printed).
     """
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
-    config = model_config(model)
-    folder = head or config.head_folder
-    if record and folder is None:
-        raise UserError(f"--record keeps taus beside the draft head, and model {config.name} has none")
-    if folder is not None:
-        taus(folder)  # a spoilt file is found out before hours are spent
-    subjects = chosen(names, config)
-    ledger: list[LedgerPair] = []
-    n_alone = 0
-    for records_folder in results:
-        pairs, n = pairs_of(records_folder, config)
-        ledger, n_alone = ledger + pairs, n_alone + n
-    ledger = list({(ids_of(pair), pair.key, pair.vanilla_key): pair for pair in ledger}.values())  # of two copies one counts
-    wanted = tuple(dict.fromkeys(dtypes or (*(pair.dtype for pair in ledger), *LEVELS[level].dtypes)))
-    with Store(out) as store:
-        audit = Audit(store, config, subjects, level, ledger, prompts_dir, folder, set(names), threads)
-        if n_alone:
-            why = f"{n_alone} outputs ended in an error or have no output of vanilla's beside them: run the same command again"
-            audit.rows.append(verdicts.Verdict.missing("L3, ledger", "all", why))
-        prepared = False
-        for dtype in wanted:
-            loaded = audit.load(dtype, head)
-            if loaded is None:
-                continue
-            if not prepared:
-                audit.prepare(loaded, wanted)
-                audit.law()
-                prepared = True
-            audit.on_model(loaded, dtype)
-            del loaded  # two models need not fit side by side
-        if not prepared:
-            raise UserError(audit.rows[-1].why)
-        audit.not_asked_for(wanted)
-        rows, recorded = audit.judged(), audit.recorded()
-        if record and folder is not None:
-            failing = {v.method for v in rows if v.passed is False}
-            audit.record(folder, failing)  # after the verdicts: a tau is not compared with itself
-    inexact = {s.name for s in subjects if not s.exact}
-    written = page.write(out, rows, audit.touched, recorded, audit.facts(), config.title, level, inexact)
-    click.echo(page.plain(rows, config.title, level))
-    for path in written:
+    from harness.audit import page
+    from harness.audit.audit import audit
+
+    report = audit(request)
+    click.echo(page.plain(report.rows, report.title, report.level))
+    for path in report.written:
         click.echo(path)
     if as_json:
-        click.echo(json.dumps([asdict(v) for v in rows]))
-    problems = verdicts.overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
-    if problems:
-        raise UserError("; ".join(problems))
+        click.echo(json.dumps([asdict(v) for v in report.rows]))
+    if report.problems:
+        raise UserError("; ".join(report.problems))
+
+
+def _plant(request: FaultsRequest, as_json: bool) -> None:
+    """Print which layers noticed each fault.
+
+    Raises:
+        UserError: bad input, a fault that was not noticed, or an equivalent change that was flagged.
+    """
+    from harness.audit.faults.bench import plant
+    from harness.forms.table import plain
+
+    planted = plant(request)
+    click.echo(plain(planted.table))
+    click.echo(planted.score)
+    if as_json:
+        click.echo(json.dumps([asdict(o) for o in planted.outcomes]))
+    if planted.survived:
+        raise UserError(f"survived or wrongly flagged: {'; '.join(planted.survived)}")

@@ -15,10 +15,9 @@ from places import TINY
 from tiny_model import TinyModel, shared_tiny_model
 
 import methods
-from harness.audit import audit as command
-from harness.audit import page
+from harness.audit import keeper, levels, page, prepare
 from harness.audit.estimate import Progress, Rates, Work, known_rates
-from harness.audit.faults import bench as mutation
+from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, LatePositions, Mutant
 from harness.audit.probe import findings
@@ -172,10 +171,10 @@ def test_an_estimate_is_the_sum_of_what_is_missing_at_the_rates_measured() -> No
 
 def test_a_survivor_is_named_with_the_layers_that_did_not_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [
-        mutation.Outcome("3", "a fault", ("L1", "L4"), {"L1": "0.2, allowed 1e-12", "L4": None}, {"L1": 2e11, "L4": 0.4}),
-        mutation.Outcome("E1", "no fault", (), {"L1": None}, {"L1": 1e-4}),
+        bench_module.Outcome("3", "a fault", ("L1", "L4"), {"L1": "0.2, allowed 1e-12", "L4": None}, {"L1": 2e11, "L4": 0.4}),
+        bench_module.Outcome("E1", "no fault", (), {"L1": None}, {"L1": 1e-4}),
     ]
-    monkeypatch.setattr(mutation, "all_outcomes", lambda bench: outcomes)
+    monkeypatch.setattr(bench_module, "all_outcomes", lambda bench: outcomes)
     outcome = harness("verify --mutants --threads 1 --model", TINY, "--out", tmp_path)
     refused(outcome, "survived or wrongly flagged: 3 (a fault): not noticed by L4")
     assert "killed 0/1; equivalent mutants flagged 0/1" in outcome.out
@@ -316,8 +315,8 @@ def test_findings_of_another_machine_are_kept_apart_and_said(tmp_path: Path, mon
     assert harness(*words).code == 0
     before = (tmp_path / "audit.jsonl").read_bytes()
     n = sum("machine" in json.loads(line) for line in before.splitlines())
-    real = command.Audit.where
-    monkeypatch.setattr(command.Audit, "where", lambda self: real(self) | {"machine": "another one"})
+    real = keeper.machine
+    monkeypatch.setattr(keeper, "machine", lambda threads: real(threads) | {"machine": "another one"})
     done = harness(*words)
     assert done.code == 0 and f"holds {n} findings made on {_machine(before)}" in done.err and "not judged here" in done.err
     after = (tmp_path / "audit.jsonl").read_bytes()
@@ -329,7 +328,7 @@ def _machine(lines: bytes) -> str:
 
 
 def test_logits_that_are_no_numbers_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = command.load_in
+    real = prepare.load_in
 
     def spoilt(*args: Any) -> Any:
         loaded = real(*args)
@@ -337,7 +336,7 @@ def test_logits_that_are_no_numbers_are_no_pass(tmp_path: Path, monkeypatch: pyt
             loaded.target.model.get_input_embeddings().weight[:] = math.nan
         return loaded
 
-    monkeypatch.setattr(command, "load_in", spoilt)
+    monkeypatch.setattr(prepare, "load_in", spoilt)
     done = harness(COMMAND, "--method pld --dtype float32 --out", tmp_path)
     refused(done, "not judged: all of float32: plain decoding raised", "not finite")
     assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["pld"] == "open"
@@ -535,7 +534,8 @@ def test_fewer_tokens_than_the_stated_power_needs_is_no_pass() -> None:
 
 
 def test_prompts_that_the_score_test_lacks_are_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "SCORE_LONGEST", 5)
+    for module in (levels, prepare):
+        monkeypatch.setattr(module, "SCORE_LONGEST", 5)
     done = harness(COMMAND, "--method pld --dtype float32 --out", tmp_path)
     refused(done, "L4 score test: only 0 of 2 prompts have at most 5 tokens")
 
@@ -607,8 +607,8 @@ def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, monkeypatch: pytest.Mo
     def no_doubles(*args: object) -> object:
         raise UserError("this model has no float64 kernels")
 
-    real = command.load_in
-    monkeypatch.setattr(command, "load_in", lambda c, dtype, *rest: no_doubles() if dtype == "float64" else real(c, dtype, *rest))
+    real = prepare.load_in
+    monkeypatch.setattr(prepare, "load_in", lambda c, dtype, *rest: no_doubles() if dtype == "float64" else real(c, dtype, *rest))
     refused(harness(COMMAND, "--method pld --out", tmp_path), "not judged: all of float64: this model has no float64 kernels")
 
 

@@ -11,40 +11,39 @@ from tiny_model import STOP_IDS, shared_tiny_model
 
 import methods
 from harness.audit.faults.faults import MUTANTS
-from harness.audit.probe import findings
-from harness.audit.probe import lanes as abreast
+from harness.audit.probe import findings, lanes
 from harness.audit.probe.findings import Finding
 from harness.audit.probe.subject import Subject
 from harness.common.errors import UserError
 from methods.base import SamplerParams
 
-LAB = shared_tiny_model("float32")
+TINY = shared_tiny_model("float32")
 OWN = [name for name in methods.names() if not methods.get(name).external]
 
 
 def subject(name: str) -> Subject:
-    return Subject.of(methods.get(name), LAB.loaded.config)
+    return Subject.of(methods.get(name), TINY.loaded.config)
 
 
 def jobs(n: int) -> list[tuple[list[int], SamplerParams]]:
-    prompts = [LAB.prompts[i] for i in (0, 2, 3, 4, 6, 10)]
+    prompts = [TINY.prompts[i] for i in (0, 2, 3, 4, 6, 10)]
     return [(prompts[i % 6], SamplerParams(12 + 5 * (i % 3), STOP_IDS, temperature=1.0, key=i)) for i in range(n)]
 
 
-def abreast_of(s: Subject, todo: list[tuple[list[int], SamplerParams]], n_lanes: int) -> dict[int, Finding]:
+def made_in_lanes(s: Subject, todo: list[tuple[list[int], SamplerParams]], n_lanes: int) -> dict[int, Finding]:
     made: dict[int, Finding] = {}
-    abreast.sampled_findings(LAB.loaded, s, todo, lambda i, f: made.update({i: f}), n_lanes)
+    lanes.sampled_in_lanes(TINY.loaded, s, todo, lambda i, f: made.update({i: f}), n_lanes)
     return made
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_generation_abreast_of_others_is_what_it_is_alone(name: str) -> None:
+def test_a_generation_in_a_lane_is_what_it_is_alone(name: str) -> None:
     s, todo = subject(name), jobs(7)
-    assert abreast.can_run_abreast(LAB.loaded, s)
-    found = abreast_of(s, todo, 3)
+    assert lanes.can_run_in_lanes(TINY.loaded, s)
+    found = made_in_lanes(s, todo, 3)
     assert sorted(found) == list(range(7))
     for i, (prompt, params) in enumerate(todo):
-        alone = findings.sampled_finding(LAB.loaded, s, prompt, params)
+        alone = findings.sampled_finding(TINY.loaded, s, prompt, params)
         assert found[i]["n"] == alone["n"]
         assert found[i]["deviations"] == pytest.approx(alone["deviations"], abs=1e-2)
         assert max(found[i]["differences"]) < 1e-3
@@ -52,16 +51,16 @@ def test_a_generation_abreast_of_others_is_what_it_is_alone(name: str) -> None:
 
 def test_forwards_are_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     shared: list[int] = []
-    one = abreast._forwards
+    one = lanes._forwards
 
     def counted(calls: Any) -> Any:
         shared.append(len(calls))
         return one(calls)
 
-    monkeypatch.setattr(abreast, "_forwards", counted)
-    prompt = LAB.prompts[0]
+    monkeypatch.setattr(lanes, "_forwards", counted)
+    prompt = TINY.prompts[0]
     same = [(prompt, SamplerParams(9, frozenset(), temperature=1.0, key=1))] * 4
-    abreast_of(subject("vanilla"), same, 4)
+    made_in_lanes(subject("vanilla"), same, 4)
     assert shared == [4] * 9  # the prefill and eight steps
 
 
@@ -72,7 +71,7 @@ def test_an_error_is_a_finding_and_the_last_one() -> None:
 
         return decode
 
-    found = abreast_of(replace(subject("eagle2"), full=broken), jobs(7), 2)
+    found = made_in_lanes(replace(subject("eagle2"), full=broken), jobs(7), 2)
     assert {f["error"] for f in found.values()} == {"RuntimeError: no good"} and len(found) <= 2
 
 
@@ -93,7 +92,7 @@ def test_an_error_between_forwards_leaves_no_lane_waiting() -> None:
 
         return once
 
-    found = abreast_of(replace(subject("eagle2"), full=full), jobs(12), 3)
+    found = made_in_lanes(replace(subject("eagle2"), full=full), jobs(12), 3)
     assert broken == [4] and found[4]["error"] == "RuntimeError: in the middle"
     assert [i for i, f in found.items() if "error" in f] == [4] and 5 <= len(found) < 12
 
@@ -102,8 +101,8 @@ def test_an_error_in_a_shared_forward_is_every_lanes_finding(monkeypatch: pytest
     def fails(calls: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(abreast, "_forwards", fails)
-    found = abreast_of(subject("pld"), jobs(5), 3)
+    monkeypatch.setattr(lanes, "_forwards", fails)
+    found = made_in_lanes(subject("pld"), jobs(5), 3)
     assert len(found) >= 3 and all("out of memory" in f["error"] for f in found.values())
 
 
@@ -113,7 +112,7 @@ def test_what_keeping_a_finding_raises_ends_all(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        abreast.sampled_findings(LAB.loaded, subject("vanilla"), jobs(9), made, 3)
+        lanes.sampled_in_lanes(TINY.loaded, subject("vanilla"), jobs(9), made, 3)
 
 
 def test_an_interrupt_of_the_main_thread_ends_the_lanes_before_it_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +125,7 @@ def test_an_interrupt_of_the_main_thread_ends_the_lanes_before_it_is_raised(monk
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        abreast.sampled_findings(LAB.loaded, subject("eagle2"), jobs(30), lambda i, f: made.update({i: f}), 3)
+        lanes.sampled_in_lanes(TINY.loaded, subject("eagle2"), jobs(30), lambda i, f: made.update({i: f}), 3)
     assert threading.active_count() == before and len(made) < 30
 
 
@@ -135,13 +134,13 @@ def test_what_the_user_can_mend_ends_all() -> None:
         raise UserError("mend it")
 
     with pytest.raises(UserError, match="mend it"):
-        abreast_of(replace(subject("pld"), full=refuses), jobs(5), 2)
+        made_in_lanes(replace(subject("pld"), full=refuses), jobs(5), 2)
 
 
 def test_planted_faults_and_other_loops_run_one_at_a_time() -> None:
     planted = [m.subject() for m in MUTANTS if m.spoilt or m.misled]
-    assert planted and not any(abreast.can_run_abreast(LAB.loaded, s) for s in [*planted, subject("hf-generate")])
+    assert planted and not any(lanes.can_run_in_lanes(TINY.loaded, s) for s in [*planted, subject("hf-generate")])
 
 
 def test_plans_do_not_hang_on_the_dtype_that_is_loaded_while_planning() -> None:
-    assert abreast.can_run_abreast(shared_tiny_model("float64").loaded, subject("vanilla"))
+    assert lanes.can_run_in_lanes(shared_tiny_model("float64").loaded, subject("vanilla"))

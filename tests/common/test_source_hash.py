@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 import methods
-from harness.audit.keeper import abreast_sha, audit_sha
+from harness.audit.keeper import audit_sha, lanes_sha
 from harness.audit.store import Store
 from harness.common.source_hash import Package, closure, closure_sha, is_same_code
 
@@ -97,7 +97,7 @@ def test_findings_of_the_same_code_are_found_under_their_old_keys(tmp_path: Path
     about = {name: law[name] for name in ("kind", "case", "tree", "n_tokens", "method")}
     now = {"code": methods.code_sha(law["method"]), "audit": audit_sha()}
     assert law["audit"] != now["audit"] and is_same_code(law["audit"], now["audit"])
-    assert is_same_code(kinds["sampled"]["abreast"], abreast_sha())
+    assert is_same_code(kinds["sampled"]["abreast"], lanes_sha())
     with Store(tmp_path) as store:
         assert store.get(about | now) == law
         assert store.get(about | now | {"code": "0" * 16}) is None

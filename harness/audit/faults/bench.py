@@ -1,52 +1,48 @@
-"""Runs the planted faults of `mutants` through the layers: each must be noticed by all that should, equivalent ones by none."""
+"""Runs the planted faults through the layers. Every layer that must notice a fault does; none flags an equivalent change."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
-import click
 import pandas as pd
 
 import methods
-from harness.audit.audit import load_in
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.figures import draw_mutants
-from harness.audit.levels import LEVELS, SCORE_LONGEST, bundled
-from harness.audit.probe import findings, law
-from harness.audit.probe import lanes as abreast
+from harness.audit.levels import SCORE_LONGEST, bundled
+from harness.audit.prepare import load_in
+from harness.audit.probe import findings, lanes, law
 from harness.audit.probe.subject import Subject
+from harness.audit.request import FaultsRequest
 from harness.audit.verdicts.acceptance import acceptance_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
 from harness.audit.verdicts.replay import controls, replay_verdicts
 from harness.audit.verdicts.sampling import score_verdicts
 from harness.audit.verdicts.verdict import Finding, Verdict
-from harness.common.errors import UserError, say, unknown
+from harness.common.errors import UserError, say
 from harness.common.files import write_file
 from harness.forms.table import Section, Table, csv, markdown
-from harness.forms.table import plain as plain_of_table
 from harness.load.config import model_config
 from harness.load.model import Loaded
 from harness.metrics import definitions as metrics
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
-METRIC = "26"  # the baseline's tokens counted in another way: a fault of a metric, not of a method
+METRIC = "26"  # a fault of a metric, not of a method: the baseline's tokens are counted in another way
 LAW_TOKENS = 3
 SCORE_TOKENS = {"quick": 1500, "full": 6000}
-MORE_TOKENS = 4  # times as many for a fault that they do not show
+MORE_TOKENS = 4  # times as many, for a fault that the first ones do not show
 FAULTS = {m.number for m in MUTANTS}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One mutant. `expected`: layers that must notice it; `seen`: what each layer that was asked saw, None where nothing;
-    `ratios`: its worst value over the threshold there."""
+    """What came of one mutant. `expected`: layers that must notice it. `seen`: what each layer that was asked saw, None for
+    nothing. `ratios`: the worst value that the layer saw, over its threshold."""
 
     number: str
     what: str
@@ -71,28 +67,30 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        """A fault is noticed by every layer that must notice it; an equivalent mutant is flagged by none."""
+        """Whether every layer that must notice it did. Of an equivalent mutant: whether no layer flagged it."""
         return not self.noticed_by if self.is_equivalent else set(self.expected) <= set(self.noticed_by)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a layer saw that is wrong, None where nothing; its worst value over the threshold."""
+    """What a layer saw that is wrong, None for nothing; and its worst value over the threshold."""
 
     what: str | None = None
     ratio: float = 0.0
 
     @classmethod
     def of(cls, rows: Sequence[Verdict]) -> Look:
-        failed = [v for v in rows if v.passed is False and not v.raised]  # an error is no finding of a layer's
+        failed = [v for v in rows if v.passed is False and not v.raised]  # an error does not count: no layer found it
         what = f"{failed[0].worst}, allowed {failed[0].threshold}" if failed else None
         return cls(what, max((v.ratio for v in rows), default=0.0))
 
 
 @dataclass
 class Bench:
-    """A model in float32, prompts, and what healthy runs show on it; `n_tokens` sampled tokens a mutant in layer 4, for a
-    fault that they do not show `MORE_TOKENS` times as many."""
+    """A model in float32, prompts, and what healthy runs show on it.
+
+    `n_tokens`: sampled tokens of a mutant in layer 4. A fault that they do not show gets `MORE_TOKENS` times as many.
+    """
 
     loaded: Loaded
     prompts: Sequence[list[int]]
@@ -112,7 +110,7 @@ class Bench:
         return [{**f, "kind": "control", "dtype": "float32", "method": "vanilla"} for f in made]
 
     def runs(self, s: Subject) -> list[Finding]:
-        """Greedy findings on every prompt, made once."""
+        """Greedy findings on every prompt. They are made once."""
         if s.name not in self._greedy:
             self._greedy[s.name] = [
                 {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": str(i),
@@ -120,8 +118,6 @@ class Bench:
                 for i, (ids, plain) in enumerate(zip(self.prompts, self.control, strict=True))
             ]  # fmt: skip
         return self._greedy[s.name]
-
-    # each layer: what it saw that is wrong, None where nothing
 
     def l1(self, s: Subject) -> Look:
         look = Look()
@@ -147,7 +143,7 @@ class Bench:
             made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
             n += f.get("n", self.n_tokens)
 
-        # not every fault is of a size that so few tokens show on every model: one that is to be found is looked for on
+        # on some models so few tokens do not show a small fault: what must be found is looked for in more of them
         most = self.n_tokens * (MORE_TOKENS if s.name in FAULTS else 1)
         look = Look()
         while n < most and look.what is None:
@@ -157,8 +153,8 @@ class Bench:
                     (ids, replace(self.greedy, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)))
                     for i, ids in enumerate(self.prompts)
                 ]
-                if abreast.can_run_abreast(self.loaded, s):
-                    abreast.sampled_findings(self.loaded, s, jobs, keep)
+                if lanes.can_run_in_lanes(self.loaded, s):
+                    lanes.sampled_in_lanes(self.loaded, s, jobs, keep)
                 else:
                     for i, job in enumerate(jobs):
                         keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))
@@ -179,7 +175,7 @@ class Bench:
 
 
 def run_mutant(bench: Bench, m: Mutant) -> Outcome:
-    """Through all layers that must notice it; an equivalent one through all that look at the output."""
+    """Run a mutant through the layers that must notice it; an equivalent one through all that look at the output."""
     layers, s = bench.layers(), m.subject()
     layers["L4"] = partial(bench.l4, temperature=m.temperature)
     looks = {name: layers[name](s) for name in m.killers or ("L1", "stop", "L2", "L3", "L4")}
@@ -188,7 +184,7 @@ def run_mutant(bench: Bench, m: Mutant) -> Outcome:
 
 
 def equal_arms() -> str | None:
-    """The check of the metric: an arm against itself has a speedup of exactly 1."""
+    """The metric's own check: an arm against itself has a speedup of exactly 1. -> what is wrong, None for nothing."""
     arms = []
     for method in ("vanilla", "the same"):
         record: Any = {"task": "t", "source": "s", "sample_id": "1", "method": method, "token_ids": [1, 2, 3, 4], "wall_s": 1.0,
@@ -199,8 +195,7 @@ def equal_arms() -> str | None:
 
 
 def counts_differently() -> Outcome:
-    """Fault 26, planted in the metric: the baseline's tokens are those of its text tokenised again, as in the reference's
-    script."""
+    """Fault 26, planted in the metric: the baseline's text is tokenised again and counted, as the reference's script does."""
     assert equal_arms() is None
     honest = metrics.totals
 
@@ -216,51 +211,56 @@ def counts_differently() -> Outcome:
     return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), {"metric": seen}, {})
 
 
-def mutants(*, model: str, level: str, out: Path, head: Path | None, threads: int, as_json: bool) -> None:
-    """Plant every fault, print which layers noticed it, write the matrix.
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """What came of planting every fault. `survived`: what was not noticed, or wrongly flagged, a line each."""
+
+    outcomes: Sequence[Outcome]
+    survived: Sequence[str]
+    score: str
+    table: Table
+
+
+def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
+    """Plant every fault and write which layers noticed it. `tell` gets a line a fault.
 
     Raises:
-        UserError: a fault survived, or an equivalent mutant was flagged.
+        UserError: the model has no draft head, or no prompt fits it.
     """
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
-    config = model_config(model)
-    loaded = load_in(config, "float32", head, threads)
+    config = model_config(request.model)
+    tell(f"loading {config.title} in float32 ...")
+    loaded = load_in(config, "float32", request.head, request.n_threads)
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
-    prompts = [ids for _, ids in bundled(loaded, 6 if level == "quick" else 12, 100, longest=SCORE_LONGEST)]
+    prompts = [ids for _, ids in bundled(loaded, 6 if request.level == "quick" else 12, 100, longest=SCORE_LONGEST)]
     if not prompts:
         raise UserError(f"no bundled prompt of at most {SCORE_LONGEST} tokens fits model {config.name}")
-    bench = Bench(loaded, prompts, SCORE_TOKENS[level], level)
     outcomes = []
-    for outcome in all_outcomes(bench):
+    for outcome in all_outcomes(Bench(loaded, prompts, SCORE_TOKENS[request.level], request.level)):
         outcomes.append(outcome)
         seen = "; ".join(f"{layer}: {what}" for layer, what in outcome.seen.items() if what)
-        say(f"{outcome.number:>3} {outcome.what}: {seen or 'not noticed'}")
+        tell(f"{outcome.number:>3} {outcome.what}: {seen or 'not noticed'}")
     faults = [o for o in outcomes if not o.is_equivalent]
     equivalent = [o for o in outcomes if o.is_equivalent]
     killed, flagged = sum(o.right for o in faults), sum(not o.right for o in equivalent)
     score = f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}"
     survived = [o.wrong for o in outcomes if not o.right]
-    table = matrix(outcomes, f"Planted faults: {config.title}, level {level}", (score, *survived))
+    table = matrix(outcomes, f"Planted faults: {config.title}, level {request.level}", (score, *survived))
     for name, text in (("mutants.md", markdown(table)), ("mutants.csv", csv(table))):
-        write_file(out / name, text)
-    draw_mutants(out, table.numbers)
-    click.echo(plain_of_table(table))
-    click.echo(score)
-    if as_json:
-        click.echo(json.dumps([asdict(o) for o in outcomes]))
-    if survived:
-        raise UserError(f"survived or wrongly flagged: {'; '.join(survived)}")
+        write_file(request.out / name, text)
+    draw_mutants(request.out, table.numbers)
+    return Planted(outcomes, survived, score, table)
 
 
 def all_outcomes(bench: Bench) -> Iterator[Outcome]:
+    """Of every fault, every equivalent change, and the fault of the metric."""
     for m in (*MUTANTS, *EQUIVALENT):
         yield run_mutant(bench, m)
     yield counts_differently()
 
 
 def matrix(outcomes: Sequence[Outcome], title: str, notes: tuple[str, ...] = ()) -> Table:
+    """A row a fault: which layers must notice it, which did, and the verdict."""
     names = ("L1", "stop", "L2", "L3", "L4", "L5", "metric")
     ordered = sorted(outcomes, key=lambda o: (o.is_equivalent, int(o.number.lstrip("E"))))
     shown = [

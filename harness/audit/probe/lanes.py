@@ -1,9 +1,9 @@
-"""Several generations abreast: for layer 4's twenty thousand tokens a method, in half the time.
+"""Lanes: several generations share the target's forwards. Layer 4's twenty thousand tokens a method take half the time.
 
-Each generation runs in a thread of its own through the method's own loop, grower and verification. What it asks of the
-target waits until every other generation asks for something, too, and is then run for all of them in one forward: their rows
-share the matmuls, each attends to a cache of its own. Between those calls threads draft and verify at the same time, on nothing
-they share; the logits used are replayed by a plain forward (layer 2) like those of any other generation.
+A lane is a thread. It runs one generation through the method's own loop, grower and verification. When it asks the target for
+a forward, it waits until every other lane asks for something too. One forward then serves all of them: their rows share the
+matmuls, and each lane attends to a cache of its own. Between forwards the lanes draft and verify at the same time. They share
+nothing there. A plain forward replays the logits used (layer 2), as for any other generation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from methods.engine.layer import rotary_rows
 from methods.engine.llama import LlamaTarget, is_plain_llama
 from methods.engine.target import grouped_attention
 
-LANES = 8  # float32, 9 rows a tree, one core of an AMD EPYC: 28 ms a lane and step instead of 52; 16 lanes gain nothing more
+# In float32, with 9 rows a tree, on one core of an AMD EPYC: 28 ms a lane and step instead of 52. 16 lanes gain nothing more.
+LANES = 8
 
 
 @dataclass(slots=True)
@@ -45,11 +46,11 @@ class Call:
 
 
 class Gathering:
-    """Calls of `n` threads, run together once all of them wait, kind after kind in the order of `runs`, which are given the
-    arguments of all calls of their kind and give a result for each.
+    """Calls of `n` threads, run together once all of the threads wait.
 
-    The kinds that come first are those a generation does between its target forwards: it catches up with the others before
-    the next forward is run, so that forwards are of all lanes.
+    runs: kind of call -> what runs all waiting calls of that kind at once. It takes their arguments and returns a result each.
+    The first kind that any thread waits for is run. So `runs` names first what a lane does between its forwards: the lane
+    catches up with the others, and the next forward is of all lanes.
     """
 
     def __init__(self, n: int, runs: dict[str, Callable[[list[Any]], Sequence[Any]]]):
@@ -70,13 +71,13 @@ class Gathering:
         return mine.result
 
     def end(self) -> None:
-        """Whoever waits stops waiting."""
+        """Stop every wait: those who wait raise KeyboardInterrupt."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """A thread has nothing more to ask."""
+        """Say that this thread asks for nothing more."""
         with self._changed:
             self._n -= 1
             self._run_if_all_wait()
@@ -91,7 +92,7 @@ class Gathering:
             with torch.inference_mode():
                 for call, result in zip(now, self._runs[kind]([c.arguments for c in now]), strict=True):
                     call.result = result
-        except BaseException as e:  # each of them is told; what one asked for may have spoilt the others'
+        except BaseException as e:  # all of them are told: one call may have spoilt the others
             for call in now:
                 call.error = e
         for call in now:
@@ -100,7 +101,7 @@ class Gathering:
 
 
 class _GatheredHead:
-    """The target's LM head, run for all lanes at once; drafters that use it do so through this."""
+    """The target's LM head, run for all lanes at once. Drafters that use it get this in its place."""
 
     def __init__(self, lm_head: Any, gathering: Gathering):
         self.weight: Tensor = lm_head.weight
@@ -112,9 +113,9 @@ class _GatheredHead:
 
 
 class _Lane(LlamaTarget):
-    """A target with the weights of another and a cache of its own."""
+    """A target that shares another's weights and has a cache of its own."""
 
-    def __init__(self, target: LlamaTarget, gathering: Gathering):  # not super's: nothing is loaded or packed again
+    def __init__(self, target: LlamaTarget, gathering: Gathering):  # super's is not called: it would pack the weights again
         self.__dict__.update(vars(target))
         old = target.cache
         self.cache = TreeCache(old.devices, old.kv_heads, old.head_dim, old.dtype)
@@ -136,7 +137,7 @@ class _Lane(LlamaTarget):
 
 
 def _drafter_of_lane(drafter: Any, target: LlamaTarget, lane: _Lane) -> Any:
-    """The same weights with buffers of their own."""
+    """A drafter with the same weights and buffers of its own."""
     if drafter is None:
         return None
     mine = copy.copy(drafter)
@@ -152,7 +153,7 @@ def _drafter_of_lane(drafter: Any, target: LlamaTarget, lane: _Lane) -> Any:
 
 
 def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Sequence[Tensor]:
-    """`LlamaTarget._forward` of several lanes, their rows one below the other."""
+    """`LlamaTarget._forward` of several lanes at once: their rows lie one below the other."""
     first = calls[0][0]
     sizes = [len(ids) for _, ids, _, _ in calls]
     ends = torch.tensor(sizes).cumsum(0).tolist()
@@ -175,25 +176,31 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
     return first._norm(x).split(sizes)
 
 
-def can_run_abreast(loaded: Loaded, subject: Subject) -> bool:
-    """Whether its generations can share forwards in the score test's dtype: on the lean forward, and in loops that ask the target
-    for them. The model's own dtype does not matter: plans are made before it is loaded in that one."""
-    is_planted = subject.spoilt is not None or subject.misled is not None  # wrappers cannot be copied lane by lane
+def can_run_in_lanes(loaded: Loaded, subject: Subject) -> bool:
+    """Whether the subject's generations can share forwards in the score test's dtype.
+
+    They can on the lean forward, in loops that ask the target for forwards. The dtype of `loaded` does not matter: plans are
+    made before the model is loaded in the score test's.
+    """
+    is_planted = subject.spoilt is not None or subject.misled is not None  # a lane cannot have a copy of these wrappers
     is_lean = is_plain_llama(loaded.target.model) and loaded.target.device.type == "cpu"
     return is_lean and not subject.external and not is_planted
 
 
-def sampled_findings(
+def sampled_in_lanes(
     loaded: Loaded,
     subject: Subject,
     jobs: Sequence[tuple[list[int], SamplerParams]],
     made: Callable[[int, Finding], None],
     n_lanes: int = LANES,
 ) -> None:
-    """`findings.sampled_finding` of each job (prompt ids, params); `made(i, finding)` as each is done, one at a time.
+    """Make `findings.sampled_finding` of each job (prompt ids, params), up to `n_lanes` of them at once.
 
-    What a job raises is its finding (`error`), and the last: no further one is begun. What `made` raises, and the user's own
-    errors, are raised.
+    `made(i, finding)` is called as each is done, one at a time. If a job raises, its finding says so (`error`), and no further
+    job is begun.
+
+    Raises:
+        UserError: the user can mend it. Whatever `made` raises is raised too.
     """
     target = loaded.target
     assert isinstance(target, LlamaTarget)
@@ -229,7 +236,7 @@ def sampled_findings(
             return None
 
     def generation(i: int, lane: _Lane, drafter: Any) -> Callable[[], None]:
-        """Decodes here; what it gives back judges what was decoded, once the other lanes wait."""
+        """Decode in this thread; -> what scores the output, to be called while the other lanes wait."""
         (prompt, params), seen = jobs[i], Recording(lane)
         run = findings.guarded(lambda: {"ids": subject.full()(prompt, seen, drafter, params).token_ids})
 
@@ -250,7 +257,7 @@ def sampled_findings(
             thread.start()
         for thread in threads:
             thread.join()
-    except BaseException:  # Ctrl-C: the generations under way are dropped, and nothing is written any more
+    except BaseException:  # Ctrl-C: generations under way are dropped, and nothing more is written
         waiting.clear()
         gathering.end()
         for thread in threads:

@@ -11,19 +11,20 @@ from typing import Any
 import tasks
 from harness.common.errors import UserError
 from harness.common.names import VANILLA
-from harness.ledger.record import Record
+from harness.ledger.record import Record, canonical_hash
 from harness.metrics.divergences import first_divergence
 from harness.metrics.pairing import side_of, variant_of
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerPair:
-    """One output of a method and vanilla's. `at`: the first difference, None where the ids are equal."""
+    """A method's output and vanilla's to the same prompt. `at`: the first position where their ids differ, None if none does.
+    `turns`: vanilla's greedy answers, among them those to the prompt's earlier turns."""
 
     record: Record
     vanilla: Record
     at: int | None
-    turns: tuple[Record, ...]  # vanilla's greedy answers among which the prompt's earlier turns are
+    turns: tuple[Record, ...]
 
     @property
     def method(self) -> str:
@@ -31,7 +32,7 @@ class LedgerPair:
 
     @property
     def label(self) -> str:
-        """The cell it belongs to: the method, with its preset where that is not the default."""
+        """The name of its cell: the method, and its preset if that is not the default."""
         preset = self.record["preset"]
         return self.method if preset == "paper" else f"{self.method} ({preset})"
 
@@ -48,24 +49,30 @@ class LedgerPair:
         return str(self.vanilla["key"])
 
     @property
+    def ids_sha(self) -> str:
+        """Hash of both outputs. A record's key is that of its settings: two ledgers may hold one key with different ids."""
+        return canonical_hash([self.vanilla["token_ids"], self.record["token_ids"]])[:16]
+
+    @property
     def n(self) -> int:
         return len(self.record["token_ids"])
 
     @property
     def common(self) -> list[int]:
+        """The ids before the first difference."""
         ids: list[int] = self.record["token_ids"]
         return ids[: self.at]
 
     @property
     def tokens(self) -> tuple[int | None, int | None]:
-        """Vanilla's and the method's token at the difference; None where the output had ended."""
+        """Vanilla's and the method's token where they differ first. None: that output had ended."""
         assert self.at is not None
         ours, theirs = ((r["token_ids"][self.at] if self.at < len(r["token_ids"]) else None) for r in (self.vanilla, self.record))
         return ours, theirs
 
 
 def compared(ledger: Iterable[Record]) -> tuple[list[LedgerPair], int]:
-    """Every greedy output that has vanilla's beside it, in the ledger's order; how many have not, or ended in an error."""
+    """(every greedy output that has vanilla's beside it, in the ledger's order; how many have none, or ended in an error)."""
     greedy = [r for r in ledger if not r["is_warmup"] and r["temperature"] == 0]
     whole = [r for r in greedy if r["status"] == "ok"]
     n_errors = sum(r["status"] == "error" for r in greedy)
@@ -86,31 +93,42 @@ def compared(ledger: Iterable[Record]) -> tuple[list[LedgerPair], int]:
     return found, n_alone + n_errors
 
 
-def prompt_ids(pair: LedgerPair, loaded: Any, prompts_dir: Path | None, known: dict[Any, Any]) -> list[int]:
-    """The token ids of a record's prompt, rendered anew and checked against the hash in the record. `known` caches prompt sets.
+class LedgerPrompts:
+    """The prompts that a ledger's records were made from."""
 
-    Raises:
-        UserError: the prompt, or the answer its later turn follows, is not at hand or is another.
-    """
-    record = pair.record
-    where = f"{record['task']} {record['sample_id']} turn {record['turn']} ({record['source']})"
-    name = (record["task"], record["source"], record["seed"])
-    if name not in known:
-        found = tasks.load(record["task"], source=record["source"], limit=10**6, prompts_dir=prompts_dir, seed=record["seed"])
-        known[name] = {p.id: p for p in found.prompts}
-    prompt = known[name].get(record["sample_id"])
-    if prompt is None:
-        raise UserError(f"the prompt of {where} is not among the prompts here")
-    chains: list[list[Record]] = [[]]  # rows of answers to the turns before the record's
-    for turn in range(1, record["turn"]):
-        answers = [r for r in pair.turns if r["turn"] == turn]
-        chains = [[*chain, r] for chain in chains for r in answers]
-    for chain in chains:
-        dialogue = [("user", prompt.turns[0])]
-        for answer, question in zip(chain, prompt.turns[1:], strict=False):
-            dialogue += [("assistant", answer["text"]), ("user", question)]
-        rendered = loaded.render(dialogue)
-        if hashlib.sha256(rendered.encode()).hexdigest()[:16] == record["prompt_sha"]:
-            ids: list[int] = loaded.encode(rendered)
-            return ids
-    raise UserError(f"the prompt of {where} here is not what the record was made from, or an earlier answer is not in the ledger")
+    def __init__(self, folder: Path | None = None):
+        """folder: of the paper's prompt files, if the records' prompts are from there."""
+        self._folder = folder
+        self._known: dict[tuple[Any, ...], dict[str, Any]] = {}  # (task, source, seed) -> prompts by id
+
+    def ids(self, pair: LedgerPair, loaded: Any) -> list[int]:
+        """The token ids of a record's prompt: rendered anew, and checked against the hash in the record.
+
+        Raises:
+            UserError: the prompt, or the answer that its later turn follows, is not here or is another.
+        """
+        record = pair.record
+        where = f"{record['task']} {record['sample_id']} turn {record['turn']} ({record['source']})"
+        prompt = self._prompts_of(record).get(record["sample_id"])
+        if prompt is None:
+            raise UserError(f"the prompt of {where} is not among the prompts here")
+        chains: list[list[Record]] = [[]]  # rows of answers to the turns before the record's
+        for turn in range(1, record["turn"]):
+            answers = [r for r in pair.turns if r["turn"] == turn]
+            chains = [[*chain, r] for chain in chains for r in answers]
+        for chain in chains:
+            dialogue = [("user", prompt.turns[0])]
+            for answer, question in zip(chain, prompt.turns[1:], strict=False):
+                dialogue += [("assistant", answer["text"]), ("user", question)]
+            rendered = loaded.render(dialogue)
+            if hashlib.sha256(rendered.encode()).hexdigest()[:16] == record["prompt_sha"]:
+                ids: list[int] = loaded.encode(rendered)
+                return ids
+        raise UserError(f"the prompt of {where} here is not the record's, or the ledger lacks the answer to an earlier turn")
+
+    def _prompts_of(self, record: Record) -> dict[str, Any]:
+        task, source, seed = name = record["task"], record["source"], record["seed"]
+        if name not in self._known:
+            found = tasks.load(task, source=source, limit=10**6, prompts_dir=self._folder, seed=seed)
+            self._known[name] = {p.id: p for p in found.prompts}
+        return self._known[name]

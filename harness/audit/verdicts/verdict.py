@@ -89,27 +89,34 @@ def by_cell(findings: Iterable[Finding], *kinds: str) -> Cells:
     return cells
 
 
-def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]:
-    """What is wrong, a line each; empty where all holds.
+def failure(v: Verdict) -> str:
+    """`eagle2 fails L3 ...: 1 FAULT, allowed ...`."""
+    who = f"{v.method} fails" if v.method != "all" else "what every method is judged by fails:"
+    return f"{who} {v.layer}: {v.worst}, allowed {v.threshold}" + (f" ({v.why})" if v.why else "")
 
-    A method that declares itself exact fails by any layer; one that does not, fails where no layer caught it; either fails
-    where something that applies to it could not be judged.
+
+def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]:
+    """What is wrong, a line each; empty if all holds.
+
+    An exact method fails if any layer fails. An inexact one fails if no layer catches it. An unjudged layer never counts as a
+    pass: it is a problem for either kind of method, unless it does not apply.
     """
     problems = []
     for v in verdicts:
         is_exact = exact.get(v.method.split(" (")[0], True)
         if v.passed is False and (is_exact or v.raised):
-            who = f"{v.method} fails" if v.method != "all" else "what every method is judged by fails:"
-            problems.append(f"{who} {v.layer}: {v.worst}, allowed {v.threshold}" + (f" ({v.why})" if v.why else ""))
+            problems.append(failure(v))
         elif v.passed is None and v.blocks:
             who = f"{v.method} is not judged by" if v.method != "all" else "not judged:"
             problems.append(f"{who} {v.layer}: {v.why}")
     for method, is_exact in exact.items():
         if not is_exact and not any(caught(v) for v in verdicts if v.method == method):
             problems.append(f"{method} declares itself inexact and no layer caught it")
+    if all(v.passed is None for v in verdicts):
+        problems.append("nothing was judged at all")
     return problems
 
 
 def caught(v: Verdict) -> bool:
-    """Whether a layer found the method's law or ids to deviate: an error or a low tau is no such finding."""
+    """Whether a layer found that the method's law or ids deviate. An error or a low tau is no such finding."""
     return v.passed is False and not v.raised and v.layer[:2] in ("L1", "L2", "L3", "L4")

@@ -1,0 +1,152 @@
+"""What an audit needs before its loop can start: methods, ledgers, the model, the scope of the plan, and an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import methods
+from harness.audit.estimate import Progress, Rates, known_rates, measured
+from harness.audit.jobs import Plan, expected
+from harness.audit.keeper import Keeper, Origin
+from harness.audit.layers import Scope
+from harness.audit.levels import SCORE_DTYPE, SCORE_LONGEST, Level, Prompts, bundled
+from harness.audit.loop import Loop
+from harness.audit.probe.ledger_pairs import LedgerPair, LedgerPrompts, compared
+from harness.audit.probe.subject import Subject
+from harness.audit.request import ALL, AuditRequest
+from harness.audit.verdicts.verdict import Verdict
+from harness.common.errors import UserError, duration
+from harness.common.names import VANILLA, method_order
+from harness.ledger import ledger as records
+from harness.load.config import ModelConfig
+from harness.load.model import Loaded
+
+Tell = Callable[[str], None]
+
+
+def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
+    """The methods of these names. `all` is every registered one, inexact ones and external loops included. Vanilla always is."""
+    found = {n for name in names for n in (methods.names() if name == ALL else [name])}
+    return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
+
+
+def ledger_pairs(folders: Sequence[Path], config: ModelConfig) -> tuple[list[LedgerPair], list[Verdict]]:
+    """The pairs of these ledgers, and a row if some of their outputs cannot be judged. Of two copies of a pair one counts.
+
+    Raises:
+        UserError: a ledger has no greedy outputs of this model with vanilla's beside them.
+    """
+    found: list[LedgerPair] = []
+    n_alone = 0
+    for folder in folders:
+        pairs, n = compared(r for r in records.read(folder) if r["model"] == config.name)
+        if not pairs:
+            raise UserError(f"{folder} holds no greedy output of {config.name} with vanilla's to the same prompt beside it: "
+                            f"`harness run --method all --temperature 0 ... --out {folder}` records both")  # fmt: skip
+        found, n_alone = found + pairs, n_alone + n
+    found = list({(pair.ids_sha, pair.key, pair.vanilla_key): pair for pair in found}.values())
+    if not n_alone:
+        return found, []
+    why = f"{n_alone} outputs ended in an error or have no output of vanilla's beside them: run the same command again"
+    return found, [Verdict.missing("L3, ledger", "all", why)]
+
+
+def load_in(
+    config: ModelConfig, dtype: str, head: Path | None, threads: int, drafters: Collection[str] = (methods.EAGLE,)
+) -> Loaded:  # fmt: skip
+    """The model in one dtype, with these kinds of drafters."""
+    import torch
+
+    from harness.common.machine import keep_freed_memory
+    from harness.load.model import load
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    return load(config, dtype, head=head, drafters=drafters)
+
+
+def loaded_or_row(
+    request: AuditRequest, config: ModelConfig, dtype: str, subjects: Sequence[Subject], rows: list[Verdict], tell: Tell
+) -> Loaded | None:
+    """The model in one dtype. None if it cannot be had, and a row then says why."""
+    tell(f"loading {config.title} in {dtype} ...")
+    kinds = {methods.EAGLE, *(s.kind for s in subjects if s.kind)}
+    try:
+        return load_in(config, dtype, request.head, request.n_threads, kinds)
+    except (UserError, RuntimeError, TypeError, MemoryError) as e:  # TypeError: a device without float64
+        rows.append(Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split()) or type(e).__name__))
+        return None
+
+
+def scope_of(
+    request: AuditRequest, level: Level, config: ModelConfig, subjects: Sequence[Subject], pairs: Sequence[LedgerPair],
+    loaded: Loaded, origin: Origin, rows: list[Verdict],
+) -> Scope:  # fmt: skip
+    """What the plan is made from. What cannot be done is found out here, before hours are spent; `rows` get what is missing.
+
+    Raises:
+        UserError: no bundled prompt fits, or the ledger's prompts or weights are not those at hand.
+    """
+    ledger_prompts = LedgerPrompts(request.prompts_dir)
+    for pair in pairs:
+        if pair.record["target_sha"] != loaded.target_sha:
+            raise UserError(f"the ledger's records are of other weights of {config.name} than those at hand")
+        ledger_prompts.ids(pair, loaded)
+    found = bundled(loaded, level.most_prompts, level.room, level.shortest)
+    if not found:
+        raise UserError(f"no bundled prompt with {level.new_tokens} new tokens and a tree of {level.width} nodes fits into the "
+                        f"{config.context_length} tokens of {config.name}")  # fmt: skip
+    if len(found) < level.most_prompts:
+        rows.append(Verdict.missing("prompts", "all", f"only {len(found)} of {level.most_prompts} fit the context"))
+    prompts = Prompts.of(loaded, level)
+    if len(prompts.scored) < level.score_prompts:
+        why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
+        rows.append(Verdict.missing("L4 score test", "all", why))
+    stop_ids, named = frozenset(config.stop_ids), set(request.methods)
+    return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts)
+
+
+def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell) -> Loop:
+    """The loop that will do the plan. Told here: how much is missing, how long that takes, what in the store does not count."""
+    jobs = list(expected(plan, keeper.found))
+    planned = {keeper.key(job) for job in jobs}
+    for why, n in keeper.apart(planned, scope.origin, scope.subjects).items():
+        tell(f"{keeper.store.path} holds {n:,} findings made {why}: they are kept and not judged here")
+    missing = [job.work for job in jobs if keeper.found(job) is None]
+    if not missing:
+        tell(f"everything asked for is in {keeper.store.path} already: nothing to run")
+        return Loop(keeper, Progress([], Rates()), planned, tell)
+    rates, how_long = Rates(), ""
+    if any(work.dtype for work in missing):
+        try:
+            rates = measured(loaded, scope.subjects, scope.prompts.usual[0][1], known_rates(keeper.store, scope.origin.where))
+        except Exception as e:  # told again, as a finding
+            how_long = f"how long that takes is not known: plain decoding raised {type(e).__name__}: {' '.join(str(e).split())}"
+    progress = Progress(missing, rates)
+    parts = ", ".join(f"{duration(seconds)} {part}" for part, seconds in progress.by_layer.items())
+    there = f", {len(jobs) - len(missing):,} are there" if len(jobs) > len(missing) else ""
+    how_long = how_long or f"about {duration(progress.total)} if every answer uses its tokens ({parts})"
+    tell(f"{len(missing):,} findings to make{there}: {how_long}")
+    return Loop(keeper, progress, planned, tell)
+
+
+def not_asked_for(
+    level: Level, dtypes: Sequence[str], subjects: Sequence[Subject], pairs: Sequence[LedgerPair]
+) -> list[Verdict]:  # fmt: skip
+    """Rows for what the choice of dtypes and methods leaves out."""
+    rows = []
+    goes_too = {SCORE_DTYPE: ", the score test of layer 4 with it", "float64": ", vanilla's own ids with it"}
+    for dtype in level.dtypes:
+        if dtype not in dtypes:
+            why = f"this dtype was not asked for{goes_too.get(dtype, '')}"
+            rows.append(Verdict.not_applicable(f"all of {dtype}", "all", why))
+    names = {s.name for s in subjects}
+    skipped = sum(pair.dtype not in dtypes for pair in pairs if pair.method in names)
+    if skipped:
+        rows.append(Verdict.missing("L3, ledger", "all", f"{skipped} outputs are in dtypes not asked for"))
+    others = {pair.method for pair in pairs} - names
+    if others:
+        why = f"the ledger's outputs of {', '.join(sorted(others))} were not asked for"
+        rows.append(Verdict.not_applicable("L3, ledger", "all", why))
+    return rows
