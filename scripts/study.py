@@ -27,6 +27,7 @@ from harness.common.files import whole_file
 from harness.common.machine import keep_freed_memory
 from harness.load.config import model_config
 from harness.load.model import load
+from harness.train.checkpoint import CHECKPOINT, Progress
 from harness.train.data import Conversation, make_text_shards, read_shards
 from harness.train.loop import train
 from harness.train.request import training_settings
@@ -125,12 +126,12 @@ def main(
 def _go_on(start: Path, folder: Path, settings: TrainSettings) -> None:
     """Make `folder` that of a training about to begin with the weights of the checkpoint `start`."""
     saved = torch.load(start, weights_only=False)
-    saved["state"] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0, "cooled": False}
+    saved["state"] = asdict(Progress())
     saved["settings"], saved["pool_tokens"] = json.loads(json.dumps(asdict(settings))), 0
     for group in saved["optimizers"][0]["param_groups"]:
         group |= {"betas": settings.betas, "weight_decay": settings.weight_decay}
     folder.mkdir(parents=True)
-    torch.save(saved, folder / "checkpoint.pt")
+    torch.save(saved, folder / CHECKPOINT)
 
 
 def mixed(answers: list[Conversation], texts: list[Conversation], share: float) -> list[Conversation]:

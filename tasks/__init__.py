@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from harness.common.errors import UserError, unknown
+from harness.common.names import SIX_TASKS
 from tasks import sources as _sources
 from tasks.base import HubSpec, Prompt, PromptSet, Row, Task
 
@@ -30,17 +31,19 @@ __all__ = [
     "HubSpec", "Prompt", "PromptSet", "Row", "Task", "get", "include", "load", "names", "resolve", "sources_of",
 ]  # fmt: skip
 
-_PAPER_ORDER = ("mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "natural_questions")
 _registry: dict[str, Task] = {}
 
 
 def names() -> list[str]:
     """All task names: the paper's six in its order, then the others as they came."""
-    return [n for n in _PAPER_ORDER if n in _registry] + [n for n in _registry if n not in _PAPER_ORDER]
+    return [n for n in SIX_TASKS if n in _registry] + [n for n in _registry if n not in SIX_TASKS]
 
 
 def get(name: str) -> Task:
-    """Raises UserError, with the nearest name, where there is no such task."""
+    """
+    Raises:
+        UserError: there is no such task; the nearest name is in the message.
+    """
     if name not in _registry:
         raise unknown("task", name, _registry)
     return _registry[name]
@@ -76,9 +79,9 @@ def sources_of(name: str) -> list[str]:
 
 
 def include(path: Path) -> list[str]:
-    """Register the tasks of a user's file, or of every file in a folder; returns their names.
+    """Register the tasks of a user's file, or of every file in a folder -> their names.
 
-    Files without a `TASK` (a user's methods and models may lie in the same folder) are not run.
+    Files without a `TASK` are not run: a user's methods may lie in the same folder.
 
     Raises:
         UserError: nothing at `path`, a file that cannot be run, or a name that is taken (the message has both files).

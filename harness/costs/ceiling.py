@@ -1,4 +1,4 @@
-"""How fast a step could be: the bytes of the weights over the memory's bandwidth."""
+"""How fast a step could be at best: the bytes of the weights over the bandwidth of the memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from harness.load.model import Loaded
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """What one plain step cannot beat: every weight of the target is read once."""
+    """The time that no plain step beats: every weight of the target is read once."""
 
     weight_bytes: int
     bandwidth: float  # bytes per second
 
     @property
     def step_ms(self) -> float:
+        """Milliseconds of reading the weights."""
         return 1e3 * self.weight_bytes / self.bandwidth
 
 
 def ceiling(loaded: Loaded, megabytes: int = 512) -> Ceiling:
-    """Bytes of the matrices a step reads over the bandwidth measured here (the best of summing and copying a large block)."""
+    """The ceiling on this machine. The bandwidth is measured: the best of summing and of copying a large block."""
     body = loaded.target.model.model
     n = sum(p.numel() for p in body.layers.parameters()) + loaded.target.lm_head.weight.numel()
     size = loaded.target.lm_head.weight.element_size()

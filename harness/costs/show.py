@@ -17,8 +17,11 @@ from harness.forms.figure import RC, save_figure
 
 
 def profile_rows(profiles: Sequence[Profile], base: Profile, limit: Ceiling, best: Mapping[str, float]) -> pd.DataFrame:
-    """One row a method and part: milliseconds a step, in vanilla steps, and the share of the step; with the ceilings: a vanilla
-    step at the memory's bandwidth, and the best decode speedup predicted over all trees (`best`, by method)."""
+    """A row for each method and part: milliseconds a step, the same in vanilla steps, and the share of the step.
+
+    Beside them the ceilings: a vanilla step at the memory's bandwidth, and the best decode speedup predicted over all trees
+    (`best`, by method).
+    """
     rows = [
         {"method": p.method, "preset": p.preset, "part": part, "ms": ms, "vanilla_steps": ms / base.total, "share": ms / p.total,
          "tau": p.tau, "steps": p.steps, "bandwidth_limit_ms": limit.step_ms, "best_predicted": best.get(p.method)}
@@ -28,7 +31,7 @@ def profile_rows(profiles: Sequence[Profile], base: Profile, limit: Ceiling, bes
 
 
 def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mapping[str, float]) -> str:
-    """The profile as Markdown, the ceilings beside it. `best`: the best predicted decode speedup over all trees, by method."""
+    """The profile as Markdown, with the ceilings. best: the best predicted decode speedup over all trees, by method."""
     base = profiles[0]
     lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step).", ""]
     parts = all_parts(profiles)
@@ -59,7 +62,7 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
 
 
 def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> list[Path]:
-    """`profile.csv`, `profile.md`, and the parts of a step as stacked bars (PNG and PDF)."""
+    """Write `profile.csv`, `profile.md`, and the parts of a step as stacked bars (PNG and PDF) -> the files."""
     written = [write_file(folder / "profile.csv", rows.to_csv(index=False)), write_file(folder / "profile.md", text)]
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(9, 1.6 + 0.55 * rows.groupby(["method", "preset"]).ngroups), layout="constrained")

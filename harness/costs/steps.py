@@ -1,6 +1,6 @@
-"""`harness profile`: where the time of a decoding step goes, with the ceilings beside it; and speed against context.
+"""Where the time of a decoding step goes.
 
-The decoding loop runs unchanged: its target and drafter are wrapped in proxies that read the clock around each call.
+The decoding loop runs unchanged. Its target and drafter are wrapped in proxies that read the clock around each call.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Seconds = defaultdict[str, float]
 
 
 class _Timed:
-    """Passes everything on to `inner`; the methods named in `watched` are timed under the name `name_of` gives them.
+    """Passes everything on to `inner`. The methods in `watched` are timed, each under the part that `name_of` says.
 
-    settle: waits for a GPU's work, so that a part has its own time; the whole is slower by that.
+    settle: waits for a GPU's work, so that each part has its own time; the whole gets slower by that.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class _Timed:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Milliseconds per step of one method by part, over `steps` steps; `tau` tokens a step.
+    """Milliseconds a step of one method, by part, over `steps` steps of `tau` tokens each.
 
-    A draft level is a whole call of the drafter, masks included, which a ledger's c_draft leaves to c_other.
+    A draft level is a whole call of the drafter, its masks included. A ledger's c_draft leaves those to c_other.
     """
 
     method: str
@@ -62,11 +62,12 @@ class Profile:
 
     @property
     def total(self) -> float:
+        """Milliseconds of a whole step."""
         return sum(self.parts.values())
 
 
 def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: SamplerParams) -> Profile:
-    """Run `arm` over prompts (token ids) and take its steps apart; the prefill is not a step and is left out."""
+    """Run `arm` over prompts (token ids), and take its steps apart. The prefill is no step, and is left out."""
     seconds: Seconds = defaultdict(float)
     level = -1  # of the draft under way; -1: the drafter's run over the prompt is still to come
 
@@ -123,7 +124,7 @@ def _level(part: str) -> int:
 
 
 def place(part: str) -> float:
-    """Where a part stands in a bar: the target, the draft's levels, the rest."""
+    """Sort key of a part in a bar: the target, the draft's levels, the rest."""
     return 0 if part == "target forward" else 1 + _level(part) if part.startswith("draft level") else 1e3
 
 
@@ -131,11 +132,11 @@ ACCEPTED = "draft level 0 (accepted tokens)"
 
 
 def all_parts(profiles: Sequence[Profile]) -> list[str]:
-    """Every part of any profile, in the order of the one with the most."""
+    """Every part that any profile has, in the order of the profile with the most."""
     longest = max(profiles, key=lambda p: len(p.parts))
     return list(dict.fromkeys(part for p in (longest, *profiles) for part in p.parts))
 
 
 def outside(p: Profile) -> float:
-    """The share of a step spent in neither model."""
+    """The share of a step that is spent in neither model."""
     return sum(ms for part, ms in p.parts.items() if part != "target forward" and not part.startswith("draft level")) / p.total

@@ -26,7 +26,10 @@ def sweep(
     params: SamplerParams,
     rounds: int = 3,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Decode-only tokens per second of each (label, arm), prompts cut from `text`, the best of `rounds`: a list a context."""
+    """Yield, for each context, a row for each (label, arm): tokens per second of decoding alone, the best of `rounds`.
+
+    Prompts are cut from `text` (token ids). Contexts that the text or the model does not reach are left out.
+    """
     decoders = {label: arm.method.build(**arm.options) for label, arm in arms}
     for context in contexts:
         ids = list(text[:context])

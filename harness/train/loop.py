@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.common.errors import UserError, say
-from harness.train.batches import batches, collate
+from harness.train.batches import Batch, batches, collate
+from harness.train.checkpoint import BEFORE_COOLDOWN, CHECKPOINT, resume, save_checkpoint
 from harness.train.data import Conversation
 from harness.train.held_out import held_out_acceptance
 from harness.train.loss import SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.settings import TrainSettings
 from harness.train.trainers import Trainer, W
 
-CHECK_EVERY = 600.0  # seconds between two looks at the held-out answers, which cost most of a minute
+CHECK_EVERY = 600.0  # seconds between two checks on the held-out answers, which cost most of a minute
+SAVE_EVERY = 120.0  # seconds between two checkpoints
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     folder: Path,
     *,
     say: Callable[[str], None] = say,
-) -> list[dict]:
+) -> list[dict[str, float]]:
     """Train `head` in place, on `pool`, over `settings.tokens` positions -> the learning curve, a row a check on `held`.
 
     Deterministic for given settings, data and thread count. It goes on from `folder/checkpoint.pt`, with a new epoch where the
@@ -69,116 +69,106 @@ def train(
     trainer.initialise(head, embedding, pool, settings)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
-    optimizers = make_optimizers(head, settings)
-    state: dict[str, Any] = {"step": 0, "seen": 0, "epoch": 0, "at": 0, "curve": [], "seconds": 0.0, "cooled": False}
-    begun_with = json.loads(json.dumps(asdict(settings)))
-    pool_tokens = int(counts.sum())
-    checkpoint, before_cooldown = folder / "checkpoint.pt", folder / "before-cooldown.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
-        defaults = json.loads(json.dumps(asdict(TrainSettings())))
-        saved["settings"] = defaults | saved["settings"]  # a setting added since has its default
-        longer = saved["settings"] | {"tokens": settings.tokens}
-        cooled = saved["state"]["cooled"]
-        if longer != begun_with or saved["pool_tokens"] > pool_tokens or (saved["settings"] != begun_with and cooled):
-            raise UserError(
-                f"{checkpoint} was made with other settings or data; move it away, or choose another --work folder (more "
-                f"positions: put {before_cooldown.name}, if there is one, in its place)"
-            )
-        head.load_state_dict(saved["head"])
-        for optimizer, its in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(its)
-        state = saved["state"]
-        if saved["pool_tokens"] < pool_tokens:
-            state["epoch"], state["at"] = state["epoch"] + 1, 0
-            say(f"the data has grown from {saved['pool_tokens']:,} to {pool_tokens:,} tokens: a new epoch begins")
-        say(f"resuming at step {state['step']}, {state['seen']:,} tokens seen")
-    started = time.monotonic() - state["seconds"]
-    recent: list[tuple[float, float]] = []
+    optimizers, pool_tokens = make_optimizers(head, settings), int(counts.sum())
+    progress = resume(folder, head, optimizers, settings, pool_tokens, say)
+    started = time.monotonic() - progress.seconds
+    recent: list[tuple[float, float]] = []  # (loss, train_top1) of the steps since the last check
 
-    def save(file: Path = checkpoint) -> None:
-        state["seconds"] = time.monotonic() - started
-        torch.save(
-            {"head": head.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": state,
-             "settings": begun_with, "pool_tokens": pool_tokens},
-            file.with_suffix(".part"),
-        )  # fmt: skip
-        file.with_suffix(".part").replace(file)
+    def save(name: str) -> None:
+        progress.seconds = time.monotonic() - started
+        save_checkpoint(folder / name, head, optimizers, progress, settings, pool_tokens)
 
     last_save = last_check = time.monotonic()
-    order = batches(pool, settings, state["epoch"])
-    while state["seen"] < settings.tokens:
-        if state["at"] >= len(order):
-            state["epoch"] += 1
-            state["at"] = 0
-            order = batches(pool, settings, state["epoch"])
-        batch = collate([pool[i] for i in order[state["at"]]], settings.max_length, embedding.shape[1])
-        done = state["seen"] / settings.tokens
-        warm = min(1.0, (state["step"] + 1) / settings.warmup_steps)
+    order = batches(pool, settings, progress.epoch)
+    while progress.seen < settings.tokens:
+        if progress.at >= len(order):
+            progress.epoch, progress.at = progress.epoch + 1, 0
+            order = batches(pool, settings, progress.epoch)
+        batch = collate([pool[i] for i in order[progress.at]], settings.max_length, embedding.shape[1])
+        done = progress.seen / settings.tokens
+        warm = min(1.0, (progress.step + 1) / settings.warmup_steps)
         cool = min(1.0, (1 - done) / settings.cooldown)
-        if cool < 1 and not state["cooled"]:  # by the state: a file that is there may be an earlier training's
-            save(before_cooldown)
-        state["cooled"] = cool < 1
-        for g in (group for optimizer in optimizers for group in optimizer.param_groups):
-            g["lr"] = warm * cool * settings.learning_rate
-        torch.manual_seed(settings.seed * 7_919 + state["step"])  # noise: the same after a resume
-        if not settings.first_pair:
-            first = batch.trained.int().argmax(-1)
-            batch.trained[torch.arange(len(first)), first] = False
-        batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
-        lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
-        levels = settings.unroll if done >= settings.unroll_from else 1
+        if cool < 1 and not progress.cooled:  # by what the checkpoint says: a file that is there may be an earlier training's
+            save(BEFORE_COOLDOWN)
+        progress.cooled = cool < 1
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = warm * cool * settings.learning_rate
+        torch.manual_seed(settings.seed * 7_919 + progress.step)  # chance in a step: the same after a resume
         head.zero_grad(set_to_none=True)
-        total = torch.zeros(())
-        truth = batch.features[:, 1:]
-        scored = batch.trained & (torch.rand(batch.trained.shape) < settings.ce_share)
-        scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
-        wanted = wanted_of(truth[scored], lm_rows)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
-                here = valid & scored
-                if not here.any():
-                    continue  # a mean over nothing would spoil the weights
-                loss = torch.zeros(())
-                if settings.feature_weight:
-                    loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
-                if settings.ce_weight:
-                    rows_here = wanted if s == 0 else wanted[here[scored]]
-                    loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[here].to(lm_rows.dtype), lm_rows, rows_here)
-                if s == 0:
-                    few = F.linear(out[here][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
-                    agree = float((few == wanted[:256].max(-1).indices).float().mean())
-                total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
-        total.backward()
+        levels = settings.unroll if done >= settings.unroll_from else 1
+        loss, agree = batch_loss(trainer, head, embedding, lm_head, frequent, batch, levels, settings)
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
         if not torch.isfinite(norm):  # one such step would spoil the weights, and the checkpoint with them
-            raise UserError(f"the gradient at step {state['step']} is not finite; a lower learning_rate may help (the last "
+            raise UserError(f"the gradient at step {progress.step} is not finite; a lower learning_rate may help (the last "
                             f"checkpoint is of at most two minutes ago)")  # fmt: skip
         for optimizer in optimizers:
             optimizer.step()
-        recent.append((float(total.detach()), agree))
-        state["step"] += 1
-        state["at"] += 1
-        state["seen"] += int((batch.ids[:, 1:] != 0).sum())
+        recent.append((float(loss.detach()), agree))
+        progress.step += 1
+        progress.at += 1
+        progress.seen += int((batch.ids[:, 1:] != 0).sum())
         now = time.monotonic()
-        if now - last_check > CHECK_EVERY or state["seen"] >= settings.tokens:
-            check = held_out_acceptance(trainer, head, embedding, lm_head, held, min(4, trainer.n_levels(head)))
+        if now - last_check > CHECK_EVERY or progress.seen >= settings.tokens:
+            found = held_out_acceptance(trainer, head, embedding, lm_head, held, min(4, trainer.n_levels(head)))
             spent = now - started
-            row = {"step": state["step"], "tokens": state["seen"], "epoch": state["epoch"], "seconds": round(spent, 1),
-                   "held_out": len(held), "loss": round(float(np.mean([r[0] for r in recent])), 4),
-                   "train_top1": round(float(np.mean([r[1] for r in recent])), 4),
-                   **{k: round(v, 4) for k, v in check.items()}}  # fmt: skip
-            state["curve"].append(row)
-            rate = state["seen"] / max(spent, 1e-9)
-            left = max(settings.tokens - state["seen"], 0) / rate / 60
+            row = {"step": progress.step, "tokens": progress.seen, "epoch": progress.epoch, "seconds": round(spent, 1),
+                   "held_out": len(held), "loss": round(float(np.mean([loss for loss, _ in recent])), 4),
+                   "train_top1": round(float(np.mean([top1 for _, top1 in recent])), 4),
+                   **{k: round(v, 4) for k, v in found.items()}}  # fmt: skip
+            progress.curve.append(row)
+            rate = progress.seen / max(spent, 1e-9)
+            left = max(settings.tokens - progress.seen, 0) / rate / 60
             say(f"{json.dumps(row)}  {rate:.0f} tokens/s, {left:.0f} min left")
             recent.clear()
             last_check = time.monotonic()
-        if now - last_save > 120:
-            save()
+        if now - last_save > SAVE_EVERY:
+            save(CHECKPOINT)
             last_save = time.monotonic()
-    save()
-    return state["curve"]
+    save(CHECKPOINT)
+    return progress.curve
+
+
+def batch_loss(
+    trainer: Trainer[W],
+    head: W,
+    embedding: Tensor,
+    lm_head: Tensor,
+    frequent: Tensor,
+    batch: Batch,
+    levels: int,
+    settings: TrainSettings,
+) -> tuple[Tensor, float]:
+    """(the loss of a batch over so many levels, the share of positions scored where the first level is right).
+
+    frequent: token ids [rows] that every cross-entropy is over. What is trained of the batch is chosen here, in place.
+    """
+    if not settings.first_pair:
+        first = batch.trained.int().argmax(-1)
+        batch.trained[torch.arange(len(first)), first] = False
+    batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
+    lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
+    total, agree = torch.zeros(()), 0.0
+    truth = batch.features[:, 1:]
+    scored = batch.trained & (torch.rand(batch.trained.shape) < settings.ce_share)
+    scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
+    wanted = wanted_of(truth[scored], lm_rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
+            here = valid & scored
+            if not here.any():
+                continue  # a mean over nothing would spoil the weights
+            loss = torch.zeros(())
+            if settings.feature_weight:
+                loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
+            if settings.ce_weight:
+                rows_here = wanted if s == 0 else wanted[here[scored]]
+                loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[here].to(lm_rows.dtype), lm_rows, rows_here)
+            if s == 0:
+                few = F.linear(out[here][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
+                agree = float((few == wanted[:256].max(-1).indices).float().mean())
+            total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
+    return total, agree
 
 
 def make_optimizers(head: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness.train.batched_llama import BatchedLlama
 from made_up_training import HIDDEN, SETTINGS, VOCAB, made_up, new_head, same, trained, true_batch
 from places import TINY
 from tiny_model import TinyModel, shared_tiny_model
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from harness.common.errors import UserError
 from harness.train import data, loop
+from harness.train.batched_llama import BatchedLlama
 from harness.train.batches import TEMPLATE_TOKENS, batches, collate
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
 from harness.train.generate import Sampler
