@@ -66,8 +66,8 @@ def test_a_table_is_cut_to_the_section_rows_and_columns_asked_for() -> None:
         sys.path.pop(0)
     first = "### m, T = 0\n\n| method | τ | c |\n| :-- | --: | --: |\n| a | 1 | 2 |\n| b | 3 | 4 |\n\nnote\n\n"
     text = first + "### m, T = 1\n\n| method |\n| - |\n"
-    wanted = {"section": "T = 0", "rows": "b,a", "as": "B,A", "columns": "method,c", "headings": "no"}
-    assert tables_of(text, wanted) == "| method | c |\n| :-- | --: |\n| B | 4 |\n| A | 2 |\n"
+    wanted = {"section": "T = 0", "rows": "b,a", "as": "B,A", "columns": "method,c", "titles": "name,cost", "headings": "no"}
+    assert tables_of(text, wanted) == "| name | cost |\n| :-- | --: |\n| B | 4 |\n| A | 2 |\n"
     assert tables_of(text, {"section": "T = 1"}) == "**m, T = 1**\n\n| method |\n| - |\n"
     for lacking in ({"section": "T = 2"}, {"section": "T = 0", "rows": "c"}, {"section": "T = 0", "columns": "speed"}):
         with pytest.raises(ValueError, match="no (table|row|column)"):
