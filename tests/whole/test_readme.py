@@ -98,6 +98,25 @@ def test_every_command_named_exists(path: Path) -> None:
     assert named <= COMMANDS
 
 
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names)
+def test_every_option_shown_is_one_of_its_command(path: Path) -> None:
+    text = text_of(path).replace("\\\n", " ")  # a line that goes on in the next
+    shown = re.findall(r"^    harness ([a-z]+)([^#\n]*)", text, flags=re.MULTILINE) + re.findall(
+        r"`harness ([a-z]+)([^`]*)`", text
+    )
+    for name, words in shown:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, name
+        parts = words.split()
+        if isinstance(command, click.Group) and parts:
+            command = command.get_command(click.Context(command), parts[0]) or command
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options_of(command), f"harness {name}{words}"
+
+
 def test_readme_names_every_command_and_every_document_and_is_short() -> None:
     text = text_of(README)
     assert {command for command in COMMANDS if f"harness {command}" not in text} == set()
