@@ -8,6 +8,7 @@ A table stands between `<!-- begin FILE -->` and `<!-- end -->`. FILE may be fol
     columns="method,τ,speedup" only these columns, in this order
     rows="eagle1,eagle2"       only the rows with these words in the first column, in this order
     as="EAGLE-1,EAGLE-2"       what to call these rows
+    titles="method,τ,speed"    what to call these columns
     headings="no"              no headings
 """
 
@@ -49,6 +50,8 @@ def selected(table: list[str], wanted: dict[str, str]) -> list[str]:
             raise ValueError(f"no column {sorted(missing)}; there are: {', '.join(header)}")
         places = [header.index(column) for column in columns]
         header, rule, rows = [header[i] for i in places], [rule[i] for i in places], [[row[i] for i in places] for row in rows]
+    if "titles" in wanted:
+        header = [title for title, _ in zip(wanted["titles"].split(","), header, strict=True)]
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 

@@ -66,8 +66,8 @@ def test_a_table_is_cut_to_the_section_rows_and_columns_asked_for() -> None:
         sys.path.pop(0)
     first = "### m, T = 0\n\n| method | τ | c |\n| :-- | --: | --: |\n| a | 1 | 2 |\n| b | 3 | 4 |\n\nnote\n\n"
     text = first + "### m, T = 1\n\n| method |\n| - |\n"
-    wanted = {"section": "T = 0", "rows": "b,a", "as": "B,A", "columns": "method,c", "headings": "no"}
-    assert tables_of(text, wanted) == "| method | c |\n| :-- | --: |\n| B | 4 |\n| A | 2 |\n"
+    wanted = {"section": "T = 0", "rows": "b,a", "as": "B,A", "columns": "method,c", "titles": "name,cost", "headings": "no"}
+    assert tables_of(text, wanted) == "| name | cost |\n| :-- | --: |\n| B | 4 |\n| A | 2 |\n"
     assert tables_of(text, {"section": "T = 1"}) == "**m, T = 1**\n\n| method |\n| - |\n"
     for lacking in ({"section": "T = 2"}, {"section": "T = 0", "rows": "c"}, {"section": "T = 0", "columns": "speed"}):
         with pytest.raises(ValueError, match="no (table|row|column)"):
@@ -96,6 +96,25 @@ def test_every_command_named_exists(path: Path) -> None:
     named = set(re.findall(r"^    harness ([a-z]+)", text_of(path), flags=re.MULTILINE))
     named |= set(re.findall(r"`harness ([a-z]+)", re.sub(r"\s+", " ", text_of(path))))
     assert named <= COMMANDS
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names)
+def test_every_option_shown_is_one_of_its_command(path: Path) -> None:
+    text = text_of(path).replace("\\\n", " ")  # a line that goes on in the next
+    shown = re.findall(r"^    harness ([a-z]+)([^#\n]*)", text, flags=re.MULTILINE) + re.findall(
+        r"`harness ([a-z]+)([^`]*)`", text
+    )
+    for name, words in shown:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, name
+        parts = words.split()
+        if isinstance(command, click.Group) and parts:
+            command = command.get_command(click.Context(command), parts[0]) or command
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= options_of(command), f"harness {name}{words}"
 
 
 def test_readme_names_every_command_and_every_document_and_is_short() -> None:
