@@ -18,7 +18,7 @@ from harness.common.files_written import files_written
 @option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B."
 )
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables; a comparison: nowhere).")
+@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables; of --compare: none).")
 def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
     """Write the tables of a ledger, or compare two ledgers."""
     if (results is None) == (compare is None):
