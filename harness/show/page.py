@@ -237,6 +237,9 @@ def _claims(folder: Path) -> list[Block]:
     return blocks + _images(claims)
 
 
+_CLAIM_COLUMNS = {"temperature": "T", "effect_no_loops": "effect, no loops", "verdict_no_loops": "verdict, no loops"}
+
+
 def _verdicts_first(claims: pd.DataFrame) -> pd.DataFrame:
     """The columns of `claims.csv` for a reader: claim, verdict and effect with its interval before all others."""
     shown = claims.copy()
@@ -246,7 +249,12 @@ def _verdicts_first(claims: pd.DataFrame) -> pd.DataFrame:
             pairs = zip(shown[effect], shown[low], shown[high], strict=True)
             shown[effect] = [f"{value} [{a}, {b}]" if a and b else value for value, a, b in pairs]
             shown = shown.drop(columns=[low, high])
-    first = [name for name in ("claim", "verdict", "effect", "temperature", "on", "prompts", "test") if name in shown.columns]
+    if {"verdict", "verdict_no_loops"} <= set(shown.columns):
+        shown["verdict_no_loops"] = shown["verdict_no_loops"].mask(shown["verdict_no_loops"] == shown["verdict"], "the same")
+    if "model" in shown and shown["model"].nunique() == 1:
+        shown = shown.drop(columns="model")
+    shown = shown.drop(columns="prompts_no_loops", errors="ignore").rename(columns=_CLAIM_COLUMNS)
+    first = [name for name in ("claim", "verdict", "effect", "T", "on", "prompts", "test") if name in shown.columns]
     return shown[[*first, *(name for name in shown.columns if name not in first)]]
 
 
