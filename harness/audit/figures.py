@@ -34,7 +34,7 @@ LEAST = {"float64": 1e-17, "float32": 1e-9, "bfloat16": 1e-4, "float16": 1e-4}  
 
 
 def draw_all(out: Path, findings: Sequence[Finding], recorded: Recorded) -> list[Path]:
-    """`l1-law`, `l2-replay`, `l3-gaps`, `l4-scores`, `l5-acceptance`: png, pdf and csv, where there is anything to draw."""
+    """`l1-law`, `l2-replay`, `l3-gaps`, `l4-scores`, `l5-acceptance`: png and csv, where there is anything to draw."""
     known = controls(findings)
     written: list[Path] = []
     for name, data, draw in (

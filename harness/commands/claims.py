@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.commands.options import examples, json_option, option, results_option
+from harness.common.files_written import files_written
 
 
 @click.command("claims", epilog=examples("harness claims --results results/mine", "harness claims --results results/mine --json"))
@@ -16,11 +17,10 @@ from harness.commands.options import examples, json_option, option, results_opti
 def command(results: Path, out: Path | None, as_json: bool) -> None:
     """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict."""
     from harness.forms.table import plain, write_forms
-    from harness.paper.claims import report, to_json
+    from harness.paper.claims import claims_table, to_json
 
-    table = report(results)
-    click.echo(plain(table))
-    for path in write_forms(table, out or results / "claims"):
-        click.echo(path, err=True)
+    tested = claims_table(results)
+    click.echo(plain(tested))
+    click.echo(files_written(write_forms(tested, out or results / "claims")), err=True)
     if as_json:
-        click.echo(to_json(table))
+        click.echo(to_json(tested))

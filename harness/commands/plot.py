@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.commands.options import examples, option, results_option
+from harness.common.files_written import files_written
 
 
 @click.command(
@@ -18,5 +19,4 @@ def command(results: Path, out: Path | None) -> None:
     """Draw the plots of a ledger, each with a CSV of the numbers drawn."""
     from harness.show.plots.all import write_plots
 
-    for path in write_plots(results, out):
-        click.echo(path)
+    click.echo(files_written(write_plots(results, out)))

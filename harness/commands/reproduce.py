@@ -101,7 +101,7 @@ def _measured(wanted: Wanted, request: ReproduceRequest) -> tuple[int, list[str]
 
 def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
     from harness.forms.table import plain, write_forms
-    from harness.paper.figures_1_2 import draw
+    from harness.paper.figures_1_2 import write_bars
     from harness.paper.tables_1_3 import to_json
 
     for table in tables:
@@ -109,7 +109,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
         for file in write_forms(table, folder):
             say(f"written: {file}")
         if table.name in ("figure1", "figure2"):
-            for file in draw(table.numbers, folder / table.name):
+            for file in write_bars(table.numbers, folder / table.name):
                 say(f"written: {file}")
     if as_json:
         click.echo(to_json(tables))
@@ -122,10 +122,10 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
         UserError: that is so of all models.
     """
     from harness.ledger.trees import has_trees, read_drafts
-    from harness.metrics.acceptance import acceptance_table
-    from harness.paper.figures_5_6 import draft_report
+    from harness.metrics.acceptance import acceptance_numbers, by_arm
+    from harness.paper.figures_5_6 import drafts_table
     from harness.paper.plan import records_of
-    from harness.paper.tables_1_3 import report
+    from harness.paper.tables_1_3 import judged_table
     from harness.paper.verdict import Measurements, judge, reported_model
 
     recorded = records_of(request.results)
@@ -150,12 +150,12 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
     made = []
     for item, found in wanted.items():
         if item.needs_trees:
-            rows = [(targets[c.name], acceptance_table(measurements[c.name].of(own), drafts)) for c, own in found]
-            made.append(draft_report(item, rows))
+            drafted = [(targets[c.name], by_arm(measurements[c.name].of(own), drafts)) for c, own in found]
+            made.append(drafts_table(item, [(target, acceptance_numbers(arms)) for target, arms in drafted]))
             continue
         judged = []
         for c, cells in found:
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
-        made.append(report(item, judged))
+        made.append(judged_table(item, judged))
     return made, mixed

@@ -8,6 +8,7 @@ import click
 
 from harness.commands.options import examples, option
 from harness.common.errors import UserError
+from harness.common.files_written import files_written
 
 
 @click.command(
@@ -17,23 +18,24 @@ from harness.common.errors import UserError
 @option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B."
 )
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables).")
+@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables; of --compare: none).")
 def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
     """Write the tables of a ledger, or compare two ledgers."""
     if (results is None) == (compare is None):
         raise UserError("give either --results DIR or --compare DIR_A DIR_B")
     if compare is not None:
-        from harness.forms.table import markdown
-        from harness.show.tables.two_folders import compare as compared
+        from harness.forms.table import plain, write_forms
+        from harness.show.tables.two_folders import comparison_table
 
-        click.echo(markdown(compared(*compare)))
+        changes = comparison_table(*compare)
+        click.echo(plain(changes, width=100))
+        if out is not None:
+            click.echo(files_written(write_forms(changes, out)), err=True)
         return
     assert results is not None
     from harness.exchange.imported import holds_import
     from harness.exchange.imported_report import write_report
-    from harness.show.tables import acceptance
     from harness.show.tables.all import write_tables
 
     write = write_report if holds_import(results) else write_tables
-    for path in (*write(results, out), *acceptance.write(results, out)):
-        click.echo(path)
+    click.echo(files_written(write(results, out)))

@@ -1,4 +1,4 @@
-"""The order in which methods, tasks and presets are named, and how."""
+"""The names of methods, tasks and presets: their order, and how tables and plots write them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ KNOWN_METHODS = (
 
 # The paper's six tasks, in its order; the six-task mean is over exactly these.
 SIX_TASKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "cnn_dm", "natural_questions")
+
+
+# How titles and legends write a method or a task; tables and files have the names of the command line.
+_WORDS = {
+    "hf-generate": "HF generate", "hf-assisted": "HF assisted", "hf-prompt-lookup": "HF prompt lookup",
+    "sps": "SpS", "pld": "PLD", "lookahead": "Lookahead", "medusa": "Medusa", "medusa-typical": "Medusa, typical",
+    "hydra": "Hydra", "eagle1": "EAGLE-1", "eagle2-no-both": "EAGLE-2 without both", "eagle2-no-value": "EAGLE-2 without value",
+    "eagle2-no-rerank": "EAGLE-2 without reranking", "eagle2": "EAGLE-2", "eagle2-fr": "EAGLE-2 FR",
+    "mt_bench": "MT-bench", "humaneval": "HumanEval", "gsm8k": "GSM8K", "alpaca": "Alpaca", "cnn_dm": "CNN/DM",
+    "natural_questions": "Natural Questions",
+}  # fmt: skip
+
+
+def in_words(name: str) -> str:
+    """`EAGLE-2` for `eagle2`, `MT-bench` for `mt_bench`; a method or task that is not known here keeps its name."""
+    return _WORDS.get(name, name)
 
 
 def method_order(method: str) -> tuple[int, str]:
@@ -31,3 +47,8 @@ def preset_order(preset: str) -> tuple[bool, str]:
 def label(method: str, preset: str) -> str:
     """`eagle2`, or `eagle2 (paper+total=24)` where the preset is not the default."""
     return method if preset == "paper" else f"{method} ({preset})"
+
+
+def label_in_words(method: str, label_: str) -> str:
+    """`EAGLE-2 (depth=5, total=25)` for `eagle2` and its label `eagle2 (paper+depth=5+total=25)`."""
+    return in_words(method) + label_.removeprefix(method).replace("(paper+", "(").replace("+", ", ")

@@ -62,7 +62,7 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
 
 
 def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> list[Path]:
-    """Write `profile.csv`, `profile.md`, and the parts of a step as stacked bars (PNG and PDF) -> the files."""
+    """Write `profile.csv`, `profile.md`, and the parts of a step as stacked bars (PNG) -> the files."""
     written = [write_file(folder / "profile.csv", rows.to_csv(index=False)), write_file(folder / "profile.md", text)]
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(9, 1.6 + 0.55 * rows.groupby(["method", "preset"]).ngroups), layout="constrained")

@@ -52,7 +52,7 @@ def sweep(
 
 
 def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:
-    """`sweep.csv` and tokens per second and step time by context (PNG and PDF)."""
+    """`sweep.csv` and tokens per second and step time by context (PNG)."""
     written = [write_file(folder / "sweep.csv", rows.to_csv(index=False))]
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(10, 4.4), layout="constrained")

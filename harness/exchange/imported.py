@@ -132,5 +132,5 @@ def holds_import(folder: Path) -> bool:
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:
     """Import, and say where to -> the report as plain text."""
     text = plain(import_answers(file, baseline, tokenizer, out))
-    say(f"records: {out / RECORDS}; `harness table --results {out}` writes this as Markdown, CSV and LaTeX")
+    say(f"records: {out / RECORDS}; `harness table --results {out}` writes this as Markdown and CSV")
     return text

@@ -44,7 +44,7 @@ def report(folder: Path) -> Table:
 
 
 def write_report(folder: Path, out: Path | None = None) -> list[Path]:
-    """Write the report as Markdown, CSV and LaTeX into `out` (default: `tables` in the folder) -> the files."""
+    """Write the report as Markdown and CSV into `out` (default: `tables` in the folder) -> the files."""
     return write_forms(report(folder), out or Path(folder) / "tables")
 
 

@@ -1,11 +1,9 @@
-"""How a figure is written: one style, and PNG and PDF files whose bytes depend on nothing but what is drawn."""
+"""How a figure is written: one style for all, as a PNG whose bytes depend on nothing but what is drawn."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -23,19 +21,20 @@ RC = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text
-}
-# No dates and no versions: the same records give the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 
 
-def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    paths = []
-    for suffix in suffixes:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix])
-        paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
-    return paths
+def png_bytes(figure: Figure) -> bytes:
+    """The picture without date or version: the same records give the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png; -> the files written, which is this one.
+
+    Raises:
+        UserError: names the folder that cannot be written.
+    """
+    return [write_file(stem.with_name(f"{stem.name}.png"), png_bytes(figure))]

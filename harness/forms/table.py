@@ -1,8 +1,11 @@
-"""A table, whatever is in it: sections of rows, notes and numbers; written as Markdown, CSV, LaTeX and for the terminal."""
+"""A table, whatever is in it: sections of rows, notes and numbers; as Markdown, as CSV and for the terminal."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ class Section:
     """One setting's part of a table, as shown."""
 
     title: str
-    facts: tuple[str, ...]  # where the prompts come from, the machine, what was left out
+    facts: tuple[str, ...]  # above the rows: where the prompts come from, the machine, what was left out
     shown: pd.DataFrame  # text only
+    conclusions: tuple[str, ...] = ()  # below the rows: what they mean, in sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,34 +37,43 @@ class Table:
 
 
 def write_forms(table: Table, folder: Path) -> list[Path]:
-    """One table as Markdown, CSV and LaTeX; -> the files.
+    """Write one table as NAME.md and NAME.csv; -> the two files.
 
     Raises:
         UserError: names the folder that cannot be written.
     """
-    forms = {"md": markdown(table), "csv": csv(table), "tex": latex(table)}
+    forms = {"md": markdown(table), "csv": csv(table)}
     return [write_file(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
 
 
+def one_line(text: str) -> str:
+    """A note that stands in several lines of code."""
+    return " ".join(text.split())
+
+
 def number(value: float | None, form: str = "{:.2f}") -> str:
+    """The value as text, a dash where there is none."""
     return NOTHING if value is None else form.format(value)
 
 
 def times(value: float | None) -> str:
+    """A speedup: `1.25×`."""
     return number(value, "{:.2f}×")
 
 
 def with_interval(row: Any, form: str) -> str:
-    """A row's value as text, its interval in brackets where it has one."""
+    """A row's `value` as text, with `value_low` and `value_high` in brackets where the row has them."""
     if pd.isna(row.value):
         return NOTHING
     return bracketed(form.format(row.value), None if pd.isna(row.value_low) else (row.value_low, row.value_high), form)
 
 
 def bracketed(text: str, ci95: tuple[float, float] | None, form: str = "{:.2f}") -> str:
+    """`1.25× [1.20, 1.30]`."""
     return f"{text} [{form.format(ci95[0])}, {form.format(ci95[1])}]" if ci95 else text
 
 
+# Columns of words, which stand to the left; all others hold numbers and stand to the right.
 TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setting", "sample", "differs", "verdict", "checked",
                  "audit",
                  "figure", "from",
@@ -69,14 +82,17 @@ TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setti
 
 
 def markdown(table: Table) -> str:
-    """GitHub's dialect: a heading and facts a section, notes at the end."""
+    """GitHub's dialect: a section is a heading, facts, rows and conclusions; the notes stand at the end."""
     parts = []
     for section in table.sections:
+        if not len(section.shown.columns):
+            parts.append("\n\n".join(filter(None, (f"### {section.title}", "  \n".join(section.facts)))))
+            continue
         header = "| " + " | ".join(map(_markdown_cell, section.shown.columns)) + " |"
         rule = "|" + "|".join(" :-- " if column in TEXT_COLUMNS else " --: " for column in section.shown.columns) + "|"
         rows = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in section.shown.itertuples(index=False)]
-        facts = "  \n".join(section.facts)
-        parts.append("\n\n".join(filter(None, (f"### {section.title}", facts, "\n".join([header, rule, *rows])))))
+        facts, conclusions = ("  \n".join(lines) for lines in (section.facts, section.conclusions))
+        parts.append("\n\n".join(filter(None, (f"### {section.title}", facts, "\n".join([header, rule, *rows]), conclusions))))
     parts += table.notes
     return "\n\n".join(parts) + "\n"
 
@@ -85,57 +101,46 @@ def _markdown_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def latex(table: Table) -> str:
-    """One `table` float a section, with the facts and notes in its caption."""
-    parts = ["% needs \\usepackage{booktabs}"]
-    for section in table.sections:
-        columns = section.shown.columns
-        caption = " ".join(f"{text.rstrip('.')}." for text in (section.title, *section.facts, *table.notes))
-        body = [" & ".join(map(_latex_cell, row)) + r" \\" for row in section.shown.itertuples(index=False)]
-        parts += [
-            r"\begin{table}",
-            r"\centering\small",
-            r"\begin{tabular}{" + "".join("l" if column in TEXT_COLUMNS else "r" for column in columns) + "}",
-            r"\toprule",
-            " & ".join(map(_latex_cell, columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{_latex_cell(caption)}}}",
-            r"\end{table}",
-        ]
-    if not table.sections:
-        parts += [f"% {note}" for note in table.notes]
-    return "\n".join(parts) + "\n"
-
-
-_LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "τ": r"$\tau$", "—": "---",
-    "†": r"\textsuperscript{\dag}", "‡": r"\textsuperscript{\ddag}", "≈": r"$\approx$", "→": r"$\to$",
-})  # fmt: skip
-
-
-def _latex_cell(text: str) -> str:
-    return text.translate(_LATEX)
-
-
 def csv(table: Table) -> str:
-    """The numbers; an empty field where there is none. 10 digits: more would be the processor's rounding."""
+    """The numbers to 10 digits (more would be the processor's rounding); an empty field where there is none."""
     return table.numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
-def plain(table: Table) -> str:
-    """For a terminal or a log: columns aligned with spaces."""
+def plain(table: Table, width: int | None = None) -> str:
+    """For a terminal or a log: columns aligned with spaces.
+
+    width: characters a line. Columns of words are broken until the rows fit; facts and notes are broken at words. Without it
+    every row and every note is one line.
+    """
     parts = []
     for section in table.sections:
-        rows = [list(section.shown.columns), *section.shown.values.tolist()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        left = [column in TEXT_COLUMNS for column in section.shown.columns]
-        lines = [
-            "  ".join(c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(row, widths, left, strict=True)).rstrip()
-            for row in rows
-        ]
-        parts.append("\n".join([section.title, *section.facts, *lines]))
-    return "\n\n".join([*parts, "\n".join(table.notes)])
+        rows = _aligned(section.shown, width) if len(section.shown.columns) else []
+        parts.append("\n".join([section.title, *_wrapped(section.facts, width), *rows, *_wrapped(section.conclusions, width)]))
+    return "\n\n".join([*parts, "\n".join(_wrapped(table.notes, width))])
+
+
+def _wrapped(lines: Iterable[str], width: int | None) -> list[str]:
+    if width is None:
+        return list(lines)
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)]
+
+
+def _aligned(shown: pd.DataFrame, width: int | None) -> list[str]:
+    rows = [list(map(str, shown.columns)), *shown.values.tolist()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [column in TEXT_COLUMNS for column in shown.columns]
+    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        widest = max((w, i) for i, w in enumerate(widths) if left[i])[1] if any(left) else -1
+        if widest < 0 or widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            placed = (c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(parts, widths, left, strict=True))
+            lines.append("  ".join(placed).rstrip())
+    return lines
+
+
+_NARROWEST = 8  # characters that a column of words keeps

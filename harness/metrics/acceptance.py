@@ -4,7 +4,7 @@ A draft node is *tried* where its parent was accepted (the root always is; of dr
 accepted): only then is it known whether the target would have taken it. Acceptance is counted before any cutting at a stop id
 or the budget. A *query* is a conversation: all its turns and repeats together.
 
-`acceptance.csv` (`acceptance_table`) has a row per setting, method, preset, task, `outputs`, `kind` and `at`:
+`acceptance.csv` (`acceptance_numbers`) has a row per setting, method, preset, task, `outputs`, `kind` and `at`:
 
 - setting, `method`, `preset`, `head_sha`, `options` (its hash): as in the other tables; `task` is `all` (and `source` empty) for
   all tasks pooled; `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped);
@@ -116,15 +116,18 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
     tried = all_nodes.tried
     confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
-    parts: list[pd.DataFrame] = []
+    kinds: list[str] = []
+    places: list[NDArray[Any]] = []
+    columns: list[list[NDArray[Any]]] = []
 
     def count(kind: str, at: Ints, accepted: NDArray[Any], c: NDArray[Any]) -> None:
         if not len(at):
             return
-        summands = (np.ones(len(at)), accepted, c, c * c, c * accepted)
-        columns = [np.bincount(at, x) for x in summands]
-        held = np.flatnonzero(columns[0])
-        parts.append(pd.DataFrame({"kind": kind, "at": held} | {k: x[held] for k, x in zip(SUMS, columns, strict=True)}))
+        counted = [np.bincount(at, x) for x in (np.ones(len(at)), accepted, c, c * c, c * accepted)]
+        held = np.flatnonzero(counted[0])
+        kinds.extend([kind] * len(held))
+        places.append(held)
+        columns.append([x[held] for x in counted])
 
     # a step goes on from an accepted node that has children: was one of them accepted, what confidence had they together
     steps, first = np.unique(all_nodes.above[tried], return_index=True)
@@ -143,7 +146,10 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     if expects:
         bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
         count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["kind", "at", *SUMS])
+    if not kinds:
+        return pd.DataFrame(columns=["kind", "at", *SUMS])
+    by_name = {name: np.concatenate([own[i] for own in columns]) for i, name in enumerate(SUMS)}
+    return pd.DataFrame({"kind": kinds, "at": np.concatenate(places)} | by_name)  # one frame: thousands are made
 
 
 def slope(s: Array) -> Array:
@@ -166,10 +172,13 @@ def mean_gap(s: Array) -> Array:
 FITS: dict[str, Callable[[Array], Array]] = {"slope": slope, "ece": ece, "mean_gap": mean_gap}
 
 
-def acceptance_table(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> pd.DataFrame:
-    """The rows of `acceptance.csv`, described above; no rows where no record has trees."""
+ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method, and the sums of its generations
+
+
+def acceptance_numbers(drafted: Iterable[ArmSums]) -> pd.DataFrame:
+    """The rows of `acceptance.csv`, described above, from what `by_arm` yields; no rows where no record has trees."""
     rows: list[dict[str, Any]] = []
-    for named, group in by_arm(records, drafts):
+    for named, group in drafted:
         tasks: list[tuple[str, str]] = sorted(
             set(zip(group["task"], group["source"], strict=True)), key=lambda t: task_order(t[0])
         )
@@ -182,9 +191,6 @@ def acceptance_table(records: Iterable[Record], drafts: Mapping[str, Drafts]) ->
                                  "forwards": int(mine.drop_duplicates("key")["forwards"].sum())}  # fmt: skip
                 rows += [where | row for row in rows_of(mine)]
     return pd.DataFrame(rows)
-
-
-ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method, and the sums of its generations
 
 
 def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
@@ -221,11 +227,15 @@ def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    name: Any
-    for name, rows in group.groupby(["kind", "at"], sort=True):
-        kind, at = name
-        by_query = rows.groupby("query")[list(SUMS)].sum(min_count=1).to_numpy().T
-        n, accepted, confidence = by_query[:3].astype(float)
+    if group.empty:
+        return
+    by_query = group.groupby(["kind", "at", "query"], sort=True)[list(SUMS)].sum(min_count=1)
+    columns = by_query.to_numpy(dtype=float).T  # [sums, kinds x places x queries]
+    places = list(zip(by_query.index.get_level_values("kind"), by_query.index.get_level_values("at"), strict=True))
+    starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
+    for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
+        kind, at = places[start]
+        n, accepted, confidence = columns[:3, start:end]
         rates, total = accepted / n, float(n.sum())
         rate = float(accepted.sum()) / total
         edges = {"low": at / N_BINS, "high": (at + 1) / N_BINS} if kind == "calibration" else {"low": None, "high": None}

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA, task_order
-from harness.forms.table import NOTHING, Section, Table, bracketed, number
+from harness.common.progress import Progress, showing_progress
+from harness.forms.table import NOTHING, Section, Table, one_line
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
@@ -45,13 +46,22 @@ from harness.paper.contrast import (
 from harness.paper.draft_claims import draft_rows
 from harness.paper.measured import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, Measured
 from harness.paper.verdict import incomparable, reported_model
+from harness.show.tables.cell_text import estimated_text
 
 ABLATED_ON = ("mt_bench", "gsm8k")  # the paper's Table 3
 ORDERED_ON = "Vicuna-7B"  # the smallest of its Table 1
 
 
-def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | None) -> list[Row]:
-    """Every claim, tested on one model's records; what was not measured says so."""
+def rows_of(
+    records: Iterable[Record], folder: Path, audit: Mapping[str, str] | None, progress: Progress | None = None
+) -> list[Row]:
+    """Every claim, tested on one model's records; what was not measured says so.
+
+    folder: where the drafted trees are. audit: method -> the audit's word, None where it was not run.
+    """
+    progress = progress or Progress("claims")
+    progress.expect(5)
+    progress.step("dynamic against static trees")
     records = list(records)
     m = Measured(records, folder)
     greedy = partial(m.side_of, temperature=0.0)
@@ -66,10 +76,13 @@ def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | 
         rows += _both(f"dynamic trees beat static ones at equal budget ({n_static or '?'} nodes{named})", "EAGLE-2 over EAGLE-1",
                       0.0, own, static)  # fmt: skip
     rows.append(_lossless(dynamic, greedy(VANILLA), audit))
-    rows += draft_rows(m, folder)
+    progress.step("drafted trees")
+    rows += draft_rows(m, folder, progress)
+    progress.step("ablations")
     for name, method in (("the value of a path", NO_VALUE), ("reranking", NO_RERANK)):
         for tasks in (ABLATED_ON, SIX_TASKS):
             rows += _both(f"{name} helps", f"EAGLE-2 over {method}", 0.0, dynamic, greedy(method), tasks)
+    progress.step("speed")
     for temperature in (0.0, 1.0):
         own, base, other = (m.side_of(name, temperature) for name in (DYNAMIC, VANILLA, STATIC))
         if temperature:
@@ -96,6 +109,7 @@ def rows_of(records: Iterable[Record], folder: Path, audit: Mapping[str, str] | 
         for what, statistic, is_speed in (("speed", faster, True), ("τ", longer, False)):
             rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
+    progress.step("order of methods")
     rows += _order(m.side_of) + (_at_best(m) if m.is_tuned else []) + _headline(m)
     return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
 
@@ -226,24 +240,31 @@ def _not_the_papers(records: Sequence[Record]) -> str:
     return incomparable(target, r["source"], r["task"], r["max_new_tokens"])
 
 
-_READING = """Effects with 95 % intervals (paired bootstrap over conversations, none under 5; means over tasks unweighted).
-    Shown: the interval excludes 0, or lies in the claimed range; the opposite is shown: it lies below 0. No loops: over outputs
-    where neither side fell into a loop. Weakest of six: a claim on every task is shown only if it is in each; the effect is the
-    weakest task's. Calibration is judged by its value, the interval stands beside it. Timings of two processes are not judged."""
+_NOTE = one_line("""
+    Effects have 95 % intervals (paired bootstrap over conversations; none under 5). Means over tasks are unweighted. Shown: the
+    interval excludes 0, or lies in the claimed range. The opposite is shown: the interval lies below 0. No loops: over outputs
+    where neither side fell into a loop. Weakest of six: a claim on every task is shown only if it is shown in each; the effect is
+    the weakest task's. Calibration is judged by its value; the interval only stands beside it. Speeds measured in two processes
+    are not judged.""")
 
 
-def report(folder: Path) -> Table:
-    """The ledger of every model in a folder of records.
+def claims_table(folder: Path) -> Table:
+    """Every claim tested on every model in a folder of records, a section a model.
 
     Raises:
         UserError: no records, records of mixed environments (names the key), or a file of trees or audits that cannot be read.
     """
+    with showing_progress("claims") as progress:
+        return _claims_table(folder, progress)
+
+
+def _claims_table(folder: Path, progress: Progress) -> Table:
     records = read(folder)
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):
         own = [r for r in records if r["model"] == model]
-        rows = rows_of(own, folder, audits.get(model))
+        rows = rows_of(own, folder, audits.get(model), progress)
         used = Measured(own, folder).records or own
         first, sources = used[0], {r["task"]: r["source"] for r in used}
         facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
@@ -252,7 +273,7 @@ def report(folder: Path) -> Table:
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))
         numbers += [{"model": model, **_numbers(row)} for row in rows]
-    return Table("claims", tuple(sections), (" ".join(_READING.split()),), pd.DataFrame(numbers))
+    return Table("claims", tuple(sections), (_NOTE,), pd.DataFrame(numbers))
 
 
 def _shown(row: Row) -> dict[str, str]:
@@ -262,15 +283,11 @@ def _shown(row: Row) -> dict[str, str]:
         "T": NOTHING if row.temperature is None else f"{row.temperature:g}",
         "on": row.on,
         "prompts": str(row.all.effect.prompts),
-        "effect": _effect(row.all.effect, row.form),
+        "effect": estimated_text(row.all.effect, row.form),
         "verdict": row.all.verdict,
-        "effect, no loops": _effect(row.no_loops.effect, row.form),
+        "effect, no loops": estimated_text(row.no_loops.effect, row.form),
         "verdict, no loops": "the same" if row.no_loops.verdict == row.all.verdict else row.no_loops.verdict,
     }
-
-
-def _effect(e: Estimate, form: str) -> str:
-    return bracketed(number(e.value, form), e.ci95, form)
 
 
 def _numbers(row: Row) -> dict[str, Any]:
@@ -283,4 +300,5 @@ def _numbers(row: Row) -> dict[str, Any]:
 
 
 def to_json(table: Table) -> str:
+    """All rows of the table's numbers as one JSON array; what is not there is null."""
     return json.dumps(json.loads(table.numbers.to_json(orient="records")), ensure_ascii=False)

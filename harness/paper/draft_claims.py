@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA
+from harness.common.progress import Progress
 from harness.ledger import trees
 from harness.metrics import acceptance
 from harness.metrics.bootstrap import paired_bootstrap
@@ -33,7 +34,7 @@ FIGURES_ON = "alpaca"  # its Figures 5 and 6
 SLOPE, MOST_ECE = (0.8, 1.2), 0.05
 
 
-def draft_rows(m: Measured, folder: Path) -> list[Row]:
+def draft_rows(m: Measured, folder: Path, progress: Progress) -> list[Row]:
     """From drafted trees at T = 0. Positions are of EAGLE-1's tree, which always drafts all six."""
     groups: dict[str, pd.DataFrame] = {}
     if trees.has_trees(folder):
@@ -41,12 +42,18 @@ def draft_rows(m: Measured, folder: Path) -> list[Row]:
         base = [r for r in m.records if r["method"] == VANILLA and r["temperature"] == 0]
         groups = {named["method"]: g for named, g in acceptance.by_arm([*wanted, *base], trees.read_drafts(folder))}
     rows = []
+    if groups:
+        progress.expect(3)
     for method in (STATIC, DYNAMIC):
+        if groups:
+            progress.step(f"calibration of {method}")
         for on in (FIGURES_ON, "all tasks"):
             group = _of(groups.get(method), on)
             rows += [_fit(method, name, on, group) for name in ("slope", "ece")]
     position = ("acceptance depends on position", f"{STATIC}: rate at P1 less that at P6 (Figure 5)")
     context = ("acceptance depends on context", f"{STATIC}: variance between queries at P1 to P6 beyond chance's (Figure 5)")
+    if groups:
+        progress.step("positions")
     for on in (FIGURES_ON, "all tasks"):
         group = _of(groups.get(STATIC), on)
         rows.append(_tree_row(*position, on, group, position_columns, p1_less_p6, verdict, "{:+.2f}"))

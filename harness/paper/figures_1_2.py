@@ -6,23 +6,29 @@ from pathlib import Path
 
 import matplotlib.style
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from harness.common.names import method_order
+from harness.common.names import in_words, method_order
 from harness.forms.colours import colour
 from harness.forms.figure import RC, save_figure
 
 
-def draw(numbers: pd.DataFrame, stem: Path) -> list[Path]:
-    """PNG and PDF of a figure's cells (the numbers of `reproduce.report`, whose CSV stands beside); nothing if none was measured.
+def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
+    """Write a figure's cells as STEM.png; -> the files, none where nothing was measured.
 
-    A bar is ours with its 95 % interval; a diamond the paper's number, a line its range over models where ours stands in, hollow
-    where it is a transcription.
+    numbers: those of `judged_table`, whose CSV stands beside it. A bar is our value with its 95 % interval. A diamond is the
+    paper's number, hollow where it is a transcription. A dotted line is the paper's range, where our model stands in for several.
     """
     here = numbers[numbers["method"].notna()]
     if here["speedup"].notna().sum() == 0:
         return []
-    models, methods = list(dict.fromkeys(here["model"])), sorted(set(here["method"]), key=method_order)
+    models = list(dict.fromkeys(here["model"]))
+    ours = here.groupby("method")["speedup"].mean().dropna()
+    measured = list(ours.sort_values(ascending=False, kind="stable").index)  # the fastest first, then those not measured
+    methods = [*measured, *sorted(set(here["method"]) - set(measured), key=method_order)]
     width = 0.8 / len(methods)
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(max(4.5, 1.6 * len(models) * len(methods)), 4.2), layout="constrained")
@@ -38,13 +44,13 @@ def draw(numbers: pd.DataFrame, stem: Path) -> list[Path]:
                 face = "black" if row["paper_speedup_confirmed"] else "none"
                 ends = sorted({row["paper_speedup_low"], row["paper_speedup_high"]})
                 ax.plot([x] * len(ends), ends, color="black", linestyle=":", marker="D", markersize=4, markerfacecolor=face)
-        for method in methods:
-            ax.bar(0, 0, color=colour(method), label=method)
-        ax.plot([], [], color="black", linestyle=":", marker="D", markersize=4, label="the paper's")
+        handles: list[Artist] = [Patch(color=colour(method), label=in_words(method)) for method in measured]
+        if here["paper_speedup_low"].notna().any():
+            handles.append(Line2D([], [], color="black", linestyle=":", marker="D", markersize=4, label="the paper's"))
         ax.axhline(1, color="#4d4d4d", linewidth=0.8)
         ax.set_xticks(range(len(models)), models)
         ax.set_ylabel("speedup over vanilla on MT-bench")
         ax.set_title(f"{numbers['item'].iloc[0].capitalize()}, T = {numbers['temperature'].iloc[0]:g}")
         ax.grid(axis="y")
-        ax.legend(ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        ax.legend(handles=handles, ncols=len(handles), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     return save_figure(figure, stem)

@@ -7,25 +7,30 @@ from typing import Any
 
 import pandas as pd
 
-from harness.forms.table import NOTHING, Section, Table, number, with_interval
+from harness.forms.table import NOTHING, Section, Table, number, one_line, with_interval
 from harness.paper.published import DRAFTS, METHODS, TASKS, Item, Number, the_paper
 from harness.paper.verdict import ReportedModel, incomparable
 
-_READING_DRAFTS = {
-    "5": """Of the forwards that drafted a position, how many accepted it with all of its ancestors: P1, P2 are the root's best
-        and second child, P3, P4 those of P1, P5, P6 those of P2. In brackets 95 % intervals over conversations. Spread:
-        standard deviation between conversations, and what chance alone would make it. The paper's figure is a plot of points
-        without numbers; its text has P1 as the highest and P6 as the lowest.""",
-    "6": """Draft nodes whose parent was accepted, by the draft's own untempered probability: how many the target took. The paper
-        states two of its bars; reproduced: our 95 % interval covers the paper's value, to the digits it is given in. Slope of
-        acceptance on confidence and expected calibration error (ECE) over 20 bins.""",
+_NOTES = {
+    "5": one_line("""
+        Rate: of the forwards that drafted a position, how many accepted it with all of its ancestors. P1 and P2 are the root's
+        best and second child, P3 and P4 are P1's, P5 and P6 are P2's. In brackets: 95 % intervals over conversations. Spread: the
+        standard deviation between conversations, and in brackets what chance alone would make it. The paper's figure is a plot of
+        points without numbers; its text says that P1 is the highest and P6 the lowest."""),
+    "6": one_line("""
+        Rate: how many draft nodes the target took, of those whose parent was accepted, by the draft's own untempered probability.
+        The paper states two of its bars. One is reproduced where our 95 % interval covers the paper's value, to the digits that
+        the paper gives. Slope: of acceptance on confidence. ECE: expected calibration error over 20 bins."""),
 }
 STATED = {"0": "acceptance_rate_when_confidence<0.05", "19": "acceptance_rate_when_confidence>0.95"}  # bins of Figure 6
 ROUNDED = 0.005  # the paper gives two digits
 
 
-def draft_report(item: Item, found: Sequence[tuple[ReportedModel, pd.DataFrame]]) -> Table:
-    """Figure 5 or 6. found: a model with its rows of `acceptance.acceptance_table`, none where it has no trees."""
+def drafts_table(item: Item, found: Sequence[tuple[ReportedModel, pd.DataFrame]]) -> Table:
+    """Figure 5 or 6 as a table, a section a model.
+
+    found: each model with its rows of `acceptance_numbers`; none where it has no trees.
+    """
     method, task = METHODS[DRAFTS[1]], TASKS[DRAFTS[2]]
     sections, numbers = [], []
     for target, rows in found:
@@ -44,9 +49,7 @@ def draft_report(item: Item, found: Sequence[tuple[ReportedModel, pd.DataFrame]]
         shown = shown or [{"outputs": "all", "verdict": f"not measured: `harness reproduce --{item.kind} {item.number}` does"}]
         title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
         sections.append(Section(title, target.facts, pd.DataFrame(shown)))
-    return Table(
-        f"figure{item.number}", tuple(sections), (" ".join(_READING_DRAFTS[item.number].split()),), pd.DataFrame(numbers)
-    )
+    return Table(f"figure{item.number}", tuple(sections), (_NOTES[item.number],), pd.DataFrame(numbers))
 
 
 def _positions(rows: pd.DataFrame, target: ReportedModel) -> list[dict[str, str]]:

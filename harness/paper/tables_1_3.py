@@ -8,23 +8,23 @@ from typing import Any
 
 import pandas as pd
 
-from harness.forms.table import NOTHING, Section, Table, bracketed, number
-from harness.metrics import groups as tables
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.metrics.definitions import Estimate
 from harness.metrics.groups import APART
+from harness.metrics.groups import MEAN as SIX_TASK_MEAN
 from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, PaperCell, third_parties
 from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, ReportedModel
 
-_READING = """Paper: arXiv 2406.16858v2; others: who printed the same cell. τ reproduced: within 0.10 of the paper's, or the
-    paper's within 0.10 of our interval; speed reproduced: our 95 % interval (paired bootstrap over conversations) covers the
-    paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: means
-    over tasks, of each by itself). Speed limited by: the part that is largest beyond the one forward that is
-    always needed."""
-_SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper, not read in it: what rests on it is not confirmed."
+_NOTE = one_line("""
+    Paper: arXiv 2406.16858v2. Others: who printed the same cell. τ is reproduced where it is within 0.10 of the paper's, or the
+    paper's within 0.10 of our interval. Speed is reproduced where our 95 % interval (paired bootstrap over conversations) covers
+    the paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is
+    a mean over tasks). Speed is limited by the part that is largest, beyond the one forward that is always needed.""")
+_SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper. We did not read it there, so it is not confirmed."
 
 
-def report(item: Item, judged: Sequence[Judged]) -> Table:
-    """The item as a table, a section a model and temperature."""
+def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
+    """Table 1, 2 or 3 or Figure 1 or 2: our cells beside the paper's, a section a model and temperature."""
     groups: dict[tuple[ReportedModel, float], list[Judged]] = {}
     for j in judged:
         groups.setdefault((j.target, j.cell.temperature), []).append(j)
@@ -34,7 +34,7 @@ def report(item: Item, judged: Sequence[Judged]) -> Table:
         stands_in = "" if target.paper else f" (not in the paper, whose numbers are of {', '.join(theirs)})"
         title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
         sections.append(Section(title, target.facts, pd.DataFrame([_row(j) for j in group])))
-    notes = [" ".join(_READING.split())]
+    notes = [_NOTE]
     if any(not n.confirmed for j in judged for n in j.cell.tau + j.cell.speedup):
         notes.append(_SECONDARY)
     if any(j.ours and j.ours.is_apart for j in judged):
@@ -48,7 +48,7 @@ def _row(j: Judged) -> dict[str, str]:
     c, o = j.cell, j.ours
     return {
         "method": c.method_here or c.method,
-        "task": tables.MEAN if c.task == MEAN else c.task_here,
+        "task": SIX_TASK_MEAN if c.task == MEAN else c.task_here,
         "prompts": str(o.tau.prompts) if o else "0",
         "speedup": _ours(o.speedup, o.is_apart) if o else NOTHING,
         "paper's": _published(c.speedup),

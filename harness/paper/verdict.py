@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import tasks
 from harness.common.names import SIX_TASKS, VANILLA
 from harness.ledger.record import Record
-from harness.metrics import groups as tables
 from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
+from harness.metrics.groups import not_in_the_numbers, shown_cells, weights_and_machine
 from harness.metrics.pairing import Side, one_environment, one_source, side_of
 from harness.metrics.steps import StepCosts
 from harness.paper.published import MEAN, METHODS, OURS_DIFFER, Number, PaperCell
@@ -85,7 +85,7 @@ class Measurements:
         known, taken = {VANILLA, *METHODS.values()}, {(r["task"], r["source"]) for r in self.records}
         asked = [r for r in records if r["model"] == model and r["preset"] == PRESET and r["method"] in known
                  and (r["task"], r["source"]) in taken]  # fmt: skip
-        self._left_out = tables.not_in_the_numbers(tables.shown_cells(summarise(asked)))
+        self._left_out = not_in_the_numbers(shown_cells(summarise(asked)))
         self.base = side_of(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
@@ -103,7 +103,7 @@ class Measurements:
             return ()
         r = self.records[0]
         how = f"Measured in {r['dtype']} with {r['threads']} threads, at most {r['max_new_tokens']} new tokens, seed {r['seed']}"
-        return (how, *tables.weights_and_machine(list(self.summaries.values())), *self._left_out)
+        return (how, *weights_and_machine(list(self.summaries.values())), *self._left_out)
 
     def of(self, cells: Sequence[PaperCell]) -> list[Record]:
         """The records of these cells, vanilla's along."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,19 +20,16 @@ from markupsafe import Markup, escape
 from harness import __version__
 from harness.common.errors import UserError
 from harness.common.files import write_file
+from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
-from harness.ledger.ledger import read
 from harness.ledger.record import Record
-from harness.ledger.trees import Drafts, read_drafts, read_pieces
-from harness.metrics import acceptance
-from harness.metrics.cells import summarise
+from harness.ledger.trees import read_pieces
 from harness.metrics.pairing import measured, setting_of
-from harness.show.plots.all import write_plots
-from harness.show.tables.acceptance import report
-from harness.show.tables.cells import cell_report, mt_bench_by_category, official_report
-from harness.show.tables.main import main_report, mean_report
-from harness.show.tables.paired import divergence_report, paired_report
-from harness.show.viewer import viewer_data
+from harness.show.contents import Contents, read_contents
+from harness.show.headline import headlines
+from harness.show.plots.all import drawn_plots
+from harness.show.tables.all import made_tables
+from harness.show.viewer import opens_on, viewer_data
 
 TEMPLATE = "page.html.j2"
 _SAID = {"True": "holds", "False": "FAILS", "": "not judged"}
@@ -63,6 +59,17 @@ class Figure:
     png: str  # data URIs
     csv: str
     csv_name: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageSection:
+    """One of the page's parts; it is left out where it has no blocks."""
+
+    id: str
+    title: str
+    lead: str
+    blocks: list[Block]
 
 
 def write_report(folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None) -> Path:
@@ -85,34 +92,54 @@ def write_report(folder: Path, out: Path | None = None, generations: int = 24, p
 
 
 def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str:
+    """The page as HTML; see `write_report`."""
     folder = Path(folder)
-    records, drafts = read(folder), read_drafts(folder)
     # what may be spoilt before what takes time
-    blocks = {"lossless": _losslessness(folder), "claims": _claims(folder)}
-    blocks |= {"tables": _tables(folder, records, drafts), "plots": _plots(folder)}
+    lossless, claims = _losslessness(folder), _claims(folder)
+    with showing_progress("report") as progress:
+        contents = read_contents(folder, progress)
+        tables, plots = _tables(contents, progress), _plots(contents, progress)
+    records, drafts = contents.records, contents.drafts
     ok = measured(records)
+    shown = viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir)
+    sections = [
+        PageSection("tables", "Tables", "", tables),
+        PageSection("plots", "Plots", "", plots),
+        PageSection("lossless", "Losslessness", "Does a method leave the distribution of the generated text as it is? What "
+                    "`harness verify` found, layer by layer.", lossless),
+        PageSection("claims", "Claims", "The paper's claims, each with its test and verdict on what was measured here.", claims),
+    ]  # fmt: skip
     return _template().render(
         title=f"Decoding methods on {', '.join(sorted({r['model'] for r in records}))}",
         version=__version__,
+        headlines=[(h.title, _block("", h.rows), h.conclusions) for h in headlines(contents)],
+        claims_counted=_claims_counted(folder),
         settings=[s.title() for s in dict.fromkeys(setting_of(r) for r in ok)],
         machines=sorted({r["machine"] for r in ok}),
-        counts={
-            "generations": len(ok),
-            **{
-                what: n
-                for what, n in (
-                    ("with drafted trees", sum(r["key"] in drafts for r in ok)),
-                    ("failed", _count(records, "error")),
-                    ("skipped", _count(records, "skipped")),
-                )
-                if n
-            },
-        },  # fmt: skip
-        blocks=blocks,
-        viewer=viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir),
-        has_trees=bool(drafts),
+        counts={what: n for what, n in (
+            ("generations", len(ok)), ("with drafted trees", sum(r["key"] in drafts for r in ok)),
+            ("failed", _count(records, "error")), ("skipped", _count(records, "skipped")),
+        ) if n},
+        sections=[section for section in sections if section.blocks],
+        absent=_absent(bool(lossless), bool(claims), bool(drafts)),
+        viewer=shown,
+        opens_on=opens_on(shown),
         folder=str(folder),
-    )
+    )  # fmt: skip
+
+
+def _absent(has_audit: bool, has_claims: bool, has_trees: bool) -> str:
+    """One line on what this folder lacks and which commands add it; empty where it lacks nothing."""
+    lacking = [
+        text
+        for is_there, text in (
+            (has_audit, "the audit (`harness verify --results DIR --out DIR/audit`)"),
+            (has_claims, "the claims (`harness claims --results DIR`)"),
+            (has_trees, "drafted trees (the same `harness run` or `harness matrix` command with --trees)"),
+        )
+        if not is_there
+    ]
+    return f"Not in this page: {', '.join(lacking)}." if lacking else ""
 
 
 def _template() -> jinja2.Template:
@@ -130,33 +157,12 @@ def _count(records: Iterable[Record], status: str) -> int:
     return len({r["key"] for r in records if r["status"] == status and not r["is_warmup"]})
 
 
-_TITLES = {
-    "means": "Six-task means",
-    "main": "Speedup and τ",
-    "acceptance": "Acceptance in the drafted trees",
-    "paired": "EAGLE-2 against the others",
-    "cells": "Every cell",
-    "official": "What the reference's own scripts would have printed",
-    "mt_bench_by_category": "MT-bench by category",
-    "divergences": "Outputs at T = 0 that differ from vanilla's",
-}
-_OPEN = ("means", "main", "acceptance", "paired")
-
-
-def _tables(folder: Path, records: Sequence[Record], drafts: Mapping[str, Drafts]) -> list[Block]:
-    summaries, audits = summarise(records), audits_of(folder)
-    found = {t.name: t for t in (
-        mean_report(records, summaries, audits), main_report(summaries, audits), cell_report(summaries),
-        mt_bench_by_category(records), official_report(summaries), paired_report(records, summaries),
-        divergence_report(records, summaries), report(acceptance.acceptance_table(records, drafts)),
-    )}  # fmt: skip
+def _tables(contents: Contents, progress: Progress) -> list[Block]:
     blocks = []
-    for name in (n for n in _TITLES if n in found and found[n].sections):
-        table = found[name]
+    for entry, table in made_tables(contents, progress):
         for i, section in enumerate(table.sections):
-            last = i == len(table.sections) - 1
-            blocks.append(_block(f"{_TITLES[name]}: {section.title}", section.shown, section.facts,
-                                 "\n".join(table.notes) if last else "", name not in _OPEN))  # fmt: skip
+            text = "\n".join(table.notes) if i == len(table.sections) - 1 else ""  # the conclusions stand in the headline
+            blocks.append(_block(f"{entry.title}: {section.title}", section.shown, section.facts, text, not entry.is_open))
     return blocks
 
 
@@ -177,12 +183,13 @@ def _judged(cell: str) -> str:
     return "words bad" if _BAD.match(cell) else "words good" if _GOOD.match(cell) else ""
 
 
-def _plots(folder: Path) -> list[Block]:
+def _plots(contents: Contents, progress: Progress) -> list[Block]:
     """Drawn anew from the records, so that the page never shows an older ledger's."""
-    with tempfile.TemporaryDirectory() as scratch:
-        written = write_plots(folder, Path(scratch), ("png",))
-        figures = [_figure(path) for path in written if path.suffix == ".png"]
-    return [Block("", figures=tuple(figures))] if figures else []
+    figures = tuple(
+        Figure(p.title, _data_uri(p.png, "image/png"), _data_uri(p.csv, "text/csv"), f"{p.name}.csv", p.caption)
+        for p in drawn_plots(contents, progress)
+    )
+    return [Block("", figures=figures)] if figures else []
 
 
 def _figure(png: Path) -> Figure:
@@ -197,8 +204,7 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _losslessness(folder: Path) -> list[Block]:
-    """What `harness verify --out DIR/audit` found (of several models: DIR/audit/MODEL): each method's word, then a table and a
-    figure a layer."""
+    """What `harness verify --out DIR/audit` found (of several models: DIR/audit/MODEL): a word a method, then each layer."""
     blocks = [Block(f"Each method's word on {model}", facts=tuple(f"{method}: {word}" for method, word in said.items()))
               for model, said in audits_of(folder).items()]  # fmt: skip
     audit = folder / AUDIT.parent
@@ -224,11 +230,51 @@ def _claims(folder: Path) -> list[Block]:
     claims = folder / "claims"
     blocks = []
     for file in sorted(claims.glob("*.csv")):
-        blocks.append(_block(file.stem.replace("_", " "), _read_csv(file).map(_rounded)))
+        blocks.append(_block(file.stem.replace("_", " "), _verdicts_first(_read_csv(file).map(_rounded))))
     for file in sorted(claims.glob("*.md")):
         if not file.with_suffix(".csv").is_file():
             blocks.append(Block(file.stem.replace("_", " "), text=file.read_text(encoding="utf-8")))
     return blocks + _images(claims)
+
+
+_CLAIM_COLUMNS = {"temperature": "T", "effect_no_loops": "effect, no loops", "verdict_no_loops": "verdict, no loops"}
+
+
+def _verdicts_first(claims: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `claims.csv` for a reader: claim, verdict and effect with its interval before all others."""
+    shown = claims.copy()
+    for end in ("", "_no_loops"):
+        effect, low, high = f"effect{end}", f"effect{end}_low", f"effect{end}_high"
+        if {effect, low, high} <= set(shown.columns):
+            pairs = zip(shown[effect], shown[low], shown[high], strict=True)
+            shown[effect] = [f"{value} [{a}, {b}]" if a and b else value for value, a, b in pairs]
+            shown = shown.drop(columns=[low, high])
+    if {"verdict", "verdict_no_loops"} <= set(shown.columns):
+        shown["verdict_no_loops"] = shown["verdict_no_loops"].mask(shown["verdict_no_loops"] == shown["verdict"], "the same")
+    if "model" in shown and shown["model"].nunique() == 1:
+        shown = shown.drop(columns="model")
+    shown = shown.drop(columns="prompts_no_loops", errors="ignore").rename(columns=_CLAIM_COLUMNS)
+    first = [name for name in ("claim", "verdict", "effect", "T", "on", "prompts", "test") if name in shown.columns]
+    return shown[[*first, *(name for name in shown.columns if name not in first)]]
+
+
+# How a verdict begins, and what it is counted as.
+_COUNTED = (("shown", "shown"), ("the opposite is shown", "contradicted (the opposite is shown)"), ("not shown", "not shown"),
+            ("not so", "not shown"), ("not", "not judged or not measured"))  # fmt: skip
+
+
+def _claims_counted(folder: Path) -> str:
+    """`Claims: 31 shown, 4 not shown, ...`; empty where `harness claims` did not run."""
+    file = folder / "claims" / "claims.csv"
+    if not file.is_file():
+        return ""
+    claims = _read_csv(file)
+    counts: dict[str, int] = {}
+    for verdict in claims["verdict"] if "verdict" in claims else ():
+        word = next((said for begins, said in _COUNTED if verdict.startswith(begins)), "not judged or not measured")
+        counts[word] = counts.get(word, 0) + 1
+    order = list(dict.fromkeys(said for _, said in _COUNTED))
+    return "Claims of the paper: " + ", ".join(f"{counts[word]} {word}" for word in order if word in counts) if counts else ""
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

@@ -17,10 +17,10 @@ def viewer_data(
     records: Iterable[Record], drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], n: int,
     prompts_dir: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What the page's script draws: n generations, one a method and setting before a second of any, and of each a task before a
-    second prompt of it; those that loop last.
+    """What the page's script draws: n generations, in the order of settings and methods.
 
-    Columns are those of `harness/trees.py`; `ids` and `tokens` index `pieces`, the texts.
+    They are spread. Every method of a setting comes once before any comes twice, a method's tasks likewise, and outputs that loop
+    come last. The columns are those of `harness/ledger/trees.py`; `ids` and `tokens` index `pieces`, the texts.
     """
     arms: dict[Any, list[Record]] = {}
     for r in measured(records):
@@ -36,6 +36,13 @@ def viewer_data(
     taken = [(place, i) for i in range(rounds) for place, own in enumerate(spread) if i < len(own)][:n]
     prompts = _Prompts(prompts_dir)
     return [_generation(spread[place][i], drafts, pieces, prompts) for place, i in sorted(taken)]
+
+
+def opens_on(generations: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the generation that is shown first: EAGLE-2's first, else the one with the largest trees."""
+    own = [i for i, g in enumerate(generations) if g["method"] == "eagle2"]
+    nodes_a_forward = [len(g["tokens"]) / len(g["sizes"]) for g in generations]
+    return own[0] if own else nodes_a_forward.index(max(nodes_a_forward)) if generations else 0
 
 
 def _task_by_task(own: Sequence[Record]) -> list[Record]:
@@ -60,6 +67,7 @@ def _generation(
     turn = f", turn {r['turn']}" if r["n_turns"] > 1 else ""
     repeat = f", repeat {r['repeat']}" if r["repeat"] else ""
     return {
+        "method": r["method"],
         "name": f"{label(r['method'], r['preset'])}, T = {r['temperature']:g}: {r['task']} {r['sample_id']}{turn}{repeat}",
         "about": f"{r['model']}, {r['source']} prompt, {len(r['token_ids'])} tokens, ended by {r['finish']}"
         + (", looping" if r["looped"] else ""),

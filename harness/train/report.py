@@ -1,4 +1,4 @@
-"""The figures beside a trained drafter's weights: `training.png` (its learning curve) and `calibration.png`, each also as PDF."""
+"""The figures beside a trained drafter's weights: `training.png` (its learning curve) and `calibration.png`."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "p" / "profile.csv")
     assert set(rows["method"]) == {"vanilla", "eagle1", "eagle2"}
     assert rows.groupby("method")["share"].sum().tolist() == pytest.approx([1.0] * 3)
-    assert {p.name for p in (tmp_path / "p").iterdir()} == {"profile.csv", "profile.md", "profile.png", "profile.pdf"}
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {"profile.csv", "profile.md", "profile.png"}
 
 
 def test_the_sweep_has_a_row_a_context_and_tree(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_the_table_of_an_import_is_the_import_again(pair: tuple[Path, Path], tmp
     assert harness("table --results", tmp_path / "i").code == 0
     drawn = (tmp_path / "i" / "tables" / "imported.md").read_text()
     assert "| τ, pooled | 3.273 |" in drawn and "3.273" in printed
-    assert {p.suffix for p in (tmp_path / "i" / "tables").iterdir()} == {".md", ".csv", ".tex"}
+    assert {p.suffix for p in (tmp_path / "i" / "tables").iterdir()} == {".md", ".csv"}
 
 
 # ---- export ---------------------------------------------------------------------------------------------------------

@@ -13,15 +13,19 @@ from made_up_ledger import write_ledger
 from made_up_records import measured
 from make_ledger import FOLDER
 
-from harness.forms import table as tables
+from harness.forms.table import markdown
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.ledger.trees import Drafts, TreeStore
 from harness.metrics import acceptance
 from harness.show.plots.all import write_plots
-from harness.show.tables.acceptance import report as report_of_acceptance
-from harness.show.tables.acceptance import write
+from harness.show.tables.acceptance import acceptance_table
+from harness.show.tables.all import write_tables
 from methods.base import DraftedTree
+
+
+def numbers_of(records: list[Record], kept: dict[str, Drafts]) -> pd.DataFrame:
+    return acceptance.acceptance_numbers(acceptance.by_arm(records, kept))
 
 
 def drafts(trees: list[dict[str, Any]], key: str = "k", sampled: bool = False) -> Drafts:
@@ -149,7 +153,7 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_an_honest_draft_is_found_calibrated_and_a_boastful_one_is_not() -> None:
-    honest, boastful = (fitted(acceptance.acceptance_table(*ledger(bend))) for bend in (1.0, 3.0))
+    honest, boastful = (fitted(numbers_of(*ledger(bend))) for bend in (1.0, 3.0))
     assert honest["value_low"]["slope"] < 1 < honest["value_high"]["slope"] and honest["value"]["ece"] < 0.02
     assert boastful["value_low"]["ece"] > 0.1
 
@@ -164,7 +168,7 @@ def test_the_table_has_its_columns_tasks_pooled_and_loops_apart() -> None:
             records.append(measured("vanilla", i, [0] * 3, task=task))
             records.append(measured("eagle2", i, [1] * 3, task=task, looped=task == "alpaca" and i < 2))
     kept = {r["key"]: drafts([FIGURE_5 | {"path": [1]}] * 3, r["key"]) for r in records if r["method"] == "eagle2"}
-    table = acceptance.acceptance_table(records, kept)
+    table = numbers_of(records, kept)
     named = {"model", "temperature", "method", "preset", "options", "head_sha", "task", "source", "outputs", "kind", "at"}
     numbers = {"low", "high", "n", "accepted", "value", "value_low", "value_high", "mean_confidence", "queries", "variance",
                "chance_variance", "generations", "forwards"}  # fmt: skip
@@ -173,23 +177,23 @@ def test_the_table_has_its_columns_tasks_pooled_and_loops_apart() -> None:
     assert p1["n"].to_dict() == {("gsm8k", "all"): 18, ("gsm8k", "no loops"): 18, ("alpaca", "all"): 18,
                                  ("alpaca", "no loops"): 12, ("all", "all"): 36, ("all", "no loops"): 30}  # fmt: skip
     assert p1["queries"]["all", "all"] == 12 and p1["forwards"]["all", "no loops"] == 30
-    report = tables.markdown(report_of_acceptance(table))
+    report = markdown(acceptance_table(acceptance.by_arm(records, kept)))
     assert "P6" in report and "| eagle2 |" in report
 
 
 def test_trees_of_a_generation_that_failed_later_count_for_nothing() -> None:
     failed = {**measured("eagle2", 0, [1] * 9), "key": "k", "status": "error", "wall_s": None}
     kept = {"k": drafts([FIGURE_5 | {"path": [1]}])}
-    assert acceptance.acceptance_table([cast(Record, failed)], kept).empty
+    assert numbers_of([cast(Record, failed)], kept).empty
     whole = cast(Record, {**measured("eagle2", 1, [1] * 9), "key": "k2"})
-    table = acceptance.acceptance_table([cast(Record, failed), whole], {**kept, "k2": drafts([FIGURE_5 | {"path": [1]}], "k2")})
+    table = numbers_of([cast(Record, failed), whole], {**kept, "k2": drafts([FIGURE_5 | {"path": [1]}], "k2")})
     assert set(table["generations"]) == {1}
 
 
 def test_the_variance_within_a_position_is_between_conversations() -> None:
     records = [measured("eagle2", i, [1] * 4) for i in range(6)]
     kept = {r["key"]: drafts([FIGURE_5 | {"path": [1] if i % 2 else []}] * 4, r["key"]) for i, r in enumerate(records)}
-    table = acceptance.acceptance_table(records, kept)
+    table = numbers_of(records, kept)
     row = table[(table["kind"] == "position") & (table["at"] == "P1") & (table["outputs"] == "all")].iloc[0]
     assert row["value"] == 0.5 and row["variance"] == pytest.approx(np.var([0, 1] * 3, ddof=1))
     assert row["chance_variance"] == pytest.approx(0.25 / 4)
@@ -197,7 +201,7 @@ def test_the_variance_within_a_position_is_between_conversations() -> None:
 
 @pytest.mark.parametrize(("units", "known"), [(4, False), (5, True)])
 def test_an_interval_needs_five_conversations(units: int, known: bool) -> None:
-    table = acceptance.acceptance_table(*ledger(1.0, n=units))
+    table = numbers_of(*ledger(1.0, n=units))
     assert table["value_low"].notna().any() == known
 
 
@@ -213,8 +217,8 @@ def test_intervals_of_rates_cover_about_as_often_as_they_say() -> None:
 
 
 def test_a_ledger_without_trees_has_no_such_table(tmp_path: Path) -> None:
-    assert write(FOLDER, tmp_path) == [] and list(tmp_path.iterdir()) == []
-    assert acceptance.acceptance_table(read(FOLDER), {}).empty
+    assert "acceptance" not in {path.stem for path in write_tables(FOLDER, tmp_path)}
+    assert numbers_of(read(FOLDER), {}).empty
 
 
 # ---- the figures ----------------------------------------------------------------------------------------------------
@@ -234,9 +238,7 @@ def test_figures_5_and_6_and_n_alpha_are_drawn_from_the_files_with_their_numbers
     line = {"parents": [0, 1, 2], "confidence": [0.9, 0.8, 0.7]}
     for r in chain:
         store.add(r["cell"], r["key"], r["token_ids"], [tree([1], **line), tree([], **line), tree([1, 2], **line)])
-    drawn = {
-        path.name.split("_toy")[0]: pd.read_csv(path) for path in write_plots(folder, suffixes=("png",)) if path.suffix == ".csv"
-    }
+    drawn = {path.name.split("_toy")[0]: pd.read_csv(path) for path in write_plots(folder) if path.suffix == ".csv"}
     assert {"positions", "calibration", "n_alpha"} <= drawn.keys()
     positions = drawn["positions"]
     assert set(positions["method"]) == {"eagle1"} and len(positions) == 6 * 5  # a chain has not all six positions

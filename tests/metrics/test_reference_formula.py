@@ -16,7 +16,7 @@ from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary, summarise
 from harness.metrics.reference_formula import Booked, Official, booked, goes_on, mean_speed, zero_based_tau
-from harness.show.tables.cells import cell_report, official_report
+from harness.show.tables.cells import cells_table, official_table
 from methods.base import SamplerParams
 from methods.engine.stopping import Output
 
@@ -72,7 +72,7 @@ def test_a_questions_turns_count_together_and_only_the_first_repeat_does() -> No
 )
 def test_where_there_is_no_official_number_the_column_says_why(records: list[Record], method: str, why: str) -> None:
     assert only(records, method).official.lacks == why and only(records, method).official.speedup is None
-    assert f"— ({why})" in markdown(cell_report(summarise(records)))
+    assert f"— ({why})" in markdown(cells_table(summarise(records)))
 
 
 def test_tau_over_the_zero_based_index_has_no_value_without_a_second_step() -> None:
@@ -114,12 +114,12 @@ def test_factors_multiply_to_the_official_number_in_every_cell() -> None:
         o = c.official
         factors = [c.speedup, o.per_question, o.past_end, o.retokenised]
         assert math.prod(f for f in factors if f) == pytest.approx(o.speedup)
-    numbers = official_report(cells).numbers
+    numbers = official_table(cells).numbers
     assert numbers["official_speedup"].tolist() == pytest.approx([c.official.speedup for c in cells])
 
 
 def test_a_mean_row_is_the_mean_of_six_ratios_and_its_factors_multiply() -> None:
-    (section, _) = official_report(summarise(read(FOLDER))).sections
+    (section, _) = official_table(summarise(read(FOLDER))).sections
     row = section.shown[(section.shown["method"] == "eagle2") & (section.shown["task"] == "six-task mean")].iloc[0]
     cells = [c for c in summarise(read(FOLDER)) if (c.method, c.preset, c.temperature) == ("eagle2", "paper", 0)]
     mean = sum(c.official.speedup or 0 for c in cells) / 6
@@ -129,6 +129,6 @@ def test_a_mean_row_is_the_mean_of_six_ratios_and_its_factors_multiply() -> None
 
 
 def test_the_cells_table_has_both_columns_as_text_and_as_numbers() -> None:
-    table = cell_report(summarise(read(FOLDER)))
+    table = cells_table(summarise(read(FOLDER)))
     assert {"official", "official τ"} <= set(table.sections[0].shown.columns)
     assert "official_speedup" in csv(table).splitlines()[0] and Official().speedup is None

@@ -27,11 +27,11 @@ from harness.metrics.cells import mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.pairing import side_of
 from harness.metrics.steps import StepCosts
-from harness.paper import figures_1_2 as bars
 from harness.paper import plan as command
 from harness.paper import published
+from harness.paper.figures_1_2 import write_bars
 from harness.paper.published import Number, PaperCell, cells, item, numbers, stand_in, the_paper, third_parties
-from harness.paper.tables_1_3 import report
+from harness.paper.tables_1_3 import judged_table
 from harness.paper.verdict import TOLERANCE, Measurements, Ours, ReportedModel, judge, reported_model
 from tasks.paper_files import PAPER_FILES
 
@@ -211,9 +211,9 @@ def test_a_verdict_that_rests_on_a_transcription_is_marked_and_the_note_says_so(
     doubtful, sure = cell("w/o value", table="3"), cell(table="3")
     o = ours(tau=doubtful.tau[0].value, speed=doubtful.speedup[0].value)
     assert verdict(o, doubtful) == "τ and speed reproduced ‡" and "‡" not in verdict(ours(), sure)
-    shown = markdown(report(item("table", "3"), [judge(doubtful, VICUNA, o), judge(sure, VICUNA, ours())]))
+    shown = markdown(judged_table(item("table", "3"), [judge(doubtful, VICUNA, o), judge(sure, VICUNA, ours())]))
     assert "2.93 ‡" in shown and "3.63 ‡" not in shown and "not read in it" in shown
-    assert "‡" not in markdown(report(item("table", "1"), [judge(cell(), VICUNA, ours())]))
+    assert "‡" not in markdown(judged_table(item("table", "1"), [judge(cell(), VICUNA, ours())]))
 
 
 def test_a_stand_in_has_the_range_of_the_papers_models_and_no_methods_that_are_not_here() -> None:
@@ -224,7 +224,7 @@ def test_a_stand_in_has_the_range_of_the_papers_models_and_no_methods_that_are_n
     assert {c.method for c in in_figure} == everything - {"PLD", "Hydra"}  # other drafts of SpS than Vicuna's are not here
     (one,) = [c for c in made if (c.method, c.task, c.temperature) == ("EAGLE-2", "MT-bench", 0.0)]
     assert sorted(n.value for n in one.speedup) == [3.43, 3.62, 4.21, 4.26]
-    table = report(item("table", "1"), [judge(one, STAND_IN, ours())])
+    table = judged_table(item("table", "1"), [judge(one, STAND_IN, ours())])
     assert "3.43 to 4.26" in markdown(table) and "not in the paper, whose numbers are of Vicuna-13B" in markdown(table)
     assert table.numbers["paper_speedup"].isna().all()  # a range is not the paper's number for this model
 
@@ -440,7 +440,7 @@ def test_it_prints_and_writes_every_cell_with_a_verdict(reproduced: tuple[Path, 
     positions = {row["at"]: row for row in rows if row["item"] == "figure 5" and row["kind"] == "position"}
     assert set(positions) == {"P1", "P2", "P3", "P4", "P5", "P6"} and positions["P1"]["value"] > positions["P6"]["value"]
     names = {path.name for path in (out / "tables").iterdir()}
-    assert {f"{stem}.{end}" for stem in ("table3", "figure5", "figure6") for end in ("md", "csv", "tex")} <= names
+    assert {f"{stem}.{end}" for stem in ("table3", "figure5", "figure6") for end in ("md", "csv")} <= names
     assert "Figure 6: tiny, eagle1 on alpaca" in printed and "ECE" in printed
 
 
@@ -457,11 +457,11 @@ def test_without_a_run_it_reports_all_items_from_what_is_there(reproduced: tuple
 def test_bars_are_drawn_where_something_was_measured_and_only_then(tmp_path: Path) -> None:
     bar = cell("EAGLE-2", "MT-bench", "1")
     for o in (None, ours(speed=3.6)):
-        drawn = bars.draw(
-            report(item("figure", "2"), [judge(bar, VICUNA, o), judge(cell("Medusa"), VICUNA, None)]).numbers,
+        drawn = write_bars(
+            judged_table(item("figure", "2"), [judge(bar, VICUNA, o), judge(cell("Medusa"), VICUNA, None)]).numbers,
             tmp_path / "figure2",
         )
-        assert [path.name for path in drawn] == (["figure2.png", "figure2.pdf"] if o else [])
+        assert [path.name for path in drawn] == (["figure2.png"] if o else [])
         assert all(path.stat().st_size > 1000 for path in drawn)
 
 
@@ -512,12 +512,12 @@ def test_a_baseline_that_is_knowingly_another_is_marked_and_explained() -> None:
     (tau,), (speed,) = sps.tau[:1], sps.speedup[:1]
     judged = judge(sps, VICUNA, ours(tau=tau.value, speed=speed.value))
     assert judged.verdict == "τ and speed reproduced †"
-    shown = markdown(report(item("table", "1"), [judged]))
+    shown = markdown(judged_table(item("table", "1"), [judged]))
     assert "† sps: the paper ran Hugging Face's assisted generation" in shown and "† pld" not in shown
 
 
 def test_every_measured_cell_shows_its_speed_taken_apart() -> None:
-    shown = markdown(report(item("table", "1"), [judge(cell(), STAND_IN, ours(tau=2.0, decode_speedup=1.43))]))
+    shown = markdown(judged_table(item("table", "1"), [judge(cell(), STAND_IN, ours(tau=2.0, decode_speedup=1.43))]))
     assert "1.43 = 2.00 / (1.10 + 0.20 + 0.10)" in shown
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from made_up_ledger import write_ledger
 from made_up_records import measured, unmeasured
 from make_ledger import FOLDER
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS
@@ -18,8 +21,10 @@ from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.metrics.cells import summarise
 from harness.metrics.pairing import setting_of
-from harness.show.plots import draw as plots
+from harness.show.plots import all as plots
+from harness.show.plots import draw
 from harness.show.plots.all import _file_names, write_plots
+from harness.show.plots.data import Panel
 from harness.show.tables.paired import paired_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,13 +43,12 @@ def numbers(folder: Path, figure: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def test_each_setting_has_its_figures_as_png_pdf_and_csv(drawn: Path) -> None:
+def test_each_setting_has_its_figures_as_png_and_csv(drawn: Path) -> None:
     greedy = {f"{figure}_toy_T0_float32" for figure in ("speedup", "tau", "acceptance", "time", "ablations")}
     sampled = {f"{figure}_toy_T1_float32" for figure in ("speedup", "tau", "acceptance", "time")}  # no ablation at T = 1
     assert {path.stem for path in drawn.iterdir()} == greedy | sampled
     for stem in greedy | sampled:
         assert (drawn / f"{stem}.png").read_bytes().startswith(PNG)
-        assert (drawn / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(drawn / f"{stem}.csv")) > 0
 
 
@@ -74,27 +78,79 @@ def test_the_mean_over_tasks_has_the_interval_of_its_value(drawn: Path) -> None:
         assert mean["high"] - mean["low"] < (tasks["high"] - tasks["low"]).mean()  # six times the prompts
 
 
-def test_many_arms_have_a_row_each_and_the_paper_s_options_stand_for_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """What is drawn of `FOLDER` at T = 0, by the plot's name, once a test asks `write_plots` for it."""
+    kept: dict[str, Figure] = {}
+
+    def kept_plot(plot: plots.LedgerPlot) -> plots.LedgerPlot:
+        def keep(figure: Figure, data: pd.DataFrame, panel: Panel) -> None:
+            plot.draw(figure, data, panel)
+            kept.setdefault(plot.name, figure)
+
+        return replace(plot, draw=keep)
+
+    monkeypatch.setattr(plots, "PLOTS", tuple(map(kept_plot, plots.PLOTS)))
+    return kept
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_many_methods_have_a_row_each_the_fastest_on_top(
+    tmp_path: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures: dict[str, Figure] = {}
-
-    def keep(figure: Figure, stem: Path, suffixes: Any) -> list[Path]:
-        figures.setdefault(stem.name.split("_")[0], figure)
-        return []
-
-    monkeypatch.setattr(plots, "save_figure", keep)
-    monkeypatch.setattr(plots, "MANY", 1)
+    monkeypatch.setattr(draw, "MANY_BARS", 1)
     write_plots(FOLDER, tmp_path)
     data = numbers_at(tmp_path, "speedup_toy_T0_float32")
     axes = figures["speedup"].axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(dict.fromkeys(data["label"]))
-    marks = {line.get_label(): line for line in axes.get_lines()}
-    mean = data[data["task"] == "six-task mean"]
-    assert list(marks["six-task mean"].get_xdata()) == pytest.approx(mean["speedup"].tolist())
-    shown = {text.get_text().split(",")[0] for text in figures["acceptance"].legends[0].get_texts()} - {"too few for an interval"}
-    every = set(numbers_at(tmp_path, "acceptance_toy_T0_float32")["label"])
-    assert shown < every and not any("(" in name for name in shown)
+    (marks,) = [line for line in axes.get_lines() if line.get_label() == "six-task mean"]
+    mean = data[data["task"] == "six-task mean"].sort_values("speedup", ascending=False)
+    shown = sorted(zip(marks.get_ydata(), marks.get_xdata(), strict=True), reverse=True)  # from the top
+    assert [x for _, x in shown] == pytest.approx(mean["speedup"].tolist())
+    assert {tick.get_text() for tick in axes.get_yticklabels()} >= {"EAGLE-2", "EAGLE-2 (depth=4, total=24)", "PLD"}
+
+
+def test_more_than_six_curves_are_small_multiples_and_six_are_one_picture(
+    tmp_path: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plots(FOLDER, tmp_path)
+    n_methods = numbers_at(tmp_path, "acceptance_toy_T0_float32")["label"].nunique()
+    together = figures.pop("acceptance")
+    assert n_methods == 6 and len(together.axes) == 1
+    monkeypatch.setattr(draw, "MANY_CURVES", 5)
+    write_plots(FOLDER, tmp_path)
+    apart = [ax for ax in figures["acceptance"].axes if ax.axison]
+    titles = [ax.get_title() for ax in apart]
+    assert len(apart) == n_methods and "EAGLE-2 without value" in titles
+    firsts = [ax.get_lines()[n_methods].get_ydata()[0] for ax in apart]  # after the others' in grey
+    assert firsts == sorted(firsts, reverse=True)
+
+
+def test_a_legend_names_only_what_is_in_the_picture(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    records = [measured(m, i, [a] * 3) for m, a in (("vanilla", 0), ("pld", 1), ("eagle2", 2)) for i in range(5)]
+    write_plots(write_ledger(tmp_path, records))
+    assert legend_of(figures["tau"]) == ["EAGLE-2", "PLD", "vanilla"]  # no looping outputs, the longest accepts first
+    assert "untraced" not in legend_of(figures["time"])
+
+
+def test_pictures_name_methods_and_tasks_in_words_and_no_hashes(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    write_plots(FOLDER, tmp_path)
+    for figure in figures.values():
+        shown = " ".join(text.get_text() for text in figure.findobj(Text) if text.get_visible())
+        assert not re.search(r"eagle2|mt_bench|gsm8k|7a7a7a|4e4e4e", shown), shown
+    assert "EAGLE-2" in legend_of(figures["speedup"])
+    assert "MT-bench\n(bundled)" in [t.get_text() for t in figures["speedup"].axes[0].get_xticklabels()]
+
+
+@pytest.mark.parametrize(("n_deep", "has_interval"), [(4, False), (5, True)])
+def test_no_interval_is_drawn_from_fewer_than_five_prompts(tmp_path: Path, n_deep: int, has_interval: bool) -> None:
+    records = [measured("eagle2", i, [2, 1, 1, 0] if i < n_deep else [0, 0, 0, 0]) for i in range(8)]
+    write_plots(write_ledger(tmp_path, records))
+    data = numbers(tmp_path / "plots", "acceptance").set_index("depth")
+    assert pd.notna(data["low"][1])  # all eight reach it
+    assert pd.notna(data["low"][2]) is has_interval  # n_deep of them do
 
 
 def numbers_at(folder: Path, stem: str) -> pd.DataFrame:
@@ -103,7 +159,8 @@ def numbers_at(folder: Path, stem: str) -> pd.DataFrame:
 
 def test_ablations_show_the_paired_differences_of_the_table(drawn: Path) -> None:
     data = pd.read_csv(drawn / "ablations_toy_T0_float32.csv")
-    table = paired_table(read(FOLDER))
+    records = read(FOLDER)
+    table = paired_table(records, summarise(records)).numbers
     table = table[table["against"] == "eagle2-no-value"]
     assert data["task"].tolist() == [*SIX_TASKS, "six-task mean"]
     assert data["tau_difference"].tolist() == pytest.approx(table["tau_difference"].tolist())

@@ -17,9 +17,12 @@ import pytest
 from command_line import Outcome, harness, isolate, questions, refused, run
 from make_ledger import FOLDER as SIMULATED
 
+from harness.common.progress import Progress
 from harness.ledger.ledger import read
 from harness.ledger.trees import read_drafts, read_pieces
 from harness.show import page as report
+from harness.show.contents import Contents, read_contents
+from harness.show.headline import headlines
 from harness.show.viewer import viewer_data
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp;</textarea>'\"]]>"
@@ -117,7 +120,7 @@ def test_every_link_leads_to_an_id_of_the_page_or_holds_its_file(html: str) -> N
     page = Page(html)
     assert len(set(page.ids)) == len(page.ids)
     inside = [link for link in page.links if link.startswith("#")]
-    assert {"#viewer", "#tables", "#plots", "#lossless", "#claims"} <= set(inside)
+    assert {"#tables", "#plots", "#lossless", "#claims", "#viewer"} <= set(inside)
     assert [link for link in inside if link[1:] not in page.ids] == []
     others = [link for link in page.links if not link.startswith("#")]
     assert all(link.startswith("data:") for link in others)
@@ -162,9 +165,44 @@ def test_the_viewers_data_are_the_ledgers(html: str, ledger: Path) -> None:
 def test_tables_losslessness_and_claims_are_in_it(html: str) -> None:
     text = " ".join(Page(html).text.split())
     for part in ("Speedup and τ", "Acceptance in the drafted trees", "L1 exact law", "eagle2: lossless (quick)", "not judged",
-                 "too few", "0.1235", "calibration tiny T0 float32"):  # fmt: skip
+                 "too few", "0.1235", "Acceptance against confidence, T = 0", "Weights: target"):  # fmt: skip
         assert part in text
-    assert "harness verify --results" not in text and "harness claims --results" not in text  # the hints for empty parts
+    assert "Not in this page" not in text  # it lacks nothing
+
+
+def test_the_page_begins_with_a_headline_and_ends_with_the_viewer(html: str) -> None:
+    page = Page(html)
+    assert [i for i in page.ids if i in ("tables", "plots", "lossless", "claims", "viewer")] == [
+        "tables", "plots", "lossless", "claims", "viewer"
+    ]  # fmt: skip
+    head = " ".join(page.text.split()).split("Tables Plots")[0]
+    assert "methodspeed against vanillaτlossless?" in head and "EAGLE-2" in head and "lossless (quick)" in head
+    assert "Claims of the paper: 1 shown" in head and "vanilla steps and yields" in head
+
+
+def test_the_headline_has_the_numbers_of_the_summaries() -> None:
+    (greedy, sampled) = headlines(contents_of(SIMULATED))
+    cells = [s for s in contents_of(SIMULATED).summaries if (s.method, s.preset, s.temperature) == ("eagle2", "paper", 0)]
+    first = greedy.rows.iloc[0]
+    assert first["method"] == "EAGLE-2" and "T = 0, means over the six tasks" in greedy.title
+    assert first["speed against vanilla"] == f"{np.mean([c.speedup for c in cells]):.2f}×"
+    assert first["τ"] == f"{np.mean([c.tau for c in cells]):.2f}"
+    assert greedy.rows["method"].tolist()[-1] == "EAGLE-1"  # the fastest on the same tasks
+    assert sampled.title.endswith("T = 1, on gsm8k")
+
+
+def test_claims_are_counted_by_their_verdicts(tmp_path: Path) -> None:
+    verdicts = ["shown", "shown", "the opposite is shown in every task", "not shown: x", "not so: below the range",
+                "not judged: y", "not measured: z", "not comparable: w"]  # fmt: skip
+    (tmp_path / "claims").mkdir()
+    pd.DataFrame({"claim": "c", "verdict": verdicts}).to_csv(tmp_path / "claims" / "claims.csv", index=False)
+    assert report._claims_counted(tmp_path) == (
+        "Claims of the paper: 2 shown, 1 contradicted (the opposite is shown), 2 not shown, 3 not judged or not measured"
+    )
+
+
+def contents_of(folder: Path) -> Contents:
+    return read_contents(folder, Progress("test"))
 
 
 def test_verdicts_are_coloured_and_a_claim_of_the_same_word_is_not() -> None:
@@ -196,9 +234,11 @@ def test_generations_are_spread_over_methods_before_any_comes_twice(ledger: Path
         assert len(data) == n and len({g["name"].split(",")[0] for g in data}) == n
 
 
-def test_a_ledger_without_trees_audit_or_claims_says_what_would_fill_the_page(tmp_path: Path) -> None:
+def test_a_ledger_without_trees_audit_or_claims_has_no_such_sections_and_one_line_that_says_so() -> None:
     page = Page(report.page(SIMULATED, 24))
-    assert "--trees" in page.text and "harness verify --results" in page.text and "harness claims --results" in page.text
+    assert {"viewer", "lossless", "claims"} & set(page.ids) == set() and {"tables", "plots"} <= set(page.ids)
+    (line,) = [line for line in page.text.splitlines() if "Not in this page" in line]
+    assert "--trees" in line and "harness verify --results" in line and "harness claims --results" in line
     assert page.scripts == [] and [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
 
 
@@ -229,10 +269,12 @@ def test_a_browser_draws_the_tree_and_runs_nobody_elses_script(html: str, ledger
     dom = Page(done.stdout)
     assert "svg" in dom.tags and "nodes drafted" in dom.text and "<title>Decoding methods on tiny</title>" in done.stdout
     data = data_of(html)
-    largest = max(data, key=lambda g: len(g["tokens"]) / len(g["sizes"]))
-    assert f" of {len(largest['sizes'])}" in dom.text and largest["name"] in dom.text
+    first = next(g for g in data if g["method"] == "eagle2")
+    assert f" of {len(first['sizes'])}" in dom.text and f"{first['sizes'][0]} nodes drafted" in dom.text
+    alone = tmp_path / "alone.html"  # the viewer is below what the window shows
+    alone.write_text(html.replace("</style>", "header, nav, #tables, #plots, #lossless, #claims { display: none }</style>"))
     picture = tmp_path / "page.png"
-    assert browse(page, tmp_path / "profile", f"--screenshot={picture}").returncode == 0
+    assert browse(alone, tmp_path / "profile", f"--screenshot={picture}").returncode == 0
     pixels = matplotlib.image.imread(picture)[..., :3]
     green, blue = (np.array(c) / 255 for c in ((10, 107, 75), (213, 229, 246)))  # accepted nodes, confidence
     assert pixels.shape[:2] == (1100, 1280)
@@ -257,8 +299,32 @@ def test_keys_step_through_a_generation(html: str, tmp_path: Path) -> None:
     done = browse(copy, tmp_path / "profile", "--dump-dom")
     seen = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
     data = data_of(html)
-    which = max(range(len(data)), key=lambda i: (len(data[i]["tokens"]) / len(data[i]["sizes"]), -i))
+    which = next(i for i, g in enumerate(data) if g["method"] == "eagle2")
     n, following = len(data[which]["sizes"]), (which + 1) % len(data)
     assert n > 2
     assert seen == [*(f"{which} {at} of {n}" for at in (1, 2, 3, 2, n)),
                     f"{following} 1 of {len(data[following]['sizes'])}", f"{which} 1 of {n}"]  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
+def test_the_accepted_path_is_in_view(html: str, tmp_path: Path) -> None:
+    """At every forward of every generation the last accepted node stands in the part of the tree that is seen."""
+    looked = """<script>
+    const box = document.getElementById("tree"), out = [];
+    box.style.width = "420px"; box.style.maxHeight = "160px";  // too small for a tree
+    const press = key => box.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+    press("Home");
+    for (let i = 0; i < 30; i++) {
+      const solid = [...box.querySelectorAll("rect")].filter(r => r.getAttribute("fill") === "#0a6b4b");
+      const last = solid.at(-1)?.getBoundingClientRect(), seen = box.getBoundingClientRect();
+      if (last) out.push(last.left >= seen.left - 1 && last.right <= seen.right + 1
+        && last.top >= seen.top && last.bottom <= seen.bottom);
+      press("ArrowRight");
+    }
+    document.title = JSON.stringify(out);
+    </script></body>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text(html.replace("</body>", looked), encoding="utf-8")
+    done = browse(copy, tmp_path / "profile", "--dump-dom")
+    seen = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
+    assert len(seen) > 2 and all(seen)

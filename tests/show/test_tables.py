@@ -21,17 +21,17 @@ from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_o
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS, label, method_order, task_order
 from harness.forms.colours import colour
-from harness.forms.table import csv, latex, markdown, plain
+from harness.forms.table import csv, markdown, plain
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary, summarise
 from harness.show.tables.all import write_tables
-from harness.show.tables.cells import cell_report, mt_bench_by_category, tidy_table
-from harness.show.tables.main import main_report, main_table
-from harness.show.tables.paired import divergence_report, paired_report, paired_table
+from harness.show.tables.cells import categories_table, cell_numbers, cells_table
+from harness.show.tables.main import main_table
+from harness.show.tables.paired import divergences_table, paired_table
 from harness.show.tables.run import print_run_table, run_table
-from harness.show.tables.two_folders import compare
+from harness.show.tables.two_folders import comparison_table
 
 GOLDEN = sorted((FOLDER / "tables").iterdir())
 
@@ -71,9 +71,9 @@ def test_tables_go_beside_the_records_unless_told_otherwise(tmp_path: Path) -> N
 
 def reports(records: list[Record]) -> dict[str, str]:
     summaries = summarise(records)
-    tables = [main_report(summaries), cell_report(summaries), mt_bench_by_category(records),
-              paired_report(records, summaries), divergence_report(records, summaries)]  # fmt: skip
-    return {table.name: markdown(table) for table in tables} | {"run": run_table(summaries)}
+    tables = [main_table(summaries), cells_table(summaries), categories_table(records),
+              paired_table(records, summaries), divergences_table(records, summaries)]  # fmt: skip
+    return {table.name: markdown(table) for table in tables} | {"run": plain(run_table(summaries))}
 
 
 def test_every_table_states_model_sources_dtype_threads_and_budget() -> None:
@@ -88,7 +88,7 @@ def test_inexact_methods_are_marked_in_every_table_that_shows_them() -> None:
         rows = [line for line in text.splitlines() if line.lstrip("| ").startswith("typical")]
         assert all("typical †" in row for row in rows), name
         assert "† not exact" in text or not rows, name
-    assert "typical †" in markdown(compare(FOLDER, FOLDER))
+    assert "typical †" in markdown(comparison_table(FOLDER, FOLDER))
 
 
 def test_tau_stands_beside_tau_without_loops_where_they_differ() -> None:
@@ -105,7 +105,7 @@ def test_tau_stands_beside_tau_without_loops_where_they_differ() -> None:
 def test_settings_have_sections_of_their_own_and_are_never_averaged(change: dict[str, Any]) -> None:
     one = [measured(m, i, [1, 1]) for m in ("vanilla", "eagle2") for i in range(5)]
     two = [measured(m, i, [3, 3], **change) for m in ("vanilla", "eagle2") for i in range(5)]
-    table = main_report(summarise(one + two))
+    table = main_table(summarise(one + two))
     assert len(table.sections) == 2
     taus = {section.shown["gsm8k (pypi)"].iloc[1] for section in table.sections}
     assert taus == {"1.00× / 2.00", "1.00× / 4.00"}
@@ -114,7 +114,7 @@ def test_settings_have_sections_of_their_own_and_are_never_averaged(change: dict
 def test_two_machines_in_one_folder_are_two_sections(tmp_path: Path) -> None:
     write_ledger(tmp_path, [measured("vanilla", i, [0]) for i in range(5)])
     write_ledger(tmp_path, [measured("eagle2", i, [1]) for i in range(5)], ENV | {"cpu": "Other CPU"})
-    table = main_report(summarise(read(tmp_path)))
+    table = main_table(summarise(read(tmp_path)))
     assert [section.facts[-1].split(",")[0] for section in table.sections] == ["Machine: Example CPU 3000",
                                                                                "Machine: Other CPU"]  # fmt: skip
     assert table.sections[1].shown["gsm8k (pypi)"].tolist() == ["— / 2.00"]  # no speedup across machines
@@ -123,16 +123,16 @@ def test_two_machines_in_one_folder_are_two_sections(tmp_path: Path) -> None:
 def test_rows_that_would_read_the_same_are_told_apart() -> None:
     records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_sha="abcdef012345"),
                measured("eagle2", 0, [3], options={"total": 5})]  # fmt: skip
-    names = main_report(summarise(records)).sections[0].shown["method"].tolist()
+    names = main_table(summarise(records)).sections[0].shown["method"].tolist()
     assert len(set(names)) == 3 and any("head abcdef" in name for name in names)
-    assert main_report(summarise(records[:1])).sections[0].shown["method"].tolist() == ["eagle2"]
+    assert main_table(summarise(records[:1])).sections[0].shown["method"].tolist() == ["eagle2"]
 
 
 def test_two_sources_of_a_task_are_two_columns_and_have_no_six_task_mean() -> None:
     records = [measured("eagle2", 0, [1], task=task) for task in SIX_TASKS]
-    shown = main_report(summarise(records)).sections[0].shown
+    shown = main_table(summarise(records)).sections[0].shown
     assert shown["six-task mean"].tolist() == ["— / 2.00"]
-    twice = main_report(summarise([*records, measured("eagle2", 0, [1], source="paper")])).sections[0].shown
+    twice = main_table(summarise([*records, measured("eagle2", 0, [1], source="paper")])).sections[0].shown
     assert {"gsm8k (paper)", "gsm8k (pypi)"} <= set(twice.columns)
     assert twice["six-task mean"].tolist() == ["—"]
 
@@ -141,7 +141,7 @@ def test_what_was_left_out_is_named() -> None:
     records = [measured("vanilla", 0, [0]), measured("eagle2", 0, [1]), measured("eagle2", 1, [1]),
                unmeasured("eagle2", 2, "error"), unmeasured("eagle2", 3, "skipped"),
                measured("pld", 0, [1], turn=2, n_turns=2)]  # fmt: skip
-    (section,) = main_report(summarise(records)).sections
+    (section,) = main_table(summarise(records)).sections
     said = section.facts[-1]
     for part in ("eagle2 gsm8k: 1 failed", "1 skipped", "1 without a baseline", "pld gsm8k: 1 lack a turn"):
         assert part in said
@@ -150,8 +150,8 @@ def test_what_was_left_out_is_named() -> None:
 def test_first_turns_measured_only_to_build_second_turns_are_not_shown() -> None:
     first = measured("vanilla", 0, [0], n_turns=2)
     other = [measured("eagle2", 0, [1], turn=t, n_turns=2) for t in (1, 2)]
-    assert main_report(summarise([first, *other])).sections[0].shown["method"].tolist() == ["eagle2"]
-    assert main_report(summarise([first])).sections == ()
+    assert main_table(summarise([first, *other])).sections[0].shown["method"].tolist() == ["eagle2"]
+    assert main_table(summarise([first])).sections == ()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_first_turns_measured_only_to_build_second_turns_are_not_shown() -> None
 def test_records_without_numbers_give_tables_without_numbers(tmp_path: Path, records: list[Record]) -> None:
     for path in write_tables(write_ledger(tmp_path, records)):
         assert not re.search(r"\b(nan|None|inf)\b", path.read_text()), path.name
-    assert "—" in run_table(summarise(records)) or records[0]["is_warmup"]
+    assert "—" in plain(run_table(summarise(records))) or records[0]["is_warmup"]
 
 
 def test_a_table_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
@@ -184,17 +184,18 @@ def test_a_table_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
 def test_the_frames_have_the_numbers_of_the_summaries() -> None:
     records = read(FOLDER)
     summaries = summarise(records)
-    tidy = tidy_table(summaries)
+    tidy = cell_numbers(summaries)
     assert len(tidy) == len(summaries)
     assert tidy["tau"].tolist() == pytest.approx([s.tau if s.tau else float("nan") for s in summaries], nan_ok=True)
-    wide = main_table(records)
+    wide = main_table(summaries).numbers
     row = wide[(wide["method"] == "eagle2") & (wide["preset"] == "paper") & (wide["temperature"] == 0)].iloc[0]
     taus = [s.tau for s in summaries if (s.method, s.preset, s.temperature) == ("eagle2", "paper", 0)]
     assert row["six-task mean tau"] == pytest.approx(sum(filter(None, taus)) / 6)
 
 
 def test_ablations_are_paired_at_equal_presets_and_eagle1_with_every_preset() -> None:
-    table = paired_table(read(FOLDER))
+    records = read(FOLDER)
+    table = paired_table(records, summarise(records)).numbers
     pairs = set(zip(table["method"], table["against"], strict=True))
     small = label("eagle2", METHODS["eagle2-small"].preset)
     assert pairs == {("eagle2", "eagle1"), (small, "eagle1"), ("eagle2", "eagle2-no-value")}
@@ -206,16 +207,17 @@ def test_ablations_are_paired_at_equal_presets_and_eagle1_with_every_preset() ->
 
 
 def test_csv_leaves_empty_what_does_not_apply() -> None:
-    frame = pd.read_csv(io.StringIO(csv(cell_report(summarise(read(FOLDER))))))
+    frame = pd.read_csv(io.StringIO(csv(cells_table(summarise(read(FOLDER))))))
     hf = frame[frame["method"] == "hf-generate"].iloc[0]
     assert pd.isna(hf["tau"]) and hf["identical"] == 5
 
 
 def test_a_folder_compared_with_itself_has_not_changed() -> None:
-    table = compare(FOLDER, FOLDER)
+    table = comparison_table(FOLDER, FOLDER)
     assert set(table.numbers["in"]) == {"both"}
     assert (table.numbers["tau_difference"].dropna() == 0).all() and (table.numbers["speedup_ratio"] == 1).all()
-    assert set(table.sections[0].shown["differs"]) == {"nothing"}
+    assert set(table.numbers["differs"]) == {""}
+    assert table.sections[0].facts[2] == "Differs: nothing of settings, machine, weights and options"
 
 
 def test_a_comparison_tells_what_changed_and_what_is_on_one_side_only(tmp_path: Path) -> None:
@@ -226,19 +228,46 @@ def test_a_comparison_tells_what_changed_and_what_is_on_one_side_only(tmp_path: 
         if r["method"] != "pld":
             changed.append(r)
     write_ledger(tmp_path, changed, ENV | {"cpu": "Other CPU"})
-    table = compare(FOLDER, tmp_path)
+    table = comparison_table(FOLDER, tmp_path)
     eagle2 = table.numbers[table.numbers["method"] == "eagle2"]
     assert eagle2["speed_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
     assert eagle2["speedup_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
     assert set(eagle2["differs"]) == {"head_sha machine"}
     assert set(table.numbers[table.numbers["method"] == "pld"]["in"]) == {"A"}
-    assert "only in A" in markdown(table) and str(tmp_path) in plain(table)
+    top = "\n".join(table.sections[0].facts)
+    assert f"A = {FOLDER}\nB = {tmp_path}" in top and "Measured only in A: pld (2 cells)" in top
+    assert "Differs: drafter weights of eagle2" in top and "speeds are not comparable, τ is" in top
+    for form in (markdown(table), plain(table)):
+        assert "Other CPU" in form
+
+
+def test_a_comparison_begins_with_the_six_task_means_and_fits_100_columns() -> None:
+    table = comparison_table(FOLDER, FOLDER)
+    titles = [section.title for section in table.sections[:3]]
+    assert "means over the six tasks" in titles[1] and "task by task" in titles[2]
+    mean = table.numbers[(table.numbers["task"] == "six-task mean") & (table.numbers["method"] == "eagle2")].iloc[0]
+    (theirs,) = [r for r in main_table(summarise(read(FOLDER))).numbers.to_dict("records")
+                 if (r["method"], r["preset"], r["temperature"]) == ("eagle2", "paper", 0)]  # fmt: skip
+    assert mean["tau_a"] == mean["tau_b"] == pytest.approx(theirs["six-task mean tau"])
+    assert mean["speedup_a"] == pytest.approx(theirs["six-task mean speedup"]) and mean["speed_ratio"] == pytest.approx(1)
+    printed = plain(table, width=100)
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.splitlines()[1].startswith("A = ")
+
+
+def test_settings_that_make_two_folders_incomparable_are_named(tmp_path: Path) -> None:
+    write_ledger(tmp_path, stored(dtype="float64", max_new_tokens=99))
+    table = comparison_table(FOLDER, tmp_path)
+    top = "\n".join(table.sections[0].facts)
+    assert "Differs: dtype: float32 in A, float64 in B; no cell is in both" in top
+    assert "Differs: budget (max_new_tokens): 72 in A, 99 in B" in top and "Nothing was measured in both." in top
+    assert len(table.sections) == 1 and set(table.numbers["in"]) == {"A", "B"} and "Nothing" in markdown(table)
 
 
 def test_a_folder_with_two_heads_cannot_be_compared(tmp_path: Path) -> None:
     write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_sha="other", key="k")])
     with pytest.raises(UserError, match="eagle2 .paper. on gsm8k"):
-        compare(FOLDER, tmp_path)
+        comparison_table(FOLDER, tmp_path)
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
@@ -256,13 +285,10 @@ def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
                 assert n == header, line
 
 
-def test_latex_escapes_what_would_break_it() -> None:
-    text = latex(cell_report(summarise(read(FOLDER))))
-    for line in text.splitlines():
-        if " & " in line:
-            assert "_" not in line.replace("\\_", "") and "%" not in line.replace("\\%", "")
-            assert line.endswith(r"\\") and not set(line) & set("×τ—†")
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+def test_a_table_of_a_given_width_breaks_its_words_and_loses_none() -> None:
+    table = main_table(summarise(read(FOLDER)))
+    narrow = plain(table, width=60)
+    assert sorted("".join(narrow.split())) == sorted("".join(plain(table).split()))
 
 
 class _Terminal(io.StringIO):
@@ -275,7 +301,7 @@ def test_a_run_is_printed_by_rich_on_a_terminal_and_in_plain_lines_elsewhere() -
     terminal, file = _Terminal(), io.StringIO()
     print_run_table(summaries, terminal)
     print_run_table(summaries, file)
-    assert file.getvalue() == run_table(summaries) + "\n"
+    assert file.getvalue() == plain(run_table(summaries)) + "\n"
     assert "─" in terminal.getvalue() and "─" not in file.getvalue()
     for out in (terminal, file):
         assert "natural" in out.getvalue() and "eagle2" in out.getvalue()
@@ -284,7 +310,7 @@ def test_a_run_is_printed_by_rich_on_a_terminal_and_in_plain_lines_elsewhere() -
 def test_the_summaries_of_a_run_may_come_in_any_order() -> None:
     summaries = summarise(read(FOLDER))
     mixed: list[CellSummary] = [*summaries[1::2], *summaries[::2]]
-    assert run_table(mixed).count("T = 0") == run_table(mixed).count("T = 1") == 1
+    assert [section.title.count("T = ") for section in run_table(mixed).sections] == [1, 1]
 
 
 # ---- style ----------------------------------------------------------------------------------------------------------
@@ -335,7 +361,11 @@ def test_several_models_have_a_row_each_and_one_has_none(tmp_path: Path) -> None
     rows = [line for line in written.read_text().splitlines() if line.startswith(("| toy", "| other"))]
     assert [re.split(r" *\| *", row)[1:3] for row in rows] == [["other", "0"], ["other", "1"], ["toy", "0"], ["toy", "1"]]
     numbers = pd.read_csv(written.with_suffix(".csv")).query("model == 'other' and temperature == 0 and method == 'eagle2'")
-    (mean,) = main_table(read(FOLDER)).query("method == 'eagle2' and preset == 'paper' and temperature == 0").to_dict("records")
+    (mean,) = (
+        main_table(summarise(read(FOLDER)))
+        .numbers.query("method == 'eagle2' and preset == 'paper' and temperature == 0")
+        .to_dict("records")
+    )
     assert numbers["speedup"].item() == pytest.approx(mean["six-task mean speedup"]) and numbers["on"].item() == "six-task mean"
 
 

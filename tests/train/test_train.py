@@ -536,7 +536,7 @@ def test_a_head_is_shown_by_its_curve_and_its_calibration(tmp_path: Path) -> Non
     assert write_report(tmp_path) == []
     for name, rows in (("curve", curve), ("calibration", bins)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert {p.name for p in write_report(tmp_path)} == {f"{n}.{s}" for n in ("training", "calibration") for s in ("png", "pdf")}
+    assert {p.name for p in write_report(tmp_path)} == {f"{n}.png" for n in ("training", "calibration")}
 
 
 def test_frequent_tokens_are_those_of_answers_ties_to_the_lower_id() -> None:

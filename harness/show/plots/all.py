@@ -1,22 +1,22 @@
-"""`harness plot`: every plot of a ledger, each with a CSV of what it draws."""
+"""The plots of a ledger, listed once: `harness plot` and the page take them from `PLOTS`, each with the numbers it draws."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import matplotlib.style
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.common.files import write_file
-from harness.forms.figure import RC, save_figure
-from harness.ledger.ledger import read
-from harness.ledger.trees import read_drafts
+from harness.common.progress import Progress, showing_progress
+from harness.forms.figure import RC, png_bytes
+from harness.metrics.groups import weights_and_machine
 from harness.metrics.pairing import Setting
+from harness.show.contents import Contents, read_contents
 from harness.show.plots.data import (
     Panel,
     ablation_data,
@@ -41,26 +41,73 @@ from harness.show.plots.draw import (
 )
 
 
-def write_plots(folder: Path, out: Path | None = None, suffixes: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Draw every figure that a folder's records and drafted trees allow into `out` (default: `plots` in the folder).
+@dataclass(frozen=True, slots=True)
+class LedgerPlot:
+    """A plot that every setting may have. It is drawn where there are numbers for it."""
 
-    Raises:
-        UserError: no records, or `out` cannot be written.
-    """
-    panels = panels_of(read(folder), read_drafts(folder))
-    target = out or Path(folder) / "plots"
+    name: str  # of its files
+    title: str  # in the page
+    numbers: Callable[[Panel], pd.DataFrame]
+    draw: Callable[[Figure, pd.DataFrame, Panel], None]
+
+
+PLOTS = (
+    LedgerPlot("speedup", "Speedup", speedup_data, draw_speedup),
+    LedgerPlot("tau", "Accept length τ", tau_data, draw_tau),
+    LedgerPlot("acceptance", "Acceptance by depth", acceptance_data, draw_acceptance),
+    LedgerPlot("time", "Where the time goes", time_data, draw_time),
+    LedgerPlot("ablations", "EAGLE-2 against its ablations", ablation_data, draw_ablations),
+    LedgerPlot("positions", "Acceptance by position", position_data, draw_positions),
+    LedgerPlot("calibration", "Acceptance against confidence", calibration_data, draw_calibration),
+    LedgerPlot("n_alpha", "Acceptance in chains", n_alpha_data, draw_n_alpha),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnPlot:
+    """One plot of one setting: the picture, the numbers it draws, and what only the page says of it."""
+
+    name: str  # of its files, without the suffix
+    title: str
+    caption: str  # weights and machine
+    png: bytes
+    csv: bytes
+
+
+def drawn_plots(contents: Contents, progress: Progress) -> list[DrawnPlot]:
+    """Every plot that there are numbers for, setting by setting; a step of `progress` each."""
+    panels = panels_of(contents)
+    progress.expect(len(panels) * len(PLOTS))
     names = _file_names([panel.setting for panel in panels])
-    written = []
+    drawn = []
     for panel, name in zip(panels, names, strict=True):
-        for drawing, (collect, draw) in _DRAWINGS.items():
-            data = collect(panel)
-            if data.empty:
+        for plot in PLOTS:
+            progress.step(f"plot {plot.name}")
+            numbers = plot.numbers(panel)
+            if numbers.empty:
                 continue
             with matplotlib.style.context(["default", RC]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
-                draw(figure.subplots(), data, panel)
-                written += save_figure(figure, target / f"{drawing}_{name}", suffixes)
-            written.append(write_file(target / f"{drawing}_{name}.csv", _csv(data)))
+                plot.draw(figure, numbers, panel)
+                png = png_bytes(figure)
+            title = f"{plot.title}, T = {panel.setting.temperature:g}"
+            caption = "; ".join(weights_and_machine(panel.summaries))
+            drawn.append(DrawnPlot(f"{plot.name}_{name}", title, caption, png, _csv(numbers)))
+    return drawn
+
+
+def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
+    """Write every plot of a folder's records into `out` (default: `plots` in the folder), a PNG and a CSV each; -> the files.
+
+    Raises:
+        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+    """
+    target = out or Path(folder) / "plots"
+    with showing_progress("plots") as progress:
+        written = []
+        for plot in drawn_plots(read_contents(folder, progress), progress):
+            written += [write_file(target / f"{plot.name}.{suffix}", content)
+                        for suffix, content in (("png", plot.png), ("csv", plot.csv))]  # fmt: skip
     return written
 
 
@@ -80,17 +127,3 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
 
 def _csv(data: pd.DataFrame) -> bytes:
     return data.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()
-
-
-_Collect = Callable[[Panel], pd.DataFrame]
-_Draw = Callable[[Axes, pd.DataFrame, Panel], None]
-_DRAWINGS: dict[str, tuple[_Collect, _Draw]] = {
-    "speedup": (speedup_data, draw_speedup),
-    "tau": (tau_data, draw_tau),
-    "acceptance": (acceptance_data, draw_acceptance),
-    "time": (time_data, draw_time),
-    "ablations": (ablation_data, draw_ablations),
-    "positions": (position_data, draw_positions),
-    "calibration": (calibration_data, draw_calibration),
-    "n_alpha": (n_alpha_data, draw_n_alpha),
-}

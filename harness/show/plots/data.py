@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from harness.common.names import VANILLA, preset_order
+from harness.common.names import VANILLA, label_in_words, preset_order
 from harness.forms.colours import PARTS, colour, hatch, marker
 from harness.ledger.record import Record
-from harness.ledger.trees import Drafts
 from harness.metrics import acceptance
-from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
+from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean
 from harness.metrics.comparisons import comparisons
 from harness.metrics.definitions import Interval, point, tokens_per_s
 from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
 from harness.metrics.pairing import Setting, Side, compared, setting_of, side_of, variant_of
 from harness.metrics.steps import acceptance_by_depth, time_split
+from harness.show.contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What a drawing gets: one setting's records and summaries, and how its arms look."""
+    """What a plot is made from: one setting's records and summaries, and how its methods look."""
 
     setting: Setting
     summaries: tuple[CellSummary, ...]
@@ -34,7 +34,8 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    label: str
+    label: str  # in the data
+    name: str  # in the picture, in words
     colour: str
     hatch: str
     marker: str
@@ -168,11 +169,14 @@ def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
     return pd.DataFrame([row for row in rows if row[value] is not None])
 
 
-def panels_of(records: Sequence[Record], drafts: Mapping[str, Drafts]) -> list[Panel]:
+def panels_of(contents: Contents) -> list[Panel]:
+    """A panel a setting, in the order of tables."""
     panels = []
-    for setting, summaries in by_setting(shown_cells(summarise(records))):
-        here = tuple(r for r in records if setting_of(r) == setting)
-        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries), tuple(acceptance.by_arm(here, drafts))))
+    for setting, summaries in by_setting(shown_cells(contents.summaries)):
+        here = tuple(r for r in contents.records if setting_of(r) == setting)
+        named = asdict(setting)
+        drafted = tuple(arm for arm in contents.drafted if all(arm[0][name] == value for name, value in named.items()))
+        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries), drafted))
     return panels
 
 
@@ -183,7 +187,8 @@ def _looks(summaries: Sequence[CellSummary]) -> dict[Variant, Look]:
     for method in methods:
         siblings = sorted((v for v in names if v[0] == method), key=lambda v: (preset_order(v[1]), v))
         for place, variant in enumerate(siblings):
-            looks[variant] = Look(names[variant], colour(method, methods), hatch(place), marker(place))
+            name = label_in_words(method, names[variant])
+            looks[variant] = Look(names[variant], name, colour(method, methods), hatch(place), marker(place))
     return looks
 
 

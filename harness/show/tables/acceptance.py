@@ -1,41 +1,41 @@
-"""The tables of acceptance: by position, by context and by the draft's confidence, as `harness table` writes them."""
+"""The table of acceptance in the drafted trees: by the draft's confidence, by position and by drafted features."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.common.names import label
-from harness.forms import table as tables
-from harness.forms.table import with_interval
-from harness.ledger.ledger import read
-from harness.ledger.trees import has_trees, read_drafts
-from harness.metrics.acceptance import ALL, ARM, POSITIONS, acceptance_table
+from harness.forms.table import NOTHING, Section, Table, one_line, with_interval
+from harness.metrics.acceptance import ALL, ARM, POSITIONS, ArmSums, acceptance_numbers
 from harness.metrics.pairing import Setting
 
-_READING = (
-    """From the drafted trees (`--trees`); all tasks pooled where there are several, looping outputs included. The CSV has them
-    apart; its columns are described in `harness/acceptance.py`.""",
-    """Slope: of acceptance on confidence, least squares over tried nodes; ECE: expected calibration error over 20 bins; gap: the
-    same with every bin weighing alike. Square brackets: 95 %, over conversations. P1 to P6: acceptance by position, of the
-    forwards that drafted it; in brackets the standard deviation between conversations, and what chance alone would give.
-    n-α: chains only.""",
+_NOTES = (
+    one_line("""
+    From the drafted trees (`--trees`). Tasks are pooled where there are several; looping outputs are included. The CSV has both
+    apart; `harness/metrics/acceptance.py` describes its columns."""),
+    one_line("""
+    Slope: of acceptance on confidence, least squares over the nodes tried. ECE: expected calibration error over 20 bins. Gap: the
+    same with equal weight for each bin. Square brackets: 95 % intervals over conversations. P1 to P6: acceptance by position, of
+    the forwards that drafted it; in brackets the standard deviation between conversations and what chance alone would give. n-α:
+    chains only."""),
 )
 
 
-def report(numbers: pd.DataFrame) -> tables.Table:
-    """The table to read; its numbers are `acceptance_table`'s."""
+def acceptance_table(drafted: Iterable[ArmSums]) -> Table:
+    """Calibration, acceptance by position and n-α of every method whose trees were kept; without sections where none were."""
+    numbers = acceptance_numbers(drafted)
     sections = []
     setting: Any
     for setting, mine in numbers.groupby([f.name for f in fields(Setting)], sort=False) if len(numbers) else ():
         pooled = mine[(mine["outputs"] == ALL) & _pooled(mine)]
         rows = [_shown(str(m), str(p), part) for (m, p, _, _), part in pooled.groupby(ARM, sort=False)]
         columns = sorted({c for row in rows for c in row}, key=_COLUMNS.index)
-        sections.append(tables.Section(Setting(*setting).title(), (), pd.DataFrame(rows, columns=columns).fillna(tables.NOTHING)))
-    return tables.Table("acceptance", tuple(sections), tuple(" ".join(text.split()) for text in _READING), numbers)
+        sections.append(Section(Setting(*setting).title(), (), pd.DataFrame(rows, columns=columns).fillna(NOTHING)))
+    return Table("acceptance", tuple(sections), _NOTES, numbers)
 
 
 _COLUMNS = ("method", "generations", "nodes tried", "slope", "ECE", "gap", *POSITIONS, *(f"{n}-α" for n in range(5)))
@@ -64,15 +64,3 @@ def _shown(method: str, preset: str, rows: pd.DataFrame) -> dict[str, str]:
         if ("n_alpha", str(n)) in found:
             shown[f"{n}-α"] = with_interval(found["n_alpha", str(n)], "{:.2f}")
     return shown
-
-
-def write(folder: Path, out: Path | None = None) -> list[Path]:
-    """`acceptance.md`, `.csv` and `.tex` in `out` (default: `tables` in the folder), where the folder has trees.
-
-    Raises:
-        UserError: no records, a file of trees that cannot be read, or `out` cannot be written.
-    """
-    if not has_trees(folder):
-        return []
-    numbers = acceptance_table(read(folder), read_drafts(folder))
-    return tables.write_forms(report(numbers), out or Path(folder) / "tables")

@@ -1,34 +1,65 @@
-"""`harness table`: every table of a ledger."""
+"""The tables of a ledger, listed once: `harness table`, the page and scripts take them from `TABLES`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.forms.table import write_forms
-from harness.ledger.audit_words import audits_of
-from harness.ledger.ledger import read
-from harness.metrics.cells import summarise
-from harness.show.tables.cells import cell_report, mt_bench_by_category, official_report
-from harness.show.tables.main import main_report, mean_report, models_report
-from harness.show.tables.paired import divergence_report, paired_report
+from harness.common.progress import Progress, showing_progress
+from harness.forms.table import Table, write_forms
+from harness.show.contents import Contents, read_contents
+from harness.show.tables.acceptance import acceptance_table
+from harness.show.tables.cells import categories_table, cells_table, official_table
+from harness.show.tables.main import main_table, means_table, models_table
+from harness.show.tables.paired import divergences_table, paired_table
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTable:
+    """A table that every ledger may have. It is written where it has sections."""
+
+    name: str  # of its files
+    title: str  # in the page
+    make: Callable[[Contents, Progress], Table]
+    is_open: bool = False  # the page shows it without a click
+    is_written_empty: bool = False  # that there is nothing is worth a file
+
+
+TABLES = (
+    LedgerTable("means", "Six-task means", lambda c, _: means_table(c.records, c.summaries, c.audits), is_open=True),
+    LedgerTable("main", "Speedup and τ", lambda c, _: main_table(c.summaries, c.audits)),
+    LedgerTable("models", "Models", lambda c, _: models_table(c.summaries), is_open=True),
+    LedgerTable("acceptance", "Acceptance in the drafted trees",
+                lambda c, progress: acceptance_table(progress.each(c.drafted, "acceptance of method"))),
+    LedgerTable("paired", "EAGLE-2 against the others", lambda c, _: paired_table(c.records, c.summaries)),
+    LedgerTable("cells", "Every cell", lambda c, _: cells_table(c.summaries)),
+    LedgerTable("official", "What the reference's own scripts would have printed", lambda c, _: official_table(c.summaries)),
+    LedgerTable("mt_bench_by_category", "MT-bench by category", lambda c, _: categories_table(c.records)),
+    LedgerTable("divergences", "Outputs at T = 0 that differ from vanilla's",
+                lambda c, _: divergences_table(c.records, c.summaries), is_written_empty=True),
+)  # fmt: skip
+
+
+def made_tables(contents: Contents, progress: Progress) -> list[tuple[LedgerTable, Table]]:
+    """Every table that has something to show, in the order of `TABLES`; a step of `progress` each."""
+    progress.expect(len(TABLES))
+    made = []
+    for entry in TABLES:
+        progress.step(f"table {entry.name}")
+        table = entry.make(contents, progress)
+        if table.sections or entry.is_written_empty:
+            made.append((entry, table))
+    return made
 
 
 def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw every table of a folder's records as Markdown, CSV and LaTeX into `out` (default: `tables` in the folder).
+    """Write every table of a folder's records as Markdown and CSV into `out` (default: `tables` in the folder); -> the files.
 
     Raises:
-        UserError: no records, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
     """
-    records = read(folder)
-    summaries = summarise(records)
-    audits = audits_of(folder)
-    tables = [
-        main_report(summaries, audits), mean_report(records, summaries, audits), cell_report(summaries),
-        mt_bench_by_category(records), official_report(summaries), paired_report(records, summaries),
-        divergence_report(records, summaries),
-    ]  # fmt: skip
-    if len({s.model for s in summaries}) > 1:
-        tables.append(models_report(summaries))
-    target = out or Path(folder) / "tables"
-    # that there are no divergences is worth a file
-    return [path for t in tables if t.sections or t.name == "divergences" for path in write_forms(t, target)]
+    with showing_progress("tables") as progress:
+        tables = made_tables(read_contents(folder, progress), progress)
+        target = out or Path(folder) / "tables"
+        return [path for _, table in tables for path in write_forms(table, target)]

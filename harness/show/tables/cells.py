@@ -1,4 +1,4 @@
-"""Every cell of a ledger with all its numbers, and the tidy table of them."""
+"""Every cell of a ledger with all its numbers; the same under the reference's formulas; and MT-bench by category."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary, summarise
 from harness.metrics.groups import (
@@ -22,21 +22,36 @@ from harness.metrics.groups import (
     shown_cells,
 )
 from harness.show.tables.cell_text import fraction_text, marked_text, speedup_and_tau_text, speedup_text
-from harness.show.tables.reading import READING
+
+_CELLS_NOTE = one_line("""
+    Square brackets: 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup without the prefill and
+    its token. c: what one step costs inside the target's forward, inside the drafter's and outside both, in vanilla steps;
+    decode = τ / (c_verify + c_draft + c_other). Identical: conversations that are vanilla's token for token, at T = 0 only.
+    Official, official τ: what the reference's own scripts would have printed for these generations (table `official`).""")
+_OFFICIAL_NOTE = one_line("""
+    What the reference's own evaluation scripts would have printed for the same generations, and where the difference comes from:
+    official = speedup × per question × past the end × re-tokenised. Per question: the scripts average per-question speeds over
+    first repeats; we divide totals. Past the end: the scripts count the method's tokens past stop id and limit, but not its last
+    bonus token. Re-tokenised: the scripts tokenise vanilla's text again and subtract one; we count vanilla's tokens. The one is
+    for a BOS; where the tokenizer adds none, the baseline is a token a turn short. Bookkeeping: official / speedup - 1. Official
+    τ: over the index of the last step, which starts at 0. Goes on: turns after which the reference would have made one forward
+    more, because it sees a stop id drawn as bonus token only a step later and stops only past the limit. No number here has that
+    forward, the last, unused forward of the reference's baseline, or its longer length limit.""")
+_CATEGORIES_NOTE = "MT-bench by category. Each cell: speedup / τ; in brackets τ over outputs where neither arm looped."
 
 
-def cell_report(summaries: Iterable[CellSummary]) -> Table:
+def cells_table(summaries: Iterable[CellSummary]) -> Table:
     """Every cell with its intervals and checks."""
     summaries = shown_cells(summaries)
     sections = tuple(
         Section(setting.title(), facts(group), pd.DataFrame([_cell_row(name, c) for name, c in labelled_cells(group)]))
         for setting, group in by_setting(summaries)
     )
-    return Table("cells", sections, (READING["cells"], *notes_of(summaries)), tidy_table(summaries))
+    return Table("cells", sections, (_CELLS_NOTE, *notes_of(summaries)), cell_numbers(summaries))
 
 
-def official_report(summaries: Iterable[CellSummary]) -> Table:
-    """Our speedup and τ beside the reference's formulas on the same generations, with what each difference amounts to."""
+def official_table(summaries: Iterable[CellSummary]) -> Table:
+    """Our speedup and τ beside the reference's formulas on the same generations, and what each difference amounts to."""
     summaries = [s for s in shown_cells(summaries) if s.method != VANILLA]
     sections = []
     for setting, group in by_setting(summaries):
@@ -51,7 +66,7 @@ def official_report(summaries: Iterable[CellSummary]) -> Table:
          **_official_numbers([s]), "n_turns": s.official.n_turns, "lacks": s.official.lacks}
         for s in summaries
     ]  # fmt: skip
-    return Table("official", tuple(sections), (READING["official"], *notes_of(summaries)), pd.DataFrame(numbers))
+    return Table("official", tuple(sections), (_OFFICIAL_NOTE, *notes_of(summaries)), pd.DataFrame(numbers))
 
 
 def _official_numbers(cells: Sequence[CellSummary]) -> dict[str, float | None]:
@@ -103,8 +118,8 @@ def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary
     }
 
 
-def tidy_table(summaries: Iterable[CellSummary]) -> pd.DataFrame:
-    """All numbers, one row a cell."""
+def cell_numbers(summaries: Iterable[CellSummary]) -> pd.DataFrame:
+    """All numbers of the cells, a row each; what does not apply is None."""
     rows = []
     for s in summaries:
         row = {**setting_columns(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
@@ -125,7 +140,7 @@ _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s"
                 "n_elsewhere", "n_incomplete")  # fmt: skip
 
 
-def mt_bench_by_category(records: Iterable[Record]) -> Table:
+def categories_table(records: Iterable[Record]) -> Table:
     """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
     records = [r for r in records if r["task"] == "mt_bench"]
     summaries = shown_cells(summarise(records))
@@ -133,7 +148,7 @@ def mt_bench_by_category(records: Iterable[Record]) -> Table:
         category: shown_cells(summarise(r for r in records if r["category"] == category))
         for category in sorted({r["category"] for r in records})
     }
-    by_row = [tidy_table(group).assign(category=category) for category, group in by_category.items()]
+    by_row = [cell_numbers(group).assign(category=category) for category, group in by_category.items()]
     sections = []
     for setting, whole in by_setting(summaries):
         rows: dict[str, dict[str, str]] = {}
@@ -144,7 +159,7 @@ def mt_bench_by_category(records: Iterable[Record]) -> Table:
         shown = pd.DataFrame(list(rows.values())).fillna("")
         sections.append(Section(setting.title(), facts(whole), shown))
     numbers = pd.concat(by_row) if by_row else pd.DataFrame()
-    return Table("mt_bench_by_category", tuple(sections), (READING["categories"], *notes_of(summaries)), numbers)
+    return Table("mt_bench_by_category", tuple(sections), (_CATEGORIES_NOTE, *notes_of(summaries)), numbers)
 
 
 def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
@@ -152,17 +167,17 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
     return {
         "method": name,
         "task": c.task,
+        "speedup": bracketed(speedup_text(c), c.speedup_ci95),
+        "decode": times(c.decode_speedup),
+        "τ": bracketed(number(c.tau), c.tau_ci95),
+        "τ, no loops": number(c.tau_no_loop),
         "source": c.source,
         "prompts": str(c.prompts),
         "tokens": str(c.new_tokens),
         "tokens/s": number(c.tokens_per_s, "{:.1f}"),
         "vanilla's": number(c.baseline_tokens_per_s, "{:.1f}"),
-        "speedup": bracketed(speedup_text(c), c.speedup_ci95),
         "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else marked_text(c.official.speedup, c.is_apart),
-        "decode": times(c.decode_speedup),
-        "τ": bracketed(number(c.tau), c.tau_ci95),
         "official τ": number(c.official.tau),
-        "τ, no loops": number(c.tau_no_loop),
         "looped": number(c.looped, "{:.0%}"),
         "identical": fraction_text(c),
         "tree": number(c.mean_tree_size, "{:.1f}"),

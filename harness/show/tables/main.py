@@ -1,4 +1,4 @@
-"""The main table: every method, with speedup, tau, costs and the audit's word."""
+"""The main table in three forms: methods by tasks, the six-task means with what a step costs, and several models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA, task_order
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
 from harness.ledger.record import Record
-from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean, summarise
+from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean
 from harness.metrics.groups import (
     MEAN,
     Variant,
@@ -27,15 +27,54 @@ from harness.metrics.groups import (
 )
 from harness.metrics.pairing import setting_of, side_of, variant_of
 from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, speedup_and_tau_text, speedup_text
-from harness.show.tables.reading import READING
+from harness.show.tables.meaning import conclusions
+
+Audits = Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word
+
+_MAIN_NOTE = one_line("""
+    Each cell: speedup over vanilla / τ. Speedup compares seconds per token on the same prompts, prefill included. τ is tokens per
+    target forward after the prefill. In brackets: τ without looping outputs, where neither arm fell into a loop. "on n": the
+    method has only n prompts there, fewer than others of the column. Its six-task mean rests on those.""")
+_MEANS_NOTE = one_line("""
+    Unweighted means over the six tasks. Square brackets: 95 % intervals (paired bootstrap; conversations are drawn again within
+    each task). Speedup: seconds per token, prefill included. Decode: without the prefill and its token. c: what one step costs
+    inside the target's forward, inside the drafter's and outside both, in vanilla steps.""")
+_AUDIT_NOTE = one_line("""
+    audit: what `harness verify` found on this model (`audit/audit.md`). `lossless`: every layer holds. `fails`: a layer does not,
+    and is named. `open`: a layer could not judge it. A preset that was not audited has its method's word.""")
+_MODELS_NOTE = one_line("""
+    Each cell: speedup over vanilla / τ; in brackets τ without looping outputs. It is the mean of the six tasks, or MT-bench alone
+    where not all six were measured.""")
+
+_MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
+_COSTS = ("verify", "draft", "other")
 
 
-def main_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Numbers as in the paper's main table: a row per setting, method and preset; per task speedup and tau."""
-    return _main_numbers(shown_cells(summarise(records)))
+def main_table(summaries: Iterable[CellSummary], audits: Audits | None = None) -> Table:
+    """Methods by tasks, each with speedup and τ. audits: adds the audit's word on each method."""
+    summaries = shown_cells(summaries)
+    sections = []
+    for setting, group in by_setting(summaries):
+        tasks = sorted({(c.task, c.source) for c in group}, key=lambda t: (task_order(t[0]), t[1]))
+        most = {key: max(c.prompts for c in group if (c.task, c.source) == key) for key in tasks}
+        audit = (audits or {}).get(setting.model)
+        rows = []
+        for name, cells in labelled(group):
+            row = {"method": name}
+            if {task for task, _ in tasks} >= set(SIX_TASKS):
+                row[MEAN] = speedup_and_tau_text(six_task_mean(cells))
+            by_task = {
+                (c.task, c.source): speedup_and_tau_text(c) + fewer_prompts_mark(c.prompts, most[c.task, c.source]) for c in cells
+            }
+            row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
+            rows.append(row | ({"audit": audit_text(audit, cells[0])} if audit else {}))
+        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
+    notes = (_MAIN_NOTE, *([_AUDIT_NOTE] if audits else ()), *notes_of(summaries))
+    return Table("main", tuple(sections), notes, _main_numbers(summaries))
 
 
 def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
+    """As in the paper's main table: a row per setting, method and preset; speedup and τ of each task and of the mean."""
     rows = []
     for setting, group in by_setting(summaries):
         for variant, cells in by_variant(group):
@@ -47,36 +86,8 @@ def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
-
-
-def main_report(summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None) -> Table:
-    """Methods by tasks, each with speedup and tau; what the README shows. audits: model -> method -> the audit's word."""
-    summaries = shown_cells(summaries)
-    sections = []
-    for setting, group in by_setting(summaries):
-        tasks = sorted({(c.task, c.source) for c in group}, key=lambda t: (task_order(t[0]), t[1]))
-        most = {key: max(c.prompts for c in group if (c.task, c.source) == key) for key in tasks}
-        rows = []
-        for name, cells in labelled(group):
-            by_task = {
-                (c.task, c.source): speedup_and_tau_text(c) + fewer_prompts_mark(c.prompts, most[c.task, c.source]) for c in cells
-            }
-            audit = (audits or {}).get(setting.model)
-            row = {"method": name} | ({"audit": audit_text(audit, cells[0])} if audit else {})
-            row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
-            if {task for task, _ in tasks} >= set(SIX_TASKS):
-                row[MEAN] = speedup_and_tau_text(six_task_mean(cells))
-            rows.append(row)
-        sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    read = (READING["audit"],) if audits else ()
-    return Table("main", tuple(sections), (READING["main"], *read, *notes_of(summaries)), _main_numbers(summaries))
-
-
-def mean_report(
-    records: Sequence[Record], summaries: Iterable[CellSummary], audits: Mapping[str, Mapping[str, str]] | None = None
-) -> Table:
-    """A row an arm: its six-task means with intervals, what a step costs, and the audit's word."""
+def means_table(records: Sequence[Record], summaries: Iterable[CellSummary], audits: Audits | None = None) -> Table:
+    """A row a method and preset: its six-task means with intervals, what a step costs, and the audit's word."""
     summaries = shown_cells(summaries)
     sections, numbers = [], []
     for setting, group in by_setting(summaries):
@@ -95,25 +106,26 @@ def mean_report(
             if variant[0] == VANILLA:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
-            row = {"method": names[variant]} | ({"audit": audit_text(audit, cells[0])} if audit else {})
-            row |= {"prompts": str(n), "speedup": bracketed(speedup_text(mean), speed), "decode": times(mean.decode_speedup),
-                    "τ": bracketed(number(mean.tau), length), "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
-            rows.append(row | {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS})
+            row = {"method": names[variant], "speedup": bracketed(speedup_text(mean), speed),
+                   "decode": times(mean.decode_speedup), "τ": bracketed(number(mean.tau), length),
+                   "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
+            row |= {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS}
+            rows.append(row | {"prompts": str(n)} | ({"audit": audit_text(audit, cells[0])} if audit else {}))
             values = {value: getattr(mean, value) for value in (*_MAIN_VALUES, "decode_speedup")}
             values |= interval_columns("speedup", mean.speedup, speed) | interval_columns("tau", mean.tau, length)
             values |= {f"c_{part}": getattr(costs, part) if costs else None for part in _COSTS}
             numbers.append({**setting_columns(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
         if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    read = (READING["audit"],) if audits else ()
-    return Table("means", tuple(sections), (READING["means"], *read, *notes_of(summaries)), pd.DataFrame(numbers))
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
+    notes = (_MEANS_NOTE, *([_AUDIT_NOTE] if audits else ()), *notes_of(summaries))
+    return Table("means", tuple(sections), notes, pd.DataFrame(numbers))
 
 
-_COSTS = ("verify", "draft", "other")
+def models_table(summaries: Iterable[CellSummary]) -> Table:
+    """A row a model and temperature, a column a method: the six-task mean, or MT-bench where not all six were measured.
 
-
-def models_report(summaries: Iterable[CellSummary]) -> Table:
-    """A row a model and temperature, a column a method: the six-task mean, or MT-bench where not all six were measured."""
+    Without sections where there is only one model.
+    """
     summaries = shown_cells(summaries)
     rows, numbers = [], []
     for setting, group in by_setting(summaries):
@@ -136,5 +148,6 @@ def models_report(summaries: Iterable[CellSummary]) -> Table:
         for name, one in shown.items():
             values = {value: getattr(one, value) for value in _MAIN_VALUES}
             numbers.append({**setting_columns(setting), "on": row["on"], "method": name, **values})
-    frame = pd.DataFrame(rows).fillna(NOTHING)
-    return Table("models", (Section("Models", (), frame),), (READING["models"], *notes_of(summaries)), pd.DataFrame(numbers))
+    several = len({s.model for s in summaries}) > 1
+    sections = (Section("Models", (), pd.DataFrame(rows).fillna(NOTHING)),) if several else ()
+    return Table("models", sections, (_MODELS_NOTE, *notes_of(summaries)), pd.DataFrame(numbers))

@@ -1,4 +1,4 @@
-"""Paired comparisons and divergences from vanilla, as tables."""
+"""Two tables: EAGLE-2 against its counterparts, paired by prompt, and where greedy outputs leave vanilla's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from harness.common.names import label
-from harness.forms.table import Section, Table, number
+from harness.forms.table import Section, Table, number, one_line
 from harness.ledger.record import Record
-from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.cells import CellSummary
 from harness.metrics.comparisons import Comparison, comparisons
 from harness.metrics.definitions import Estimate
 from harness.metrics.divergences import Divergence, divergences
@@ -25,17 +25,28 @@ from harness.metrics.groups import (
 )
 from harness.metrics.pairing import setting_of
 from harness.show.tables.cell_text import estimated_text
-from harness.show.tables.reading import READING
+
+_PAIRED_NOTE = one_line("""
+    eagle2 against another method on the same prompts, with paired 95 % intervals. The difference in τ is eagle2's less the
+    other's; ratios are eagle2's over the other's. No loops: outputs where neither arm looped.""")
+_DIVERGENCES_NOTE = one_line("""
+    Outputs at T = 0 that are not vanilla's: the first token that differs, by token id. What follows it is not comparable.""")
 
 
-def paired_table(records: Iterable[Record]) -> pd.DataFrame:
-    """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean, in numbers.
+def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
+    """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean.
 
-    Ablations are compared at equal presets; against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size
-    need one that is not the paper's. Differences are EAGLE-2's value less the other's.
+    Ablations are compared at equal presets. Against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size need one
+    that is not the paper's. Differences are EAGLE-2's value less the other's.
     """
-    records = list(records)
-    return _paired_numbers(comparisons(records, summarise(records)))
+    summaries = shown_cells(summaries)
+    sections = []
+    found = comparisons(records, summaries)
+    for setting, group in by_setting(summaries):
+        rows = [_comparison_row(c) for c in found if c.setting == setting]
+        if rows:
+            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    return Table("paired", tuple(sections), (_PAIRED_NOTE, *notes_of(summaries)), _paired_numbers(found))
 
 
 def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
@@ -51,18 +62,7 @@ def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired_report(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
-    summaries = shown_cells(summaries)
-    sections = []
-    found = comparisons(records, summaries)
-    for setting, group in by_setting(summaries):
-        rows = [_comparison_row(c) for c in found if c.setting == setting]
-        if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    return Table("paired", tuple(sections), (READING["paired"], *notes_of(summaries)), _paired_numbers(found))
-
-
-def divergence_report(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
+def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
     """Where greedy outputs leave vanilla's: one line for each first difference."""
     found = divergences(records)
     settings = {r["key"]: setting_of(r) for r in records}
@@ -72,7 +72,7 @@ def divergence_report(records: Sequence[Record], summaries: Sequence[CellSummary
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     numbers = [{**setting_columns(settings[d.key]), **named_columns(d)} for d in found]
-    notes = (READING["divergences"], *(notes_of(summaries) if found else ["There are none in these records."]))
+    notes = (_DIVERGENCES_NOTE, *(notes_of(summaries) if found else ["There are none in these records."]))
     return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -81,14 +81,14 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
         "method": c.method,
         "against": c.against,
         "task": c.task,
-        "source": c.source,
-        "prompts": str(c.tau_difference.prompts),
+        "speed ratio": estimated_text(c.speed_ratio),
         "τ": number(c.tau),
         "τ against": number(c.tau_against),
         "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
         "no loops": estimated_text(c.tau_difference_no_loop, "{:+.2f}"),
         "τ ratio": estimated_text(c.tau_ratio),
-        "speed ratio": estimated_text(c.speed_ratio),
+        "source": c.source,
+        "prompts": str(c.tau_difference.prompts),
     }
 
 

@@ -1,55 +1,36 @@
-"""The table that `harness run` prints."""
+"""The table at the end of `harness run`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TextIO
 
 import pandas as pd
 
-from harness.forms.table import TEXT_COLUMNS, Section, Table, bracketed, number, plain
+from harness.forms.table import Section, Table, bracketed, number
+from harness.forms.terminal import print_table
 from harness.metrics.cells import CellSummary
 from harness.metrics.groups import by_setting, facts, mark_of, notes_of
 from harness.show.tables.cell_text import fraction_text, speedup_text, tau_text
-from harness.show.tables.cells import tidy_table
-from harness.show.tables.reading import READING
+from harness.show.tables.cells import cell_numbers
+from harness.show.tables.meaning import conclusions
+
+_NOTE = "τ in brackets: over outputs where neither arm looped. Square brackets: 95 % intervals, none under 5 prompts."
 
 
-def run_table(summaries: Iterable[CellSummary]) -> str:
-    """What `harness run` prints, as plain text with aligned columns."""
-    return plain(_run_report(summaries))
+def run_table(summaries: Iterable[CellSummary]) -> Table:
+    """A row a cell, in the order given; a section a setting."""
+    summaries = list(summaries)
+    sections = tuple(
+        Section(setting.title(), facts(group), pd.DataFrame([_run_row(c) for c in group]), conclusions(group))
+        for setting, group in by_setting(summaries)
+    )
+    return Table("run", sections, (_NOTE, *notes_of(summaries)), cell_numbers(summaries))
 
 
 def print_run_table(summaries: Iterable[CellSummary], file: TextIO | None = None) -> None:
-    """Print it: drawn by rich on a terminal, plain lines elsewhere."""
-    out = file or sys.stdout
-    table = _run_report(summaries)
-    if not out.isatty():
-        print(plain(table), file=out)
-        return
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    console = Console(file=out)
-    for section in table.sections:
-        drawn = RichTable(title=section.title, title_justify="left", caption="\n".join(section.facts))
-        for column in section.shown.columns:
-            drawn.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", overflow="fold")
-        for row in section.shown.itertuples(index=False):
-            drawn.add_row(*row)
-        console.print(drawn)
-    for note in table.notes:
-        console.print(note, markup=False, highlight=False)
-
-
-def _run_report(summaries: Iterable[CellSummary]) -> Table:
-    summaries = list(summaries)
-    sections = tuple(
-        Section(setting.title(), facts(group), pd.DataFrame([_run_row(c) for c in group]))
-        for setting, group in by_setting(summaries)
-    )
-    return Table("run", sections, (READING["run"], *notes_of(summaries)), tidy_table(summaries))
+    """Print it to `file` (default: stdout): drawn by rich on a terminal, plain lines elsewhere."""
+    print_table(run_table(summaries), file)
 
 
 def _run_row(c: CellSummary) -> dict[str, str]:

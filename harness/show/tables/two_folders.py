@@ -1,60 +1,103 @@
-"""`harness table --compare A B`: what changed from one ledger to another."""
+"""`harness table --compare A B`: what changed from one ledger to another, and what makes them incomparable."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.common.errors import UserError
-from harness.common.names import VANILLA, label, method_order, preset_order, task_order
-from harness.forms.table import NOTHING, Section, Table, number
+from harness.common.names import SIX_TASKS, VANILLA, label, method_order, preset_order, task_order
+from harness.forms.table import Section, Table, number, one_line, times
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
-from harness.metrics.groups import INEXACT, interval_columns, mark_of
-from harness.metrics.pairing import ACROSS_FOLDERS, Side, measured, side_of, variant_of, without_loops
+from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
+from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, measured, side_of, variant_of, without_loops
 from harness.metrics.steps import identical
 from harness.show.tables.cell_text import estimated_text
-from harness.show.tables.reading import READING
+
+_NOTE = one_line("""
+    On the prompts that both folders hold, with paired 95 % intervals. The difference in τ is B's less A's; the speed ratio is B's
+    tokens per second over A's. Speedup: over vanilla in the same folder. Same: conversations whose outputs are equal token for
+    token. The CSV has τ without looping outputs, tokens per second and the ratio of speedups besides.""")
 
 
-def compare(folder_a: Path, folder_b: Path) -> Table:
-    """What changed from folder A to folder B, cell by cell, on the prompts both measured.
+def comparison_table(folder_a: Path, folder_b: Path) -> Table:
+    """What changed from folder A to folder B, six-task means before single cells, on the prompts that both measured.
 
-    Weights, heads, options and machines may differ: the table says which do.
+    Weights, heads, options and machines may differ: the facts at the top name what does.
+
+    Raises:
+        UserError: a folder without records, or with one method under several options, weights or machines.
     """
-    cells_a, cells_b = _comparable_cells(folder_a), _comparable_cells(folder_b)
-    rows: list[dict[str, str]] = []
-    numbers: list[dict[str, Any]] = []
-    for key in sorted(cells_a.keys() | cells_b.keys(), key=_comparable_order):
-        named = dict(zip(_COMPARABLE, key, strict=True))
-        if key in cells_a and key in cells_b:
-            change = _change(cells_a[key], cells_b[key])
-            rows.append(_change_labels(named, cells_b[key]) | _change_row(change))
-            numbers.append({**named, "in": "both", **_change_numbers(change)})
-        else:
-            only = "A" if key in cells_a else "B"
-            cell = cells_a.get(key) or cells_b[key]
-            rows.append(_change_labels(named, cell) | {"prompts": f"only in {only}"})
-            numbers.append({**named, "in": only})
-    notes = (f"A = {folder_a}, B = {folder_b}.", READING["compare"], INEXACT)
-    section = Section("A against B", (), pd.DataFrame(rows).fillna(NOTHING))
-    return Table("compare", (section,), notes, pd.DataFrame(numbers))
+    cells_a, cells_b = _cells_of(folder_a), _cells_of(folder_b)
+    both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
+    changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
+    top = (f"A = {folder_a}", f"B = {folder_b}", *_differences(cells_a, cells_b), *_one_sided(cells_a, cells_b))
+    if not both:
+        top = (*top, "Nothing was measured in both.")
+    sections, numbers = [], []
+    for setting in dict.fromkeys(key.setting for key in both):
+        here = [key for key in both if key.setting == setting]
+        means = []
+        for method, preset in dict.fromkeys((key.method, key.preset) for key in here):
+            own = [key for key in here if (key.method, key.preset) == (method, preset)]
+            if sorted(key.task for key in own) == sorted(SIX_TASKS):
+                change = _change(_together(cells_a[key] for key in own), _together(cells_b[key] for key in own), by_task=True)
+                means.append(_row(own[0], cells_a[own[0]], None, change))
+                source = "/".join(sorted({key.source for key in own}))
+                numbers.append({**own[0]._replace(task=MEAN, source=source)._asdict(), "in": "both", **_numbers(change)})
+        title = _setting_title(setting)
+        if means:
+            sections.append(Section(f"{title}: means over the six tasks", (), pd.DataFrame(means)))
+        several = len({key.source for key in here}) > 1
+        rows = [_row(key, cells_a[key], f"{key.task} ({key.source})" if several else key.task, changes[key]) for key in here]
+        sections.append(Section(f"{title}: task by task", (), pd.DataFrame(rows)))
+        numbers += [{**key._asdict(), "in": "both", **_numbers(changes[key])} for key in here]
+    for side, mine, theirs in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
+        numbers += [{**key._asdict(), "in": side} for key in sorted(mine.keys() - theirs.keys(), key=_cell_order)]
+    sections.insert(0, Section("A against B", top, pd.DataFrame()))
+    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []))
+    return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
 
-_COMPARABLE = ("model", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed", "method", "preset",
-               "task", "source")  # fmt: skip
-_ONE_SIDED = ("target_sha", "head_sha", "options", "machine")  # reported where they differ between the folders
+class _Key(NamedTuple):
+    """What a cell of one folder must share with a cell of the other."""
+
+    model: str
+    temperature: float
+    top_p: float
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    seed: int
+    method: str
+    preset: str
+    task: str
+    source: str
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        return self[:7]
 
 
 @dataclass(frozen=True, slots=True)
-class _BothSides:
+class _Cell:
+    """One method's records in one folder, and all of that folder's vanilla."""
+
     own: Side
     base: Side
+
+    @property
+    def exact(self) -> bool:
+        return next(iter(self.own.values()))["exact"]
+
+    def values(self, name: str) -> set[str]:
+        return {str(field(r, name)) for r in self.own.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +111,8 @@ class Change:
     tau_difference_no_loop: Estimate
     tokens_per_s_a: float | None
     tokens_per_s_b: float | None
+    speedup_a: float | None
+    speedup_b: float | None
     speed_ratio: Estimate
     speedup_ratio: Estimate
     n_same: int  # conversations with the same output in both
@@ -75,77 +120,136 @@ class Change:
     differs: tuple[str, ...]
 
 
-def _comparable_cells(folder: Path) -> dict[tuple[Any, ...], _BothSides]:
+def _cells_of(folder: Path) -> dict[_Key, _Cell]:
     records = read(folder)
     base = side_of((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+    groups: dict[_Key, list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(dict(record)[name] for name in _COMPARABLE), []).append(record)
-    for group in groups.values():
-        first = group[0]
+        groups.setdefault(_Key(**{name: field(record, name) for name in _Key._fields}), []).append(record)
+    for key, group in groups.items():
         if len({(variant_of(r), r["target_sha"], r.get("machine")) for r in measured(group)}) > 1:
             raise UserError(
-                f"{folder} holds {first['method']} ({first['preset']}) on {first['task']} with several options, "
+                f"{folder} holds {key.method} ({key.preset}) on {key.task} with several options, "
                 "weights or machines: compare folders that hold one of each"
             )
     arms = {key: side_of(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
-    return {key: _BothSides(own, base) for key, own in arms.items() if own}
+    return {key: _Cell(own, base) for key, own in arms.items() if own}
 
 
-def _comparable_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    *setting, method, preset, task, source = key
-    return (*setting, method_order(method), preset_order(preset), task_order(task), source)
+def _cell_order(key: _Key) -> tuple[Any, ...]:
+    return (*key.setting, method_order(key.method), preset_order(key.preset), task_order(key.task), key.source)
 
 
-def _change(a: _BothSides, b: _BothSides) -> Change:
+def _setting_title(setting: tuple[Any, ...]) -> str:
+    model, temperature, top_p, dtype, threads, max_new_tokens, _ = setting
+    top = f", top-p {top_p:g}" if top_p < 1 else ""
+    return f"{model}, T = {temperature:g}{top}, {dtype}, {threads} threads, {max_new_tokens} tokens"
+
+
+# ---- what makes the folders incomparable ----------------------------------------------------------------------------
+
+# Cells that differ in these are not paired at all.
+_PAIRED_ON = {"model": "model", "temperature": "temperature", "top_p": "top-p", "dtype": "dtype", "threads": "threads",
+              "max_new_tokens": "budget (max_new_tokens)", "seed": "seed"}  # fmt: skip
+# Paired cells may differ in these; what is then not to be compared.
+_REPORTED = {
+    "target_sha": ("target weights", "neither speed nor τ tells of the method alone"),
+    "head_sha": ("drafter weights", "τ tells of the drafter, too"),
+    "options": ("options", "the method is not the same"),
+    "machine": ("machine", "speeds are not comparable, τ is"),
+    "system": ("system prompt", "the prompts are not the same"),
+}
+
+
+def _differences(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -> list[str]:
+    """A line for each setting in which the folders differ: its values and what follows."""
+    lines = []
+    for name, said in _PAIRED_ON.items():
+        a, b = ({getattr(key, name) for key in cells} for cells in (cells_a, cells_b))
+        if a != b:
+            follows = "no cell is in both" if not a & b else "only cells with the same value are compared"
+            lines.append(f"Differs: {said}: {_listed(a)} in A, {_listed(b)} in B; {follows}")
+    both = cells_a.keys() & cells_b.keys()
+    for name, (said, follows) in _REPORTED.items():
+        changed = [key for key in both if cells_a[key].values(name) != cells_b[key].values(name)]
+        if changed:
+            methods = sorted({key.method for key in changed}, key=method_order)
+            a, b = (set().union(*(cells[key].values(name) for key in changed)) for cells in (cells_a, cells_b))
+            values = "" if name in ("head_sha", "options") else f": {_listed(a)} in A, {_listed(b)} in B"
+            whose = f" of {', '.join(methods)}" if name in ("head_sha", "options") else ""
+            lines.append(f"Differs: {said}{whose}{values}; {follows}")
+    if both and not lines:
+        lines.append("Differs: nothing of settings, machine, weights and options")
+    return lines
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(sorted(str(v)[:60] for v in values))
+
+
+def _one_sided(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -> list[str]:
+    """`only in A: pld (6 cells), hydra (12 cells)`."""
+    lines = []
+    for side, own, other in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
+        counts: dict[str, int] = {}
+        for key in sorted(own.keys() - other.keys(), key=_cell_order):
+            counts[label(key.method, key.preset)] = counts.get(label(key.method, key.preset), 0) + 1
+        if counts:
+            named = ", ".join(f"{name} ({n} {'cell' if n == 1 else 'cells'})" for name, n in counts.items())
+            lines.append(f"Measured only in {side}: {named}")
+    return lines
+
+
+# ---- what changed ---------------------------------------------------------------------------------------------------
+
+
+def _together(cells: Iterable[_Cell]) -> _Cell:
+    """Several tasks of one method as one cell."""
+    cells = list(cells)
+    return _Cell({key: r for cell in cells for key, r in cell.own.items()}, cells[0].base)
+
+
+def _change(a: _Cell, b: _Cell, by_task: bool = False) -> Change:
+    """by_task: unweighted means over the tasks, else all prompts pooled."""
     own_a = {key: r for key, r in a.own.items() if key in b.own}
     own_b = {key: b.own[key] for key in own_a}
-    tau_change = estimate([own_b, own_a], tau_difference)
+    tau_change = estimate([own_b, own_a], tau_difference, by_task=by_task)
     n_same, n_compared = identical(own_b, own_a)
+    in_both = _Cell(own_a, a.base), _Cell(own_b, b.base)
     return Change(
         prompts=tau_change.prompts,
-        tau_a=point([own_a], tau),
-        tau_b=point([own_b], tau),
+        tau_a=point([own_a], tau, by_task=by_task),
+        tau_b=point([own_b], tau, by_task=by_task),
         tau_difference=tau_change,
-        tau_difference_no_loop=estimate([without_loops(own_b, own_a), own_a], tau_difference),
-        tokens_per_s_a=point([own_a], tokens_per_s),
-        tokens_per_s_b=point([own_b], tokens_per_s),
-        speed_ratio=estimate([own_b, own_a], speed_ratio),
-        speedup_ratio=estimate([own_b, b.base, own_a, a.base], speedup_change),
+        tau_difference_no_loop=estimate([without_loops(own_b, own_a), own_a], tau_difference, by_task=by_task),
+        tokens_per_s_a=point([own_a], tokens_per_s, by_task=by_task),
+        tokens_per_s_b=point([own_b], tokens_per_s, by_task=by_task),
+        speedup_a=point([own_a, a.base], speed_ratio, by_task=by_task) if own_a.keys() <= a.base.keys() else None,
+        speedup_b=point([own_b, b.base], speed_ratio, by_task=by_task) if own_b.keys() <= b.base.keys() else None,
+        speed_ratio=estimate([own_b, own_a], speed_ratio, by_task=by_task),
+        speedup_ratio=estimate([own_b, b.base, own_a, a.base], speedup_change, by_task=by_task),
         n_same=n_same,
         n_compared=n_compared,
-        differs=tuple(name for name in _ONE_SIDED if _values(own_a, name) != _values(own_b, name)),
+        differs=tuple(name for name in _REPORTED if in_both[0].values(name) != in_both[1].values(name)),
     )
 
 
-def _values(own: Side, name: str) -> set[str]:
-    return {str(r.get(name)) for r in own.values()}
-
-
-def _change_labels(named: Mapping[str, Any], cell: _BothSides) -> dict[str, str]:
-    setting = "{model}, T = {temperature:g}, {dtype}, {threads} threads, {max_new_tokens} tokens".format(**named)
-    method = label(named["method"], named["preset"]) + mark_of(next(iter(cell.own.values()))["exact"])
-    return {"method": method, "task": named["task"], "source": named["source"], "setting": setting}
-
-
-def _change_numbers(c: Change) -> dict[str, Any]:
+def _numbers(c: Change) -> dict[str, Any]:
     row: dict[str, Any] = {"prompts": c.prompts, "tau_a": c.tau_a, "tau_b": c.tau_b}
     row |= {"tokens_per_s_a": c.tokens_per_s_a, "tokens_per_s_b": c.tokens_per_s_b}
+    row |= {"speedup_a": c.speedup_a, "speedup_b": c.speedup_b}
     for name in ("tau_difference", "tau_difference_no_loop", "speed_ratio", "speedup_ratio"):
         value: Estimate = getattr(c, name)
         row |= interval_columns(name, value.value, value.ci95)
     return row | {"n_same": c.n_same, "n_compared": c.n_compared, "differs": " ".join(c.differs)}
 
 
-def _change_row(c: Change) -> dict[str, str]:
-    return {
-        "prompts": str(c.prompts),
+def _row(key: _Key, cell: _Cell, task: str | None, c: Change) -> dict[str, str]:
+    row = {"method": label(key.method, key.preset) + mark_of(cell.exact)} | ({"task": task} if task else {})
+    return row | {
+        "speedup": f"{times(c.speedup_a)} → {times(c.speedup_b)}",
+        "speed ratio": estimated_text(c.speed_ratio),
         "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
         "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
-        "no loops": estimated_text(c.tau_difference_no_loop, "{:+.2f}"),
-        "tokens/s": f"{number(c.tokens_per_s_a, '{:.1f}')} → {number(c.tokens_per_s_b, '{:.1f}')}",
-        "speed ratio": estimated_text(c.speed_ratio),
-        "speedup ratio": estimated_text(c.speedup_ratio),
-        "same outputs": f"{c.n_same}/{c.n_compared}",
-        "differs": ", ".join(c.differs) or "nothing",
+        "same": f"{c.n_same}/{c.n_compared}",
     }

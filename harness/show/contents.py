@@ -1,0 +1,49 @@
+"""What a folder of records holds, read once for all tables and plots that are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.common.names import label
+from harness.common.progress import Progress
+from harness.ledger.audit_words import audits_of
+from harness.ledger.ledger import read
+from harness.ledger.record import Record
+from harness.ledger.trees import Drafts, has_trees, read_drafts
+from harness.metrics.acceptance import ArmSums, by_arm
+from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.pairing import setting_of, variant_of
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Records and what is computed from them once: summaries, one a cell, and the counts of drafted trees."""
+
+    records: tuple[Record, ...]
+    summaries: tuple[CellSummary, ...]
+    drafts: Mapping[str, Drafts]  # drafted trees by the record's key; empty where none were kept
+    drafted: tuple[ArmSums, ...]  # what the trees tell of acceptance, method by method
+    audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
+
+
+def read_contents(folder: Path, progress: Progress) -> Contents:
+    """Read a folder, a step of `progress` for the records and one for each method with trees.
+
+    Raises:
+        UserError: no records, or a file of records, trees or audits that cannot be read.
+    """
+    folder = Path(folder)
+    progress.expect(1)
+    progress.step("records")
+    records = read(folder)
+    audits = audits_of(folder)
+    summaries = summarise(records)
+    drafts = read_drafts(folder) if has_trees(folder) else {}
+    progress.expect(len({(setting_of(r), variant_of(r)) for r in records if r["key"] in drafts}))
+    drafted = []
+    for arm in by_arm(records, drafts):
+        progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
+        drafted.append(arm)
+    return Contents(tuple(records), tuple(summaries), drafts, tuple(drafted), audits)
