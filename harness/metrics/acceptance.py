@@ -47,6 +47,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+import methods
 from harness.common.names import VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
 from harness.ledger.trees import Drafts, Ints
@@ -212,7 +213,9 @@ def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[
             about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
             parts.append(sums(d).assign(**about))
         group = pd.concat(parts, ignore_index=True)
-        of_head = variant[0].startswith("eagle")  # n-alpha counts the head's own features; other drafters have none
+        of_head = (
+            methods.drafter_of(variant[0]) == methods.EAGLE
+        )  # n-alpha counts the head's own features; other drafters have none
         if len(group) and not (of_head and all(drafts[r["key"]].is_chain for r in own.values())):
             group = group[group["kind"] != "n_alpha"]
         named = asdict(setting) | dict(zip(ARM, variant, strict=True))

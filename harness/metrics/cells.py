@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record, canonical_hash
+from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
 from harness.metrics.pairing import (
     Conversation,
@@ -39,6 +40,11 @@ from harness.metrics.steps import (
     step_costs,
     time_split,
 )
+
+
+def speed_mark(is_apart: bool, is_shared: bool) -> str:
+    """What stands before a speed that is not judged: ≈ where the baseline is of another process, ! where other work ran."""
+    return "≈" * is_apart + "!" * is_shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,12 @@ class CellSummary:
     n_unpaired: int  # measured conversations left out because their baseline is missing
     n_elsewhere: int  # records whose baseline was measured in another process
     is_apart: bool  # so were most of them: the machine may have been slower or faster then
+    is_shared: bool  # other work shared the machine while it, or its baseline, was measured
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
+
+    @property
+    def mark(self) -> str:
+        return speed_mark(self.is_apart, self.is_shared)
 
     @property
     def setting(self) -> Setting:
@@ -169,6 +180,7 @@ def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
         n_unpaired=len({conversation_of(r) for r in everything.values()}) - len({conversation_of(r) for r in used}),
         n_elsewhere=(n_elsewhere := sum(r["run"] != base[key]["run"] for key, r in with_baseline.items())),
         is_apart=2 * n_elsewhere > len(with_baseline),
+        is_shared=was_shared(used) or was_shared(base[key] for key in with_baseline),
         n_incomplete=_n_incomplete(used),
     )
 
@@ -196,6 +208,11 @@ class SixTaskMean:
     tau_no_loop: float | None
     step_costs: StepCosts | None
     is_apart: bool
+    is_shared: bool
+
+    @property
+    def mark(self) -> str:
+        return speed_mark(self.is_apart, self.is_shared)
 
 
 def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
@@ -207,11 +224,11 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
         values = [getattr(s, name) for s in cells]
         return float(np.mean(values)) if complete and None not in values else None
 
-    apart, costs = any(s.is_apart for s in cells), [s.step_costs for s in cells if s.step_costs]
+    costs = [s.step_costs for s in cells if s.step_costs]
     split = StepCosts(*(float(np.mean([getattr(c, f.name) for c in costs])) for f in fields(StepCosts))) if costs else None
     return SixTaskMean(
         mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"),
-        split if complete and len(costs) == len(cells) else None, apart,
+        split if complete and len(costs) == len(cells) else None, any(s.is_apart for s in cells), any(s.is_shared for s in cells),
     )  # fmt: skip
 
 

@@ -8,11 +8,16 @@ from typing import Any
 
 from harness.common.names import VANILLA, label, method_order, task_order
 from harness.metrics.cells import CellSummary
+from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
 from harness.metrics.pairing import Setting
 
 MEAN = "six-task mean"
 APART = "≈ most of the baseline was measured in another process, when the machine may have been slower or faster."
+SHARED_MACHINE = (
+    f"! other work shared the machine: the wall time is over {SHARED:g} times the CPU time of the thread that decodes. "
+    "Claims on speed leave such cells out."
+)
 INEXACT = "† not exact: the method does not promise the target's own outputs."
 
 Variant = tuple[str, str, str, str]
@@ -127,6 +132,8 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
     if any(s.is_apart for s in summaries):
         notes.append(APART)
+    if any(s.is_shared for s in summaries):
+        notes.append(SHARED_MACHINE)
     if any(not s.exact for s in summaries):
         notes.append(INEXACT)
     if any(s.looped for s in summaries):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import methods
 from harness.common.errors import UserError
 from harness.ledger.record import Record, canonical_hash
 
@@ -105,7 +106,7 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     heads: dict[str, list[Record]] = defaultdict(list)
     for r in found:
         arms[f"{r['method']} ({r['preset']}) at T = {r['temperature']:g}"].append(r)  # tuned options are a temperature's own
-        heads["all eagle methods" if r["method"].startswith("eagle") else r["method"]].append(r)
+        heads["all eagle methods" if methods.drafter_of(r["method"]) == methods.EAGLE else r["method"]].append(r)
     checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
     checks += [(whose, "head_sha", own) for whose, own in heads.items()]
     checks += [(whose, "options", own) for whose, own in arms.items()]

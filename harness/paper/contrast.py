@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.common.names import SIX_TASKS
+from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, Totals, estimate, speed_ratio, tau_ratio
 from harness.metrics.pairing import Side, without_loops
 
@@ -104,6 +105,8 @@ class Contrast:
         e = estimate([own, self.b], self.statistic, by_task=True)
         if self.is_speed and is_apart(own, self.b):
             return Outcome(e, f"{NOT_JUDGED}: the two sides were measured in different processes")
+        if self.is_speed and (was_shared(own.values()) or was_shared(self.b[key] for key in own)):
+            return Outcome(e, f"{NOT_JUDGED}: other work shared the machine")
         return Outcome(e, judged(e.ci95))
 
     def on_each(self, tasks: Sequence[str]) -> tuple[Outcome, Outcome]:

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
+from harness.metrics.cells import speed_mark
 from harness.metrics.definitions import Estimate
-from harness.metrics.groups import APART
+from harness.metrics.groups import APART, SHARED_MACHINE
 from harness.metrics.groups import MEAN as SIX_TASK_MEAN
 from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, PaperCell, third_parties
 from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, ReportedModel
@@ -39,6 +40,8 @@ def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
         notes.append(_SECONDARY)
     if any(j.ours and j.ours.is_apart for j in judged):
         notes.append(APART)
+    if any(j.ours and j.ours.is_shared for j in judged):
+        notes.append(SHARED_MACHINE)
     notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
               if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
     return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
@@ -50,10 +53,10 @@ def _row(j: Judged) -> dict[str, str]:
         "method": c.method_here or c.method,
         "task": SIX_TASK_MEAN if c.task == MEAN else c.task_here,
         "prompts": str(o.tau.prompts) if o else "0",
-        "speedup": _ours(o.speedup, o.is_apart) if o else NOTHING,
+        "speedup": _ours(o.speedup, speed_mark(o.is_apart, o.is_shared)) if o else NOTHING,
         "paper's": _published(c.speedup),
         "others'": _others(c, "speedup"),
-        "τ": _ours(o.tau, False) if o else NOTHING,
+        "τ": _ours(o.tau, "") if o else NOTHING,
         "paper's τ": _published(c.tau),
         "others' τ": _others(c, "tau"),
         "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
@@ -69,8 +72,8 @@ def _decomposed(o: Ours, *, is_mean: bool) -> str:
     return f"{number(o.decode_speedup)} {'~' if is_mean else '='} {number(o.tau.value)} / ({parts})"
 
 
-def _ours(e: Estimate, is_apart: bool) -> str:
-    return ("≈" if is_apart and e.value is not None else "") + bracketed(number(e.value), e.ci95)
+def _ours(e: Estimate, mark: str) -> str:
+    return (mark if e.value is not None else "") + bracketed(number(e.value), e.ci95)
 
 
 def _published(found: Sequence[Number]) -> str:

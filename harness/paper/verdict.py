@@ -49,6 +49,7 @@ class Ours:
     source: str
     max_new_tokens: int
     is_apart: bool
+    is_shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +118,14 @@ class Measurements:
         speed, length = mean_estimates(own, self.base)
         return Ours(
             speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
-            "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart,
+            "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart, mean.is_shared,
         )  # fmt: skip
 
 
 def _of(c: CellSummary) -> Ours:
     return Ours(
         Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
-        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart,
+        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart, c.is_shared,
     )  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def tau_agrees(cell: PaperCell, ours: Ours) -> bool | None:
 
 def speed_agrees(cell: PaperCell, ours: Ours) -> bool | None:
     """None where it cannot be judged: no interval, no number of the paper's, or a baseline from another process."""
-    if not cell.speedup or ours.speedup.ci95 is None or ours.is_apart:
+    if not cell.speedup or ours.speedup.ci95 is None or ours.is_apart or ours.is_shared:
         return None
     low, high = ours.speedup.ci95
     return low <= cell.speedup[0].value <= high
@@ -216,6 +217,8 @@ def _no_speed(cell: PaperCell, ours: Ours) -> str:
         return "the paper has none"
     if ours.speedup.value is None:
         return "no baseline was measured"
+    if ours.is_shared:
+        return "other work shared the machine"
     return "its baseline was measured in another process" if ours.is_apart else "no interval under 5 prompts"
 
 

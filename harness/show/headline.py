@@ -13,7 +13,7 @@ from harness.metrics.cells import CellSummary
 from harness.metrics.groups import by_setting, shown_cells
 from harness.show.contents import Contents
 from harness.show.tables.cell_text import audit_text, marked_text
-from harness.show.tables.meaning import Arm, arms_of, conclusions, rivals_of, subject_of
+from harness.show.tables.meaning import MethodMeans, arms_of, conclusions, rivals_of, subject_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ def headlines(contents: Contents) -> list[Headline]:
     return found
 
 
-def _fastest(arms: Sequence[Arm]) -> list[Arm]:
+def _fastest(arms: Sequence[MethodMeans]) -> list[MethodMeans]:
     return sorted((a for a in arms if a.speedup is not None), key=lambda a: -(a.speedup or 0.0))[:1]
 
 
-def _row(arm: Arm, cell: CellSummary, audit: Mapping[str, str] | None) -> dict[str, str]:
+def _row(arm: MethodMeans, cell: CellSummary, audit: Mapping[str, str] | None) -> dict[str, str]:
     row = {
         "method": label_in_words(arm.variant[0], arm.name),
-        "speed against vanilla": marked_text(arm.speedup, arm.is_apart),
+        "speed against vanilla": marked_text(arm.speedup, arm.mark),
         "τ": number(arm.tau),
     }
     return row | ({"lossless?": audit_text(audit, cell)} if audit else {})

@@ -137,6 +137,20 @@ def test_speeds_of_two_processes_are_not_judged_and_tau_is() -> None:
     assert verdict(rows, f"{AS_PUBLISHED}: τ") == SHOWN
 
 
+def test_speeds_of_a_shared_machine_are_not_judged_and_tau_is() -> None:
+    taus, speeds = {"vanilla": 0, "eagle1": 1, "eagle2": 2}, {"vanilla": 1.0, "eagle1": 1.5, "eagle2": 2.5}
+    alone = ledger(made(taus, speeds, cpu_s=5.9))
+    records = made(taus, speeds)
+    for r in records:
+        assert r["wall_s"] is not None
+        r["cpu_s"] = r["wall_s"] * (0.5 if r["method"] == "eagle2" else 0.99)
+    shared = ledger(records)
+    told = {row.all.verdict for row in shared}
+    assert "not judged: other work shared the machine" in told
+    assert "not judged: other work shared the machine" not in {row.all.verdict for row in alone}
+    assert [r.all.verdict for r in shared if r.test.startswith("τ")] == [r.all.verdict for r in alone if r.test.startswith("τ")]
+
+
 def test_equal_budget_is_the_tree_with_as_many_nodes_as_the_static_one() -> None:
     claim = "dynamic trees beat static ones at equal budget (25 nodes): τ"
     records = made(ACCEPTS, FASTER)

@@ -31,11 +31,11 @@ def speedup_and_tau_text(cell: CellSummary | SixTaskMean) -> str:
 
 
 def speedup_text(cell: CellSummary | SixTaskMean) -> str:
-    return marked_text(cell.speedup, cell.is_apart)
+    return marked_text(cell.speedup, cell.mark)
 
 
-def marked_text(value: float | None, is_apart: bool) -> str:
-    return ("≈" if is_apart and value is not None else "") + times(value)
+def marked_text(value: float | None, mark: str) -> str:
+    return (mark if value is not None else "") + times(value)
 
 
 def fewer_prompts_mark(prompts: int, most: int) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from harness.common.names import SIX_TASKS, VANILLA
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
 from harness.ledger.record import Record
-from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.cells import CellSummary, speed_mark, summarise
 from harness.metrics.groups import (
     MEAN,
     by_setting,
@@ -101,16 +101,16 @@ _WAY = ("per_question", "past_end", "retokenised")
 def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
     n = _official_numbers(cells)
     ours, theirs = n["speedup"], n["official_speedup"]
-    apart = any(c.is_apart for c in cells)
+    mark = speed_mark(any(c.is_apart for c in cells), any(c.is_shared for c in cells))
     return {
         "method": name,
         "task": task,
         "source": source,
-        "speedup": marked_text(ours, apart),
+        "speedup": marked_text(ours, mark),
         "per question": number(n["per_question"], "{:.3f}"),
         "past the end": number(n["past_end"], "{:.3f}"),
         "re-tokenised": number(n["retokenised"], "{:.3f}"),
-        "official": f"{NOTHING} ({lacks})" if lacks else marked_text(theirs, apart),
+        "official": f"{NOTHING} ({lacks})" if lacks else marked_text(theirs, mark),
         "bookkeeping": number(theirs / ours - 1 if theirs and ours else None, "{:+.1%}"),
         "τ": number(n["tau"]),
         "official τ": number(n["official_tau"]),
@@ -176,7 +176,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "tokens": str(c.new_tokens),
         "tokens/s": number(c.tokens_per_s, "{:.1f}"),
         "vanilla's": number(c.baseline_tokens_per_s, "{:.1f}"),
-        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else marked_text(c.official.speedup, c.is_apart),
+        "official": f"{NOTHING} ({c.official.lacks})" if c.official.lacks else marked_text(c.official.speedup, c.mark),
         "official τ": number(c.official.tau),
         "looped": number(c.looped, "{:.0%}"),
         "identical": fraction_text(c),

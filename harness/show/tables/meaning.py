@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.common.names import VANILLA
-from harness.metrics.cells import CellSummary
+from harness.metrics.cells import CellSummary, speed_mark
 from harness.metrics.groups import Variant, by_variant, labels
 from harness.metrics.steps import StepCosts
 from harness.show.tables.cell_text import marked_text
@@ -17,7 +17,7 @@ _METHOD = "eagle2"  # the sentences are about it where it was measured
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class MethodMeans:
     """Unweighted means over one variant's cells; None where a cell lacks the value."""
 
     variant: Variant
@@ -27,7 +27,7 @@ class Arm:
     costs: StepCosts | None
     speedup: float | None
     n_draft: float | None  # nodes a step, root excluded
-    is_apart: bool
+    mark: str  # of its speed
     tasks: frozenset[tuple[str, str]]
 
 
@@ -43,41 +43,41 @@ def conclusions(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     return (_whether_it_pays(subject), *_best_tree(rivals_of(subject, arms)))
 
 
-def arms_of(summaries: Sequence[CellSummary]) -> list[Arm]:
+def arms_of(summaries: Sequence[CellSummary]) -> list[MethodMeans]:
     """The drafting methods of one setting with their means, in the order of tables."""
     names = labels(summaries)
     return [_arm(variant, names[variant], cells) for variant, cells in by_variant(summaries) if variant[0] != VANILLA]
 
 
-def subject_of(arms: Sequence[Arm]) -> Arm | None:
+def subject_of(arms: Sequence[MethodMeans]) -> MethodMeans | None:
     """EAGLE-2, at the paper's options where there are these; else the method with the longest accepts."""
     return max(arms, key=lambda a: (a.variant[0] == _METHOD, a.variant[1] == "paper", a.tau or 0.0), default=None)
 
 
-def rivals_of(subject: Arm, arms: Sequence[Arm]) -> list[Arm]:
+def rivals_of(subject: MethodMeans, arms: Sequence[MethodMeans]) -> list[MethodMeans]:
     """The subject and its method's other variants, those on the same tasks."""
     return [a for a in arms if a.variant[0] == subject.variant[0] and a.tasks == subject.tasks]
 
 
-def _arm(variant: Variant, name: str, cells: Sequence[CellSummary]) -> Arm:
+def _arm(variant: Variant, name: str, cells: Sequence[CellSummary]) -> MethodMeans:
     def mean(values: Sequence[float | None]) -> float | None:
         known = [v for v in values if v is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
     costs = [c.step_costs for c in cells if c.step_costs]
-    return Arm(
+    return MethodMeans(
         variant, name, cells[0].options,
         tau=mean([c.tau for c in cells]),
         costs=StepCosts(*(fmean(getattr(c, part) for c in costs) for part in ("verify", "draft", "other")))
         if len(costs) == len(cells) else None,
         speedup=mean([c.speedup for c in cells]),
         n_draft=mean([c.mean_tree_size for c in cells]),
-        is_apart=any(c.is_apart for c in cells),
+        mark=speed_mark(any(c.is_apart for c in cells), any(c.is_shared for c in cells)),
         tasks=frozenset((c.task, c.source) for c in cells),
     )  # fmt: skip
 
 
-def _whether_it_pays(arm: Arm) -> str:
+def _whether_it_pays(arm: MethodMeans) -> str:
     """`A step of eagle2 costs 7.0 vanilla steps and yields 3.0 tokens, so it cannot pay; ...`."""
     assert arm.tau is not None and arm.costs is not None
     cost = arm.costs.verify + arm.costs.draft + arm.costs.other
@@ -92,7 +92,7 @@ def _whether_it_pays(arm: Arm) -> str:
     return text + "."
 
 
-def _best_tree(arms: Sequence[Arm]) -> tuple[str, ...]:
+def _best_tree(arms: Sequence[MethodMeans]) -> tuple[str, ...]:
     """The fastest of one method's variants, where several were measured on the same tasks."""
     timed = [a for a in arms if a.speedup is not None and a.options]
     if len(timed) < 2:
@@ -102,4 +102,4 @@ def _best_tree(arms: Sequence[Arm]) -> tuple[str, ...]:
     what = "tree" if {"total", "shape", "nodes"} & best.options.keys() else "options"
     verb = "is" if what == "tree" else "are"
     return (f"The best {what} found for {best.variant[0]} (of {len(timed)} measured) {verb} {options}, "
-            f"at {marked_text(best.speedup, best.is_apart)} vanilla's speed.",)  # fmt: skip
+            f"at {marked_text(best.speedup, best.mark)} vanilla's speed.",)  # fmt: skip
