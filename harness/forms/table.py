@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -129,11 +129,13 @@ def _aligned(shown: pd.DataFrame, width: int | None) -> list[str]:
     rows = [list(map(str, shown.columns)), *shown.values.tolist()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [column in TEXT_COLUMNS for column in shown.columns]
-    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        widest = max((w, i) for i, w in enumerate(widths) if left[i])[1] if any(left) else -1
-        if widest < 0 or widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
+    if width is not None:
+        longest_words = [
+            max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*rows, strict=True)
+        ]
+        room = width - 2 * (len(widths) - 1)
+        widths = _narrowed(widths, left, longest_words, room)  # between words
+        widths = _narrowed(widths, left, [_NARROWEST] * len(widths), room)  # within words, where that is not enough
     lines = []
     for row in rows:
         cells = [textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
@@ -144,3 +146,14 @@ def _aligned(shown: pd.DataFrame, width: int | None) -> list[str]:
 
 
 _NARROWEST = 8  # characters that a column of words keeps
+
+
+def _narrowed(widths: Sequence[int], may_shrink: Sequence[bool], least: Sequence[int], room: int) -> list[int]:
+    """The widths, the widest made narrower until they have room or none may shrink further."""
+    narrowed = list(widths)
+    while sum(narrowed) > room:
+        able = [i for i, w in enumerate(narrowed) if may_shrink[i] and w > least[i]]
+        if not able:
+            break
+        narrowed[max(able, key=lambda i: narrowed[i])] -= 1
+    return narrowed

@@ -122,7 +122,7 @@ def test_more_than_six_curves_are_small_multiples_and_six_are_one_picture(
     monkeypatch.setattr(draw, "MANY_CURVES", 5)
     write_plots(FOLDER, tmp_path)
     apart = [ax for ax in figures["acceptance"].axes if ax.axison]
-    titles = [ax.get_title() for ax in apart]
+    titles = [ax.get_title(loc="left") for ax in apart]
     assert len(apart) == n_methods and "EAGLE-2 without value" in titles
     firsts = [ax.get_lines()[n_methods].get_ydata()[0] for ax in apart]  # after the others' in grey
     assert firsts == sorted(firsts, reverse=True)

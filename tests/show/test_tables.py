@@ -19,14 +19,16 @@ from made_up_records import measured, unmeasured
 from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_of
 
 from harness.common.errors import UserError
-from harness.common.names import SIX_TASKS, label, method_order, task_order
+from harness.common.names import KNOWN_METHODS, SIX_TASKS, in_words, label, label_in_words, method_order, task_order
+from harness.common.progress import Progress
 from harness.forms.colours import colour
 from harness.forms.table import csv, markdown, plain
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary, summarise
-from harness.show.tables.all import write_tables
+from harness.show.contents import read_contents
+from harness.show.tables.all import TABLES, write_tables
 from harness.show.tables.cells import categories_table, cell_numbers, cells_table
 from harness.show.tables.main import main_table
 from harness.show.tables.paired import divergences_table, paired_table
@@ -251,6 +253,7 @@ def test_a_comparison_begins_with_the_six_task_means_and_fits_100_columns() -> N
     assert mean["tau_a"] == mean["tau_b"] == pytest.approx(theirs["six-task mean tau"])
     assert mean["speedup_a"] == pytest.approx(theirs["six-task mean speedup"]) and mean["speed_ratio"] == pytest.approx(1)
     printed = plain(table, width=100)
+    assert "Questions" in printed and "CNN/DM" in printed  # task names in words
     assert max(map(len, printed.splitlines())) <= 100
     assert printed.splitlines()[1].startswith("A = ")
 
@@ -313,6 +316,13 @@ def test_the_summaries_of_a_run_may_come_in_any_order() -> None:
     assert [section.title.count("T = ") for section in run_table(mixed).sections] == [1, 1]
 
 
+def test_every_table_is_listed_once_under_its_own_name() -> None:
+    contents = read_contents(FOLDER, Progress("test"))
+    names = [entry.name for entry in TABLES]
+    assert len(set(names)) == len(names)
+    assert [entry.make(contents, Progress("test")).name for entry in TABLES] == names
+
+
 # ---- style ----------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +334,13 @@ def test_methods_stand_in_one_order_with_strangers_last() -> None:
                                                   "zebra"]  # fmt: skip
     assert sorted(["x", *reversed(SIX_TASKS)], key=task_order) == [*SIX_TASKS, "x"]
     assert len({colour(method, shuffled) for method in shuffled}) == len(shuffled)
+
+
+def test_methods_and_tasks_have_names_in_words_and_strangers_keep_theirs() -> None:
+    names = {"eagle2": "EAGLE-2", "mt_bench": "MT-bench", "gsm8k": "GSM8K", "my_method": "my_method"}
+    assert {name: in_words(name) for name in names} == names
+    assert label_in_words("eagle2", "eagle2 (paper+depth=4+total=24) †") == "EAGLE-2 (depth=4, total=24) †"
+    assert {name for name in (*KNOWN_METHODS, *SIX_TASKS) if in_words(name) == name} == {"vanilla"}
 
 
 def test_a_default_preset_is_not_spelled_out() -> None:

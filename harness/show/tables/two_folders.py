@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.common.errors import UserError
-from harness.common.names import SIX_TASKS, VANILLA, label, method_order, preset_order, task_order
+from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
 from harness.forms.table import Section, Table, number, one_line, times
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
@@ -55,7 +55,7 @@ def comparison_table(folder_a: Path, folder_b: Path) -> Table:
         if means:
             sections.append(Section(f"{title}: means over the six tasks", (), pd.DataFrame(means)))
         several = len({key.source for key in here}) > 1
-        rows = [_row(key, cells_a[key], f"{key.task} ({key.source})" if several else key.task, changes[key]) for key in here]
+        rows = [_row(key, cells_a[key], _task_name(key, several), changes[key]) for key in here]
         sections.append(Section(f"{title}: task by task", (), pd.DataFrame(rows)))
         numbers += [{**key._asdict(), "in": "both", **_numbers(changes[key])} for key in here]
     for side, mine, theirs in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
@@ -140,6 +140,10 @@ def _cell_order(key: _Key) -> tuple[Any, ...]:
     return (*key.setting, method_order(key.method), preset_order(key.preset), task_order(key.task), key.source)
 
 
+def _task_name(key: _Key, with_source: bool) -> str:
+    return in_words(key.task) + (f" ({key.source})" if with_source else "")
+
+
 def _setting_title(setting: tuple[Any, ...]) -> str:
     model, temperature, top_p, dtype, threads, max_new_tokens, _ = setting
     top = f", top-p {top_p:g}" if top_p < 1 else ""
@@ -184,7 +188,7 @@ def _differences(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(v)[:60] for v in values))
+    return ", ".join(sorted(str(v)[:100] for v in values))
 
 
 def _one_sided(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -> list[str]:
@@ -246,10 +250,13 @@ def _numbers(c: Change) -> dict[str, Any]:
 
 def _row(key: _Key, cell: _Cell, task: str | None, c: Change) -> dict[str, str]:
     row = {"method": label(key.method, key.preset) + mark_of(cell.exact)} | ({"task": task} if task else {})
-    return row | {
-        "speedup": f"{times(c.speedup_a)} → {times(c.speedup_b)}",
-        "speed ratio": estimated_text(c.speed_ratio),
-        "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
-        "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
-        "same": f"{c.n_same}/{c.n_compared}",
-    }
+    return (
+        row
+        | {
+            "speedup": f"{times(c.speedup_a)} → {times(c.speedup_b)}",
+            "speed ratio": estimated_text(c.speed_ratio),
+            "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
+            "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
+        }
+        | ({} if task else {"same": f"{c.n_same}/{c.n_compared}"})
+    )
