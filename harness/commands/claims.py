@@ -16,11 +16,11 @@ from harness.common.files_written import files_written
 @json_option
 def command(results: Path, out: Path | None, as_json: bool) -> None:
     """Test every claim of the paper on what a ledger holds: effect, paired interval, verdict."""
-    from harness.forms.table import plain, write_forms
-    from harness.paper.claims import claims_table, to_json
+    from harness.forms.table import json_rows, plain, write_forms
+    from harness.paper.claims import claims_table
 
     tested = claims_table(results)
     click.echo(plain(tested))
     click.echo(files_written(write_forms(tested, out or results / "claims")), err=True)
     if as_json:
-        click.echo(to_json(tested))
+        click.echo(json_rows([tested]))

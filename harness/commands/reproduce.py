@@ -100,9 +100,8 @@ def _measured(wanted: Wanted, request: ReproduceRequest) -> tuple[int, list[str]
 
 
 def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
-    from harness.forms.table import plain, write_forms
+    from harness.forms.table import json_rows, plain, write_forms
     from harness.paper.figures_1_2 import write_bars
-    from harness.paper.tables_1_3 import to_json
 
     for table in tables:
         click.echo(plain(table))
@@ -112,7 +111,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
             for file in write_bars(table.numbers, folder / table.name):
                 say(f"written: {file}")
     if as_json:
-        click.echo(to_json(tables))
+        click.echo(json_rows(tables))
 
 
 def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,12 @@ def _markdown_cell(text: str) -> str:
 def csv(table: Table) -> str:
     """The numbers to 10 digits (more would be the processor's rounding); an empty field where there is none."""
     return table.numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def json_rows(tables: Iterable[Table]) -> str:
+    """All rows of the tables' numbers as one JSON array; what is not there is null."""
+    rows = [row for table in tables for row in json.loads(table.numbers.to_json(orient="records"))]
+    return json.dumps(rows, ensure_ascii=False)
 
 
 def plain(table: Table, width: int | None = None) -> str:

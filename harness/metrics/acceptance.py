@@ -1,13 +1,13 @@
 """What drafted trees tell of acceptance: calibration, depth, rank, position, n-alpha. Pure functions of records and trees.
 
-A draft node is *tried* where its parent was accepted (the root always is; of drafts verified by rejection, those up to the one
-accepted): only then is it known whether the target would have taken it. Acceptance is counted before any cutting at a stop id
-or the budget. A *query* is a conversation: all its turns and repeats together.
+A draft node is *tried* where its parent was accepted; the root always is. Only then is it known whether the target would have
+taken the node. Where siblings are verified one by one by rejection, those after the accepted one are not tried. Acceptance is
+counted before an output is cut at a stop id or at the budget. A *query* is a conversation: all its turns and repeats together.
 
 `acceptance.csv` (`acceptance_numbers`) has a row per setting, method, preset, task, `outputs`, `kind` and `at`:
 
-- setting, `method`, `preset`, `head_sha`, `options` (its hash): as in the other tables; `task` is `all` (and `source` empty) for
-  all tasks pooled; `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped);
+- setting, `method`, `preset`, `head_sha`, `options` (a hash): as in the other tables. `task` is `all` for all tasks pooled, and
+  `source` is then empty. `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped).
 - `kind` and `at` say what is counted:
 
   ============== =========== =============================================================================================
@@ -16,24 +16,24 @@ or the budget. A *query* is a conversation: all its turns and repeats together.
   calibration    0..19       tried nodes whose confidence lies in [low, high), 1.0 in the last bin (the paper's Figure 6)
   depth          1..         forwards that accepted depth - 1 and had drafted children there
   rank           1..         tried nodes, by their place among their siblings, the most confident first
-  position       P1..P6      forwards that drafted the position (Figure 5: P1, P2 the root's best and second child, P3, P4 those
-                             of P1, P5, P6 those of P2); accepted: with all of its ancestors
+  position       P1..P6      forwards that drafted the position (Figure 5: P1, P2 are the root's best and second child, P3, P4
+                             are P1's, P5, P6 are P2's); accepted: with all of its ancestors
   position_given P1..P6      the same, tried nodes only
-  n_alpha        0..         chains of a draft head only: forwards that accepted n drafts, of which one more was accepted; its
-                             draft saw n features that were the head's own (EAGLE-1's n-alpha)
+  n_alpha        0..         chains of a draft head only: forwards that accepted n drafts; accepted: one more. The draft of that
+                             one saw n features that were the head's own (EAGLE-1's n-alpha)
   fit            slope       all bins: of accepted on confidence, least squares over nodes
   fit            ece         all bins: sum of |accepted - confidence| / n, the expected calibration error
   fit            mean_gap    the same unweighted, over the bins that hold a node: most nodes are in the first bin
   ============== =========== =============================================================================================
 
-- `value`: accepted / n, or of `fit` what `at` names; `value_low`, `value_high`: 95 %, with queries as the units drawn (`fit`:
-  bootstrap; rates: a t interval of the ratio); empty under 5 queries;
-- `mean_confidence`: over the n; for `depth` that of all children together, what the draft expected of the depth;
-- `queries`: with n > 0; `variance`: of their rates; `chance_variance`: what chance alone would give them, were the rate the
-  same in every query; `forwards`: all, of these outputs. `generations`: outputs with trees.
+- `value`: accepted / n; of a `fit` what `at` names. `value_low`, `value_high`: its 95 % interval over queries (of a fit by
+  bootstrap, of a rate a t interval of the ratio); empty under 5 queries.
+- `mean_confidence`: over the n. For `depth` it is the sum over all children: what the draft expected of the depth.
+- `queries`: those with n > 0. `variance`: of their rates. `chance_variance`: what chance alone would make it, if every query had
+  the same rate. `forwards`: all forwards of these outputs. `generations`: outputs with trees.
 
-Confidence is untempered at every temperature. Where drafts are sampled (`eagle1` at T > 0) its rank is the order of drawing and
-its confidence no forecast of acceptance: only `depth` and `n_alpha` are given, without `mean_confidence`.
+Confidence is untempered at every temperature. Where drafts are sampled (`eagle1` at T > 0), rank is the order of drawing and
+confidence forecasts nothing. Such drafts have `depth` and `n_alpha` only, without `mean_confidence`.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def nodes(drafts: Drafts) -> Nodes:
 
 
 def sums(drafts: Drafts) -> pd.DataFrame:
-    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`, of which squares and products are those of
-    confidence with itself and with accepted."""
+    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`.
+
+    squares: of confidence; products: of confidence and accepted.
+    """
     all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
     tried = all_nodes.tried
     confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
@@ -165,7 +167,7 @@ def ece(s: Array) -> Array:
 
 
 def mean_gap(s: Array) -> Array:
-    """s: [bins, 5, ...] -> the mean over bins that hold a node."""
+    """s: [bins, 5, ...] -> each bin's |rate - mean confidence|, with equal weight for each bin that holds a node."""
     held = s[:, 0] > 0
     return (np.abs(s[:, 1] - s[:, 2]) / np.where(held, s[:, 0], 1.0) * held).sum(axis=0) / held.sum(axis=0)
 
@@ -195,9 +197,11 @@ def acceptance_numbers(drafted: Iterable[ArmSums]) -> pd.DataFrame:
 
 
 def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
-    """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees,
-    with the generation's key, task, source, query, forwards and whether it looped."""
-    records = measured(records)  # trees are kept before their record: one that failed later may have them
+    """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees.
+
+    The rows also have the generation's key, task, source, query, forwards and whether it looped.
+    """
+    records = measured(records)  # trees are kept before their record, so a generation that failed later may have them
     arms: dict[Any, list[Record]] = {}
     for r in records:
         if r["key"] in drafts:
@@ -224,12 +228,13 @@ def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[
 
 
 def rows_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Rows of the table for generations' sums that are pooled: rates, then fits."""
+    """Rows of the table from the sums of some generations: rates, then fits."""
     yield from rates_of(group)
     yield from fits_of(group[group["kind"] == "calibration"])
 
 
 def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Rates with their intervals and spread between queries, a row for each `kind` and `at`."""
     if group.empty:
         return
     by_query = group.groupby(["kind", "at", "query"], sort=True)[list(SUMS)].sum(min_count=1)
@@ -277,7 +282,7 @@ def fits_of(calibration: pd.DataFrame, rng_seed: int = 0) -> Iterator[dict[str, 
 
 
 def fit_sums(calibration: pd.DataFrame) -> Array:
-    """Rows of kind `calibration` -> [bins, SUMS, queries]: what `slope`, `ece`, `mean_gap` take, summed over queries or drawn."""
+    """Rows of kind `calibration` -> [bins, SUMS, queries]. Summed over queries it is what `slope`, `ece` and `mean_gap` take."""
     queries = {query: i for i, query in enumerate(sorted(set(calibration["query"])))}
     binned = np.zeros((N_BINS, len(SUMS), len(queries)))
     at, query = calibration["at"].to_numpy(), calibration["query"].map(queries).to_numpy()
@@ -287,7 +292,10 @@ def fit_sums(calibration: pd.DataFrame) -> Array:
 
 
 def rate_interval(n: Array, accepted: Array, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Of a ratio of sums over units [queries] (linearised, t); None under 5 units or where no unit differs from the whole."""
+    """The t interval of sum(accepted) / sum(n) over units [queries], linearised.
+
+    None under 5 units, or where no unit differs from the whole.
+    """
     units = len(n)
     if units < MIN_UNITS:
         return None

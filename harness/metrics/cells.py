@@ -1,8 +1,4 @@
-"""Every metric, defined once, from records alone.
-
-A metric is a function of `Totals`, the sums over some records. The same function gives the published value from the
-sums over all prompts and, from resampled sums, its interval.
-"""
+"""All numbers of one cell (a method on a task in a setting), and the means of six cells."""
 
 from __future__ import annotations
 
@@ -51,7 +47,7 @@ def speed_mark(is_apart: bool, is_shared: bool) -> str:
 class CellSummary:
     """All numbers of one method on one task in one setting. What does not apply is None.
 
-    Where the cell has a baseline, all of them rest on the conversations that both arms have: one set of prompts a line.
+    Where the cell has a baseline, all numbers rest on the conversations that both arms have.
     """
 
     model: str
@@ -149,7 +145,7 @@ def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
     first = cell[0]
     speed = estimate([own, base], speed_ratio, rng_seed=rng_seed)
     accept = estimate([own], tau, rng_seed=rng_seed)
-    is_reference = first["method"] == VANILLA  # compared with itself: the ratio is 1 and says nothing more
+    is_reference = first["method"] == VANILLA  # compared with itself, so the ratio is 1
     greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
     n_identical, n_compared = identical(own, base) if greedy else (None, None)
     seconds = sum(r["wall_s"] or 0.0 for r in used)
@@ -216,7 +212,7 @@ class SixTaskMean:
 
 
 def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
-    """The mean over the six tasks of one method in one setting (the caller chooses the summaries)."""
+    """The mean over the six tasks. summaries: those of one method in one setting."""
     cells = list(summaries)
     complete = sorted(s.task for s in cells) == sorted(SIX_TASKS)
 
@@ -233,8 +229,10 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
 
 
 def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
-    """The six-task means of speedup and tau with intervals, prompts drawn again within each task; no speedup where a task has no
-    baseline."""
+    """The six-task means of speedup and tau with intervals; prompts are drawn again within each task.
+
+    There is no speedup where a task has no baseline.
+    """
     used: dict[tuple[Any, ...], Record] = {}
     for task in SIX_TASKS:
         mine = {key: r for key, r in own.items() if r["task"] == task}

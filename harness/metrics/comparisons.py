@@ -34,7 +34,7 @@ class Comparison:
 
 
 def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> list[Comparison]:
-    """EAGLE-2 against its counterparts; see `paired_table`."""
+    """EAGLE-2 against EAGLE-1 at every preset of its own, and against each ablation at equal presets."""
     groups: dict[tuple[Setting, Variant], list[Record]] = {}
     for record in records:
         groups.setdefault((setting_of(record), variant_of(record)), []).append(record)

@@ -1,4 +1,7 @@
-"""tau, tokens per second, speedup: each defined once, over totals, with its interval."""
+"""tau, tokens per second, speedup: each defined once, as a function of totals.
+
+The same function gives the published value from the sums over all prompts and, from resampled sums, its interval.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,7 @@ def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: 
 def _unit_totals(arms: Sequence[Side], by_task: bool) -> list[Array]:
     """Per stratum [n_arms * n_totals, n_conversations]: all arms' totals of a conversation are one column."""
     strata: dict[str, dict[Conversation, Array]] = defaultdict(dict)
-    # in an order of its own: an interval must not depend on the order of the file
+    # sorted: an interval must not depend on the order of the file
     for key in sorted(set.intersection(*(set(a) for a in arms))):
         record = arms[0][key]
         units = strata[record["task"] if by_task else ""]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
-from typing import Any
 
 from harness.common.names import VANILLA, label, method_order, task_order
 from harness.metrics.cells import CellSummary
@@ -29,6 +27,7 @@ def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
 
 
 def by_setting(summaries: Iterable[CellSummary]) -> list[tuple[Setting, list[CellSummary]]]:
+    """In the order given."""
     groups: dict[Setting, list[CellSummary]] = {}
     for s in summaries:
         groups.setdefault(s.setting, []).append(s)
@@ -36,6 +35,7 @@ def by_setting(summaries: Iterable[CellSummary]) -> list[tuple[Setting, list[Cel
 
 
 def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[CellSummary]]]:
+    """In the order given."""
     groups: dict[Variant, list[CellSummary]] = {}
     for s in summaries:
         groups.setdefault(s.variant, []).append(s)
@@ -43,7 +43,7 @@ def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[Cel
 
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
-    """A label a row: method and preset, with a hash of options or head only where these alone would be ambiguous."""
+    """A label for each variant: method and preset, with a hash of options or head only where two would read alike."""
     exact = {s.variant: s.exact for s in summaries}
     names = {}
     for variant in exact:
@@ -63,6 +63,7 @@ def mark_of(exact: bool) -> str:
 
 
 def labelled(summaries: Sequence[CellSummary]) -> list[tuple[str, list[CellSummary]]]:
+    """Each variant's label with its cells."""
     names = labels(summaries)
     return [(names[variant], cells) for variant, cells in by_variant(summaries)]
 
@@ -117,7 +118,7 @@ def weights_and_machine(summaries: Sequence[CellSummary]) -> list[str]:
 
 
 def weights_line(target_sha: str, drafters: Iterable[tuple[str, str | None]]) -> str:
-    """drafters: (method, hash of what it drafted with); several have one and the same."""
+    """`Weights: target 123; eagle1, eagle2 456`. drafters: (method, hash of what it drafted with)."""
     users: dict[str, set[str]] = {}
     for method, sha in drafters:
         if sha:
@@ -127,6 +128,7 @@ def weights_line(target_sha: str, drafters: Iterable[tuple[str, str | None]]) ->
 
 
 def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    """What the marks and words in a table of these cells mean, where they occur."""
     notes = []
     if any(s.source == "bundled" for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
@@ -139,14 +141,6 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     if any(s.looped for s in summaries):
         notes.append("looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ.")
     return tuple(notes)
-
-
-def setting_columns(setting: Setting) -> dict[str, Any]:
-    return named_columns(setting)
-
-
-def named_columns(record: Any) -> dict[str, Any]:
-    return dict(zip((f.name for f in fields(record)), astuple(record), strict=True))
 
 
 def interval_columns(name: str, value: float | None, ci95: Interval | None) -> dict[str, float | None]:

@@ -11,8 +11,8 @@ import methods
 from harness.common.errors import UserError
 from harness.ledger.record import Record, canonical_hash
 
-# What pairs a record with another method's. Two folders may hold other weights or come from other machines; within one,
-# what differs in these is never averaged or divided.
+# Two records are compared only where all of these are equal. Two folders may hold other weights or come from other machines.
+# Within one folder, weights and machine must be equal too.
 ACROSS_FOLDERS = ("task", "source", "sample_id", "turn", "repeat", "prompt_sha",
                   "model", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
 WITHIN_FOLDER = (*ACROSS_FOLDERS, "target_sha", "machine")
@@ -23,7 +23,7 @@ Side = Mapping[tuple[Any, ...], Record]  # one method's records, by what pairs t
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all arms of one comparison have in common, the prompt apart; the fields are a record's."""
+    """What all arms of one comparison have in common, apart from the prompt. The fields are a record's."""
 
     model: str
     target_sha: str
@@ -64,7 +64,7 @@ def measured(records: Iterable[Record]) -> list[Record]:
 
 
 def side_of(records: Iterable[Record], by: Sequence[str] = WITHIN_FOLDER) -> dict[tuple[Any, ...], Record]:
-    """The measured records of one method by what pairs them; of two for the same prompt and turn the first stands."""
+    """The measured records of one method, by what pairs them. The first counts where there are two for a prompt and turn."""
     found: dict[tuple[Any, ...], Record] = {}
     for record in measured(records):
         found.setdefault(tuple(field(record, name) for name in by), record)
@@ -72,16 +72,16 @@ def side_of(records: Iterable[Record], by: Sequence[str] = WITHIN_FOLDER) -> dic
 
 
 def compared(own: Side, base: Side) -> Side:
-    """Those of `own` that have a counterpart in `base`, by whole conversations.
+    """The records of `own` that have a counterpart in `base`; a conversation counts only with all its turns.
 
-    Two-turn tasks need vanilla's first turn even where no baseline was asked for; such a turn alone is no baseline.
+    Two-turn tasks need vanilla's first turn even where no baseline was asked for. That turn alone is no baseline.
     """
     unpaired = {(conversation_of(r), r["repeat"]) for key, r in own.items() if key not in base}
     return {key: r for key, r in own.items() if (conversation_of(r), r["repeat"]) not in unpaired}
 
 
 def without_loops(own: Side, base: Side) -> Side:
-    """Those of `own` where neither arm looped."""
+    """The records of `own` where neither arm looped."""
     return {k: r for k, r in own.items() if not r["looped"] and not (k in base and base[k]["looped"])}
 
 
@@ -98,8 +98,8 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
     """The measured records of one model, as they are.
 
     Raises:
-        UserError: they were measured in several environments, methods that draft with the same head with several of them, or an
-            arm with several options; names the key.
+        UserError: several environments, several heads for methods that share one, or several options for one method. The message
+            names the key.
     """
     found = measured(records)
     arms: dict[str, list[Record]] = defaultdict(list)
@@ -119,7 +119,7 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
 
 
 def one_source(records: Sequence[Record]) -> list[Record]:
-    """For each task those on the paper's prompts where there are any, else on the source with most: sources are not mixed."""
+    """One source of prompts for each task: the paper's where there are any, else the one with most records."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for r in records:
         counts[r["task"]][r["source"]] += 1

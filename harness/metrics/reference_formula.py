@@ -28,8 +28,8 @@ class Booked(NamedTuple):
 def booked(record: Record) -> Booked | None:
     """-> the counts of a measured generation, or None where there is no trace to count.
 
-    Its drafting loop appends a step's root and accepted tokens, nothing cut, and drops the last bonus token. Its plain
-    loop appends a token a step, the first one included.
+    The reference's drafting loop appends a step's root and accepted tokens, cuts nothing, and drops the last bonus token. Its
+    plain loop appends a token a step, the first one included.
     """
     if record["method"] == VANILLA:
         return Booked(len(record["token_ids"]), len(record["token_ids"]))
@@ -38,15 +38,15 @@ def booked(record: Record) -> Booked | None:
 
 
 def goes_on(record: Record) -> bool:
-    """Whether the reference would have made one forward more, of which nothing is known.
+    """Whether the reference would have made one forward more. Nothing is known of that forward.
 
-    It sees a bonus token only in the next step, be that a stop id, and goes on until `new_tokens` exceeds the limit.
+    The reference sees a bonus token only in the next step, even a stop id, and goes on until `new_tokens` exceeds the limit.
     """
     return record["n_cut"] < (1 if record["finish"] == "stop" else 2)
 
 
 def text_tokens(record: Record) -> int:
-    """`len(tokenizer(text).input_ids) - 1`: the one is for the BOS, and short by one where the tokenizer adds none."""
+    """`len(tokenizer(text).input_ids) - 1`. The one is for a BOS; where the tokenizer adds none, the count is one short."""
     return record["n_text_tokens"] + record.get("n_special", 0) - 1
 
 
@@ -73,7 +73,7 @@ def zero_based_tau(turns: Iterable[tuple[float, float]]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Official:
-    """The official formula for one cell, and the way there: speedup = ours x per_question x past_end x retokenised."""
+    """The official formula for one cell, and what leads to it: speedup = ours x per_question x past_end x retokenised."""
 
     speedup: float | None = None
     per_question: float | None = None  # means of per-question speeds in place of totals, first repeats only

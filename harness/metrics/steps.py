@@ -54,8 +54,10 @@ def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False, r
 
 @dataclass(frozen=True, slots=True)
 class TimeSplit:
-    """Seconds per generated token by where they went, as in `StepCosts`: inside the drafter's forwards, the target's, the prefill
-    (the drafter's prompt pass included), and everything else."""
+    """Seconds per generated token: inside the drafter's forwards, inside the target's, in the prefill, and everything else.
+
+    The prefill includes the drafter's pass over the prompt.
+    """
 
     draft: float
     verify: float
@@ -84,7 +86,7 @@ class StepCosts:
 
     verify: float  # inside the target's forward, LM head included
     draft: float  # inside the drafter's forwards, its prompt pass excluded (that is prefill)
-    other: float  # growing the tree, acceptance, the cache, the loop
+    other: float  # growing the tree, acceptance, the cache and the loop
 
 
 def step_costs(own: Side, base: Side) -> StepCosts | None:

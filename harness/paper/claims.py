@@ -7,7 +7,6 @@ twice: over all outputs, and over those where neither side fell into a loop. Rec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations, pairwise
@@ -28,6 +27,7 @@ from harness.metrics.groups import MEAN, weights_line
 from harness.metrics.pairing import Side, without_loops
 from harness.metrics.steps import identical
 from harness.paper import published
+from harness.paper.claim_arms import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, ClaimArms
 from harness.paper.contrast import (
     NOT_JUDGED,
     NOT_MEASURED,
@@ -44,7 +44,6 @@ from harness.paper.contrast import (
     within,
 )
 from harness.paper.draft_claims import draft_rows
-from harness.paper.measured import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, Measured
 from harness.paper.verdict import incomparable, reported_model
 from harness.show.tables.cell_text import estimated_text
 
@@ -63,7 +62,7 @@ def rows_of(
     progress.expect(5)
     progress.step("dynamic against static trees")
     records = list(records)
-    m = Measured(records, folder)
+    m = ClaimArms(records, folder)
     greedy = partial(m.side_of, temperature=0.0)
     dynamic, static = greedy(DYNAMIC), greedy(STATIC)
     n_static, n_dynamic = m.nodes
@@ -155,7 +154,7 @@ def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
     return Row("lossless", test, 0.0, "all tasks", found(own), found(without_loops(own, base)), "{:.0%}")
 
 
-def _at_best(m: Measured) -> list[Row]:
+def _at_best(m: ClaimArms) -> list[Row]:
     """What the paper's trees were to its GPUs, tuned ones are to another machine: the claims on speed with each method at the
     options that `harness tune` found for it there."""
     rows = []
@@ -213,7 +212,7 @@ def _in_order(pairs: Mapping[tuple[str, str], Outcome]) -> Outcome:
     return Outcome(effect, SHOWN)
 
 
-def _headline(m: Measured) -> list[Row]:
+def _headline(m: ClaimArms) -> list[Row]:
     """The abstract's range of speedups, which is of the paper's models, prompts and length budget."""
     (span,) = published.the_paper("speedup_range")
     low, high = span.values
@@ -265,7 +264,7 @@ def _claims_table(folder: Path, progress: Progress) -> Table:
     for model in sorted({r["model"] for r in records}):
         own = [r for r in records if r["model"] == model]
         rows = rows_of(own, folder, audits.get(model), progress)
-        used = Measured(own, folder).records or own
+        used = ClaimArms(own, folder).records or own
         first, sources = used[0], {r["task"]: r["source"] for r in used}
         facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
         facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
@@ -297,8 +296,3 @@ def _numbers(row: Row) -> dict[str, Any]:
         numbers |= {f"prompts{name}": found.effect.prompts, f"effect{name}": found.effect.value, f"effect{name}_low": low,
                     f"effect{name}_high": high, f"verdict{name}": found.verdict}  # fmt: skip
     return numbers
-
-
-def to_json(table: Table) -> str:
-    """All rows of the table's numbers as one JSON array; what is not there is null."""
-    return json.dumps(json.loads(table.numbers.to_json(orient="records")), ensure_ascii=False)

@@ -14,6 +14,7 @@ from harness.ledger import trees
 from harness.metrics import acceptance
 from harness.metrics.bootstrap import paired_bootstrap
 from harness.metrics.definitions import Estimate, Interval
+from harness.paper.claim_arms import DYNAMIC, STATIC, ClaimArms
 from harness.paper.contrast import (
     NOT_JUDGED,
     NOT_MEASURED,
@@ -27,14 +28,13 @@ from harness.paper.contrast import (
     positive,
     verdict,
 )
-from harness.paper.measured import DYNAMIC, STATIC, Measured
 
 FIGURES_ON = "alpaca"  # its Figures 5 and 6
 
 SLOPE, MOST_ECE = (0.8, 1.2), 0.05
 
 
-def draft_rows(m: Measured, folder: Path, progress: Progress) -> list[Row]:
+def draft_rows(m: ClaimArms, folder: Path, progress: Progress) -> list[Row]:
     """From drafted trees at T = 0. Positions are of EAGLE-1's tree, which always drafts all six."""
     groups: dict[str, pd.DataFrame] = {}
     if trees.has_trees(folder):

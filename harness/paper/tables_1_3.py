@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -115,9 +114,3 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
             for n in third_parties(c, name)
         )
     return row | {"verdict": j.verdict}
-
-
-def to_json(tables: Iterable[Table]) -> str:
-    """All rows of the tables' numbers as one JSON array; what is not there is null."""
-    rows = [row for table in tables for row in json.loads(table.numbers.to_json(orient="records"))]
-    return json.dumps(rows, ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -18,7 +19,6 @@ from harness.metrics.groups import (
     labelled,
     labelled_cells,
     notes_of,
-    setting_columns,
     shown_cells,
 )
 from harness.show.tables.cell_text import fraction_text, marked_text, speedup_and_tau_text, speedup_text
@@ -62,7 +62,7 @@ def official_table(summaries: Iterable[CellSummary]) -> Table:
                 rows.append(_official_row(name, MEAN, "", cells, ""))
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
     numbers = [
-        {**setting_columns(s.setting), "method": s.method, "preset": s.preset, "task": s.task, "source": s.source,
+        {**asdict(s.setting), "method": s.method, "preset": s.preset, "task": s.task, "source": s.source,
          **_official_numbers([s]), "n_turns": s.official.n_turns, "lacks": s.official.lacks}
         for s in summaries
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def cell_numbers(summaries: Iterable[CellSummary]) -> pd.DataFrame:
     """All numbers of the cells, a row each; what does not apply is None."""
     rows = []
     for s in summaries:
-        row = {**setting_columns(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
+        row = {**asdict(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
                "task": s.task, "source": s.source, "head_sha": s.head_sha, "prompts": s.prompts}  # fmt: skip
         row |= {name: getattr(s, name) for name in _TIDY_VALUES}
         row |= interval_columns("speedup", s.speedup, s.speedup_ci95) | interval_columns("tau", s.tau, s.tau_ci95)

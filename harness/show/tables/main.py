@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -21,7 +22,6 @@ from harness.metrics.groups import (
     labelled,
     labels,
     notes_of,
-    setting_columns,
     shown_cells,
     task_label,
 )
@@ -78,7 +78,7 @@ def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
     rows = []
     for setting, group in by_setting(summaries):
         for variant, cells in by_variant(group):
-            row = {**setting_columns(setting), "method": variant[0], "preset": variant[1], "exact": cells[0].exact}
+            row = {**asdict(setting), "method": variant[0], "preset": variant[1], "exact": cells[0].exact}
             for cell in cells:
                 row |= {f"{task_label(cell)} {name}": getattr(cell, name) for name in _MAIN_VALUES}
             mean = six_task_mean(cells)
@@ -114,7 +114,7 @@ def means_table(records: Sequence[Record], summaries: Iterable[CellSummary], aud
             values = {value: getattr(mean, value) for value in (*_MAIN_VALUES, "decode_speedup")}
             values |= interval_columns("speedup", mean.speedup, speed) | interval_columns("tau", mean.tau, length)
             values |= {f"c_{part}": getattr(costs, part) if costs else None for part in _COSTS}
-            numbers.append({**setting_columns(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
+            numbers.append({**asdict(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
     notes = (_MEANS_NOTE, *([_AUDIT_NOTE] if audits else ()), *notes_of(summaries))
@@ -147,7 +147,7 @@ def models_table(summaries: Iterable[CellSummary]) -> Table:
         rows.append(row | {name: speedup_and_tau_text(one) for name, one in shown.items()})
         for name, one in shown.items():
             values = {value: getattr(one, value) for value in _MAIN_VALUES}
-            numbers.append({**setting_columns(setting), "on": row["on"], "method": name, **values})
+            numbers.append({**asdict(setting), "on": row["on"], "method": name, **values})
     several = len({s.model for s in summaries}) > 1
     sections = (Section("Models", (), pd.DataFrame(rows).fillna(NOTHING)),) if several else ()
     return Table("models", sections, (_MODELS_NOTE, *notes_of(summaries)), pd.DataFrame(numbers))

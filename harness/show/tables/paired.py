@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -18,9 +19,7 @@ from harness.metrics.groups import (
     facts,
     interval_columns,
     mark_of,
-    named_columns,
     notes_of,
-    setting_columns,
     shown_cells,
 )
 from harness.metrics.pairing import setting_of
@@ -52,7 +51,7 @@ def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) ->
 def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
     rows = []
     for comparison in found:
-        row = {**setting_columns(comparison.setting), "method": comparison.method, "against": comparison.against}
+        row = {**asdict(comparison.setting), "method": comparison.method, "against": comparison.against}
         row |= {"task": comparison.task, "source": comparison.source, "prompts": comparison.tau_difference.prompts}
         row |= {"tau": comparison.tau, "tau_against": comparison.tau_against}
         for name in ("tau_difference", "tau_difference_no_loop", "tau_ratio", "speed_ratio"):
@@ -71,7 +70,7 @@ def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary
         rows = [_divergence_row(d) for d in found if settings[d.key] == setting]
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
-    numbers = [{**setting_columns(settings[d.key]), **named_columns(d)} for d in found]
+    numbers = [{**asdict(settings[d.key]), **asdict(d)} for d in found]
     notes = (_DIVERGENCES_NOTE, *(notes_of(summaries) if found else ["There are none in these records."]))
     return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))
 

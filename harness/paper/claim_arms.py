@@ -14,7 +14,7 @@ DYNAMIC, STATIC, NO_VALUE, NO_RERANK = "eagle2", "eagle1", "eagle2-no-value", "e
 BEST = "tuned"  # the preset of `harness tune`
 
 
-class Measured:
+class ClaimArms:
     """One model's records as arms by method and temperature; `nodes`: of EAGLE-1's and EAGLE-2's tree; `presets`: of EAGLE-2
     with as many nodes as EAGLE-1.
 
