@@ -1,4 +1,4 @@
-"""Order, label and colour of methods and tasks: the one place that tables and plots take them from."""
+"""Colours, fills and marks of methods: the one place that plots take them from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from harness.common.names import VANILLA
 
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses; greys are the arms that draft nothing.
+# Okabe and Ito's colours, which stay apart under the common colour blindnesses. Greys are for what drafts with no model.
 _METHODS = {
     VANILLA: "#4d4d4d",
     "hf-generate": "#a6a6a6",
@@ -47,4 +47,5 @@ def hatch(place: int) -> str:
 
 
 def marker(place: int) -> str:
+    """The mark that tells a method's presets apart; `place` counts them from 0."""
     return _PRESET_MARKERS[place % len(_PRESET_MARKERS)]

@@ -1,4 +1,4 @@
-"""What a ledger holds that the paper's claims are about."""
+"""The arms of a ledger that the paper's claims are about."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ BEST = "tuned"  # the preset of `harness tune`
 
 
 class ClaimArms:
-    """One model's records as arms by method and temperature; `nodes`: of EAGLE-1's and EAGLE-2's tree; `presets`: of EAGLE-2
-    with as many nodes as EAGLE-1.
+    """One model's records as arms, by method, temperature and preset.
+
+    `nodes`: draft nodes of EAGLE-1's and of EAGLE-2's tree. `presets`: those of EAGLE-2 with as many nodes as EAGLE-1.
 
     Raises:
         UserError: they were measured in several environments; names the key.
@@ -42,8 +43,10 @@ class ClaimArms:
         return side_of(r for r in self.records if (r["method"], r["temperature"], r["preset"]) == wanted)
 
     def best(self, method: str, temperature: float) -> Side:
-        """At tuned options where the folder has them, else at the paper's, which may be the best (a tier measures equal options
-        once)."""
+        """The arm at tuned options where the folder has them, else at the paper's.
+
+        The paper's may be the best ones: a tier measures equal options only once.
+        """
         return self.side_of(method, temperature, BEST) or self.side_of(method, temperature)
 
     @property
@@ -52,5 +55,5 @@ class ClaimArms:
 
 
 def _most_nodes(records: Iterable[Record]) -> int | None:
-    """Draft nodes of the largest tree, root excluded; a context that ends makes smaller ones."""
+    """Draft nodes of the largest tree, root excluded. Trees are smaller where the context ends."""
     return max((max(r["trace"]["tree_size"], default=0) for r in records if r["trace"]), default=None)

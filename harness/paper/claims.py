@@ -1,8 +1,8 @@
-"""The claims ledger: each claim of the paper as a test on whatever was measured, with its effect, paired interval and verdict.
+"""`harness claims`: each claim of the paper as a test on what was measured, with its effect, paired interval and verdict.
 
-An effect is *shown* when its 95 % interval excludes 0 on the claimed side, the *opposite* when on the other. Every test is made
-twice: over all outputs, and over those where neither side fell into a loop. Records, drafted trees (`--trees`) and what
-`harness verify` found are all it reads.
+An effect is *shown* when its 95 % interval excludes 0 on the claimed side. On the other side, *the opposite is shown*. Every
+test is made twice: over all outputs, and over those where neither side fell into a loop. It reads records, drafted trees
+(`--trees`) and what `harness verify` found.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def rows_of(
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
     progress.step("order of methods")
     rows += _order(m.side_of) + (_at_best(m) if m.is_tuned else []) + _headline(m)
-    return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())  # few tasks: scopes coincide
+    # with few tasks two rows can be the same
+    return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())
 
 
 def _both(
@@ -129,14 +130,14 @@ def _mean(
     claim: str, test: str, temperature: float, contrast: Contrast, tasks: Sequence[str],
     judged: Callable[[Interval | None], str] = verdict, form: str = "{:+.0%}",
 ) -> Row:  # fmt: skip
-    """Over the tasks wanted, or those of them that are there, which are then named."""
+    """The mean over the tasks wanted. Where some were not measured it is over the others, which are then named."""
     there = [t for t in tasks if t in contrast.tasks()] or list(tasks)
     on = MEAN if there == list(SIX_TASKS) else ", ".join(there)
     return Row(claim, test, temperature, on, *contrast.on(there, judged), form)
 
 
 def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
-    """The audit's word; the share of token-identical conversations beside it has no threshold outside float64."""
+    """The audit's word. Beside it stands the share of token-identical conversations, which has no threshold below float64."""
     word = (audit or {}).get(DYNAMIC)
     if word is None:
         judged = f"{NOT_MEASURED}: harness verify --out DIR/audit"
@@ -155,8 +156,10 @@ def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
 
 
 def _at_best(m: ClaimArms) -> list[Row]:
-    """What the paper's trees were to its GPUs, tuned ones are to another machine: the claims on speed with each method at the
-    options that `harness tune` found for it there."""
+    """The claims on speed with each method at the options that `harness tune` found for it on this machine.
+
+    The paper's trees were chosen for its GPUs; these are chosen for the machine at hand.
+    """
     rows = []
     for temperature in (0.0, 1.0):
         own, other, base = m.best(DYNAMIC, temperature), m.best(STATIC, temperature), m.side_of(VANILLA, temperature)
@@ -175,8 +178,10 @@ def _at_best(m: ClaimArms) -> list[Row]:
 def _order(
     arm_of: Callable[[str, float], Side], how: str = "", is_tuned: Callable[[str, float], bool] = lambda *_: True
 ) -> list[Row]:  # fmt: skip
-    """Whether Table 1's methods stand in its order, pair by pair; those it prints alike are no pair. is_tuned: whether a method
-    has options other than the paper's at a temperature; those that have not are named."""
+    """Whether Table 1's methods stand in its order, pair by pair. Two methods with the same printed value are no pair.
+
+    is_tuned: whether a method has tuned options at a temperature. The row names those that have none.
+    """
     rows = []
     for temperature in (0.0, 1.0):
         arms = {name: arm_of(name, temperature) for name in published.METHODS.values()}
@@ -197,7 +202,7 @@ def _order(
 
 
 def _in_order(pairs: Mapping[tuple[str, str], Outcome]) -> Outcome:
-    """One verdict of many: shown where it is for every pair."""
+    """One verdict of many: shown only where it is shown for every pair."""
     if not pairs:
         return Outcome(NOTHING_THERE, f"{NOT_MEASURED}: fewer than two of its methods")
     values = [f.effect.value for f in pairs.values()]
@@ -213,7 +218,7 @@ def _in_order(pairs: Mapping[tuple[str, str], Outcome]) -> Outcome:
 
 
 def _headline(m: ClaimArms) -> list[Row]:
-    """The abstract's range of speedups, which is of the paper's models, prompts and length budget."""
+    """The abstract's range of speedups. It holds for the paper's models, prompts and length budget only."""
     (span,) = published.the_paper("speedup_range")
     low, high = span.values
     rows = []
@@ -229,7 +234,7 @@ def _headline(m: ClaimArms) -> list[Row]:
 
 
 def _not_the_papers(records: Sequence[Record]) -> str:
-    """Why the speed of one arm's records cannot be held against the paper's, or nothing."""
+    """Why the speed of these records cannot be compared with the paper's; empty where it can."""
     if not records:
         return ""
     r, name = records[0], records[0]["model"]

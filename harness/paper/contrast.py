@@ -1,4 +1,4 @@
-"""One claim as a paired contrast: effect, interval and verdict."""
+"""Two arms on the same prompts: effect, interval and verdict of one claim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING_THERE = Estimate(None, None, 0)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A test's outcome over one set of outputs."""
+    """What a test found over one set of outputs."""
 
     effect: Estimate
     verdict: str
@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One claim, tested. `form` shows the effect."""
+    """One claim, tested over all outputs and without loops. `form` is how the effect is written."""
 
     claim: str
     test: str
@@ -48,23 +48,24 @@ def faster(a: Totals, b: Totals) -> Array:
 
 
 def longer(a: Totals, b: Totals) -> Array:
-    """By how much a's tau exceeds b's, as a share of it."""
+    """By how much a's tau exceeds b's, as a share of b's: 0.2 is 20 %."""
     return tau_ratio(a, b) - 1
 
 
 def verdict(ci95: Interval | None) -> str:
+    """The verdict on an effect that is claimed to be above 0."""
     if ci95 is None:
         return TOO_FEW
     return SHOWN if ci95[0] > 0 else OPPOSITE if ci95[1] < 0 else NOT_SHOWN
 
 
 def positive(ci95: Interval | None) -> str:
-    """On a variance, which is never negative: an estimate below 0 shows nothing."""
+    """The verdict on a variance. It is never negative, so an estimate below 0 shows nothing."""
     return NOT_SHOWN if verdict(ci95) == OPPOSITE else verdict(ci95)
 
 
 def within(low: float, high: float, ci95: Interval | None) -> str:
-    """On a claim that gives a range: shown where the interval lies in it, not shown where it only overlaps."""
+    """The verdict on a claimed range: shown where the interval lies in it, not shown where it only overlaps."""
     if ci95 is None:
         return TOO_FEW
     if ci95[1] < low or ci95[0] > high:
@@ -73,14 +74,14 @@ def within(low: float, high: float, ci95: Interval | None) -> str:
 
 
 def is_apart(a: Side, b: Side) -> bool:
-    """Most pairs were measured in two processes, when the machine may have been slower or faster."""
+    """Whether most pairs were measured in two processes: the machine may have been slower or faster in one of them."""
     pairs = [a[key]["run"] != b[key]["run"] for key in a.keys() & b.keys()]
     return 2 * sum(pairs) > len(pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two arms on the same prompts and a statistic of both; `is_speed`: it is worth nothing across two processes."""
+    """Two arms on the same prompts and a statistic of both. is_speed: it cannot be judged across two processes."""
 
     a: Side
     b: Side
@@ -110,7 +111,7 @@ class Contrast:
         return Outcome(e, judged(e.ci95))
 
     def on_each(self, tasks: Sequence[str]) -> tuple[Outcome, Outcome]:
-        """Shown only where it is in every one of the tasks; the effect is the weakest one's."""
+        """Shown only where it is shown in every one of the tasks. The effect is the weakest task's."""
         by_task = {task: self.on((task,)) for task in tasks}
         return _weakest({t: f[0] for t, f in by_task.items()}), _weakest({t: f[1] for t, f in by_task.items()})
 

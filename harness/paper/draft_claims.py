@@ -35,7 +35,7 @@ SLOPE, MOST_ECE = (0.8, 1.2), 0.05
 
 
 def draft_rows(m: ClaimArms, folder: Path, progress: Progress) -> list[Row]:
-    """From drafted trees at T = 0. Positions are of EAGLE-1's tree, which always drafts all six."""
+    """The claims on drafted trees at T = 0. Positions are those of EAGLE-1's tree, which always drafts all six."""
     groups: dict[str, pd.DataFrame] = {}
     if trees.has_trees(folder):
         wanted = [r for r in m.records if r["temperature"] == 0 and r["method"] in (STATIC, DYNAMIC) and r["preset"] == "paper"]
@@ -122,8 +122,8 @@ def position_columns(group: pd.DataFrame) -> Array:
 
 
 def variance_columns(group: pd.DataFrame) -> Array:
-    """-> [24, queries]: for each position whether the query has two forwards there, its rate, the rate squared, and what
-    chance alone would make the rate vary."""
+    """-> [24, queries], four rows a position: whether the query has two forwards there, its rate, the rate squared, and the
+    variance that chance alone would give the rate."""
     n, accepted = np.split(position_columns(group), 2)
     enough = n >= 2
     rate = np.where(enough, accepted / np.where(enough, n, 1), 0.0)

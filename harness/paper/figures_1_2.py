@@ -1,4 +1,4 @@
-"""Figures 1 and 2 of the paper with our bars beside its own: speedup on MT-bench by model and method."""
+"""The paper's Figures 1 and 2, speedup on MT-bench by model and method: our bars, the paper's numbers as diamonds."""
 
 from __future__ import annotations
 

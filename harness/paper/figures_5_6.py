@@ -1,4 +1,4 @@
-"""The paper's Figures 5 and 6, which are about drafted trees."""
+"""The paper's Figures 5 and 6, about drafted trees, as tables."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What the paper and others published, number by number with its source, and the cells of the paper's tables.
 
-`published.csv`: the numbers of EAGLE-2 (arXiv 2406.16858v2; Tables 1-3, Figures 1, 2 and 6, abstract), and those that third
-parties printed for the same targets, methods and prompts at T = 0 or 1 (Spec-Bench's three tasks that have the same 80
-prompts; means over other tasks than the six left out). `confirmed`: `yes` = read in a full text, a repository's file or a
-figure's label; `secondary` = a third party's transcription, shown as such wherever it is used.
+`published.csv` has the numbers of EAGLE-2 (arXiv 2406.16858v2; Tables 1-3, Figures 1, 2 and 6, abstract). It also has those that
+third parties printed for the same targets, methods and prompts at T = 0 or 1. Of Spec-Bench these are the three tasks with the
+same 80 prompts; means over other tasks than the six are left out. `confirmed` is `yes` for a number read in a full text, a
+repository's file or a figure's label. It is `secondary` for a third party's transcription, which is marked wherever it is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METHODS = {
 OURS_DIFFER = {
     "sps": "the paper ran Hugging Face's assisted generation, whose draft length adapts (here `hf-assisted`); ours drafts a "
     "fixed number of tokens",
-    "pld": "the original copies from the first earlier occurrence of the last n-gram (`hf-prompt-lookup` is of that kind), ours "
+    "pld": "the original copies from the first earlier occurrence of the last n-gram, as `hf-prompt-lookup` does; ours copies "
     "from the last one, which drafts better",
 }
 
@@ -46,7 +46,7 @@ _SAME = {
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One published number. `values`: what is in its text, several for a range."""
+    """One published number. `values`: the numbers in its text, several for a range."""
 
     paper: str
     table: str
@@ -81,7 +81,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class PaperCell:
-    """A cell of a table or bar of a figure, in the paper's words; a number the item itself lacks is from another table."""
+    """A cell of a table or a bar of a figure, in the paper's words. A number that the item lacks is from another table."""
 
     model: str
     method: str
@@ -155,7 +155,7 @@ def numbers() -> tuple[Number, ...]:
 
 
 def the_paper(metric: str, table: str = "") -> list[Number]:
-    """The paper's own numbers of a metric, those of one table, or of all with the confirmed before the transcribed."""
+    """The paper's own numbers of a metric, from one table or from all; the confirmed ones come before the transcribed."""
     own = [n for n in numbers() if n.paper == PAPER and n.metric == metric and (not table or n.table == table)]
     return sorted(own, key=lambda n: not n.confirmed)
 
@@ -164,7 +164,7 @@ DRAFTS = ("Vicuna-7B", "EAGLE", "Alpaca", "0")  # what Figures 5 and 6 are of; t
 
 
 def cells(wanted: Item) -> list[PaperCell]:
-    """Every cell of the item that has a number, in the paper's order; of figures 5 and 6 the generations they look into."""
+    """Every cell of the item that has a number, in the paper's order. Figures 5 and 6 have the one cell they look into."""
     by_cell: dict[tuple[str, str, str, str], dict[str, Number]] = {DRAFTS: {}} if wanted.needs_trees else {}
     for n in numbers():
         if n.paper == PAPER and n.table == wanted.table and n.metric in ("speedup", "tau") and n.temperature in ("0", "1"):
@@ -183,7 +183,7 @@ def _elsewhere(*key: str) -> tuple[Number, ...]:
 
 
 def stand_in(of: Iterable[PaperCell], model: str) -> list[PaperCell]:
-    """The cells for a model that is not in the paper, by the methods here, each with the numbers of all the item's models."""
+    """The cells for a model that is not in the paper. Each has the numbers of all the item's models."""
     merged: dict[tuple[str, str, float], PaperCell] = {}
     for c in of:
         if c.method_here is None:

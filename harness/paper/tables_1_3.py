@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 3 and Figures 1 and 2 as tables: ours, the paper's, others' and a verdict."""
+"""The paper's Tables 1 to 3 and Figures 1 and 2 as tables: our number, the paper's, others' and a verdict."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _ours(e: Estimate, mark: str) -> str:
 
 
 def _published(found: Sequence[Number]) -> str:
-    """The paper's number, or the range of several models'; marked where it is a transcription."""
+    """The paper's number, or the range over several models; marked where it is a transcription."""
     if not found:
         return NOTHING
     low, high = min(found, key=lambda n: n.value), max(found, key=lambda n: n.value)

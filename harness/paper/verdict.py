@@ -1,8 +1,8 @@
 """The paper's tables and figures cell by cell: our number beside the paper's and others', and a verdict by fixed rules.
 
-tau is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our interval; speed where our interval
-covers the paper's. Where only tau is, decode speedup = tau / (c_verify + c_draft + c_other) says which part took the speed.
-A pure function of records and published numbers.
+tau is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our interval. Speed is reproduced where
+our interval covers the paper's. Where only tau is, decode speedup = tau / (c_verify + c_draft + c_other) says which part of a
+step took the speed. All of it is a pure function of records and published numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PRESET = "paper"  # the only trees the paper's numbers are of
 
 @dataclass(frozen=True, slots=True)
 class ReportedModel:
-    """The model a report is on: our name, the paper's (None for a stand-in), the budget its numbers are made with."""
+    """The model that cells are judged for: our name, the paper's (None for a stand-in), and the paper's length budget."""
 
     name: str
     paper: str | None
@@ -63,7 +63,7 @@ class Judged:
 
 
 def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[Record]:
-    """The measured records of a model that the paper's cells are made of.
+    """A model's measured records that belong to cells of the paper.
 
     Raises:
         UserError: they were measured in several environments; names the key.
@@ -74,7 +74,7 @@ def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[R
 
 
 class Measurements:
-    """A folder's measured records of one model, by method, task and temperature.
+    """One model's measured records of a folder, ready to be asked for a cell of the paper.
 
     Raises:
         UserError: they were measured in several environments; names the key.
@@ -91,7 +91,7 @@ class Measurements:
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
 
     def __call__(self, method: str, task: str, temperature: float) -> Ours | None:
-        """None where nothing was measured, or for a mean where one of the six tasks was not."""
+        """What was measured for a cell. None where nothing was, or for a mean where one of the six tasks is missing."""
         names = SIX_TASKS if task == MEAN else (task,)
         cells = [s for name in names if (s := self.summaries.get((method, name, temperature))) and s.prompts]
         if len(cells) < len(names):
@@ -107,7 +107,7 @@ class Measurements:
         return (how, *weights_and_machine(list(self.summaries.values())), *self._left_out)
 
     def of(self, cells: Sequence[PaperCell]) -> list[Record]:
-        """The records of these cells, vanilla's along."""
+        """The records of these cells and vanilla's on the same tasks."""
         wanted = {(name, c.task_here, c.temperature) for c in cells for name in (c.method_here, VANILLA)}
         return [r for r in self.records if (r["method"], r["task"], r["temperature"]) in wanted]
 
@@ -132,7 +132,7 @@ def _of(c: CellSummary) -> Ours:
 def reported_model(
     name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()
 ) -> ReportedModel:  # fmt: skip
-    """A model as measured in one environment, with what of that is not as in the paper."""
+    """A model as measured in one environment, with everything in it that is not as in the paper."""
     departures = []
     for r in records[:1]:
         if (system := r.get("system", "paper")) != "paper":
@@ -175,13 +175,13 @@ UNCONFIRMED, DIFFERS = "‡", "†"
 
 
 def _marks(cell: PaperCell) -> list[tuple[str, bool]]:
-    """Each mark of a verdict, and whether the cell has it: it rests on a transcription; the paper's method is not quite ours."""
+    """The marks of a verdict, and whether the cell has each: a transcribed number, and a method that is not quite the paper's."""
     relied_on = any(not n.confirmed for n in cell.tau + cell.speedup)
     return [(UNCONFIRMED, relied_on), (DIFFERS, cell.method_here in OURS_DIFFER)]
 
 
 def incomparable(target: ReportedModel, source: str, task: str, max_new_tokens: int) -> str:
-    """`not comparable` and all that makes it so, or nothing. task: ours, or the mean of the six."""
+    """`not comparable: ` and every reason; empty where it is comparable. task: our name, or the mean of the six."""
     why = []
     if target.paper is None:
         why.append(f"{target.name} is not a model of the paper")
@@ -200,12 +200,12 @@ def tau_agrees(cell: PaperCell, ours: Ours) -> bool | None:
     if not cell.tau or ours.tau.value is None:
         return None
     ends = (ours.tau.value, *(ours.tau.ci95 or ()))  # a skewed interval need not hold the value
-    # half a rounding error: 3.90 and 4.00 differ by 0.10 in the paper's two digits, whatever they do in binary
+    # 1e-9 for binary rounding: 3.90 and 4.00 differ by 0.10 in the paper's digits
     return min(ends) - TOLERANCE - 1e-9 <= cell.tau[0].value <= max(ends) + TOLERANCE + 1e-9
 
 
 def speed_agrees(cell: PaperCell, ours: Ours) -> bool | None:
-    """None where it cannot be judged: no interval, no number of the paper's, or a baseline from another process."""
+    """None where it cannot be judged: no interval, no number in the paper, or a baseline from another process or busy machine."""
     if not cell.speedup or ours.speedup.ci95 is None or ours.is_apart or ours.is_shared:
         return None
     low, high = ours.speedup.ci95
@@ -232,7 +232,7 @@ PARTS = ("verify", "draft", "other")
 
 
 def _speed_limit(cell: PaperCell, ours: Ours) -> str:
-    """What of a step keeps the speed from the paper's: its largest part beyond the one vanilla step no method can save."""
+    """Which part of a step keeps the speed below the paper's: the largest one, beyond the one vanilla step that all need."""
     value, paper = ours.speedup.value, cell.speedup[0].value
     assert value is not None
     if value > paper:

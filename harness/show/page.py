@@ -1,7 +1,7 @@
-"""A ledger as one HTML page that opens from disk: tables, plots, losslessness, claims, and a viewer of drafted trees.
+"""A ledger as one HTML page that opens from disk: a headline, tables, plots, losslessness, claims, a viewer of drafted trees.
 
-Everything is inside the page: images and numbers as data, its few scripts inline, and a content security policy that lets it
-load nothing. What comes from models and prompts is escaped by the template (autoescape, `tojson`).
+The page holds everything: images and numbers as data, and its few scripts. A content security policy lets it load nothing. The
+template escapes what comes from models and prompts (autoescape, `tojson`).
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class PageSection:
 def write_report(folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None) -> Path:
     """Write the page of a folder's records to `out` (default: `report.html` in the folder).
 
-    generations: how many the viewer holds, spread over methods and tasks. prompts_dir: the paper's prompt files, whose texts are
-    then shown; bundled prompts always are, others never.
+    generations: how many the viewer holds, spread over methods and tasks. prompts_dir: the folder of the paper's prompt files,
+    whose texts are then shown. Bundled prompts are always shown, others never.
 
     Raises:
         UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
@@ -184,7 +184,7 @@ def _judged(cell: str) -> str:
 
 
 def _plots(contents: Contents, progress: Progress) -> list[Block]:
-    """Drawn anew from the records, so that the page never shows an older ledger's."""
+    """Drawn anew from the records, so that the page never shows plots of older ones."""
     figures = tuple(
         Figure(p.title, _data_uri(p.png, "image/png"), _data_uri(p.csv, "text/csv"), f"{p.name}.csv", p.caption)
         for p in drawn_plots(contents, progress)

@@ -46,7 +46,7 @@ def opens_on(generations: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _task_by_task(own: Sequence[Record]) -> list[Record]:
-    """The first of each task, then the second of each."""
+    """The first record of each task, then the second of each."""
     by_task: dict[tuple[str, str], list[Record]] = {}
     for r in sorted(own, key=lambda r: (r["looped"], r["turn"])):
         by_task.setdefault((r["task"], r["source"]), []).append(r)
@@ -81,7 +81,7 @@ def _generation(
 
 
 class _Prompts:
-    """What was asked, where it can be told without fetching or publishing anything: bundled prompts, the paper's if asked for."""
+    """The prompts that the page may show: bundled ones, and the paper's from a folder that the user names."""
 
     def __init__(self, prompts_dir: Path | None):
         self._folder = prompts_dir

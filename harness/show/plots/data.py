@@ -78,9 +78,9 @@ def acceptance_data(panel: Panel) -> pd.DataFrame:
 
 
 def time_data(panel: Panel) -> pd.DataFrame:
-    """Where the time of a generated token goes, all tasks pooled, in units of vanilla's on the same prompts.
+    """Where the time of a generated token goes, all tasks pooled.
 
-    Without a baseline in the setting: in milliseconds.
+    The unit is vanilla's time per token on the same prompts, or milliseconds where the setting has no baseline.
     """
     base = _pooled(panel, lambda r: r["method"] == VANILLA)
     relative = any(compared(_arm_of(panel, v), base) for v, _ in by_variant(panel.summaries) if v[0] != VANILLA)
@@ -116,8 +116,8 @@ def ablation_data(panel: Panel) -> pd.DataFrame:
 def position_data(panel: Panel) -> pd.DataFrame:
     """Acceptance by position in the tree, a row a conversation (the paper's Figure 5).
 
-    Of arms whose trees always have all six positions, where there are such: a dynamic tree has the deeper ones only where the
-    draft was confident.
+    Where some methods' trees always have all six positions, only these are shown. A dynamic tree has the deeper positions only
+    where the draft was confident, so its rates there are not comparable.
     """
     of_arm, always = [], []
     for named, group in panel.drafted:
@@ -165,7 +165,7 @@ def n_alpha_data(panel: Panel) -> pd.DataFrame:
 
 
 def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
-    """The rows that have the value: what was not measured is not drawn."""
+    """The rows that have the value; what was not measured is not drawn."""
     return pd.DataFrame([row for row in rows if row[value] is not None])
 
 

@@ -1,4 +1,4 @@
-"""One value of a cell as text: with its interval, its marks, and what is missing."""
+"""One value of a cell as text, with its interval and marks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.metrics.definitions import Estimate
 
 
 def audit_text(audit: Mapping[str, str], cell: CellSummary) -> str:
-    """A preset's own word where the audit looked at its cells, else its method's."""
+    """The audit's word on a preset, or on its method where the audit did not look at the preset."""
     return audit.get(label(cell.method, cell.preset)) or audit.get(cell.method, "not audited")
 
 
@@ -20,7 +20,7 @@ def estimated_text(e: Estimate, form: str = "{:.2f}") -> str:
 
 
 def tau_text(cell: CellSummary | SixTaskMean) -> str:
-    """τ, and without loops in brackets where that is another number."""
+    """τ, and in brackets τ without looping outputs where that is another number."""
     text = number(cell.tau)
     differs = cell.tau is not None and cell.tau_no_loop != cell.tau
     return f"{text} ({number(cell.tau_no_loop)})" if differs else text
@@ -39,7 +39,7 @@ def marked_text(value: float | None, mark: str) -> str:
 
 
 def fewer_prompts_mark(prompts: int, most: int) -> str:
-    """Said where a method was measured on fewer prompts than another of the same column."""
+    """` on 3` where a method has fewer prompts than another of the same column."""
     return f" on {prompts}" if prompts < most else ""
 
 
