@@ -50,6 +50,11 @@ def test_numbers_that_would_read_alike_get_a_digit_more() -> None:
     assert "costs 1.98 vanilla steps and yields 2.00 tokens, so it pays" in line
 
 
+def test_a_baseline_from_another_process_is_marked() -> None:
+    (line,) = said(arm("eagle2", [1] * 15, 5.0, run="later"))
+    assert "costs ≈5.0 vanilla steps" in line and "alone costs ≈3.0" in line
+
+
 def test_the_fastest_of_several_trees_is_named_with_its_options() -> None:
     small = {"options": {"top_k": 2, "depth": 3, "total": 6}, "preset": "tuned"}
     _, best = said(arm("eagle2", [1] * 15, 5.0), arm("eagle2", [2] * 10, 1.5, **small))

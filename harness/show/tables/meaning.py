@@ -84,11 +84,11 @@ def _whether_it_pays(arm: MethodMeans) -> str:
     # two digits where one would print both sides alike
     form = "{:.2f}" if f"{arm.tau:.1f}" == f"{cost:.1f}" else "{:.1f}"
     tokens, steps = form.format(arm.tau), form.format(cost)
-    text = f"A step of {arm.name} costs {steps} vanilla steps and yields {tokens} tokens, "
+    text = f"A step of {arm.name} costs {arm.mark}{steps} vanilla steps and yields {tokens} tokens, "
     text += "so it pays" if arm.tau > cost else "so it cannot pay here"
     if arm.n_draft is not None:
         rows = f"{arm.n_draft + 1:.0f}"  # the root is verified, too
-        text += f"; verifying {rows} rows alone costs {form.format(arm.costs.verify)} vanilla steps"
+        text += f"; verifying {rows} rows alone costs {arm.mark}{form.format(arm.costs.verify)} vanilla steps"
     return text + "."
 
 
