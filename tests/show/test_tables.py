@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from command_line import harness
 from made_up_ledger import write_ledger
 from made_up_records import measured, unmeasured
 from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_of
@@ -391,3 +392,23 @@ def test_each_of_several_models_has_its_own_audit(tmp_path: Path) -> None:
         (tmp_path / "audit" / model).mkdir(parents=True)
         (tmp_path / "audit" / model / "lossless.json").write_text(json.dumps({"model": model, "methods": {"eagle2": model}}))
     assert audits_of(tmp_path) == {"a": {"eagle2": "a"}, "b": {"eagle2": "b"}}
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_end_with_one_line_that_counts_the_files(tmp_path: Path) -> None:
+    for command, n_files in (("table", len(GOLDEN)), ("plot", 18)):
+        done = harness(f"{command} --results", FOLDER, "--out", tmp_path / command)
+        assert done.code == 0, done.err
+        assert done.out == f"{n_files} files in {tmp_path / command}\n"
+        assert len(list((tmp_path / command).iterdir())) == n_files
+
+
+def test_a_comparison_is_written_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    before = sorted(FOLDER.rglob("*"))
+    printed = harness("table --compare", FOLDER, FOLDER)
+    written = harness("table --compare", FOLDER, FOLDER, "--out", tmp_path)
+    assert printed.code == written.code == 0 and printed.out == written.out
+    assert max(map(len, printed.out.splitlines())) <= 100
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.md", "compare.csv"} and sorted(FOLDER.rglob("*")) == before
