@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from harness.forms.table import Section, Table, bracketed, number
 from harness.forms.terminal import print_table
 from harness.metrics.cells import CellSummary
-from harness.metrics.groups import by_setting, facts, mark_of, notes_of
+from harness.metrics.groups import by_setting, facts, labelled_cells, notes_of, task_label
 from harness.show.tables.cell_text import fraction_text, speedup_text, tau_text
 from harness.show.tables.cells import cell_numbers
 from harness.show.tables.meaning import conclusions
@@ -19,11 +19,10 @@ _NOTE = "τ in brackets: over outputs where neither arm looped. Square brackets:
 
 
 def run_table(summaries: Iterable[CellSummary]) -> Table:
-    """A row a cell, in the order given; a section a setting."""
+    """A row a cell, a section a setting."""
     summaries = list(summaries)
     sections = tuple(
-        Section(setting.title(), facts(group), pd.DataFrame([_run_row(c) for c in group]), conclusions(group))
-        for setting, group in by_setting(summaries)
+        Section(setting.title(), facts(group), _run_rows(group), conclusions(group)) for setting, group in by_setting(summaries)
     )
     return Table("run", sections, (_NOTE, *notes_of(summaries)), cell_numbers(summaries))
 
@@ -33,17 +32,19 @@ def print_run_table(summaries: Iterable[CellSummary], file: TextIO | None = None
     print_table(run_table(summaries), file)
 
 
-def _run_row(c: CellSummary) -> dict[str, str]:
-    return {
-        "method": c.method + mark_of(c.exact),
-        "preset": c.preset,
-        "task": c.task,
-        "source": c.source,
-        "T": f"{c.temperature:g}",
-        "prompts": str(c.prompts),
-        "tokens/s": number(c.tokens_per_s, "{:.1f}"),
-        "speedup": bracketed(speedup_text(c), c.speedup_ci95),
-        "τ": tau_text(c),
-        "identical": fraction_text(c),
-        "looped": number(c.looped, "{:.0%}"),
-    }
+def _run_rows(group: Sequence[CellSummary]) -> pd.DataFrame:
+    """Narrow enough for a terminal: what is the same in all rows stands above them."""
+    several_sources = len({c.source for c in group}) > 1
+    return pd.DataFrame([
+        {
+            "method": name,
+            "task": task_label(c) if several_sources else c.task,
+            "speedup": bracketed(speedup_text(c), c.speedup_ci95),
+            "τ": tau_text(c),
+            "tokens/s": number(c.tokens_per_s, "{:.1f}"),
+            "identical": fraction_text(c),
+            "looped": number(c.looped, "{:.0%}"),
+            "prompts": str(c.prompts),
+        }
+        for name, c in labelled_cells(group)
+    ])  # fmt: skip
