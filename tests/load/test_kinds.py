@@ -185,3 +185,17 @@ def test_what_a_method_drafts_with_is_known_by_its_name_without_importing_it(mon
     assert {name: methods.drafter_of(name) for name in wanted} == wanted
     assert wanted["eagle1"] == wanted["eagle2-fr"] == "eagle" and wanted["hf-assisted"] == "lm" and wanted["pld"] is None
     assert methods.drafter_of("of another repository") is None
+
+
+def test_an_eagle_head_may_stand_among_the_drafters_but_not_twice(tmp_path: Path) -> None:
+    yaml = tmp_path / "tiny.yaml"
+    text = TINY.read_text().replace("{path: target", f"{{path: {TINY.parent / 'target'}")
+    head = TINY.parent / "head"
+    yaml.write_text(text.replace("head: head\n", "").replace("drafters: {", f"drafters: {{eagle: {head}, "))
+    assert read_model(yaml).head_folder == head and "eagle" in drafter_folders(read_model(yaml))
+    yaml.write_text(text.replace("drafters: {", f"drafters: {{eagle: {head}, "))
+    with pytest.raises(UserError, match="head and drafters: eagle are the same drafter; give one of them"):
+        read_model(yaml)
+    yaml.write_text(text.replace("drafters: {", "drafters: {clover: x, "))
+    with pytest.raises(UserError, match="drafters: .*unknown kind of drafter 'clover'; known: eagle, hydra, lm, medusa"):
+        read_model(yaml)

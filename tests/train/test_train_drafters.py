@@ -185,6 +185,22 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
     assert training_settings(("width=128",), "sps", tokens=7).tokens == 7
 
 
+def test_what_cannot_be_asked_of_a_training_is_refused_at_once(tmp_path: Path) -> None:
+    for asked, said in (
+        ({"answer_tokens": 0}, "--answer-tokens is 0; it must be at least 1"),
+        ({"text_tokens": -1}, "--text-tokens is -1; it must be at least 0"),
+        ({"tokens": -1}, "--tokens is -1; it must be at least 0"),
+        ({"threads": 0}, "--threads is 0; it must be at least 1"),
+        ({"kind": "medsua"}, "unknown kind of drafter to train 'medsua'; did you mean 'medusa'"),
+        ({"seed": -1}, "training setting seed is -1; it must be 0 or more"),
+        ({"changes": ("unroll",)}, "--set takes KEY=VALUE, not 'unroll'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            TrainRequest(**{"kind": "medusa", "model": str(TINY), "out": tmp_path} | asked)  # type: ignore[arg-type]
+    request = TrainRequest("hydra", "tiny", tmp_path, tokens=7, seed=3, changes=("unroll=2",))
+    assert (request.settings.tokens, request.settings.seed, request.settings.unroll) == (7, 3, 2)
+
+
 def test_sizes_that_are_none_are_refused_before_any_prompt_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "evaluation_prompts", lambda: pytest.fail("the data was begun"))
     with pytest.raises(UserError, match="width 100"):
