@@ -152,6 +152,17 @@ def test_a_made_up_kind_is_measured_from_the_command_line(mine: Path, tmp_path: 
     )
 
 
+def test_a_model_and_the_kind_of_its_drafter_are_included_as_one_folder(mine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    table(folder / "bigrams", [])
+    (folder / "mine.py").write_text(MINE)
+    text = TINY.read_text().replace("{path: target", f"{{path: {TINY.parent / 'target'}").replace("name: tiny", "name: own")
+    (folder / "own.yaml").write_text(text.replace("head: head\n", "").replace("drafters: {", "drafters: {bigrams: bigrams, "))
+    done = harness(f"run --source bundled --dry-run --method follow --task gsm8k --include {folder} --model own")
+    assert done.code == 0 and "missing: nothing" in done.out, done.err
+
+
 def test_a_folder_of_another_target_or_kind_is_refused_by_name(mine: Path, tmp_path: Path) -> None:
     methods.include(mine)
     config = model_config(str(TINY))
