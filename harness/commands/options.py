@@ -68,8 +68,9 @@ def include_all(paths: tuple[Path, ...]) -> None:
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")
-        models = model_configs.include(path) if path.is_dir() or path.suffix in model_configs.SUFFIXES else []
         new_tasks = tasks.include(path) if path.is_dir() or path.suffix == ".py" else []
         new_methods = methods.include(path) if path.is_dir() or path.suffix == ".py" else []
+        # models last: a YAML may name a kind of drafter that a file beside it brings
+        models = model_configs.include(path) if path.is_dir() or path.suffix in model_configs.SUFFIXES else []
         if not (models or new_tasks or new_methods):
             raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")

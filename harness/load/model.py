@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,9 @@ from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # what some of transformers' models do to logits after the LM head (Granite, Cohere, Gemma 2)
 SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
@@ -44,7 +47,7 @@ class Loaded:
 
     config: ModelConfig
     target: HFTarget
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     dtype: str
     target_sha: str
     drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
@@ -92,12 +95,11 @@ class Loaded:
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, without special ones."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def piece(self, token: int) -> str:
         """The text of one token, be it special or not. Bytes that are no whole character become U+FFFD."""
-        text: str = self.tokenizer.decode([token])
+        text = str(self.tokenizer.decode([token]))
         # sentencepiece drops a leading space where a text begins
         starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
         return f" {text}" if starts_word and not text.startswith(" ") else text

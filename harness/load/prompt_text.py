@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -13,8 +13,11 @@ from harness.common.errors import UserError
 from harness.load import chat
 from harness.load.config import ModelConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
+
+def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
     """The prompt that a dialogue gives, template and system prompt included."""
     system = chat.system_text(config.template, config.system)
     if config.template == "plain":
@@ -23,11 +26,10 @@ def render(config: ModelConfig, tokenizer: Any, turns: chat.Turns) -> str:
         return chat.RENDERED_WITHOUT_BOS[config.template](system, turns)
     said = ([("system", system)] if system else []) + list(turns)
     messages = [{"role": role, "content": text} for role, text in said]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
+def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Check that the tokenizer renders what the YAML's template promises, before anything is measured. folder: the tokenizer's.
 
     Raises:
@@ -51,7 +53,7 @@ def check_template(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
         raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, as it was when it was published.
 
     Where a LLaMA tokenizer's settings do not say, transformers until version 5 took it to be `legacy`: a word begins after

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +60,9 @@ def measure_costs(
     drafter.observe([*ids[1:], ids[0]], features)
     draw = ids[:2]
     drafts = torch.randint(100, len(target.embedding), (max(rows),), generator=generator).tolist()
-    samples: dict[Any, list[float]] = {}
+    samples: dict[Hashable, list[float]] = {}
 
-    def timed(name: Any, work: Callable[[], object]) -> None:
+    def timed(name: Hashable, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
         target.synchronise()

@@ -34,7 +34,7 @@ def exchange_ids(
     loaded: Loaded, dialogues: list[sharegpt.Dialogue], seed: int, evaluation: Sequence[str]
 ) -> list[tuple[list[int], int]]:  # fmt: skip
     """First exchanges of training dialogues as (ids, prompt length); neither side overlaps a prompt of `evaluation`."""
-    stop = loaded.tokenizer.decode([loaded.tokenizer.eos_token_id])
+    stop = str(loaded.tokenizer.decode([loaded.tokenizer.eos_token_id]))
     overlaps = Overlap(evaluation)
     out = []
     for user, answer in sharegpt.exchanges(dialogues, seed)[:N_TEXTS]:

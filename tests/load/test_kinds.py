@@ -152,6 +152,17 @@ def test_a_made_up_kind_is_measured_from_the_command_line(mine: Path, tmp_path: 
     )
 
 
+def test_a_model_and_the_kind_of_its_drafter_are_included_as_one_folder(mine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    table(folder / "bigrams", [])
+    (folder / "mine.py").write_text(MINE)
+    text = TINY.read_text().replace("{path: target", f"{{path: {TINY.parent / 'target'}").replace("name: tiny", "name: own")
+    (folder / "own.yaml").write_text(text.replace("head: head\n", "").replace("drafters: {", "drafters: {bigrams: bigrams, "))
+    done = harness(f"run --source bundled --dry-run --method follow --task gsm8k --include {folder} --model own")
+    assert done.code == 0 and "missing: nothing" in done.out, done.err
+
+
 def test_a_folder_of_another_target_or_kind_is_refused_by_name(mine: Path, tmp_path: Path) -> None:
     methods.include(mine)
     config = model_config(str(TINY))
@@ -185,3 +196,17 @@ def test_what_a_method_drafts_with_is_known_by_its_name_without_importing_it(mon
     assert {name: methods.drafter_of(name) for name in wanted} == wanted
     assert wanted["eagle1"] == wanted["eagle2-fr"] == "eagle" and wanted["hf-assisted"] == "lm" and wanted["pld"] is None
     assert methods.drafter_of("of another repository") is None
+
+
+def test_an_eagle_head_may_stand_among_the_drafters_but_not_twice(tmp_path: Path) -> None:
+    yaml = tmp_path / "tiny.yaml"
+    text = TINY.read_text().replace("{path: target", f"{{path: {TINY.parent / 'target'}")
+    head = TINY.parent / "head"
+    yaml.write_text(text.replace("head: head\n", "").replace("drafters: {", f"drafters: {{eagle: {head}, "))
+    assert read_model(yaml).head_folder == head and "eagle" in drafter_folders(read_model(yaml))
+    yaml.write_text(text.replace("drafters: {", f"drafters: {{eagle: {head}, "))
+    with pytest.raises(UserError, match="head and drafters: eagle are the same drafter; give one of them"):
+        read_model(yaml)
+    yaml.write_text(text.replace("drafters: {", "drafters: {clover: x, "))
+    with pytest.raises(UserError, match="drafters: .*unknown kind of drafter 'clover'; known: eagle, hydra, lm, medusa"):
+        read_model(yaml)

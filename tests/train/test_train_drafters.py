@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 from harness.common.errors import UserError
 from harness.load.config import model_config
 from harness.load.drafters import read_state
+from harness.load.kinds import drafter_kind
 from harness.load.model import load
 from harness.train import heads, pipeline
 from harness.train.data import read_shards
@@ -185,6 +186,22 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused() -> None:
     assert training_settings(("width=128",), "sps", tokens=7).tokens == 7
 
 
+def test_what_cannot_be_asked_of_a_training_is_refused_at_once(tmp_path: Path) -> None:
+    for asked, said in (
+        ({"answer_tokens": 0}, "--answer-tokens is 0; it must be at least 1"),
+        ({"text_tokens": -1}, "--text-tokens is -1; it must be at least 0"),
+        ({"tokens": -1}, "--tokens is -1; it must be at least 0"),
+        ({"threads": 0}, "--threads is 0; it must be at least 1"),
+        ({"kind": "medsua"}, "unknown kind of drafter to train 'medsua'; did you mean 'medusa'"),
+        ({"seed": -1}, "training setting seed is -1; it must be 0 or more"),
+        ({"changes": ("unroll",)}, "--set takes KEY=VALUE, not 'unroll'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            TrainRequest(**{"kind": "medusa", "model": str(TINY), "out": tmp_path} | asked)  # type: ignore[arg-type]
+    request = TrainRequest("hydra", "tiny", tmp_path, tokens=7, seed=3, changes=("unroll=2",))
+    assert (request.settings.tokens, request.settings.seed, request.settings.unroll) == (7, 3, 2)
+
+
 def test_sizes_that_are_none_are_refused_before_any_prompt_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "evaluation_prompts", lambda: pytest.fail("the data was begun"))
     with pytest.raises(UserError, match="width 100"):
@@ -202,7 +219,7 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     monkeypatch.setattr(pipeline.sharegpt, "conversations", lambda: iter(talks))
     work, made = tmp_path / "work", {}
     changes = ("batch_tokens=512", "held_out=4", "warmup_steps=2", "frequent_rows=384")
-    for kind in ("medusa", "hydra", "sps"):
+    for kind in TRAINERS:
         own = (*changes, "width=16", "layers=1") if kind == "sps" else (*changes, "intermediate_size=16", "unroll=2")
         train_drafter(TrainRequest(kind, str(TINY), tmp_path / kind, work, 400, 0, tokens=1500, changes=own, threads=1))
         made[kind] = json.loads((tmp_path / kind / "training.json").read_text())
@@ -211,13 +228,18 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
         assert shards and shards == made.setdefault("shards", shards)  # made once
     seen, held = ([tuple(c.ids[: c.n_prompt]) for c in read_shards(work / part, 64)] for part in ("answers", "held_out"))
     assert 0 < len(held) < 20 and set(seen).isdisjoint(held) and len(set(seen)) == len(seen)
-    assert len({made[kind][key] for kind in OTHERS for key in ("distinct_tokens",)}) == 1
+    assert set(made) == {*TRAINERS, "shards"} and len({made[kind]["distinct_tokens"] for kind in TRAINERS}) == 1
+    assert (work / "checkpoint.pt").exists() and all((work / kind / "checkpoint.pt").exists() for kind in OTHERS)
     assert made["sps"]["width"] == 16 and "width" not in made["hydra"] and made["hydra"]["unroll"] == 2
-    drafters = {"medusa": "medusa", "hydra": "hydra", "lm": "sps"}
-    config = model_config(str(TINY)).model_copy(update={"drafters": {k: str(tmp_path / v) for k, v in drafters.items()}})
+    drafters = {trainer.kind: command for command, trainer in TRAINERS.items()}
+    config = model_config(str(TINY)).model_copy(
+        update={"head": None, "drafters": {k: str(tmp_path / v) for k, v in drafters.items()}}
+    )
     tiny = TinyModel(load(config, "float64", drafters=list(drafters)))
     params = SamplerParams(16)
-    for method, options in (("medusa", {"tree": "chosen"}), ("hydra", {"tree": "0 1 00 01"}), ("sps", {})):
+    assert {kind: drafter_kind(tmp_path / command) for kind, command in drafters.items()} == {kind: kind for kind in drafters}
+    for method, options in (("medusa", {"tree": "chosen"}), ("hydra", {"tree": "0 1 00 01"}), ("sps", {}), ("eagle2", {}),
+                            ("eagle2-fr", {"frequent": 9})):  # fmt: skip
         assert (
             tiny.decode(method, tiny.prompts[0], params, **options).token_ids == tiny.vanilla(tiny.prompts[0], params).token_ids
         )

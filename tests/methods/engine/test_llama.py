@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from places import TINY
-from tiny_model import TinyModel, shared_tiny_model
+from tiny_model import shared_tiny_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -154,7 +154,7 @@ def test_a_rotation_is_the_usual_one() -> None:
 
 
 @torch.inference_mode()
-def test_a_layer_hands_queries_keys_and_values_to_attention(tiny: TinyModel) -> None:
+def test_a_layer_hands_queries_keys_and_values_to_attention() -> None:
     """With values as the attention's result a layer is its projections alone."""
     module = tiny().model.layers[0]
     ours = DecoderLayer(module, 4, 2, 1e-5)
