@@ -105,7 +105,7 @@ def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, 
     n = 4 * turns  # vanilla on two prompts a task, and at T = 1 pld and vanilla on one: prompts of two rows count once
     assert f"{n} generations to measure" in first.err and f"{n}/{n} generations" in first.err
     keys = [r["key"] for r in counted(tmp_path)]
-    assert len(set(keys)) == len(keys) == 7 + 2 * 7 + 7
+    assert len(set(keys)) == len(keys) == n
     before = files(tmp_path)
     assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
 
