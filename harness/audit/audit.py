@@ -65,11 +65,13 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         plan: Plan = ()
         origin, loop = None, None
         for dtype in dtypes:
-            loaded = loaded_or_row(request, config, dtype, subjects, rows, tell)
-            if loaded is None:
-                continue
-            stages = [dtype]
+            loaded, stages = None, [dtype]
+            if loop is None or loop.lacks(plan, dtype):
+                loaded = loaded_or_row(request, config, dtype, subjects, rows, tell)
+                if loaded is None:
+                    continue
             if loop is None:
+                assert loaded is not None
                 origin = Origin.of(loaded, request.n_threads)
                 scope = scope_of(request, level, config, subjects, pairs, loaded, origin, rows)
                 plan = planned(scope, loaded, dtypes)

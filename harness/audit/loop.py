@@ -9,9 +9,10 @@ from functools import partial
 
 import methods
 from harness.audit.estimate import Progress
-from harness.audit.jobs import Ids, Job, PlainText, Sample, ScoreTest, Stage, expected
+from harness.audit.jobs import Ids, Job, PlainText, Plan, Sample, ScoreTest, Stage, expected
 from harness.audit.keeper import Finding, Keeper
 from harness.audit.probe import findings, lanes
+from harness.audit.probe.lanes import LaneJob
 from harness.audit.verdicts.verdict import Verdict
 from harness.common.names import VANILLA
 from harness.load.model import Loaded
@@ -28,8 +29,12 @@ class Loop:
     _texts: dict[Job | PlainText, Ids] = field(default_factory=dict)  # vanilla's ids, by where they come from
     _broken: str = ""  # the dtype whose control raised an error: nothing else of it can be judged
 
-    def run(self, stage: Stage, loaded: Loaded) -> list[Verdict]:
-        """Make what is missing of a stage; -> the rows that need no finding."""
+    def lacks(self, plan: Plan, dtype: str) -> bool:
+        """Whether any finding of a dtype is to be made."""
+        return any(self.keeper.found(job) is None for job in expected([s for s in plan if s.dtype == dtype], self.keeper.found))
+
+    def run(self, stage: Stage, loaded: Loaded | None) -> list[Verdict]:
+        """Make what is missing of a stage; -> the rows that need no finding. `loaded`: None if nothing is missing."""
         if stage.dtype and stage.dtype == self._broken:
             self._drop(expected([stage], self.keeper.found))
             return []
@@ -45,8 +50,7 @@ class Loop:
                 break
             if job.is_control:
                 self._texts[job] = found["ids"]
-        for test in stage.tests:
-            self._score(test, loaded)
+        self._score(stage.tests, loaded)
         self._texts.clear()
         return rows
 
@@ -54,7 +58,8 @@ class Loop:
         found = self.keeper.found(job)
         return None if found is None else self.keeper.touch(found)
 
-    def _made(self, job: Job, loaded: Loaded) -> Finding:
+    def _made(self, job: Job, loaded: Loaded | None) -> Finding:
+        assert loaded is not None
         model = (loaded,) if job.work.dtype else ()
         beside = {} if job.beside is None else {"vanilla": self._vanilla(job.beside, loaded)}
         started = time.perf_counter()
@@ -75,43 +80,53 @@ class Loop:
             if self.keeper.found(job) is None:
                 self.progress.dropped(job.work)
 
-    def _vanilla(self, source: Job | PlainText, loaded: Loaded) -> Ids:
+    def _vanilla(self, source: Job | PlainText, loaded: Loaded | None) -> Ids:
         if source not in self._texts:
-            assert isinstance(source, PlainText), "a control is run before what stands beside it"
+            assert isinstance(source, PlainText) and loaded is not None, "a control is run before what stands beside it"
             plain = methods.get(VANILLA).build()(source.prompt, loaded.target, None, source.params)
             self._texts[source] = plain.token_ids
         return self._texts[source]
 
-    def _score(self, test: ScoreTest, loaded: Loaded) -> None:
-        """Outputs of one method, until there are enough tokens."""
-        n_asked = n_tokens = 0
-        while batch := test.more(n_asked, n_tokens):
-            n_asked += len(batch)
-            n_tokens += sum(map(test.tokens_in, self._samples(test, batch, loaded)))
+    def _score(self, tests: Sequence[ScoreTest], loaded: Loaded | None) -> None:
+        """Outputs of every method, round after round, until each has enough tokens."""
+        n_asked, n_tokens = dict.fromkeys(tests, 0), dict.fromkeys(tests, 0)
+        while True:
+            missing = list[tuple[ScoreTest, Sample]]()
+            is_over = True
+            for test in tests:
+                batch = test.more(n_asked[test], n_tokens[test])
+                n_asked[test] += len(batch)
+                is_over = is_over and not batch
+                for sample in batch:
+                    if (stored := self._found(sample.job)) is not None:
+                        n_tokens[test] += test.tokens_in(stored)
+                        continue
+                    missing.append((test, sample))
+                    if self.keeper.key(sample.job) not in self.planned:
+                        self.progress.more(sample.job.work)
+            if is_over:
+                return
+            for test, found in self._samples(missing, loaded):
+                n_tokens[test] += test.tokens_in(found)
 
-    def _samples(self, test: ScoreTest, batch: Sequence[Sample], loaded: Loaded) -> list[Finding]:
-        """The findings of these outputs; fewer if one raises an error."""
-        found, missing = list[Finding](), list[Sample]()
-        for sample in batch:
-            if (stored := self._found(sample.job)) is not None:
-                found.append(stored)
-                continue
-            missing.append(sample)
-            if self.keeper.key(sample.job) not in self.planned:
-                self.progress.more(sample.job.work)
-        if test.n_lanes == 1:
-            for i, sample in enumerate(missing):
-                found.append(self._made(sample.job, loaded))
-                if "error" in found[-1]:
-                    self._drop(s.job for s in missing[i + 1 :])
-                    break
-        elif missing:
-            last = time.perf_counter()
+    def _samples(self, missing: Sequence[tuple[ScoreTest, Sample]], loaded: Loaded | None) -> list[tuple[ScoreTest, Finding]]:
+        """The findings of these outputs: those that can be made in lanes together. After an error a method's others are left."""
+        made, failed = dict[Sample, Finding](), set[ScoreTest]()
+        together = [(test, sample) for test, sample in missing if test.n_lanes > 1]
+        last = time.perf_counter()
 
-            def made(i: int, finding: Finding) -> None:
-                nonlocal last
-                before, last = last, time.perf_counter()
-                found.append(self._keep(missing[i].job, finding, last - before))
+        def keep(i: int, finding: Finding) -> None:
+            nonlocal last
+            before, last = last, time.perf_counter()
+            made[together[i][1]] = self._keep(together[i][1].job, finding, last - before)
 
-            lanes.sampled_in_lanes(loaded, test.subject, [(s.prompt, s.params) for s in missing], made, test.n_lanes)
-        return found
+        if together:
+            assert loaded is not None
+            jobs = [LaneJob(test.subject, sample.prompt, sample.params) for test, sample in together]
+            lanes.sampled_in_lanes(loaded, jobs, keep, max(test.n_lanes for test, _ in together))
+        for test, sample in missing:
+            if test.n_lanes == 1 and test not in failed:
+                made[sample] = self._made(sample.job, loaded)
+                failed |= {test} if "error" in made[sample] else set()
+        self._drop(sample.job for _, sample in missing if sample not in made)
+        return [(test, made[sample]) for test, sample in missing if sample in made]

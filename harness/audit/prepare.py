@@ -119,8 +119,9 @@ def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell
         return Loop(keeper, Progress([], Rates()), planned, tell)
     rates, how_long = Rates(), ""
     if any(work.dtype for work in missing):
+        known = known_rates(keeper.store, scope.origin.where)
         try:
-            rates = measured(loaded, scope.subjects, scope.prompts.usual[0][1], known_rates(keeper.store, scope.origin.where))
+            rates = measured(loaded, scope.subjects, scope.prompts.usual[0][1], known, missing)
         except Exception as e:  # told again, as a finding
             how_long = f"how long that takes is not known: plain decoding raised {type(e).__name__}: {' '.join(str(e).split())}"
     progress = Progress(missing, rates)

@@ -13,6 +13,7 @@ import methods
 from harness.audit.faults.faults import MUTANTS
 from harness.audit.probe import findings, lanes
 from harness.audit.probe.findings import Finding
+from harness.audit.probe.lanes import LaneJob
 from harness.audit.probe.subject import Subject
 from harness.common.errors import UserError
 from methods.base import SamplerParams
@@ -30,9 +31,13 @@ def jobs(n: int) -> list[tuple[list[int], SamplerParams]]:
     return [(prompts[i % 6], SamplerParams(12 + 5 * (i % 3), STOP_IDS, temperature=1.0, key=i)) for i in range(n)]
 
 
+def lane_jobs(name: str, n: int) -> list[LaneJob]:
+    return [LaneJob(subject(name), *job) for job in jobs(n)]
+
+
 def made_in_lanes(s: Subject, todo: list[tuple[list[int], SamplerParams]], n_lanes: int) -> dict[int, Finding]:
     made: dict[int, Finding] = {}
-    lanes.sampled_in_lanes(TINY.loaded, s, todo, lambda i, f: made.update({i: f}), n_lanes)
+    lanes.sampled_in_lanes(TINY.loaded, [LaneJob(s, *job) for job in todo], lambda i, f: made.update({i: f}), n_lanes)
     return made
 
 
@@ -75,6 +80,36 @@ def test_an_error_is_a_finding_and_the_last_one() -> None:
     assert {f["error"] for f in found.values()} == {"RuntimeError: no good"} and len(found) <= 2
 
 
+def test_methods_share_forwards_and_come_out_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[int] = []
+    one = lanes._forwards
+    monkeypatch.setattr(lanes, "_forwards", lambda calls: shared.append(len(calls)) or one(calls))
+    todo = [job for name in OWN for job in lane_jobs(name, 2)]
+    found: dict[int, Finding] = {}
+    lanes.sampled_in_lanes(TINY.loaded, todo, lambda i, f: found.update({i: f}), 5)
+    assert sorted(found) == list(range(len(todo))) and sum(shared) / len(shared) > 4
+    for i, job in enumerate(todo):
+        alone = findings.sampled_finding(TINY.loaded, job.subject, job.prompt, job.params)
+        assert found[i]["n"] == alone["n"], job.subject.name
+        assert found[i]["deviations"] == pytest.approx(alone["deviations"], abs=1e-2)
+
+
+def test_an_error_ends_its_own_method_and_no_other() -> None:
+    def broken(**_: Any) -> Any:
+        def decode(*_: Any) -> Any:
+            raise RuntimeError("no good")
+
+        return decode
+
+    bad = replace(subject("eagle2"), full=broken)
+    todo = [LaneJob(s, *job) for job in jobs(6) for s in (bad, subject("pld"))]
+    found: dict[int, Finding] = {}
+    lanes.sampled_in_lanes(TINY.loaded, todo, lambda i, f: found.update({i: f}), 2)
+    by_name = {name: [f for i, f in found.items() if todo[i].subject.name == name] for name in ("eagle2", "pld")}
+    assert len(by_name["pld"]) == 6 and not any("error" in f for f in by_name["pld"])
+    assert 1 <= len(by_name["eagle2"]) <= 2 and all("error" in f for f in by_name["eagle2"])
+
+
 def test_an_error_between_forwards_leaves_no_lane_waiting() -> None:
     """One lane's grower breaks down in the middle; the others finish what they are at."""
     sound = subject("eagle2").full
@@ -112,7 +147,7 @@ def test_what_keeping_a_finding_raises_ends_all(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        lanes.sampled_in_lanes(TINY.loaded, subject("vanilla"), jobs(9), made, 3)
+        lanes.sampled_in_lanes(TINY.loaded, lane_jobs("vanilla", 9), made, 3)
 
 
 def test_an_interrupt_of_the_main_thread_ends_the_lanes_before_it_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +160,7 @@ def test_an_interrupt_of_the_main_thread_ends_the_lanes_before_it_is_raised(monk
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        lanes.sampled_in_lanes(TINY.loaded, subject("eagle2"), jobs(30), lambda i, f: made.update({i: f}), 3)
+        lanes.sampled_in_lanes(TINY.loaded, lane_jobs("eagle2", 30), lambda i, f: made.update({i: f}), 3)
     assert threading.active_count() == before and len(made) < 30
 
 

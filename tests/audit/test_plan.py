@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from command_line import harness, isolate
 from places import TINY
-from tiny_model import shared_tiny_model
+from tiny_model import fresh_tiny_model, shared_tiny_model
 
 import methods
-from harness.audit import page
+from harness.audit import estimate, page
 from harness.audit.audit import audit, verify
 from harness.audit.estimate import Progress, Rates, Work
 from harness.audit.jobs import Job, Sample, ScoreTest, Stage, expected
@@ -23,6 +24,7 @@ from harness.audit.layers import Scope, planned
 from harness.audit.levels import LEVELS, Prompts
 from harness.audit.loop import Loop
 from harness.audit.prepare import chosen
+from harness.audit.probe import replay
 from harness.audit.probe.ledger_pairs import LedgerPrompts
 from harness.audit.request import AuditRequest, FaultsRequest
 from harness.audit.store import Store
@@ -137,6 +139,43 @@ def test_a_broken_control_ends_its_dtype_and_no_other(tmp_path: Path) -> None:
         assert loop.run(stage("float32", "greedy", lambda loaded: {"n": 1}), loaded) == []
         loop.run(stage("float64", "greedy", lambda loaded: {"n": 1}), loaded)
         assert [f["dtype"] for f in loop.keeper.touched if f["kind"] == "greedy"] == ["float64"]
+
+
+def test_a_model_is_not_loaded_for_what_the_store_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = AuditRequest(model=str(TINY), methods=("pld",), out=tmp_path, threads=1)
+    told: list[str] = []
+    rows = verify(request)
+    assert audit(request, told.append).rows == rows
+    assert [text for text in told if text.startswith("loading")] == [told[0]]  # the first tells what there is to find
+
+
+def test_one_text_is_run_through_the_plain_forward_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, n = fresh_tiny_model("float32").loaded, list[int]()
+    real = replay._forward
+    monkeypatch.setattr(replay, "_forward", lambda *args: n.append(1) or real(*args))
+    first, again = (replay.plain_forward(loaded, [1, 2, 3], [4, 5]) for _ in range(2))
+    assert len(n) == 1 and again[1] is first[1]
+    others = [([1, 2], [3, 4, 5]), ([1, 2, 3], [4, 6])]  # another prompt of the same text, another text
+    for prompt, ids in others:
+        features, logits = replay.plain_forward(loaded, prompt, ids)
+        assert torch.equal(logits, real(loaded, prompt, ids)[1]) and len(logits) == len(ids)
+    assert len(n) == 3
+    for i in range(2 * replay.KNOWN_TEXTS):
+        replay.plain_forward(loaded, [1], [i])
+    replay.plain_forward(loaded, [1, 2, 3], [4, 5])  # forgotten by now
+    assert len(n) == 4 + 2 * replay.KNOWN_TEXTS
+
+
+def test_only_a_long_audit_times_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, timed = shared_tiny_model("float32").loaded, list[str]()
+    subjects, prompt = chosen(["pld", "eagle2"], loaded.config), shared_tiny_model("float32").prompts[0]
+    real = estimate._seconds_a_token
+    monkeypatch.setattr(estimate, "_seconds_a_token", lambda loaded, s, *rest: timed.append(s.name) or real(loaded, s, *rest))
+    work = Work("sampled", "eagle2", "float32", n_tokens=10, n_prompt=10)
+    rates = estimate.measured(loaded, subjects, prompt, {}, [work])
+    assert timed == ["vanilla"] and rates.token["pld"] == pytest.approx(estimate.USUAL_PACE * rates.token["vanilla"])
+    estimate.measured(loaded, subjects, prompt, {}, [Work("law", "pld", seconds=10_000.0)])
+    assert sorted(timed[1:]) == ["eagle2", "pld", "vanilla"]
 
 
 def test_the_first_line_on_progress_comes_after_five_seconds_and_then_every_thirty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from harness.audit.figures import draw_mutants
 from harness.audit.levels import SCORE_LONGEST, bundled
 from harness.audit.prepare import load_in
 from harness.audit.probe import findings, lanes, law
+from harness.audit.probe.lanes import LaneJob
 from harness.audit.probe.subject import Subject
 from harness.audit.request import FaultsRequest
 from harness.audit.verdicts.acceptance import acceptance_verdicts
@@ -154,7 +155,7 @@ class Bench:
                     for i, ids in enumerate(self.prompts)
                 ]
                 if lanes.can_run_in_lanes(self.loaded, s):
-                    lanes.sampled_in_lanes(self.loaded, s, jobs, keep)
+                    lanes.sampled_in_lanes(self.loaded, [LaneJob(s, *job) for job in jobs], keep)
                 else:
                     for i, job in enumerate(jobs):
                         keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,17 +188,22 @@ def can_run_in_lanes(loaded: Loaded, subject: Subject) -> bool:
     return is_lean and not subject.external and not is_planted
 
 
+@dataclass(frozen=True, slots=True)
+class LaneJob:
+    """One sampled output of a method. Jobs of several methods may share forwards."""
+
+    subject: Subject
+    prompt: list[int]
+    params: SamplerParams
+
+
 def sampled_in_lanes(
-    loaded: Loaded,
-    subject: Subject,
-    jobs: Sequence[tuple[list[int], SamplerParams]],
-    made: Callable[[int, Finding], None],
-    n_lanes: int = LANES,
-) -> None:
-    """Make `findings.sampled_finding` of each job (prompt ids, params), up to `n_lanes` of them at once.
+    loaded: Loaded, jobs: Sequence[LaneJob], made: Callable[[int, Finding], None], n_lanes: int = LANES
+) -> None:  # fmt: skip
+    """Make `findings.sampled_finding` of each job, up to `n_lanes` of them at once.
 
     `made(i, finding)` is called as each is done, one at a time. If a job raises, its finding says so (`error`), and no further
-    job is begun.
+    job of that method is begun.
 
     Raises:
         UserError: the user can mend it. Whatever `made` raises is raised too.
@@ -205,7 +211,7 @@ def sampled_in_lanes(
     target = loaded.target
     assert isinstance(target, LlamaTarget)
     n_lanes = min(n_lanes, len(jobs))
-    waiting, failed = list(range(len(jobs)))[::-1], list[BaseException]()
+    waiting, failed = deque(range(len(jobs))), list[BaseException]()
     n_threads = torch.get_num_threads()
 
     def lm_heads(rows: list[Tensor]) -> Sequence[Tensor]:
@@ -219,10 +225,12 @@ def sampled_in_lanes(
     def run_lane() -> None:
         try:
             torch.set_num_threads(n_threads)  # a setting of each thread
-            lane = _Lane(target, gathering)
-            drafter = _drafter_of_lane(subject.drafter(loaded), target, lane)
+            lane, drafters = _Lane(target, gathering), dict[str | None, Any]()
             while (i := next_job()) is not None:
-                gathering("apart", generation(i, lane, drafter))
+                s = jobs[i].subject
+                if s.kind not in drafters:
+                    drafters[s.kind] = _drafter_of_lane(s.drafter(loaded), target, lane)
+                gathering("apart", generation(i, lane, drafters[s.kind]))
         except BaseException as e:
             failed.append(e)
             waiting.clear()
@@ -231,22 +239,24 @@ def sampled_in_lanes(
 
     def next_job() -> int | None:
         try:
-            return waiting.pop()
+            return waiting.popleft()
         except IndexError:
             return None
 
     def generation(i: int, lane: _Lane, drafter: Any) -> Callable[[], None]:
         """Decode in this thread; -> what scores the output, to be called while the other lanes wait."""
-        (prompt, params), seen = jobs[i], Recording(lane)
-        run = findings.guarded(lambda: {"ids": subject.full()(prompt, seen, drafter, params).token_ids})
+        job, seen = jobs[i], Recording(lane)
+        run = findings.guarded(lambda: {"ids": job.subject.full()(job.prompt, seen, drafter, job.params).token_ids})
 
         def score() -> Finding:
-            return findings.scored(loaded, subject, beside_plain(loaded, prompt, run["ids"], seen), params)
+            replayed = beside_plain(loaded, job.prompt, run["ids"], seen)
+            return findings.scored(loaded, job.subject, replayed, job.params)
 
         def finish() -> None:
             found = run if "error" in run else findings.guarded(score)
             if "error" in found:
-                waiting.clear()
+                for other in [j for j in waiting if jobs[j].subject.name == job.subject.name]:
+                    waiting.remove(other)
             made(i, found)
 
         return finish

@@ -1,16 +1,18 @@
-"""What methods really used, position by position, against one plain forward over the finished text (layers 2, 3, 4).
+"""What methods really used, position by position, beside one plain forward over the finished text (layers 2, 3, 4).
 
 A `Recording` stands in for the target and keeps the logits row behind every emitted token. Afterwards transformers' own
-module runs once over prompt and output, without a cache, without a tree: its rows are the reference. The no-drafter
-control is the target alone, scoring vanilla's text one row at a time and many at a time: what rounding does here.
+module runs once over prompt and output, without a cache and without a tree. Its rows are the reference. The control is the
+target alone: it scores vanilla's text one row at a time and many at a time, and so shows what rounding does here.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,11 +27,12 @@ from methods.engine.tree import Tree, chain
 
 
 class Recording:
-    """A target that keeps the logits rows tokens were drawn from: the prefill's, each step's, and those of committed nodes.
+    """A target that keeps the logits rows that tokens were drawn from: the prefill's, each step's, and committed nodes'.
 
-    `q`: by output position, the law its draft was drawn from, where the tree brought one. `n_offside`: paths that were not
-    the first rows, `n_branching`: trees in which a path can be that; a cache that keeps wrong rows shows in those alone.
-    `n_forwards`, `n_emitted`: target forwards after the prefill and the tokens they gave, before any cutting.
+    `q`: output position -> the law that its draft was drawn from, if the tree brought one.
+    `n_offside`: accepted paths that were not the first rows of their tree. Only these show a cache that keeps wrong rows.
+    `n_branching`: trees in which there are such paths.
+    `n_forwards`, `n_emitted`: target forwards after the prefill, and the tokens they gave, before any cutting.
     """
 
     def __init__(self, target: Any):
@@ -75,8 +78,8 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One generation: `used` [n, vocab], the logits behind its tokens (the reference itself where the loop keeps none);
-    `reference` [n, vocab], the plain forward's, with its `features` [n_prompt + n - 1, hidden]."""
+    """One generation. `used` [n, vocab]: the logits behind its tokens; the reference itself if the loop keeps none.
+    `reference` [n, vocab] and `features` [n_prompt + n - 1, hidden]: the plain forward's. The rest: see `Recording`."""
 
     prompt: list[int]
     ids: list[int]
@@ -96,16 +99,35 @@ class Replayed:
 
     @property
     def not_argmax(self) -> list[int]:
-        """Positions whose token is not the argmax of the very logits it was drawn from: of a greedy output, faults."""
+        """Positions whose token is not the argmax of the logits it was drawn from. In a greedy output these are faults."""
         best = self.used.max(-1).values
         own = self.used[torch.arange(len(self.ids)), torch.tensor(self.ids)]
         return (own < best).nonzero().flatten().tolist()
 
 
+Forward = tuple[Tensor, Tensor]
+"""Features [n_prompt + n - 1, hidden] after the final norm, logits [n, vocab] before each of n output tokens."""
+KNOWN_TEXTS = 4
+_known: WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int], Forward]] = WeakKeyDictionary()
+
+
+def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+    """One cache-free forward of transformers' own module over prompt and output.
+
+    The last few texts of a target are kept: methods that are right emit one text, one method after another.
+    """
+    known = _known.setdefault(loaded.target, OrderedDict())
+    text = (*prompt, *ids), len(prompt)
+    if text not in known:
+        known[text] = _forward(loaded, prompt, ids)
+        if len(known) > KNOWN_TEXTS:
+            known.popitem(last=False)
+    known.move_to_end(text)
+    return known[text]
+
+
 @torch.inference_mode()
-def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One cache-free forward of transformers' own module: features [n_prompt + n - 1, hidden] after the final norm, and the
-    logits [n, vocab] before each of `ids`."""
+def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
     model = loaded.target.model
     with loaded.target.stock_attention():
         text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
@@ -117,16 +139,20 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
 def replayed(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None
 ) -> Replayed:  # fmt: skip
-    """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted."""
+    """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted.
+
+    Raises:
+        ValueError: see `beside_plain`.
+    """
     seen = Recording(target or loaded.target)
     return beside_plain(loaded, prompt, decode(prompt, seen, drafter, params).token_ids, seen)
 
 
 def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Recording) -> Replayed:
-    """What was recorded of a generation beside the plain forward over it.
+    """What was recorded of a generation, beside the plain forward over it.
 
     Raises:
-        ValueError: tokens were emitted for which no logits were asked.
+        ValueError: more tokens were emitted than logits were asked for.
     """
     n = len(ids)
     if len(seen.rows) < n:
@@ -140,7 +166,7 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
 def replayed_external(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any = None
 ) -> Replayed:  # fmt: skip
-    """A loop that keeps no logits: the plain forward's stand for them."""
+    """Run a loop that keeps no logits. The plain forward's take their place."""
     ids = decode(prompt, loaded.target, drafter, params).token_ids
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, reference, reference, features=features)
@@ -148,9 +174,12 @@ def replayed_external(
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What the target alone shows over one text: `differences` of one row and of many from the plain forward; `gaps`: how far
-    the gap of the reference's two best tokens moves between any two of the three; `flipped`: whether many rows name another
-    token than one row anywhere, `exposed`: positions up to the first of those, as outputs are compared."""
+    """What the target alone shows over one text.
+
+    `differences`: of single rows and of many rows from the plain forward. `gaps`: how far the gap between the reference's two
+    best tokens moves between any two of these three. `flipped`: whether many rows anywhere name another token than a single row
+    does. `exposed`: positions up to the first of those; as with outputs, nothing after it is compared.
+    """
 
     differences: list[float]
     gaps: list[float]
@@ -160,10 +189,11 @@ class Noise:
 
 @torch.inference_mode()
 def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noise:
-    """The target alone over a finished greedy text, without a drafter: chains of its next `width` tokens, started every
-    `width / per_position` tokens, so that each position is scored `per_position` times, in different rows.
+    """The target alone over a finished greedy text, without a drafter.
 
-    Where `one` holds no logits of its own (a text from a ledger), its ids stand for the argmaxes of single rows.
+    It scores chains of the next `width` tokens, one every `width / per_position` tokens. So each position is scored
+    `per_position` times, in different rows. If `one` holds no logits of its own (a text from a ledger), its ids stand for the
+    argmaxes of single rows.
     """
     target, text = loaded.target, [*one.prompt, *one.ids]
     n, stride, has_own = len(one.ids), max(1, width // per_position), one.used is not one.reference
@@ -189,7 +219,7 @@ def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noi
         many = gap(rows, at)
         differences += (rows.double() - one.reference[at].double()).abs().amax(-1).tolist()
         gaps += torch.maximum((many - alone[at]).abs(), (many - plain[at]).abs()).tolist()
-        fresh = at >= scored  # of two scorings of a position the first counts: they are no two trials
+        fresh = at >= scored  # of two scorings of a position only the first counts: they are not two trials
         differs[at[fresh]] = rows.max(-1).indices[fresh] != ids[at[fresh]]
         scored = max(scored, int(at[-1]) + 1)
         target.commit(list(range(min(stride, len(tokens)))))
@@ -204,10 +234,11 @@ def below_best(logits: Tensor, token: int) -> float:
 
 @torch.inference_mode()
 def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
-    """[n, vocab] float64: the drafter's law before each token: the one its draft was drawn from where the tree had one, else
-    the draft head's, teacher-forced on the target's own features; uniform where the model has no head.
+    """[n, vocab] float64: a drafter's law before each token.
 
-    The score test is valid whatever q is, as long as it does not depend on the token drawn; q decides its power.
+    If the tree brought the law that the token's draft was drawn from, it is that. Else it is the draft head's, teacher-forced on
+    the target's own features; without a head it is uniform. The score test is valid whatever q is, if q does not depend on the
+    token drawn; q decides the test's power.
     """
     n, vocab = run.used.shape
     if loaded.drafter is None:
@@ -229,7 +260,7 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
 
 
 def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:
-    """The head and the embedding where the training passes run: copies in float32 where the model is on a GPU."""
+    """The head and the embedding, on the CPU. Of a model on a GPU they are copies in float32."""
     drafter = loaded.drafter
     assert drafter is not None
     if drafter.device.type == "cpu":
@@ -238,7 +269,7 @@ def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:
 
 
 def score_sums(run: Replayed, q: Tensor, params: SamplerParams) -> tuple[list[float], list[float]]:
-    """Layer 4's sums of deviations and variances, over the laws that verification itself used."""
+    """Layer 4's sums of deviations and variances, under the laws that verification itself used."""
     p = probabilities(run.used, params.temperature, params.top_p)
     deviations, variances = summands(p, q, torch.tensor(run.ids))
     return deviations.sum(0).tolist(), variances.sum(0).tolist()
