@@ -27,9 +27,10 @@ def replaced(old: Path, new: Path, data: bytes) -> None:
 def pack(ledger: Path, keep_trees: bool) -> None:
     """Pack one ledger in place."""
     for name in ("records.jsonl", "audit/audit.jsonl", "tables/acceptance.csv"):
-        file = ledger / name
+        file, archive = ledger / name, ledger / f"{name}.gz"
         if file.exists():
-            replaced(file, file.with_name(f"{file.name}.gz"), gzip.compress(file.read_bytes(), mtime=0))
+            before = gzip.decompress(archive.read_bytes()) if archive.exists() and name.startswith("audit") else b""
+            replaced(file, archive, gzip.compress(before + file.read_bytes(), mtime=0))
     for file in sorted((ledger / FOLDER).glob("*.jsonl.gz")):
         if keep_trees:
             replaced(file, file.with_suffix(".xz"), packed(file))

@@ -1,11 +1,16 @@
-"""The audit's own ledger: one JSON line a finding in `audit.jsonl`, keyed, appended whole, never rewritten."""
+"""The audit's own ledger: one JSON line a finding in `audit.jsonl`, keyed, appended whole, never rewritten.
+
+What `scripts/pack.py` packed lies in `audit.jsonl.gz`. It is read first; new findings go to `audit.jsonl` beside it.
+"""
 
 from __future__ import annotations
 
 import errno
+import gzip
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ from harness.common.errors import UserError
 from harness.common.source_hash import earlier_hashes
 from harness.ledger.record import canonical_hash
 
-FILE = "audit.jsonl"
+FILE, PACKED = "audit.jsonl", "audit.jsonl.gz"
 
 
 class Store:
@@ -38,18 +43,27 @@ class Store:
             raise UserError(f"another process writes to {folder}; wait for it or choose another --out") from None
         except OSError as e:
             raise UserError(f"cannot write to {folder}: {e.strerror}") from None
-        whole = 0
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):  # torn by a kill: measured again
-                os.ftruncate(self._fd, whole)
-                break
+        packed = self.path.with_name(PACKED)
+        if packed.exists():
+            try:
+                self._take(packed, gzip.decompress(packed.read_bytes()).splitlines(keepends=True))
+            except (OSError, EOFError, zlib.error) as e:
+                raise UserError(f"{packed} is no whole gzip file ({e})") from None
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # torn by a kill: measured again
+            os.ftruncate(self._fd, sum(map(len, lines[:-1])))
+            del lines[-1]
+        self._take(self.path, lines)
+
+    def _take(self, path: Path, lines: list[bytes]) -> None:
+        """Take in the findings of a file."""
+        for number, line in enumerate(lines, start=1):
             try:
                 finding = json.loads(line)
             except ValueError:
-                raise UserError(f"{self.path}:{number}: not JSON; mend or remove the line") from None
+                raise UserError(f"{path}:{number}: not JSON; mend or remove the line") from None
             if not isinstance(finding, dict) or "key" not in finding:
-                raise UserError(f"{self.path}:{number}: not a finding; mend or remove the line")
-            whole += len(line)
+                raise UserError(f"{path}:{number}: not a finding; mend or remove the line")
             if "error" not in finding or finding["key"] not in self._found:  # of two stores joined, the run that ended well
                 self._found[finding["key"]] = finding
 

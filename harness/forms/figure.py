@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness.common.files import write_file
 
@@ -23,12 +24,16 @@ RC = {
     "hatch.linewidth": 0.6,
 }
 
+COLOURS = 256
+
 
 def png_bytes(figure: Figure) -> bytes:
-    """The picture without date or version: the same records give the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    """The picture without date or version, in 256 colours, which is a third of the size: the same records give the same bytes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -626,3 +627,21 @@ def test_q_of_the_score_test_is_what_the_head_would_draft(tiny: TinyModel) -> No
         drafter.observe(text[1:], features[:-1])
         own = probabilities(drafter.root_logits()[0], 1.0, 1.0)
         assert torch.allclose(law[n], own.double(), atol=1e-5) and own.max() > 2 / len(own)
+
+
+def test_packed_findings_are_found_and_new_ones_go_beside_them(tmp_path: Path) -> None:
+    first, second = {"kind": "law", "case": "a"}, {"kind": "law", "case": "b"}
+    with Store(tmp_path) as store:
+        store.add(first, {"n": 1})
+    file = tmp_path / "audit.jsonl"
+    (tmp_path / "audit.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+    with Store(tmp_path) as store:
+        assert store.get(first) is not None and store.get(second) is None
+        store.add(second, {"n": 2})
+    with Store(tmp_path) as store:
+        assert {f["case"] for f in store} == {"a", "b"}
+    assert len(file.read_text().splitlines()) == 1
+    (tmp_path / "audit.jsonl.gz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="no whole gzip file"):
+        Store(tmp_path)

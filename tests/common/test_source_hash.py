@@ -87,9 +87,9 @@ def test_a_committed_ledger_is_judged_as_before_the_formula_changed(name: str, t
 
 
 def test_findings_of_the_same_code_are_found_under_their_old_keys(tmp_path: Path) -> None:
-    stored = ROOT / "results" / "smollm2-135m-methods" / "audit" / "audit.jsonl"
+    stored = ROOT / "results" / "smollm2-135m-methods" / "audit" / "audit.jsonl.gz"
     kinds = {}
-    for line in stored.read_text().splitlines():
+    for line in gzip.decompress(stored.read_bytes()).splitlines():
         finding = json.loads(line)
         kinds.setdefault(finding["kind"], finding)
     (tmp_path / "audit.jsonl").write_text("".join(json.dumps(f) + "\n" for f in kinds.values()))
