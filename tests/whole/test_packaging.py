@@ -66,15 +66,16 @@ def ran(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(install: Install) -> None:
+def test_the_wheel_holds_every_file_of_the_packages_but_pictures_and_nothing_else(install: Install) -> None:
     in_tree = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".png"  # plots of trainings
     }
     in_wheel = {name for name in zipfile.ZipFile(install.wheel).namelist() if ".dist-info/" not in name}
     assert in_wheel == in_tree
+    assert install.wheel.stat().st_size < 24e6
 
 
 def test_the_wheel_holds_model_yamls_heads_bundled_prompts_and_the_record_schema(install: Install) -> None:
@@ -85,7 +86,7 @@ def test_the_wheel_holds_model_yamls_heads_bundled_prompts_and_the_record_schema
     for source in (config.head, *config.drafters.values()):
         assert {f"models/{source}/{file}" for file in ("config.json", "model.safetensors", "training.json")} <= set(names)
     assert {f"tasks/bundled/{task}.jsonl" for task in LISTED["tasks"]} <= set(names)
-    schemas = [json.loads(archive.read(name)) for name in names if re.fullmatch(r"harness/[^/]+\.json", name)]
+    schemas = [json.loads(archive.read(name)) for name in names if re.fullmatch(r"harness/ledger/[^/]+\.json", name)]
     assert any("$schema" in schema and "trace" in schema.get("properties", {}) for schema in schemas)
 
 
