@@ -149,7 +149,7 @@ def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     """One row a cell (model, method, preset, task, temperature ...) of a ledger's folder, or of what `read` gave, perhaps less.
 
     `tau`, `speedup`, `decode_speedup` and `tokens_per_s`, each with `_low` and `_high` where there are five prompts or more;
-    `prompts`: conversations; `identical`: share of greedy outputs that are vanilla's. A missing number is NaN.
+    `prompts`: conversations; `identical`: conversations whose greedy outputs are vanilla's. A missing number is NaN.
     """
     import pandas as pd
 

@@ -19,8 +19,10 @@ DOCUMENTS = [
     README,
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    ROOT / "results/README.md",
+    ROOT / "tasks/bundled/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "models/heads").glob("*/README.md")),
+    *sorted((ROOT / "results").glob("**/README.md")),
 ]
 COMMANDS = set(cli.list_commands(click.Context(cli)))
 BLOCK = re.compile(r"<!-- begin .*?<!-- end -->", re.DOTALL)
