@@ -50,7 +50,7 @@ def _fastest(arms: Sequence[MethodMeans]) -> list[MethodMeans]:
 def _row(arm: MethodMeans, cell: CellSummary, audit: Mapping[str, str] | None) -> dict[str, str]:
     row = {
         "method": label_in_words(arm.variant[0], arm.name),
-        "speed against vanilla": marked_text(arm.speedup, arm.mark),
+        "speedup": marked_text(arm.speedup, arm.mark),
         "τ": number(arm.tau),
     }
     return row | ({"lossless?": audit_text(audit, cell)} if audit else {})

@@ -62,7 +62,8 @@ def ours(tau: float | Estimate = 4.97, speed: float = 3.63, half: float = 0.05, 
         StepCosts(1.1, 0.2, 0.1),
         "paper",
         512,
-        False,
+        is_apart=False,
+        is_shared=False,
     )
     return replace(made, **changes)
 

@@ -216,7 +216,7 @@ def _curves(
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
         bare = Line2D([0], [0], linestyle="", marker="o", color="#777777", mfc="white", markersize=5,
-                      label="too few prompts for an interval")  # fmt: skip
+                      label="no interval: under 5 prompts, or all alike")  # fmt: skip
         _finish(figure, ax, title, panel, more=[bare] if data["low"].isna().any() else [])
         return
     axes = _multiples(figure, len(order))
@@ -229,7 +229,7 @@ def _curves(
         ax.grid(axis="y")
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
-    _head(figure, title + ("; hollow: too few prompts for one" if data["low"].isna().any() else ""), panel)
+    _head(figure, title + ("; hollow: none, under 5 prompts or all alike" if data["low"].isna().any() else ""), panel)
 
 
 def _curve(ax: Axes, xs: pd.Series, rows: pd.DataFrame, look: Look, name: str) -> None:
