@@ -11,6 +11,20 @@ import pytest
 if TYPE_CHECKING:
     from tiny_model import TinyModel
 
+LONGEST = (
+    "whole/test_embedded.py",
+    "audit/test_audit.py",
+    "methods/test_methods.py",
+    "run/test_runner.py",
+    "commands/test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: no worker is left with one of them when the others are done."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if str(item.path).endswith(name)), len(LONGEST)))
+
+
 # The same examples every run: a failure seen once is seen again. No deadline: the machine may be busy.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30, database=None)
 hypothesis.settings.load_profile("repeatable")
