@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 
-from harness.audit.probe.law import Rows, random_rows, texts_of
-from harness.audit.probe.law import Text as Path
+from harness.audit.probe.stand_ins import Rows, random_rows, texts_of
+from harness.audit.probe.stand_ins import Text as Path
 from methods.base import SamplerParams
 from methods.engine.loop import Context
 from methods.engine.sampling import Chooser

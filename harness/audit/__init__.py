@@ -1,1 +1,1 @@
-"""Losslessness audited: `law` has the exact law of a method's output, every branch of chance walked."""
+"""Is a method lossless? An audit plans findings, makes what is missing, and judges them. Start at `audit.py`."""

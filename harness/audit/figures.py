@@ -1,4 +1,4 @@
-"""One figure a layer, each with the numbers it drew beside it: pure functions of findings."""
+"""One figure a layer, and the numbers it draws in a CSV beside it. Pure functions of findings."""
 
 from __future__ import annotations
 
@@ -14,27 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from harness.audit.figure_data import CONTROL, Recorded, acceptance_data, gap_data, law_data, replay_data, score_data
 from harness.audit.probe.law import TOLERANCE
-from harness.audit.probe.scores import FUNCTIONS
-from harness.audit.verdicts.acceptance import LEAST_TAU, drafted, paired_taus, tau_change
-from harness.audit.verdicts.greedy import kind_of
-from harness.audit.verdicts.replay import MEDIAN_FACTOR, Control, controls
-from harness.audit.verdicts.sampling import scores_of
-from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, by_cell
+from harness.audit.verdicts.acceptance import LEAST_TAU
+from harness.audit.verdicts.replay import controls
+from harness.audit.verdicts.verdict import Finding
 from harness.common import files as tables
 from harness.common.names import method_order
 from harness.forms.colours import colour
 from harness.forms.figure import RC, save_figure
 
-Recorded = Mapping[tuple[str, str], Finding]
 Draw = Callable[[Axes, pd.DataFrame, dict[str, int]], None]
-CONTROL = "control"
 GREY, LINE = "#9a9a9a", "#444444"
-LEAST = {"float64": 1e-17, "float32": 1e-9, "bfloat16": 1e-4, "float16": 1e-4}  # what is drawn at the left edge of a log axis
 
 
 def draw_all(out: Path, findings: Sequence[Finding], recorded: Recorded) -> list[Path]:
-    """`l1-law`, `l2-replay`, `l3-gaps`, `l4-scores`, `l5-acceptance`: png and csv, where there is anything to draw."""
+    """Write `l1-law`, `l2-replay`, `l3-gaps`, `l4-scores`, `l5-acceptance` as PNG and CSV, if there is anything to draw."""
     known = controls(findings)
     written: list[Path] = []
     for name, data, draw in (
@@ -50,7 +45,7 @@ def draw_all(out: Path, findings: Sequence[Finding], recorded: Recorded) -> list
 
 
 def _figure(stem: Path, data: pd.DataFrame, draw: Draw) -> list[Path]:
-    """A panel for each value of `panel`; a row for each method of any panel."""
+    """A panel for each value of `panel`, with a row for each method of any panel."""
     panels = list(dict.fromkeys(data["panel"]))
     methods = sorted(set(data["method"]) - {CONTROL}, key=method_order) + [CONTROL] * (CONTROL in set(data["method"]))
     place = {method: i for i, method in enumerate(methods)}
@@ -92,23 +87,11 @@ def _limit(ax: Axes, at: float, label: str) -> None:
 
 
 def _shade(method: str, place: Mapping[str, int]) -> str:
-    """A cell of a ledger has its method's colour."""
+    """The colour of a method, or of a ledger's cell of that method."""
     return LINE if method == CONTROL else colour(method.split(" (")[0], place)
 
 
 # ---- layer 1 ----
-
-
-def law_data(findings: Iterable[Finding]) -> pd.DataFrame:
-    rows = []
-    for (_, method), mine in by_cell(findings, "law").items():
-        walked = [f for f in mine if "deviation" in f]
-        if walked:
-            worst = max(walked, key=lambda f: f["deviation"])
-            rows.append({"panel": "L1: exact law", "method": method, "cases": len(walked),
-                         "branches": sum(f["branches"] for f in walked), "deviation": worst["deviation"], "case": worst["case"],
-                         "tree": worst["tree"]})  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def _draw_law(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
@@ -121,23 +104,6 @@ def _draw_law(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
 
 
 # ---- layer 2 ----
-
-
-def replay_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.DataFrame:
-    rows = []
-    for dtype, control in known.items():
-        is_exact = dtype in EXACT_DTYPES
-        limit = control.replay_limit if is_exact else MEDIAN_FACTOR * control.median
-        cells = {method: mine for (d, method), mine in by_cell(findings, "greedy", "sampled").items() if d == dtype}
-        cells[CONTROL] = [f for f in findings if f["kind"] == "control" and f["dtype"] == dtype]
-        for method, mine in cells.items():
-            values = [x for f in mine for x in f.get("differences", [])]
-            if values:
-                low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
-                rows.append({"panel": f"L2: logits, {dtype}", "method": method, "positions": len(values), "p5": low,
-                             "median": median, "p95": high, "max": max(values), "limit": limit,
-                             "limit_of": "max" if is_exact else "median", "least": LEAST[dtype]})  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def _draw_replay(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
@@ -157,43 +123,6 @@ def _draw_replay(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
 
 
 # ---- layer 3 ----
-
-
-def divergence_data(findings: Iterable[Finding], known: Mapping[str, Control]) -> pd.DataFrame:
-    """Every first divergence with its class: of the audit's own runs and of a ledger."""
-    rows = []
-    for kind in ("greedy", "ledger"):
-        for (dtype, method), mine in by_cell(findings, kind).items():
-            for f in mine:
-                d = f.get("divergence")
-                if d and (dtype in known or dtype == "float64"):
-                    name = kind_of(f, dtype, known[dtype]) if dtype != "float64" else "FAULT"
-                    rows.append({"from": kind, "dtype": dtype, "method": method, "prompt": f["prompt"], "position": d["at"],
-                                 "gap_vanilla": d["gap_vanilla"], "gap_method": d["gap_method"], "ended": d["ended"],
-                                 "gap_tol": known[dtype].gap_tol if dtype != "float64" else 0.0, "class": name})  # fmt: skip
-    return pd.DataFrame(rows, columns=["from", "dtype", "method", "prompt", "position", "gap_vanilla", "gap_method", "ended",
-                                       "gap_tol", "class"])  # fmt: skip
-
-
-def gap_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for dtype, control in known.items():
-        if dtype == "float64":  # identical or not: there is no gap to look at
-            continue
-        common = {"panel": f"L3: first divergences, {dtype}", "gap_tol": control.gap_tol}
-        noise = [g for f in findings if f["kind"] == "control" and f["dtype"] == dtype for g in f.get("gaps", [])]
-        rows += [{**common, "method": CONTROL, "gap": g, "outputs": "", "class": ""} for g in sorted(noise)[-400:]]
-        for (d, method), mine in by_cell(findings, "greedy", "ledger").items():
-            whole = [f for f in mine if "divergence" in f]
-            if d != dtype or method == "vanilla" or not whole:
-                continue
-            n_same = sum(not f["divergence"] for f in whole)
-            cell = {**common, "method": method, "outputs": f"{n_same} of {len(whole)} identical"}
-            apart = [f for f in whole if f["divergence"]]
-            gaps = [max(f["divergence"]["gap_vanilla"], f["divergence"]["gap_method"]) for f in apart]
-            classes = [kind_of(f, dtype, control) for f in apart]
-            rows += [{**cell, "gap": g, "class": c} for g, c in zip(gaps or [math.nan], classes or [""], strict=True)]
-    return pd.DataFrame(rows)
 
 
 def _draw_gaps(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
@@ -217,19 +146,6 @@ def _draw_gaps(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
 # ---- layer 4 ----
 
 
-def score_data(findings: Iterable[Finding]) -> pd.DataFrame:
-    """Each function of each method: mean shift, 95 % interval, z, and the smallest shift that would have been found."""
-    cells = {m: [f for f in mine if "n" in f] for (_, m), mine in by_cell(findings, "sampled").items()}
-    scores = {m: scores_of(mine, len(cells) * len(FUNCTIONS)) for m, mine in cells.items() if mine}
-    return pd.DataFrame(
-        [
-            {"panel": f"L4: {s.function}", "method": m, "tokens": s.n, "mean": s.mean, "low": s.ci95[0], "high": s.ci95[1],
-             "z": s.z, "p_value": s.p_value, "detectable": s.detectable}
-            for i in range(len(FUNCTIONS)) for m, s in ((m, found[i]) for m, found in scores.items())
-        ]
-    )  # fmt: skip
-
-
 def _draw_scores(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
     shown = data[np.isfinite(data["detectable"])]
     for i, r in enumerate(_rows(shown)):
@@ -244,19 +160,6 @@ def _draw_scores(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
 
 
 # ---- layer 5 ----
-
-
-def acceptance_data(findings: Iterable[Finding], recorded: Recorded) -> pd.DataFrame:
-    rows = []
-    for method, whole in drafted(findings).items():
-        pairs = paired_taus(whole, recorded)
-        row: dict[str, Any] = {"panel": "L5: tau, float32", "method": method, "outputs": len(whole)}
-        row["tau"] = sum(f["emitted"] for f in whole) / sum(f["forwards"] for f in whole)
-        if pairs:
-            t = tau_change(pairs)
-            row |= {"tau": t.tau, "recorded": t.recorded, "low": t.recorded + t.low, "high": t.recorded + t.high}
-        rows.append({"recorded": math.nan, "low": math.nan, "high": math.nan} | row)
-    return pd.DataFrame(rows)
 
 
 def _draw_acceptance(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
@@ -279,14 +182,17 @@ SHADES = {"L1": "#0072b2", "stop": "#4d4d4d", "L2": "#009e73", "L3": "#e69f00", 
 
 
 def draw_mutants(out: Path, data: pd.DataFrame) -> list[Path]:
-    """`mutants.png`: how far over its threshold each layer saw each planted fault. data: fault, what, and a ratio a layer."""
+    """`mutants.png`: how far beyond its threshold each layer saw each planted fault.
+
+    data: columns `fault`, `what`, and `L1 ratio` .. `L5 ratio`.
+    """
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(8.5, 0.8 + 0.24 * len(data)), layout="constrained")
         ax = figure.subplots()
         for layer, mark in MARKERS.items():
             column = f"{layer} ratio"
             if column in data:
-                # several layers often stand at one place: apart by a little
+                # several layers often have one value: they are drawn a little apart
                 at = np.arange(len(data)) + (list(MARKERS).index(layer) - 2.5) * 0.07
                 ax.plot(data[column].clip(lower=1e-5), at, mark, color=SHADES[layer], ms=5, label=layer)
         _limit(ax, 1.0, "the threshold")

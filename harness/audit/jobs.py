@@ -104,10 +104,18 @@ Plan = Sequence[Stage]
 """Stages in the order in which they are done."""
 
 
+def ends_stage(found: Finding) -> bool:
+    """Whether the stage's other jobs are not made: a law with too many branches was refused, and they would be refused too."""
+    return "refused" in found
+
+
 def expected(plan: Plan, stored: Callable[[Job], Finding | None]) -> Iterator[Job]:
     """All jobs of a plan, if every output that is not stored uses all its tokens."""
     for stage in plan:
-        yield from stage.jobs
+        for job in stage.jobs:
+            yield job
+            if ends_stage(stored(job) or {}):
+                break
         for test in stage.tests:
             asked: list[Sample] = []
             n_made = 0

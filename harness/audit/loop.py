@@ -9,7 +9,7 @@ from functools import partial
 
 import methods
 from harness.audit.estimate import Progress
-from harness.audit.jobs import Ids, Job, PlainText, Plan, Sample, ScoreTest, Stage, expected
+from harness.audit.jobs import Ids, Job, PlainText, Plan, Sample, ScoreTest, Stage, ends_stage, expected
 from harness.audit.keeper import Finding, Keeper
 from harness.audit.probe import findings, lanes
 from harness.audit.probe.lanes import LaneJob
@@ -27,7 +27,7 @@ class Loop:
     planned: Collection[str]
     tell: Callable[[str], None]
     _texts: dict[Job | PlainText, Ids] = field(default_factory=dict)  # vanilla's ids, by where they come from
-    _broken: str = ""  # the dtype whose control raised an error: nothing else of it can be judged
+    _broken: str | None = None  # the dtype whose control raised an error: nothing else of it can be judged
 
     def lacks(self, plan: Plan, dtype: str) -> bool:
         """Whether any finding of a dtype is to be made."""
@@ -35,7 +35,7 @@ class Loop:
 
     def run(self, stage: Stage, loaded: Loaded | None) -> list[Verdict]:
         """Make what is missing of a stage; -> the rows that need no finding. `loaded`: None if nothing is missing."""
-        if stage.dtype and stage.dtype == self._broken:
+        if stage.dtype == self._broken:
             self._drop(expected([stage], self.keeper.found))
             return []
         rows = list(stage.rows)
@@ -44,8 +44,7 @@ class Loop:
             if job.is_control and "error" in found:
                 self._broken = stage.dtype
                 rows.append(Verdict.missing(f"all of {stage.dtype}", "all", f"plain decoding raised {found['error']}"))
-            # a law that is refused has too many branches: the other cases would be refused after as many
-            if self._broken or "refused" in found:
+            if self._broken == stage.dtype or ends_stage(found):
                 self._drop(stage.jobs[i + 1 :])
                 break
             if job.is_control:

@@ -1,4 +1,4 @@
-"""The audit's page: one table over all layers, then each layer with what it shows, its figure and a row a method."""
+"""The audit's page: one table over all layers, and then each layer: what it shows, its figure, and a row a method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.audit import figures
+from harness.audit import figure_data, figures
 from harness.audit.probe.scores import ALPHA, POWER
 from harness.audit.verdicts.acceptance import LOST
 from harness.audit.verdicts.replay import GAP_FACTOR, MEDIAN_FACTOR, MOST_NOISE, REPLAY_FACTOR, controls
@@ -29,54 +29,55 @@ SHORT = {"holds": "hold", "FAILS": "FAIL", "not judged": "not judged"}
 LAYERS = {
     "L1": (
         "exact law",
-        """Every branch of a method's random choices is walked on stand-in models over four tokens (at level full over six, too)
-        and the weights are summed: the joint law of its first tokens, the prefill's included, against plain decoding's. One step
-        of trees up to three levels deep, for five tokens; for drafts that are not sampled several steps as well. Cases: unrelated
-        and peaked models, disjoint support, one-hot laws, ties, equal laws, all mass among the candidates; T = 0, 0.5, 1, and 1.4
-        with top-p. Nothing is sampled, so any change of an output's probability above rounding is found, in branches however
-        rare. The stop rule: ids against plain decoding's with stop ids and the end of the budget inside accepted blocks.""",
+        """Every branch of a method's random choices is walked, on stand-in models over four tokens (and over six at level full).
+        The branches' weights sum to the joint law of its first tokens, the prefill's included. It is compared with plain
+        decoding's. One step is walked on trees up to three levels deep, for five tokens. If drafts are not sampled, several
+        steps are walked too. Cases: unrelated and peaked models, disjoint support, one-hot laws, ties, equal laws, all mass among
+        the candidates; T = 0, 0.5, 1, and 1.4 with top-p. Nothing is sampled. So any change of an output's probability beyond
+        rounding is found, however rare the branch. The stop rule: ids equal plain decoding's, with stop ids and the end of the
+        budget inside accepted blocks.""",
     ),
     "L2": (
         "logit replay",
-        f"""The logits behind every emitted token against one plain forward over the finished text, without cache and without
-        tree. The control is the target alone, scoring the same text one row and many rows at a time: its noise is this
-        machine's rounding. In float64 and float32 no logit may be off by more than {REPLAY_FACTOR:g} x the control's largest
-        difference; in 16 bits the medians are compared, at {MEDIAN_FACTOR:g} x the control's. A wrong mask, position or cache
-        row moves logits by whole units, also where the token stays the same. The control's own noise has a bound as well
+        f"""The logits behind every emitted token are compared with one plain forward over the finished text, without cache and
+        without tree. The control is the target alone: it scores the same text one row and many rows at a time, and its noise is
+        this machine's rounding. In float64 and float32 no logit may be off by more than {REPLAY_FACTOR:g} x the control's largest
+        difference. In 16 bits the medians are compared, at {MEDIAN_FACTOR:g} x the control's. A wrong mask, position or cache
+        row moves logits by whole units, even if the token stays the same. The control's own noise has a bound too
         ({MOST_NOISE["float64"]:g} in float64, {MOST_NOISE["float32"]:g} in float32, a median of {MOST_NOISE["bfloat16"]:g} in 16
-        bits): a fault of the forwards that all methods share is in the control too, and would else excuse itself. A ledger and
-        another's loop keep no logits: they are judged by L3 and L4 only.""",
+        bits). Without it, a fault in the forwards that all methods share would excuse itself, because the control has it too. A
+        ledger and another's loop keep no logits. Only L3 and L4 judge them.""",
     ),
     "L3": (
         "greedy equality",
-        f"""Outputs at T = 0 against vanilla's, token by token. In float64 they must be identical. Elsewhere the first difference
-        is classified by a plain forward over the common prefix: `benign_tie` (both tokens are the best), `near_tie` (both lie
-        within gap_tol of the best: {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over at least as many
-        positions), else `FAULT`; so is any before which layer 2 was broken, and an output that ends early. Divergences may also
-        not be more frequent than the control's own (Fisher's exact test, Holm over all rows). The bound is the exact one of the
-        rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
+        f"""Outputs at T = 0 are compared with vanilla's, token by token. In float64 they must be identical. In other dtypes a
+        plain forward over the common prefix classifies the first difference. `benign_tie`: both tokens are the best. `near_tie`:
+        both lie within gap_tol of the best, which is {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over
+        at least as many positions. All else is a `FAULT`: so is a difference after layer 2 was broken, and an output that ends
+        early. Divergences may not be more frequent than the control's own (Fisher's exact test, Holm over all rows). The bound
+        is the exact one for the rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
     ),
     "L4": (
         "sampling",
-        f"""Given the text before it a token's law is known, so the sum of g(token) less its expectation is a martingale: six
-        functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla among them. Each row says which shift of a
-        mean the whole family of tests would find with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In
-        float64 methods that draw the target's own tokens must emit vanilla's ids at T = 1; their rows of the score test are
-        then the same tokens as vanilla's, no further confirmations. For time, the score test cuts trees to 8 nodes (dynamic ones
-        in 2 levels) and lookahead's windows to 3, leaves out prompts over 200 tokens, and runs several generations abreast, each
-        through the method's own loop, on forwards they share; in float64 level full has trees of 15 nodes
-        beyond the first prompts, here and in L3: the rows say how often. All else has the trees that tables measure.""",
+        f"""A token's law is known from the text before it, so the sum of g(token) less its expectation is a martingale. There are
+        six functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla included. Each row says which shift of a
+        mean the whole family of tests finds with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In float64,
+        methods that draw the target's own tokens must emit vanilla's ids at T = 1. If they do, their rows of the score test hold
+        the same tokens as vanilla's, and confirm nothing more. To save time, the score test cuts trees to 8 nodes (dynamic ones
+        in 2 levels) and lookahead's windows to 3, and leaves out prompts over 200 tokens. It makes several outputs at once, in
+        lanes: each runs through its method's own loop, and they share forwards. In float64, level full has trees of 15 nodes
+        after the first prompts, here and in L3. The rows say how often. All else has the trees that tables measure.""",
     ),
     "L5": (
         "acceptance and planted faults",
-        f"""tau against the figure kept beside the draft head (`--record`), paired by prompt: stale features and wrong heads leave
-        the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. What the layers themselves are worth is seen from
-        faults planted on purpose (`harness verify --mutants`).""",
+        f"""tau is compared with the figure kept beside the draft head (`--record`), paired by prompt. Stale features and wrong
+        heads leave the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. What the layers themselves are worth
+        shows when faults are planted on purpose (`harness verify --mutants`).""",
     ),
 }
 COLUMNS = ("checked", "cells", "worst value", "threshold", "smallest detectable effect", "verdict")
-READING = """cells: the cases walked or outputs looked at, of a ledger its cells. In the first table worst value, threshold and
-    smallest detectable effect are those of the method named, the one nearest to its threshold or furthest beyond it."""
+READING = """cells: cases walked, or outputs looked at; of a ledger, its cells. In the first table, worst value, threshold and
+    smallest detectable effect are those of the method named: the one nearest to its threshold, or furthest beyond it."""
 
 
 def _row(v: Verdict) -> dict[str, str]:
@@ -85,7 +86,7 @@ def _row(v: Verdict) -> dict[str, str]:
 
 
 def sections(rows: Sequence[Verdict]) -> list[Section]:
-    """One a layer and dtype, with a row a method."""
+    """A section a layer and dtype, with a row a method."""
     return [
         Section(layer, (), pd.DataFrame([{"method": v.method} | _row(v) for v in rows if v.layer == layer]))
         for layer in dict.fromkeys(v.layer for v in rows)
@@ -93,7 +94,7 @@ def sections(rows: Sequence[Verdict]) -> list[Section]:
 
 
 def overview(rows: Sequence[Verdict]) -> Section:
-    """One row a layer and dtype: how many hold, and the worst of them."""
+    """A row a layer and dtype: how many methods hold, and the worst of them."""
     shown = []
     for layer in dict.fromkeys(v.layer for v in rows):
         mine = [v for v in rows if v.layer == layer]
@@ -113,7 +114,7 @@ def overview(rows: Sequence[Verdict]) -> Section:
 
 
 def plain(rows: Sequence[Verdict], title: str, level: str) -> str:
-    """For the terminal: every row, and the table over all layers last."""
+    """For the terminal: every row, and then the table over all layers."""
     note = " ".join(READING.split())
     return plain_of_table(Table("audit", (*sections(rows), overview(rows)), (note, f"{title}, level {level}"), _numbers(rows)))
 
@@ -126,12 +127,12 @@ def write(
     out: Path, rows: Sequence[Verdict], findings: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding],
     facts: Mapping[str, Any], title: str, level: str, inexact: Collection[str] = (),
 ) -> list[Path]:  # fmt: skip
-    """`audit.md`, `audit.csv`, `divergences.csv`, `lossless.json` and the figures; -> what was written.
+    """Write `audit.md`, `audit.csv`, `divergences.csv`, `lossless.json` and the figures; -> what was written.
 
-    inexact: methods that declare themselves so, which have to fail.
+    inexact: methods that declare themselves so, and have to fail.
     """
     drawn = figures.draw_all(out, findings, recorded)
-    divergences = figures.divergence_data(findings, controls(findings))
+    divergences = figure_data.divergence_data(findings, controls(findings))
     word = {"model": facts["model"], "level": level, "methods": summary(rows, level, inexact)}
     return [
         write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
@@ -151,14 +152,14 @@ def page(
     caught = sorted({v.method for v in rows if v.passed is False and v.method in inexact}, key=method_order)
     n_caught = sum(v.passed is False and v.method in inexact for v in rows)
     counts = f"{said.count('holds')} verdicts hold, {said.count('FAILS') - n_caught} fail"
-    counts += f" (besides {n_caught} of {', '.join(caught)}, declared inexact and so to be caught)" if caught else ""
+    counts += f" (besides {n_caught} of {', '.join(caught)}, declared inexact, which must be caught)" if caught else ""
     counts += f", {missing} could not be judged though they should"
     apart = said.count("not judged") - missing
     shown = ", ".join(f"{k} {str(v)[:16] if k in ('target', 'head') else v}" for k, v in facts.items())
     parts = [
         f"# Losslessness of {title}",
-        "Does a decoding method leave the distribution of the generated text as it is? Five layers, because none of them sees"
-        " every fault; beside each verdict stands the smallest fault it would have seen.",
+        "Does a decoding method leave the distribution of the generated text as it is? There are five layers, because none of"
+        " them sees every fault. Beside each verdict stands the smallest fault that it would have seen.",
         f"**{counts}**" + (f"; {apart} do not apply (the row says why)." if apart else "."),
         f"Level {level}; {shown}. Written by `harness verify`.",
         _markdown(overview(rows)),
@@ -168,7 +169,7 @@ def page(
         parts += [f"## {layer}: {name}", " ".join(text.split())]
         parts += [f"![{layer}]({name})" for name in drawn if name.startswith(layer.lower()) and name.endswith(".png")]
         parts += [_markdown(section) for section in sections([v for v in rows if v.layer.startswith(layer)])]
-        if layer == "L4" and len(scores := figures.score_data(findings)):
+        if layer == "L4" and len(scores := figure_data.score_data(findings)):
             parts.append(_markdown(_scores(scores)))
         if layer == "L5":
             parts.append(_planted(out))
@@ -183,7 +184,7 @@ def _markdown(section: Section) -> str:
 
 
 def _scores(data: pd.DataFrame) -> Section:
-    """Every function of every method: the worst alone stands in the verdicts."""
+    """Every function of every method. The verdicts show only the worst."""
     shown = [
         {"function": str(r.panel).removeprefix("L4: "), "method": r.method,
          "mean shift, 95 %": f"{r.mean:+.3g} [{r.low:+.3g}, {r.high:+.3g}]",
@@ -194,7 +195,7 @@ def _scores(data: pd.DataFrame) -> Section:
 
 
 def _planted(out: Path) -> str:
-    """What `harness verify --mutants` left in the same folder."""
+    """What `harness verify --mutants` left in the folder."""
     if not (out / "mutants.md").is_file():
         return "No faults were planted in this folder yet: `harness verify --mutants` with the same `--out`."
     figure = "![planted faults](mutants.png)\n\n" if (out / "mutants.png").is_file() else ""
@@ -202,8 +203,8 @@ def _planted(out: Path) -> str:
 
 
 def summary(rows: Sequence[Verdict], level: str, inexact: Collection[str] = ()) -> dict[str, str]:
-    """method -> one cell for the main table: `lossless (level)` where every layer that applies holds, else the first layer that
-    fails or could not judge it. A ledger's cell under another preset, `eagle2 (small)`, has its method's rows besides its own."""
+    """method -> one cell for the main table: `lossless (level)` if every layer that applies holds. Else it names the first layer
+    that fails, or says that one is open. A ledger's cell of another preset, `eagle2 (small)`, counts its method's rows too."""
     found: dict[str, str] = {}
     for method in sorted({v.method for v in rows} - {"all"}, key=method_order):
         mine = [v for v in rows if v.method in (method, method.split(" (")[0], "all")]

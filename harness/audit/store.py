@@ -1,4 +1,4 @@
-"""The audit's own ledger: one JSON line a finding in `audit.jsonl`, keyed, appended whole, never rewritten.
+"""The audit's own ledger: `audit.jsonl`, a JSON line a finding. Lines are appended whole and never rewritten.
 
 What `scripts/pack.py` packed lies in `audit.jsonl.gz`. It is read first; new findings go to `audit.jsonl` beside it.
 """
@@ -25,10 +25,10 @@ FILE, PACKED = "audit.jsonl", "audit.jsonl.gz"
 
 
 class Store:
-    """Findings by what they are about. A context manager; one process at a time.
+    """Findings by what they are about. It is a context manager, for one process at a time.
 
     Raises:
-        UserError: the folder cannot be written, another process holds it, or a line (not the last) is no finding.
+        UserError: the folder cannot be written, another process holds it, or a line before the last is no finding.
     """
 
     def __init__(self, folder: Path):
@@ -50,7 +50,7 @@ class Store:
             except (OSError, EOFError, zlib.error) as e:
                 raise UserError(f"{packed} is no whole gzip file ({e})") from None
         lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # torn by a kill: measured again
+        if lines and not lines[-1].endswith(b"\n"):  # torn by a kill: it is made again
             os.ftruncate(self._fd, sum(map(len, lines[:-1])))
             del lines[-1]
         self._take(self.path, lines)
@@ -64,7 +64,8 @@ class Store:
                 raise UserError(f"{path}:{number}: not JSON; mend or remove the line") from None
             if not isinstance(finding, dict) or "key" not in finding:
                 raise UserError(f"{path}:{number}: not a finding; mend or remove the line")
-            if "error" not in finding or finding["key"] not in self._found:  # of two stores joined, the run that ended well
+            # if two stores were joined, the run that ended well counts
+            if "error" not in finding or finding["key"] not in self._found:
                 self._found[finding["key"]] = finding
 
     def __enter__(self) -> Store:
@@ -78,7 +79,7 @@ class Store:
         return iter(list(self._found.values()))
 
     def key_of(self, about: Mapping[str, Any]) -> str:
-        """The key under which a finding lies here: hashes of code in it may be of an older formula."""
+        """The key under which a finding lies here. Hashes of code in it may be of an older formula."""
         hashes = [name for name in ("code", "audit", "abreast") if about.get(name)]
         choices = [[about[name], *earlier_hashes(about[name])] for name in hashes]
         keys = [canonical_hash({**about, **dict(zip(hashes, chosen, strict=True))}) for chosen in itertools.product(*choices)]
@@ -88,7 +89,7 @@ class Store:
         return self._found.get(self.key_of(about))
 
     def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a finding; on the disk when this returns."""
+        """Write a finding. It is on the disk when this returns."""
         finding = {"key": canonical_hash(about), **about, **values}
         line = json.dumps(finding).encode() + b"\n"
         try:

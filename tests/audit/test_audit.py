@@ -20,7 +20,8 @@ from harness.audit import keeper, levels, page, prepare
 from harness.audit.estimate import Progress, Rates, Work, known_rates
 from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
-from harness.audit.faults.faults import EQUIVALENT, MUTANTS, LatePositions, Mutant
+from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.faults.wrappers import LatePositions
 from harness.audit.probe import findings
 from harness.audit.probe.replay import head_law, replayed
 from harness.audit.store import Store

@@ -122,11 +122,13 @@ def test_what_is_not_made_after_all_leaves_the_count(tmp_path: Path) -> None:
         loop = Loop(Keeper(store), Progress([j.work for j in stage.jobs], Rates()), (), lambda _: None)
         loop.run(stage, shared_tiny_model("float32").loaded)
         assert (loop.progress.done, loop.progress.n) == (2, 2) and len(loop.keeper.touched) == 2
+        assert not loop.lacks([stage], "")  # nor is it planned again
 
 
 def test_a_broken_control_ends_its_dtype_and_no_other(tmp_path: Path) -> None:
     def stage(dtype: str, kind: str, make: Any) -> Stage:
-        return Stage(dtype, dtype, [Job({"kind": kind, "method": "vanilla", "dtype": dtype}, Work(kind, "vanilla", dtype), make)])
+        abouts = [{"kind": kind, "method": method, "dtype": dtype} for method in ("vanilla", "pld")]
+        return Stage(dtype, dtype, [Job(about, Work(kind, "vanilla", dtype), make) for about in abouts])
 
     def raises(loaded: Any) -> Any:
         raise ValueError("no")
@@ -138,7 +140,7 @@ def test_a_broken_control_ends_its_dtype_and_no_other(tmp_path: Path) -> None:
         assert row.blocks and row.why == "plain decoding raised ValueError: no"
         assert loop.run(stage("float32", "greedy", lambda loaded: {"n": 1}), loaded) == []
         loop.run(stage("float64", "greedy", lambda loaded: {"n": 1}), loaded)
-        assert [f["dtype"] for f in loop.keeper.touched if f["kind"] == "greedy"] == ["float64"]
+        assert [f["dtype"] for f in loop.keeper.touched if f["kind"] == "greedy"] == ["float64", "float64"]
 
 
 def test_a_model_is_not_loaded_for_what_the_store_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

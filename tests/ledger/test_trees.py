@@ -17,7 +17,7 @@ from places import ROOT
 from tiny_model import STOP_IDS, TinyModel
 
 import methods
-from harness.audit.probe.law import FakeDrafter
+from harness.audit.probe.stand_ins import FakeDrafter
 from harness.common.errors import UserError
 from harness.ledger.ledger import RECORDS
 from harness.ledger.trees import FOLDER, read_drafts, read_pieces

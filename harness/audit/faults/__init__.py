@@ -1,1 +1,1 @@
-"""Faults planted on purpose, and whether the audit notices each."""
+"""Faults planted on purpose, to see whether the audit notices each."""

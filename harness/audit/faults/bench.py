@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import pandas as pd
 
 import methods
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.faults.metric import equal_arms, seen_when_recounted
 from harness.audit.figures import draw_mutants
 from harness.audit.levels import SCORE_LONGEST, bundled
 from harness.audit.prepare import load_in
@@ -29,7 +29,6 @@ from harness.common.files import write_file
 from harness.forms.table import Section, Table, csv, markdown
 from harness.load.config import model_config
 from harness.load.model import Loaded
-from harness.metrics import definitions as metrics
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
@@ -184,32 +183,11 @@ def run_mutant(bench: Bench, m: Mutant) -> Outcome:
     return Outcome(m.number, m.what, m.killers, seen, ratios)
 
 
-def equal_arms() -> str | None:
-    """The metric's own check: an arm against itself has a speedup of exactly 1. -> what is wrong, None for nothing."""
-    arms = []
-    for method in ("vanilla", "the same"):
-        record: Any = {"task": "t", "source": "s", "sample_id": "1", "method": method, "token_ids": [1, 2, 3, 4], "wall_s": 1.0,
-                       "prefill_s": 0.1, "trace": None, "n_text_tokens": 3}  # fmt: skip
-        arms.append({("1",): record})
-    ratio = metrics.point(arms[::-1], metrics.speed_ratio)
-    return None if ratio == 1.0 else f"equal arms have a speedup of {ratio}"
-
-
 def counts_differently() -> Outcome:
-    """Fault 26, planted in the metric: the baseline's text is tokenised again and counted, as the reference's script does."""
+    """Fault 26, which is planted in the metric."""
     assert equal_arms() is None
-    honest = metrics.totals
-
-    def recounted(record: Any) -> tuple[float, ...]:
-        found = honest(record)
-        return (record["n_text_tokens"], *found[1:]) if record["method"] == "vanilla" else found
-
-    metrics.totals = recounted
-    try:
-        seen = equal_arms()
-    finally:
-        metrics.totals = honest
-    return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), {"metric": seen}, {})
+    seen = {"metric": seen_when_recounted()}
+    return Outcome(METRIC, "the baseline's tokens counted differently", ("metric",), seen, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What an audit looks at and how: subjects, exact laws, replayed logits, scores. Findings come from here."""
+"""Where findings come from: exact laws, replayed logits, the control, scores, lanes. Verdicts are made elsewhere."""

@@ -1,6 +1,6 @@
-"""Makes findings: runs a subject on the stand-ins or on the model and writes down what it did. Verdicts are another file's.
+"""Makes findings: runs a method on stand-ins or on the model, and writes down what it did. Verdicts are made elsewhere.
 
-Whatever a subject raises is a finding too (`error`): a method that breaks is not a method that was not looked at.
+If a method raises an error, that is a finding too (`error`): it was looked at, and it broke.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.audit.probe import law
+from harness.audit.probe import law, stand_ins
+from harness.audit.probe.control import Noise, control
 from harness.audit.probe.replay import (
-    Noise,
     Replayed,
     below_best,
-    control,
     head_law,
     plain_forward,
     replayed,
@@ -33,7 +32,11 @@ SCORED_BY_CONTROL = 2  # times that the control scores each position among many 
 
 
 def guarded(make: Callable[[], Finding]) -> Finding:
-    """What `make` finds; an error of the audited code becomes a finding. The user's own errors are raised."""
+    """What `make` finds. An error of the audited code becomes a finding.
+
+    Raises:
+        UserError: the user can mend it.
+    """
     try:
         found = make()
     except UserError:
@@ -41,7 +44,7 @@ def guarded(make: Callable[[], Finding]) -> Finding:
     except Exception as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"}
     for name in ("differences", "gaps", "deviations", "variances"):
-        if not all(math.isfinite(x) for x in found.get(name, ())):  # a comparison with NaN is false: it would pass
+        if not all(math.isfinite(x) for x in found.get(name, ())):  # comparisons with NaN are false, so it would pass
             return {"error": f"numbers that are not finite in its {name}"}
     if not math.isfinite(found.get("deviation", 0.0)):
         return {"error": "a probability that is not finite"}
@@ -49,8 +52,11 @@ def guarded(make: Callable[[], Finding]) -> Finding:
 
 
 def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
-    """Layer 1, on the small tree of that name. `refused`: its randomness cannot be walked; `broken`: two choices hang on one
-    random number, a probability is none, or mass is lost."""
+    """Layer 1, on the small tree of that name.
+
+    `refused`: the method's randomness cannot be walked. `broken`: two choices use one random number, something that should be a
+    probability is not, or mass is lost.
+    """
     try:
         found = law.laws_of(subject.name, subject.small[tree](), case, subject.samples_drafts)
     except law.NotEnumerable as e:
@@ -61,7 +67,7 @@ def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
 
 
 def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, width: int) -> Finding:
-    """The target alone; its greedy text is what every method's is compared with."""
+    """The target alone. Every method's greedy text is compared with its text."""
     one = replayed(loaded, get("vanilla").build(), prompt, params, None)
     noise = control(loaded, one, width, SCORED_BY_CONTROL)
     return {"ids": one.ids, **noise_of(noise)}
@@ -90,19 +96,19 @@ def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params:
 
 
 def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
-    """The same of a generation that was made before."""
+    """The same, for a generation that was made before."""
     deviations, variances = score_sums(run, head_law(loaded, run, params), params)
     return {**looks(run, subject), "n": len(run.ids), "deviations": deviations, "variances": variances}
 
 
 def coupled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
-    """Layer 4: the ids of a method that draws the target's own tokens are vanilla's at any temperature."""
+    """Layer 4: where the ids first differ from vanilla's. A method that draws the target's own tokens has vanilla's ids."""
     ids = subject.full()(prompt, subject.target(loaded), subject.drafter(loaded), params).token_ids
     return {"n": len(ids), "at": lossless.first_divergence(vanilla, ids)}
 
 
 def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int | None]) -> Finding:
-    """A divergence between two finished outputs: vanilla's and the method's token after a common prefix."""
+    """A divergence between two finished outputs: `ids` are vanilla's and the method's token after a common prefix."""
     if None in ids:
         return {"ended": True, "gap_vanilla": 0.0, "gap_method": 0.0}
     logits = plain_forward(loaded, prefix, [0])[1][0]
@@ -114,16 +120,16 @@ def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int 
 
 
 def stop_finding(subject: Subject) -> Finding:
-    """The stop rule, on models that agree, so that blocks are long: a stop id and the end of the budget fall inside them."""
-    rows = law.random_rows(law.VOCAB, 31, 4.0)
+    """The stop rule. The models agree, so blocks are long, and a stop id or the end of the budget falls inside them."""
+    rows = stand_ins.random_rows(stand_ins.VOCAB, 31, 4.0)
     n = 0
     for tree, small in subject.small.items():
         for stop_ids in (frozenset[int](), frozenset({2}), frozenset({0, 3})):
             for budget in range(1, 12):
                 params = SamplerParams(budget, stop_ids)
-                prompt, target = list(law.PROMPT), law.without_first(rows)
-                ids = small()(prompt, law.FakeTarget(target), law.FakeDrafter(rows), params).token_ids
-                plain = get("vanilla").build()(prompt, law.FakeTarget(target), None, params).token_ids
+                prompt, target = list(stand_ins.PROMPT), stand_ins.without_first(rows)
+                ids = small()(prompt, stand_ins.FakeTarget(target), stand_ins.FakeDrafter(rows), params).token_ids
+                plain = get("vanilla").build()(prompt, stand_ins.FakeTarget(target), None, params).token_ids
                 n += 1
                 if ids != plain:
                     where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
@@ -139,7 +145,7 @@ def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerP
 
 
 def looks(run: Replayed, subject: Subject) -> Finding:
-    """What layer 2 needs of a run; nothing of a loop that keeps no logits."""
+    """What layer 2 needs of a run. A loop that keeps no logits has nothing of it."""
     if subject.external:
         return {}
     return {"differences": rounded(run.differences), "n_offside": run.n_offside, "n_branching": run.n_branching}

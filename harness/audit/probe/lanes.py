@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.audit.probe import findings
 from harness.audit.probe.findings import Finding
+from harness.audit.probe.gathering import Gathering
 from harness.audit.probe.replay import Recording, beside_plain
 from harness.audit.probe.subject import Subject
 from harness.load.model import Loaded
@@ -33,72 +34,6 @@ from methods.engine.target import grouped_attention
 
 # In float32, with 9 rows a tree, on one core of an AMD EPYC: 28 ms a lane and step instead of 52. 16 lanes gain nothing more.
 LANES = 8
-
-
-@dataclass(slots=True)
-class Call:
-    """What a lane waits for."""
-
-    kind: str
-    arguments: Any
-    result: Any = None
-    error: BaseException | None = None
-    is_done: bool = False
-
-
-class Gathering:
-    """Calls of `n` threads, run together once all of the threads wait.
-
-    runs: kind of call -> what runs all waiting calls of that kind at once. It takes their arguments and returns a result each.
-    The first kind that any thread waits for is run. So `runs` names first what a lane does between its forwards: the lane
-    catches up with the others, and the next forward is of all lanes.
-    """
-
-    def __init__(self, n: int, runs: dict[str, Callable[[list[Any]], Sequence[Any]]]):
-        self._n, self._runs, self._calls, self._is_over = n, runs, list[Call](), False
-        self._changed = threading.Condition()
-
-    def __call__(self, kind: str, arguments: Any) -> Any:
-        mine = Call(kind, arguments)
-        with self._changed:
-            self._calls.append(mine)
-            self._run_if_all_wait()
-            while not (mine.is_done or self._is_over):
-                self._changed.wait()
-        if not mine.is_done:
-            raise KeyboardInterrupt
-        if mine.error is not None:
-            raise mine.error
-        return mine.result
-
-    def end(self) -> None:
-        """Stop every wait: those who wait raise KeyboardInterrupt."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-    def leave(self) -> None:
-        """Say that this thread asks for nothing more."""
-        with self._changed:
-            self._n -= 1
-            self._run_if_all_wait()
-
-    def _run_if_all_wait(self) -> None:
-        if self._is_over or not self._calls or len(self._calls) < self._n:
-            return
-        kind = next(k for k in self._runs if any(c.kind == k for c in self._calls))
-        now = [c for c in self._calls if c.kind == kind]
-        self._calls = [c for c in self._calls if c.kind != kind]
-        try:
-            with torch.inference_mode():
-                for call, result in zip(now, self._runs[kind]([c.arguments for c in now]), strict=True):
-                    call.result = result
-        except BaseException as e:  # all of them are told: one call may have spoilt the others
-            for call in now:
-                call.error = e
-        for call in now:
-            call.is_done = True
-        self._changed.notify_all()
 
 
 class _GatheredHead:

@@ -1,8 +1,8 @@
-"""The score test of layer 4 and the bounds beside every verdict. Numbers in, numbers out.
+"""The score test of layer 4, and the bounds beside every verdict. Numbers in, numbers out.
 
-Given its history a token's law p is known, so no second sample is needed: for any function g fixed before the token is
-drawn, g(y) - E_p g has mean zero, and the sum over all tokens divided by the root of the summed variances tends to a
-standard normal (martingale central limit theorem; tokens need not be independent).
+A token's law p is known from the text before it, so no second sample is needed. Take any function g that is fixed before the
+token is drawn: g(y) - E_p g has mean zero. The sum over all tokens, divided by the root of the summed variances, tends to a
+standard normal (martingale central limit theorem). The tokens need not be independent.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-# Each sees faults the others miss. "place": where the token lies in the cumulated law by id; of all six it alone sees a
-# random number that serves twice, because tokens are drawn by inverse CDF.
+# Each sees faults that the others miss. "place" is where the token lies in the law cumulated by id. Tokens are drawn by inverse
+# CDF, so it alone sees a random number that is used twice.
 FUNCTIONS = ("q > p", "log q/p", "log p", "argmax p", "argmax q", "place")
 ALPHA = 1e-3  # of the whole family of tests in one audit, by Holm's procedure
 POWER = 0.95
@@ -39,7 +39,7 @@ def summands(p: Tensor, q: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         found.append((own - mean, (p * (g - mean[:, None]).square_()).sum(-1)))
 
     def of_set(is_in: Tensor, mass: Tensor) -> None:
-        """Of the indicator of a set with mass `mass`."""
+        """The same, for the indicator of a set with mass `mass`."""
         found.append((is_in.double() - mass, mass * (1 - mass)))
 
     larger = q > p
@@ -56,8 +56,8 @@ def summands(p: Tensor, q: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One function over all tokens of one method. `mean`: how far its average lies from what the law says, with a 95 %
-    interval; `detectable`: the smallest such shift that the whole family of tests would find 95 times in 100."""
+    """One function over all tokens of one method. `mean`: how far its average lies from what the law says, with a 95 % interval.
+    `detectable`: the smallest shift that the whole family of tests finds 95 times in 100."""
 
     function: str
     n: int
@@ -69,8 +69,8 @@ class Score:
 
 
 def score(function: str, n: int, deviation: float, variance: float, n_tests: int) -> Score:
-    """From the sums over `n` tokens; `n_tests`: the size of the family, for `detectable`."""
-    if variance <= 0:  # the function never varied: nothing was tested, nothing could be found
+    """The score from the sums over `n` tokens. `n_tests`: the size of the family, for `detectable`."""
+    if variance <= 0:  # the function never varied: nothing was tested
         return Score(function, n, deviation / max(n, 1), (0.0, 0.0), 0.0 if deviation == 0 else math.inf,
                      1.0 if deviation == 0 else 0.0, math.inf)  # fmt: skip
     error = math.sqrt(variance) / n

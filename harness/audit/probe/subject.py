@@ -16,9 +16,11 @@ from methods.base import Decode
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """`full()` decodes with the options measured, each of `small` with a tree whose every branch can be walked, by its options.
+    """A method under audit. `full()` decodes with the options that tables measure. `small`: by their options, the same method on
+    trees whose every branch can be walked.
 
-    `external`: another's loop, which keeps no logits; `samples_drafts`: its tokens at T > 0 are not vanilla's, its law is.
+    `external`: another's loop, which keeps no logits. `samples_drafts`: at T > 0 its law is the target's, but its tokens are not
+    vanilla's. `kind`: of its drafter. `spoilt`, `misled`: a fault planted in the target or in the drafter.
     """
 
     name: str
@@ -28,11 +30,11 @@ class Subject:
     exact: bool = True
     external: bool = False
     samples_drafts: bool = False
-    kind: str | None = methods.EAGLE  # of its drafter
+    kind: str | None = methods.EAGLE
     needs_frequent: bool = False
     code: str = ""
-    spoilt: Callable[[Any], Any] | None = None  # a fault planted in the target, under everything that looks at it
-    misled: Callable[[Any], Any] | None = None  # one planted in the drafter
+    spoilt: Callable[[Any], Any] | None = None
+    misled: Callable[[Any], Any] | None = None
 
     @classmethod
     def of(cls, m: methods.Method, config: ModelConfig) -> Subject:
@@ -44,12 +46,12 @@ class Subject:
         )  # fmt: skip
 
     def with_options(self, changes: Mapping[str, Any]) -> Self:
-        """The same with those of `changes` that are options of its own."""
+        """The same method with those of `changes` that are options of its own."""
         mine = {name: value for name, value in changes.items() if name in self.options}
         return replace(self, full=partial(self.full, **mine), options={**self.options, **mine}) if mine else self
 
     def lacks(self, loaded: Loaded) -> str | None:
-        """What the model has not that it needs."""
+        """What the model lacks that the method needs; None for nothing."""
         if self.kind is not None and loaded.drafter_of(self.kind) is None:
             return f"{loaded.config.name} has no {methods.DRAFTERS[self.kind]}"
         if self.needs_frequent and loaded.frequent_sha is None:

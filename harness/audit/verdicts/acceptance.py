@@ -9,16 +9,17 @@ import numpy as np
 
 from harness.audit.verdicts.verdict import Finding, Verdict, by_cell, counted
 
-LEAST_TAU = 1.05  # of a method with a draft head: one that drafts nothing right is broken, whatever its law
-LOST = 0.02  # share of a recorded tau that may be lost without notice
+LEAST_TAU = 1.05  # a method with a draft head that drafts nothing right is broken, whatever its law
+LOST = 0.02  # the share of a recorded tau that may be lost unnoticed
 RESAMPLES = 2000
-FOUND = 1.84  # half widths of a 95 % interval beyond a limit that are found 95 times in 100: (1.96 + 1.64) / 1.96
+# A change beyond a limit is found 95 times in 100 if it is so many half widths of a 95 % interval: (1.96 + 1.64) / 1.96.
+FOUND = 1.84
 
 
 def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str, str], Finding]) -> list[Verdict]:
-    """L5: tau against a recorded figure on the same prompts: faults that leave the law alone show nowhere else.
+    """L5: tau beside a recorded figure on the same prompts. Faults that leave the law alone show nowhere else.
 
-    recorded: (method, prompt) -> an earlier greedy finding in float32, of the same weights and options and other code.
+    recorded: (method, prompt) -> an earlier greedy finding in float32, with the same weights and options and other code.
     """
     found, layer = [], "L5 acceptance, float32"
     for method, whole in drafted(findings).items():
@@ -42,7 +43,7 @@ def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str
 
 
 def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    """Greedy float32 findings with forwards to count, by method; vanilla drafts nothing."""
+    """method -> its greedy float32 findings with forwards to count. Vanilla drafts nothing and is left out."""
     cells = {m: mine for (dtype, m), mine in by_cell(findings, "greedy").items() if dtype == "float32" and m != "vanilla"}
     whole = {m: [f for f in mine if f.get("forwards")] for m, mine in cells.items()}
     return {m: mine for m, mine in whole.items() if mine}
@@ -50,7 +51,7 @@ def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 @dataclass(frozen=True, slots=True)
 class TauChange:
-    """Of the prompts that both have: tau, the recorded tau, and the 95 % interval of the change (bootstrap over prompts)."""
+    """Over the prompts that both have: tau, the recorded tau, and the change with its 95 % interval (bootstrap over prompts)."""
 
     tau: float
     recorded: float

@@ -1,4 +1,4 @@
-"""Layer 3: greedy outputs against vanilla's; every divergence is a benign tie, a near tie or a fault."""
+"""Layer 3: greedy outputs beside vanilla's. Every divergence is a benign tie, a near tie or a fault."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyon
 
 
 def classify(divergence: Finding, gap_tol: float) -> str:
-    """`benign_tie`, `near_tie` or `FAULT`: how far below the reference's best vanilla's and the method's token lie.
+    """`benign_tie`, `near_tie` or `FAULT`, by how far vanilla's and the method's token lie below the reference's best.
 
-    An output that ended where the other went on is a fault.
+    If one output ended and the other went on, that is a fault.
     """
     gaps = divergence["gap_vanilla"], divergence["gap_method"]
     if divergence["ended"]:
@@ -24,7 +24,7 @@ def classify(divergence: Finding, gap_tol: float) -> str:
 
 
 def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
-    """L3: ids against vanilla's, from the audit's own runs (`greedy`) and from a ledger (`ledger`), as cells of their own."""
+    """L3: ids beside vanilla's. The audit's own runs (`greedy`) and a ledger's (`ledger`) have rows of their own."""
     found, tests = [], []
     for kind in ("greedy", "ledger"):
         for (dtype, method), mine in by_cell(findings, kind).items():
@@ -34,7 +34,7 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
                 continue
             row, p = _greedy_verdict(layer, dtype, method, mine, known.get(dtype))
             found.append(row)
-            if dtype != "float64":  # where ids must be equal there is no rate to test
+            if dtype != "float64":  # in float64 ids must be equal: there is no rate to test
                 tests.append((len(found) - 1, p))
     for (place, _), p in zip(tests, holm([p for _, p in tests]), strict=True):
         row = found[place]
@@ -45,7 +45,7 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
 
 
 def on_smaller_trees(mine: Sequence[Finding]) -> str:
-    """How many of a method's outputs have other options than its first, which are those that tables measure."""
+    """How many of a method's outputs have other options than its first output, which has those that tables measure."""
     n = sum(f.get("options") != mine[0].get("options") for f in mine)
     return f" ({n} on smaller trees)" if n else ""
 
@@ -53,9 +53,10 @@ def on_smaller_trees(mine: Sequence[Finding]) -> str:
 def _greedy_verdict(
     layer: str, dtype: str, method: str, mine: Sequence[Finding], control: Control | None
 ) -> tuple[Verdict, float]:
-    """The row, and the p-value that the method's ids differ more often than one row's argmax differs from many rows'."""
+    """The row, and a p-value: of the method's ids differing as often as they do, if they differ no more often than the
+    control's argmaxes."""
     diverged = [f["divergence"] for f in mine if f["divergence"]]
-    # after a divergence outputs are not comparable: the positions looked at end there
+    # outputs are not comparable after a divergence: the positions end there
     positions = sum(f["divergence"]["at"] + 1 if f["divergence"] else f["n"] for f in mine)
     smaller = on_smaller_trees(mine)
     checked = f"{counted(len(mine), 'output')}{smaller}, {counted(positions, 'token')}"
@@ -87,8 +88,11 @@ def _greedy_verdict(
 
 
 def kind_of(f: Finding, dtype: str, control: Control) -> str:
-    """The class of one output's first divergence; a token that is not its own logits' argmax, or logits beyond layer 2's
-    limit up to there, are faults whatever the gap."""
+    """The class of one output's first divergence.
+
+    It is a fault, whatever the gap, if some token up to there is not its own logits' argmax, or if logits are beyond layer 2's
+    limit.
+    """
     at = f["divergence"]["at"] if f["divergence"] else f["n"]
     if any(position <= at for position in f.get("not_argmax", ())):
         return "FAULT"

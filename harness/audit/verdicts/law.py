@@ -1,4 +1,4 @@
-"""Layer 1: the exact law of the output, by walking every branch of chance, and where generation stops."""
+"""Layer 1: the exact law of the output, from every branch of chance, and where generation stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.audit.verdicts.verdict import Finding, Verdict, beyond, broken, by_
 
 
 def law_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
-    """L1: the largest error of the probability of any output, over all cases."""
+    """L1: the largest error in the probability of any output, over all cases."""
     found, layer = [], "L1 exact law"
     for (_, method), mine in by_cell(findings, "law").items():
         walked = [f for f in mine if "deviation" in f]
@@ -42,7 +42,7 @@ def _case(f: Finding) -> str:
 
 
 def stop_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
-    """L1, the stop rule: ids equal plain decoding's with stop ids and the end of the budget inside accepted blocks."""
+    """L1, the stop rule: ids equal plain decoding's, with stop ids and the end of the budget inside accepted blocks."""
     found, layer = [], "L1 stop rule"
     for (_, method), mine in by_cell(findings, "stop").items():
         wrong = [f["wrong"] for f in mine if "wrong" in f]

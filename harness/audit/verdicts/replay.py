@@ -1,4 +1,4 @@
-"""Layer 2: logits of the method against a plain forward over the same text, and the control that says what noise is."""
+"""Layer 2: a method's logits beside a plain forward's over the same text. The control tells what noise is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, broke
 REPLAY_FACTOR = 20.0  # times the control's largest difference
 MEDIAN_FACTOR = 3.0  # times the control's median, in 16 bits
 GAP_FACTOR = 1.5  # times the control's largest gap noise
-# In float64 transformers' norms still round to float32: two forwards agree to 1e-14 until an element falls on the other side
-# of a rounding boundary, and then to 1e-7. A fault moves logits by whole units.
+# Transformers' norms round to float32 even in float64. Two forwards agree to 1e-14, until an element falls on the other side of
+# a rounding boundary, and then to 1e-7. A fault moves logits by whole units.
 FLOOR = {"float64": 1e-5}
-# What rounding can do to the control itself (in 16 bits: to its median). A fault of the engine is in the control as well, and
-# thresholds that are multiples of its noise would excuse it. Healthy, on SmolLM2-135M: 1e-7, 1e-4, 0.55 at most in bfloat16;
-# wrong masks, positions and cache rows there move logits by 4 and more in the median.
+# The most that rounding can do to the control itself (in 16 bits: to its median). A fault of the engine is in the control too,
+# and thresholds that are multiples of the control's noise would excuse it. On SmolLM2-135M healthy noise is at most 1e-7, 1e-4,
+# and 0.55 in bfloat16. Wrong masks, positions and cache rows move its logits by 4 and more in the median.
 MOST_NOISE = {"float64": 1e-4, "float32": 1e-2, "bfloat16": 1.0, "float16": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the target alone shows in one dtype over `n` scored positions: its largest and median difference from the plain
-    forward and its largest gap noise; `flipped` of its texts show an argmax of many rows that is not one row's, within
-    `exposed` positions."""
+    """What the target alone shows in one dtype, over `n` scored positions.
+
+    `largest`, `median`: difference from the plain forward. `gap`: the largest movement of a gap between two best tokens.
+    `flipped`: texts in which many rows have another argmax than a single row, within `exposed` positions in all.
+    """
 
     dtype: str
     n: int
@@ -44,7 +46,7 @@ class Control:
 
 
 def controls(findings: Iterable[Finding]) -> dict[str, Control]:
-    """By dtype, over all control findings without errors."""
+    """dtype -> what its control findings without errors show together."""
     found = {}
     for (dtype, _), mine in by_cell(findings, "control").items():
         whole = [f for f in mine if "error" not in f]
@@ -57,10 +59,10 @@ def controls(findings: Iterable[Finding]) -> dict[str, Control]:
 
 
 def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
-    """L2 of the target alone, for all methods: whether the control's noise is small enough to take thresholds from."""
+    """L2 of the target alone, for all methods: whether the control's noise is small enough to set thresholds."""
     found = []
     for (dtype, _), mine in by_cell(findings, "control").items():
-        # where the audit's own control raised nothing was run, and a row of its own says so
+        # if the audit's own control raised an error, nothing was run, and a row of its own says so
         if failed := broken(f"L3 control of a ledger, {dtype}", "all", [f for f in mine if "of" in f]):
             found.append(failed)
         if dtype not in known:
@@ -79,7 +81,7 @@ def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) 
 
 
 def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -> list[Verdict]:
-    """L2: the logits used, greedy and sampled, against the plain forward's, per position."""
+    """L2: the logits used, in greedy and sampled outputs, beside the plain forward's, position by position."""
     found, cells = [], by_cell(findings, "greedy", "sampled")
     seen = {
         (method, dtype)
@@ -117,7 +119,7 @@ def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
             why = "16 bits: medians are compared"
         passed = holds
         if holds and branching and not offside:
-            where = next((d for d in EXACT_DTYPES if (method, d) in seen), None)  # the same code keeps the rows in every dtype
+            where = next((d for d in EXACT_DTYPES if (method, d) in seen), None)  # one code keeps the rows in every dtype
             passed = True if where else None
             why = (
                 f"that the right rows are kept was seen in {where}" if where

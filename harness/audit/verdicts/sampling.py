@@ -1,4 +1,4 @@
-"""Layer 4: sampled outputs: vanilla's own ids in float64, and score tests of many tokens in float32."""
+"""Layer 4, sampled outputs: the same ids as vanilla's in float64, and score tests over many tokens in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.audit.verdicts.verdict import Finding, Verdict, beyond, broken, by_
 
 
 def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
-    """L4, identical ids at T > 0 in float64: for methods that draw the target's own tokens."""
+    """L4, identical ids at T > 0 in float64, for methods that draw the target's own tokens."""
     found, layer = [], "L4 same ids at T = 1, float64"
     for (_, method), mine in by_cell(findings, "coupled").items():
         if failed := broken(layer, method, mine):
@@ -28,11 +28,11 @@ def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
     return found
 
 
-SHIFT = 0.02  # of a mean: what a cell of 80 prompts x 256 tokens finds
+SHIFT = 0.02  # the shift of a mean that a cell of 80 prompts x 256 tokens finds
 
 
 def _needed(scores: Sequence[Score]) -> int:
-    """Tokens with which every function that is a probability would find a shift of SHIFT."""
+    """Tokens with which every function that is a probability finds a shift of SHIFT."""
     return max((tokens_needed(s.detectable, SHIFT, s.n) for s in scores if not s.function.startswith("log")), default=0)
 
 
@@ -45,7 +45,7 @@ def scores_of(mine: Sequence[Finding], n_tests: int) -> list[Score]:
 
 
 def score_verdicts(findings: Iterable[Finding], wanted_tokens: int = 0) -> list[Verdict]:
-    """L4: the martingale score test, six functions a method, Holm over the whole family, vanilla's own tests among it."""
+    """L4: the martingale score test. Six functions a method, Holm over the whole family, vanilla's own tests included."""
     cells = by_cell(findings, "sampled")
     rows = {m: scores_of([f for f in mine if "n" in f], len(cells) * len(FUNCTIONS)) for (_, m), mine in cells.items()}
     flat = [(m, s) for m, scores in rows.items() for s in scores]

@@ -1,6 +1,6 @@
 """Findings -> verdicts, layer by layer. Pure functions of what the audit wrote down; nothing is run here.
 
-A verdict is never a bare boolean: beside it stand the worst value seen, the threshold and where it comes from, and the
+A verdict is never a bare boolean. Beside it stand the worst value seen, the threshold and where that comes from, and the
 smallest fault that would have been noticed.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.audit.probe.scores import ALPHA
 
-EXACT_DTYPES = ("float64", "float32")  # where layer 2 judges by the largest difference
+EXACT_DTYPES = ("float64", "float32")  # layer 2 judges these by the largest difference
 
 Finding = Mapping[str, Any]
 Cells = dict[tuple[str, str], list[Finding]]
@@ -22,11 +22,12 @@ Cells = dict[tuple[str, str], list[Finding]]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One row of the audit's table. `passed` None: not judged, and `why` says why; then `blocks` tells whether something is
-    missing (the audit does not hold) or the layer does not apply to the method.
+    """One row of the audit's table.
 
-    `cells`: the cases walked or outputs looked at, of a ledger its cells; `ratio`: the worst value over the threshold, over 1
-    where it fails. Where nothing may differ it is 0, or 1 and the number of those that do.
+    `passed`: None if the layer was not judged; `why` says why. Then `blocks` tells whether something is missing, so that the
+    audit does not hold, or whether the layer does not apply to the method. `raised`: the method's code raised an error.
+    `cells`: cases walked, or outputs looked at; of a ledger, its cells. `ratio`: the worst value over the threshold, beyond 1 if
+    the layer fails. If nothing may differ, it is 0, or 1 plus the number of those that do.
     """
 
     layer: str
@@ -38,7 +39,7 @@ class Verdict:
     passed: bool | None
     why: str = ""
     blocks: bool = False
-    raised: bool = False  # its code raised an error
+    raised: bool = False
     cells: int = 0
     ratio: float = 0.0
 
@@ -52,7 +53,7 @@ class Verdict:
 
 
 def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:
-    """The verdict where a run of the method raised an error."""
+    """The verdict if a run of the method raised an error; None if none did."""
     errors = [f["error"] for f in mine if "error" in f]
     if not errors:
         return None
@@ -61,17 +62,17 @@ def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:
 
 
 def beyond(n_wrong: int) -> float:
-    """The ratio where nothing may be wrong."""
+    """The ratio if nothing may be wrong."""
     return 1.0 + n_wrong if n_wrong else 0.0
 
 
 def unlikely(p_value: float) -> float:
-    """The ratio of a test: 1 at p = ALPHA, twice that at its square."""
+    """The ratio of a test: 1 at p = ALPHA, 2 at its square."""
     return abs(math.log(max(p_value, 1e-300)) / math.log(ALPHA))
 
 
 def share(worst: float, limit: float) -> float:
-    """The ratio of a worst value to its limit, which a control without any noise sets to 0."""
+    """The ratio of a worst value to its limit. A control without any noise sets the limit to 0."""
     return worst / limit if limit else beyond(int(worst > 0))
 
 

@@ -11,7 +11,7 @@ from tiny_model import TinyModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from harness.audit.probe.law import texts_of
+from harness.audit.probe.stand_ins import texts_of
 from methods.engine.cache import TreeCache
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree, chain

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from tiny_model import TinyModel, shared_tiny_model
 from torch import Tensor
 
-from harness.audit.probe.law import texts_of
+from harness.audit.probe.stand_ins import texts_of
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.layer import Linear
 from methods.engine.tree import Tree

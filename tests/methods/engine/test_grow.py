@@ -14,8 +14,8 @@ from growing import GREEDY, ROOT, context, paths_of, rows_of
 from hypothesis import example, given, settings
 from torch import Tensor
 
-from harness.audit.probe.law import FakeDrafter, Rows
-from harness.audit.probe.law import Text as Path
+from harness.audit.probe.stand_ins import FakeDrafter, Rows
+from harness.audit.probe.stand_ins import Text as Path
 from methods.base import SamplerParams
 from methods.eagle1 import SHAPE
 from methods.engine.grow import best_tokens, dynamic_tree, prompt_lookup, static_tree

@@ -11,19 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from harness.audit.probe.law import (
-    Branching,
-    FakeDrafter,
-    FakeTarget,
-    Rows,
-    Text,
-    completed,
-    distance,
-    exact_law,
-    plain_law,
-    random_rows,
-    texts_of,
-)
+from harness.audit.probe.law import Branching, completed, distance, exact_law, plain_law
+from harness.audit.probe.stand_ins import FakeDrafter, FakeTarget, Rows, Text, random_rows, texts_of
 from methods.base import SamplerParams
 from methods.engine.grow import Grow, dynamic_tree, prompt_lookup, static_tree
 from methods.engine.loop import Context, speculative

@@ -1,0 +1,154 @@
+"""Faults around a healthy method: in its target, in its drafter, or in its loop. Nothing here is registered as a method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.audit.faults.rules import small_or
+from methods.base import Decode, Generation, SamplerParams
+from methods.engine.loop import speculative
+from methods.engine.sampling import Chooser
+from methods.engine.tree import Tree
+
+
+class Spoilt:
+    """A target with one fault. All else is the target's own."""
+
+    def __init__(self, target: Any, fault: str):
+        self._target, self._fault = target, fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def verify(self, tree: Tree) -> Any:
+        spoilt = {"position": LatePositions, "flat": _FlatPositions, "sibling": _SeesSibling}.get(self._fault)
+        return self._target.verify(spoilt(tree.tokens, tree.parents, tree.q) if spoilt else tree)
+
+    def commit(self, path: list[int]) -> None:
+        if self._fault == "first rows":
+            path = list(range(len(path)))
+        elif self._fault == "one short" and len(path) > 1:
+            path = path[:-1]
+        elif self._fault == "not cropped":
+            path = [*path, path[-1] + 1] if path[-1] + 1 < self._n_nodes() else path
+        self._target.commit(path)
+
+    def _n_nodes(self) -> int:
+        n: int = getattr(self._target, "_n_pending", 0)
+        return n
+
+
+class LatePositions(Tree):
+    def depths(self) -> list[int]:
+        return [d + 1 for d in super().depths()]
+
+
+class _FlatPositions(Tree):
+    def depths(self) -> list[int]:
+        return list(range(len(self.tokens)))
+
+
+class _SeesSibling(Tree):
+    def ancestors(self) -> Tensor:
+        sees = super().ancestors().clone()
+        for i in range(2, len(self.tokens)):
+            sees[i, i - 1] = True
+        return sees
+
+
+class StaleDrafter:
+    """A drafter that gets each token with the feature of one token earlier than it should."""
+
+    def __init__(self, drafter: Any):
+        self._drafter = drafter
+        self._last: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafter, name)
+
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        before = features[:1] if self._last is None else self._last
+        self._last = features[-1:]
+        self._drafter.observe(tokens, torch.cat([before, features[:-1]]))
+
+
+class WrongHead:
+    """A drafter whose logits are those of another vocabulary: the columns are turned by one."""
+
+    def __init__(self, drafter: Any):
+        self._drafter = drafter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafter, name)
+
+    def root_logits(self) -> Tensor:
+        return self._drafter.root_logits().roll(1, -1)
+
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        return self._drafter.expand(tokens, parents, sees).roll(1, -1)
+
+
+def greedy_first(small: bool) -> Decode:
+    """The first token is the argmax at any temperature."""
+    decode = speculative(small_or(small))
+
+    class First(Chooser):
+        def __init__(self, inner: Chooser):
+            super().__init__(inner.params)
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def token(self, logits: Tensor, position: int) -> int:
+            return int(logits.argmax()) if position == 0 else self.inner.token(logits, position)
+
+        def draw(self, p: Tensor, position: int) -> int:
+            return self.inner.draw(p, position)
+
+        def accept(self, probability: float, position: int, attempt: int) -> bool:
+            return self.inner.accept(probability, position, attempt)
+
+        def children(self, q: Tensor, k: int, position: int, node: int) -> Any:
+            return self.inner.children(q, k, position, node)
+
+    def run(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
+        made = params.chooser
+        return decode(ids, target, drafter, replace(params, chooser=lambda p: First(made(p) if made else Chooser(p))))
+
+    return run
+
+
+def ignores_stop(small: bool) -> Decode:
+    """A stop id ends the output only at the end of a block, not inside an accepted one."""
+    decode = speculative(small_or(small))
+
+    def run(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
+        made = decode(ids, target, drafter, replace(params, stop_ids=frozenset()))
+        assert made.trace is not None
+        end, at = len(made.token_ids), 1
+        for accepted in made.trace.accepted:
+            at += accepted + 1
+            if at <= end and made.token_ids[at - 1] in params.stop_ids:
+                return replace_ids(made, made.token_ids[:at], "stop")
+        return made
+
+    return run
+
+
+def overshoots(small: bool) -> Decode:
+    """The budget is exceeded by three tokens."""
+    decode = speculative(small_or(small))
+
+    def run(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
+        return decode(ids, target, drafter, replace(params, max_new_tokens=params.max_new_tokens + 3))
+
+    return run
+
+
+def replace_ids(made: Generation, ids: list[int], finish: str) -> Generation:
+    return Generation(ids, finish, made.n_cut, made.prefill_s, made.trace)
