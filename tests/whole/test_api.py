@@ -90,3 +90,11 @@ def test_a_folder_in_front_of_ours_is_named_in_one_line(tmp_path: Path) -> None:
 def test_the_command_line_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "harness", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("harness, version ")
+
+
+def test_verify_returns_a_verdict_a_layer_and_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdicts = harness.verify(model=str(TINY), methods=("pld",), out=tmp_path, threads=1)
+    assert {v.method for v in verdicts if v.passed} >= {"pld", "vanilla"} and not [v for v in verdicts if v.passed is False]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="unknown level 'fulll'"):
+        harness.verify(model=str(TINY), methods=("pld",), level="fulll", out=tmp_path)
