@@ -589,7 +589,8 @@ def test_a_ledgers_divergences_are_explained_and_the_main_table_says_what_was_fo
     (row,) = (r for r in done.value if r["layer"] == "L3 greedy equality, bfloat16, ledger")
     assert row["checked"].startswith("6 outputs") and row["passed"] is True  # two turns of mt_bench, one of gsm8k
     assert harness("table --results", ledger).code == 0
-    assert "| eagle2 | lossless (quick) |" in (ledger / "tables" / "main.md").read_text()
+    (shown,) = (line for line in (ledger / "tables" / "main.md").read_text().splitlines() if line.startswith("| eagle2 |"))
+    assert shown.endswith("| lossless (quick) |")
     other = tmp_path / "other"  # of the same settings, so with the same keys, but another output
     other.mkdir()
     records = [json.loads(line) for line in (ledger / "records.jsonl").read_text().splitlines()]
