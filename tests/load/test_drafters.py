@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import methods
 from harness.audit.probe import law
+from harness.audit.probe.stand_ins import texts_of
 from harness.cli import cli
 from harness.common.errors import UserError
 from harness.ledger.ledger import read
@@ -80,7 +81,7 @@ def test_a_level_of_a_tree_is_drafted_by_its_own_head_on_the_last_feature(kind: 
         feature, root = features[n - 1], text[n]
         assert close(drafter.root_logits()[0], slow_head(tiny, kind, 0, feature, [root]))
         for node, logits in expand_in_levels(drafter, tree).items() if kind == "hydra" else ():
-            path = law.texts_of(tree)[node][1:]
+            path = texts_of(tree)[node][1:]
             assert close(logits, slow_head(tiny, kind, len(path), feature, [root, *path]))
         if kind == "medusa":
             for level in (1, 2, 3):
@@ -199,7 +200,7 @@ def test_a_draft_lm_in_steps_and_levels_is_the_model_over_every_whole_text(tiny:
     for accepted in ([2, 3, 5, 6], [], [1], [2, 3], [2, 3, 5], []):  # ends of paths in the tree, and paths cut short
         assert same(drafter.root_logits()[0], slow(()))
         for node, logits in expand_in_levels(drafter, tree).items():
-            assert same(logits, slow(law.texts_of(tree)[node][1:]))
+            assert same(logits, slow(texts_of(tree)[node][1:]))
         new = [*(tree.tokens[node] for node in accepted), 20 + len(accepted)]
         drafter.observe(new, nothing)
         seen = [*seen, *new]
