@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from harness.ledger.record import Record
 
-SHARED = 1.15
+SHARED = 1.05
 """Wall seconds per CPU second from which on other work is said to have shared the machine."""
 
 
