@@ -15,12 +15,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import click
 import pytest
 from command_line import SMALL, Outcome, counted, files, harness, isolate, measured, questions, reason, refused, run, tiny_copy
 from places import ROOT, TINY
 
 import methods
 import tasks
+from harness.cli import WORKFLOW, cli
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import validate
 from harness.run import tiers
@@ -453,3 +455,30 @@ def test_tables_and_plots_of_nothing_say_so(tmp_path: Path) -> None:
     refused(harness("table --results", tmp_path), "no records in", str(tmp_path))
     refused(harness("plot --results", tmp_path), "no records in", str(tmp_path))
     refused(harness("table"), "--results DIR or --compare DIR_A DIR_B")
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ("harness",)) -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words."""
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=lambda x: x if isinstance(x, str) else "")
+def test_every_option_has_a_help_text_and_every_command_ends_with_two_examples(words: str, command: click.Command) -> None:
+    silent = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
+    assert not silent, f"{words}: no help for {silent}"
+    examples = [line for line in (command.epilog or "").splitlines() if line.strip().startswith("harness ")]
+    assert len(examples) == 2 and all(line.strip().startswith(words) for line in examples)
+
+
+def test_the_list_of_commands_is_grouped_and_cuts_no_text() -> None:
+    out = harness("--help").out
+    assert "..." not in out.split("Commands")[0].split("Options:")[1]
+    for title, names in WORKFLOW.items():
+        assert f"{title}:" in out and all(f"  {name}" in out for name in names)
