@@ -20,6 +20,7 @@ from harness.commands.options import (
     threads_option,
 )
 from harness.common.errors import UserError, say
+from harness.common.files_written import files_written
 
 if TYPE_CHECKING:
     from harness.forms.table import Table
@@ -103,13 +104,13 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
     from harness.forms.table import json_rows, plain, write_forms
     from harness.paper.figures_1_2 import write_bars
 
+    written: list[Path] = []
     for table in tables:
         click.echo(plain(table))
-        for file in write_forms(table, folder):
-            say(f"written: {file}")
+        written += write_forms(table, folder)
         if table.name in ("figure1", "figure2"):
-            for file in write_bars(table.numbers, folder / table.name):
-                say(f"written: {file}")
+            written += write_bars(table.numbers, folder / table.name)
+    say(files_written(written))
     if as_json:
         click.echo(json_rows(tables))
 

@@ -11,6 +11,7 @@ import click
 
 from harness.commands.options import examples, head_option, include_all, include_option, model_option, prompts_option
 from harness.common.errors import UserError
+from harness.common.files_written import files_written
 
 if TYPE_CHECKING:
     from harness.audit.request import AuditRequest, FaultsRequest
@@ -72,8 +73,7 @@ def _audit(request: AuditRequest, as_json: bool) -> None:
 
     report = audit(request)
     click.echo(page.plain(report.rows, report.title, report.level))
-    for path in report.written:
-        click.echo(path)
+    click.echo(files_written(report.written))
     if as_json:
         click.echo(json.dumps([asdict(v) for v in report.rows]))
     if report.problems:
