@@ -7,12 +7,16 @@ import sys
 
 import harness
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "results/smollm2-135m-claims"
 
-records = harness.read(folder)  # one row a generation, as measured
-ended = records.groupby(["method", "temperature", "finish"], observed=True).size()
-print(ended.unstack(fill_value=0).to_string())
+def main(folder: str = "results/smollm2-135m-claims") -> None:
+    records = harness.read(folder)  # one row a generation, as measured
+    ended = records.groupby(["method", "temperature", "finish"], observed=True).size()
+    print(ended.unstack(fill_value=0).to_string())
 
-cells = harness.summarise(records)  # one row a method, task and setting, with intervals
-columns = ["method", "preset", "task", "temperature", "prompts", "tau", "tau_low", "tau_high", "speedup"]
-print(cells[columns].to_string(index=False))
+    cells = harness.summarise(records)  # one row a method, task and setting, with intervals
+    columns = ["method", "preset", "task", "temperature", "prompts", "tau", "tau_low", "tau_high", "speedup"]
+    print(cells[columns].to_string(index=False))
+
+
+if __name__ == "__main__":  # `--include examples` reads this file, too
+    main(*sys.argv[1:])

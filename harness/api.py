@@ -17,10 +17,10 @@ import methods
 from harness.common.errors import UserError
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.ledger import ledger
-from harness.ledger.record import Record
+from harness.ledger.record import Record, StoredRecord
 from harness.load.config import model_config
 from harness.metrics import cells
-from harness.run.request import RunRequest
+from harness.run.request import RunRequest, at_least_1, need, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,7 @@ class Model:
         from methods.base import SamplerParams
         from methods.engine.sampling import stream_key
 
+        need(isinstance(prompt, str), f"the prompt is of type {type(prompt).__name__}; it must be a text")
         config, loaded = self.loaded.config, self.loaded
         request = RunRequest(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)  # which checks them
         budget = request.max_new_tokens or config.max_new_tokens
@@ -111,6 +112,7 @@ def load_model(
     from harness.load.model import load
     from harness.load.weights import drafter_folders
 
+    at_least_1("threads", threads)
     config = model_config(str(name))
     given = None if head is None else Path(head)
     keep_freed_memory()
@@ -154,6 +156,8 @@ def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
+        lacking = sorted(StoredRecord.__required_keys__ - set(source.columns)) if len(source) else []
+        need(not lacking, f"the frame lacks columns of harness.read: {', '.join(lacking)}")
         records: list[Record] = source.astype(object).where(source.notna(), None).to_dict("records")  # type: ignore[assignment]
     else:
         records = ledger.read(Path(source))
@@ -172,6 +176,7 @@ def verify(
     from harness.audit.audit import AuditRequest
     from harness.audit.audit import verify as audit
 
+    several("methods", methods)  # type: ignore[arg-type]
     return audit(AuditRequest(model=model, methods=tuple(methods), level=level, out=Path(out), **more))
 
 
@@ -192,4 +197,5 @@ def _frame(records: Sequence[Record]) -> pd.DataFrame:
             low, high = getattr(s, f"{name}_ci95", None) or (None, None)
             row |= {name: getattr(s, name), f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    columns = [*_AS_THEY_ARE, *(f"{name}{end}" for name in _WITH_INTERVALS for end in ("", "_low", "_high"))]
+    return pd.DataFrame(rows, columns=columns)

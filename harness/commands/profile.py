@@ -64,10 +64,15 @@ class ProfileRequest:
             need(not self.sweep or min(values) >= 1, f"{option_name} is {min(values)}; it must be at least 1")
         self.run_request()  # which checks the rest
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The methods that are measured: the sweep's trees are EAGLE-2's, whatever else is named."""
+        return ("eagle2",) if self.sweep else self.methods
+
     def run_request(self) -> RunRequest:
         return RunRequest(
-            methods=("vanilla", *(n for n in self.methods if n != "vanilla")), tasks=("all",), source="bundled", model=self.model,
-            temperature=self.temperature, limit=self.limit, max_new_tokens=self.max_new_tokens, preset=self.preset,
+            methods=("vanilla", *(n for n in self.measured if n != "vanilla")), tasks=("all",), source="bundled",
+            model=self.model, temperature=self.temperature, limit=self.limit, max_new_tokens=self.max_new_tokens, preset=self.preset,
             changes=self.changes, dtype=self.dtype, threads=self.threads, head=self.head,
         )  # fmt: skip
 

@@ -61,6 +61,9 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         t, p = self.temperature, self.top_p
+        for option, words in (("methods", self.methods), ("tasks", self.tasks), ("changes", self.changes)):
+            several(option, words)
+        need(bool(self.methods) and bool(self.tasks), "at least one method and one task must be named")
         need(math.isfinite(t) and t >= 0, f"--temperature is {t}; it must be 0 (greedy) or more")
         need(0 < p <= 1, f"--top-p is {p}; it must be over 0 and at most 1")
         at_least_1("--limit", self.limit)
@@ -76,6 +79,11 @@ def need(holds: bool, what: str) -> None:
     """Raises UserError with `what` where something does not hold."""
     if not holds:
         raise UserError(what)
+
+
+def several(option: str, words: tuple[str, ...]) -> None:
+    """Raises UserError where a text stands for a tuple of words: its letters would be taken for them."""
+    need(not isinstance(words, str), f"{option} is the text {words!r}; it must be a tuple of words, such as ({words!r},)")
 
 
 def at_least_1(option: str, value: int | None) -> None:

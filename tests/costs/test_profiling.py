@@ -85,6 +85,11 @@ def test_the_sweep_has_a_row_a_context_and_tree(tmp_path: Path) -> None:
     assert steps.tolist() == pytest.approx([7, 7])
 
 
+def test_the_sweep_takes_eagle2_whatever_else_is_named(tmp_path: Path) -> None:
+    done = harness(COMMAND, "--sweep --method pld --context 32 --tree 4 --out", tmp_path)
+    assert done.code == 0 and set(pd.read_csv(tmp_path / "sweep.csv")["arm"]) == {"vanilla", "4 nodes"}, done.err
+
+
 def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
     refused(harness(COMMAND, "--method hf-generate --out", tmp_path), "no steps to profile")
     refused(harness(COMMAND, "--limit 0 --out", tmp_path), "--limit is 0")

@@ -98,3 +98,25 @@ def test_verify_returns_a_verdict_a_layer_and_method(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="unknown level 'fulll'"):
         harness.verify(model=str(TINY), methods=("pld",), level="fulll", out=tmp_path)
+
+
+def test_wrong_inputs_are_one_line(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="methods is the text 'eagle2'; it must be a tuple of words"):
+        RunRequest(methods="eagle2")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="at least one method and one task"):
+        RunRequest(methods=())
+    with pytest.raises(UserError, match="methods is the text 'pld'"):
+        harness.verify(model=str(TINY), methods="pld", out=tmp_path)
+    with pytest.raises(UserError, match="threads is 0"):
+        load_model(str(TINY), threads=0)
+    with pytest.raises(UserError, match="the prompt is of type list"):
+        model.generate(["How is bread made?"])  # type: ignore[arg-type]
+
+
+def test_a_frame_without_rows_has_its_columns_and_one_without_columns_is_refused(tmp_path: Path) -> None:
+    harness.measure(RunRequest(methods=("vanilla",), tasks=("gsm8k",), out=tmp_path, **SMALL))
+    records = harness.read(tmp_path)
+    none = harness.summarise(records[records["method"] == "eagle2"])
+    assert len(none) == 0 and {"method", "tau", "speedup", "speedup_low"} <= set(none.columns)
+    with pytest.raises(UserError, match="the frame lacks columns of harness.read: .*status"):
+        harness.summarise(records[["method"]])

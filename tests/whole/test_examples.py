@@ -113,3 +113,9 @@ def test_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "eagle2" in printed and "speedup" in printed and printed.splitlines()[-1] == "[]"
+
+
+def test_the_folder_of_examples_is_included_and_none_of_them_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    done = harness("list methods --include", EXAMPLES)
+    assert done.code == 0, done.err
+    assert "last-seen" in done.out and "wrong" in done.out and "the same tokens" not in done.out
