@@ -72,7 +72,8 @@ class ProfileRequest:
     def run_request(self) -> RunRequest:
         return RunRequest(
             methods=("vanilla", *(n for n in self.measured if n != "vanilla")), tasks=("all",), source="bundled",
-            model=self.model, temperature=self.temperature, limit=self.limit, max_new_tokens=self.max_new_tokens, preset=self.preset,
+            model=self.model, temperature=self.temperature,
+            limit=self.limit, max_new_tokens=self.max_new_tokens, preset=self.preset,
             changes=self.changes, dtype=self.dtype, threads=self.threads, head=self.head,
         )  # fmt: skip
 
