@@ -12,7 +12,7 @@ usage: ./run_all.sh [--quick | --claims | --full] [--model NAME | --models NAME,
 Makes an environment in .venv, obtains the model and the prompts, runs methods x tasks, audits losslessness (level quick),
 writes records, tables, the claims ledger, the paper's tables with a verdict a cell, and plots, and prints the main table. Stop it at any time (Ctrl-C) and start it again: it goes on where it was.
 
-  --quick        1 prompt a task, 24 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
+  --quick        1 prompt a task, 20 tokens, temperature 0: under 10 minutes on 2 cores, downloads not counted
   (default)      5 prompts a task, 128 tokens, temperatures 0 and 1: all exact methods, each at the paper's and at its tuned
                  options: hours (said first)
   --claims       what Table 3 and the claims are about: vanilla, EAGLE-1, EAGLE-2 (also with EAGLE-1's number of nodes) and its

@@ -21,7 +21,7 @@ CLAIMS = (
 # The length budget of `full` and `claims` is the model's own. The claims' runs go on where the first two runs of `full` end: the
 # prompts of a smaller limit are the first of a larger one.
 TIERS: dict[str, tuple[RunRequest, ...]] = {
-    "quick": (RunRequest(temperature=0.0, limit=1, max_new_tokens=24, on_overflow="skip"),),
+    "quick": (RunRequest(temperature=0.0, limit=1, max_new_tokens=20, on_overflow="skip"),),
     "default": (
         RunRequest(temperature=0.0, limit=5, max_new_tokens=128, beside=EQUAL_BUDGET + TUNED, on_overflow="skip"),
         RunRequest(temperature=1.0, limit=5, max_new_tokens=128, beside=TUNED, on_overflow="skip"),
