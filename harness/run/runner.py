@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -68,17 +68,16 @@ class Runner:
         self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
         self._decoders: dict[str, Decode] = {}
         self.n_failed = 0
-        self.look()
-        self._warn_of_other_code()
+        self._warn_of_other_code(self.look())
 
-    def look(self) -> None:
-        """Take in what the ledger holds now: another run of the same process may have added to it."""
+    def look(self) -> list[Record]:
+        """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
         records = read(self.ledger.folder) if has_records(self.ledger.folder) else []
         self.recorded = Recorded.of(records, self.spec, self._trees.keys if self._trees else None)
+        return records
 
-    def _warn_of_other_code(self) -> None:
+    def _warn_of_other_code(self, records: Sequence[Record]) -> None:
         now = {cell.key: methods.code_sha(cell.arm.name) for cell in self.plan.cells}
-        records = read(self.ledger.folder) if has_records(self.ledger.folder) else []
         old = {r["method"] for r in records if r["cell"] in now and not is_same_code(r.get("code_sha"), now[r["cell"]])}
         if old:
             print(
