@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import methods  # noqa: E402
 from harness.common.names import SIX_TASKS, VANILLA  # noqa: E402
 from harness.ledger.ledger import Ledger  # noqa: E402
-from harness.ledger.record import SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
+from harness.ledger.record import CELL_FIELDS, SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
 
 MAX_NEW_TOKENS = 72  # over 64, so that an output can loop
 ENV = {
@@ -91,7 +91,7 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         "max_new_tokens": MAX_NEW_TOKENS,
         "seed": 0,
     }
-    record = {"schema": SCHEMA, "key": "", "cell": cell_key(prompts_sha="p" * 16, **fields), "run": "example", **fields}
+    record = {"schema": SCHEMA, "key": "", "cell": "", "run": "example", **fields}
     record |= {"exact": method.exact, "sample_id": "0", "category": task, "turn": 1, "n_turns": 1, "repeat": 0}
     record |= {"is_warmup": False, "token_ids": [], "text": "", "n_prompt": 40, "n_text_tokens": 0, "n_cut": 0}
     record |= {"looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None, "peak_bytes": None}
@@ -106,8 +106,14 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         **changes,
     }
     record["prompt_sha"] = record["prompt_sha"] or canonical_hash([task, source, record["sample_id"], record["turn"]])
-    key = sample_key(record["cell"], record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
-    return {**record, "key": key}
+    return keyed(record)
+
+
+def keyed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the keys of what it holds."""
+    cell = cell_key(**{name: record[name] for name in CELL_FIELDS})
+    key = sample_key(cell, record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
+    return {**record, "cell": cell, "key": key}
 
 
 def output_of(method: Simulated, record: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:

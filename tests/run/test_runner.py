@@ -21,7 +21,7 @@ from tiny_model import shared_tiny_model
 
 import tasks
 from harness.ledger.ledger import RECORDS, Ledger, read
-from harness.ledger.record import Record, ids_sha, validate
+from harness.ledger.record import Record, canonical_hash, ids_sha, validate
 
 METHODS = "--method vanilla --method eagle1 --method eagle2 --method pld"
 
@@ -344,13 +344,12 @@ def test_methods_take_turns_on_each_prompt_in_an_order_drawn_from_the_seed(tmp_p
 def pretend_elsewhere(folder: Path, **machine: Any) -> None:
     """Make a folder's records those of another machine."""
     (path,) = folder.glob("env-*.json")
-    env = json.loads(path.read_text())
-    env = {**env, **machine, "hash": "0123456789abcdef"}
-    old = path.stem.removeprefix("env-")
-    (folder / "env-0123456789abcdef.json").write_text(json.dumps(env))
+    env = json.loads(path.read_text()) | machine
+    name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
+    (folder / f"env-{name}.json").write_text(json.dumps(env | {"hash": name}))
     path.unlink()
     records = folder / RECORDS
-    records.write_text(records.read_text().replace(old, "0123456789abcdef"))
+    records.write_text(records.read_text().replace(path.stem.removeprefix("env-"), name))
 
 
 @pytest.mark.parametrize(
