@@ -136,15 +136,20 @@ def measure(*requests: RunRequest) -> pd.DataFrame:
     return _frame(done.records)
 
 
-def read(folder: str | Path) -> pd.DataFrame:
+def read(folder: str | Path, *, strict: bool = False) -> pd.DataFrame:
     """A ledger's records, one row a generation, warm-ups left out; docs/file_formats.md tells of the columns.
 
+    A line that cannot be read is left out, and named on stderr; `attrs["footnotes"]` counts them.
+
     Raises:
-        UserError: no records there.
+        UserError: no records there; or `strict`, and a line or an env file that cannot be read.
     """
     import pandas as pd
 
-    return pd.DataFrame([r for r in ledger.read(Path(folder)) if not r["is_warmup"]])
+    records = ledger.read(Path(folder), strict=strict)
+    frame = pd.DataFrame([r for r in records if not r["is_warmup"]])
+    frame.attrs["footnotes"] = records.footnotes
+    return frame
 
 
 def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:

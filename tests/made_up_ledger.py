@@ -16,5 +16,6 @@ def write_ledger(folder: Path, records: Iterable[Any], env: dict[str, Any] = ENV
     with Ledger(folder) as ledger:
         name = ledger.write_env(env)
         for record in records:
-            ledger.append({key: value for key, value in keyed(record).items() if key not in ("machine", "system")} | {"env": name})
+            own = keyed(record) | {"env": name}
+            ledger.append({key: value for key, value in own.items() if key not in ("machine", "system")})
     return folder

@@ -197,16 +197,8 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
         UserError: no such folder, no records in it, or `strict` and a line or an env file that cannot be read.
     """
     folder = Path(folder)
-    path = folder / RECORDS
-    try:
-        if not path.exists() and (packed := folder / PACKED).exists():
-            path = packed
-        data = path.read_bytes()
-        whole, torn = _split_torn(gzip.decompress(data) if path.name == PACKED else data)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({error})") from error
-    except OSError as error:
-        raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
+    path, data = _bytes_of(folder)
+    whole, torn = _split_torn(data)
     envs = _Envs(folder)
     records, bad = _parse(whole, imported, envs, of_once=True)
     if torn:
@@ -232,6 +224,16 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
         for why in envs.unknown.values():
             print(why, file=sys.stderr)
     return Records(records, tuple(footnotes))
+
+
+def holds_import(folder: Path) -> bool:
+    """Whether a folder's records are of answer files of others: its first line that is JSON tells. False where nothing is."""
+    with suppress(UserError):
+        for line in _bytes_of(Path(folder))[1].split(b"\n"):
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                return isinstance(record, dict) and "foreign" in record
+    return False
 
 
 def read_env(folder: Path, name: str) -> dict[str, Any] | None:
@@ -266,6 +268,20 @@ class _Envs:
             except UserError as error:
                 self._found[name], self.unknown[name] = None, str(error)
         return self._found[name]
+
+
+def _bytes_of(folder: Path) -> tuple[Path, bytes]:
+    """The file of records, and what it holds, unpacked."""
+    path = folder / RECORDS
+    try:
+        if not path.exists() and (packed := folder / PACKED).exists():
+            path = packed
+        data = path.read_bytes()
+        return path, gzip.decompress(data) if path.name == PACKED else data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({error})") from error
+    except OSError as error:
+        raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
 
 
 def _env_path(folder: Path, name: str) -> Path:

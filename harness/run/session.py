@@ -127,7 +127,7 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
         n_failed = measure(runners)
         cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
     wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
-    records = [r for r in read(requests[0].out) if (r["cell"], r["sample_id"]) in wanted]
+    records = [r for r in read(requests[0].out, quiet=True) if (r["cell"], r["sample_id"]) in wanted]
     return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
 
 
@@ -201,7 +201,7 @@ def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | N
 def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:
     """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
-        known = [r for r in read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
+        known = [r for r in read(folder, quiet=True) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     except UserError:
         return {}
     seconds: dict[str, float] = {}
