@@ -9,6 +9,7 @@ from typing import Any
 from make_ledger import ENV, keyed
 
 from harness.ledger.ledger import Ledger
+from harness.ledger.record import READ_BESIDE
 
 
 def write_ledger(folder: Path, records: Iterable[Any], env: dict[str, Any] = ENV) -> Path:
@@ -17,5 +18,5 @@ def write_ledger(folder: Path, records: Iterable[Any], env: dict[str, Any] = ENV
         name = ledger.write_env(env)
         for record in records:
             own = keyed(record) | {"env": name}
-            ledger.append({key: value for key, value in own.items() if key not in ("machine", "system")})
+            ledger.append({key: value for key, value in own.items() if key not in READ_BESIDE})
     return folder

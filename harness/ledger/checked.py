@@ -12,10 +12,8 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, cast
 
-from harness.ledger.record import CELL_FIELDS, SCHEMA, Record, StoredRecord, canonical_hash, sample_key
+from harness.ledger.record import CELL_FIELDS_OF, NEW_IN_3, READABLE, Record, StoredRecord, canonical_hash, sample_key
 
-READABLE = (SCHEMA,)
-CELL_FIELDS_OF = {SCHEMA: CELL_FIELDS}
 SOURCES = ("paper", "hub", "pypi", "bundled", "file")
 FINISHES = ("stop", "length", "context")
 STATUSES = ("ok", "error", "skipped")
@@ -82,12 +80,11 @@ _ALWAYS: dict[str, Test] = {
     "key": _HASH, "cell": _HASH, "run": _NAME, "model": _NAME, "source": _one_of(*SOURCES), "method": _NAME,
     "sample_id": _NAME, "category": (is_text, "a text"), "turn": _COUNT_1, "n_turns": _COUNT_1, "repeat": _COUNT,
     "is_warmup": _FLAG, "text": _ANY_TEXT, "wall_s": _or_null(_SECONDS), "peak_bytes": _or_null(_COUNT),
-    "head_sha": _or_null(_NAME), "turn1_sha": _or_null(_NAME), "status": _one_of(*STATUSES), "error": _or_null(_ANY_TEXT),
+    "head_sha": _or_null(_NAME), "head_id": _or_null(_NAME), "turn1_sha": _or_null(_NAME), "status": _one_of(*STATUSES), "error": _or_null(_ANY_TEXT),
     "env": _HASH,
 }  # fmt: skip
 _IF_THERE: dict[str, Test] = {
-    "cpu_s": _or_null(_SECONDS), "load": _or_null(_SECONDS), "n_special": _COUNT, "target_id": _or_null(_NAME),
-    "head_id": _or_null(_NAME), "baseline_sha": _or_null(_NAME),
+    "cpu_s": _or_null(_SECONDS), "load": _or_null(_SECONDS), "n_special": _COUNT,
 }  # fmt: skip
 # What an answer file of others may not tell.
 _TOLD: dict[str, Test] = {
@@ -98,9 +95,11 @@ _TOLD: dict[str, Test] = {
     "token_ids": (lambda x: are_counts(x, MOST_ID), "a list of token ids"), "n_prompt": _COUNT, "n_text_tokens": _COUNT,
     "n_cut": _COUNT, "looped": _FLAG, "prompts_sha": _NAME, "prompt_sha": _NAME, "code_sha": _NAME,
 }  # fmt: skip
-_MEASURED = {**_ALWAYS, **_TOLD, "finish": _or_null(_one_of(*FINISHES)), "prefill_s": _or_null(_SECONDS)}
+_NEW_IN_3: dict[str, Test] = {"target_id": _NAME, "baseline_sha": _NAME}
+_IN_2 = {**_ALWAYS, **_TOLD, "finish": _or_null(_one_of(*FINISHES)), "prefill_s": _or_null(_SECONDS)}
+_MEASURED = {2: {**_IN_2, **{name: _or_null(test) for name, test in _NEW_IN_3.items()}}, 3: {**_IN_2, **_NEW_IN_3}}
 _NULL: Test = (lambda x: x is None, "null in an imported record")
-_IMPORTED = {**_ALWAYS, **{name: _or_null(test) for name, test in _TOLD.items()},
+_IMPORTED = {**_ALWAYS, **{name: _or_null(test) for name, test in (_TOLD | _NEW_IN_3).items()},
              **dict.fromkeys(("token_ids", "trace", "prefill_s", "finish"), _NULL)}  # fmt: skip
 _FOREIGN: dict[str, Test] = {
     "line": _COUNT_1, "new_tokens": _or_null(_COUNT), "steps": _or_null(_COUNT),
@@ -144,13 +143,15 @@ def _check(record: dict[str, Any], imported: bool) -> None:
     schema = record.get("schema")
     if "schema" in record and not (type(schema) is int and schema in READABLE):
         known = " and ".join(map(str, READABLE))
-        raise ValueError(f"record schema {shown(schema)}; this version reads schema {known}")
+        raise ValueError(f"record schema {shown(schema)}; this version reads schemas {known}")
+    if schema == 2:
+        record.update(dict.fromkeys(NEW_IN_3 - record.keys()))
     if lacking := StoredRecord.__required_keys__ - record.keys():
         some = ", ".join(sorted(lacking)[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(f"not a record (no {some})")
     if ("foreign" in record) != imported:
         raise ValueError(_OTHER_KIND[imported])
-    for name, (is_right, what) in (_IMPORTED if imported else _MEASURED).items():
+    for name, (is_right, what) in (_IMPORTED if imported else _MEASURED[record["schema"]]).items():
         if not is_right(record[name]):
             raise _wrong(name, record[name], what)
     for name, (is_right, what) in _IF_THERE.items():
@@ -273,7 +274,7 @@ def env_of(text: bytes, name: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if own != name:
         raise ValueError(f"altered: the hash of what it holds is {own}")
-    for key, kind, what in (("packages", dict, "an object"), ("system", str, "a text")):
+    for key, kind, what in (("packages", dict, "an object"), ("target_parts", dict, "an object"), ("system", str, "a text")):
         if type(env.get(key, kind())) is not kind:
             raise _wrong(key, env[key], what)
     return env

@@ -22,7 +22,7 @@ import filelock
 from harness.common.errors import UserError
 from harness.common.files import whole_file
 from harness.ledger.checked import check_cell, env_of, record_of
-from harness.ledger.record import Record, canonical_hash
+from harness.ledger.record import SCHEMA, Record, canonical_hash
 
 RECORDS = "records.jsonl"
 MOST_TOLD = 5  # bad lines that are named one by one
@@ -30,15 +30,31 @@ PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read lik
 
 
 def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for two timings to be compared, by the names they have in an env file."""
-    return {"cpu": env.get("cpu"), "gpu": env.get("gpu"), "n_cores": env.get("n_cores"),
-            "torch": env.get("packages", {}).get("torch")}  # fmt: skip
+    """What must agree for two timings to be compared, by the names that messages give them."""
+    packages, gpu = env.get("packages", {}), env.get("gpu")
+    return {
+        "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
+        "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
+        "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"),
+    }  # fmt: skip
 
 
 def machine_label(env: Mapping[str, Any]) -> str:
-    """`Some CPU, no GPU, 2 cores, torch 2.13.0`: one line that is equal exactly when all machine keys are."""
+    """`Some CPU, no GPU, 2 cores, torch 2.13.0, transformers 5.23.0, engine 1a2b3c4d`: equal when all machine keys are."""
     keys = machine_keys(env)
-    return f"{keys['cpu']}, {keys['gpu'] or 'no GPU'}, {keys['n_cores']} cores, torch {keys['torch']}"
+    on = f"{keys['gpu']}, CUDA {keys['cuda']}, driver {keys['driver'] or 'unknown'}" if keys["gpu"] else "no GPU"
+    return (
+        f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
+        f"engine {keys['engine'] or UNKNOWN_ENGINE}"
+    )
+
+
+UNKNOWN_ENGINE = "unknown"
+
+
+def has_unknown_engine(label: str) -> bool:
+    """Whether a machine's label is one of schema 2, which does not tell the engine."""
+    return label.endswith(f", engine {UNKNOWN_ENGINE}")
 
 
 class BadLine(NamedTuple):
@@ -89,6 +105,11 @@ class Ledger:
             _check_any(self._path, records, bad)
             _tell(self._path, bad, "does not count, and stays where it is")
             for record in records:
+                if record["schema"] != SCHEMA and not imported:
+                    raise UserError(
+                        f"{self.folder} holds records of schema {record['schema']}, which do not say what engine, configuration "
+                        "and prompt format they were made with: they are read, but not added to; choose another --out"
+                    )
                 self._remember(record)
         except filelock.Timeout:
             self.close()
@@ -215,6 +236,7 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
             env = envs.get(record["env"])
             record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
             record["system"] = (env or {}).get("system", "paper")
+            record["target_parts"] = (env or {}).get("target_parts")
         for why in envs.unknown.values():
             if strict:
                 raise UserError(f"{why}; without --strict its records are those of an unknown machine")

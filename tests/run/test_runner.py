@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import SMALL, counted, files, harness, ids, isolate, lines, measured, questions, refused, run, tiny_copy
 from places import ROOT
 from tiny_model import shared_tiny_model
@@ -344,12 +345,13 @@ def test_methods_take_turns_on_each_prompt_in_an_order_drawn_from_the_seed(tmp_p
 def pretend_elsewhere(folder: Path, **machine: Any) -> None:
     """Make a folder's records those of another machine."""
     (path,) = folder.glob("env-*.json")
-    env = json.loads(path.read_text()) | machine
-    name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
-    (folder / f"env-{name}.json").write_text(json.dumps(env | {"hash": name}))
+    env = {**json.loads(path.read_text()), **machine}
+    env["hash"] = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
+    old = path.stem.removeprefix("env-")
     path.unlink()
+    (folder / f"env-{env['hash']}.json").write_text(json.dumps(env))
     records = folder / RECORDS
-    records.write_text(records.read_text().replace(path.stem.removeprefix("env-"), name))
+    records.write_text(records.read_text().replace(old, env["hash"]))
 
 
 @pytest.mark.parametrize(
@@ -358,6 +360,8 @@ def pretend_elsewhere(folder: Path, **machine: Any) -> None:
         ("cpu", {"cpu": "Z80"}),
         ("gpu", {"gpu": "Voodoo"}),
         ("torch", {"packages": {"torch": "0.4"}}),
+        ("transformers", {"packages": {"torch": torch.__version__, "transformers": "4.0"}}),
+        ("engine", {"engine_sha": "another"}),
         ("n_cores", {"n_cores": 999}),
     ],
 )
