@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.ledger import ledger
 from harness.ledger.record import Record, StoredRecord
 from harness.load.config import model_config
 from harness.metrics import cells
-from harness.run.request import RunRequest, at_least_1, need, several
+from harness.run.request import RunRequest, need, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,7 @@ def load_model(
     from harness.load.model import load
     from harness.load.weights import drafter_folders
 
-    at_least_1("threads", threads)
+    bounded("threads", threads)
     config = model_config(str(name))
     given = None if head is None else Path(head)
     keep_freed_memory()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import methods
 from harness.audit.levels import LEVELS
-from harness.common.errors import UserError, unknown
+from harness.common.bounds import bounded
+from harness.common.errors import unknown
 from harness.common.machine import usable_cores
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -75,5 +76,4 @@ class FaultsRequest:
 def _check(level: str, threads: int | None) -> None:
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads is {threads}; it must be at least 1")
+    bounded("--threads", threads)

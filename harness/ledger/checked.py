@@ -80,8 +80,8 @@ _ALWAYS: dict[str, Test] = {
     "key": _HASH, "cell": _HASH, "run": _NAME, "model": _NAME, "source": _one_of(*SOURCES), "method": _NAME,
     "sample_id": _NAME, "category": (is_text, "a text"), "turn": _COUNT_1, "n_turns": _COUNT_1, "repeat": _COUNT,
     "is_warmup": _FLAG, "text": _ANY_TEXT, "wall_s": _or_null(_SECONDS), "peak_bytes": _or_null(_COUNT),
-    "head_sha": _or_null(_NAME), "head_id": _or_null(_NAME), "turn1_sha": _or_null(_NAME), "status": _one_of(*STATUSES), "error": _or_null(_ANY_TEXT),
-    "env": _HASH,
+    "head_sha": _or_null(_NAME), "head_id": _or_null(_NAME), "turn1_sha": _or_null(_NAME),
+    "status": _one_of(*STATUSES), "error": _or_null(_ANY_TEXT), "env": _HASH,
 }  # fmt: skip
 _IF_THERE: dict[str, Test] = {
     "cpu_s": _or_null(_SECONDS), "load": _or_null(_SECONDS), "n_special": _COUNT,

@@ -37,7 +37,10 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
     names = [n for name in request.tasks for n in (tasks.names() if name == "all" else [name])]
     for name in names:
         tasks.get(name)
-    limit = request.limit or config.limit
+    limit, budget = request.limit or config.limit, request.max_new_tokens or config.max_new_tokens
+    if budget >= config.context_length:
+        raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, the prompt "
+                        "included")  # fmt: skip
     return RunSpec(
         arms=_arms(config, request),
         prompt_sets=tuple(
@@ -45,7 +48,7 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
             for name in dict.fromkeys(names)
         ),
         temperature=request.temperature, top_p=request.top_p, seed=request.seed, repeats=request.repeats,
-        max_new_tokens=request.max_new_tokens or config.max_new_tokens, threads=request.threads or usable_cores(),
+        max_new_tokens=budget, threads=request.threads or usable_cores(),
         baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees,
     )  # fmt: skip
 

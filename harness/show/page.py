@@ -18,6 +18,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import __version__
+from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.common.files import write_file
 from harness.common.progress import Progress, showing_progress
@@ -84,8 +85,7 @@ def write_report(
         UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
             cannot be read.
     """
-    if generations < 0:
-        raise UserError(f"--generations is {generations}; it must be at least 0")
+    bounded("--generations", generations, least=0)
     if prompts_dir is not None and not prompts_dir.is_dir():
         raise UserError(f"--prompts {prompts_dir}: no such folder")
     out = out or Path(folder) / "report.html"
