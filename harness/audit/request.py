@@ -8,7 +8,7 @@ from pathlib import Path
 import methods
 from harness.audit.levels import LEVELS
 from harness.common.bounds import bounded
-from harness.common.errors import unknown
+from harness.common.errors import UserError, unknown
 from harness.common.machine import usable_cores
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -39,6 +39,8 @@ class AuditRequest:
 
     def __post_init__(self) -> None:
         _check(self.level, self.threads)
+        if self.prompts_dir is not None and not self.ledgers:
+            raise UserError(f"--prompts {self.prompts_dir} is where a ledger's prompts are looked up, and no --results is given")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise unknown("dtype", dtype, DTYPES)

@@ -67,17 +67,13 @@ class RunRequest:
             several(option, words)
         need(bool(self.methods) and bool(self.tasks), "at least one method and one task must be named")
         need(math.isfinite(t) and t >= 0, f"--temperature is {t}; it must be 0 (greedy) or more")
+        need(t <= MOST_T, f"--temperature is {t:g}; it may be at most {MOST_T:g}: beyond it every token is as likely as another")
         need(
-            t <= MOST_T, f"--temperature is {t:g}; it may be at most {MOST_T:g}: every token is nearly as likely as another there"
-        )
-        need(
-            not t or t >= LEAST_T,
-            f"--temperature is {t:g}; it must be 0 (greedy) or at least {LEAST_T:g}: nothing is left to chance under it",
+            not t or t >= LEAST_T, f"--temperature is {t:g}; it must be 0 (greedy) or from {LEAST_T:g}: under it nothing is drawn"
         )
         need(0 < p <= 1, f"--top-p is {p}; it must be over 0 and at most 1")
         need(
-            t > 0 or p == 1,
-            f"--top-p is {p}; at --temperature 0, which takes the likeliest token, it has no effect: leave it out",
+            t > 0 or p == 1, f"--top-p is {p}; at --temperature 0, which takes the likeliest token, it does nothing: leave it out"
         )
         bounded("--limit", self.limit)
         bounded("--max-new-tokens", self.max_new_tokens)

@@ -39,8 +39,8 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
         tasks.get(name)
     limit, budget = request.limit or config.limit, request.max_new_tokens or config.max_new_tokens
     if budget >= config.context_length:
-        raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, the prompt "
-                        "included")  # fmt: skip
+        raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, "
+                        "the prompt included")  # fmt: skip
     return RunSpec(
         arms=_arms(config, request),
         prompt_sets=tuple(
