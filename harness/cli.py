@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -54,6 +55,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of `harness`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, a name that is no UTF-8: shown as \u03c4
+            stream.reconfigure(errors="backslashreplace")
     try:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1

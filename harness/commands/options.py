@@ -52,6 +52,7 @@ trees_option = option(
     "--trees", is_flag=True, help="Keep every drafted tree (in DIR/trees): for calibration, positions and the page's viewer."
 )  # fmt: skip
 results_option = option("--results", required=True, type=PATH, metavar="DIR", help="A ledger: a folder with records.jsonl.")
+strict_option = option("--strict", is_flag=True, help="Refuse a ledger with a line or an env file that cannot be read.")
 json_option = option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
 include_option = option(
     "--include", "includes", multiple=True, type=PATH, metavar="PATH",

@@ -5,11 +5,13 @@ Packages are never installed or imported: only the named member is read from the
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -55,14 +57,24 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+_BEING_WRITTEN = ".being-written"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder; it becomes `path` only if the block ends well."""
+    """Yield a temporary path in `path`'s folder; it becomes `path` only if the block ends well.
+
+    What a process that was killed left behind of `path` is removed: its lock went with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(fd)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_BEING_WRITTEN}"):
+        with suppress(OSError), left.open("rb") as file:  # it is locked while another process writes it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_BEING_WRITTEN, dir=path.parent)
     tmp = Path(name)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield tmp
         with tmp.open("rb") as f:
             os.fsync(f.fileno())
@@ -70,6 +82,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
+from harness.common.bounds import check_options
 from harness.common.errors import UserError, unknown
 from harness.load.config import ModelConfig
 from harness.load.drafters import n_heads
@@ -83,6 +84,7 @@ def make_arms(
                 continue
         options = m.resolve(named, own, presets)
         try:
+            check_options(options)
             m.build(**options)
             if m.levels is not None and m.drafter is not None:
                 _check_levels(m, options, n_heads(folders[m.drafter]), folders[m.drafter])

@@ -72,7 +72,7 @@ class Runner:
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
-        records = read(self.ledger.folder) if has_records(self.ledger.folder) else []
+        records = read(self.ledger.folder, quiet=True) if has_records(self.ledger.folder) else []
         self.recorded = Recorded.of(records, self.spec, self._trees.keys if self._trees else None)
         return records
 
