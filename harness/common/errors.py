@@ -34,9 +34,9 @@ def users_code() -> Iterator[None]:
 
 
 def in_one_line(error: BaseException, most: int = 300) -> str:
-    """`ValueError: what it said`, whatever it is: one line, at most so many characters."""
+    """`ValueError: what it said`, whatever it is: the first line, at most so many characters."""
     try:
-        said = " ".join(str(error).split())
+        said = " ".join((str(error).strip().splitlines() or [""])[0].split())
     except Exception:  # a user's error may have no text
         said = ""
     line = f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 
 from harness.common.errors import UserError
+from harness.common.plain_names import place, plain_parts
 
 
 def cache_dir() -> Path:
@@ -41,17 +42,51 @@ def hub_folder(repo: str, revision: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    parts = plain_parts("revision", revision)
+    root = place(Path(constants.HF_HUB_CACHE), "repository", repo_folder_name(repo_id=repo, repo_type="model"))
     try:
-        commit = (root / "refs" / revision).read_text(encoding="utf-8").strip()
+        commit = place(root / "refs", "revision", *parts).read_text(encoding="utf-8").strip()
+        return place(root / "snapshots", "commit", commit)
     except OSError:
-        commit = revision
-    return root / "snapshots" / commit
+        return place(root / "snapshots", "revision", *parts)
 
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def seal(file: Path, kept: Path) -> None:
+    """Keep the size and sha256 of `file`, which is about to become `kept`, beside the latter: `unaltered` compares with them."""
+    with whole_file(_seal_of(kept)) as tmp:
+        tmp.write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file)}) + "\n", encoding="utf-8")
+
+
+def unaltered(kept: Path) -> Path:
+    """A file of the cache, if it is as it was when it was sealed.
+
+    Raises:
+        UserError: altered, or never sealed; says what to delete.
+    """
+    mark = _seal_of(kept)
+    try:
+        said = json.loads(mark.read_bytes())
+        is_same = kept.stat().st_size == said["size"] and sha256_file(kept) == said["sha256"]
+        why = "is not as it was when it was kept: truncated or altered"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        is_same, why = False, f"cannot be checked, as there is no {mark.name} to compare with"
+    if not is_same:
+        raise UserError(f"{kept} {why}; delete {kept} and it is made again")
+    return kept
+
+
+def is_sealed(kept: Path) -> bool:
+    """Whether there is something to compare a file of the cache with: those that older versions kept have no seal."""
+    return _seal_of(kept).is_file()
+
+
+def _seal_of(kept: Path) -> Path:
+    return kept.with_name(f"{kept.name}.sha256")
 
 
 @contextmanager
@@ -99,6 +134,8 @@ def read_text(path: Path, most_bytes: int = 1 << 28) -> str:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+    except ValueError as e:  # a path with a null byte
+        raise UserError(f"cannot read {str(path)!r}: {e}") from None
 
 
 def read_json(path: Path) -> Any:

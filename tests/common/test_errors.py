@@ -38,6 +38,6 @@ def test_other_errors_and_ctrl_c_pass_as_they_are(error: BaseException) -> None:
 
 
 def test_any_error_is_told_in_one_short_line() -> None:
-    assert in_one_line(ValueError("two\nlines")) == "ValueError: two lines"
+    assert in_one_line(ValueError("\nits first\tline\nand more")) == "ValueError: its first line"
     assert in_one_line(Mute()) == "Mute" and in_one_line(ValueError()) == "ValueError"
     assert len(in_one_line(ValueError("x" * 10_000))) == 300

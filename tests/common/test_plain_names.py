@@ -12,7 +12,8 @@ from harness.common.plain_names import MOST, place, plain_name, plain_parts
 NAMES = ["vicuna-7b", "eagle2", "mt_bench", "paper+total=24", "v1.3", "_", "7", "a" * MOST]
 NOT_NAMES = [
     "", ".", "..", "../x", "../../x", "a/b", "a\\b", "/etc", "a..b", ".hidden", "-r", "--option", "a.", "a\n", "a\nb", "\0",
-    "a\x1b[0m", "a|b", "<b>", "a`b`", "a b", " ", "a\u202eb", "é", "CON", "nul.json", "a" * (MOST + 1), None, 3, True, ["a"], {"a": 1},
+    "a\x1b[0m", "a|b", "<b>", "a`b`", "a b", " ", "a\u202eb", "é", "CON", "nul.json", "a" * (MOST + 1), None, 3, True, ["a"],
+    {"a": 1},
 ]  # fmt: skip
 
 
