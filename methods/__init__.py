@@ -121,9 +121,17 @@ class Arm:
 _METHODS: dict[str, Method] = {}
 
 
+_PACKAGE = Package("methods", Path(__file__).parent)
+
+
 def code_sha(name: str) -> str:
     """The hash of the code that a method's tokens and times depend on: `Method.sources` and what they import in this package."""
-    return closure_sha(get(name).sources, Package("methods", Path(__file__).parent))
+    return closure_sha(get(name).sources, _PACKAGE)
+
+
+def engine_sha() -> str:
+    """The hash of all of `methods.engine`, on which the tokens and times of every method may depend."""
+    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").glob("*.py"))), _PACKAGE)
 
 
 def method(

@@ -90,8 +90,10 @@ def scope_of(
     """
     ledger_prompts = LedgerPrompts(request.prompts_dir)
     for pair in pairs:
-        if pair.record["target_sha"] != loaded.target_sha:
-            raise UserError(f"the ledger's records are of other weights of {config.name} than those at hand")
+        known = pair.record["target_id"] or loaded.identity.id  # schema 2 does not say
+        if (pair.record["target_sha"], known) != (loaded.target_sha, loaded.identity.id):
+            raise UserError(f"the ledger's records are of another {config.name} than the one at hand: weights, configuration, "
+                            "tokenizer, prompt format, stop ids or engine differ")  # fmt: skip
         ledger_prompts.ids(pair, loaded)
     found = bundled(loaded, level.most_prompts, level.room, level.shortest)
     if not found:

@@ -21,22 +21,38 @@ import filelock
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
-from harness.ledger.record import SCHEMA, Record, StoredRecord, canonical_hash
+from harness.ledger.record import NEW_IN_3, READABLE, SCHEMA, Record, StoredRecord, canonical_hash
 
 RECORDS = "records.jsonl"
 PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read like the other, and unpacked before it is added to
 
 
 def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for two timings to be compared, by the names they have in an env file."""
-    return {"cpu": env.get("cpu"), "gpu": env.get("gpu"), "n_cores": env.get("n_cores"),
-            "torch": env.get("packages", {}).get("torch")}  # fmt: skip
+    """What must agree for two timings to be compared, by the names that messages give them."""
+    packages, gpu = env.get("packages", {}), env.get("gpu")
+    return {
+        "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
+        "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
+        "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"),
+    }  # fmt: skip
 
 
 def machine_label(env: Mapping[str, Any]) -> str:
-    """`Some CPU, no GPU, 2 cores, torch 2.13.0`: one line that is equal exactly when all machine keys are."""
+    """`Some CPU, no GPU, 2 cores, torch 2.13.0, transformers 5.23.0, engine 1a2b3c4d`: equal when all machine keys are."""
     keys = machine_keys(env)
-    return f"{keys['cpu']}, {keys['gpu'] or 'no GPU'}, {keys['n_cores']} cores, torch {keys['torch']}"
+    on = f"{keys['gpu']}, CUDA {keys['cuda']}, driver {keys['driver'] or 'unknown'}" if keys["gpu"] else "no GPU"
+    return (
+        f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
+        f"engine {keys['engine'] or UNKNOWN_ENGINE}"
+    )
+
+
+UNKNOWN_ENGINE = "unknown"
+
+
+def has_unknown_engine(label: str) -> bool:
+    """Whether a machine's label is one of schema 2, which does not tell the engine."""
+    return label.endswith(f", engine {UNKNOWN_ENGINE}")
 
 
 class Ledger:
@@ -68,6 +84,11 @@ class Ledger:
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
             for record in _parse(self._path, self._repaired(), imported):
+                if record["schema"] != SCHEMA and not imported:
+                    raise UserError(
+                        f"{self.folder} holds records of schema {record['schema']}, which do not say what engine, configuration "
+                        "and prompt format they were made with: they are read, but not added to; choose another --out"
+                    )
                 self._remember(record)
         except filelock.Timeout:
             self.close()
@@ -197,6 +218,7 @@ def read(folder: Path, *, imported: bool = False) -> list[Record]:
         env = envs[record["env"]]
         record["machine"] = machine_label(env) if env else f"unknown machine (env-{record['env']}.json is missing)"
         record["system"] = (env or {}).get("system", "paper")
+        record["target_parts"] = (env or {}).get("target_parts")
     return records
 
 
@@ -243,13 +265,16 @@ def _parse(path: Path, data: bytes, imported: bool = False) -> list[Record]:
             raise UserError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: not a JSON object; mend or remove the line")
+        if record.get("schema") == 2:
+            record |= dict.fromkeys(NEW_IN_3 - record.keys())
         if lacking := StoredRecord.__required_keys__ - record.keys():
             raise UserError(
                 f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line: "
                 "the run that wrote it, started again, records it anew"
             )
-        if record["schema"] != SCHEMA:
-            raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schema {SCHEMA}")
+        if record["schema"] not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schemas {known}")
         if ("foreign" in record) != imported:
             raise UserError(f"{path}:{number}: {_OTHER_KIND[imported]}")
         records.append(cast(Record, record))

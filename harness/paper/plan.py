@@ -81,13 +81,15 @@ def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
     """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
     there = of_the_paper(records_of(results), config.name, results)
     loaded, spec = run.loaded, run.spec
-    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "dtype": loaded.dtype, "seed": spec.seed,
+    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
+            "dtype": loaded.dtype, "seed": spec.seed,
             "top_p": spec.top_p}  # fmt: skip
     _same_environment(config, there, here, results)
     for kind in methods.DRAFTERS:
         drafted = [r for r in there if methods.get(r["method"]).drafter == kind]
         if loaded.sha_of(kind) is not None:
-            _same_environment(config, drafted, {"head_sha": loaded.sha_of(kind)}, results)
+            here = {"head_sha": loaded.sha_of(kind), "head_id": loaded.drafter_id(kind)}
+            _same_environment(config, drafted, here, results)
 
 
 def _same_environment(config: ModelConfig, there: Sequence[Record], asked: Mapping[str, Any], results: Path) -> None:

@@ -279,7 +279,9 @@ def prepared(tmp_path: Path, packed: Path) -> Path:
     folder.parent.mkdir(parents=True)
     (tmp_path / "for the cache" / "target").rename(folder)
     file = folder / "model.safetensors"
-    (folder / weights.MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file)}))
+    others = {path.name: sha256_file(path) for path in folder.iterdir() if path != file}
+    mark = {"size": file.stat().st_size, "sha256": sha256_file(file), "files": others}
+    (folder / weights.MARK).write_text(json.dumps(mark))
     return folder
 
 
@@ -304,6 +306,9 @@ def test_a_folder_without_its_mark_is_not_taken_for_whole(tmp_path: Path, packed
         ("model.safetensors", truncate),
         ("model.safetensors", alter_a_byte),
         ("model.safetensors", Path.unlink),
+        ("config.json", lambda config: config.write_text(config.read_text().replace("1e-05", "1e-01"))),
+        ("chat_template.jinja", Path.unlink),
+        ("tokenizer.json", truncate),
         (weights.MARK, lambda mark: mark.write_text('{"size": 1')),
         (weights.MARK, lambda mark: mark.write_text("{}")),
         (weights.MARK, lambda mark: mark.write_text("")),
@@ -314,6 +319,18 @@ def test_a_truncated_or_altered_cache_is_refused(
 ) -> None:
     damage(prepared / name)
     refused(run(tmp_path / "out", VANILLA, packed), str(prepared / name), "truncated or altered", f"delete {prepared}")
+
+
+def test_a_file_added_to_the_cache_is_refused(tmp_path: Path, packed: Path, prepared: Path) -> None:
+    (prepared / "generation_config.yaml").write_text("x")
+    refused(run(tmp_path / "out", VANILLA, packed), str(prepared / "generation_config.yaml"), "was added", f"delete {prepared}")
+
+
+def test_a_cache_of_an_earlier_version_is_made_again(tmp_path: Path, packed: Path, prepared: Path) -> None:
+    mark = json.loads((prepared / weights.MARK).read_text())
+    del mark["files"]
+    (prepared / weights.MARK).write_text(json.dumps(mark))
+    refused(run(tmp_path / "out", VANILLA, packed), "cannot download nobody-made-this==1.0")  # as it does where there is none
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
         parts = [s.model, f"T{s.temperature:g}", s.dtype]
         parts += [form.format(getattr(s, name)) for name, form in units.items() if name in varying]
         parts += [s.target_sha[:8]] if "target_sha" in varying else []
+        parts += [s.target_id[:8]] if "target_id" in varying else []
         parts += [f"{name}{i}" for name in ("machine", "system") if name in varying]
         names.append(re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)))
     return names

@@ -13,7 +13,7 @@ from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
 from harness.forms.table import Section, Table, number, one_line, times
 from harness.ledger.ledger import read
-from harness.ledger.record import Record
+from harness.ledger.record import NEW_IN_3, SCHEMA, Record
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
 from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
 from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, measured, side_of, variant_of, without_loops
@@ -96,6 +96,10 @@ class _Cell:
     def exact(self) -> bool:
         return next(iter(self.own.values()))["exact"]
 
+    @property
+    def schema(self) -> int:
+        return min((r["schema"] for r in self.own.values()), default=SCHEMA)
+
     def values(self, name: str) -> set[str]:
         return {str(field(r, name)) for r in self.own.values()}
 
@@ -127,10 +131,10 @@ def _cells_of(folder: Path) -> dict[_Key, _Cell]:
     for record in records:
         groups.setdefault(_Key(**{name: field(record, name) for name in _Key._fields}), []).append(record)
     for key, group in groups.items():
-        if len({(variant_of(r), r["target_sha"], r.get("machine")) for r in measured(group)}) > 1:
+        if len({(variant_of(r), r["target_sha"], r["target_id"], r.get("machine")) for r in measured(group)}) > 1:
             raise UserError(
                 f"{folder} holds {key.method} ({key.preset}) on {key.task} with several options, "
-                "weights or machines: compare folders that hold one of each"
+                "weights, codes or machines: compare folders that hold one of each"
             )
     arms = {key: side_of(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
     return {key: _Cell(own, base) for key, own in arms.items() if own}
@@ -158,7 +162,10 @@ _PAIRED_ON = {"model": "model", "temperature": "temperature", "top_p": "top-p", 
 # Paired cells may differ in these; what is then not to be compared.
 _REPORTED = {
     "target_sha": ("target weights", "neither speed nor τ tells of the method alone"),
+    "target_id": ("target's configuration, tokenizer, prompt format, stop ids or engine", "the target is not the same"),
     "head_sha": ("drafter weights", "τ tells of the drafter, too"),
+    "head_id": ("drafter's configuration", "τ tells of the drafter, too"),
+    "code_sha": ("code", "the method is not the same"),
     "options": ("options", "the method is not the same"),
     "machine": ("machine", "speeds are not comparable, τ is"),
     "system": ("system prompt", "the prompts are not the same"),
@@ -175,16 +182,25 @@ def _differences(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -
             lines.append(f"Differs: {said}: {_listed(a)} in A, {_listed(b)} in B; {follows}")
     both = cells_a.keys() & cells_b.keys()
     for name, (said, follows) in _REPORTED.items():
-        changed = [key for key in both if cells_a[key].values(name) != cells_b[key].values(name)]
+        changed = [key for key in both if _differ(name, cells_a[key], cells_b[key])]
         if changed:
             methods = sorted({key.method for key in changed}, key=method_order)
             a, b = (set().union(*(cells[key].values(name) for key in changed)) for cells in (cells_a, cells_b))
-            values = "" if name in ("head_sha", "options") else f": {_listed(a)} in A, {_listed(b)} in B"
-            whose = f" of {', '.join(methods)}" if name in ("head_sha", "options") else ""
+            values = "" if name in _OF_METHODS else f": {_listed(a)} in A, {_listed(b)} in B"
+            whose = f" of {', '.join(methods)}" if name in _OF_METHODS else ""
             lines.append(f"Differs: {said}{whose}{values}; {follows}")
     if both and not lines:
         lines.append("Differs: nothing of settings, machine, weights and options")
     return lines
+
+
+_OF_METHODS = ("head_sha", "head_id", "code_sha", "options")
+
+
+def _differ(name: str, a: _Cell, b: _Cell) -> bool:
+    """Whether two cells differ in a field. What is not known of schema 2, or is of another formula there, is no difference."""
+    is_known = name not in (*NEW_IN_3, "code_sha") or min(cell.schema for cell in (a, b)) > 2
+    return is_known and a.values(name) != b.values(name)
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -234,7 +250,7 @@ def _change(a: _Cell, b: _Cell, by_task: bool = False) -> Change:
         speedup_ratio=estimate([own_b, b.base, own_a, a.base], speedup_change, by_task=by_task),
         n_same=n_same,
         n_compared=n_compared,
-        differs=tuple(name for name in _REPORTED if in_both[0].values(name) != in_both[1].values(name)),
+        differs=tuple(name for name in _REPORTED if _differ(name, *in_both)),
     )
 
 
