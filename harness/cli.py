@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,8 +12,9 @@ from typing import NoReturn
 import click
 
 import harness
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.common.shadow import check_packages
+from harness.common.users_files import place_in_users_file
 
 # A command is the `command` of a module of harness.commands. What needs torch, transformers or pandas is imported inside it:
 # `--help` and bad options answer at once.
@@ -54,14 +56,18 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of `harness`."""
+    """Entry point of `harness`. The status is what a command returns (None is 0): it ends in no other way than by an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, a name that is no UTF-8: shown as \u03c4
             stream.reconfigure(errors="backslashreplace")
     try:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1
-        sys.exit(cli.main(prog_name="harness", standalone_mode=False) or 0)
+        status = cli.main(prog_name="harness", standalone_mode=False) or 0
+    except SystemExit:
+        if "_HARNESS_COMPLETE" in os.environ:  # click's own answer to a shell that completes a word
+            raise
+        _fail("some code called sys.exit() before the command was done: nothing is to be concluded from it", 1)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help
@@ -76,6 +82,11 @@ def main() -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted: the records written are whole; the same command goes on from here", err=True)
         sys.exit(130)
+    except Exception as e:
+        if (where := place_in_users_file(e)) is None:
+            raise
+        _fail(f"{where}: {in_one_line(e)}", 2)
+    sys.exit(status)
 
 
 def _fail(message: str, code: int) -> NoReturn:

