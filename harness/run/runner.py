@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import methods
 from harness.common import machine
-from harness.common.errors import UserError, say
+from harness.common.errors import UserError, in_one_line, say
 from harness.ledger.ledger import Ledger, has_records, read
 from harness.ledger.record import Record, canonical_hash, ids_sha, sample_key, text_sha
 from harness.ledger.trees import TreeStore
@@ -30,7 +30,7 @@ from methods.engine.sampling import stream_key
 from tasks import Prompt
 
 WARMUP_TOKENS = 16
-FAILURES = Exception  # a method, perhaps a user's own, may fail on one prompt without ending the run
+FAILURES = Exception  # of a method, perhaps a user's own, on one prompt; its sys.exit() is one too (`users_code`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class Runner:
         try:
             made = self._generate(cell.arm, turn.ids, params)
         except FAILURES as e:
-            why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+            why = in_one_line(e)
             self._append(record | {"status": "error", "error": why})
             print(f"{cell.arm.name} failed on {prompt.id} turn {turn.turn}: {why}", file=sys.stderr)
             self.n_failed += 1

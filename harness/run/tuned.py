@@ -26,7 +26,8 @@ class Key:
     """What an entry holds for; all of it must agree."""
 
     model: str
-    head: str  # sha256 of the drafter's weights, and of the accuracies that trees are chosen by
+    target: str  # what pins its weights
+    head: str  # sha256 of the drafter's weights and of its config.json
     method: str
     temperature: float
     dtype: str
@@ -55,6 +56,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
         for row in stored:
             Entry(Key(**row["key"]), row["options"], row["predicted"])
             float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
@@ -138,7 +140,7 @@ def tuned_key(
     import torch
 
     from harness.load.dtype import resolve_dtype
-    from harness.load.weights import drafter_folders
+    from harness.load.weights import drafter_folders, weights_pin
 
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
@@ -146,10 +148,11 @@ def tuned_key(
     if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
         raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
-    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+    if folder:
         files.append(folder / "config.json")
     return Key(
         model=config.name,
+        target=weights_pin(config),
         head=" ".join(sha256_file(file)[:16] for file in files),
         method=method,
         temperature=temperature,

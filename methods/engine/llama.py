@@ -8,8 +8,6 @@ exactness is what counts) and every GPU stay with `HFTarget`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,9 +56,9 @@ class LlamaTarget(HFTarget):
         self._scale = self.cache.head_dim**-0.5
         self._cos = self._sin = torch.empty(0)
 
-    @contextmanager
-    def stock_attention(self) -> Iterator[None]:
-        yield  # its module never has another
+    @property
+    def stock_model(self) -> Any:
+        return self.model  # which never has another attention
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         if len(self._cos) < self.cache.capacity:

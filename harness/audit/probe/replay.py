@@ -128,11 +128,10 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
 
 @torch.inference_mode()
 def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
-    model = loaded.target.model
-    with loaded.target.stock_attention():
-        text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
-        features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
-        logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
+    model = loaded.target.stock_model
+    text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+    features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
+    logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
     return features, logits.cpu()
 
 
