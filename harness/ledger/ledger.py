@@ -21,6 +21,7 @@ import filelock
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
+from harness.common.plain_names import place
 from harness.ledger.record import NEW_IN_3, READABLE, SCHEMA, Record, StoredRecord, canonical_hash
 
 RECORDS = "records.jsonl"
@@ -237,7 +238,7 @@ def read_env(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _env_path(folder: Path, name: str) -> Path:
-    return Path(folder) / f"env-{name}.json"
+    return place(Path(folder), "environment", f"env-{name}", suffix=".json")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
