@@ -196,4 +196,5 @@ def _clearest(error: pydantic.ValidationError) -> Any:
     kinds: dict[tuple[int | str, ...], list[Any]] = {}
     for e in error.errors():
         kinds.setdefault(e["loc"][:2] if e["loc"][:1] in (("weights",), ("head",)) else e["loc"], []).append(e)
-    return min(kinds.values(), key=len)[0]
+    # of two that are as close, the form that the value has and that says what is wrong with it
+    return min(kinds.values(), key=lambda errors: (len(errors), errors[0]["type"] != "value_error"))[0]
