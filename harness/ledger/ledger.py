@@ -50,11 +50,9 @@ def machine_label(env: Mapping[str, Any]) -> str:
 
 
 UNKNOWN_ENGINE = "unknown"
-
-
-def has_unknown_engine(label: str) -> bool:
-    """Whether a machine's label is one of schema 2, which does not tell the engine."""
-    return label.endswith(f", engine {UNKNOWN_ENGINE}")
+OLD_SCHEMA = (
+    "engine unknown: records of schema 2, which do not say what engine code, configuration and prompt format they were made with."
+)
 
 
 class BadLine(NamedTuple):
@@ -232,6 +230,8 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
         raise UserError(f"no records in {folder}: {path} is empty")
     footnotes = [_footnote(path, bad)] if bad else []
     if not imported:
+        if any(record["schema"] == 2 for record in records):
+            footnotes.append(OLD_SCHEMA)
         for record in records:
             env = envs.get(record["env"])
             record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
