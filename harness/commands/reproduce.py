@@ -22,6 +22,7 @@ from harness.commands.options import (
 )
 from harness.common.errors import UserError, say
 from harness.common.files_written import files_written
+from harness.common.plain_names import place
 
 if TYPE_CHECKING:
     from harness.forms.table import Table
@@ -110,7 +111,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
         click.echo(plain(table))
         written += write_forms(table, folder)
         if table.name in ("figure1", "figure2"):
-            written += write_bars(table.numbers, folder / table.name)
+            written += write_bars(table.numbers, place(folder, "table", table.name))
     say(files_written(written))
     if as_json:
         click.echo(json_rows(tables))

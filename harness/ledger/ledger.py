@@ -21,6 +21,7 @@ import filelock
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
+from harness.common.plain_names import place
 from harness.ledger.checked import check_cell, env_of, record_of
 from harness.ledger.record import SCHEMA, Record, canonical_hash
 
@@ -307,7 +308,7 @@ def _bytes_of(folder: Path) -> tuple[Path, bytes]:
 
 
 def _env_path(folder: Path, name: str) -> Path:
-    return Path(folder) / f"env-{name}.json"
+    return place(Path(folder), "environment", f"env-{name}", suffix=".json")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:

@@ -16,6 +16,7 @@ import methods
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file, whole_file
 from harness.common.machine import cpu_name, usable_cores
+from harness.common.plain_names import place
 from harness.load.config import ModelConfig
 from harness.metrics.cells import CellSummary
 from harness.run.request import RunRequest
@@ -164,7 +165,7 @@ def tuned_key(
 
 def shipped_with(config: ModelConfig) -> Path:
     """The file of entries that comes with a model."""
-    return config.folder / f"{config.name}.tuned.json"
+    return place(config.folder, "model", config.name, suffix=".tuned.json")
 
 
 def tell_predictions(config: ModelConfig, request: RunRequest, summaries: Sequence[CellSummary]) -> None:
