@@ -121,19 +121,21 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str
             ("failed", _count(records, "error")), ("skipped", _count(records, "skipped")),
         ) if n},
         sections=[section for section in sections if section.blocks],
-        absent=_absent(bool(lossless), bool(claims), bool(drafts)),
+        absent=_absent(bool(lossless), bool(claims), bool(drafts), sorted({r["model"] for r in records})),
         viewer=shown,
         opens_on=opens_on(shown),
         folder=str(folder),
     )  # fmt: skip
 
 
-def _absent(has_audit: bool, has_claims: bool, has_trees: bool) -> str:
+def _absent(has_audit: bool, has_claims: bool, has_trees: bool, models: Sequence[str]) -> str:
     """One line on what this folder lacks and which commands add it; empty where it lacks nothing."""
+    model = models[0] if len(models) == 1 else "MODEL"
+    where = "DIR/audit" if len(models) == 1 else "DIR/audit/MODEL"
     lacking = [
         text
         for is_there, text in (
-            (has_audit, "the audit (`harness verify --results DIR --out DIR/audit`)"),
+            (has_audit, f"the audit (`harness verify --model {model} --results DIR --out {where}`)"),
             (has_claims, "the claims (`harness claims --results DIR`)"),
             (has_trees, "drafted trees (the same `harness run` or `harness matrix` command with --trees)"),
         )
