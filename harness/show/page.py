@@ -18,7 +18,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import __version__
-from harness.common.errors import UserError
+from harness.common.errors import UserError, say
 from harness.common.files import write_file
 from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
@@ -101,6 +101,8 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str
         tables, plots = _tables(contents, progress), _plots(contents, progress)
     records, drafts = contents.records, contents.drafts
     ok = measured(records)
+    if prompts_dir is not None and not any(r["source"] == "paper" for r in records):
+        say(f"note: --prompts {prompts_dir} is not read: no record of {folder} is of the paper's prompts")
     shown = viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir)
     sections = [
         PageSection("tables", "Tables", "", tables),
