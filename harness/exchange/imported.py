@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError, say
+from harness.common.hints import hinted
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
 from harness.exchange.imported_report import IMPORTED, report
@@ -124,5 +125,5 @@ def token_counter(name: str) -> CountTokens:
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:
     """Import, and say where to -> the report as plain text."""
     text = plain(import_answers(file, baseline, tokenizer, out))
-    say(f"records: {out / RECORDS}; `harness table --results {out}` writes this as Markdown and CSV")
+    say(f"records: {out / RECORDS}; {hinted('table', '--results', out)} writes this as Markdown and CSV")
     return text

@@ -16,6 +16,7 @@ import torch
 
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir
+from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.plain_names import place
 from harness.ledger.record import canonical_hash
@@ -97,7 +98,8 @@ def train_drafter(request: TrainRequest) -> None:
         frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
         figures=trainer.figures(head, embedding, lm_head, held),
     )  # fmt: skip
-    say(f"written to {request.out}: {what}; to use it: `harness run --head {request.out} ...`")
+    use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
+    say(f"written to {request.out}: {what}; to use it: {use}")
 
 
 def make_answers(
