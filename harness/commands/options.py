@@ -12,6 +12,7 @@ import methods
 import tasks
 from harness.common.errors import UserError
 from harness.load import config as model_configs
+from harness.watch import originals
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -65,6 +66,7 @@ def include_all(paths: tuple[Path, ...]) -> None:
     Raises:
         UserError: a path that is not there, or holds nothing to register.
     """
+    originals.remember() if paths else originals.forget()
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")

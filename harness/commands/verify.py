@@ -52,7 +52,7 @@ def command(
     include_all(includes)
     request = AuditRequest(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
-        threads=threads, record=record,
+        threads=threads, record=record, includes=includes,
     )  # fmt: skip
     if not plant:
         _audit(request, as_json)
