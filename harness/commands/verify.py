@@ -52,7 +52,7 @@ def command(
     include_all(includes)
     request = AuditRequest(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
-        threads=threads, record=record,
+        threads=threads, record=record, includes=includes,
     )  # fmt: skip
     if prompts_dir is not None and not results:
         say(f"note: --prompts {prompts_dir} is not read: an audit reads prompts for a ledger (--results) alone")
