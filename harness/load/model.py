@@ -16,9 +16,9 @@ from harness.common.errors import UserError
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
+from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
-from harness.load.declared import check_declared
 from harness.load.prompt_text import beginning, check_template, load_tokenizer, render
 from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder

@@ -25,7 +25,7 @@ RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 
 
 def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns, **given: Any) -> str:
-    """The prompt that a dialogue gives, template and system prompt included. given: further names for the tokenizer's template."""
+    """The prompt that a dialogue gives, template and system prompt included. given: names for its template."""
     system = chat.system_text(config.template, config.system)
     if config.template == "plain":
         return "".join(text for _, text in turns)

@@ -26,7 +26,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def is_plain_llama(model: Any) -> bool:
     """Whether `DecoderLayer` is this model's layer, by its config and its modules.
 
-    That is: plain linear maps without biases, SiLU, one eps, and a rotary table of whole heads that does not depend on the length.
+    That is: linear maps without biases, SiLU, one eps, and a rotary table of whole heads that does not depend on the length.
     """
     c = model.config
     if type(model).__name__ != "LlamaForCausalLM" or cannot_verify(c) is not None:
