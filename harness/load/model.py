@@ -27,6 +27,7 @@ from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
+from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:

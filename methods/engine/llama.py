@@ -8,6 +8,8 @@ exactness is what counts) and every GPU stay with `HFTarget`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch

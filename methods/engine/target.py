@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
