@@ -152,7 +152,7 @@ def coupled_stage(scope: Scope, able: Sequence[Subject]) -> Stage:
 
 def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
     """Layer 6: every method decodes a prompt that no other layer has, and then the same prompt again."""
-    name, ids = scope.prompts.usual[0]
+    name, ids = scope.prompts.usual[0].prompt
     cut = len(ids) // 2
     prompt, n, jobs = (f"{name}, one token less", [*ids[:cut], *ids[cut + 1 :]]), AGAIN_TOKENS, list[Job]()
     params = SamplerParams(n, scope.stop_ids)
