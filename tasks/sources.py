@@ -15,10 +15,11 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import UserError, in_one_line, unknown, users_code
+from harness.common.errors import UserError, in_one_line, say, unknown, users_code
 from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
@@ -67,16 +68,31 @@ def resolve(task: Task, source: str, prompts_dir: Path | None) -> str:
     if source not in (*SOURCES, "auto"):
         raise unknown("source", source, (*SOURCES, "auto"))
     choices = declared(task)
+    if prompts_dir is not None and source not in ("auto", "paper"):
+        _say_once(f"note: --prompts {prompts_dir} is not read: --source is {source}")
     if source == "auto":
         found = [s for s in choices if s != "paper" or _paper_file(task, prompts_dir).is_file()]
         if not found:
             raise UserError(f"task {task.name!r} has no prompts; {_own_file(task)[1]} would hold them, one question a line")
+        if prompts_dir is not None and found[0] != "paper":
+            why = (
+                f"no {task.paper_folder}/question.jsonl"
+                if task.paper_folder
+                else f"no file of {task.name}, which is not the paper's"
+            )
+            _say_once(f"note: --prompts {prompts_dir} has {why}: {task.name} comes from source {found[0]}")
         return found[0]
     if source not in choices:
         raise UserError(f"task {task.name!r} has no source {source!r}; it has: {', '.join(choices) or 'none'}")
     if source == "paper" and not (path := _paper_file(task, prompts_dir)).is_file():
         raise UserError(f"no file {path}; run `harness data pull`, or name a folder by --prompts{_instead(task, 'paper')}")
     return source
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A prompt set is asked for once a temperature, and what is said of it once."""
+    say(text)
 
 
 def read_questions(path: Path, task: Task) -> tuple[list[Prompt], str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,7 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         "seed": 0,
     }
     code = {"code_sha": "c0" * 8, "prompts_sha": "p" * 16}
-    cell = cell_key(**{name: (fields | code)[name] for name in CELL_FIELDS})
-    record = {"schema": SCHEMA, "key": "", "cell": cell, "run": "example", **fields, **code, "baseline_sha": "c0" * 8}
+    record = {"schema": SCHEMA, "key": "", "cell": "", "run": "example", **fields, **code, "baseline_sha": "c0" * 8}
     record |= {"exact": method.exact, "sample_id": "0", "category": task, "turn": 1, "n_turns": 1, "repeat": 0}
     record |= {"is_warmup": False, "token_ids": [], "text": "", "n_prompt": 40, "n_text_tokens": 0, "n_cut": 0}
     record |= {"looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None, "peak_bytes": None}
@@ -110,8 +109,14 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         **changes,
     }
     record["prompt_sha"] = record["prompt_sha"] or canonical_hash([task, source, record["sample_id"], record["turn"]])
-    key = sample_key(record["cell"], record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
-    return {**record, "key": key}
+    return keyed(record)
+
+
+def keyed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the keys of what it holds."""
+    cell = cell_key(**{name: record[name] for name in CELL_FIELDS})
+    key = sample_key(cell, record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
+    return {**record, "cell": cell, "key": key}
 
 
 def output_of(method: Simulated, record: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:

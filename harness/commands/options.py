@@ -13,6 +13,7 @@ import tasks
 from harness.common.errors import UserError, say
 from harness.common.users_files import files_to_run
 from harness.load import config as model_configs
+from harness.watch import originals
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -53,6 +54,7 @@ trees_option = option(
     "--trees", is_flag=True, help="Keep every drafted tree (in DIR/trees): for calibration, positions and the page's viewer."
 )  # fmt: skip
 results_option = option("--results", required=True, type=PATH, metavar="DIR", help="A ledger: a folder with records.jsonl.")
+strict_option = option("--strict", is_flag=True, help="Refuse a ledger with a line or an env file that cannot be read.")
 json_option = option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
 include_option = option(
     "--include", "includes", multiple=True, type=PATH, metavar="PATH",
@@ -68,6 +70,7 @@ def include_all(paths: tuple[Path, ...]) -> None:
     Raises:
         UserError: a path that is not there, or holds nothing to register.
     """
+    originals.remember() if paths else originals.forget()
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")

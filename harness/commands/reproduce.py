@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,4 +160,4 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(judged_table(item, judged))
-    return made, mixed
+    return [replace(table, notes=(*table.notes, *recorded.footnotes)) for table in made], mixed

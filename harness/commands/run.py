@@ -28,6 +28,7 @@ from harness.commands.options import (
     threads_option,
     trees_option,
 )
+from harness.common.errors import say
 
 if TYPE_CHECKING:
     from harness.load.config import ModelConfig
@@ -74,7 +75,10 @@ def command(
     from harness.load.config import model_config
     from harness.run.request import RunRequest
 
-    requests = [RunRequest(temperature=t, **options) for t in dict.fromkeys(temperatures)]
+    given = [(t, 1.0 if t == 0 and any(temperatures) else options["top_p"]) for t in dict.fromkeys(temperatures)]
+    if any(p != options["top_p"] for _, p in given):
+        say(f"--top-p {options['top_p']:g} does not touch T = 0, which takes the likeliest token")
+    requests = [RunRequest(temperature=t, **options | {"top_p": p}) for t, p in given]
     include_all(includes)
     config = model_config(requests[0].model)
     if dry_run:
@@ -93,7 +97,6 @@ def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: b
     Raises:
         UserError: generations failed; they are recorded.
     """
-    from harness.common.errors import say
     from harness.ledger.ledger import RECORDS
     from harness.metrics import cells
     from harness.run.lossless_now import tell_differences

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from harness.common.stopping import Stopped
+
 
 class UserError(Exception):
     """Something the user can mend: the message is one line with what was wrong, the value and the choices."""
@@ -23,11 +25,11 @@ def users_code() -> Iterator[None]:
     A user's code may fail a prompt or a file, never the command: `sys.exit(0)` in it is no success. Ctrl-C passes.
 
     Raises:
-        TriedToExit: in place of `SystemExit`, and of all else that is neither an `Exception` nor Ctrl-C.
+        TriedToExit: in place of `SystemExit`, and of all else that is neither an `Exception` nor the user's own stopping.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, Stopped):
         raise
     except BaseException as e:
         raise TriedToExit(f"{in_one_line(e)} would have ended the command") from e

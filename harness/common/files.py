@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+_BEING_WRITTEN = ".being-written"
+
+
 def seal(file: Path, kept: Path) -> None:
     """Keep the size and sha256 of `file`, which is about to become `kept`, beside the latter: `unaltered` compares with them."""
     with whole_file(_seal_of(kept)) as tmp:
@@ -91,12 +96,19 @@ def _seal_of(kept: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder; it becomes `path` only if the block ends well."""
+    """Yield a temporary path in `path`'s folder; it becomes `path` only if the block ends well.
+
+    What a process that was killed left behind of `path` is removed: its lock went with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(fd)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_BEING_WRITTEN}"):
+        with suppress(OSError), left.open("rb") as file:  # it is locked while another process writes it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_BEING_WRITTEN, dir=path.parent)
     tmp = Path(name)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield tmp
         with tmp.open("rb") as f:
             os.fsync(f.fileno())
@@ -104,6 +116,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -22,20 +22,20 @@ from harness.metrics.reference_formula import booked
 _CATEGORIES = {"gsm8k": "math_reasoning", "cnn_dm": "summarization", "natural_questions": "qa"}
 
 
-def export(folder: Path, out: Path, format_: str) -> list[Path]:
+def export(folder: Path, out: Path, format_: str, *, strict: bool = False) -> list[Path]:
     """Write a ledger as answer files, `out/<task>/<model>-<method>-..-temperature-T.jsonl` -> the files.
 
     Counts are those that the reference's own loop would have booked (`metrics.reference_formula.booked`). So an import of the
     files gives the figures of the column `official`. Conversations that lack a turn are left out, and methods without a trace.
 
     Raises:
-        UserError: unknown format, no records, nothing to write, a task, model or method that is no plain name, or a folder that
-            cannot be written.
+        UserError: unknown format, no records, nothing to write, a task, model or method that is no plain name, a folder that
+            cannot be written, or `strict` and a line that cannot be read.
     """
     if format_ not in FORMATS:
         raise unknown("format", format_, FORMATS)
     cells: dict[tuple[Any, ...], list[Record]] = {}
-    for r in measured(read(folder)):
+    for r in measured(read(folder, strict=strict)):
         cells.setdefault((setting_of(r), variant_of(r), r["task"], r["source"]), []).append(r)
     files: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells.values():
@@ -115,5 +115,5 @@ def _model_id(record: Record) -> str:
 def _created(folder: Path, env: str) -> float | None:
     try:
         return datetime.fromisoformat((read_env(folder, env) or {})["created"]).timestamp()
-    except (KeyError, TypeError, ValueError):
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -35,6 +35,7 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     `eagle`. system: `paper` (the system prompt that the reference evaluates this template with; none for `tokenizer` and
     `plain`), `none`, or a text. packages: needed to read it, besides the harness's own dependencies. paper: its name in the
     paper's tables. presets: draft-tree settings by name. folder: where the YAML lies.
+    given: what `--model` was, name or path; commands in messages name the model so.
     """
 
     name: ModelName
@@ -55,6 +56,7 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     max_new_tokens: int = pydantic.Field(default=512, gt=0, le=MOST)
     presets: dict[PresetName, dict[str, int | float | str]] = {}
     folder: Path = MODELS
+    given: str = ""
 
     @pydantic.model_validator(mode="after")
     def _plain_has_no_system(self) -> Self:
@@ -138,7 +140,7 @@ def model_config(name: str) -> ModelConfig:
     known = known_models()
     if name not in known:
         raise unknown("model", name, known)
-    return read_model(known[name])
+    return read_model(known[name]).model_copy(update={"given": name})
 
 
 def paper_models() -> dict[str, str]:
@@ -179,12 +181,12 @@ def read_model(path: Path) -> ModelConfig:
     values: Any = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    keys = ModelConfig.model_fields.keys() - {"folder"}  # that one is ours to set
+    keys = ModelConfig.model_fields.keys() - {"folder", "given"}  # these are ours to set
     for key in values:
         if key not in keys:
             raise UserError(f"{path}: {unknown('key', str(key), keys)}")
     try:
-        return ModelConfig(**values, folder=path.parent.resolve())
+        return ModelConfig(**values, folder=path.parent.resolve(), given=str(path))
     except pydantic.ValidationError as e:
         first = _clearest(e)
         where = ".".join(str(x) for x in first["loc"])

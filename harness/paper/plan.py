@@ -11,7 +11,7 @@ import methods
 from harness.common.errors import UserError
 from harness.common.machine import usable_cores
 from harness.common.names import SIX_TASKS
-from harness.ledger.ledger import has_records, machine_label, read
+from harness.ledger.ledger import Records, has_records, machine_label, read
 from harness.ledger.record import Record
 from harness.load import config as model_configs
 from harness.load.config import ModelConfig
@@ -55,9 +55,9 @@ class ReproduceRequest:
         )  # fmt: skip
 
 
-def records_of(folder: Path) -> list[Record]:
+def records_of(folder: Path) -> Records:
     """What a folder holds, if anything."""
-    return read(folder) if has_records(folder) else []
+    return read(folder, quiet=True) if has_records(folder) else Records()
 
 
 def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:

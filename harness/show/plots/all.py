@@ -96,16 +96,17 @@ def drawn_plots(contents: Contents, progress: Progress) -> list[DrawnPlot]:
     return drawn
 
 
-def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
+def write_plots(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write every plot of a folder's records into `out` (default: `plots` in the folder), a PNG and a CSV each; -> the files.
 
     Raises:
-        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
+            cannot be read.
     """
     target = out or Path(folder) / "plots"
     with showing_progress("plots") as progress:
         written = []
-        for plot in drawn_plots(read_contents(folder, progress), progress):
+        for plot in drawn_plots(read_contents(folder, progress, strict), progress):
             written += [write_file(place(target, "plot", plot.name, suffix=suffix), content)
                         for suffix, content in ((".png", plot.png), (".csv", plot.csv))]  # fmt: skip
     return written

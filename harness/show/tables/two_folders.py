@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +26,17 @@ _NOTE = one_line("""
     token. The CSV has τ without looping outputs, tokens per second and the ratio of speedups besides.""")
 
 
-def comparison_table(folder_a: Path, folder_b: Path) -> Table:
+def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) -> Table:
     """What changed from folder A to folder B, six-task means before single cells, on the prompts that both measured.
 
     Weights, heads, options and machines may differ: the facts at the top name what does.
 
     Raises:
-        UserError: a folder without records, or with one method under several options, weights or machines.
+        UserError: a folder without records, or with one method under several options, weights or machines; or `strict` and a
+            line that cannot be read.
     """
-    cells_a, cells_b = _cells_of(folder_a), _cells_of(folder_b)
+    records_a, records_b = read(folder_a, strict=strict), read(folder_b, strict=strict)
+    cells_a, cells_b = _cells_of(records_a, folder_a), _cells_of(records_b, folder_b)
     both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
     changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
     top = (f"A = {folder_a}", f"B = {folder_b}", *_differences(cells_a, cells_b), *_one_sided(cells_a, cells_b))
@@ -61,7 +63,8 @@ def comparison_table(folder_a: Path, folder_b: Path) -> Table:
     for side, mine, theirs in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
         numbers += [{**key._asdict(), "in": side} for key in sorted(mine.keys() - theirs.keys(), key=_cell_order)]
     sections.insert(0, Section("A against B", top, pd.DataFrame()))
-    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []))
+    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
+             *records_a.footnotes, *records_b.footnotes)  # fmt: skip
     return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -124,8 +127,7 @@ class Change:
     differs: tuple[str, ...]
 
 
-def _cells_of(folder: Path) -> dict[_Key, _Cell]:
-    records = read(folder)
+def _cells_of(records: Sequence[Record], folder: Path) -> dict[_Key, _Cell]:
     base = side_of((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
     groups: dict[_Key, list[Record]] = {}
     for record in records:
