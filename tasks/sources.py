@@ -223,8 +223,8 @@ def _prompts(task: Task, rows: Iterable[Row]) -> list[Prompt]:
             why = in_one_line(error)
             raise UserError(f"to_prompt of task {task.name!r} ({task.home}) fails on row {index}: {why}") from error
     for p in prompts:
-        if not isinstance(p, Prompt) or not _is_strings(list(p.turns)):
-            raise UserError(f"to_prompt of task {task.name!r} ({task.home}) gives no Prompt with turns of text, but {p!r:.200}")
+        if not isinstance(p, Prompt) or not _is_strings([p.id, p.category, *p.turns]):
+            raise UserError(f"to_prompt of task {task.name!r} ({task.home}) gives no Prompt of texts, but {p!r:.200}")
         if len(p.turns) != task.n_turns:
             raise UserError(f"prompt {p.id!r} has {len(p.turns)} turns; task {task.name!r} wants {task.n_turns}")
     return [p for p in prompts if all(turn.strip() for turn in p.turns)]

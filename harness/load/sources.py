@@ -38,8 +38,8 @@ def _path(text: str) -> None:
 
 
 def _line(text: str) -> None:
-    if not text or not text.isprintable() or len(text) > 200:
-        raise UserError(f"{text[:200]!r} is no line of text: 1 to 200 characters, without control characters")
+    if not re.fullmatch(r"[^|<>`]{1,200}", text) or not text.isprintable():
+        raise UserError(f"{text[:200]!r} is no line of text: 1 to 200 characters, no control characters, no | < > or `")
 
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]

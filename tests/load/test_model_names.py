@@ -30,6 +30,8 @@ BAD = [
     ("name", '""', "it is empty"),
     ("name", "-r", "no plain name"),
     ("title", '"two\\nlines"', "no line of text"),
+    ("title", '"a|b"', "no line of text"),
+    ("licence", "<b>", "no line of text"),
     ("presets", "{../x: {total: 3}}", "preset name '../x' is no plain name"),
     ("weights", '{hub: "a b c", revision: main}', "'a b c' is no repository of the hub: owner/name"),
     ("weights", "{hub: ../../etc, revision: main}", "no repository of the hub"),

@@ -27,8 +27,9 @@ TASK = Task(name="mine", title="Mine", line="mine", pypi=ROWS, to_prompt=lambda 
     [
         ("sys.exit(0)", "mine.py. fails on row 0: .*SystemExit: 0"),
         ("row['question']", "mine.py. fails on row 0: .*KeyError: 'question'"),
-        ("row", "gives no Prompt with turns of text"),
-        ("Prompt(str(i), (3,))", "gives no Prompt with turns of text"),
+        ("row", "gives no Prompt of texts"),
+        ("Prompt(str(i), (3,))", "gives no Prompt of texts"),
+        ("Prompt(i, ('a',))", "gives no Prompt of texts"),
         ("Prompt(str(i), ('a', 'b'))", "has 2 turns"),
     ],
 )
