@@ -14,8 +14,7 @@ from harness.common.files import hub_folder
 from harness.common.yaml_file import read_yaml
 from harness.load.architecture import Architecture
 from harness.load.kinds import KINDS
-from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PresetName
-from harness.load.sources import Path as PathText
+from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PathText, PresetName
 
 MODELS = Path(models.__file__).parent
 

@@ -43,7 +43,7 @@ def _line(text: str) -> None:
 
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Path = Annotated[str, _checked(_path)]
+PathText = Annotated[str, _checked(_path)]
 Line = Annotated[str, _checked(_line)]
 ModelName = Annotated[str, _checked(lambda name: plain_name("model", name))]
 PresetName = Annotated[str, _checked(lambda name: plain_name("preset", name))]
@@ -67,7 +67,7 @@ class GGUFWheel(pydantic.BaseModel, extra="forbid", frozen=True):
 class LocalFolder(pydantic.BaseModel, extra="forbid", frozen=True):
     """A folder in Hugging Face layout, relative to the YAML. The `sha256` of its weights is checked where it is given."""
 
-    path: Path
+    path: PathText
     sha256: Sha256 | None = None
 
 
