@@ -165,6 +165,12 @@ def has_records(folder: Path) -> bool:
     return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
 
 
+def check_is_no_file(folder: Path) -> None:
+    """Raises UserError where a file, perhaps the records themselves, stands for the folder of a ledger."""
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file; a ledger is named by its folder, {Path(folder).parent}")
+
+
 def read(folder: Path, *, imported: bool = False) -> list[Record]:
     """All records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
@@ -175,6 +181,7 @@ def read(folder: Path, *, imported: bool = False) -> list[Record]:
         UserError: no such folder, no records in it, records of the other kind, or a line that is no record (path and
             line number).
     """
+    check_is_no_file(folder)
     path = Path(folder) / RECORDS
     try:
         if not path.exists() and (packed := Path(folder) / PACKED).exists():
