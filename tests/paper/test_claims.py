@@ -329,7 +329,7 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path) -> None:
     rows = done.value
     assert {row["model"] for row in rows} == {"toy", "vicuna-7b"}
     assert {(row["model"], row["verdict"]) for row in rows if row["claim"] == "lossless"} == {
-        ("vicuna-7b", SHOWN), ("toy", "not measured: harness verify --out DIR/audit")
+        ("vicuna-7b", SHOWN), ("toy", "not measured: harness verify --model toy --results DIR --out DIR/audit")
     }  # fmt: skip
     (row,) = [r for r in rows if r["model"] == "toy" and r["claim"] == f"{AS_PUBLISHED}: τ"]
     assert row["verdict"] == row["verdict_no_loops"] == SHOWN and row["effect_low"] < row["effect"] < row["effect_high"]
