@@ -6,6 +6,8 @@ User errors are one line and exit 2. Ctrl-C exits 130 and SIGTERM 143, with one 
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,9 +15,10 @@ from typing import NoReturn
 import click
 
 import harness
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.common.shadow import check_packages
 from harness.common.stopping import Stop, Stopped, stoppable
+from harness.common.users_files import place_in_users_file
 
 # A command is the `command` of a module of harness.commands. What needs torch, transformers or pandas is imported inside it:
 # `--help` and bad options answer at once.
@@ -72,6 +75,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of `harness`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, a name that is no UTF-8: shown as \u03c4
+            stream.reconfigure(errors="backslashreplace")
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     stop, line = Stop(), f"interrupted: {KEPT.get(name, NOTHING_KEPT)}"
     try:
@@ -87,11 +93,18 @@ def main() -> None:
 
 
 def _carry_out() -> NoReturn:
-    """The command that `sys.argv` asks for. What a user can mend is told in one line."""
+    """The command that `sys.argv` asks for. What a user can mend is told in one line.
+
+    The status is what the command returns (None is 0): it ends in no other way than by an error.
+    """
     try:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1
-        sys.exit(cli.main(prog_name="harness", standalone_mode=False) or 0)
+        status = cli.main(prog_name="harness", standalone_mode=False) or 0
+    except SystemExit:
+        if "_HARNESS_COMPLETE" in os.environ:  # click's own answer to a shell that completes a word
+            raise
+        _fail("some code called sys.exit() before the command was done: nothing is to be concluded from it", 1)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help
@@ -103,6 +116,11 @@ def _carry_out() -> NoReturn:
         _fail(e.format_message(), e.exit_code)
     except OSError as e:  # a full disk, a folder that cannot be written: nothing a traceback would explain better
         _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2)
+    except Exception as e:
+        if (where := place_in_users_file(e)) is None:
+            raise
+        _fail(f"{where}: {in_one_line(e)}", 2)
+    sys.exit(status)
 
 
 def _fail(message: str, code: int) -> NoReturn:

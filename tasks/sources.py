@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError, say, unknown
+from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
 from tasks.paper_files import pulled_folder
@@ -162,8 +163,8 @@ def _own_file(task: Task) -> tuple[str, Path]:
     """The question file that comes with the task, and the name of that source."""
     folder = task.home.parent if task.home else PACKAGE
     if folder == PACKAGE:
-        return "bundled", PACKAGE / "bundled" / f"{task.name}.jsonl"
-    return "file", folder / f"{task.name}.jsonl"
+        return "bundled", place(PACKAGE / "bundled", "task", task.name, suffix=".jsonl")
+    return "file", place(folder, "task", task.name, suffix=".jsonl")
 
 
 def _paper_file(task: Task, prompts_dir: Path | None) -> Path:
@@ -171,7 +172,7 @@ def _paper_file(task: Task, prompts_dir: Path | None) -> Path:
     named = prompts_dir or os.environ.get("HARNESS_PROMPTS")
     if named and not Path(named).is_dir():
         raise UserError(f"prompts folder {named} ({'--prompts' if prompts_dir else 'HARNESS_PROMPTS'}) is not a folder")
-    return (Path(named) if named else pulled_folder()) / str(task.paper_folder) / "question.jsonl"
+    return place(Path(named) if named else pulled_folder(), "paper folder", task.paper_folder) / "question.jsonl"
 
 
 def _pypi_rows(task: Task) -> Iterable[Row]:

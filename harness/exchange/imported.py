@@ -58,7 +58,7 @@ def import_answers(file: Path, baseline: Path | None, tokenizer: str | None, out
 
 def _recorded(folder: Path) -> list[Record]:
     path = folder / RECORDS
-    return read(folder, imported=True) if path.stat().st_size else []
+    return read(folder, imported=True, quiet=True) if path.stat().st_size else []
 
 
 def _named(answers: AnswerFile) -> str:
@@ -120,14 +120,6 @@ def token_counter(name: str) -> CountTokens:
         return n, len(tokenizer(text).input_ids) - n
 
     return count
-
-
-def holds_import(folder: Path) -> bool:
-    """Whether the records of a folder are imported ones; False for a folder that cannot be read."""
-    try:
-        return bool(read(folder, imported=True))
-    except UserError:
-        return False
 
 
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import methods
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
 from harness.load.config import ModelConfig
@@ -51,8 +52,7 @@ class TuneRequest:
             RunRequest(
                 temperature=temperature, max_new_tokens=self.max_new_tokens, dtype=self.dtype, threads=self.threads
             )  # checks
-        n = self.conversations
-        need(n >= 1, f"--conversations is {n}; it must be at least 1")
+        bounded("--conversations", self.conversations)
 
 
 class Job(NamedTuple):

@@ -17,6 +17,7 @@ from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file, whole_file
 from harness.common.hints import hinted
 from harness.common.machine import cpu_name, usable_cores
+from harness.common.plain_names import place
 from harness.load.config import ModelConfig
 from harness.metrics.cells import CellSummary
 from harness.run.request import RunRequest
@@ -27,7 +28,8 @@ class Key:
     """What an entry holds for; all of it must agree."""
 
     model: str
-    head: str  # sha256 of the drafter's weights, and of the accuracies that trees are chosen by
+    target: str  # what pins its weights
+    head: str  # sha256 of the drafter's weights and of its config.json
     method: str
     temperature: float
     dtype: str
@@ -56,6 +58,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
         for row in stored:
             Entry(Key(**row["key"]), row["options"], row["predicted"])
             float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
@@ -148,7 +151,7 @@ def tuned_key(
     import torch
 
     from harness.load.dtype import resolve_dtype
-    from harness.load.weights import drafter_folders
+    from harness.load.weights import drafter_folders, weights_pin
 
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
@@ -157,10 +160,11 @@ def tuned_key(
         fetch = hinted("fetch", "--model", config.given)
         raise UserError(f"there is no {folder}, which method {method} drafts with: {fetch}")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
-    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+    if folder:
         files.append(folder / "config.json")
     return Key(
         model=config.name,
+        target=weights_pin(config),
         head=" ".join(sha256_file(file)[:16] for file in files),
         method=method,
         temperature=temperature,
@@ -172,7 +176,7 @@ def tuned_key(
 
 def shipped_with(config: ModelConfig) -> Path:
     """The file of entries that comes with a model."""
-    return config.folder / f"{config.name}.tuned.json"
+    return place(config.folder, "model", config.name, suffix=".tuned.json")
 
 
 def tell_predictions(config: ModelConfig, request: RunRequest, summaries: Sequence[CellSummary]) -> None:

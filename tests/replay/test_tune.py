@@ -36,7 +36,7 @@ from methods.engine.loop import Context
 from methods.engine.sampling import Chooser, stream_key
 from tasks import overlap as command
 
-KEY = tuned.Key("tiny", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
+KEY = tuned.Key("tiny", "t", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
