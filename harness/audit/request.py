@@ -7,6 +7,7 @@ from pathlib import Path
 
 import methods
 from harness.audit.levels import LEVELS
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, unknown
 from harness.common.machine import usable_cores
 
@@ -40,6 +41,8 @@ class AuditRequest:
 
     def __post_init__(self) -> None:
         _check(self.level, self.threads)
+        if self.prompts_dir is not None and not self.ledgers:
+            raise UserError(f"--prompts {self.prompts_dir} is where a ledger's prompts are looked up, and no --results is given")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise unknown("dtype", dtype, DTYPES)
@@ -77,5 +80,4 @@ class FaultsRequest:
 def _check(level: str, threads: int | None) -> None:
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads is {threads}; it must be at least 1")
+    bounded("--threads", threads)
