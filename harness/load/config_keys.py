@@ -1,4 +1,4 @@
-"""The keys of a drafter's config.json: each is used, known to change nothing here, or refused where it would change the computation.
+"""The keys of a drafter's config.json: each is used, known to change nothing, or refused where it would change what is computed.
 
 A key that no one here knows is refused where its name speaks of computation (`COMPUTES`) and its value is not one that leaves
 the computation as it is (`is_neutral`). Other unknown keys are notes of whoever made the file.
@@ -15,14 +15,14 @@ from typing import Any
 from harness.common.errors import UserError
 
 HARMLESS = frozenset((
-    "attention_dropout", "attn_dropout", "attn_implementation", "_attn_implementation", "initializer_range", "max_position_embeddings",
-    "tie_word_embeddings", "use_cache",
+    "attention_dropout", "attn_dropout", "attn_implementation", "_attn_implementation", "output_attentions",
 ))  # fmt: skip
 COMPUTES = re.compile(
     r"rope|rotary|bias|(^|_)act(_|$)|activation|norm|eps|scal|multipl|cap(ping)?$|window|chunk|layer_types|attn|attention|head_dim"
     r"|expert|moe|lora|residual|qk_|sink|quant|eagle_config|speculat|draft_vocab|target_hidden|sees_"
 )
 SILU = ("silu", "swish")
+LARGEST = 2**24  # of a size
 ROPES = {  # type -> the numbers that it takes
     "default": (),
     "linear": ("factor",),
@@ -31,7 +31,7 @@ ROPES = {  # type -> the numbers that it takes
 
 
 def check_keys(file: Path, values: dict[str, Any], used: Collection[str], what: str) -> None:
-    """file: the config.json that holds `values`. used: the keys that the reader honours. what: the drafter's kind, for the message.
+    """file: the config.json that holds `values`. used: the keys that the reader honours. what: the kind of drafter, in words.
 
     Raises:
         UserError: keys that would change the computation, all of them named.
@@ -68,6 +68,8 @@ def whole(file: Path, key: str, value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{file}: {key} is {value!r}; it must be a whole number of at least 1")
+    if value > LARGEST:
+        raise UserError(f"{file}: {key} is over {LARGEST:,}, which no drafter has")
     return value
 
 

@@ -105,8 +105,8 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
         raise UserError(f"{file}: hidden_size {hidden} is not a multiple of {heads} heads, and there is no head_dim")
     if config.head_dim % 2 or heads % config.num_key_value_heads:
         raise UserError(
-            f"{file}: {heads} heads of {config.head_dim} with {config.num_key_value_heads} key-value heads: head_dim must be even, "
-            "and the heads a multiple of the key-value heads"
+            f"{file}: {heads} heads of {config.head_dim} with {config.num_key_value_heads} key-value heads: "
+            "head_dim must be even, and the heads a multiple of the key-value heads"
         )
     return config, values
 
