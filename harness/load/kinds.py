@@ -59,8 +59,8 @@ class DrafterKind:
     not here), the target's sizes, the dtype and the context. download_bytes: on disk, of a published one for such a target.
     architectures, config_keys: names under "architectures", and keys, by which a config.json says that it is of this kind.
     shows_in: whether a folder's files show that it is of this kind, where its config.json says nothing. is_unnamed: whether a
-    folder of which neither says anything is. check_config: raises UserError where a folder's config.json shows that it does not fit
-    the model named. train_command, train_makes: what `harness train` calls it, if it can train it, and what that makes.
+    folder of which neither says anything is. check_config: raises UserError where a config.json shows that it does not fit the
+    model named. train_command, train_makes: what `harness train` calls it, if it can train it, and what that makes.
     """
 
     name: str

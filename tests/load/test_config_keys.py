@@ -125,7 +125,7 @@ COMPUTING = [
 def test_a_draft_head_whose_config_is_not_honoured_is_refused_by_name(said: dict[str, Any], why: str, tmp_path: Path) -> None:
     folder = edited(tmp_path, "head", **({"rope_theta": None} if "rope" in str(said) else {}) | said)
     with pytest.raises(UserError) as error:
-        load(CONFIG, "float32", head=folder)
+        head_config(folder, "tiny")
     assert why in str(error.value) and str(folder / "config.json") in str(error.value) and "\n" not in str(error.value)
 
 
