@@ -97,7 +97,9 @@ def greedy_finding(
     run = run_of(loaded, subject, prompt, params, told or drafter)
     at = lossless.first_divergence(vanilla, run.ids)
     divergence = None if at is None else _divergence(run, vanilla, at)
-    tau = {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
+    tau: Finding = (
+        {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
+    )
     if told is not None:
         tau |= {"deepest": run.deepest}
         if subject.kind == EAGLE:
@@ -112,7 +114,7 @@ def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params:
 
 
 def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
-    """The same, for a generation that was made before. `misdrawn`: see `Replayed.misdrawn`, of methods whose tokens are vanilla's."""
+    """The same, for a generation that was made before. `misdrawn`: of methods whose tokens are vanilla's, see `Replayed`."""
     deviations, variances = score_sums(run, head_law(loaded, run, params), params)
     drawn = {} if subject.external or subject.samples_drafts or not subject.exact else {"misdrawn": run.misdrawn(params)}
     return {**looks(run, subject), **drawn, "n": len(run.ids), "deviations": deviations, "variances": variances}
