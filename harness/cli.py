@@ -1,8 +1,13 @@
-"""The command line: the commands by what one does with them. User errors are one line and exit 2; Ctrl-C exits 130."""
+"""The command line: the commands by what one does with them.
+
+User errors are one line and exit 2. Ctrl-C exits 130 and SIGTERM 143, with one line that says what is kept and how to go on.
+"""
 
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,8 +15,10 @@ from typing import NoReturn
 import click
 
 import harness
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.common.shadow import check_packages
+from harness.common.stopping import Stop, Stopped, stoppable
+from harness.common.users_files import place_in_users_file
 
 # A command is the `command` of a module of harness.commands. What needs torch, transformers or pandas is imported inside it:
 # `--help` and bad options answer at once.
@@ -24,6 +31,20 @@ WORKFLOW: dict[str, Sequence[str]] = {
     "Exchange": ("import", "export"),
 }
 MODULES = {"import": "import_"}
+
+GOES_ON = "the same command goes on from here"
+RECORDS_KEPT = f"the records written are whole; {GOES_ON}"
+KEPT = {
+    "run": RECORDS_KEPT,
+    "matrix": RECORDS_KEPT,
+    "reproduce": RECORDS_KEPT,
+    "verify": f"the findings written are whole; {GOES_ON} (with --mutants it begins anew)",
+    "tune": f"the options saved so far are kept; with --method all {GOES_ON}, methods that are named are tuned anew",
+    "train": f"whole shards are kept, and a checkpoint from every two minutes of training; {GOES_ON}",
+    "fetch": f"what was fetched whole is kept; {GOES_ON}",
+}
+NOTHING_KEPT = "no file is half written; the same command begins anew"
+"""What a stopped command leaves, and how to go on: `KEPT` by command, of all others `NOTHING_KEPT`."""
 
 
 class Commands(click.Group):
@@ -54,10 +75,36 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of `harness`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, a name that is no UTF-8: shown as \u03c4
+            stream.reconfigure(errors="backslashreplace")
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    stop, line = Stop(), f"interrupted: {KEPT.get(name, NOTHING_KEPT)}"
+    try:
+        with stoppable(stop, line):
+            _carry_out()
+    except (Stopped, KeyboardInterrupt, click.exceptions.Abort):
+        pass
+    except Exception:
+        if stop.number is None:  # else a library made it of `Stopped`, as C extensions do while they are imported
+            raise
+    click.echo(line, err=True)
+    sys.exit(stop.status)
+
+
+def _carry_out() -> NoReturn:
+    """The command that `sys.argv` asks for. What a user can mend is told in one line.
+
+    The status is what the command returns (None is 0): it ends in no other way than by an error.
+    """
     try:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1
-        sys.exit(cli.main(prog_name="harness", standalone_mode=False) or 0)
+        status = cli.main(prog_name="harness", standalone_mode=False) or 0
+    except SystemExit:
+        if "_HARNESS_COMPLETE" in os.environ:  # click's own answer to a shell that completes a word
+            raise
+        _fail("some code called sys.exit() before the command was done: nothing is to be concluded from it", 1)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help
@@ -69,9 +116,11 @@ def main() -> None:
         _fail(e.format_message(), e.exit_code)
     except OSError as e:  # a full disk, a folder that cannot be written: nothing a traceback would explain better
         _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted: the records written are whole; the same command goes on from here", err=True)
-        sys.exit(130)
+    except Exception as e:
+        if (where := place_in_users_file(e)) is None:
+            raise
+        _fail(f"{where}: {in_one_line(e)}", 2)
+    sys.exit(status)
 
 
 def _fail(message: str, code: int) -> NoReturn:

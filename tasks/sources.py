@@ -14,10 +14,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import UserError, unknown
+from harness.common.errors import UserError, say, unknown
+from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
 from tasks.paper_files import pulled_folder
@@ -65,16 +67,31 @@ def resolve(task: Task, source: str, prompts_dir: Path | None) -> str:
     if source not in (*SOURCES, "auto"):
         raise unknown("source", source, (*SOURCES, "auto"))
     choices = declared(task)
+    if prompts_dir is not None and source not in ("auto", "paper"):
+        _say_once(f"note: --prompts {prompts_dir} is not read: --source is {source}")
     if source == "auto":
         found = [s for s in choices if s != "paper" or _paper_file(task, prompts_dir).is_file()]
         if not found:
             raise UserError(f"task {task.name!r} has no prompts; {_own_file(task)[1]} would hold them, one question a line")
+        if prompts_dir is not None and found[0] != "paper":
+            why = (
+                f"no {task.paper_folder}/question.jsonl"
+                if task.paper_folder
+                else f"no file of {task.name}, which is not the paper's"
+            )
+            _say_once(f"note: --prompts {prompts_dir} has {why}: {task.name} comes from source {found[0]}")
         return found[0]
     if source not in choices:
         raise UserError(f"task {task.name!r} has no source {source!r}; it has: {', '.join(choices) or 'none'}")
     if source == "paper" and not (path := _paper_file(task, prompts_dir)).is_file():
         raise UserError(f"no file {path}; run `harness data pull`, or name a folder by --prompts{_instead(task, 'paper')}")
     return source
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A prompt set is asked for once a temperature, and what is said of it once."""
+    say(text)
 
 
 def read_questions(path: Path, task: Task) -> tuple[list[Prompt], str]:
@@ -146,8 +163,8 @@ def _own_file(task: Task) -> tuple[str, Path]:
     """The question file that comes with the task, and the name of that source."""
     folder = task.home.parent if task.home else PACKAGE
     if folder == PACKAGE:
-        return "bundled", PACKAGE / "bundled" / f"{task.name}.jsonl"
-    return "file", folder / f"{task.name}.jsonl"
+        return "bundled", place(PACKAGE / "bundled", "task", task.name, suffix=".jsonl")
+    return "file", place(folder, "task", task.name, suffix=".jsonl")
 
 
 def _paper_file(task: Task, prompts_dir: Path | None) -> Path:
@@ -155,7 +172,7 @@ def _paper_file(task: Task, prompts_dir: Path | None) -> Path:
     named = prompts_dir or os.environ.get("HARNESS_PROMPTS")
     if named and not Path(named).is_dir():
         raise UserError(f"prompts folder {named} ({'--prompts' if prompts_dir else 'HARNESS_PROMPTS'}) is not a folder")
-    return (Path(named) if named else pulled_folder()) / str(task.paper_folder) / "question.jsonl"
+    return place(Path(named) if named else pulled_folder(), "paper folder", task.paper_folder) / "question.jsonl"
 
 
 def _pypi_rows(task: Task) -> Iterable[Row]:

@@ -30,6 +30,8 @@ from harness.load.model import Loaded
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
+AGAIN_TOKENS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -55,7 +57,7 @@ def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
         if dtype == "float64":
             stages.append(coupled_stage(scope, able))
         if dtype == SCORE_DTYPE:
-            stages.append(score_stage(scope, loaded, able))
+            stages += [again_stage(scope, dtype, able), score_stage(scope, loaded, able)]
         stages.append(ledger_stage(scope, dtype))
     return stages
 
@@ -146,6 +148,21 @@ def coupled_stage(scope: Scope, able: Sequence[Subject]) -> Stage:
             make = partial(findings.coupled_finding, subject=s, prompt=ids, params=params)
             jobs.append(Job(about, work, make, beside=plain))
     return Stage("L4 float64", "float64", jobs, rows=rows)
+
+
+def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
+    """Layer 6: every method decodes a prompt that no other layer has, and then the same prompt again."""
+    name, ids = scope.prompts.usual[0].prompt
+    cut = len(ids) // 2
+    prompt, n, jobs = (f"{name}, one token less", [*ids[:cut], *ids[cut + 1 :]]), AGAIN_TOKENS, list[Job]()
+    params = SamplerParams(n, scope.stop_ids)
+    for s in able:
+        if s.external:
+            continue
+        work = Work("again", s.name, dtype, 2 * n, len(ids), len(ids))
+        make = partial(findings.again_finding, subject=s, prompt=prompt[1], params=params)
+        jobs.append(Job(scope.origin.about("again", s, dtype, prompt, n), work, make))
+    return Stage(f"L6 {dtype}", dtype, jobs)
 
 
 def _not_vanillas(s: Subject) -> str:

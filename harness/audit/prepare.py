@@ -17,6 +17,7 @@ from harness.audit.probe.subject import Subject
 from harness.audit.request import ALL, AuditRequest
 from harness.audit.verdicts.verdict import Verdict
 from harness.common.errors import UserError, duration
+from harness.common.hints import hinted
 from harness.common.names import VANILLA, method_order
 from harness.ledger import ledger as records
 from harness.load.config import ModelConfig
@@ -42,8 +43,9 @@ def ledger_pairs(folders: Sequence[Path], config: ModelConfig) -> tuple[list[Led
     for folder in folders:
         pairs, n = compared(r for r in records.read(folder) if r["model"] == config.name)
         if not pairs:
+            both = hinted("run", "--model", config.given, "--method", "all", "--task", "all", "--out", folder)
             raise UserError(f"{folder} holds no greedy output of {config.name} with vanilla's to the same prompt beside it: "
-                            f"`harness run --method all --temperature 0 ... --out {folder}` records both")  # fmt: skip
+                            f"{both} records both")  # fmt: skip
         found, n_alone = found + pairs, n_alone + n
     found = list({(pair.ids_sha, pair.key, pair.vanilla_key): pair for pair in found}.values())
     if not n_alone:
@@ -90,8 +92,10 @@ def scope_of(
     """
     ledger_prompts = LedgerPrompts(request.prompts_dir)
     for pair in pairs:
-        if pair.record["target_sha"] != loaded.target_sha:
-            raise UserError(f"the ledger's records are of other weights of {config.name} than those at hand")
+        known = pair.record["target_id"] or loaded.identity.id  # schema 2 does not say
+        if (pair.record["target_sha"], known) != (loaded.target_sha, loaded.identity.id):
+            raise UserError(f"the ledger's records are of another {config.name} than the one at hand: weights, configuration, "
+                            "tokenizer, prompt format, stop ids or engine differ")  # fmt: skip
         ledger_prompts.ids(pair, loaded)
     found = bundled(loaded, level.most_prompts, level.room, level.shortest)
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from harness.commands.options import (
 )
 from harness.common.errors import UserError, say
 from harness.common.files_written import files_written
+from harness.common.plain_names import place
 
 if TYPE_CHECKING:
     from harness.forms.table import Table
@@ -109,7 +111,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
         click.echo(plain(table))
         written += write_forms(table, folder)
         if table.name in ("figure1", "figure2"):
-            written += write_bars(table.numbers, folder / table.name)
+            written += write_bars(table.numbers, place(folder, "table", table.name))
     say(files_written(written))
     if as_json:
         click.echo(json_rows(tables))
@@ -158,4 +160,4 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(judged_table(item, judged))
-    return made, mixed
+    return [replace(table, notes=(*table.notes, *recorded.footnotes)) for table in made], mixed

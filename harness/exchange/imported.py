@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError, say
+from harness.common.hints import hinted
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
 from harness.exchange.imported_report import IMPORTED, report
@@ -57,7 +58,7 @@ def import_answers(file: Path, baseline: Path | None, tokenizer: str | None, out
 
 def _recorded(folder: Path) -> list[Record]:
     path = folder / RECORDS
-    return read(folder, imported=True) if path.stat().st_size else []
+    return read(folder, imported=True, quiet=True) if path.stat().st_size else []
 
 
 def _named(answers: AnswerFile) -> str:
@@ -121,16 +122,8 @@ def token_counter(name: str) -> CountTokens:
     return count
 
 
-def holds_import(folder: Path) -> bool:
-    """Whether the records of a folder are imported ones; False for a folder that cannot be read."""
-    try:
-        return bool(read(folder, imported=True))
-    except UserError:
-        return False
-
-
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:
     """Import, and say where to -> the report as plain text."""
     text = plain(import_answers(file, baseline, tokenizer, out))
-    say(f"records: {out / RECORDS}; `harness table --results {out}` writes this as Markdown and CSV")
+    say(f"records: {out / RECORDS}; {hinted('table', '--results', out)} writes this as Markdown and CSV")
     return text

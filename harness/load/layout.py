@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
+from harness.common.plain_names import place
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 MEDUSA_SAFE, MEDUSA_PICKLED = "medusa_lm_head.safetensors", "medusa_lm_head.pt"  # what the authors' heads are called
@@ -25,7 +26,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.exists():
             try:
-                return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                return [place(folder, "shard", shard) for shard in shards]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):

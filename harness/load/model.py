@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,17 @@ from harness.common.errors import UserError
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
+from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
+from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
-from harness.load.prompt_text import check_template, load_tokenizer, render
+from harness.load.prompt_text import beginning, check_template, load_tokenizer, render
+from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
-from methods.engine.llama import LlamaTarget, is_lean
-from methods.engine.target import HFTarget
+from methods.engine.llama import LlamaTarget
+from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,23 +39,29 @@ SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
-    """A drafter beside its target. `sha`, `frequent_sha`: as `ReadDrafter` has them."""
+    """A drafter beside its target. `sha`, `frequent_sha`: as `ReadDrafter` has them. `id`: of its weights and its config."""
 
     drafter: Drafter
     sha: str
+    id: str
     frequent_sha: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything that a run needs of a model. `drafters`: those that were loaded, by kind."""
+    """Everything that a run needs of a model. `identity`: what decides its tokens. `drafters`: those loaded, by kind."""
 
     config: ModelConfig
     target: HFTarget
     tokenizer: PreTrainedTokenizerBase
     dtype: str
-    target_sha: str
+    identity: TargetIdentity
     drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
+
+    @property
+    def target_sha(self) -> str:
+        """The hash of the target's weights."""
+        return self.identity.weights
 
     def drafter_of(self, kind: str | None) -> Any:
         """The drafter of a kind of `harness.load.kinds`; None where none was loaded, or none is asked for."""
@@ -73,11 +84,17 @@ class Loaded:
         """The hash of the EAGLE head."""
         return self.sha_of(methods.EAGLE)
 
-    @property
-    def frequent_sha(self) -> str | None:
-        """The hash of the list of frequent tokens beside the EAGLE head."""
-        found = self.drafters.get(methods.EAGLE)
+    def frequent_sha_of(self, kind: str | None) -> str | None:
+        """The hash of the list of frequent tokens beside a drafter; None where there is none."""
+        found = self.drafters.get(kind or "")
         return found.frequent_sha if found else None
+
+    def drafter_id(self, kind: str | None, *, with_frequent: bool = False) -> str | None:
+        """The identity of a drafter, with its list of frequent tokens where that is used; None as in `drafter_of`."""
+        found = self.drafters.get(kind or "")
+        if found is None or not (with_frequent and found.frequent_sha):
+            return found.id if found else None
+        return hashlib.sha256(f"{found.id} {found.frequent_sha}".encode()).hexdigest()[:16]
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
@@ -85,8 +102,7 @@ class Loaded:
 
     def encode(self, rendered: str) -> list[int]:
         """Token ids of a rendered prompt: with BOS, once, where the template's text leaves it to the tokenizer."""
-        ids = self.encode_text(rendered)
-        return [self.tokenizer.bos_token_id, *ids] if self.config.template in chat.RENDERED_WITHOUT_BOS else ids
+        return encode(self.config, self.tokenizer, rendered)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of any other text: nothing is added."""
@@ -103,6 +119,14 @@ class Loaded:
         # sentencepiece drops a leading space where a text begins
         starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
         return f" {text}" if starts_word and not text.startswith(" ") else text
+
+
+def encode(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
+    """Token ids of a rendered prompt; see `Loaded.encode`."""
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    if config.template == "plain":
+        return [*beginning(tokenizer, rendered, ids), *ids]
+    return [tokenizer.bos_token_id, *ids] if config.template in chat.RENDERED_WITHOUT_BOS else ids
 
 
 def load(
@@ -126,7 +150,10 @@ def load(
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds
-        sizes, tokenizer = transformers.AutoConfig.from_pretrained(folder), load_tokenizer(folder)
+        sizes = transformers.AutoConfig.from_pretrained(folder)
+        _check_config(config, sizes)
+        tokenizer = load_tokenizer(folder)
+        check_declared(config, folder, sizes, tokenizer)
         check_template(config, tokenizer, folder)
         facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
@@ -134,19 +161,57 @@ def load(
         model = _target_model(config, folder, name, placed)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
-    for scaling in SCALINGS:
-        if getattr(model.config, scaling, None) not in (None, 1):
-            raise UserError(f"model {config.name}: {type(model).__name__} changes its logits after the LM head ({scaling} = "
-                            f"{getattr(model.config, scaling)}), which decoding here would leave out")  # fmt: skip
     try:
         model = model if placed else model.to(device())
-        target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
-        attached = {kind: LoadedDrafter(one.attach(target), one.sha, one.frequent_sha) for kind, one in read.items()}
-    except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
-        raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
+        try:
+            target = make_target(model)
+        except ValueError as e:
+            raise _no_target(config, type(model), str(e)) from e
+        attached = {
+            kind: LoadedDrafter(one.attach(target), one.sha, drafter_id(one.sha, folders[kind]), one.frequent_sha)
+            for kind, one in read.items()
+        }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
-    return Loaded(config, target, tokenizer, name, target_sha, attached)
+    return Loaded(config, target, tokenizer, name, _identity(config, folder, target_sha, tokenizer, target), attached)
+
+
+def _identity(
+    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, target: HFTarget
+) -> TargetIdentity:  # fmt: skip
+    import transformers
+
+    module = type(target.model).__name__
+    return TargetIdentity(
+        weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder),
+        template=template_sha(partial(render, config, tokenizer), partial(encode, config, tokenizer)),
+        stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
+        engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
+    )  # fmt: skip
+
+
+def _check_config(config: ModelConfig, sizes: Any) -> None:
+    """
+    Raises:
+        UserError: by its config, what the model computes cannot be honoured.
+    """
+    import transformers
+
+    kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(sizes), None)
+    if kind is None or not all(isinstance(getattr(sizes, size, None), int) for size in ("vocab_size", "hidden_size")):
+        raise _no_target(config, type(sizes), "it is no plain causal language model")
+    if why := cannot_verify(sizes, kind):
+        raise _no_target(config, kind, why)
+    for scaling in SCALINGS:
+        if getattr(sizes, scaling, None) not in (None, 1):
+            changed = f"{scaling} = {getattr(sizes, scaling)}"
+            raise _no_target(
+                config, kind, f"it changes its logits after the LM head ({changed}), which decoding here would leave out"
+            )
+
+
+def _no_target(config: ModelConfig, kind: type, why: str) -> UserError:
+    return UserError(f"model {config.name}: {kind.__name__} cannot be a target here: {why}")
 
 
 def _placed(

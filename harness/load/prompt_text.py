@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import jinja2
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from harness.common.errors import UserError
 from harness.load import chat
@@ -17,8 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
-    """The prompt that a dialogue gives, template and system prompt included."""
+RENDER_S = 5.0  # a template that takes longer over three short turns never ends
+
+
+def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns, **given: Any) -> str:
+    """The prompt that a dialogue gives, template and system prompt included. given: names for its template."""
     system = chat.system_text(config.template, config.system)
     if config.template == "plain":
         return "".join(text for _, text in turns)
@@ -26,7 +33,13 @@ def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.
         return chat.RENDERED_WITHOUT_BOS[config.template](system, turns)
     said = ([("system", system)] if system else []) + list(turns)
     messages = [{"role": role, "content": text} for role, text in said]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given))
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """What a tokenizer itself puts before a plain text, BOS as a rule. ids: the text's, without it."""
+    whole: list[int] = tokenizer(text).input_ids
+    return next((whole[:at] for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids), [])
 
 
 def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -42,15 +55,49 @@ def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, fold
             f"model {config.name}: the tokenizer in {folder} has no BOS token, which template {config.template} needs"
         )
     turns = [("user", " One?\n"), ("assistant", "Two."), ("user", "Three?")]
+    days = [time.gmtime(86400 * day) for day in (0, 500, 12345)]
     try:
-        found = render(config, tokenizer, turns if config.template == "llama-3" else turns[:1])
-    except jinja2.TemplateError as e:  # some have no place for a system prompt, and say so
-        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {e}") from None
+        with _within(RENDER_S):
+            for some in (turns[:1], turns):
+                found, *others = [render(config, tokenizer, some, strftime_now=partial(_at, day)) for day in days]
+                if set(others) != {found}:
+                    raise UserError(
+                        f"model {config.name}: the chat template in {folder} prints the date or is drawn at random: "
+                        "prompts would differ from day to day"
+                    )
+    except TimeoutError:
+        raise UserError(f"model {config.name}: the chat template in {folder} takes over {RENDER_S:g} s: it loops") from None
+    except UserError:
+        raise
+    except Exception as e:  # a template runs whatever it likes; some have no place for a system prompt, and say so
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {said}") from None
     wanted = chat.llama3(chat.system_text(config.template, config.system), turns)
     if config.template == "llama-3" and found != wanted:
         at = len(os.path.commonprefix([found, wanted]))
         shown = f"{found[at : at + 40]!r} where LLaMA-3's has {wanted[at : at + 40]!r}"
         raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
+
+
+def _at(day: time.struct_time, form: str) -> str:
+    return time.strftime(form, day)
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in Python code that runs longer, in any thread."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

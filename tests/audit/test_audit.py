@@ -325,7 +325,7 @@ def test_an_error_in_one_methods_cell_is_reported_and_tried_again_by_the_next_ru
     mark.unlink()
     second = harness(*words)
     assert second.code == 0, second.err
-    assert "2 findings to make" in second.err
+    assert "3 findings to make" in second.err
 
 
 def test_findings_of_another_machine_are_kept_apart_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

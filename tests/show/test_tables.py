@@ -96,14 +96,14 @@ def test_inexact_methods_are_marked_in_every_table_that_shows_them() -> None:
 
 def test_tau_stands_beside_tau_without_loops_where_they_differ() -> None:
     text = reports(read(FOLDER))
-    assert "1.18× / 1.45 (1.36)" in text["main"] and "1.11× / 1.34 |" in text["main"]
-    assert "1.45 (1.36)" in text["run"] and "loops flatter τ" in text["run"]
+    assert "1.15× / 1.41 (1.27)" in text["main"] and "1.10× / 1.33 |" in text["main"]
+    assert "1.41 (1.27)" in text["run"] and "loops flatter τ" in text["run"]
 
 
 @pytest.mark.parametrize(
     "change",
     [{"model": "m2"}, {"temperature": 0.5}, {"dtype": "float64"}, {"max_new_tokens": 99}, {"threads": 1}, {"seed": 7},
-     {"target_sha": "x" * 16}],
+     {"target_sha": "x" * 16}, {"target_id": "x" * 16}],
 )  # fmt: skip
 def test_settings_have_sections_of_their_own_and_are_never_averaged(change: dict[str, Any]) -> None:
     one = [measured(m, i, [1, 1]) for m in ("vanilla", "eagle2") for i in range(5)]
@@ -124,7 +124,7 @@ def test_two_machines_in_one_folder_are_two_sections(tmp_path: Path) -> None:
 
 
 def test_rows_that_would_read_the_same_are_told_apart() -> None:
-    records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_sha="abcdef012345"),
+    records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_id="abcdef012345"),
                measured("eagle2", 0, [3], options={"total": 5})]  # fmt: skip
     names = main_table(summarise(records)).sections[0].shown["method"].tolist()
     assert len(set(names)) == 3 and any("head abcdef" in name for name in names)
@@ -227,15 +227,15 @@ def test_a_comparison_tells_what_changed_and_what_is_on_one_side_only(tmp_path: 
     changed = []
     for r in stored():
         if r["method"] == "eagle2" and r["wall_s"]:
-            r |= {"wall_s": r["wall_s"] / 2, "head_sha": "another head"}
+            r |= {"wall_s": r["wall_s"] * 2, "head_sha": "another head", "head_id": "another id"}
         if r["method"] != "pld":
             changed.append(r)
     write_ledger(tmp_path, changed, ENV | {"cpu": "Other CPU"})
     table = comparison_table(FOLDER, tmp_path)
     eagle2 = table.numbers[table.numbers["method"] == "eagle2"]
-    assert eagle2["speed_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
-    assert eagle2["speedup_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
-    assert set(eagle2["differs"]) == {"head_sha machine"}
+    assert eagle2["speed_ratio"].tolist() == pytest.approx([0.5] * len(eagle2))
+    assert eagle2["speedup_ratio"].tolist() == pytest.approx([0.5] * len(eagle2))
+    assert set(eagle2["differs"]) == {"head_sha head_id machine"}
     assert set(table.numbers[table.numbers["method"] == "pld"]["in"]) == {"A"}
     top = "\n".join(table.sections[0].facts)
     assert f"A = {FOLDER}\nB = {tmp_path}" in top and "Measured only in A: pld (2 cells)" in top
@@ -269,7 +269,7 @@ def test_settings_that_make_two_folders_incomparable_are_named(tmp_path: Path) -
 
 
 def test_a_folder_with_two_heads_cannot_be_compared(tmp_path: Path) -> None:
-    write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_sha="other", key="k")])
+    write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_id="other")])
     with pytest.raises(UserError, match="eagle2 .paper. on gsm8k"):
         comparison_table(FOLDER, tmp_path)
 

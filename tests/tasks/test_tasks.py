@@ -402,7 +402,7 @@ BROKEN = {
     "import": ("import no_such_thing\nTASK = 1\n", "broken.py:1: ModuleNotFoundError: No module named 'no_such_thing'"),
     "exit": ("raise SystemExit(3)\nTASK = 1\n", "broken.py:1: SystemExit: 3"),
     "type": ("TASK = 5\n", "broken.py: TASK is of type int, not tasks.Task"),
-    "own": (MINE.replace('"mine"', '"my task"'), "broken.py:3: task name 'my task' is not letters, digits"),
+    "own": (MINE.replace('"mine"', '"my task"'), "broken.py:3: task name 'my task' is no plain name"),
 }
 
 
@@ -422,7 +422,7 @@ def test_including_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_declarations_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="the word 'all'"):
+    with pytest.raises(UserError, match="'all' is the word for all tasks"):
         Task(name="all", title="t", line="l")
     with pytest.raises(UserError, match="n_turns=0"):
         Task(name="x", title="t", line="l", n_turns=0)

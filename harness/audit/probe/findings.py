@@ -26,6 +26,8 @@ from harness.audit.probe.subject import Subject
 from harness.common.errors import UserError
 from harness.load.model import Loaded
 from harness.metrics import divergences as lossless
+from harness.watch.check import BadGeneration, is_generation
+from harness.watch.run import names_of, watched
 from methods import EAGLE, get
 from methods.base import SamplerParams
 
@@ -35,7 +37,8 @@ SCORED_BY_CONTROL = 2  # times that the control scores each position among many 
 
 
 def guarded(make: Callable[[], Finding]) -> Finding:
-    """What `make` finds. An error of the audited code becomes a finding.
+    """What `make` finds. An error of the audited code becomes a finding; `untrue` says that it did not raise it itself, but
+    returned or did what cannot be recorded.
 
     Raises:
         UserError: the user can mend it.
@@ -44,7 +47,9 @@ def guarded(make: Callable[[], Finding]) -> Finding:
         found = make()
     except UserError:
         raise
-    except Exception as e:
+    except BadGeneration as e:
+        return {"error": str(e), "untrue": True}
+    except (Exception, SystemExit) as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"}
     for name in ("differences", "gaps", "deviations", "variances", "drafts"):
         if not all(math.isfinite(x) for x in found.get(name, ())):  # comparisons with NaN are false, so it would pass
@@ -114,7 +119,7 @@ def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params:
 
 
 def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
-    """The same, for a generation that was made before. `misdrawn`: of methods whose tokens are vanilla's, see `Replayed`."""
+    """The same, for a generation made before. `misdrawn`: see `Replayed.misdrawn`, of methods whose tokens are vanilla's."""
     deviations, variances = score_sums(run, head_law(loaded, run, params), params)
     drawn = {} if subject.external or subject.samples_drafts or not subject.exact else {"misdrawn": run.misdrawn(params)}
     return {**looks(run, subject), **drawn, "n": len(run.ids), "deviations": deviations, "variances": variances}
@@ -122,8 +127,21 @@ def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParam
 
 def coupled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
     """Layer 4: where the ids first differ from vanilla's. A method that draws the target's own tokens has vanilla's ids."""
-    ids = subject.full()(prompt, subject.target(loaded), subject.drafter(loaded), params).token_ids
+    names = names_of(loaded, subject.kind)
+    made = watched(subject.full(), prompt, subject.target(loaded), subject.drafter(loaded), params, names)
+    ids = made.generation.token_ids
     return {"n": len(ids), "at": lossless.first_divergence(vanilla, ids)}
+
+
+def again_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Finding:
+    """Layer 6: one prompt twice, decoded by two builds. A method without memory does the same both times."""
+    names, steps, ids = names_of(loaded, subject.kind), list[list[int]](), list[list[int]]()
+    for _ in range(2):
+        made = watched(subject.full(), prompt, subject.target(loaded), subject.drafter(loaded), params, names).generation
+        steps.append(made.trace.accepted if made.trace else [])
+        ids.append(made.token_ids)
+    is_same = steps[0] == steps[1] and ids[0] == ids[1]
+    return {"n": len(ids[0]), "forwards": [len(accepted) for accepted in steps], "same": is_same}
 
 
 def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int | None]) -> Finding:
@@ -152,7 +170,8 @@ def stop_finding(subject: Subject) -> Finding:
     vanilla = get("vanilla").build()
     for i, (model, stop_ids, budget, (tree, small)) in enumerate(cases, start=1):
         params, prompt, target = SamplerParams(budget, stop_ids), list(stand_ins.PROMPT), stand_ins.without_first(model)
-        ids = small()(prompt, stand_ins.FakeTarget(target), stand_ins.FakeDrafter(model), params).token_ids
+        made = small()(prompt, stand_ins.FakeTarget(target), stand_ins.FakeDrafter(model), params)
+        ids = is_generation(made).token_ids
         plain = vanilla(prompt, stand_ins.FakeTarget(target), None, params).token_ids
         if ids != plain:
             where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
@@ -164,7 +183,7 @@ def stop_finding(subject: Subject) -> Finding:
 def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, drafter: Any) -> Replayed:
     if subject.external:
         return replayed_external(loaded, subject.full(), prompt, params, drafter)
-    return replayed(loaded, subject.full(), prompt, params, drafter, subject.target(loaded))
+    return replayed(loaded, subject.full(), prompt, params, drafter, subject.target(loaded), subject.kind)
 
 
 def looks(run: Replayed, subject: Subject) -> Finding:

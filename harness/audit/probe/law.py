@@ -30,6 +30,7 @@ from harness.audit.probe.stand_ins import (
     rounded,
     without_first,
 )
+from harness.watch.check import is_generation
 from methods.base import Decode, SamplerParams
 from methods.engine.sampling import Chooser, probabilities
 
@@ -250,7 +251,7 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
         target, drafter = FakeTarget(case.target, blocks=blocks), FakeDrafter(case.draft, blocks=blocks)
         params = replace(case.params, max_new_tokens=budget, chooser=lambda _: chooser)
         try:
-            return tuple(decode(list(PROMPT), target, drafter, params).token_ids)
+            return tuple(is_generation(decode(list(PROMPT), target, drafter, params)).token_ids)
         except BlockEnded as e:
             return e.text[len(PROMPT) :]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.audit.probe.scores import summands
 from harness.load.model import Loaded
+from harness.watch.run import names_of, watched
 from methods.base import Decode, SamplerParams
 from methods.engine.draft_head import EagleHead
 from methods.engine.sampling import probabilities, uniform
@@ -144,24 +145,27 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
 
 @torch.inference_mode()
 def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
-    model = loaded.target.model
-    with loaded.target.stock_attention():
-        text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
-        features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
-        logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
+    model = loaded.target.stock_model
+    text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+    features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
+    logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
     return features, logits.cpu()
 
 
 def replayed(
-    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None
+    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None,
+    kind: str | None = None,
 ) -> Replayed:  # fmt: skip
     """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted.
 
+    kind: of the drafter.
+
     Raises:
-        ValueError: see `beside_plain`.
+        BadGeneration: what the method returned or did cannot be recorded.
     """
     seen = Recording(target or loaded.target)
-    return beside_plain(loaded, prompt, decode(prompt, seen, drafter, params).token_ids, seen)
+    made = watched(decode, prompt, seen, drafter, params, names_of(loaded, kind))
+    return beside_plain(loaded, prompt, made.generation.token_ids, seen)
 
 
 def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Recording) -> Replayed:
@@ -183,7 +187,8 @@ def replayed_external(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any = None
 ) -> Replayed:  # fmt: skip
     """Run a loop that keeps no logits. The plain forward's take their place."""
-    ids = decode(prompt, loaded.target, drafter, params).token_ids
+    made = watched(decode, prompt, loaded.target, drafter, params, names_of(loaded, None), external=True)
+    ids = made.generation.token_ids
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, reference, reference, features=features)
 

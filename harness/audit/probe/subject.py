@@ -59,7 +59,7 @@ class Subject:
         """What the model lacks that the method needs; None for nothing."""
         if self.kind is not None and loaded.drafter_of(self.kind) is None:
             return f"{loaded.config.name} has no {methods.DRAFTERS[self.kind]}"
-        if self.needs_frequent and loaded.frequent_sha is None:
+        if self.needs_frequent and loaded.frequent_sha_of(self.kind) is None:
             return "there is no list of frequent tokens beside the head"
         return None
 

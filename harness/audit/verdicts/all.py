@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.audit.verdicts.acceptance import acceptance_verdicts, drafts_verdicts
+from harness.audit.verdicts.conduct import again_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
 from harness.audit.verdicts.replay import control_verdicts, controls, replay_verdicts
@@ -22,7 +23,7 @@ def judged(f: Sequence[Finding], score_tokens: int, recorded: Mapping[tuple[str,
     return in_order([
         *law_verdicts(f), *stop_verdicts(f), *control_verdicts(f, known), *replay_verdicts(f, known),
         *greedy_verdicts(f, known), *coupled_verdicts(f), *drawn_verdicts(f), *score_verdicts(f, score_tokens),
-        *acceptance_verdicts(f, recorded), *drafts_verdicts(f),
+        *acceptance_verdicts(f, recorded), *drafts_verdicts(f), *again_verdicts(f),
     ])  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.common.progress import Progress, showing_progress
@@ -49,17 +49,18 @@ def made_tables(contents: Contents, progress: Progress) -> list[tuple[LedgerTabl
         progress.step(f"table {entry.name}")
         table = entry.make(contents, progress)
         if table.sections or entry.is_written_empty:
-            made.append((entry, table))
+            made.append((entry, replace(table, notes=(*table.notes, *contents.footnotes))))
     return made
 
 
-def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
+def write_tables(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write every table of a folder's records as Markdown and CSV into `out` (default: `tables` in the folder); -> the files.
 
     Raises:
-        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
+            cannot be read.
     """
     with showing_progress("tables") as progress:
-        tables = made_tables(read_contents(folder, progress), progress)
+        tables = made_tables(read_contents(folder, progress, strict), progress)
         target = out or Path(folder) / "tables"
         return [path for _, table in tables for path in write_forms(table, target)]
