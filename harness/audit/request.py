@@ -21,6 +21,7 @@ class AuditRequest:
     """One audit. `methods`: names, or `all`. `dtypes`: empty for the level's and the ledgers'. `ledgers`: folders whose greedy
     outputs are judged too. `out`: the folder of the findings. `head`: a draft head's folder in place of the model's own.
     `threads`: None for all usable cores. `record`: keep each method's tau beside the head, for later audits to compare with.
+    `includes`: the files of a user's that were loaded.
 
     Raises:
         UserError: an unknown level, dtype or method, or no thread at all.
@@ -36,6 +37,7 @@ class AuditRequest:
     head: Path | None = None
     threads: int | None = None
     record: bool = False
+    includes: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.level, self.threads)

@@ -13,6 +13,7 @@ import tasks
 from harness.common.errors import UserError, say
 from harness.common.users_files import files_to_run
 from harness.load import config as model_configs
+from harness.watch import originals
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -69,6 +70,7 @@ def include_all(paths: tuple[Path, ...]) -> None:
     Raises:
         UserError: a path that is not there, or holds nothing to register.
     """
+    originals.remember() if paths else originals.forget()
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")

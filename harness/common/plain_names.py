@@ -6,6 +6,7 @@ must not take a part of it for something else.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def place(folder: Path, kind: str, *names: object, suffix: str = "") -> Path:
     """
     path = folder.joinpath(*(plain_name(kind, name) for name in names))
     return path.with_name(path.name + suffix)
+
+
+def made_plain(text: str) -> str:
+    """A plain name that resembles a text: other characters become `_`, and what is long ends in a hash of the whole."""
+    name = re.sub(r"(?:\.\.+|[^A-Za-z0-9_.+=,@-])+", "_", text)
+    name = name if why_not_plain(name) is None or len(name) > MOST else f"_{name}_"
+    return name if len(name) <= MOST else f"{name[: MOST - 9]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def plain_parts(kind: str, name: object, most: int = 8) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness.common.files import write_file
+from harness.common.plain_names import place
 
 NOTHING = "—"
 
@@ -44,8 +45,8 @@ def write_forms(table: Table, folder: Path) -> list[Path]:
     Raises:
         UserError: names the folder that cannot be written.
     """
-    forms = {"md": markdown(table), "csv": csv(table)}
-    return [write_file(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
+    forms = {".md": markdown(table), ".csv": csv(table)}
+    return [write_file(place(folder, "table", table.name, suffix=suffix), text) for suffix, text in forms.items()]
 
 
 def one_line(text: str) -> str:

@@ -9,6 +9,13 @@ from harness.common.errors import UserError
 from harness.ledger.checked import is_text
 
 AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's word in one line
+PAGE = "audit.md"  # beside it: what the words rest on
+
+
+def audit_pages(folder: Path) -> tuple[str, ...]:
+    """The audits' pages that are there, as paths in FOLDER: `audit/audit.md`, or `audit/MODEL/audit.md` each."""
+    root = Path(folder) / AUDIT.parent
+    return tuple(str(p.relative_to(folder)) for p in (root / PAGE, *sorted(root.glob(f"*/{PAGE}"))) if p.is_file())
 
 
 def audits_of(folder: Path) -> dict[str, dict[str, str]]:
@@ -25,7 +32,7 @@ def audits_of(folder: Path) -> dict[str, dict[str, str]]:
             if not (is_text(found["model"]) and all(map(is_text, (*found["methods"], *found["methods"].values())))):
                 raise TypeError("a name or a word is no text")
             audits[found["model"]] = dict(found["methods"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None

@@ -21,6 +21,7 @@ import filelock
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
+from harness.common.plain_names import place
 from harness.ledger.checked import check_cell, env_of, record_of
 from harness.ledger.record import SCHEMA, Record, canonical_hash
 
@@ -50,11 +51,9 @@ def machine_label(env: Mapping[str, Any]) -> str:
 
 
 UNKNOWN_ENGINE = "unknown"
-
-
-def has_unknown_engine(label: str) -> bool:
-    """Whether a machine's label is one of schema 2, which does not tell the engine."""
-    return label.endswith(f", engine {UNKNOWN_ENGINE}")
+OLD_SCHEMA = (
+    "engine unknown: records of schema 2, which do not say what engine code, configuration and prompt format they were made with."
+)
 
 
 class BadLine(NamedTuple):
@@ -207,6 +206,12 @@ def has_records(folder: Path) -> bool:
     return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
 
 
+def check_is_no_file(folder: Path) -> None:
+    """Raises UserError where a file, perhaps the records themselves, stands for the folder of a ledger."""
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file; a ledger is named by its folder, {Path(folder).parent}")
+
+
 def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: bool = False) -> Records:
     """The records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
@@ -217,6 +222,7 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
     Raises:
         UserError: no such folder, no records in it, or `strict` and a line or an env file that cannot be read.
     """
+    check_is_no_file(folder)
     folder = Path(folder)
     path, data = _bytes_of(folder)
     whole, torn = _split_torn(data)
@@ -232,6 +238,8 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
         raise UserError(f"no records in {folder}: {path} is empty")
     footnotes = [_footnote(path, bad)] if bad else []
     if not imported:
+        if any(record["schema"] == 2 for record in records):
+            footnotes.append(OLD_SCHEMA)
         for record in records:
             env = envs.get(record["env"])
             record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
@@ -307,7 +315,7 @@ def _bytes_of(folder: Path) -> tuple[Path, bytes]:
 
 
 def _env_path(folder: Path, name: str) -> Path:
-    return Path(folder) / f"env-{name}.json"
+    return place(Path(folder), "environment", f"env-{name}", suffix=".json")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:

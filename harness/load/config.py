@@ -14,8 +14,7 @@ from harness.common.files import hub_folder
 from harness.common.yaml_file import read_yaml
 from harness.load.architecture import Architecture
 from harness.load.kinds import KINDS
-from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PresetName
-from harness.load.sources import Path as PathText
+from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PathText, PresetName
 
 MODELS = Path(models.__file__).parent
 
@@ -35,6 +34,7 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     `eagle`. system: `paper` (the system prompt that the reference evaluates this template with; none for `tokenizer` and
     `plain`), `none`, or a text. packages: needed to read it, besides the harness's own dependencies. paper: its name in the
     paper's tables. presets: draft-tree settings by name. folder: where the YAML lies.
+    given: what `--model` was, name or path; commands in messages name the model so.
     """
 
     name: ModelName
@@ -55,6 +55,7 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     max_new_tokens: int = pydantic.Field(default=512, gt=0, le=MOST)
     presets: dict[PresetName, dict[str, int | float | str]] = {}
     folder: Path = MODELS
+    given: str = ""
 
     @pydantic.model_validator(mode="after")
     def _plain_has_no_system(self) -> Self:
@@ -138,7 +139,7 @@ def model_config(name: str) -> ModelConfig:
     known = known_models()
     if name not in known:
         raise unknown("model", name, known)
-    return read_model(known[name])
+    return read_model(known[name]).model_copy(update={"given": name})
 
 
 def paper_models() -> dict[str, str]:
@@ -179,12 +180,12 @@ def read_model(path: Path) -> ModelConfig:
     values: Any = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    keys = ModelConfig.model_fields.keys() - {"folder"}  # that one is ours to set
+    keys = ModelConfig.model_fields.keys() - {"folder", "given"}  # these are ours to set
     for key in values:
         if key not in keys:
             raise UserError(f"{path}: {unknown('key', str(key), keys)}")
     try:
-        return ModelConfig(**values, folder=path.parent.resolve())
+        return ModelConfig(**values, folder=path.parent.resolve(), given=str(path))
     except pydantic.ValidationError as e:
         first = _clearest(e)
         where = ".".join(str(x) for x in first["loc"])
@@ -196,4 +197,5 @@ def _clearest(error: pydantic.ValidationError) -> Any:
     kinds: dict[tuple[int | str, ...], list[Any]] = {}
     for e in error.errors():
         kinds.setdefault(e["loc"][:2] if e["loc"][:1] in (("weights",), ("head",)) else e["loc"], []).append(e)
-    return min(kinds.values(), key=len)[0]
+    # of two that are as close, the form that the value has and that says what is wrong with it
+    return min(kinds.values(), key=lambda errors: (len(errors), errors[0]["type"] != "value_error"))[0]

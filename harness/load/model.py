@@ -18,15 +18,17 @@ from harness.common.errors import UserError
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
+from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
 from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
-from harness.load.prompt_text import check_template, load_tokenizer, render
+from harness.load.prompt_text import beginning, check_template, load_tokenizer, render
+from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
-from methods.engine.llama import LlamaTarget, is_lean
-from methods.engine.target import HFTarget
+from methods.engine.llama import LlamaTarget
+from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,6 +124,8 @@ class Loaded:
 def encode(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
     """Token ids of a rendered prompt; see `Loaded.encode`."""
     ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    if config.template == "plain":
+        return [*beginning(tokenizer, rendered, ids), *ids]
     return [tokenizer.bos_token_id, *ids] if config.template in chat.RENDERED_WITHOUT_BOS else ids
 
 
@@ -146,7 +150,10 @@ def load(
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds
-        sizes, tokenizer = transformers.AutoConfig.from_pretrained(folder), load_tokenizer(folder)
+        sizes = transformers.AutoConfig.from_pretrained(folder)
+        _check_config(config, sizes)
+        tokenizer = load_tokenizer(folder)
+        check_declared(config, folder, sizes, tokenizer)
         check_template(config, tokenizer, folder)
         facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
@@ -154,19 +161,16 @@ def load(
         model = _target_model(config, folder, name, placed)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
-    for scaling in SCALINGS:
-        if getattr(model.config, scaling, None) not in (None, 1):
-            raise UserError(f"model {config.name}: {type(model).__name__} changes its logits after the LM head ({scaling} = "
-                            f"{getattr(model.config, scaling)}), which decoding here would leave out")  # fmt: skip
     try:
         model = model if placed else model.to(device())
-        target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
+        try:
+            target = make_target(model)
+        except ValueError as e:
+            raise _no_target(config, type(model), str(e)) from e
         attached = {
             kind: LoadedDrafter(one.attach(target), one.sha, drafter_id(one.sha, folders[kind]), one.frequent_sha)
             for kind, one in read.items()
         }
-    except (ValueError, AttributeError) as e:  # modules go by other names outside LLaMA's family
-        raise UserError(f"model {config.name}: {type(model).__name__} cannot be a target here: {e}") from e
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
     return Loaded(config, target, tokenizer, name, _identity(config, folder, target_sha, tokenizer, target), attached)
@@ -184,6 +188,30 @@ def _identity(
         stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
         engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
     )  # fmt: skip
+
+
+def _check_config(config: ModelConfig, sizes: Any) -> None:
+    """
+    Raises:
+        UserError: by its config, what the model computes cannot be honoured.
+    """
+    import transformers
+
+    kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(sizes), None)
+    if kind is None or not all(isinstance(getattr(sizes, size, None), int) for size in ("vocab_size", "hidden_size")):
+        raise _no_target(config, type(sizes), "it is no plain causal language model")
+    if why := cannot_verify(sizes, kind):
+        raise _no_target(config, kind, why)
+    for scaling in SCALINGS:
+        if getattr(sizes, scaling, None) not in (None, 1):
+            changed = f"{scaling} = {getattr(sizes, scaling)}"
+            raise _no_target(
+                config, kind, f"it changes its logits after the LM head ({changed}), which decoding here would leave out"
+            )
+
+
+def _no_target(config: ModelConfig, kind: type, why: str) -> UserError:
+    return UserError(f"model {config.name}: {kind.__name__} cannot be a target here: {why}")
 
 
 def _placed(

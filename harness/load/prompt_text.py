@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, tzinfo
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import jinja2
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.common.errors import UserError
 from harness.load import chat
@@ -15,6 +20,10 @@ from harness.load.config import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+DAYS = (datetime(1999, 12, 31), datetime(2026, 2, 3), datetime(2041, 7, 15))
+RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 
 
 def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
@@ -27,6 +36,12 @@ def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.
     said = ([("system", system)] if system else []) + list(turns)
     messages = [{"role": role, "content": text} for role, text in said]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """What a tokenizer itself puts before a plain text, BOS as a rule. ids: the text's, without it."""
+    whole: list[int] = tokenizer(text).input_ids
+    return next((whole[:at] for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids), [])
 
 
 def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -43,14 +58,60 @@ def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, fold
         )
     turns = [("user", " One?\n"), ("assistant", "Two."), ("user", "Three?")]
     try:
-        found = render(config, tokenizer, turns if config.template == "llama-3" else turns[:1])
-    except jinja2.TemplateError as e:  # some have no place for a system prompt, and say so
-        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {e}") from None
+        with _within(RENDER_S):
+            for some in (turns[:1], turns):
+                found, *others = [_on(day, partial(render, config, tokenizer, some)) for day in DAYS]
+                if set(others) != {found}:
+                    raise UserError(
+                        f"model {config.name}: the chat template in {folder} prints the date or is drawn at random: "
+                        "prompts would differ from day to day"
+                    )
+    except TimeoutError:
+        raise UserError(f"model {config.name}: the chat template in {folder} takes over {RENDER_S:g} s: it loops") from None
+    except UserError:
+        raise
+    except Exception as e:  # a template runs whatever it likes; some have no place for a system prompt, and say so
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"model {config.name}: the chat template in {folder} cannot render a dialogue: {said}") from None
     wanted = chat.llama3(chat.system_text(config.template, config.system), turns)
     if config.template == "llama-3" and found != wanted:
         at = len(os.path.commonprefix([found, wanted]))
         shown = f"{found[at : at + 40]!r} where LLaMA-3's has {wanted[at : at + 40]!r}"
         raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
+
+
+def _on(day: datetime, rendered: Callable[[], str]) -> str:
+    """What is rendered on a day. transformers gives templates the date by `strftime_now`."""
+    from transformers.utils import chat_template_utils
+
+    class That(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(day.year, day.month, day.day, tzinfo=tz)
+
+    before: Any = vars(chat_template_utils)["datetime"]
+    vars(chat_template_utils)["datetime"] = That
+    try:
+        return rendered()
+    finally:
+        vars(chat_template_utils)["datetime"] = before
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in Python code that runs longer, in any thread."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.common.names import VANILLA, label, method_order, task_order
-from harness.ledger.ledger import has_unknown_engine
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
@@ -13,9 +12,6 @@ from harness.metrics.pairing import Setting, Variant
 
 MEAN = "six-task mean"
 APART = "≈ most of the baseline was measured in another process, when the machine may have been slower or faster."
-OLD_SCHEMA = (
-    "engine unknown: records of schema 2, which do not say what engine code, configuration and prompt format they were made with."
-)
 SHARED_MACHINE = (
     f"! other work shared the machine: the wall time is over {SHARED:g} times the CPU time of the thread that decodes. "
     "Claims on speed leave such cells out."
@@ -136,8 +132,6 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     notes = []
     if any(s.source == "bundled" for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
-    if any(has_unknown_engine(s.machine) for s in summaries):
-        notes.append(OLD_SCHEMA)
     if any(s.is_apart for s in summaries):
         notes.append(APART)
     if any(s.is_shared for s in summaries):

@@ -106,7 +106,15 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
             tell(f"speculation does not pay on this machine: the best found is at {found.predicted['speedup']:.2f}x of vanilla")
         entry = tuned.Entry(key, found.options, found.predicted | {"conversations": len(prompts)})
         path = tuned.save(entry, request.save)
-        say(f"saved in {path}; `harness run --method {name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+        say(f"saved in {path}{_use(path, key, config)}")
+
+
+def _use(path: Path, key: tuned.Key, config: ModelConfig) -> str:
+    """Which command takes what was saved, or why none does."""
+    read = (tuned.found_here(), tuned.shipped_with(config))
+    if path.resolve() not in [file.resolve() for file in read]:
+        return f", where no run looks: `--preset tuned` reads {read[0]} and {read[1]}"
+    return f"; {tuned.command('run', key, config.given, '--task', 'all', '--preset', 'tuned')} uses it"
 
 
 def _arms(config: ModelConfig, request: TuneRequest) -> dict[str, Arm]:

@@ -10,6 +10,7 @@ from typing import Any
 import methods
 from harness.common.bounds import check_options
 from harness.common.errors import UserError, in_one_line, unknown
+from harness.common.hints import hinted
 from harness.load.config import ModelConfig
 from harness.load.drafters import n_heads
 from harness.load.eagle_head import FREQUENT
@@ -96,9 +97,8 @@ def make_arms(
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(methods.Arm(m, label, options))
     if untuned and not any(a.preset.startswith(TUNED) for a in arms):
-        raise UserError(
-            f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --model {config.name} --method all` does it"
-        )
+        tune = hinted("tune", "--model", config.given, "--method", "all")
+        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: {tune} does it")
     return tuple(arms)
 
 
@@ -134,7 +134,7 @@ def lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -
     if m.drafter is None:
         return None
     what = methods.DRAFTERS[m.drafter]
-    train = training(m.drafter, config.name)
+    train = training(m.drafter, config.given)
     if m.drafter not in folders:
         return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
     listed = folders[m.drafter] / FREQUENT

@@ -89,11 +89,17 @@ class Plan:
         return [*self.cells, *(self.answer_cells[task] for task in several_turns)]
 
     def steps(self) -> Iterator[Step]:
-        """Prompt by prompt; the methods' order is drawn from the seed and the prompt, not from what was measured before."""
+        """Prompt by prompt, repeat by repeat; later repeats have the prompts in an order drawn from the seed.
+
+        The methods' order is drawn from the seed and the prompt, not from what was measured before.
+        """
         for prompts in self.spec.prompt_sets:
             mine = [cell for cell in self.cells if cell.prompts is prompts]
-            for prompt in prompts.prompts:
-                for repeat in range(self.spec.repeats):
+            for repeat in range(self.spec.repeats):
+                ordered = list(prompts.prompts)
+                if repeat:
+                    random.Random(f"{self.spec.seed} {prompts.task} {repeat}").shuffle(ordered)
+                for prompt in ordered:
                     for turn in range(1, len(prompt.turns) + 1):
                         order = list(mine)
                         random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)

@@ -70,6 +70,7 @@ def progress(total: int, estimate: dict[Work, float], missing: dict[Work, int]) 
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            say(f"{done}/{total} generations, {duration(spent)} spent, {duration(spent * to_go / max(so_far, 1e-9))} left")
+            left_s = f", {duration(spent * to_go / so_far)} left" if so_far > 1e-6 * guessed_total else ""
+            say(f"{done}/{total} generations, {duration(spent)} spent{left_s}")
 
     yield lambda _: None, advance

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from harness.load.model import Loaded
 from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
 from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
+from harness.watch import originals
+from harness.watch.run import names_of, watched
 from methods import Arm
-from methods.base import Decode, SamplerParams
+from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import Prompt
 
@@ -49,11 +50,14 @@ class Runner:
     """Carries out a run's plan on one loaded model, into one ledger.
 
     Raises:
-        UserError: the loaded heads cannot draft an arm's tree, or the ledger's cells are of another machine.
+        UserError: the loaded heads cannot draft an arm's tree, the ledger's cells are of another machine, or a user's file
+            replaced code of this repository.
     """
 
     def __init__(self, loaded: Loaded, spec: RunSpec, ledger: Ledger) -> None:
         check_heads(spec.arms, loaded)
+        if replaced := originals.replaced():
+            raise UserError(replaced[0])
         self.loaded, self.spec, self.ledger = loaded, spec, ledger
         self.plan = Plan.of(spec, loaded)
         self.recorded: Recorded
@@ -66,7 +70,6 @@ class Runner:
             ledger.check_machine(cell.key, self.env)
         self._facts = RunFacts(uuid.uuid4().hex[:12], ledger.write_env(self.env))
         self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
-        self._decoders: dict[str, Decode] = {}
         self.n_failed = 0
         self._tell_of_changes(self.look())
 
@@ -232,18 +235,14 @@ class Runner:
             print(f"{where} did not come out as measured (other code or machine): its trees are not kept", file=sys.stderr)
 
     def _generate(self, arm: Arm, ids: list[int], params: SamplerParams) -> Clocked:
-        """One interval around the whole generation: what every ratio is made of."""
-        name = f"{arm.name} {arm.options}"
-        if name not in self._decoders:
-            self._decoders[name] = arm.method.build(**arm.options)
-        drafter = self.loaded.drafter_of(arm.method.drafter)
-        self.loaded.target.synchronise()
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        generation = self._decoders[name](ids, self.loaded.target, drafter, params)
-        self.loaded.target.synchronise()
-        wall, cpu = time.perf_counter() - started, time.thread_time() - cpu_started
-        keeping = generation.trace.keeping_s if generation.trace else 0.0
-        return Clocked(generation, wall - keeping, max(cpu - keeping, 0.0), os.getloadavg()[0])
+        """One interval around the whole generation: what every ratio is made of.
+
+        The decode is built anew each time, off the clock: what it learnt from one prompt cannot serve another.
+        """
+        m, loaded = arm.method, self.loaded
+        drafter, names = loaded.drafter_of(m.drafter), names_of(loaded, m.drafter)
+        made = watched(m.build(**arm.options), ids, loaded.target, drafter, params, names, external=m.external)
+        return Clocked(made.generation, made.wall_s, made.cpu_s, os.getloadavg()[0])
 
     # ---- records ----
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import methods
 import tasks
 from harness.common.errors import UserError, duration, say
+from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.ledger.ledger import Ledger, read
@@ -83,8 +84,9 @@ def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
         arms += tuple(a for a in found if all(a.options != other.options for other in arms if other.name == more.method))
     if untuned:
         t = f"{request.temperature:g}"
+        tune = hinted("tune", "--model", config.given, "--method", "all", "--temperature", t)
         say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
-            f"`harness tune --model {config.name} --method all --temperature {t}` finds them")  # fmt: skip
+            f"{tune} finds them")  # fmt: skip
     return arms
 
 

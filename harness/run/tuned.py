@@ -15,7 +15,9 @@ from typing import Any
 import methods
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file, whole_file
+from harness.common.hints import hinted
 from harness.common.machine import cpu_name, usable_cores
+from harness.common.plain_names import place
 from harness.ledger.checked import is_count, is_number, is_text, shown
 from harness.load.config import ModelConfig
 from harness.metrics.cells import CellSummary
@@ -81,9 +83,11 @@ def entries(shipped: Path) -> list[Entry]:
     return [*stored(found_here()), *stored(shipped)]
 
 
-def lookup(key: Key, shipped: Path) -> Entry:
-    """Raises:
-    UserError: nothing was tuned for this key; says what to run.
+def lookup(key: Key, shipped: Path, model: str | None = None) -> Entry:
+    """model: as `--model` takes it, where that is not the key's.
+
+    Raises:
+        UserError: nothing was tuned for this key; says what to run.
     """
     known = entries(shipped)
     for entry in known:
@@ -94,9 +98,16 @@ def lookup(key: Key, shipped: Path) -> Entry:
     others = f" (there is one for {near})" if near else ""
     raise UserError(
         f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads "
-        f"on this machine and with this head{others}: `harness tune --model {key.model} --method {key.method} --temperature "
-        f"{key.temperature:g} --dtype {key.dtype} --threads {key.threads}` (and your --head, if any) makes one"
+        f"on this machine and with this head{others}: {command('tune', key, model)} makes one"
     )
+
+
+def command(name: str, key: Key, model: str | None, *more: str) -> str:
+    """`harness NAME` with the options that an entry's key asks for. model: as `--model` takes it."""
+    return hinted(
+        name, "--model", model or key.model, "--method", key.method, *more, "--temperature", f"{key.temperature:g}",
+        "--dtype", key.dtype, "--threads", key.threads,
+    )  # fmt: skip
 
 
 def check(path: Path | None = None) -> None:
@@ -135,7 +146,7 @@ def find_tuned(
         UserError: nothing was tuned for it; says what to run.
     """
     key = tuned_key(config, method, head, temperature=temperature, dtype=dtype, threads=threads)
-    return lookup(key, shipped_with(config))
+    return lookup(key, shipped_with(config), config.given)
 
 
 def tuned_key(
@@ -151,7 +162,8 @@ def tuned_key(
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
     if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
-        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
+        fetch = hinted("fetch", "--model", config.given)
+        raise UserError(f"there is no {folder}, which method {method} drafts with: {fetch}")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
     if folder:
         files.append(folder / "config.json")
@@ -169,7 +181,7 @@ def tuned_key(
 
 def shipped_with(config: ModelConfig) -> Path:
     """The file of entries that comes with a model."""
-    return config.folder / f"{config.name}.tuned.json"
+    return place(config.folder, "model", config.name, suffix=".tuned.json")
 
 
 def tell_predictions(config: ModelConfig, request: RunRequest, summaries: Sequence[CellSummary]) -> None:

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from harness import __version__
 from harness.common.bounds import bounded
-from harness.common.errors import UserError
+from harness.common.errors import UserError, say
 from harness.common.files import read_text, write_file
 from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
@@ -104,6 +104,8 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict
         tables, plots = _tables(contents, progress), _plots(contents, progress)
     records, drafts = contents.records, contents.drafts
     ok = measured(records)
+    if prompts_dir is not None and not any(r["source"] == "paper" for r in records):
+        say(f"note: --prompts {prompts_dir} is not read: no record of {folder} is of the paper's prompts")
     shown = viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir)
     sections = [
         PageSection("tables", "Tables", "", tables),
@@ -125,19 +127,21 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict
         ) if n},
         footnotes=contents.footnotes,
         sections=[section for section in sections if section.blocks],
-        absent=_absent(bool(lossless), bool(claims), bool(drafts)),
+        absent=_absent(bool(lossless), bool(claims), bool(drafts), sorted({r["model"] for r in records})),
         viewer=shown,
         opens_on=opens_on(shown),
         folder=str(folder),
     )  # fmt: skip
 
 
-def _absent(has_audit: bool, has_claims: bool, has_trees: bool) -> str:
+def _absent(has_audit: bool, has_claims: bool, has_trees: bool, models: Sequence[str]) -> str:
     """One line on what this folder lacks and which commands add it; empty where it lacks nothing."""
+    model = models[0] if len(models) == 1 else "MODEL"
+    where = "DIR/audit" if len(models) == 1 else "DIR/audit/MODEL"
     lacking = [
         text
         for is_there, text in (
-            (has_audit, "the audit (`harness verify --results DIR --out DIR/audit`)"),
+            (has_audit, f"the audit (`harness verify --model {model} --results DIR --out {where}`)"),
             (has_claims, "the claims (`harness claims --results DIR`)"),
             (has_trees, "drafted trees (the same `harness run` or `harness matrix` command with --trees)"),
         )

@@ -97,4 +97,5 @@ class _Prompts:
     def _load(self, task: str, source: str) -> dict[str, Sequence[str]]:
         if task not in tasks.names() or not (source == "bundled" or (source == "paper" and self._folder is not None)):
             return {}
-        return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=self._folder).prompts}
+        folder = self._folder if source == "paper" else None
+        return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=folder).prompts}

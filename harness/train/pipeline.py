@@ -16,7 +16,9 @@ import torch
 
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir
+from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.plain_names import place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
@@ -48,7 +50,7 @@ def train_drafter(request: TrainRequest) -> None:
     config = model_config(request.model)
     threads = request.threads or usable_cores()
     torch.set_num_threads(threads)
-    work = request.work or cache_dir() / "train" / config.name
+    work = request.work or place(cache_dir() / "train", "model", config.name)
     request.out.mkdir(parents=True, exist_ok=True)
     loaded = load(config, "bfloat16", drafters=())
     if not is_plain_llama(loaded.target.model):
@@ -96,7 +98,8 @@ def train_drafter(request: TrainRequest) -> None:
         frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
         figures=trainer.figures(head, embedding, lm_head, held),
     )  # fmt: skip
-    say(f"written to {request.out}: {what}; to use it: `harness run --head {request.out} ...`")
+    use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
+    say(f"written to {request.out}: {what}; to use it: {use}")
 
 
 def make_answers(

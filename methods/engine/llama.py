@@ -2,12 +2,14 @@
 
 At one row a forward through transformers' module graph spends as long between its matmuls as in them, and its matmuls
 repack their weights at every call. Both arms of every ratio run on this. What it does not know (attention bias, other
-activations, rotary tables that depend on the length), float64 (where transformers' norms still round to float32, and
+activations, other rotary tables), float64 (where transformers' norms still round to float32, and
 exactness is what counts) and every GPU stay with `HFTarget`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,27 +17,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, Norm, rotary_rows
-from methods.engine.target import HFTarget, grouped_attention
+from methods.engine.target import HFTarget, cannot_verify, grouped_attention
 
-FIXED_ROPE = ("default", "linear", "llama3")
+LEAN_ROPE = ("default", "linear", "llama3")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def is_plain_llama(model: Any) -> bool:
-    """Whether `DecoderLayer` is this model's layer: no biases, SiLU, a rotary table that does not depend on the length."""
+    """Whether `DecoderLayer` is this model's layer, by its config and its modules.
+
+    That is: linear maps without biases, SiLU, one eps, and a rotary table of whole heads that does not depend on the length.
+    """
     c = model.config
-    rope = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default")
+    if type(model).__name__ != "LlamaForCausalLM" or cannot_verify(c) is not None:
+        return False
+    rope = getattr(c, "rope_parameters", None) or {}
     return bool(
-        type(model).__name__ == "LlamaForCausalLM"
-        and c.hidden_act == "silu"
+        c.hidden_act in ("silu", "swish")
         and not (c.attention_bias or c.mlp_bias)
-        and rope in FIXED_ROPE
+        and rope.get("rope_type", "default") in LEAN_ROPE
+        and rope.get("partial_rotary_factor") in (None, 1)
+        and getattr(c, "quantization_config", None) is None
+        and all(_is_plain(layer, c.rms_norm_eps) for layer in model.model.layers)
+        and type(model.lm_head) is torch.nn.Linear
+        and model.lm_head.bias is None
+    )
+
+
+def _is_plain(layer: Any, eps: float) -> bool:
+    maps = {name.rpartition(".")[2]: m for name, m in layer.named_modules() if name.endswith("_proj")}
+    return (
+        set(maps) == set(PROJECTIONS)
+        and all(type(m) is torch.nn.Linear and m.bias is None for m in maps.values())
+        and torch.equal(layer.mlp.act_fn(x := torch.linspace(-4, 4, 9)), F.silu(x))
+        and {n.variance_epsilon for n in (layer.input_layernorm, layer.post_attention_layernorm)} == {eps}
     )
 
 
 def is_lean(model: Any) -> bool:
     """Whether `LlamaTarget` can run this model of transformers."""
-    on = {p.device.type for p in model.parameters()}
-    return is_plain_llama(model) and model.dtype in PACKED_DTYPES and on == {"cpu"}
+    on = {(p.device.type, p.dtype) for p in model.parameters()}
+    return is_plain_llama(model) and model.dtype in PACKED_DTYPES and on == {("cpu", model.dtype)}
 
 
 class LlamaTarget(HFTarget):
@@ -59,6 +81,16 @@ class LlamaTarget(HFTarget):
     @property
     def stock_model(self) -> Any:
         return self.model  # which never has another attention
+
+    @contextmanager
+    def shallow(self, layers: list[int]) -> Iterator[None]:
+        every = self._layers
+        self._layers = [every[i] for i in layers]
+        try:
+            with super().shallow(layers):
+                yield
+        finally:
+            self._layers = every
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         if len(self._cos) < self.cache.capacity:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -50,14 +52,45 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", _no_mask)
 
+FIXED_ROPE = ("default", "linear", "llama3", "yarn", "proportional")  # types whose table is the same at every length
+
+
+def cannot_verify(config: Any, kind: Any = None) -> str | None:
+    """Why trees cannot be verified with a model of transformers, by its config and class; None where neither says so.
+
+    What shows in a few tokens need not be here: `harness.load.self_check` finds it. What shows in long texts alone must be.
+    """
+    layers = {str(x) for name in ("layer_types", "layers_block_type") for x in getattr(config, name, None) or ()}
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "models with a sliding window cannot verify trees here: the path kept may leave the window"
+    if chunk := getattr(config, "attention_chunk_size", None):
+        return f"it attends in chunks (attention_chunk_size = {chunk}), which a tree may cross"
+    if odd := sorted(layers - {"full_attention", "attention"}):
+        return f"it has layers of other kinds than full attention ({', '.join(odd)}), which cannot keep one path of a tree"
+    if getattr(kind, "_is_stateful", False):
+        return "it keeps a recurrent state, which cannot keep one path of a tree"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if rank := getattr(config, "kv_lora_rank", None):
+        return f"it compresses its keys and values (multi-head latent attention, kv_lora_rank = {rank})"
+    if getattr(config, "alibi", False):
+        return "it adds ALiBi's biases to the attention, which follow places in the cache and not positions in the text"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for found in rope.values() if rope and all(isinstance(x, dict) for x in rope.values()) else [rope]:
+        if (name := found.get("rope_type", "default")) not in FIXED_ROPE:
+            return f"its rotary table depends on the length (rope_type {name!r}; fixed are {', '.join(FIXED_ROPE)})"
+    if (prefix := getattr(kind, "base_model_prefix", "model")) != "model":
+        return f"its modules go by other names than LLaMA's ({prefix!r} where LLaMA has 'model')"
+    return None
+
 
 class HFTarget:
-    """Implements methods.base.Target for any decoder-only model of transformers without sliding windows."""
+    """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer."""
 
     def __init__(self, model: Any):
         config = model.config
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise ValueError("models with a sliding window cannot verify trees here: the path kept may leave the window")
+        if why := cannot_verify(config, type(model)):
+            raise ValueError(why)
         model.eval()
         model.generation_config = GenerationConfig()  # no penalties or samplers of a repository's own in `hf-generate`
         model.set_attn_implementation("grouped")
@@ -65,7 +98,8 @@ class HFTarget:
         self.embedding: Tensor = model.get_input_embeddings().weight
         self.device, self.dtype = self.embedding.device, model.dtype
         self.vocab_size: int = config.vocab_size
-        heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        heads = config.num_attention_heads
+        self._kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self._group = heads // self._kv_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         of_layers = [next(layer.parameters()).device for layer in self.body.layers]
@@ -84,6 +118,16 @@ class HFTarget:
         model = copy.deepcopy(self.model, tensors)
         model.set_attn_implementation("sdpa")
         return model
+
+    @contextmanager
+    def shallow(self, layers: list[int]) -> Iterator[None]:
+        """Only these of its layers for a while, here and in transformers' module."""
+        every = self.body.layers
+        self.body.layers = torch.nn.ModuleList([every[i] for i in layers])
+        try:
+            yield
+        finally:
+            self.body.layers = every
 
     def synchronise(self) -> None:
         """Wait for every device, so that the clock reads finished work."""

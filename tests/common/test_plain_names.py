@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.common.errors import UserError
-from harness.common.plain_names import MOST, place, plain_name, plain_parts
+from harness.common.plain_names import MOST, made_plain, place, plain_name, plain_parts
 
 NAMES = ["vicuna-7b", "eagle2", "mt_bench", "paper+total=24", "v1.3", "_", "7", "a" * MOST]
 NOT_NAMES = [
@@ -38,6 +38,15 @@ def test_a_place_lies_in_its_folder() -> None:
 def test_no_place_is_made_of_another_name(name: object) -> None:
     with pytest.raises(UserError):
         place(Path("cache"), "model", "fine", name)
+
+
+@pytest.mark.parametrize("text", [t for t in NOT_NAMES if isinstance(t, str)], ids=repr)
+def test_a_plain_name_can_be_made_of_any_text(text: str) -> None:
+    assert plain_name("file", made_plain(text)) and made_plain("tiny-paper+total=24") == "tiny-paper+total=24"
+
+
+def test_long_texts_that_differ_have_names_that_differ() -> None:
+    assert made_plain("a" * 200 + "b") != made_plain("a" * 200 + "c")
 
 
 def test_names_with_slashes_are_plain_part_by_part() -> None:

@@ -99,7 +99,7 @@ NORM = "layers.0.post_attention_layernorm.weight"
         (lambda head: (head / "model.safetensors").unlink(), ["no model.safetensors in "]),
         (lambda head: (head / "config.json").write_text("{"), ["config.json is not JSON"]),
         (lambda head: (head / "config.json").write_text("[1]"), ["config.json: expected an object, not list"]),
-        (lambda head: (head / "config.json").unlink(), ["no draft head for tiny in", "harness train eagle --model tiny"]),
+        (lambda head: (head / "config.json").unlink(), ["no draft head for tiny in", "harness train eagle --model /"]),
     ],
     ids=reason,
 )

@@ -50,10 +50,11 @@ def spoilt_value(draw: st.DrawFn, value: Any) -> Any:
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 2))):
         places = list(_places(value))
+        named = [place for place in places if isinstance(place[0], dict)]  # else most places are in long lists
         if not places:
             break
-        holder, at = draw(st.sampled_from(places))
-        what = draw(st.sampled_from(("junk", "junk", "junk", "junk", "gone", "renamed", "wrapped")))
+        holder, at = draw(st.sampled_from(named if named and draw(st.integers(0, 3)) else places))
+        what = draw(st.sampled_from(("junk", "junk", "junk", "junk", "junk", "gone", "renamed", "wrapped")))
         if what == "junk":
             holder[at] = copy.deepcopy(draw(st.sampled_from(JUNK)))
         elif what == "gone":
@@ -90,17 +91,19 @@ def spoilt_bytes(draw: st.DrawFn, data: bytes) -> bytes:
     return {"cut": data[:a], "out": data[:a] + data[b:], "twice": data[:b] + data[a:]}[what]
 
 
-def spoilt_lines(rows: list[Any]) -> st.SearchStrategy[bytes]:
-    """A JSON-lines file with one line spoilt, or the file as a whole."""
-    whole = b"".join(written(row) + b"\n" for row in rows)
+def spoilt_lines(rows: list[Any], most: int = 1) -> st.SearchStrategy[bytes]:
+    """A JSON-lines file with up to `most` lines spoilt, or the file as a whole."""
 
     @st.composite
-    def one_line(draw: st.DrawFn) -> bytes:
-        at = draw(st.integers(0, len(rows) - 1))
-        line = written(draw(spoilt_value(rows[at]))) if draw(st.booleans()) else draw(spoilt_bytes(written(rows[at])))
-        return b"".join((line if i == at else written(row)) + b"\n" for i, row in enumerate(rows))
+    def some_lines(draw: st.DrawFn) -> bytes:
+        lines = [written(row) for row in rows]
+        for at in draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=most, unique=True)):
+            is_value = draw(st.integers(0, 4)) > 0
+            lines[at] = written(draw(spoilt_value(rows[at]))) if is_value else draw(spoilt_bytes(lines[at]))
+        return b"".join(line + b"\n" for line in lines)
 
-    return st.one_of(one_line(), one_line(), one_line(), spoilt_bytes(whole))
+    whole = b"".join(written(row) + b"\n" for row in rows)
+    return st.one_of(*[some_lines()] * 6, spoilt_bytes(whole))
 
 
 def one_line_or_done(outcome: Outcome) -> bool:
@@ -155,7 +158,7 @@ def ledgers(draw: st.DrawFn) -> tuple[bytes, bytes]:
     if draw(st.integers(0, 6)) == 0:
         spoilt = draw(st.one_of(spoilt_value(json.loads(whole)).map(written), spoilt_bytes(whole)))
         return b"".join(written(row) + b"\n" for row in rows), spoilt
-    return draw(spoilt_lines(rows)), whole
+    return draw(spoilt_lines(rows, most=4)), whole
 
 
 def _of_a_ledger(case: tuple[bytes, bytes]) -> None:
@@ -205,7 +208,7 @@ MODEL = yaml.safe_load(TINY.read_text()) | {
 @st.composite
 def yamls(draw: st.DrawFn) -> bytes:
     whole = TINY.read_bytes()
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)) == 0:
         return draw(spoilt_bytes(whole))
     return written(draw(spoilt_value(MODEL)))
 

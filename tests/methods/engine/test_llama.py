@@ -86,7 +86,9 @@ def test_models_on_this_cpu_get_the_lean_forward_and_float64_does_not() -> None:
         {"attention_bias": True},
         {"mlp_bias": True},
         {"hidden_act": "gelu"},
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        {"quantization_config": {"quant_method": "gptq"}},
     ],
 )
 def test_what_the_lean_forward_does_not_know_it_does_not_take(change: dict) -> None:
@@ -97,6 +99,28 @@ def test_what_the_lean_forward_does_not_know_it_does_not_take(change: dict) -> N
     assert not is_lean(model)
     with pytest.raises(ValueError, match="no lean forward"):
         LlamaTarget(model)
+
+
+def spoil(model: LlamaForCausalLM, what: str) -> None:
+    layer = model.model.layers[1]
+    if what == "bias":
+        layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(64))
+    elif what == "activation":
+        layer.mlp.act_fn = torch.nn.GELU()
+    elif what == "eps":
+        layer.post_attention_layernorm.variance_epsilon = 1e-3
+    elif what == "another class of layer":
+        layer.mlp.up_proj = torch.nn.Sequential(layer.mlp.up_proj)
+    else:
+        model.lm_head.double()
+
+
+@pytest.mark.parametrize("what", ["bias", "activation", "eps", "another class of layer", "another dtype"])
+def test_a_model_whose_modules_are_not_what_its_config_says_is_not_lean(what: str) -> None:
+    model = tiny()
+    assert is_lean(model)
+    spoil(model, what)
+    assert not is_lean(model)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
