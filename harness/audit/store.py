@@ -1,5 +1,7 @@
 """The audit's own ledger: `audit.jsonl`, a JSON line a finding. Lines are appended whole and never rewritten.
 
+`line_sha` tells whether a line is as it was written; findings of earlier versions lack it.
+
 What `scripts/pack.py` packed lies in `audit.jsonl.gz`. It is read first; new findings go to `audit.jsonl` beside it.
 """
 
