@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -47,6 +47,10 @@ NOTHING_KEPT = "no file is half written; the same command begins anew"
 """What a stopped command leaves, and how to go on: `KEPT` by command, of all others `NOTHING_KEPT`."""
 
 
+class Ended(Exception):
+    """In place of `Stopped`: click has an answer of its own to a `KeyboardInterrupt`, an empty line."""
+
+
 class Commands(click.Group):
     """Commands that are imported when they are asked for, listed by workflow."""
 
@@ -59,6 +63,12 @@ class Commands(click.Group):
         module = importlib.import_module(f"harness.commands.{MODULES.get(cmd_name, cmd_name)}")
         found: click.Command = module.command
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Stopped as e:
+            raise Ended from e
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in WORKFLOW.items():
@@ -105,6 +115,8 @@ def _carry_out() -> NoReturn:
         if "_HARNESS_COMPLETE" in os.environ:  # click's own answer to a shell that completes a word
             raise
         _fail("some code called sys.exit() before the command was done: nothing is to be concluded from it", 1)
+    except Ended:
+        raise
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help
