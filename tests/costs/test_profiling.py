@@ -103,4 +103,4 @@ def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
     refused(harness(COMMAND, "--limit 0 --out", tmp_path), "--limit is 0")
     refused(harness(COMMAND, "--sweep --context 99999 --out", tmp_path), "no context of 99999 fits")
     refused(harness(COMMAND, "--max-new-tokens 1 --out", tmp_path), "--max-new-tokens is 1")
-    refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "no bundled prompt fits into the 0 tokens")
+    refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "the context of tiny is 2,560")

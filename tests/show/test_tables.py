@@ -24,7 +24,7 @@ from harness.common.errors import UserError
 from harness.common.names import KNOWN_METHODS, SIX_TASKS, in_words, label, label_in_words, method_order, task_order
 from harness.common.progress import Progress
 from harness.forms.colours import colour
-from harness.forms.table import csv, markdown, plain
+from harness.forms.table import Section, Table, csv, markdown, plain
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
@@ -297,6 +297,20 @@ def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
                 n = line.replace("\\|", "").count("|")
                 header = header if header and not line.startswith("| method") else n
                 assert n == header, line
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "a\\|b", "a\nb", "a\u2028b", "a`b", "<script>alert(1)</script>", "a\r\n| :-- |\n# b", "\\", "<!-- b"]
+)
+def test_no_name_can_break_a_table_or_become_html(name: str) -> None:
+    rows = pd.DataFrame([{"method": name, name: name}, {"method": "last", name: "1"}])
+    text = markdown(Table("t", (Section(name, (f"Prompts: {name}",), rows, (name,)),), (f"note on {name}",), pd.DataFrame()))
+    lines = text.splitlines()
+    assert len(lines) == 12 and "<" not in text
+    for line in (line for line in lines if line.startswith("|")):
+        cells = re.sub(r"\\.", "", line)  # what is escaped
+        assert cells.count("|") == 3 and "`" not in cells, line
+    assert len(plain(Table("t", (Section(name, (), rows),), ("a note",), pd.DataFrame())).splitlines()) == 6
 
 
 def test_a_table_of_a_given_width_breaks_its_words_and_loses_none() -> None:
