@@ -12,6 +12,7 @@ from places import TINY
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_committed_drafters_are_what_the_script_makes_of_the_committed_target(tmp_path: Path) -> None:
     """The head is an older one, which many figures of tests rest on: see the script."""
     folder = tmp_path / "tiny"
