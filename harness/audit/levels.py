@@ -22,7 +22,7 @@ _NODES_8, _NODES_15 = "0 1 2 00 01 10 000 001", "0 1 2 3 00 01 02 10 11 20 000 0
 SCORE_TREE = {"top_k": 4, "depth": 2, "total": 8, "window": 3, "ngram": 3, "guesses": 3, "shape": _NODES_8, "tree": _NODES_8}
 EXACT_TREE = {"top_k": 8, "depth": 3, "total": 15, "window": 3, "ngram": 4, "guesses": 3, "shape": _NODES_15, "tree": _NODES_15}
 # Narrow and six levels deep; heads that have a level each reach four.
-DEEP_TREE = {"top_k": 2, "depth": 6, "total": 10, "window": 3, "ngram": 4, "guesses": 3,
+DEEP_TREE = {"top_k": 2, "depth": 6, "total": 12, "window": 3, "ngram": 4, "guesses": 3,
              "shape": "0 1 00 01 000 0000 00000 00001 000000", "tree": "0 1 00 01 000 001 0000 0001"}  # fmt: skip
 
 
@@ -32,8 +32,8 @@ class Level:
 
     `new_tokens`: the budget of an output, except of long ones (`long_tokens`) and in layer 4's score test (`score_length`).
     `prompts`: in float32 and in 16 bits. 16 bits come along where a ledger has them, whatever `dtypes` says.
-    `long_tokens`: the budget of one more output there, after a prompt of `LONG` tokens. It ends at its budget alone, and its
-    drafter is guided: see `probe.guided`.
+    `long_tokens`: the budget of one more output there, after a prompt of `LONG` tokens, on `long_tree`. It ends at its budget
+    alone, and its drafter is guided: see `probe.guided`.
     `exact_prompts`: in float64 at T = 0. `coupled_prompts`: in float64 at T = 1. `exact_whole` and `coupled_whole` say how many
     of them have the trees that tables measure; the rest have `exact_tree`. `exact_guided`: drafters are guided in float64, too.
     `score_tokens`: how many tokens the score test needs in all, from `score_prompts` prompts, on `score_tree`. `score_stops`:
@@ -49,6 +49,7 @@ class Level:
     new_tokens: int
     prompts: int
     long_tokens: int
+    long_tree: Mapping[str, Any]
     exact_prompts: int
     coupled_prompts: int
     exact_whole: int
@@ -78,13 +79,13 @@ class Level:
 
 LEVELS = {
     "quick": Level(
-        dtypes=("float32", "float64"), new_tokens=14, prompts=1, long_tokens=64, exact_prompts=1, coupled_prompts=0,
-        exact_whole=0, coupled_whole=0, exact_tree=DEEP_TREE, exact_guided=True, score_tokens=64, score_length=64,
-        score_prompts=1, score_tree=DEEP_TREE, score_stops=False, shortest=True,
+        dtypes=("float32", "float64"), new_tokens=14, prompts=1, long_tokens=64, long_tree=DEEP_TREE, exact_prompts=1,
+        coupled_prompts=0, exact_whole=0, coupled_whole=0, exact_tree=DEEP_TREE, exact_guided=True, score_tokens=64,
+        score_length=64, score_prompts=1, score_tree=DEEP_TREE, score_stops=False, shortest=True,
         law_tokens=3, law_s=0.06, sampled_law_s=0.12, width=60,
     ),
     "full": Level(
-        dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, long_tokens=128, exact_prompts=20,
+        dtypes=("bfloat16", "float32", "float64"), new_tokens=128, prompts=6, long_tokens=128, long_tree={}, exact_prompts=20,
         coupled_prompts=6, exact_whole=4, coupled_whole=2, exact_tree=EXACT_TREE, exact_guided=False, score_tokens=20_000,
         score_length=128, score_prompts=20, score_tree=SCORE_TREE, score_stops=True, shortest=False,
         law_tokens=3, law_s=0.12, sampled_law_s=0.55, width=60,
@@ -149,8 +150,9 @@ class Prompts:
         usual, exact, coupled = (bundled(loaded, n, level.room, level.shortest) for n in counts)
         long = long_prompt(loaded, level.long_tokens + level.width)
         trees = [{} if i < level.exact_whole else level.exact_tree for i in range(len(exact))]
+        beyond = [Case(p, level.long_tokens, level.long_tree, guided=True, stops=False) for p in long]
         return cls(
-            [*(Case(p, level.new_tokens) for p in usual), *(Case(p, level.long_tokens, guided=True, stops=False) for p in long)],
+            [*(Case(p, level.new_tokens) for p in usual), *beyond],
             [Case(p, level.new_tokens, tree, level.exact_guided) for p, tree in zip(exact, trees, strict=True)],
             coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST),
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """A drafter that is told the text to come at some steps and misled at others, so that paths of every length are walked.
 
 A drafter's own luck decides how deep a path goes: of Medusa's four levels it may never reach the last. Verification must be right
-whatever is drafted. So a guided drafter puts the text's next token first at every fourth step, down to the last level, and last
-at every fourth; in between it drafts as it is. A block that holds the end of the budget is told too.
+whatever is drafted. So a guided drafter puts the text's next token first at every fifth step, down to the last level. At two it
+puts it last, so that 64 tokens take more than 16 steps. At two it drafts as it is. A block that holds the end of the budget is
+told too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 OWN, TOLD, MISLED = "own", "told", "misled"
-STEPS = (OWN, TOLD, OWN, MISLED)
+STEPS = (OWN, TOLD, OWN, MISLED, MISLED)
 SURE = 5.0  # above the best other logit: the token gets over 0.98 of the mass
 LAST = 6  # tokens to go at which every step is told
 

@@ -44,8 +44,10 @@ def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str
 
 
 def drafts_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
-    """L5: the EAGLE head's first drafts, step by step, beside those of one pass over the finished text. A feature that is stale, or
-    a cache of the head with a wrong row, changes no output."""
+    """L5: the EAGLE head's first drafts, step by step, beside those of one pass over the finished text.
+
+    A stale feature, or a wrong row in the head's cache, changes no output.
+    """
     found = []
     for (dtype, method), mine in by_cell(findings, "greedy").items():
         values = [x for f in mine for x in f.get("drafts", [])]
