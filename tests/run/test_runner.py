@@ -466,10 +466,11 @@ def test_a_failing_first_turn_is_a_failure_where_only_later_turns_need_it(
 ) -> None:
     from methods.engine.target import HFTarget
 
-    calls = []
+    real = HFTarget.step
 
     def step(self: HFTarget, token: int) -> Any:
-        calls.append(token)
+        if self.length < 20:  # loading tries a few tokens
+            return real(self, token)
         raise RuntimeError("no steps today")
 
     monkeypatch.setattr(HFTarget, "step", step)  # vanilla's alone: the others verify trees
