@@ -27,8 +27,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.exists():
             try:
-                return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return [folder / shard for shard in sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):
         if (folder / name).exists():
@@ -41,7 +41,7 @@ def tensor_names(folder: Path) -> set[str]:
     for index in (folder / f"{SAFE}.index.json", folder / f"{PICKLED}.index.json"):
         if index.is_file() and not (folder / SAFE).exists():
             try:
-                return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+                return set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"])
             except (OSError, ValueError, KeyError, TypeError):
                 return set()
     try:

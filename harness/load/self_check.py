@@ -51,8 +51,11 @@ def make_target(model: Any) -> HFTarget:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number in it is NaN or infinite. One pass, no copy."""
-    return not tensor.numel() or all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
+    """Whether no number in it is NaN or infinite. One pass, and no copy but of numbers of one byte."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    tensor = tensor.detach()
+    return all(math.isfinite(end) for end in torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor))
 
 
 def check(target: HFTarget) -> None:
