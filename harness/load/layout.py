@@ -27,7 +27,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.exists():
             try:
-                return [folder / shard for shard in sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))]
+                shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
+                return [folder / shard for shard in sorted(shards)]
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):
