@@ -76,7 +76,7 @@ audited=0 named=() left_out=()
 
 # One of several models that cannot be had or measured is named at the end; an interrupt ends everything.
 leave_out() {
-  if [ "$1" = 130 ] || [ ${#models[@]} = 1 ]; then exit "$1"; fi
+  if [ "$1" = 130 ] || [ "$1" = 143 ] || [ ${#models[@]} = 1 ]; then exit "$1"; fi
   left_out+=("$model")
   say "$model is left out, or not whole: why stands above"
 }
@@ -104,7 +104,7 @@ for model in "${models[@]}"; do
   audit=(harness verify --level quick --model "$model" --results "$out" --out "$findings" ${include[@]+"${include[@]}"})
   say "${audit[*]}"
   "${audit[@]}" >&2 || audited=$?
-  [ "$audited" != 130 ] || exit 130
+  if [ "$audited" = 130 ] || [ "$audited" = 143 ]; then exit "$audited"; fi
 done
 [ -s "$out/records.jsonl" ] || [ ${#left_out[@]} = 0 ] || die "nothing was measured: ${left_out[*]} left out, and why stands above"
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.ledger import ledger
 from harness.ledger.record import Record, StoredRecord
 from harness.load.config import model_config
 from harness.metrics import cells
-from harness.run.request import RunRequest, at_least_1, need, several
+from harness.run.request import RunRequest, need, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,7 @@ def load_model(
     from harness.load.model import load
     from harness.load.weights import drafter_folders
 
-    at_least_1("threads", threads)
+    bounded("threads", threads)
     config = model_config(str(name))
     given = None if head is None else Path(head)
     keep_freed_memory()
@@ -136,15 +137,20 @@ def measure(*requests: RunRequest) -> pd.DataFrame:
     return _frame(done.records)
 
 
-def read(folder: str | Path) -> pd.DataFrame:
+def read(folder: str | Path, *, strict: bool = False) -> pd.DataFrame:
     """A ledger's records, one row a generation, warm-ups left out; docs/file_formats.md tells of the columns.
 
+    A line that cannot be read is left out, and named on stderr; `attrs["footnotes"]` counts them.
+
     Raises:
-        UserError: no records there.
+        UserError: no records there; or `strict`, and a line or an env file that cannot be read.
     """
     import pandas as pd
 
-    return pd.DataFrame([r for r in ledger.read(Path(folder)) if not r["is_warmup"]])
+    records = ledger.read(Path(folder), strict=strict)
+    frame = pd.DataFrame([r for r in records if not r["is_warmup"]])
+    frame.attrs["footnotes"] = records.footnotes
+    return frame
 
 
 def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.common.errors import UserError, unknown
+from harness.common.errors import UserError, unknown, users_code
+from harness.common.plain_names import place, plain_name
 from harness.common.source_hash import Package, closure_sha
+from harness.common.users_files import files_to_run, run_file
 from methods.base import Decode
+
+T = TypeVar("T")
 
 EAGLE = "eagle"
 ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
@@ -36,7 +38,7 @@ def name_drafter(kind: str, title: str) -> None:
 
 def engine_file(kind: str) -> Path | None:
     """The engine that drafts with a kind of drafter; None where it is not one of ours, but in a user's own file."""
-    file = Path(__file__).parent / "engine" / f"{ENGINES.get(kind, kind)}.py"
+    file = place(Path(__file__).parent / "engine", "drafter", ENGINES.get(kind, kind), suffix=".py")
     return file if file.is_file() else None
 
 
@@ -119,9 +121,17 @@ class Arm:
 _METHODS: dict[str, Method] = {}
 
 
+_PACKAGE = Package("methods", Path(__file__).parent)
+
+
 def code_sha(name: str) -> str:
     """The hash of the code that a method's tokens and times depend on: `Method.sources` and what they import in this package."""
-    return closure_sha(get(name).sources, Package("methods", Path(__file__).parent))
+    return closure_sha(get(name).sources, _PACKAGE)
+
+
+def engine_sha() -> str:
+    """The hash of all of `methods.engine`, on which the tokens and times of every method may depend."""
+    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").glob("*.py"))), _PACKAGE)
 
 
 def method(
@@ -152,8 +162,10 @@ def method(
     candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
 
     Raises:
-        UserError: an option without a default, an unknown kind of drafter, or a name that is taken.
+        UserError: an option without a default, an unknown kind of drafter, or a name that is taken or not plain.
     """
+    if plain_name("method", name) == "all":
+        raise UserError("method name 'all' is the word for all methods; choose another")
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
         parameters = inspect.signature(build, eval_str=True).parameters
@@ -171,14 +183,34 @@ def method(
             for k, p in parameters.items()
         }
         _METHODS[name] = Method(
-            name=name, line=line, build=build, options={k: p.default for k, p in parameters.items()}, presets=presets or {},
-            exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts, dynamic=dynamic,
-            candidates=tuple(candidates), external=external, file=file,
-            small=(small,) if isinstance(small, Mapping) else tuple(small), types=types, levels=levels,
+            name=name, line=line, build=_failing_alone(build), options={k: p.default for k, p in parameters.items()},
+            presets=presets or {}, exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts,
+            dynamic=dynamic, candidates=tuple(candidates), external=external, file=file,
+            small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
+            levels=_guarded(levels) if levels is not None else None,
         )  # fmt: skip
         return build
 
     return register
+
+
+def _failing_alone(build: Callable[..., Decode]) -> Callable[..., Decode]:
+    """A builder whose `sys.exit()`, and that of what it builds, is an ordinary error: it fails a prompt, not the command."""
+
+    @wraps(build)
+    def built(*args: Any, **options: Any) -> Decode:
+        return _guarded(_guarded(build)(*args, **options))
+
+    return built
+
+
+def _guarded(call: Callable[..., T]) -> Callable[..., T]:
+    @wraps(call)
+    def guarded(*args: Any, **kwargs: Any) -> T:
+        with users_code():
+            return call(*args, **kwargs)
+
+    return guarded
 
 
 def _as_type(name: str, option: str, value: Any, kind: type) -> Any:
@@ -226,26 +258,20 @@ def _declared_drafters() -> dict[str, str | None]:
     return found
 
 
-def include(path: Path) -> list[str]:
-    """Register the methods of a user's file, or of every .py file of a folder; returns their names."""
+def include(path: Path, run_already: Collection[Path] = ()) -> list[str]:
+    """Register the methods of a user's file, or of those files of a folder that register something; returns their names.
+
+    run_already: files that are not run again.
+
+    Raises:
+        UserError: a file that cannot be read or run, or a name that is taken or not plain.
+    """
     _scan()
-    files = [path] if path.is_file() else sorted(path.glob("*.py"))
+    files = files_to_run(path)
     for file in files:
-        if any(Path(m.file).resolve() == file.resolve() for m in _METHODS.values()):
-            continue  # named twice, by itself and with its folder
-        module = f"harness_user_methods.{file.stem}"
-        spec = importlib.util.spec_from_file_location(module, file)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[module] = loaded
-        try:
-            spec.loader.exec_module(loaded)
-        except UserError:
-            raise
-        except Exception as e:
-            raise UserError(f"cannot load {file}: {type(e).__name__}: {e}") from e
-    theirs = {file.resolve() for file in files}
-    return sorted(name for name, m in _METHODS.items() if Path(m.file).resolve() in theirs)
+        if file not in run_already and all(Path(m.file).resolve() != file for m in _METHODS.values()):
+            run_file(file)
+    return sorted(name for name, m in _METHODS.items() if Path(m.file).resolve() in files)
 
 
 _scanned = False

@@ -28,8 +28,8 @@ def generated(prompt_ids: list[int], target: Any, params: SamplerParams, **how: 
         torch.manual_seed(params.key)
         sampling = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
     ids = torch.tensor([prompt_ids], device=target.device)
-    with target.stock_attention(), torch.inference_mode():
-        out = target.model.generate(
+    with torch.inference_mode():
+        out = target.stock_model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=params.max_new_tokens,
             eos_token_id=sorted(params.stop_ids) or None, pad_token_id=0, use_cache=True, **sampling, **how,
         )  # fmt: skip

@@ -12,18 +12,14 @@ In this folder the same file needs no `--include`, and its questions lie in `bun
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
-import importlib.util
-import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from harness.common.errors import UserError, unknown
 from harness.common.names import SIX_TASKS
+from harness.common.users_files import TASK, files_to_run, registrations, run_file
 from tasks import sources as _sources
 from tasks.base import HubSpec, Prompt, PromptSet, Row, Task
 
@@ -86,53 +82,24 @@ def include(path: Path) -> list[str]:
     Raises:
         UserError: nothing at `path`, a file that cannot be run, or a name that is taken (the message has both files).
     """
-    if not path.exists():
-        raise UserError(f"cannot include {path}: no such file or folder")
-    files = sorted(path.resolve().glob("*.py")) if path.is_dir() else [path.resolve()]
-    with_task = [file for file in files if file.suffix == ".py" and _has_task(file)]
-    return [_add(_run(file), file).name for file in with_task]
+    return [_of(file).name for file in files_to_run(path) if TASK in registrations(file)]
+
+
+def _of(file: Path) -> Task:
+    """The task of a file, which is run once."""
+    known = next((task for task in _registry.values() if task.home == file), None)
+    return known or _add(run_file(file), file)
 
 
 def _add(module: ModuleType, file: Path) -> Task:
-    task = module.TASK
+    task = getattr(module, TASK, None)
     if not isinstance(task, Task):
         raise UserError(f"{file}: TASK is of type {type(task).__name__}, not tasks.Task")
     known = _registry.get(task.name)
-    if known is not None and known.home != file:  # the same file may be included twice, by name and by folder
+    if known is not None:
         raise UserError(f"task {task.name!r} is defined twice: in {known.home} and in {file}")
     _registry[task.name] = replace(task, home=file)
     return _registry[task.name]
-
-
-def _has_task(file: Path) -> bool:
-    """Whether a top-level statement assigns `TASK`. Found without running the file, which may register methods."""
-    try:
-        body = ast.parse(file.read_bytes()).body
-    except SyntaxError as error:
-        raise UserError(f"{file}:{error.lineno}: {error.msg}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    assigned = [n for node in body for n in getattr(node, "targets", [getattr(node, "target", None)])]
-    return any(isinstance(n, ast.Name) and n.id == "TASK" for n in assigned)
-
-
-def _run(file: Path) -> ModuleType:
-    """Import a file by its path, once a process."""
-    name = f"included_task_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-        what = " ".join(str(error).split())
-        reason = what if isinstance(error, UserError) else f"{type(error).__name__}: {what}"
-        raise UserError(f"{file}:{lines[-1] if lines else 1}: {reason}") from error
-    return module
 
 
 for _file in sorted(_sources.PACKAGE.glob("*.py")):

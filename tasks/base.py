@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError
+from harness.common.plain_names import plain_name
 from harness.common.pypi import WheelMember
 
 
@@ -73,8 +73,10 @@ class Task:
     home: Path | None = None  # set by the registry: the file that defines the task
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) or self.name == "all":
-            raise UserError(f"task name {self.name!r} is not letters, digits, '_', '-' and '.', or is the word 'all'")
+        if plain_name("task", self.name) == "all":
+            raise UserError("task name 'all' is the word for all tasks; choose another")
+        if self.paper_folder is not None:
+            plain_name("paper folder", self.paper_folder)
         if self.n_turns < 1:
             raise UserError(f"task {self.name!r} has n_turns={self.n_turns}; it needs at least 1")
         if (self.pypi or self.hub) and self.to_prompt is None:

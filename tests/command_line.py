@@ -22,6 +22,7 @@ from harness.cli import main
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
 from harness.load import config
+from harness.watch import pace
 
 # later options of a command override these
 SMALL = f"--model {TINY} --source bundled --limit 1 --max-new-tokens 8 --dtype float32 --threads 1".split()
@@ -112,7 +113,7 @@ def lines(folder: Path) -> list[str]:
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty cache, no prompts folder, no network, no token of the hub's, and registries to spoil."""
+    """An empty cache, no prompts folder, no network, no token of the hub's, registries to spoil, and no fresh processes."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HARNESS_PROMPTS", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -126,6 +127,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
     monkeypatch.setattr(tasks, "_registry", dict(tasks._registry))
     monkeypatch.setattr(config, "_included", dict(config._included))
+    monkeypatch.setattr(pace, "pace", lambda *_: pace.Pace((1.0, 1.0)))  # it takes seconds, and has a test of its own
 
 
 def tiny_copy(folder: Path, **replaced: str) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ if __name__ == "__main__":
 import methods  # noqa: E402
 from harness.common.names import SIX_TASKS, VANILLA  # noqa: E402
 from harness.ledger.ledger import Ledger  # noqa: E402
-from harness.ledger.record import SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
+from harness.ledger.record import CELL_FIELDS, SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
 
+NAMES = ("method", "preset", "task", "source", "temperature", "sample_id", "turn", "repeat")  # what the dice are keyed by
 MAX_NEW_TOKENS = 72  # over 64, so that an output can loop
 ENV = {
     "git_commit": "0" * 40,
     "git_dirty": False,
-    "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
+    "packages": {"torch": "2.13.0", "numpy": "2.4.6", "transformers": "5.23.0"},
+    "engine_sha": "e9" * 8,
     "python": "3.11.9",
     "cpu": "Example CPU 3000",
     "gpu": None,
@@ -78,7 +80,9 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
     fields: dict[str, Any] = {
         "model": "toy",
         "target_sha": ENV["target_sha"],
+        "target_id": "71" * 8,
         "head_sha": ENV["head_sha"] if methods.drafter_of(method.name) == methods.EAGLE else None,
+        "head_id": "4d" * 8 if methods.drafter_of(method.name) == methods.EAGLE else None,
         "task": task,
         "source": source,
         "method": method.name,
@@ -91,13 +95,12 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         "max_new_tokens": MAX_NEW_TOKENS,
         "seed": 0,
     }
-    record = {"schema": SCHEMA, "key": "", "cell": cell_key(prompts_sha="p" * 16, **fields), "run": "example", **fields}
+    code = {"code_sha": "c0" * 8, "prompts_sha": "p" * 16}
+    record = {"schema": SCHEMA, "key": "", "cell": "", "run": "example", **fields, **code, "baseline_sha": "c0" * 8}
     record |= {"exact": method.exact, "sample_id": "0", "category": task, "turn": 1, "n_turns": 1, "repeat": 0}
     record |= {"is_warmup": False, "token_ids": [], "text": "", "n_prompt": 40, "n_text_tokens": 0, "n_cut": 0}
     record |= {"looped": False, "finish": None, "wall_s": None, "prefill_s": None, "trace": None, "peak_bytes": None}
     record |= {
-        "prompts_sha": "p" * 16,
-        "code_sha": "c0" * 8,
         "prompt_sha": "",
         "turn1_sha": None,
         "status": "ok",
@@ -106,13 +109,19 @@ def base_record(method: Simulated, task: str, temperature: float, /, **changes: 
         **changes,
     }
     record["prompt_sha"] = record["prompt_sha"] or canonical_hash([task, source, record["sample_id"], record["turn"]])
-    key = sample_key(record["cell"], record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
-    return {**record, "key": key}
+    return keyed(record)
+
+
+def keyed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the keys of what it holds."""
+    cell = cell_key(**{name: record[name] for name in CELL_FIELDS})
+    key = sample_key(cell, record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
+    return {**record, "cell": cell, "key": key}
 
 
 def output_of(method: Simulated, record: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:
     """What measuring adds to `record` when the method emits `token_ids`: steps, times, and what was cut off."""
-    rng = random.Random(f"{method.name} {method.preset} {record['key']}")
+    rng = random.Random(" ".join(str(record[name]) for name in NAMES))
     looped = is_looped(token_ids)
     acceptance = min(0.9, method.acceptance + 0.2) if looped and method.tree_size else method.acceptance
     accepted: list[int] = []

@@ -10,15 +10,17 @@ from harness.audit import page, recorded_taus
 from harness.audit.jobs import Plan
 from harness.audit.keeper import Finding, Keeper, Origin
 from harness.audit.layers import planned
-from harness.audit.levels import LEVELS
+from harness.audit.levels import LEVELS, SCORE_DTYPE
 from harness.audit.prepare import chosen, ledger_pairs, loaded_or_row, loop_of, not_asked_for, scope_of
 from harness.audit.request import AuditRequest
 from harness.audit.store import Store
 from harness.audit.verdicts.all import in_order, judged
+from harness.audit.verdicts.conduct import engine_verdict, pace_verdict
 from harness.audit.verdicts.verdict import Verdict, failure, overall
 from harness.common.errors import UserError, say
 from harness.common.names import method_order
-from harness.load.config import model_config
+from harness.load.config import known_models, model_config
+from harness.watch import originals, pace
 
 Tell = Callable[[str], None]
 
@@ -84,12 +86,27 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         if origin is None:
             raise UserError(rows[-1].why)
         recorded = recorded_taus.recorded(head, keeper.touched)
+        rows += _of_included(request)
         rows = in_order([*rows, *not_asked_for(level, dtypes, subjects, pairs), *judge()])
         if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
             _record(head, keeper.touched, rows, tell)
     written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact)
     problems = overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
     return Report(config.title, request.level, rows, problems, written)
+
+
+def _of_included(request: AuditRequest) -> list[Verdict]:
+    """Whether a user's files left the harness as it is, and plain decoding as fast: rows of their own, where there are any."""
+    if not request.includes:
+        return []
+    rows = [engine_verdict(originals.replaced())]
+    if request.level == "quick":
+        model = str(known_models().get(request.model, request.model))
+        try:
+            rows.append(pace_verdict(pace.pace(model, SCORE_DTYPE, request.n_threads, request.includes)))
+        except UserError as e:
+            rows.append(Verdict.not_applicable("L6 conduct, vanilla's speed", "all", str(e)))
+    return rows
 
 
 class _Failures:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from harness.audit.probe.scores import FUNCTIONS
 from harness.audit.verdicts.acceptance import drafted, paired_taus, tau_change
-from harness.audit.verdicts.greedy import kind_of
-from harness.audit.verdicts.replay import MEDIAN_FACTOR, Control
+from harness.audit.verdicts.greedy import UNJUDGED, classify, kind_of
+from harness.audit.verdicts.replay import Control
 from harness.audit.verdicts.sampling import scores_of
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, by_cell
 
@@ -37,7 +37,7 @@ def replay_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd
     rows = []
     for dtype, control in known.items():
         is_exact = dtype in EXACT_DTYPES
-        limit = control.replay_limit if is_exact else MEDIAN_FACTOR * control.median
+        limit, _ = control.limit
         cells = {method: mine for (d, method), mine in by_cell(findings, "greedy", "sampled").items() if d == dtype}
         cells[CONTROL] = [f for f in findings if f["kind"] == "control" and f["dtype"] == dtype]
         for method, mine in cells.items():
@@ -56,14 +56,21 @@ def divergence_data(findings: Iterable[Finding], known: Mapping[str, Control]) -
     for kind in ("greedy", "ledger"):
         for (dtype, method), mine in by_cell(findings, kind).items():
             for f in mine:
-                d = f.get("divergence")
-                if d and (dtype in known or dtype == "float64"):
-                    name = kind_of(f, dtype, known[dtype]) if dtype != "float64" else "FAULT"
-                    rows.append({"from": kind, "dtype": dtype, "method": method, "prompt": f["prompt"], "position": d["at"],
-                                 "gap_vanilla": d["gap_vanilla"], "gap_method": d["gap_method"], "ended": d["ended"],
-                                 "gap_tol": known[dtype].gap_tol if dtype != "float64" else 0.0, "class": name})  # fmt: skip
+                if not (d := f.get("divergence")):
+                    continue
+                control, gap_tol = known.get(dtype), None
+                if dtype == "float64":
+                    name, gap_tol = "FAULT", 0.0
+                elif control is None:
+                    name = classify(d, None)
+                else:
+                    name, gap_tol = kind_of(f, dtype, control), control.gap_tol
+                why = "" if name != UNJUDGED else control.fails if control else f"there is no control in {dtype}"
+                rows.append({"from": kind, "dtype": dtype, "method": method, "prompt": f["prompt"], "position": d["at"],
+                             "gap_vanilla": d["gap_vanilla"], "gap_method": d["gap_method"], "ended": d["ended"],
+                             "gap_tol": gap_tol, "class": name, "why": why})  # fmt: skip
     return pd.DataFrame(rows, columns=["from", "dtype", "method", "prompt", "position", "gap_vanilla", "gap_method", "ended",
-                                       "gap_tol", "class"])  # fmt: skip
+                                       "gap_tol", "class", "why"])  # fmt: skip
 
 
 def gap_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.DataFrame:
@@ -71,7 +78,7 @@ def gap_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.Da
     for dtype, control in known.items():
         if dtype == "float64":  # outputs are identical or not: there is no gap to show
             continue
-        common = {"panel": f"L3: first divergences, {dtype}", "gap_tol": control.gap_tol}
+        common = {"panel": f"L3: first divergences, {dtype}", "gap_tol": math.nan if control.gap_tol is None else control.gap_tol}
         noise = [g for f in findings if f["kind"] == "control" and f["dtype"] == dtype for g in f.get("gaps", [])]
         rows += [{**common, "method": CONTROL, "gap": g, "outputs": "", "class": ""} for g in sorted(noise)[-400:]]
         for (d, method), mine in by_cell(findings, "greedy", "ledger").items():

@@ -126,7 +126,7 @@ def _draw_replay(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
 
 
 def _draw_gaps(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
-    limit = data["gap_tol"].iloc[0]
+    limit = data["gap_tol"].fillna(0.0).iloc[0]
     least = limit / 1e4 if limit else 1e-9
     rng = np.random.default_rng(0)
     for method, mine in data.groupby("method", sort=False):
@@ -138,7 +138,8 @@ def _draw_gaps(ax: Axes, data: pd.DataFrame, place: dict[str, int]) -> None:
         ax.plot(gaps.clip(lower=least), at, "o", color=_shade(name, place), ms=4, alpha=0.8)
         ax.text(0.98, y, mine["outputs"].iloc[0], transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=7.5,
                 color="#666666")  # fmt: skip
-    _limit(ax, limit, "gap_tol: beyond it a divergence is a FAULT")
+    if data["gap_tol"].notna().all():
+        _limit(ax, limit, "gap_tol: beyond it a divergence is a FAULT")
     ax.set(xscale="log", xlabel=f"how far below the best token\n(ties, and under {least:.0e}: at the left edge)")
     ax.set_xlim(least / 2, max(limit, data["gap"].max()) * 5000)
 

@@ -47,19 +47,20 @@ def machine(threads: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The weights and the machine that findings come from. `drafters`: kind of drafter -> hash of its weights; `where`: see
-    `machine`."""
+    """The models and the machine that findings come from. `target`: its identity. `drafters`, `frequent`: kind of drafter -> its
+    identity, and the hash of its list of frequent tokens. `where`: see `machine`."""
 
     model: str
     target: str
     drafters: Mapping[str, str | None]
-    frequent: str | None
+    frequent: Mapping[str, str | None]
     where: Mapping[str, Any]
 
     @classmethod
     def of(cls, loaded: Loaded, threads: int) -> Origin:
-        drafters = {kind: loaded.sha_of(kind) for kind in methods.DRAFTERS}
-        return cls(loaded.config.name, loaded.target_sha, drafters, loaded.frequent_sha, machine(threads))
+        drafters = {kind: loaded.drafter_id(kind) for kind in methods.DRAFTERS}
+        frequent = {kind: loaded.frequent_sha_of(kind) for kind in methods.DRAFTERS}
+        return cls(loaded.config.name, loaded.identity.id, drafters, frequent, machine(threads))
 
     @property
     def head(self) -> str | None:
@@ -80,7 +81,7 @@ class Origin:
         return {
             "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(ids)[:16],
             "model": self.model, "target": self.target, "head": self.drafters.get(s.kind or ""),
-            "frequent": self.frequent if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
+            "frequent": self.frequent.get(s.kind or "") if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
             "new_tokens": new_tokens, "audit": audit_sha(), **self.where, **more,
         }  # fmt: skip
 

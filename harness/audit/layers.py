@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import methods
 from harness.audit.estimate import PACE_IN_LANES, PACE_SMALLER, Work
@@ -13,11 +14,10 @@ from harness.audit.keeper import Origin, lanes_sha
 from harness.audit.levels import (
     SCORE_DTYPE,
     SCORE_TEMPERATURE,
-    SCORE_TREE,
+    Case,
     Level,
     Prompt,
     Prompts,
-    on_exact_trees,
 )
 from harness.audit.probe import findings, lanes, law
 from harness.audit.probe.findings import SCORED_BY_CONTROL, Finding
@@ -29,6 +29,8 @@ from harness.ledger.record import canonical_hash
 from harness.load.model import Loaded
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
+
+AGAIN_TOKENS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
         if dtype == "float64":
             stages.append(coupled_stage(scope, able))
         if dtype == SCORE_DTYPE:
-            stages.append(score_stage(scope, loaded, able))
+            stages += [again_stage(scope, dtype, able), score_stage(scope, loaded, able)]
         stages.append(ledger_stage(scope, dtype))
     return stages
 
@@ -82,13 +84,14 @@ def law_stage(scope: Scope, s: Subject) -> Stage:
     stop = Job(origin.about_law("stop", s), stop_work, partial(findings.stop_finding, s))
     seconds = level.sampled_law_s if s.samples_drafts else level.law_s
     cases = law.cases(level.law_tokens, scope.level_name, s.samples_drafts)
+    deep = law.walks(list(s.deep), law.deep_cases(), "full")
     walks = [
         Job(
-            origin.about_law("law", s, case=case.name, tree=tree, n_tokens=level.law_tokens),
+            origin.about_law("law", s, case=case.name, tree=tree, n_tokens=case.step if case.is_deep else level.law_tokens),
             Work("law", s.name, seconds=seconds),
             partial(findings.law_finding, s, tree, case),
         )
-        for tree, case in law.walks(list(s.small), cases, scope.level_name)
+        for tree, case in (*law.walks(list(s.small), cases, scope.level_name), *deep)
     ]
     return Stage(f"L1 {s.name}", "", [stop, *walks])
 
@@ -96,43 +99,70 @@ def law_stage(scope: Scope, s: Subject) -> Stage:
 def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequence[Verdict]) -> Stage:
     """Layers 2, 3 and 5: for each prompt the control, and then every method's greedy output beside it."""
     level, jobs = scope.level, list[Job]()
-    is_exact = dtype == "float64"
     vanilla = next(s for s in scope.subjects if s.name == VANILLA)
-    params = SamplerParams(level.new_tokens, scope.stop_ids)
-    for i, prompt in enumerate(scope.prompts.exact if is_exact else scope.prompts.usual):
-        n, n_prompt = level.new_tokens, len(prompt[1])
-        text = n_prompt + n
+    for case in scope.prompts.exact if dtype == "float64" else scope.prompts.usual:
+        prompt, n, n_prompt = case.prompt, case.new_tokens, len(case.prompt[1])
+        params, text = greedy_params(case, scope.stop_ids), n_prompt + n
+        more = {} if case.stops else {"stops": False}
         control = Job(
-            scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width),
+            scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width, **more),
             Work("control", VANILLA, dtype, n, n_prompt, text + n_prompt + SCORED_BY_CONTROL * n),
             partial(findings.control_finding, prompt=prompt[1], params=params, width=level.width),
         )
         jobs.append(control)
-        trees = on_exact_trees(able) if is_exact and i >= level.exact_whole else able
-        for own, s in zip(able, trees, strict=True):
+        more |= {"guided": True} if case.guided else {}
+        for own in able:
+            s = own.with_options(case.tree)
             work = Work("greedy", s.name, dtype, n, n_prompt, text, pace=_pace(own, s))
-            about = scope.origin.about("greedy", s, dtype, prompt, n)
-            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=params)
+            about = scope.origin.about("greedy", s, dtype, prompt, n, **more)
+            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=params, guided=case.guided)
             jobs.append(Job(about, work, make, beside=control))
     return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
+
+
+def greedy_params(case: Case, stop_ids: frozenset[int]) -> SamplerParams:
+    return SamplerParams(case.new_tokens, stop_ids if case.stops else frozenset())
+
+
+def score_params(level: Level, name: str, repeat: int, stop_ids: frozenset[int]) -> SamplerParams:
+    """Of the score test's outputs to the prompt `name`."""
+    stops = stop_ids if level.score_stops else frozenset[int]()
+    return SamplerParams(level.score_length, stops, temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat))
 
 
 def coupled_stage(scope: Scope, able: Sequence[Subject]) -> Stage:
     """Layer 4 in float64: methods that draw the target's own tokens emit vanilla's ids at T = 1, too."""
     level, jobs = scope.level, list[Job]()
+    if not scope.prompts.coupled:
+        return Stage("L4 float64", "float64")
     rows = [Verdict.not_applicable("L4 same ids at T = 1, float64", s.name, why) for s in able if (why := _not_vanillas(s))]
     coupled = [s for s in able if s.name != VANILLA and not _not_vanillas(s)]
     for i, prompt in enumerate(scope.prompts.coupled):
         name, ids = prompt
         params = SamplerParams(level.new_tokens, scope.stop_ids, temperature=1.0, key=stream_key(1, name, 1, 0))
         plain = PlainText(ids, params)
-        trees = coupled if i < level.coupled_whole else on_exact_trees(coupled)
-        for own, s in zip(coupled, trees, strict=True):
+        for own in coupled:
+            s = own if i < level.coupled_whole else own.with_options(level.exact_tree)
             work = Work("coupled", s.name, "float64", level.new_tokens, len(ids), pace=_pace(own, s))
             about = scope.origin.about("coupled", s, "float64", prompt, level.new_tokens)
             make = partial(findings.coupled_finding, subject=s, prompt=ids, params=params)
             jobs.append(Job(about, work, make, beside=plain))
     return Stage("L4 float64", "float64", jobs, rows=rows)
+
+
+def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
+    """Layer 6: every method decodes a prompt that no other layer has, and then the same prompt again."""
+    name, ids = scope.prompts.usual[0].prompt
+    cut = len(ids) // 2
+    prompt, n, jobs = (f"{name}, one token less", [*ids[:cut], *ids[cut + 1 :]]), AGAIN_TOKENS, list[Job]()
+    params = SamplerParams(n, scope.stop_ids)
+    for s in able:
+        if s.external:
+            continue
+        work = Work("again", s.name, dtype, 2 * n, len(ids), len(ids))
+        make = partial(findings.again_finding, subject=s, prompt=prompt[1], params=params)
+        jobs.append(Job(scope.origin.about("again", s, dtype, prompt, n), work, make))
+    return Stage(f"L6 {dtype}", dtype, jobs)
 
 
 def _not_vanillas(s: Subject) -> str:
@@ -147,7 +177,7 @@ def _not_vanillas(s: Subject) -> str:
 def score_stage(scope: Scope, loaded: Loaded, able: Sequence[Subject]) -> Stage:
     """Layer 4's score test in float32: sampled outputs, until there are enough tokens."""
     level, tests = scope.level, list[ScoreTest]()
-    for own, s in ((own, own.with_options(SCORE_TREE)) for own in able if scope.prompts.scored):
+    for own, s in ((own, own.with_options(level.score_tree)) for own in able if scope.prompts.scored):
         n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s) else 1
         sample = partial(_sample, scope, s, n_lanes, _pace(own, s))
         tests.append(ScoreTest(s, scope.prompts.scored, level.score_tokens, level.score_length, n_lanes, sample))
@@ -156,8 +186,9 @@ def score_stage(scope: Scope, loaded: Loaded, able: Sequence[Subject]) -> Stage:
 
 def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, prompt: Prompt) -> Sample:
     (name, ids), n, origin = prompt, scope.level.score_length, scope.origin
-    params = SamplerParams(n, scope.stop_ids, temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat))
-    shared = {"abreast": lanes_sha()} if n_lanes > 1 else {}  # the key by which stored findings name it
+    params = score_params(scope.level, name, repeat, scope.stop_ids)
+    shared: dict[str, Any] = {"abreast": lanes_sha()} if n_lanes > 1 else {}  # the key by which stored findings name it
+    shared |= {} if scope.level.score_stops else {"stops": False}
     about = origin.about("sampled", s, SCORE_DTYPE, prompt, n, repeat=repeat, temperature=SCORE_TEMPERATURE, lanes=n_lanes,
                          **shared)  # fmt: skip
     # the test's q is the EAGLE head's, whatever the method drafts with

@@ -20,7 +20,8 @@ from harness.common.files import write_file
 from harness.common.names import VANILLA, method_order
 from harness.forms.table import Section, Table, csv, markdown
 from harness.forms.table import plain as plain_of_table
-from harness.ledger.audit_words import AUDIT
+from harness.ledger.audit_words import AUDIT, PAGE
+from harness.watch.pace import LIMIT
 
 SAID = {True: "holds", False: "FAILS", None: "not judged"}
 SHORT = {"holds": "hold", "FAILS": "FAIL", "not judged": "not judged"}
@@ -73,6 +74,14 @@ LAYERS = {
         f"""tau is compared with the figure kept beside the draft head (`--record`), paired by prompt. Stale features and wrong
         heads leave the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. What the layers themselves are worth
         shows when faults are planted on purpose (`harness verify --mutants`).""",
+    ),
+    "L6": (
+        "conduct",
+        f"""A method decodes a prompt of its own twice, by two builds. Without memory it takes the same steps to the same tokens.
+        Files of a user's may replace nothing of this repository's code, and may not slow plain decoding: its speed is compared
+        with that in a fresh process without them, and they fail if it takes over {LIMIT:g} times as long in both of two tries. In
+        every other layer too, a run whose result does not agree with the forwards that the harness counted cannot be recorded,
+        and fails.""",
     ),
 }
 COLUMNS = ("checked", "cells", "worst value", "threshold", "smallest detectable effect", "verdict")
@@ -135,7 +144,7 @@ def write(
     divergences = figure_data.divergence_data(findings, controls(findings))
     word = {"model": facts["model"], "level": level, "methods": summary(rows, level, inexact)}
     return [
-        write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
+        write_file(out / PAGE, page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
         write_file(out / "audit.csv", csv(Table("audit", (), (), _numbers(rows)))),
         write_file(out / "divergences.csv", csv(Table("divergences", (), (), divergences))),
         write_file(out / AUDIT.name, json.dumps(word) + "\n"),
@@ -158,7 +167,7 @@ def page(
     shown = ", ".join(f"{k} {str(v)[:16] if k in ('target', 'head') else v}" for k, v in facts.items())
     parts = [
         f"# Losslessness of {title}",
-        "Does a decoding method leave the distribution of the generated text as it is? There are five layers, because none of"
+        "Does a decoding method leave the distribution of the generated text as it is? There are six layers, because none of"
         " them sees every fault. Beside each verdict stands the smallest fault that it would have seen.",
         f"**{counts}**" + (f"; {apart} do not apply (the row says why)." if apart else "."),
         f"Level {level}; {shown}. Written by `harness verify`.",

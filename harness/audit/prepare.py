@@ -10,13 +10,14 @@ from harness.audit.estimate import Progress, Rates, known_rates, measured
 from harness.audit.jobs import Plan, expected
 from harness.audit.keeper import Keeper, Origin
 from harness.audit.layers import Scope
-from harness.audit.levels import SCORE_DTYPE, SCORE_LONGEST, Level, Prompts, bundled
+from harness.audit.levels import LONG, SCORE_DTYPE, SCORE_LONGEST, Level, Prompts, bundled
 from harness.audit.loop import Loop
 from harness.audit.probe.ledger_pairs import LedgerPair, LedgerPrompts, compared
 from harness.audit.probe.subject import Subject
 from harness.audit.request import ALL, AuditRequest
 from harness.audit.verdicts.verdict import Verdict
 from harness.common.errors import UserError, duration
+from harness.common.hints import hinted
 from harness.common.names import VANILLA, method_order
 from harness.ledger import ledger as records
 from harness.load.config import ModelConfig
@@ -42,8 +43,9 @@ def ledger_pairs(folders: Sequence[Path], config: ModelConfig) -> tuple[list[Led
     for folder in folders:
         pairs, n = compared(r for r in records.read(folder) if r["model"] == config.name)
         if not pairs:
+            both = hinted("run", "--model", config.given, "--method", "all", "--task", "all", "--out", folder)
             raise UserError(f"{folder} holds no greedy output of {config.name} with vanilla's to the same prompt beside it: "
-                            f"`harness run --method all --temperature 0 ... --out {folder}` records both")  # fmt: skip
+                            f"{both} records both")  # fmt: skip
         found, n_alone = found + pairs, n_alone + n
     found = list({(pair.ids_sha, pair.key, pair.vanilla_key): pair for pair in found}.values())
     if not n_alone:
@@ -90,8 +92,10 @@ def scope_of(
     """
     ledger_prompts = LedgerPrompts(request.prompts_dir)
     for pair in pairs:
-        if pair.record["target_sha"] != loaded.target_sha:
-            raise UserError(f"the ledger's records are of other weights of {config.name} than those at hand")
+        known = pair.record["target_id"] or loaded.identity.id  # schema 2 does not say
+        if (pair.record["target_sha"], known) != (loaded.target_sha, loaded.identity.id):
+            raise UserError(f"the ledger's records are of another {config.name} than the one at hand: weights, configuration, "
+                            "tokenizer, prompt format, stop ids or engine differ")  # fmt: skip
         ledger_prompts.ids(pair, loaded)
     found = bundled(loaded, level.most_prompts, level.room, level.shortest)
     if not found:
@@ -100,6 +104,9 @@ def scope_of(
     if len(found) < level.most_prompts:
         rows.append(Verdict.missing("prompts", "all", f"only {len(found)} of {level.most_prompts} fit the context"))
     prompts = Prompts.of(loaded, level)
+    if not prompts.has_long:
+        why = f"a prompt of {LONG} tokens and {level.long_tokens} new ones do not fit the context of {config.context_length}"
+        rows.append(Verdict.not_applicable("L2, L3 after a long prompt", "all", why))
     if len(prompts.scored) < level.score_prompts:
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
         rows.append(Verdict.missing("L4 score test", "all", why))
@@ -121,7 +128,7 @@ def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell
     if any(work.dtype for work in missing):
         known = known_rates(keeper.store, scope.origin.where)
         try:
-            rates = measured(loaded, scope.subjects, scope.prompts.usual[0][1], known, missing)
+            rates = measured(loaded, scope.subjects, scope.prompts.usual[0].prompt[1], known, missing)
         except Exception as e:  # told again, as a finding
             how_long = f"how long that takes is not known: plain decoding raised {type(e).__name__}: {' '.join(str(e).split())}"
     progress = Progress(missing, rates)

@@ -69,4 +69,4 @@ def recorded(head: Path | None, findings: Sequence[Finding]) -> dict[tuple[str, 
 
 
 def _greedy(findings: Sequence[Finding]) -> Iterator[Finding]:
-    return (f for f in findings if f["kind"] == "greedy" and f["dtype"] == "float32")
+    return (f for f in findings if f["kind"] == "greedy" and f["dtype"] == "float32" and not f.get("guided"))

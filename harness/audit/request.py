@@ -7,6 +7,7 @@ from pathlib import Path
 
 import methods
 from harness.audit.levels import LEVELS
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, unknown
 from harness.common.machine import usable_cores
 
@@ -20,6 +21,7 @@ class AuditRequest:
     """One audit. `methods`: names, or `all`. `dtypes`: empty for the level's and the ledgers'. `ledgers`: folders whose greedy
     outputs are judged too. `out`: the folder of the findings. `head`: a draft head's folder in place of the model's own.
     `threads`: None for all usable cores. `record`: keep each method's tau beside the head, for later audits to compare with.
+    `includes`: the files of a user's that were loaded.
 
     Raises:
         UserError: an unknown level, dtype or method, or no thread at all.
@@ -35,9 +37,12 @@ class AuditRequest:
     head: Path | None = None
     threads: int | None = None
     record: bool = False
+    includes: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.level, self.threads)
+        if self.prompts_dir is not None and not self.ledgers:
+            raise UserError(f"--prompts {self.prompts_dir} is where a ledger's prompts are looked up, and no --results is given")
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise unknown("dtype", dtype, DTYPES)
@@ -75,5 +80,4 @@ class FaultsRequest:
 def _check(level: str, threads: int | None) -> None:
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads is {threads}; it must be at least 1")
+    bounded("--threads", threads)

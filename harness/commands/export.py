@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option
+from harness.commands.options import examples, option, results_option, strict_option
 
 
 @click.command(
@@ -19,9 +19,10 @@ from harness.commands.options import examples, option, results_option
 @results_option
 @option("--format", "format_", default="eagle", metavar="eagle|spec-bench", help="Whose layout to write.")
 @option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write: a file a cell.")
-def command(results: Path, format_: str, out: Path) -> None:
+@strict_option
+def command(results: Path, format_: str, out: Path, strict: bool) -> None:
     """Write a ledger as answer files of EAGLE or Spec-Bench, with the counts that their loops would have booked."""
     from harness.exchange.export import export
 
-    for path in export(results, out, format_):
+    for path in export(results, out, format_, strict=strict):
         click.echo(path)

@@ -10,8 +10,10 @@ import click
 
 import methods
 import tasks
-from harness.common.errors import UserError
+from harness.common.errors import UserError, say
+from harness.common.users_files import files_to_run
 from harness.load import config as model_configs
+from harness.watch import originals
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -52,6 +54,7 @@ trees_option = option(
     "--trees", is_flag=True, help="Keep every drafted tree (in DIR/trees): for calibration, positions and the page's viewer."
 )  # fmt: skip
 results_option = option("--results", required=True, type=PATH, metavar="DIR", help="A ledger: a folder with records.jsonl.")
+strict_option = option("--strict", is_flag=True, help="Refuse a ledger with a line or an env file that cannot be read.")
 json_option = option("--json", "as_json", is_flag=True, help="Print the results as one JSON value on the last line.")
 include_option = option(
     "--include", "includes", multiple=True, type=PATH, metavar="PATH",
@@ -60,17 +63,25 @@ include_option = option(
 
 
 def include_all(paths: tuple[Path, ...]) -> None:
-    """Register users' files: YAMLs as models, .py files with a `TASK` as tasks, others as methods.
+    """Register users' files, and say which were loaded: YAMLs as models, .py files as tasks and methods.
+
+    Of a folder those files are loaded that register something; a file named by itself is loaded whatever is in it.
 
     Raises:
         UserError: a path that is not there, or holds nothing to register.
     """
+    originals.remember() if paths else originals.forget()
     for path in paths:
         if not path.exists():
             raise UserError(f"--include {path}: no such file or folder")
-        new_tasks = tasks.include(path) if path.is_dir() or path.suffix == ".py" else []
-        new_methods = methods.include(path) if path.is_dir() or path.suffix == ".py" else []
+        new_tasks = tasks.include(path)
+        new_methods = methods.include(path, {home for name in new_tasks if (home := tasks.get(name).home)})
         # models last: a YAML may name a kind of drafter that a file beside it brings
-        models = model_configs.include(path) if path.is_dir() or path.suffix in model_configs.SUFFIXES else []
-        if not (models or new_tasks or new_methods):
+        new_models = model_configs.include(path)
+        if not (new_models or new_tasks or new_methods):
             raise UserError(f"--include {path}: found no method (@method), task (TASK = Task(...)) or model (.yaml) there")
+        loaded = [*files_to_run(path), *(model_configs.known_models()[name] for name in new_models)]
+        beside = [file for file in sorted(path.resolve().glob("*")) if file.suffix in (".py", *model_configs.SUFFIXES)]
+        left_out = [file.name for file in beside if file not in loaded]
+        others = f"; left out, as they register nothing: {', '.join(left_out)}" if left_out else ""
+        say(f"--include {path}: loaded {', '.join(file.name for file in loaded)}{others}")

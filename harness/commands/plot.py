@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option
+from harness.commands.options import examples, option, results_option, strict_option
 from harness.common.files_written import files_written
 
 
@@ -15,8 +15,9 @@ from harness.common.files_written import files_written
 )
 @results_option
 @option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/plots).")
-def command(results: Path, out: Path | None) -> None:
+@strict_option
+def command(results: Path, out: Path | None, strict: bool) -> None:
     """Draw the plots of a ledger, each with a CSV of the numbers drawn."""
     from harness.show.plots.all import write_plots
 
-    click.echo(files_written(write_plots(results, out)))
+    click.echo(files_written(write_plots(results, out, strict=strict)))

@@ -20,6 +20,7 @@ from harness.commands.options import (
     preset_option,
     threads_option,
 )
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
 from harness.run.request import RunRequest, need
@@ -35,10 +36,14 @@ SWEPT = 32  # tokens of each cell of --sweep, where nothing is asked for
 CONTEXTS, TREES = (128, 512, 1024, 2048, 4096), (8, 16, 32, 60, 120)
 
 
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRequest:
     """What one `harness profile` asks for. `limit`: bundled prompts a task. `contexts` (tokens) and `trees` (draft nodes) are of
-    the sweep.
+    the sweep; none for its own.
 
     Raises:
         UserError: a value that cannot be.
@@ -61,7 +66,9 @@ class ProfileRequest:
 
     def __post_init__(self) -> None:
         for option_name, values in (("--context", self.contexts), ("--tree", self.trees)):
-            need(not self.sweep or min(values) >= 1, f"{option_name} is {min(values)}; it must be at least 1")
+            need(self.sweep or not values, f"{option_name} is for --sweep, which is not asked for")
+            for value in values:
+                bounded(option_name, value)
         self.run_request()  # which checks the rest
 
     @property
@@ -104,8 +111,8 @@ class ProfileRequest:
 @threads_option
 @head_option
 @option("--sweep", is_flag=True, help="Instead: speed by context and tree size (vanilla, eagle2).")
-@option("--context", "contexts", type=int, multiple=True, default=CONTEXTS, help="Tokens, for --sweep; repeatable.")
-@option("--tree", "trees", type=int, multiple=True, default=TREES, help="Draft nodes, for --sweep; repeatable.")
+@option("--context", "contexts", type=int, multiple=True, help=f"Tokens, for --sweep; repeatable ({_listed(CONTEXTS)}).")
+@option("--tree", "trees", type=int, multiple=True, help=f"Draft nodes, for --sweep; repeatable ({_listed(TREES)}).")
 @option("--out", type=click.Path(path_type=Path), default=Path("results/profile"), help="Where tables and plots go.")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:
@@ -153,7 +160,7 @@ def _swept(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: Sampl
 
     from harness.costs.sweep import sweep, write_sweep
 
-    contexts, trees = sorted(set(request.contexts)), sorted(set(request.trees))
+    contexts, trees = sorted(set(request.contexts or CONTEXTS)), sorted(set(request.trees or TREES))
     arms = [("vanilla", next(a for a in spec.arms if a.name == "vanilla"))]
     arms += [(f"{n} nodes", arm) for n in trees for arm in trees_of(loaded.config, request.head, n)]
     text = loaded.encode_text("\n\n".join(t for ps in spec.prompt_sets for p in ps.prompts for t in p.turns))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option
+from harness.commands.options import examples, option, results_option, strict_option
 
 
 @click.command(
@@ -20,8 +20,9 @@ from harness.commands.options import examples, option, results_option
     "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None,
     help="Folder of the paper's prompt files: shows these prompts in the page, too.",
 )  # fmt: skip
-def command(results: Path, out: Path | None, generations: int, prompts_dir: Path | None) -> None:
+@strict_option
+def command(results: Path, out: Path | None, generations: int, prompts_dir: Path | None, strict: bool) -> None:
     """Write a ledger as one HTML page: tables, plots, losslessness, claims, and a viewer of drafted trees; opens from disk."""
     from harness.show.page import write_report
 
-    click.echo(write_report(results, out, generations, prompts_dir))
+    click.echo(write_report(results, out, generations, prompts_dir, strict=strict))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from harness.commands.options import (
 )
 from harness.common.errors import UserError, say
 from harness.common.files_written import files_written
+from harness.common.plain_names import place
 
 if TYPE_CHECKING:
     from harness.forms.table import Table
@@ -56,6 +58,7 @@ def command(
     dry_run: bool, cells: bool, no_run: bool, out: Path | None, as_json: bool, includes: tuple[Path, ...], **options: Any
 ) -> None:  # fmt: skip
     """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
+    from harness.ledger.ledger import check_is_no_file
     from harness.paper.dry_run import dry_run_lines
     from harness.paper.plan import ReproduceRequest, paper_cells
     from harness.paper.published import ITEMS, item
@@ -71,6 +74,10 @@ def command(
         return
     if cells:
         raise UserError("--cells goes with --dry-run")
+    if no_run:
+        check_is_no_file(request.results)
+        if not request.results.is_dir():
+            raise UserError(f"--no-run reports what a folder holds, and there is no {request.results}")
     failed, left_out = (0, []) if no_run else _measured(wanted, request)
     tables, mixed = _reproduced(wanted, request)
     _show(tables, out or request.results / "tables", as_json)
@@ -109,7 +116,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
         click.echo(plain(table))
         written += write_forms(table, folder)
         if table.name in ("figure1", "figure2"):
-            written += write_bars(table.numbers, folder / table.name)
+            written += write_bars(table.numbers, place(folder, "table", table.name))
     say(files_written(written))
     if as_json:
         click.echo(json_rows(tables))
@@ -158,4 +165,4 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(judged_table(item, judged))
-    return made, mixed
+    return [replace(table, notes=(*table.notes, *recorded.footnotes)) for table in made], mixed

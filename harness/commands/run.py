@@ -28,6 +28,7 @@ from harness.commands.options import (
     threads_option,
     trees_option,
 )
+from harness.common.errors import say
 
 if TYPE_CHECKING:
     from harness.load.config import ModelConfig
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 @include_option
 def command(
     temperatures: tuple[float, ...], dry_run: bool, as_json: bool, includes: tuple[Path, ...], **options: Any
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table.
 
     Exit status 3: all is recorded, but an exact method's greedy output differs from vanilla's in float64.
@@ -74,7 +75,10 @@ def command(
     from harness.load.config import model_config
     from harness.run.request import RunRequest
 
-    requests = [RunRequest(temperature=t, **options) for t in dict.fromkeys(temperatures)]
+    given = [(t, 1.0 if t == 0 and any(temperatures) else options["top_p"]) for t in dict.fromkeys(temperatures)]
+    if any(p != options["top_p"] for _, p in given):
+        say(f"--top-p {options['top_p']:g} does not touch T = 0, which takes the likeliest token")
+    requests = [RunRequest(temperature=t, **options | {"top_p": p}) for t, p in given]
     include_all(includes)
     config = model_config(requests[0].model)
     if dry_run:
@@ -83,16 +87,16 @@ def command(
         for request in requests:
             for line in dry_run_lines(config, request):
                 click.echo(line)
-        return
-    measure_and_show(config, requests, as_json)
+        return 0
+    return measure_and_show(config, requests, as_json)
 
 
-def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: bool) -> None:
-    """Raises:
-    UserError: generations failed; they are recorded.
-    SystemExit: with status 3, after all is recorded, where an exact method is not lossless in float64.
+def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: bool) -> int:
+    """-> the exit status: 3, after all is recorded, where an exact method is not lossless in float64.
+
+    Raises:
+        UserError: generations failed; they are recorded.
     """
-    from harness.common.errors import say
     from harness.ledger.ledger import RECORDS
     from harness.metrics import cells
     from harness.run.lossless_now import tell_differences
@@ -113,5 +117,4 @@ def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: b
         click.echo(json.dumps(values[0] if len(values) == 1 else values))
     status = tell_differences(done.records, requests[0].model, requests[0].out)
     tell_failures(done.n_failed)
-    if status:
-        raise SystemExit(status)
+    return status

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option
+from harness.commands.options import examples, option, strict_option
 from harness.common.errors import UserError
 from harness.common.files_written import files_written
 
@@ -19,7 +19,8 @@ from harness.common.files_written import files_written
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B."
 )
 @option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables; of --compare: none).")
-def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None) -> None:
+@strict_option
+def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None, strict: bool) -> None:
     """Write the tables of a ledger, or compare two ledgers."""
     if (results is None) == (compare is None):
         raise UserError("give either --results DIR or --compare DIR_A DIR_B")
@@ -27,15 +28,15 @@ def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path |
         from harness.forms.table import plain, write_forms
         from harness.show.tables.two_folders import comparison_table
 
-        changes = comparison_table(*compare)
+        changes = comparison_table(*compare, strict=strict)
         click.echo(plain(changes, width=100))
         if out is not None:
             click.echo(files_written(write_forms(changes, out)), err=True)
         return
     assert results is not None
-    from harness.exchange.imported import holds_import
     from harness.exchange.imported_report import write_report
+    from harness.ledger.ledger import holds_import
     from harness.show.tables.all import write_tables
 
     write = write_report if holds_import(results) else write_tables
-    click.echo(files_written(write(results, out)))
+    click.echo(files_written(write(results, out, strict=strict)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.commands.options import examples, head_option, include_all, include_option, model_option, prompts_option
-from harness.common.errors import UserError
+from harness.common.errors import UserError, say
 from harness.common.files_written import files_written
 
 if TYPE_CHECKING:
@@ -45,25 +45,26 @@ def command(
     model: str, names: tuple[str, ...], level: str, dtypes: tuple[str, ...], results: tuple[Path, ...],
     prompts_dir: Path | None, head: Path | None, threads: int | None, out: Path, as_json: bool, record: bool, plant: bool,
     includes: tuple[Path, ...],
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Audit whether methods leave the output's distribution as it is, in layers: exact laws, logits, greedy ids, statistics."""
     from harness.audit.request import AuditRequest, FaultsRequest
 
     include_all(includes)
     request = AuditRequest(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
-        threads=threads, record=record,
+        threads=threads, record=record, includes=includes,
     )  # fmt: skip
+    if prompts_dir is not None and not results:
+        say(f"note: --prompts {prompts_dir} is not read: an audit reads prompts for a ledger (--results) alone")
     if not plant:
-        _audit(request, as_json)
-    elif names != ("all",) or dtypes or results or record:
+        return _audit(request, as_json)
+    if names != ("all",) or dtypes or results or record:
         raise UserError("--mutants plants its own methods in float32: no --method, --dtype, --results or --record with it")
-    else:
-        _plant(FaultsRequest(model=model, level=level, out=out, head=head, threads=threads), as_json)
+    return _plant(FaultsRequest(model=model, level=level, out=out, head=head, threads=threads), as_json)
 
 
-def _audit(request: AuditRequest, as_json: bool) -> None:
-    """Print the verdicts; tables and figures lie beside the findings.
+def _audit(request: AuditRequest, as_json: bool) -> int:
+    """Print the verdicts; tables and figures lie beside the findings. -> the exit status, 0: there is no other way to it.
 
     Raises:
         UserError: bad input, or a method did not pass (after everything was checked and printed).
@@ -78,9 +79,10 @@ def _audit(request: AuditRequest, as_json: bool) -> None:
         click.echo(json.dumps([asdict(v) for v in report.rows]))
     if report.problems:
         raise UserError("; ".join(report.problems))
+    return 0
 
 
-def _plant(request: FaultsRequest, as_json: bool) -> None:
+def _plant(request: FaultsRequest, as_json: bool) -> int:
     """Print which layers noticed each fault.
 
     Raises:
@@ -96,3 +98,4 @@ def _plant(request: FaultsRequest, as_json: bool) -> None:
         click.echo(json.dumps([asdict(o) for o in planted.outcomes]))
     if planted.survived:
         raise UserError(f"survived or wrongly flagged: {'; '.join(planted.survived)}")
+    return 0

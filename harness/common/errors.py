@@ -4,11 +4,45 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from harness.common.stopping import Stopped
 
 
 class UserError(Exception):
     """Something the user can mend: the message is one line with what was wrong, the value and the choices."""
+
+
+class TriedToExit(Exception):
+    """A user's code raised what would have ended the command: `sys.exit()`, or another error that is no `Exception`."""
+
+
+@contextmanager
+def users_code() -> Iterator[None]:
+    """Around every call of code that a user may have written: whatever it raises is an ordinary error then.
+
+    A user's code may fail a prompt or a file, never the command: `sys.exit(0)` in it is no success. Ctrl-C passes.
+
+    Raises:
+        TriedToExit: in place of `SystemExit`, and of all else that is neither an `Exception` nor the user's own stopping.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as e:
+        raise TriedToExit(f"{in_one_line(e)} would have ended the command") from e
+
+
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """`ValueError: what it said`, whatever it is: the first line, at most so many characters."""
+    try:
+        said = " ".join((str(error).strip().splitlines() or [""])[0].split())
+    except Exception:  # a user's error may have no text
+        said = ""
+    line = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

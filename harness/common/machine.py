@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,14 @@ def _cpu_quota(root: Path) -> float | None:
 
 
 def describe(
-    *, dtype: str, threads: int, target_sha: str, head_sha: str | None, seed: int, n_devices: int, template: str, system: str
-) -> dict[str, Any]:
-    """The environment of a run as plain JSON. n_devices: over how many the target's layers are spread."""
+    *, dtype: str, threads: int, target_sha: str, target_parts: Mapping[str, str], head_sha: str | None, engine_sha: str,
+    seed: int, n_devices: int, template: str, system: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The environment of a run as plain JSON.
+
+    n_devices: over how many the target's layers are spread. target_parts: what the target's identity is made of. engine_sha: the
+    hash of `methods.engine`.
+    """
     import torch
 
     git_commit, git_dirty = _git()
@@ -66,9 +72,12 @@ def describe(
         "n_cores": usable_cores(),
         "gpu": gpu,
         "cuda": torch.version.cuda,
+        "driver": _driver() if gpu is not None else None,
+        "engine_sha": engine_sha,
         "dtype": dtype,
         "threads": threads,
         "target_sha": target_sha,
+        "target_parts": dict(target_parts),
         "head_sha": head_sha,
         "seed": seed,
         "template": template,
@@ -93,6 +102,15 @@ def keep_freed_memory() -> None:
             return
         for option, value in ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
             mallopt(option, value)
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel driver; None where it does not say."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
 
 
 def _version(package: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from harness.common.errors import UserError, say, unknown
 from harness.common.files import write_file
 from harness.common.names import VANILLA
+from harness.common.plain_names import made_plain, place, plain_name
 from harness.exchange.answer_file import FORMATS, SPEC_BENCH
 from harness.ledger.ledger import read, read_env
 from harness.ledger.record import Record
@@ -22,19 +22,20 @@ from harness.metrics.reference_formula import booked
 _CATEGORIES = {"gsm8k": "math_reasoning", "cnn_dm": "summarization", "natural_questions": "qa"}
 
 
-def export(folder: Path, out: Path, format_: str) -> list[Path]:
+def export(folder: Path, out: Path, format_: str, *, strict: bool = False) -> list[Path]:
     """Write a ledger as answer files, `out/<task>/<model>-<method>-..-temperature-T.jsonl` -> the files.
 
     Counts are those that the reference's own loop would have booked (`metrics.reference_formula.booked`). So an import of the
     files gives the figures of the column `official`. Conversations that lack a turn are left out, and methods without a trace.
 
     Raises:
-        UserError: unknown format, no records, nothing to write, or a folder that cannot be written.
+        UserError: unknown format, no records, nothing to write, a task, model or method that is no plain name, a folder that
+            cannot be written, or `strict` and a line that cannot be read.
     """
     if format_ not in FORMATS:
         raise unknown("format", format_, FORMATS)
     cells: dict[tuple[Any, ...], list[Record]] = {}
-    for r in measured(read(folder)):
+    for r in measured(read(folder, strict=strict)):
         cells.setdefault((setting_of(r), variant_of(r), r["task"], r["source"]), []).append(r)
     files: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells.values():
@@ -55,8 +56,9 @@ def export(folder: Path, out: Path, format_: str) -> list[Path]:
         files[first["task"], name] = [_row(c, name, tstamp, format_) for c in conversations]
     if not files:
         raise UserError(f"nothing in {folder} can be exported: no whole conversation of a method with a trace")
-    return [write_file(out / task / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            for (task, name), rows in files.items()]  # fmt: skip
+    paths = [place(out, "task", task, name, suffix=".jsonl") for task, name in files]  # before anything is written
+    texts = ("".join(json.dumps(row) + "\n" for row in rows) for rows in files.values())
+    return [write_file(path, text) for path, text in zip(paths, texts, strict=True)]
 
 
 def _whole(cell: Iterable[Record]) -> tuple[list[list[list[Record]]], int]:
@@ -105,13 +107,13 @@ def _accept_lengths(record: Record) -> list[int]:
 
 def _model_id(record: Record) -> str:
     """`smollm2-135m-eagle2-bfloat16-temperature-0.0`, with the ending that the reference's scripts give it."""
+    what = f"{plain_name('model', record['model'])}-{plain_name('method', record['method'])}"
     preset = "" if record["preset"] == "paper" else f"-{record['preset']}"
-    name = f"{record['model']}-{record['method']}{preset}-{record['dtype']}-temperature-{float(record['temperature'])}"
-    return re.sub(r"[^\w.+=-]", "_", name)
+    return made_plain(f"{what}{preset}-{record['dtype']}-temperature-{float(record['temperature'])}")
 
 
 def _created(folder: Path, env: str) -> float | None:
     try:
         return datetime.fromisoformat((read_env(folder, env) or {})["created"]).timestamp()
-    except (KeyError, TypeError, ValueError):
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):
         return None

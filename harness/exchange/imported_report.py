@@ -20,9 +20,9 @@ OVERSHOOT = 16  # tokens past a limit that one step explains: no published tree 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
-def report(folder: Path) -> Table:
+def report(folder: Path, *, strict: bool = False) -> Table:
     """The figures of a folder of imported records, each with its formula, and what the files cannot tell."""
-    records = read(folder, imported=True)
+    records = read(folder, imported=True, strict=strict)
     own, base = (_questions([r for r in records if r["method"] == method]) for method in (IMPORTED, VANILLA))
     envs = {r["method"]: read_env(folder, r["env"]) or {} for r in records}
     has_base = VANILLA in envs
@@ -40,12 +40,12 @@ def report(folder: Path) -> Table:
             low, high = e.ci95 or (None, None)
             numbers.append({"part": group or "all", "figure": figure, "value": e.value, "low": low, "high": high,
                             "questions": e.prompts, "from": formula})  # fmt: skip
-    return Table("imported", tuple(sections), _cannot_tell(shared, beside), pd.DataFrame(numbers))
+    return Table("imported", tuple(sections), (*_cannot_tell(shared, beside), *records.footnotes), pd.DataFrame(numbers))
 
 
-def write_report(folder: Path, out: Path | None = None) -> list[Path]:
+def write_report(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write the report as Markdown and CSV into `out` (default: `tables` in the folder) -> the files."""
-    return write_forms(report(folder), out or Path(folder) / "tables")
+    return write_forms(report(folder, strict=strict), out or Path(folder) / "tables")
 
 
 def _questions(records: Sequence[Record]) -> Questions:

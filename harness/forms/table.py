@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness.common.files import write_file
+from harness.common.plain_names import place
 
 NOTHING = "—"
 
@@ -43,8 +45,8 @@ def write_forms(table: Table, folder: Path) -> list[Path]:
     Raises:
         UserError: names the folder that cannot be written.
     """
-    forms = {"md": markdown(table), "csv": csv(table)}
-    return [write_file(folder / f"{table.name}.{suffix}", text) for suffix, text in forms.items()]
+    forms = {".md": markdown(table), ".csv": csv(table)}
+    return [write_file(place(folder, "table", table.name, suffix=suffix), text) for suffix, text in forms.items()]
 
 
 def one_line(text: str) -> str:
@@ -87,19 +89,30 @@ def markdown(table: Table) -> str:
     parts = []
     for section in table.sections:
         if not len(section.shown.columns):
-            parts.append("\n\n".join(filter(None, (f"### {section.title}", "  \n".join(section.facts)))))
+            parts.append("\n\n".join(filter(None, (f"### {_markdown_line(section.title)}", _markdown_lines(section.facts)))))
             continue
         header = "| " + " | ".join(map(_markdown_cell, section.shown.columns)) + " |"
         rule = "|" + "|".join(" :-- " if column in TEXT_COLUMNS else " --: " for column in section.shown.columns) + "|"
         rows = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in section.shown.itertuples(index=False)]
-        facts, conclusions = ("  \n".join(lines) for lines in (section.facts, section.conclusions))
-        parts.append("\n\n".join(filter(None, (f"### {section.title}", facts, "\n".join([header, rule, *rows]), conclusions))))
-    parts += table.notes
+        facts, conclusions = _markdown_lines(section.facts), _markdown_lines(section.conclusions)
+        title = f"### {_markdown_line(section.title)}"
+        parts.append("\n\n".join(filter(None, (title, facts, "\n".join([header, rule, *rows]), conclusions))))
+    parts += map(_markdown_line, table.notes)
     return "\n\n".join(parts) + "\n"
 
 
+def _markdown_line(text: str) -> str:
+    """One line in which no name becomes HTML. Backticks stay: what the harness says itself has code in it."""
+    return " ".join(text.splitlines()).replace("<", "&lt;")
+
+
+def _markdown_lines(lines: Sequence[str]) -> str:
+    return "  \n".join(map(_markdown_line, lines))
+
+
 def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """A name in a cell ends neither the cell nor the row, and is shown as it is."""
+    return re.sub(r"([\\|`])", r"\\\1", _markdown_line(text))
 
 
 def csv(table: Table) -> str:
@@ -122,7 +135,8 @@ def plain(table: Table, width: int | None = None) -> str:
     parts = []
     for section in table.sections:
         rows = _aligned(section.shown, width) if len(section.shown.columns) else []
-        parts.append("\n".join([section.title, *_wrapped(section.facts, width), *rows, *_wrapped(section.conclusions, width)]))
+        title = " ".join(section.title.splitlines())
+        parts.append("\n".join([title, *_wrapped(section.facts, width), *rows, *_wrapped(section.conclusions, width)]))
     return "\n\n".join([*parts, "\n".join(_wrapped(table.notes, width))])
 
 
@@ -133,7 +147,7 @@ def _wrapped(lines: Iterable[str], width: int | None) -> list[str]:
 
 
 def _aligned(shown: pd.DataFrame, width: int | None) -> list[str]:
-    rows = [list(map(str, shown.columns)), *shown.values.tolist()]
+    rows = [[" ".join(str(cell).splitlines()) for cell in row] for row in (shown.columns, *shown.values.tolist())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [column in TEXT_COLUMNS for column in shown.columns]
     if width is not None:

@@ -1,7 +1,7 @@
 """The ledger: one JSON line a prompt and turn in `records.jsonl`, the environment beside it in `env-<hash>.json`.
 
-Every published number is recomputed from these two, so a line is written whole or not at all, is never rewritten, and
-is never skipped silently when it cannot be read.
+Every published number is recomputed from these two, so a line is written whole or not at all, and is never rewritten. A line
+that is not what a run writes (`checked`) is left out, named, and counted below every table.
 """
 
 from __future__ import annotations
@@ -12,42 +12,75 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import filelock
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
-from harness.ledger.record import SCHEMA, Record, StoredRecord, canonical_hash
+from harness.common.plain_names import place
+from harness.ledger.checked import check_cell, env_of, record_of
+from harness.ledger.record import SCHEMA, Record, canonical_hash
 
 RECORDS = "records.jsonl"
+MOST_TOLD = 5  # bad lines that are named one by one
 PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read like the other, and unpacked before it is added to
 
 
 def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for two timings to be compared, by the names they have in an env file."""
-    return {"cpu": env.get("cpu"), "gpu": env.get("gpu"), "n_cores": env.get("n_cores"),
-            "torch": env.get("packages", {}).get("torch")}  # fmt: skip
+    """What must agree for two timings to be compared, by the names that messages give them."""
+    packages, gpu = env.get("packages", {}), env.get("gpu")
+    return {
+        "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
+        "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
+        "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"),
+    }  # fmt: skip
 
 
 def machine_label(env: Mapping[str, Any]) -> str:
-    """`Some CPU, no GPU, 2 cores, torch 2.13.0`: one line that is equal exactly when all machine keys are."""
+    """`Some CPU, no GPU, 2 cores, torch 2.13.0, transformers 5.23.0, engine 1a2b3c4d`: equal when all machine keys are."""
     keys = machine_keys(env)
-    return f"{keys['cpu']}, {keys['gpu'] or 'no GPU'}, {keys['n_cores']} cores, torch {keys['torch']}"
+    on = f"{keys['gpu']}, CUDA {keys['cuda']}, driver {keys['driver'] or 'unknown'}" if keys["gpu"] else "no GPU"
+    return (
+        f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
+        f"engine {keys['engine'] or UNKNOWN_ENGINE}"
+    )
+
+
+UNKNOWN_ENGINE = "unknown"
+OLD_SCHEMA = (
+    "engine unknown: records of schema 2, which do not say what engine code, configuration and prompt format they were made with."
+)
+
+
+class BadLine(NamedTuple):
+    """A line, counted from 1, that is left out, and why."""
+
+    number: int
+    why: str
+
+
+class Records(list[Record]):
+    """The records of a folder. `footnotes`: what of it could not be read, a sentence each, for whatever is made of them."""
+
+    def __init__(self, records: Iterable[Record] = (), footnotes: tuple[str, ...] = ()) -> None:
+        super().__init__(records)
+        self.footnotes = footnotes
 
 
 class Ledger:
     """The records of one folder, open for appending; any number of cells, one process at a time.
 
     Opening creates the folder, takes its lock and repairs a torn last line. A context manager; or call `close`.
-    `imported`: for records of answer files, which never stand beside records measured here.
+    `imported`: for records of answer files, which never stand beside records measured here. A line that cannot be read is named
+    and stays as it is; what it may have held is not in `keys`, and so is measured anew.
 
     Raises:
-        UserError: the folder cannot be created or written, another process holds it, a line cannot be read, or it holds
-            records of the other kind or packed ones.
+        UserError: the folder cannot be created or written, another process holds it, no line of it can be read, or it holds
+            packed records.
     """
 
     def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0, imported: bool = False) -> None:
@@ -67,7 +100,15 @@ class Ledger:
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
-            for record in _parse(self._path, self._repaired(), imported):
+            records, bad = _parse(self._repaired(), imported, _Envs(self.folder))
+            _check_any(self._path, records, bad)
+            _tell(self._path, bad, "does not count, and stays where it is")
+            for record in records:
+                if record["schema"] != SCHEMA and not imported:
+                    raise UserError(
+                        f"{self.folder} holds records of schema {record['schema']}, which do not say what engine, configuration "
+                        "and prompt format they were made with: they are read, but not added to; choose another --out"
+                    )
                 self._remember(record)
         except filelock.Timeout:
             self.close()
@@ -165,57 +206,116 @@ def has_records(folder: Path) -> bool:
     return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
 
 
-def read(folder: Path, *, imported: bool = False) -> list[Record]:
-    """All records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
+def check_is_no_file(folder: Path) -> None:
+    """Raises UserError where a file, perhaps the records themselves, stands for the folder of a ledger."""
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file; a ledger is named by its folder, {Path(folder).parent}")
 
-    A last line that is still being written, or that a kill cut short, is left out and named on stderr. `imported`: the
-    folder holds answer files of others; such records lack most fields and are in no table of measured ones.
+
+def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: bool = False) -> Records:
+    """The records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
+
+    A line that is no record, or stands there twice, is left out: named on stderr, unless `quiet`, and counted in the `footnotes`.
+    So is a last line that is still being written, or that a kill cut short. `imported`: the folder holds answer files of others;
+    such records lack most fields and are in no table of measured ones. `strict`: nothing may be left out or unknown.
 
     Raises:
-        UserError: no such folder, no records in it, records of the other kind, or a line that is no record (path and
-            line number).
+        UserError: no such folder, no records in it, or `strict` and a line or an env file that cannot be read.
     """
-    path = Path(folder) / RECORDS
+    check_is_no_file(folder)
+    folder = Path(folder)
+    path, data = _bytes_of(folder)
+    whole, torn = _split_torn(data)
+    envs = _Envs(folder)
+    records, bad = _parse(whole, imported, envs, of_once=True)
+    if torn:
+        bad.append(BadLine(whole.count(b"\n") + 1, f"a torn last line of {len(torn)} bytes"))
+    if strict and bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{path}:{bad[0].number}: {bad[0].why}{more}; without --strict it is left out")
+    _check_any(path, records, bad)
+    if not records:
+        raise UserError(f"no records in {folder}: {path} is empty")
+    footnotes = [_footnote(path, bad)] if bad else []
+    if not imported:
+        if any(record["schema"] == 2 for record in records):
+            footnotes.append(OLD_SCHEMA)
+        for record in records:
+            env = envs.get(record["env"])
+            record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
+            record["system"] = (env or {}).get("system", "paper")
+            record["target_parts"] = (env or {}).get("target_parts")
+        for why in envs.unknown.values():
+            if strict:
+                raise UserError(f"{why}; without --strict its records are those of an unknown machine")
+            footnotes.append(f"The machine of some records is not known: {why}.")
+    if not quiet:
+        _tell(path, bad, "left out")
+        for why in envs.unknown.values():
+            print(why, file=sys.stderr)
+    return Records(records, tuple(footnotes))
+
+
+def holds_import(folder: Path) -> bool:
+    """Whether a folder's records are of answer files of others: its first line that is JSON tells. False where nothing is."""
+    with suppress(UserError):
+        for line in _bytes_of(Path(folder))[1].split(b"\n"):
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                return isinstance(record, dict) and "foreign" in record
+    return False
+
+
+def read_env(folder: Path, name: str) -> dict[str, Any] | None:
+    """The environment of that hash, or None where its file is missing.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold what its name is the hash of.
+    """
+    path = _env_path(folder, name)
     try:
-        if not path.exists() and (packed := Path(folder) / PACKED).exists():
+        return env_of(path.read_bytes(), name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+class _Envs:
+    """The env files of a folder, each read once. `unknown`: those that are missing or cannot be read, and why."""
+
+    def __init__(self, folder: Path) -> None:
+        self.unknown: dict[str, str] = {}
+        self._folder = folder
+        self._found: dict[str, dict[str, Any] | None] = {}
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        if name not in self._found:
+            try:
+                self._found[name] = read_env(self._folder, name)
+                if self._found[name] is None:
+                    self.unknown[name] = f"{_env_path(self._folder, name)} is missing"
+            except UserError as error:
+                self._found[name], self.unknown[name] = None, str(error)
+        return self._found[name]
+
+
+def _bytes_of(folder: Path) -> tuple[Path, bytes]:
+    """The file of records, and what it holds, unpacked."""
+    path = folder / RECORDS
+    try:
+        if not path.exists() and (packed := folder / PACKED).exists():
             path = packed
         data = path.read_bytes()
-        whole, torn = _split_torn(gzip.decompress(data) if path.name == PACKED else data)
+        return path, gzip.decompress(data) if path.name == PACKED else data
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is no whole gzip file ({error})") from error
     except OSError as error:
         raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
-    if torn:
-        print(f"{path}: left out a torn last line of {len(torn)} bytes", file=sys.stderr)
-    records = _parse(path, whole, imported)
-    if not records:
-        raise UserError(f"no records in {folder}: {path} is empty")
-    if imported:
-        return records
-    envs = {name: read_env(Path(folder), name) for name in {record["env"] for record in records}}
-    for record in records:
-        env = envs[record["env"]]
-        record["machine"] = machine_label(env) if env else f"unknown machine (env-{record['env']}.json is missing)"
-        record["system"] = (env or {}).get("system", "paper")
-    return records
-
-
-def read_env(folder: Path, name: str) -> dict[str, Any] | None:
-    """The environment of that hash, or None where its file is missing."""
-    path = _env_path(folder, name)
-    try:
-        env = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(env, dict):
-        raise UserError(f"{path} holds no environment: expected a JSON object")
-    return env
 
 
 def _env_path(folder: Path, name: str) -> Path:
-    return Path(folder) / f"env-{name}.json"
+    return place(Path(folder), "environment", f"env-{name}", suffix=".json")
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
@@ -227,36 +327,54 @@ def _split_torn(data: bytes) -> tuple[bytes, bytes]:
     end = data.rfind(b"\n") + 1
     try:
         json.loads(data[end:])
+    except RecursionError:
+        pass
     except ValueError:
-        return data[:end], data[end:]
+        if data.startswith(b"{", end):  # as every line that a run writes; anything else was not cut off by a kill
+            return data[:end], data[end:]
     return data, b""
 
 
-def _parse(path: Path, data: bytes, imported: bool = False) -> list[Record]:
-    if not data:
-        return []
-    records = []
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), start=1):
+def _parse(data: bytes, imported: bool, envs: _Envs, of_once: bool = False) -> tuple[list[Record], list[BadLine]]:
+    """The records of whole lines, and the lines that hold none. of_once: nor does a second measurement of one generation."""
+    records: list[Record] = []
+    bad: list[BadLine] = []
+    cells: dict[str, tuple[Any, ...]] = {}
+    lines: dict[str, int] = {}  # of what was measured, by key
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else (), start=1):
         try:
-            record = json.loads(line)
+            record = record_of(line, imported)
+            if not imported and (env := envs.get(record["env"])) is not None:
+                check_cell(record, env.get("system", "paper"), cells)
+            if record["status"] == "ok" and not record["is_warmup"]:
+                first = lines.setdefault(record["key"], number)
+                if of_once and first != number:
+                    raise ValueError(f"measured already in line {first}")
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: not a JSON object; mend or remove the line")
-        if lacking := StoredRecord.__required_keys__ - record.keys():
-            raise UserError(
-                f"{path}:{number}: not a record (no {', '.join(sorted(lacking))}); mend or remove the line: "
-                "the run that wrote it, started again, records it anew"
-            )
-        if record["schema"] != SCHEMA:
-            raise UserError(f"{path}:{number}: record schema {record['schema']!r}; this version reads schema {SCHEMA}")
-        if ("foreign" in record) != imported:
-            raise UserError(f"{path}:{number}: {_OTHER_KIND[imported]}")
-        records.append(cast(Record, record))
-    return records
+            bad.append(BadLine(number, str(error)))
+        else:
+            records.append(record)
+    return records, bad
 
 
-_OTHER_KIND = {
-    False: "an imported answer file; only `harness table --results` reads those, and they stand in a folder of their own",
-    True: "a record measured here; imported answer files stand in a folder of their own",
-}
+def _check_any(path: Path, records: Sequence[Record], bad: Sequence[BadLine]) -> None:
+    """Raises UserError where every line is bad: whatever the file is, it is no ledger."""
+    if bad and not records:
+        whole = "its only line" if len(bad) == 1 else f"none of its {len(bad)} lines"
+        cannot = "cannot" if len(bad) == 1 else "can"
+        raise UserError(f"no records in {path.parent}: {whole} {cannot} be read; {path}:{bad[0].number}: {bad[0].why}")
+
+
+def _tell(path: Path, bad: Sequence[BadLine], what: str) -> None:
+    for line in bad[:MOST_TOLD]:
+        print(f"{path}:{line.number}: {what}: {line.why}", file=sys.stderr)
+    if len(bad) > MOST_TOLD:
+        print(f"{path}: {len(bad) - MOST_TOLD} more lines: {what}", file=sys.stderr)
+
+
+def _footnote(path: Path, bad: Sequence[BadLine]) -> str:
+    """`3 lines of records.jsonl could not be read and are left out: line 17 (wall_s is -3; ...), line 18 (...), and 1 more.`"""
+    count = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
+    some = ", ".join(f"line {line.number} ({line.why})" for line in bad[:2])
+    more = f", and {len(bad) - 2} more" if len(bad) > 2 else ""
+    return f"{count} of {path} could not be read and {'is' if len(bad) == 1 else 'are'} left out: {some}{more}."

@@ -20,13 +20,19 @@ def ids_sha(ids: list[int]) -> str:
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
-SCHEMA = 2
+SCHEMA = 3
+READABLE = (2, 3)  # of schema 2 it is not known which engine, configuration and template measured them
 
 LOOP_WINDOW, LOOP_GRAM = 64, 8
 
-# What one cell key names: two records with the same values may be pooled.
-CELL_FIELDS = ("model", "target_sha", "head_sha", "prompts_sha", "task", "source", "method", "preset", "options",
-               "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
+_ALWAYS = ("prompts_sha", "task", "source", "method", "preset", "options", "temperature", "top_p", "dtype", "threads",
+           "max_new_tokens", "seed")  # fmt: skip
+# What one cell key names, by schema: two records with the same values may be pooled.
+CELL_FIELDS_OF = {
+    2: ("model", "target_sha", "head_sha", *_ALWAYS),
+    3: ("model", "target_id", "head_id", "code_sha", *_ALWAYS),
+}
+CELL_FIELDS = CELL_FIELDS_OF[SCHEMA]
 
 
 class StoredTrace(TypedDict):
@@ -52,8 +58,10 @@ class StoredRecord(TypedDict):
     cell: str
     run: str  # id of the process run
     model: str
-    target_sha: str
-    head_sha: str | None
+    target_sha: str  # of the weights
+    target_id: str | None  # of all that decides the target's tokens; None: not known (schema 2)
+    head_sha: str | None  # of the drafter's weights
+    head_id: str | None  # of all that decides what the drafter drafts; None without one, and in schema 2
     task: str
     source: str  # paper | hub | pypi | bundled | file
     method: str
@@ -90,6 +98,10 @@ class StoredRecord(TypedDict):
     error: str | None
     env: str  # names the env file
     code_sha: str  # of the engine and the method's file
+    baseline_sha: str | None  # vanilla's code_sha at the time; None in schema 2
+
+
+NEW_IN_3 = frozenset({"target_id", "head_id", "baseline_sha"})
 
 
 class Foreign(TypedDict):
@@ -106,10 +118,14 @@ class Record(StoredRecord, total=False):
 
     machine: str  # what measured it, from the env file
     system: str  # the prompt format's system prompt, from the env file: paper, none or the text
+    target_parts: dict[str, str] | None  # what target_id is made of, from the env file; None where that does not say
     cpu_s: float | None  # CPU seconds of the thread that decodes; earlier records lack it
     load: float | None  # of the machine over the last minute; earlier records lack it
     n_special: int  # special tokens that the tokenizer adds to a text; earlier records lack it, their tokenizers add none
     foreign: Foreign
+
+
+READ_BESIDE = frozenset({"machine", "system", "target_parts"})  # what `read` adds to a record from its env file
 
 
 def canonical_hash(obj: Any) -> str:
@@ -159,7 +175,7 @@ def validate(record: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the record's key, the field and what is wrong with it.
     """
-    stored = {key: value for key, value in record.items() if key not in ("machine", "system")}
+    stored = {key: value for key, value in record.items() if key not in READ_BESIDE}
     problems = [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in _validator().iter_errors(stored)]
     if not problems and (trace := stored["trace"]):
         drawn = 1 + sum(n + 1 for n in trace["accepted"])

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.common.errors import UserError
+from harness.common.plain_names import place
 
 if TYPE_CHECKING:
     from methods.base import DraftedTree
@@ -91,7 +92,7 @@ class TreeStore:
         Raises:
             UserError: the file cannot be written; what was there of the line is taken away again.
         """
-        path = self.folder / f"{cell}.jsonl.gz"
+        path = place(self.folder, "cell", cell, suffix=".jsonl.gz")
         known = self._known.setdefault(path.name, set())
         ids = dict.fromkeys(str(t) for tokens in (token_ids, *(tree.tokens for tree in trees)) for t in tokens)
         pieces = {i: self._piece(int(i)) for i in ids if i not in known}

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
-import yaml
 
 import methods
 import models
 from harness.common.errors import UserError, unknown
 from harness.common.files import hub_folder
+from harness.common.yaml_file import read_yaml
 from harness.load.architecture import Architecture
 from harness.load.kinds import KINDS
-from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
+from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PathText, PresetName
 
 MODELS = Path(models.__file__).parent
 
 SUFFIXES = (".yaml", ".yml")
+
+MOST = 1 << 24  # tokens, prompts, ids: a hundred times what any model has
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
@@ -32,26 +34,28 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     `eagle`. system: `paper` (the system prompt that the reference evaluates this template with; none for `tokenizer` and
     `plain`), `none`, or a text. packages: needed to read it, besides the harness's own dependencies. paper: its name in the
     paper's tables. presets: draft-tree settings by name. folder: where the YAML lies.
+    given: what `--model` was, name or path; commands in messages name the model so.
     """
 
-    name: str
-    title: str
+    name: ModelName
+    title: Line
     weights: GGUFWheel | LocalFolder | HubRepo
-    licence: str = "unknown"
-    head: HubRepo | str | None = None
-    drafters: dict[str, HubRepo | str] = {}
+    licence: Line = "unknown"
+    head: HubRepo | PathText | None = None
+    drafters: dict[str, HubRepo | PathText] = {}
     architecture: Architecture | None = None
-    paper: str | None = None
-    packages: tuple[str, ...] = ()
+    paper: Line | None = None
+    packages: tuple[Package, ...] = ()
     template: Template = "tokenizer"
     system: str = pydantic.Field(default="paper", min_length=1)
     dtype: Dtype = "auto"
-    context_length: int = pydantic.Field(gt=0)
-    stop_ids: list[int]
-    limit: int = pydantic.Field(default=80, gt=0)
-    max_new_tokens: int = pydantic.Field(default=512, gt=0)
-    presets: dict[str, dict[str, int | float | str]] = {}
+    context_length: int = pydantic.Field(gt=0, le=MOST)
+    stop_ids: list[Annotated[int, pydantic.Field(ge=0, lt=MOST)]]
+    limit: int = pydantic.Field(default=80, gt=0, le=MOST)
+    max_new_tokens: int = pydantic.Field(default=512, gt=0, le=MOST)
+    presets: dict[PresetName, dict[str, int | float | str]] = {}
     folder: Path = MODELS
+    given: str = ""
 
     @pydantic.model_validator(mode="after")
     def _plain_has_no_system(self) -> Self:
@@ -95,13 +99,13 @@ _included: dict[str, Path] = {}
 
 
 def include(path: Path) -> list[str]:
-    """Make a user's model YAML, or all in a folder, known by name -> the names.
+    """Make a user's model YAML, or all of a folder that say where weights are, known by name -> the names.
 
     Raises:
         UserError: a YAML that is malformed, or a name that another file has.
     """
     found = []
-    for file in [path.resolve()] if path.is_file() else sorted(path.resolve().iterdir()):
+    for file in [path.resolve()] if path.is_file() else [f for f in sorted(path.resolve().iterdir()) if _is_model(f)]:
         if file.suffix in SUFFIXES:
             config = read_model(file)
             if config.name in known_models() and known_models()[config.name] != file:
@@ -109,6 +113,14 @@ def include(path: Path) -> list[str]:
             _included[config.name] = file
             found.append(config.name)
     return found
+
+
+def _is_model(file: Path) -> bool:
+    """Whether a file beside a user's own is a model's YAML: others may lie there."""
+    if file.suffix not in SUFFIXES or not file.is_file():
+        return False
+    values = read_yaml(file)
+    return isinstance(values, dict) and "weights" in values
 
 
 def known_models() -> dict[str, Path]:
@@ -127,7 +139,7 @@ def model_config(name: str) -> ModelConfig:
     known = known_models()
     if name not in known:
         raise unknown("model", name, known)
-    return read_model(known[name])
+    return read_model(known[name]).model_copy(update={"given": name})
 
 
 def paper_models() -> dict[str, str]:
@@ -163,24 +175,17 @@ def read_model(path: Path) -> ModelConfig:
     """A model's YAML, checked.
 
     Raises:
-        UserError: it cannot be read, is malformed, or has unknown or missing keys.
+        UserError: it cannot be read, is malformed, or has unknown, missing or repeated keys.
     """
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read model file {path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text: {e.reason}") from None
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
+    values: Any = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    keys = ModelConfig.model_fields.keys() - {"folder"}  # that one is ours to set
+    keys = ModelConfig.model_fields.keys() - {"folder", "given"}  # these are ours to set
     for key in values:
         if key not in keys:
             raise UserError(f"{path}: {unknown('key', str(key), keys)}")
     try:
-        return ModelConfig(**values, folder=path.parent.resolve())
+        return ModelConfig(**values, folder=path.parent.resolve(), given=str(path))
     except pydantic.ValidationError as e:
         first = _clearest(e)
         where = ".".join(str(x) for x in first["loc"])
@@ -192,4 +197,5 @@ def _clearest(error: pydantic.ValidationError) -> Any:
     kinds: dict[tuple[int | str, ...], list[Any]] = {}
     for e in error.errors():
         kinds.setdefault(e["loc"][:2] if e["loc"][:1] in (("weights",), ("head",)) else e["loc"], []).append(e)
-    return min(kinds.values(), key=len)[0]
+    # of two that are as close, the form that the value has and that says what is wrong with it
+    return min(kinds.values(), key=lambda errors: (len(errors), errors[0]["type"] != "value_error"))[0]

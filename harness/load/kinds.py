@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from harness.common.errors import unknown
+from harness.common.hints import hinted
 from harness.load.layout import has_medusas_layout, lacking, stored_bytes
 from harness.load.placement import BYTES, TREE_TOKENS
 
@@ -86,7 +87,7 @@ class DrafterKind:
         """How to come by one for a model: the end of a message."""
         if self.train_command is None:
             return "give its folder with --head"
-        return f"`harness train {self.train_command} --model {model} --out DIR` makes one"
+        return f"{hinted(f'train {self.train_command}', '--out', 'DIR', model=model)} makes one"
 
 
 KINDS: dict[str, DrafterKind] = {}

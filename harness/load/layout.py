@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
+from harness.common.plain_names import place
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 MEDUSA_KEY = re.compile(r"(?:medusa_head\.)?\d+\.\d+(?:\.linear)?\.(?:weight|bias)")
@@ -27,8 +28,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.exists():
             try:
-                shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
-                return [folder / shard for shard in sorted(shards)]
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
+                return [place(folder, "shard", shard) for shard in shards]
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):

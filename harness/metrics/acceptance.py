@@ -6,8 +6,8 @@ counted before an output is cut at a stop id or at the budget. A *query* is a co
 
 `acceptance.csv` (`acceptance_numbers`) has a row per setting, method, preset, task, `outputs`, `kind` and `at`:
 
-- setting, `method`, `preset`, `head_sha`, `options` (a hash): as in the other tables. `task` is `all` for all tasks pooled, and
-  `source` is then empty. `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped).
+- setting, `method`, `preset`, `options`, `head`, `code` (hashes): as in the other tables. `task` is `all` for all tasks pooled,
+  and `source` is then empty. `outputs` is `all` or `no loops` (neither the method's output nor vanilla's looped).
 - `kind` and `at` say what is counted:
 
   ============== =========== =============================================================================================
@@ -57,7 +57,7 @@ from harness.metrics.pairing import conversation_of, measured, setting_of, side_
 N_BINS = 20  # of 0.05: the paper's Figure 6 tells of under 0.05 and over 0.95
 POSITIONS = ("P1", "P2", "P3", "P4", "P5", "P6")
 ALL, NO_LOOPS = "all", "no loops"
-ARM = ["method", "preset", "options", "head_sha"]
+ARM = ["method", "preset", "options", "head", "code"]
 SUMS = ("n", "accepted", "confidence", "squares", "products")
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
-from harness.ledger.record import Record, canonical_hash
+from harness.ledger.record import Record
 from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
 from harness.metrics.pairing import (
     Conversation,
     Setting,
     Side,
+    Variant,
     compared,
     conversation_of,
     field,
@@ -52,6 +53,7 @@ class CellSummary:
 
     model: str
     target_sha: str
+    target_id: str
     head_sha: str | None
     machine: str
     system: str
@@ -67,6 +69,7 @@ class CellSummary:
     threads: int
     max_new_tokens: int
     seed: int
+    variant: Variant
     cells: tuple[str, ...]  # cell keys of the records; several where runs took different numbers of prompts
     prompts: int  # conversations
     new_tokens: int
@@ -103,10 +106,6 @@ class CellSummary:
     def setting(self) -> Setting:
         return Setting(*(getattr(self, f.name) for f in fields(Setting)))
 
-    @property
-    def variant(self) -> tuple[str, str, str, str]:
-        return self.method, self.preset, canonical_hash(self.options), self.head_sha or ""
-
     def to_json(self, records: str) -> dict[str, Any]:
         """The object of `harness run --json`; `records` is the path the records are in."""
         stated = ("method", "preset", "task", "model", "source", "temperature", "top_p", "dtype", "threads",
@@ -128,12 +127,13 @@ def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSumma
     return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
 
 
-_SAME_IN_A_CELL = ("model", "target_sha", "head_sha", "machine", "system", "task", "source", "method", "preset", "exact",
-                   "options", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
+_SAME_IN_A_CELL = ("model", "target_sha", "target_id", "head_sha", "machine", "system", "task", "source", "method", "preset",
+                   "exact", "options", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
 
 
 def _cell_order(s: CellSummary) -> tuple[Any, ...]:
-    setting = (s.model, s.dtype, s.max_new_tokens, s.temperature, s.top_p, s.threads, s.seed, s.target_sha, s.machine, s.system)
+    setting = (s.model, s.dtype, s.max_new_tokens, s.temperature, s.top_p, s.threads, s.seed, s.target_sha, s.target_id,
+               s.machine, s.system)  # fmt: skip
     return (setting, method_order(s.method), preset_order(s.preset), s.variant, task_order(s.task), s.source)
 
 
@@ -151,6 +151,7 @@ def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
     seconds = sum(r["wall_s"] or 0.0 for r in used)
     return CellSummary(
         **{name: field(first, name) for name in _SAME_IN_A_CELL},
+        variant=variant_of(first),
         cells=tuple(sorted({r["cell"] for r in cell})),
         prompts=len({conversation_of(r) for r in used}),
         new_tokens=sum(len(r["token_ids"]) for r in used),

@@ -8,7 +8,7 @@ from harness.common.names import VANILLA, label, method_order, task_order
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
-from harness.metrics.pairing import Setting
+from harness.metrics.pairing import Setting, Variant
 
 MEAN = "six-task mean"
 APART = "≈ most of the baseline was measured in another process, when the machine may have been slower or faster."
@@ -17,8 +17,6 @@ SHARED_MACHINE = (
     "Claims on speed leave such cells out."
 )
 INEXACT = "† not exact: the method does not promise the target's own outputs."
-
-Variant = tuple[str, str, str, str]
 
 
 def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
@@ -43,17 +41,19 @@ def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[Cel
 
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
-    """A label for each variant: method and preset, with a hash of options or head only where two would read alike."""
+    """A label for each variant: method and preset, with a hash of options, head or code only where two would read alike."""
     exact = {s.variant: s.exact for s in summaries}
     names = {}
     for variant in exact:
-        method, preset, options, head = variant
+        method, preset, options, head, code = variant
         twins = [v for v in exact if v[:2] == variant[:2] and v != variant]
         text = label(method, preset) + mark_of(exact[variant])
         if any(v[2] != options for v in twins):
             text += f" options {options[:6]}"
         if any(v[3] != head for v in twins):
             text += f" head {head[:6]}"
+        if any(v[4] != code for v in twins):
+            text += f" code {code[:6]}"
         names[variant] = text
     return names
 

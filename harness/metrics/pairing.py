@@ -9,13 +9,13 @@ from typing import Any
 
 import methods
 from harness.common.errors import UserError
-from harness.ledger.record import Record, canonical_hash
+from harness.ledger.record import NEW_IN_3, Record, canonical_hash
 
 # Two records are compared only where all of these are equal. Two folders may hold other weights or come from other machines.
 # Within one folder, weights and machine must be equal too.
 ACROSS_FOLDERS = ("task", "source", "sample_id", "turn", "repeat", "prompt_sha",
                   "model", "temperature", "top_p", "dtype", "threads", "max_new_tokens", "seed")  # fmt: skip
-WITHIN_FOLDER = (*ACROSS_FOLDERS, "target_sha", "machine")
+WITHIN_FOLDER = (*ACROSS_FOLDERS, "target_sha", "target_id", "baseline_sha", "machine")
 
 Conversation = tuple[str, str, str]
 Side = Mapping[tuple[Any, ...], Record]  # one method's records, by what pairs them with another's
@@ -27,6 +27,7 @@ class Setting:
 
     model: str
     target_sha: str
+    target_id: str  # empty where it is not known
     temperature: float
     top_p: float
     dtype: str
@@ -49,9 +50,14 @@ def setting_of(record: Record) -> Setting:
     return Setting(*(field(record, f.name) for f in fields(Setting)))
 
 
-def variant_of(record: Record) -> tuple[str, str, str, str]:
-    """What tells one arm from another within a setting: method, preset, options, head."""
-    return record["method"], record["preset"], canonical_hash(record["options"]), record["head_sha"] or ""
+Variant = tuple[str, str, str, str, str]
+"""What tells one arm from another within a setting: method, preset, hash of the options, drafter, code."""
+
+
+def variant_of(record: Record) -> Variant:
+    """Of schema 2 the code is left out: those hashes are of another formula."""
+    head, code = record["head_id"] or record["head_sha"] or "", record["code_sha"] if record["schema"] > 2 else ""
+    return record["method"], record["preset"], canonical_hash(record["options"]), head, code
 
 
 def conversation_of(record: Record) -> Conversation:
@@ -87,11 +93,13 @@ def without_loops(own: Side, base: Side) -> Side:
 
 def field(record: Record, name: str) -> Any:
     # a record straight from a run has no machine: it is the one at hand
-    return record.get(name, "paper" if name == "system" else "")
+    value = record.get(name, "paper" if name == "system" else "")
+    return "" if value is None and name in NEW_IN_3 else value
 
 
 # What must be one value over all records of a model before a verdict is given on it.
-ONE_ENVIRONMENT = ("machine", "target_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p", "system")
+ONE_ENVIRONMENT = ("machine", "target_sha", "target_id", "baseline_sha", "dtype", "threads", "max_new_tokens", "seed", "top_p",
+                   "system")  # fmt: skip
 
 
 def one_environment(records: Iterable[Record], where: object) -> list[Record]:
@@ -109,13 +117,27 @@ def one_environment(records: Iterable[Record], where: object) -> list[Record]:
         heads["all eagle methods" if methods.drafter_of(r["method"]) == methods.EAGLE else r["method"]].append(r)
     checks = [("the records", key, found) for key in ONE_ENVIRONMENT]
     checks += [(whose, "head_sha", own) for whose, own in heads.items()]
-    checks += [(whose, "options", own) for whose, own in arms.items()]
+    checks += [(whose, name, own) for whose, own in arms.items() for name in ("options", "head_id", "code_sha")]
     for whose, key, own in checks:
-        values = sorted({str(value) for r in own if (value := field(r, key)) is not None})  # plain decoding has no head
+        values = sorted({str(value) for r in own if (value := _judged(r, key)) is not None})  # plain decoding has no head
         if len(values) > 1:
-            raise UserError(f"{where} holds mixed environments: {key} of {whose} of {found[0]['model']} is "
+            raise UserError(f"{where} holds mixed environments: {_named(key, own)} of {whose} of {found[0]['model']} is "
                             f"{' and '.join(values)}; give a folder whose records agree in it")  # fmt: skip
     return found
+
+
+def _judged(record: Record, key: str) -> Any:
+    """A field's value, None where it is not to be compared: hashes of code in schema 2 are of another formula."""
+    return (None if key == "code_sha" and record["schema"] == 2 else field(record, key)) or None
+
+
+def _named(key: str, records: Iterable[Record]) -> str:
+    """`target_id (config)`: of an identity the parts that differ."""
+    if key != "target_id":
+        return key
+    known = [parts for r in records if (parts := r.get("target_parts"))]
+    names = [name for name in known[0] if len({parts.get(name) for parts in known}) > 1] if known else []
+    return f"{key} ({', '.join(names)})" if names else key
 
 
 def one_source(records: Sequence[Record]) -> list[Record]:

@@ -140,7 +140,8 @@ def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
     """The audit's word. Beside it stands the share of token-identical conversations, which has no threshold below float64."""
     word = (audit or {}).get(DYNAMIC)
     if word is None:
-        judged = f"{NOT_MEASURED}: harness verify --out DIR/audit"
+        model = next((r["model"] for r in (*own.values(), *base.values())), "MODEL")
+        judged = f"{NOT_MEASURED}: harness verify --model {model} --results DIR --out DIR/audit"
     elif word == "open":
         judged = f"{NOT_JUDGED}: a layer of the audit could not judge it"
     else:  # `lossless (quick)`, `fails L3`
@@ -252,18 +253,19 @@ _NOTE = one_line("""
     are not judged.""")
 
 
-def claims_table(folder: Path) -> Table:
+def claims_table(folder: Path, *, strict: bool = False) -> Table:
     """Every claim tested on every model in a folder of records, a section a model.
 
     Raises:
-        UserError: no records, records of mixed environments (names the key), or a file of trees or audits that cannot be read.
+        UserError: no records, records of mixed environments (names the key), a file of trees or audits that cannot be read, or
+            `strict` and a line that cannot be read.
     """
     with showing_progress("claims") as progress:
-        return _claims_table(folder, progress)
+        return _claims_table(folder, progress, strict)
 
 
-def _claims_table(folder: Path, progress: Progress) -> Table:
-    records = read(folder)
+def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
+    records = read(folder, strict=strict)
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):
@@ -277,7 +279,7 @@ def _claims_table(folder: Path, progress: Progress) -> Table:
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))
         numbers += [{"model": model, **_numbers(row)} for row in rows]
-    return Table("claims", tuple(sections), (_NOTE,), pd.DataFrame(numbers))
+    return Table("claims", tuple(sections), (_NOTE, *records.footnotes), pd.DataFrame(numbers))
 
 
 def _shown(row: Row) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.common.hints import hinted
 from harness.forms.table import NOTHING, Section, Table, number, one_line, with_interval
 from harness.paper.published import DRAFTS, METHODS, TASKS, Item, Number, the_paper
 from harness.paper.verdict import ReportedModel, incomparable
@@ -46,7 +47,8 @@ def drafts_table(item: Item, found: Sequence[tuple[ReportedModel, pd.DataFrame]]
             whole = made
             numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
                         for r in mine.to_dict("records")]  # fmt: skip
-        shown = shown or [{"outputs": "all", "verdict": f"not measured: `harness reproduce --{item.kind} {item.number}` does"}]
+        measure = hinted("reproduce", f"--{item.kind}", item.number)
+        shown = shown or [{"outputs": "all", "verdict": f"not measured: {measure} does"}]
         title = f"{item.name.capitalize()}: {target.paper or target.name}, {method} on {task}, T = 0"
         sections.append(Section(title, target.facts, pd.DataFrame(shown)))
     return Table(f"figure{item.number}", tuple(sections), (_NOTES[item.number],), pd.DataFrame(numbers))

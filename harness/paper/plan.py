@@ -11,7 +11,7 @@ import methods
 from harness.common.errors import UserError
 from harness.common.machine import usable_cores
 from harness.common.names import SIX_TASKS
-from harness.ledger.ledger import has_records, machine_label, read
+from harness.ledger.ledger import Records, has_records, machine_label, read
 from harness.ledger.record import Record
 from harness.load import config as model_configs
 from harness.load.config import ModelConfig
@@ -55,9 +55,9 @@ class ReproduceRequest:
         )  # fmt: skip
 
 
-def records_of(folder: Path) -> list[Record]:
+def records_of(folder: Path) -> Records:
     """What a folder holds, if anything."""
-    return read(folder) if has_records(folder) else []
+    return read(folder, quiet=True) if has_records(folder) else Records()
 
 
 def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:
@@ -81,13 +81,15 @@ def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
     """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
     there = of_the_paper(records_of(results), config.name, results)
     loaded, spec = run.loaded, run.spec
-    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "dtype": loaded.dtype, "seed": spec.seed,
+    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
+            "dtype": loaded.dtype, "seed": spec.seed,
             "top_p": spec.top_p}  # fmt: skip
     _same_environment(config, there, here, results)
     for kind in methods.DRAFTERS:
         drafted = [r for r in there if methods.get(r["method"]).drafter == kind]
         if loaded.sha_of(kind) is not None:
-            _same_environment(config, drafted, {"head_sha": loaded.sha_of(kind)}, results)
+            here = {"head_sha": loaded.sha_of(kind), "head_id": loaded.drafter_id(kind)}
+            _same_environment(config, drafted, here, results)
 
 
 def _same_environment(config: ModelConfig, there: Sequence[Record], asked: Mapping[str, Any], results: Path) -> None:

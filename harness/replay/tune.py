@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import methods
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
 from harness.load.config import ModelConfig
@@ -51,8 +52,7 @@ class TuneRequest:
             RunRequest(
                 temperature=temperature, max_new_tokens=self.max_new_tokens, dtype=self.dtype, threads=self.threads
             )  # checks
-        n = self.conversations
-        need(n >= 1, f"--conversations is {n}; it must be at least 1")
+        bounded("--conversations", self.conversations)
 
 
 class Job(NamedTuple):
@@ -106,7 +106,15 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
             tell(f"speculation does not pay on this machine: the best found is at {found.predicted['speedup']:.2f}x of vanilla")
         entry = tuned.Entry(key, found.options, found.predicted | {"conversations": len(prompts)})
         path = tuned.save(entry, request.save)
-        say(f"saved in {path}; `harness run --method {name} --preset tuned --temperature {key.temperature:g} ...` uses it")
+        say(f"saved in {path}{_use(path, key, config)}")
+
+
+def _use(path: Path, key: tuned.Key, config: ModelConfig) -> str:
+    """Which command takes what was saved, or why none does."""
+    read = (tuned.found_here(), tuned.shipped_with(config))
+    if path.resolve() not in [file.resolve() for file in read]:
+        return f", where no run looks: `--preset tuned` reads {read[0]} and {read[1]}"
+    return f"; {tuned.command('run', key, config.given, '--task', 'all', '--preset', 'tuned')} uses it"
 
 
 def _arms(config: ModelConfig, request: TuneRequest) -> dict[str, Arm]:

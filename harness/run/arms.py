@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from harness.common.errors import UserError, unknown
+from harness.common.bounds import check_options
+from harness.common.errors import UserError, in_one_line, unknown
+from harness.common.hints import hinted
 from harness.load.config import ModelConfig
 from harness.load.drafters import n_heads
 from harness.load.eagle_head import FREQUENT
@@ -83,17 +85,20 @@ def make_arms(
                 continue
         options = m.resolve(named, own, presets)
         try:
+            check_options(options)
             m.build(**options)
             if m.levels is not None and m.drafter is not None:
                 _check_levels(m, options, n_heads(folders[m.drafter]), folders[m.drafter])
-        except ValueError as e:
-            raise UserError(f"method {m.name}: {e}") from None
+        except UserError:
+            raise
+        except Exception as e:  # a builder, perhaps a user's own, may raise anything
+            why = str(e) if isinstance(e, ValueError) else f"its code in {m.file} raised {in_one_line(e)}"
+            raise UserError(f"method {m.name}: {why}") from None
         label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
         arms.append(methods.Arm(m, label, options))
     if untuned and not any(a.preset.startswith(TUNED) for a in arms):
-        raise UserError(
-            f"none of {', '.join(untuned)} was tuned for this machine: `harness tune --model {config.name} --method all` does it"
-        )
+        tune = hinted("tune", "--model", config.given, "--method", "all")
+        raise UserError(f"none of {', '.join(untuned)} was tuned for this machine: {tune} does it")
     return tuple(arms)
 
 
@@ -129,7 +134,7 @@ def lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -
     if m.drafter is None:
         return None
     what = methods.DRAFTERS[m.drafter]
-    train = training(m.drafter, config.name)
+    train = training(m.drafter, config.given)
     if m.drafter not in folders:
         return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
     listed = folders[m.drafter] / FREQUENT

@@ -9,6 +9,7 @@ import click
 
 import methods
 from harness.common.errors import say
+from harness.common.hints import hinted
 from harness.common.names import VANILLA, method_order
 from harness.ledger.record import Record
 from harness.metrics.divergences import divergences
@@ -35,7 +36,7 @@ def tell_differences(records: Sequence[Record], model: str, out: Path) -> int:
         if not names:
             continue
         differs = f"{n} of {n_outputs} greedy outputs in {dtype} differ from vanilla's ({', '.join(names)})"
-        why = f"`harness verify --model {model} --results {out}` tells why"
+        why = f"{hinted('verify', '--model', model, '--results', out)} tells why"
         if dtype == "float64":
             click.secho(f"NOT LOSSLESS: {differs}; {why}", fg="red", err=True)
             status = DIFFERS

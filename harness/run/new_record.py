@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import methods
 from harness.ledger.record import SCHEMA, is_looped, sample_key, text_sha
 from harness.load.model import Loaded
-from harness.run.plan import Cell, RunSpec, head_sha
+from harness.run.arms import BASELINE
+from harness.run.plan import Cell, RunSpec, head_id, head_sha
 from methods.base import Generation
 from tasks import Prompt
 
@@ -36,8 +37,9 @@ def new_record(
     arm, prompts, prompt_sha = cell.arm, cell.prompts, text_sha(rendered)
     return {
         "schema": SCHEMA, "key": sample_key(cell.key, prompt.id, turn, repeat, prompt_sha), "cell": cell.key,
-        "run": facts.run_id, "model": loaded.config.name, "target_sha": loaded.target_sha,
-        "head_sha": head_sha(loaded, arm), "task": prompts.task, "source": prompts.source, "method": arm.name,
+        "run": facts.run_id, "model": loaded.config.name, "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
+        "head_sha": head_sha(loaded, arm), "head_id": head_id(loaded, arm), "task": prompts.task, "source": prompts.source,
+        "method": arm.name,
         "preset": arm.preset, "exact": arm.method.exact, "options": dict(arm.options), "sample_id": prompt.id,
         "category": prompt.category, "turn": turn, "n_turns": len(prompt.turns), "repeat": repeat, "is_warmup": False,
         "temperature": cell.temperature, "top_p": spec.top_p, "dtype": loaded.dtype, "threads": spec.threads,
@@ -45,6 +47,7 @@ def new_record(
         "n_text_tokens": 0, "n_cut": 0, "looped": False, "finish": None, "wall_s": None, "prefill_s": None, "cpu_s": None,
         "load": None, "trace": None, "peak_bytes": None, "prompts_sha": prompts.sha256, "prompt_sha": prompt_sha,
         "turn1_sha": turn1_sha, "status": "ok", "error": None, "env": facts.env, "code_sha": methods.code_sha(arm.name),
+        "baseline_sha": methods.code_sha(BASELINE),
     }  # fmt: skip
 
 

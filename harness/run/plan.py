@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import methods
 from harness.ledger.record import Record, cell_key
 from harness.load.model import Loaded
 from harness.run.arms import BASELINE, baseline_arm
@@ -88,11 +89,17 @@ class Plan:
         return [*self.cells, *(self.answer_cells[task] for task in several_turns)]
 
     def steps(self) -> Iterator[Step]:
-        """Prompt by prompt; the methods' order is drawn from the seed and the prompt, not from what was measured before."""
+        """Prompt by prompt, repeat by repeat; later repeats have the prompts in an order drawn from the seed.
+
+        The methods' order is drawn from the seed and the prompt, not from what was measured before.
+        """
         for prompts in self.spec.prompt_sets:
             mine = [cell for cell in self.cells if cell.prompts is prompts]
-            for prompt in prompts.prompts:
-                for repeat in range(self.spec.repeats):
+            for repeat in range(self.spec.repeats):
+                ordered = list(prompts.prompts)
+                if repeat:
+                    random.Random(f"{self.spec.seed} {prompts.task} {repeat}").shuffle(ordered)
+                for prompt in ordered:
                     for turn in range(1, len(prompt.turns) + 1):
                         order = list(mine)
                         random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
@@ -169,25 +176,24 @@ def _drafted(record: Record) -> bool:
 
 def head_sha(loaded: Loaded, arm: Arm) -> str | None:
     """Of the weights that an arm drafts with; with the list of frequent tokens where it is used."""
-    head, frequent = loaded.head_sha, loaded.frequent_sha
-    if arm.method.needs_frequent and head and frequent:
-        return hashlib.sha256(f"{head} {frequent}".encode()).hexdigest()
-    return loaded.sha_of(arm.method.drafter)
+    kind = arm.method.drafter
+    sha, frequent = loaded.sha_of(kind), loaded.frequent_sha_of(kind)
+    return hashlib.sha256(f"{sha} {frequent}".encode()).hexdigest() if arm.method.needs_frequent and frequent else sha
+
+
+def head_id(loaded: Loaded, arm: Arm) -> str | None:
+    """Of all that decides what an arm's drafter drafts; None without one."""
+    return loaded.drafter_id(arm.method.drafter, with_frequent=arm.method.needs_frequent)
 
 
 def _cell(spec: RunSpec, loaded: Loaded, arm: Arm, prompts: PromptSet, temperature: float) -> Cell:
     key = cell_key(
-        model=loaded.config.name, target_sha=loaded.target_sha, head_sha=head_sha(loaded, arm),
-        prompts_sha=_prompts_sha(prompts, loaded.config.system), task=prompts.task, method=arm.name, options=dict(arm.options),
-        preset=arm.preset, source=prompts.source, temperature=temperature, top_p=spec.top_p, dtype=loaded.dtype,
-        threads=spec.threads, max_new_tokens=spec.max_new_tokens, seed=spec.seed,
+        model=loaded.config.name, target_id=loaded.identity.id, head_id=head_id(loaded, arm), code_sha=methods.code_sha(arm.name),
+        prompts_sha=prompts.sha256, task=prompts.task, method=arm.name, options=dict(arm.options), preset=arm.preset,
+        source=prompts.source, temperature=temperature, top_p=spec.top_p, dtype=loaded.dtype, threads=spec.threads,
+        max_new_tokens=spec.max_new_tokens, seed=spec.seed,
     )  # fmt: skip
     return Cell(arm, prompts, temperature, key)
-
-
-def _prompts_sha(prompts: PromptSet, system: str) -> str:
-    """Prompts under another system prompt than the paper's are other prompts: they are not pooled with them."""
-    return prompts.sha256 if system == "paper" else hashlib.sha256(f"{prompts.sha256} {system}".encode()).hexdigest()
 
 
 def drafters_of(specs: Sequence[RunSpec]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,18 @@ from harness.common.errors import duration, say
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C: the prompt under way is dropped, what is written stays whole."""
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM ends like Ctrl-C: the prompt under way is dropped, what is written stays whole.
+
+    Where somebody else handles SIGTERM, as the command line does, nothing changes; nor outside the main thread.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 Work = tuple[int, str]  # which run, which method
@@ -63,6 +70,7 @@ def progress(total: int, estimate: dict[Work, float], missing: dict[Work, int]) 
             spent = time.monotonic() - started
             to_go = sum(estimate[m] * n for m, n in left.items())
             so_far = guessed_total - to_go
-            say(f"{done}/{total} generations, {duration(spent)} spent, {duration(spent * to_go / max(so_far, 1e-9))} left")
+            left_s = f", {duration(spent * to_go / so_far)} left" if so_far > 1e-6 * guessed_total else ""
+            say(f"{done}/{total} generations, {duration(spent)} spent{left_s}")
 
     yield lambda _: None, advance

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.common.bounds import bounded
 from harness.common.errors import UserError, unknown
 from tasks.sources import SOURCES
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 ON_OVERFLOW = ("error", "skip")
+LEAST_T, MOST_T = 1e-3, 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,25 @@ class RunRequest:
             several(option, words)
         need(bool(self.methods) and bool(self.tasks), "at least one method and one task must be named")
         need(math.isfinite(t) and t >= 0, f"--temperature is {t}; it must be 0 (greedy) or more")
+        need(t <= MOST_T, f"--temperature is {t:g}; it may be at most {MOST_T:g}: beyond it every token is as likely as another")
+        need(
+            not t or t >= LEAST_T, f"--temperature is {t:g}; it must be 0 (greedy) or from {LEAST_T:g}: under it nothing is drawn"
+        )
         need(0 < p <= 1, f"--top-p is {p}; it must be over 0 and at most 1")
-        at_least_1("--limit", self.limit)
-        at_least_1("--max-new-tokens", self.max_new_tokens)
-        at_least_1("--repeats", self.repeats)
-        at_least_1("--threads", self.threads)
+        need(
+            t > 0 or p == 1, f"--top-p is {p}; at --temperature 0, which takes the likeliest token, it does nothing: leave it out"
+        )
+        bounded("--limit", self.limit)
+        bounded("--max-new-tokens", self.max_new_tokens)
+        bounded("--repeats", self.repeats)
+        bounded("--threads", self.threads)
+        bounded("--seed", self.seed, least=0)
         one_of("dtype", self.dtype, DTYPES)
         one_of("source", self.source, ("auto", *SOURCES))
         one_of("on-overflow", self.on_overflow, ON_OVERFLOW)
+        need(self.prompts_dir is None or self.source in ("auto", "paper"),
+             f"--prompts {self.prompts_dir} is a folder of the paper's files, which --source {self.source} does not read: give "
+             "--source paper, or leave one out")  # fmt: skip
 
 
 def need(holds: bool, what: str) -> None:
@@ -84,11 +97,6 @@ def need(holds: bool, what: str) -> None:
 def several(option: str, words: tuple[str, ...]) -> None:
     """Raises UserError where a text stands for a tuple of words: its letters would be taken for them."""
     need(not isinstance(words, str), f"{option} is the text {words!r}; it must be a tuple of words, such as ({words!r},)")
-
-
-def at_least_1(option: str, value: int | None) -> None:
-    """Raises UserError where a count is under 1; None is the default and fine."""
-    need(value is None or value >= 1, f"{option} is {value}; it must be at least 1")
 
 
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:

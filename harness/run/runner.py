@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from typing import Any, cast
 
 import methods
 from harness.common import machine
-from harness.common.errors import UserError
-from harness.common.source_hash import is_same_code
+from harness.common.errors import UserError, in_one_line, say
 from harness.ledger.ledger import Ledger, has_records, read
 from harness.ledger.record import Record, canonical_hash, ids_sha, sample_key, text_sha
 from harness.ledger.trees import TreeStore
@@ -25,13 +23,15 @@ from harness.load.model import Loaded
 from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
 from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
+from harness.watch import originals
+from harness.watch.run import names_of, watched
 from methods import Arm
-from methods.base import Decode, SamplerParams
+from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import Prompt
 
 WARMUP_TOKENS = 16
-FAILURES = Exception  # a method, perhaps a user's own, may fail on one prompt without ending the run
+FAILURES = Exception  # of a method, perhaps a user's own, on one prompt; its sys.exit() is one too (`users_code`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +50,48 @@ class Runner:
     """Carries out a run's plan on one loaded model, into one ledger.
 
     Raises:
-        UserError: the loaded heads cannot draft an arm's tree, or the ledger's cells are of another machine.
+        UserError: the loaded heads cannot draft an arm's tree, the ledger's cells are of another machine, or a user's file
+            replaced code of this repository.
     """
 
     def __init__(self, loaded: Loaded, spec: RunSpec, ledger: Ledger) -> None:
         check_heads(spec.arms, loaded)
+        if replaced := originals.replaced():
+            raise UserError(replaced[0])
         self.loaded, self.spec, self.ledger = loaded, spec, ledger
         self.plan = Plan.of(spec, loaded)
         self.recorded: Recorded
         self.env = machine.describe(
-            dtype=loaded.dtype, threads=spec.threads, target_sha=loaded.target_sha, head_sha=loaded.head_sha, seed=spec.seed,
-            n_devices=len(loaded.target.devices), template=loaded.config.template, system=loaded.config.system,
+            dtype=loaded.dtype, threads=spec.threads, target_sha=loaded.target_sha, target_parts=loaded.identity.parts,
+            head_sha=loaded.head_sha, engine_sha=methods.engine_sha(), seed=spec.seed, n_devices=len(loaded.target.devices),
+            template=loaded.config.template, system=loaded.config.system,
         )  # fmt: skip
         for cell in self.plan.cells_written():
             ledger.check_machine(cell.key, self.env)
         self._facts = RunFacts(uuid.uuid4().hex[:12], ledger.write_env(self.env))
         self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
-        self._decoders: dict[str, Decode] = {}
         self.n_failed = 0
-        self._warn_of_other_code(self.look())
+        self._tell_of_changes(self.look())
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
-        records = read(self.ledger.folder) if has_records(self.ledger.folder) else []
+        records = read(self.ledger.folder, quiet=True) if has_records(self.ledger.folder) else []
         self.recorded = Recorded.of(records, self.spec, self._trees.keys if self._trees else None)
         return records
 
-    def _warn_of_other_code(self, records: Sequence[Record]) -> None:
-        now = {cell.key: methods.code_sha(cell.arm.name) for cell in self.plan.cells}
-        old = {r["method"] for r in records if r["cell"] in now and not is_same_code(r.get("code_sha"), now[r["cell"]])}
+    def _tell_of_changes(self, records: Sequence[Record]) -> None:
+        """What is measured anew here although the folder holds records of it."""
+        own, parts = [r for r in records if r["model"] == self.loaded.config.name], self.loaded.identity.parts
+        others = [r["target_parts"] or {} for r in own if r["target_id"] != self.loaded.identity.id]
+        if others:
+            differ = ", ".join(name for name in parts if any(other.get(name) != parts[name] for other in others))
+            say(f"note: {self.ledger.folder} holds records of another {self.loaded.config.name} ({differ}); "
+                "they are kept, and this one is measured beside them")  # fmt: skip
+        now = {(cell.arm.name, cell.prompts.task): methods.code_sha(cell.arm.name) for cell in self.plan.cells}
+        old = {r["method"] for r in records if r["code_sha"] != now.get((r["method"], r["task"]), r["code_sha"])}
         if old:
-            print(
-                f"warning: {self.ledger.folder} holds records of {', '.join(sorted(old))} that were measured with other code; "
-                "they are kept and not measured again (another --out measures anew)", file=sys.stderr,
-            )  # fmt: skip
+            say(f"note: {self.ledger.folder} holds records of {', '.join(sorted(old))} that were measured with other code; "
+                "they are kept, and measured anew beside them")  # fmt: skip
 
     # ---- before anything is timed ----
 
@@ -199,7 +207,7 @@ class Runner:
         try:
             made = self._generate(cell.arm, turn.ids, params)
         except FAILURES as e:
-            why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+            why = in_one_line(e)
             self._append(record | {"status": "error", "error": why})
             print(f"{cell.arm.name} failed on {prompt.id} turn {turn.turn}: {why}", file=sys.stderr)
             self.n_failed += 1
@@ -227,18 +235,14 @@ class Runner:
             print(f"{where} did not come out as measured (other code or machine): its trees are not kept", file=sys.stderr)
 
     def _generate(self, arm: Arm, ids: list[int], params: SamplerParams) -> Clocked:
-        """One interval around the whole generation: what every ratio is made of."""
-        name = f"{arm.name} {arm.options}"
-        if name not in self._decoders:
-            self._decoders[name] = arm.method.build(**arm.options)
-        drafter = self.loaded.drafter_of(arm.method.drafter)
-        self.loaded.target.synchronise()
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        generation = self._decoders[name](ids, self.loaded.target, drafter, params)
-        self.loaded.target.synchronise()
-        wall, cpu = time.perf_counter() - started, time.thread_time() - cpu_started
-        keeping = generation.trace.keeping_s if generation.trace else 0.0
-        return Clocked(generation, wall - keeping, max(cpu - keeping, 0.0), os.getloadavg()[0])
+        """One interval around the whole generation: what every ratio is made of.
+
+        The decode is built anew each time, off the clock: what it learnt from one prompt cannot serve another.
+        """
+        m, loaded = arm.method, self.loaded
+        drafter, names = loaded.drafter_of(m.drafter), names_of(loaded, m.drafter)
+        made = watched(m.build(**arm.options), ids, loaded.target, drafter, params, names, external=m.external)
+        return Clocked(made.generation, made.wall_s, made.cpu_s, os.getloadavg()[0])
 
     # ---- records ----
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import methods
 import tasks
 from harness.common.errors import UserError, duration, say
+from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.ledger.ledger import Ledger, read
@@ -37,7 +38,10 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
     names = [n for name in request.tasks for n in (tasks.names() if name == "all" else [name])]
     for name in names:
         tasks.get(name)
-    limit = request.limit or config.limit
+    limit, budget = request.limit or config.limit, request.max_new_tokens or config.max_new_tokens
+    if budget >= config.context_length:
+        raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, "
+                        "the prompt included")  # fmt: skip
     return RunSpec(
         arms=_arms(config, request),
         prompt_sets=tuple(
@@ -45,7 +49,7 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
             for name in dict.fromkeys(names)
         ),
         temperature=request.temperature, top_p=request.top_p, seed=request.seed, repeats=request.repeats,
-        max_new_tokens=request.max_new_tokens or config.max_new_tokens, threads=request.threads or usable_cores(),
+        max_new_tokens=budget, threads=request.threads or usable_cores(),
         baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees,
     )  # fmt: skip
 
@@ -80,8 +84,9 @@ def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
         arms += tuple(a for a in found if all(a.options != other.options for other in arms if other.name == more.method))
     if untuned:
         t = f"{request.temperature:g}"
+        tune = hinted("tune", "--model", config.given, "--method", "all", "--temperature", t)
         say(f"left out at T = {t}, as not tuned for this machine: {', '.join(untuned)}, each at its best options; "
-            f"`harness tune --model {config.name} --method all --temperature {t}` finds them")  # fmt: skip
+            f"{tune} finds them")  # fmt: skip
     return arms
 
 
@@ -127,7 +132,7 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
         n_failed = measure(runners)
         cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
     wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
-    records = [r for r in read(requests[0].out) if (r["cell"], r["sample_id"]) in wanted]
+    records = [r for r in read(requests[0].out, quiet=True) if (r["cell"], r["sample_id"]) in wanted]
     return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
 
 
@@ -201,7 +206,7 @@ def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | N
 def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:
     """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
-        known = [r for r in read(folder) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
+        known = [r for r in read(folder, quiet=True) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     except UserError:
         return {}
     seconds: dict[str, float] = {}

@@ -15,7 +15,9 @@ from typing import Any
 import methods
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file, whole_file
+from harness.common.hints import hinted
 from harness.common.machine import cpu_name, usable_cores
+from harness.common.plain_names import place
 from harness.load.config import ModelConfig
 from harness.metrics.cells import CellSummary
 from harness.run.request import RunRequest
@@ -26,7 +28,8 @@ class Key:
     """What an entry holds for; all of it must agree."""
 
     model: str
-    head: str  # sha256 of the drafter's weights, and of the accuracies that trees are chosen by
+    target: str  # what pins its weights
+    head: str  # sha256 of the drafter's weights and of its config.json
     method: str
     temperature: float
     dtype: str
@@ -55,6 +58,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
         for row in stored:
             Entry(Key(**row["key"]), row["options"], row["predicted"])
             float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
@@ -74,9 +78,11 @@ def entries(shipped: Path) -> list[Entry]:
     return [*stored(found_here()), *stored(shipped)]
 
 
-def lookup(key: Key, shipped: Path) -> Entry:
-    """Raises:
-    UserError: nothing was tuned for this key; says what to run.
+def lookup(key: Key, shipped: Path, model: str | None = None) -> Entry:
+    """model: as `--model` takes it, where that is not the key's.
+
+    Raises:
+        UserError: nothing was tuned for this key; says what to run.
     """
     known = entries(shipped)
     for entry in known:
@@ -87,9 +93,16 @@ def lookup(key: Key, shipped: Path) -> Entry:
     others = f" (there is one for {near})" if near else ""
     raise UserError(
         f"no tuned preset of {key.method} for {key.model} at T = {key.temperature:g} in {key.dtype} with {key.threads} threads "
-        f"on this machine and with this head{others}: `harness tune --model {key.model} --method {key.method} --temperature "
-        f"{key.temperature:g} --dtype {key.dtype} --threads {key.threads}` (and your --head, if any) makes one"
+        f"on this machine and with this head{others}: {command('tune', key, model)} makes one"
     )
+
+
+def command(name: str, key: Key, model: str | None, *more: str) -> str:
+    """`harness NAME` with the options that an entry's key asks for. model: as `--model` takes it."""
+    return hinted(
+        name, "--model", model or key.model, "--method", key.method, *more, "--temperature", f"{key.temperature:g}",
+        "--dtype", key.dtype, "--threads", key.threads,
+    )  # fmt: skip
 
 
 def check(path: Path | None = None) -> None:
@@ -128,7 +141,7 @@ def find_tuned(
         UserError: nothing was tuned for it; says what to run.
     """
     key = tuned_key(config, method, head, temperature=temperature, dtype=dtype, threads=threads)
-    return lookup(key, shipped_with(config))
+    return lookup(key, shipped_with(config), config.given)
 
 
 def tuned_key(
@@ -138,18 +151,20 @@ def tuned_key(
     import torch
 
     from harness.load.dtype import resolve_dtype
-    from harness.load.weights import drafter_folders
+    from harness.load.weights import drafter_folders, weights_pin
 
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     folder = drafter_folders(config, head).get(methods.get(method).drafter or "")
     if folder and not folder.is_dir():  # before they are fetched: a key without weights would fit none later
-        raise UserError(f"there is no {folder}, which method {method} drafts with: `harness fetch --model {config.name}`")
+        fetch = hinted("fetch", "--model", config.given)
+        raise UserError(f"there is no {folder}, which method {method} drafts with: {fetch}")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt")) if folder else []
-    if folder and methods.get(method).levels is not None:  # heads' trees may be chosen by the accuracies that stand there
+    if folder:
         files.append(folder / "config.json")
     return Key(
         model=config.name,
+        target=weights_pin(config),
         head=" ".join(sha256_file(file)[:16] for file in files),
         method=method,
         temperature=temperature,
@@ -161,7 +176,7 @@ def tuned_key(
 
 def shipped_with(config: ModelConfig) -> Path:
     """The file of entries that comes with a model."""
-    return config.folder / f"{config.name}.tuned.json"
+    return place(config.folder, "model", config.name, suffix=".tuned.json")
 
 
 def tell_predictions(config: ModelConfig, request: RunRequest, summaries: Sequence[CellSummary]) -> None:

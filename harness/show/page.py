@@ -18,7 +18,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from harness import __version__
-from harness.common.errors import UserError
+from harness.common.bounds import bounded
+from harness.common.errors import UserError, say
 from harness.common.files import write_file
 from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
@@ -72,35 +73,39 @@ class PageSection:
     blocks: list[Block]
 
 
-def write_report(folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None) -> Path:
+def write_report(
+    folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None, *, strict: bool = False
+) -> Path:  # fmt: skip
     """Write the page of a folder's records to `out` (default: `report.html` in the folder).
 
     generations: how many the viewer holds, spread over methods and tasks. prompts_dir: the folder of the paper's prompt files,
     whose texts are then shown. Bundled prompts are always shown, others never.
 
     Raises:
-        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
+            cannot be read.
     """
-    if generations < 0:
-        raise UserError(f"--generations is {generations}; it must be at least 0")
+    bounded("--generations", generations, least=0)
     if prompts_dir is not None and not prompts_dir.is_dir():
         raise UserError(f"--prompts {prompts_dir}: no such folder")
     out = out or Path(folder) / "report.html"
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the page's file name, such as {out / 'report.html'}")
-    return write_file(out, page(folder, generations, prompts_dir))
+    return write_file(out, page(folder, generations, prompts_dir, strict))
 
 
-def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str:
+def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict: bool = False) -> str:
     """The page as HTML; see `write_report`."""
     folder = Path(folder)
     # what may be spoilt before what takes time
     lossless, claims = _losslessness(folder), _claims(folder)
     with showing_progress("report") as progress:
-        contents = read_contents(folder, progress)
+        contents = read_contents(folder, progress, strict)
         tables, plots = _tables(contents, progress), _plots(contents, progress)
     records, drafts = contents.records, contents.drafts
     ok = measured(records)
+    if prompts_dir is not None and not any(r["source"] == "paper" for r in records):
+        say(f"note: --prompts {prompts_dir} is not read: no record of {folder} is of the paper's prompts")
     shown = viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir)
     sections = [
         PageSection("tables", "Tables", "", tables),
@@ -120,20 +125,23 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None) -> str
             ("generations", len(ok)), ("with drafted trees", sum(r["key"] in drafts for r in ok)),
             ("failed", _count(records, "error")), ("skipped", _count(records, "skipped")),
         ) if n},
+        footnotes=contents.footnotes,
         sections=[section for section in sections if section.blocks],
-        absent=_absent(bool(lossless), bool(claims), bool(drafts)),
+        absent=_absent(bool(lossless), bool(claims), bool(drafts), sorted({r["model"] for r in records})),
         viewer=shown,
         opens_on=opens_on(shown),
         folder=str(folder),
     )  # fmt: skip
 
 
-def _absent(has_audit: bool, has_claims: bool, has_trees: bool) -> str:
+def _absent(has_audit: bool, has_claims: bool, has_trees: bool, models: Sequence[str]) -> str:
     """One line on what this folder lacks and which commands add it; empty where it lacks nothing."""
+    model = models[0] if len(models) == 1 else "MODEL"
+    where = "DIR/audit" if len(models) == 1 else "DIR/audit/MODEL"
     lacking = [
         text
         for is_there, text in (
-            (has_audit, "the audit (`harness verify --results DIR --out DIR/audit`)"),
+            (has_audit, f"the audit (`harness verify --model {model} --results DIR --out {where}`)"),
             (has_claims, "the claims (`harness claims --results DIR`)"),
             (has_trees, "drafted trees (the same `harness run` or `harness matrix` command with --trees)"),
         )

@@ -55,8 +55,8 @@ def _task_by_task(own: Sequence[Record]) -> list[Record]:
     return [by_task[t][i] for i in range(rounds) for t in tasks_in_order if i < len(by_task[t])]
 
 
-def _setting_order(setting: Setting) -> tuple[Any, ...]:
-    return setting.model, setting.temperature, setting.title(), setting.target_sha, setting.machine, setting.system
+def _setting_order(s: Setting) -> tuple[Any, ...]:
+    return s.model, s.temperature, s.title(), s.target_sha, s.target_id, s.machine, s.system
 
 
 def _generation(
@@ -97,4 +97,5 @@ class _Prompts:
     def _load(self, task: str, source: str) -> dict[str, Sequence[str]]:
         if task not in tasks.names() or not (source == "bundled" or (source == "paper" and self._folder is not None)):
             return {}
-        return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=self._folder).prompts}
+        folder = self._folder if source == "paper" else None
+        return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=folder).prompts}

@@ -60,9 +60,12 @@ def make_shards(
     def tick(n: int) -> None:
         nonlocal made, fresh
         if (made + n) // 10_000 > made // 10_000:
-            held, rate = sum(tokens.values()) + made, fresh / (time.monotonic() - started)
-            left = max(n_tokens - held, 0) / max(rate, 1e-9) / 60
-            say(f"answers: {held:,} of {n_tokens:,} tokens, {rate:.0f} tokens/s, {left:.0f} min left")
+            held, rate = sum(tokens.values()) + made + n, (fresh + n) / (time.monotonic() - started)
+            if held < n_tokens:
+                left = (n_tokens - held) / max(rate, 1e-9) / 60
+                say(f"answers: {held:,} of {n_tokens:,} tokens, {rate:.0f} tokens/s, {left:.0f} min left")
+            else:
+                say(f"answers: {held:,} tokens, all that were asked for and what completes the shard, {rate:.0f} tokens/s")
         made, fresh = made + n, fresh + n
 
     n_shards = -(-len(prompts) // shard_prompts)

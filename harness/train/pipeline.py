@@ -16,7 +16,9 @@ import torch
 
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir
+from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.plain_names import place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
@@ -32,6 +34,8 @@ from tasks.overlap import checked_prompts, evaluation_prompts
 
 SLOTS = 64  # conversations answered side by side, a thread
 MAX_ANSWER = 256  # tokens of an answer
+SHARD_PROMPTS = 1024  # their answers have about 130,000 tokens
+FEW, FEW_PROMPTS = 50_000, 32  # answer tokens up to which shards are small, and how small
 
 
 def train_drafter(request: TrainRequest) -> None:
@@ -46,7 +50,7 @@ def train_drafter(request: TrainRequest) -> None:
     config = model_config(request.model)
     threads = request.threads or usable_cores()
     torch.set_num_threads(threads)
-    work = request.work or cache_dir() / "train" / config.name
+    work = request.work or place(cache_dir() / "train", "model", config.name)
     request.out.mkdir(parents=True, exist_ok=True)
     loaded = load(config, "bfloat16", drafters=())
     if not is_plain_llama(loaded.target.model):
@@ -94,7 +98,8 @@ def train_drafter(request: TrainRequest) -> None:
         frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
         figures=trainer.figures(head, embedding, lm_head, held),
     )  # fmt: skip
-    say(f"written to {request.out}: {what}; to use it: `harness run --head {request.out} ...`")
+    use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
+    say(f"written to {request.out}: {what}; to use it: {use}")
 
 
 def make_answers(
@@ -111,18 +116,27 @@ def make_answers(
     # shards are the same whatever their number, so more may be added; but to the same prompts only
     made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held_out), "max_new_tokens": MAX_ANSWER}
     _same_work(work, {"model": loaded.config.name, "seed": request.seed, **made_from})
-    for part, texts, n_tokens in (("held_out", held_out, None), ("answers", kept, request.answer_tokens)):
+    folder = answers_folder(work, request.answer_tokens)
+    small = folder.name != "answers"
+    for part, texts, n_tokens in ((work / "held_out", held_out, None), (folder, kept, request.answer_tokens)):
         prompts = prompt_ids(loaded, texts)
         make_shards(
-            work / part,
+            part,
             loaded.target.model,
             prompts,
             stop_ids=set(loaded.config.stop_ids),
             n_tokens=n_tokens or MAX_ANSWER * len(prompts),
             max_new_tokens=MAX_ANSWER,
+            shard_prompts=FEW_PROMPTS if small and part == folder else SHARD_PROMPTS,
             n_slots=n_slots,
             seed=request.seed,
         )
+
+
+def answers_folder(work: Path, n_tokens: int) -> Path:
+    """Where the answers to train on are. Few tokens are made in small shards, apart from the whole ones of larger requests."""
+    whole = work / "answers"
+    return whole if n_tokens > FEW or any(whole.glob("shard-?????.npz")) else work / "few_answers"
 
 
 def training_data(
@@ -133,7 +147,8 @@ def training_data(
     Raises:
         UserError: nothing is held out.
     """
-    parts = ["held_out", "answers"]
+    answers = answers_folder(work, request.answer_tokens).name
+    parts = ["held_out", answers]
     if request.text_tokens:
         parts.append("texts")
         exchanges = exchange_ids(loaded, dialogues.training, request.seed, evaluation)
@@ -144,7 +159,7 @@ def training_data(
     read = {part: read_shards(work / part, hidden) for part in parts}
     if not read["held_out"]:
         raise UserError("no dialogue of the training data is held out: there are too few of them to judge a drafter by")
-    return read["answers"], read.get("texts", []), read["held_out"]
+    return read[answers], read.get("texts", []), read["held_out"]
 
 
 def _same_work(work: Path, made_from: Mapping[str, Any]) -> None:

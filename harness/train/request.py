@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.common.options import parse_changes
 from harness.train.settings import TrainSettings
@@ -42,10 +43,10 @@ class TrainRequest:
     def __post_init__(self) -> None:
         for option, value, least in (
             ("--answer-tokens", self.answer_tokens, 1), ("--text-tokens", self.text_tokens, 0), ("--tokens", self.tokens, 0),
-            ("--threads", 1 if self.threads is None else self.threads, 1),
         ):  # fmt: skip
-            if value < least:
-                raise UserError(f"{option} is {value}; it must be at least {least}")
+            bounded(option, value, least)
+        bounded("--threads", self.threads)
+        bounded("--seed", self.seed, least=0)
         _ = self.settings
 
     @property

@@ -15,16 +15,19 @@ from torch import Tensor
 
 
 class ForwardClock:
-    """`with clock:` around each forward; `seconds`: of all that are over. device: where its last kernels run."""
+    """`with clock:` around each forward; `seconds`: of all that are over; `n_started`: how many began. device: where its last
+    kernels run."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._spent = 0.0
+        self.n_started = 0
         self._began: Any = None
         self._events: deque[tuple[Any, Any]] = deque()  # of forwards whose end was not read yet
 
     def __enter__(self) -> None:
+        self.n_started += 1
         self._began = self._event() if self._on_gpu else time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

@@ -78,9 +78,9 @@ class LlamaTarget(HFTarget):
         self._scale = self.cache.head_dim**-0.5
         self._cos = self._sin = torch.empty(0)
 
-    @contextmanager
-    def stock_attention(self) -> Iterator[None]:
-        yield  # its module never has another
+    @property
+    def stock_model(self) -> Any:
+        return self.model  # which never has another attention
 
     @contextmanager
     def shallow(self, layers: list[int]) -> Iterator[None]:

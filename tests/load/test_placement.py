@@ -168,6 +168,8 @@ def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_mac
         "dtype": "float16",
         "threads": 1,
         "target_sha": "t",
+        "target_parts": {},
+        "engine_sha": "e",
         "head_sha": None,
         "seed": 0,
         "template": "llama-2",

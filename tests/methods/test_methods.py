@@ -70,8 +70,8 @@ def test_vanilla_is_the_argmax_of_a_forward_without_cache(tiny: TinyModel) -> No
         generation = tiny.vanilla(prompt, GREEDY)
         check(generation, GREEDY)
         ids = generation.token_ids
-        with target.stock_attention(), torch.inference_mode():
-            logits = target.model(torch.tensor([prompt + ids]), use_cache=False).logits[0]
+        with torch.inference_mode():
+            logits = target.stock_model(torch.tensor([prompt + ids]), use_cache=False).logits[0]
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == ids
 
 
@@ -149,8 +149,8 @@ def test_sampled_ids_follow_the_law_of_their_own_prefix(name: str, temperature: 
         if generation.trace is not None:
             check(generation, params)
         ids = generation.token_ids
-        with target.stock_attention(), torch.inference_mode():
-            logits = target.model(torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        with torch.inference_mode():
+            logits = target.stock_model(torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
         laws = probabilities(logits, temperature, top_p)
         for law, token in zip(laws, ids, strict=True):
             assert law[token] > 0

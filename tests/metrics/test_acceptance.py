@@ -169,7 +169,7 @@ def test_the_table_has_its_columns_tasks_pooled_and_loops_apart() -> None:
             records.append(measured("eagle2", i, [1] * 3, task=task, looped=task == "alpaca" and i < 2))
     kept = {r["key"]: drafts([FIGURE_5 | {"path": [1]}] * 3, r["key"]) for r in records if r["method"] == "eagle2"}
     table = numbers_of(records, kept)
-    named = {"model", "temperature", "method", "preset", "options", "head_sha", "task", "source", "outputs", "kind", "at"}
+    named = {"model", "temperature", "method", "preset", "options", "head", "code", "task", "source", "outputs", "kind", "at"}
     numbers = {"low", "high", "n", "accepted", "value", "value_low", "value_high", "mean_confidence", "queries", "variance",
                "chance_variance", "generations", "forwards"}  # fmt: skip
     assert named | numbers <= set(table.columns) and not table.duplicated([*named]).any()

@@ -260,7 +260,8 @@ def test_a_method_without_a_trace_has_speed_but_no_tau() -> None:
 
 def test_heads_presets_options_and_settings_are_cells_of_their_own() -> None:
     base = measured("eagle2", 0, [1])
-    for change in ({"head_sha": "x"}, {"preset": "fast"}, {"options": {"total": 9}}, {"dtype": "float64"}, {"seed": 1},
+    for change in ({"head_id": "x"}, {"code_sha": "x"}, {"target_id": "x"},
+                   {"preset": "fast"}, {"options": {"total": 9}}, {"dtype": "float64"}, {"seed": 1},
                    {"max_new_tokens": 9}, {"threads": 1}, {"source": "hub"}, {"model": "m"}, {"top_p": 0.9}):  # fmt: skip
         assert len(summarise([base, measured("eagle2", 0, [1], **change)])) == 2, change
 

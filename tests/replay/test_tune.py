@@ -36,7 +36,7 @@ from methods.engine.loop import Context
 from methods.engine.sampling import Chooser, stream_key
 from tasks import overlap as command
 
-KEY = tuned.Key("tiny", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
+KEY = tuned.Key("tiny", "t", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -192,7 +192,7 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
 ) -> None:
     command = f"--model {TINY} --dtype float32 --threads 1 --max-new-tokens 12 --conversations 2 --temperature 0"
     missing = run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned")
-    refused(missing, "no tuned preset of eagle2 for tiny at T = 0", "harness tune --model tiny")
+    refused(missing, "no tuned preset of eagle2 for tiny at T = 0", f"harness tune --model {TINY} --method eagle2")
     found = harness("tune", command)
     assert found.code == 0, found.err
     assert "1." in found.out and "paper" in found.out and "decode speedup" in found.out

@@ -11,19 +11,21 @@ from places import TINY
 from harness.run.lossless_now import DIFFERS
 
 FLIPS = """
+from dataclasses import replace
+
 from methods import get, method
+from methods.engine.sampling import Chooser
+
+
+class SecondBest(Chooser):
+    def token(self, logits, position):
+        return int(logits.topk(2).indices[1]) if position == 3 else super().token(logits, position)
 
 
 @method("flips", line="plain decoding with one token changed", exact={exact})
 def flips():
     plain = get("vanilla").build()
-
-    def decode(prompt_ids, target, drafter, params):
-        made = plain(prompt_ids, target, drafter, params)
-        made.token_ids[3] = 5 if made.token_ids[3] != 5 else 6
-        return made
-
-    return decode
+    return lambda ids, target, drafter, params: plain(ids, target, drafter, replace(params, chooser=SecondBest))
 """
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import SMALL, counted, files, harness, ids, isolate, lines, measured, questions, refused, run, tiny_copy
 from places import ROOT
 from tiny_model import shared_tiny_model
 
 import tasks
 from harness.ledger.ledger import RECORDS, Ledger, read
-from harness.ledger.record import Record, ids_sha, validate
+from harness.ledger.record import Record, canonical_hash, ids_sha, validate
 
 METHODS = "--method vanilla --method eagle1 --method eagle2 --method pld"
 
@@ -227,7 +228,7 @@ def test_an_interrupt_drops_the_prompt_under_way_and_keeps_the_others(
         isolate(patched, tmp_path)
         stopping = user_method(tmp_path, f"if call == {FIRST + 1}: os.kill(os.getpid(), {int(number)})")
         outcome = run(out, command, stopping)
-    assert outcome.code == 130
+    assert outcome.code == 128 + number
     assert outcome.err.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in outcome.err
     assert len(counted(out)) == 1
     assert len(ids(measured(out, command, user_method(tmp_path, "pass")))) == 3
@@ -344,13 +345,13 @@ def test_methods_take_turns_on_each_prompt_in_an_order_drawn_from_the_seed(tmp_p
 def pretend_elsewhere(folder: Path, **machine: Any) -> None:
     """Make a folder's records those of another machine."""
     (path,) = folder.glob("env-*.json")
-    env = json.loads(path.read_text())
-    env = {**env, **machine, "hash": "0123456789abcdef"}
+    env = {**json.loads(path.read_text()), **machine}
+    env["hash"] = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
     old = path.stem.removeprefix("env-")
-    (folder / "env-0123456789abcdef.json").write_text(json.dumps(env))
     path.unlink()
+    (folder / f"env-{env['hash']}.json").write_text(json.dumps(env))
     records = folder / RECORDS
-    records.write_text(records.read_text().replace(old, "0123456789abcdef"))
+    records.write_text(records.read_text().replace(old, env["hash"]))
 
 
 @pytest.mark.parametrize(
@@ -359,6 +360,8 @@ def pretend_elsewhere(folder: Path, **machine: Any) -> None:
         ("cpu", {"cpu": "Z80"}),
         ("gpu", {"gpu": "Voodoo"}),
         ("torch", {"packages": {"torch": "0.4"}}),
+        ("transformers", {"packages": {"torch": torch.__version__, "transformers": "4.0"}}),
+        ("engine", {"engine_sha": "another"}),
         ("n_cores", {"n_cores": 999}),
     ],
 )

@@ -231,7 +231,7 @@ def test_settings_that_differ_have_files_of_their_own(change: dict[str, Any], en
 def test_a_models_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     paths = write_plots(write_ledger(tmp_path, [measured("vanilla", 0, [0], model="../../odd/na me")]))
     assert {path.parent for path in paths} == {tmp_path / "plots"}
-    assert {path.stem for path in paths} == {"time_..-..-odd-na-me_T0_float32"}
+    assert {path.stem for path in paths} == {"time__odd_na_me_T0_float32"}
 
 
 def test_a_figure_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

@@ -238,7 +238,11 @@ def test_a_ledger_without_trees_audit_or_claims_has_no_such_sections_and_one_lin
     page = Page(report.page(SIMULATED, 24))
     assert {"viewer", "lossless", "claims"} & set(page.ids) == set() and {"tables", "plots"} <= set(page.ids)
     (line,) = [line for line in page.text.splitlines() if "Not in this page" in line]
-    assert "--trees" in line and "harness verify --results" in line and "harness claims --results" in line
+    assert (
+        "--trees" in line
+        and "harness verify --model tiny --results DIR --out DIR/audit" in line
+        and "harness claims --results" in line
+    )
     assert page.scripts == [] and [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
 
 

@@ -14,16 +14,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command_line import harness
+from command_line import harness, refused
 from made_up_ledger import write_ledger
 from made_up_records import measured, unmeasured
 from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_of
+from places import TINY
 
 from harness.common.errors import UserError
 from harness.common.names import KNOWN_METHODS, SIX_TASKS, in_words, label, label_in_words, method_order, task_order
 from harness.common.progress import Progress
 from harness.forms.colours import colour
-from harness.forms.table import csv, markdown, plain
+from harness.forms.table import Section, Table, csv, markdown, plain
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
@@ -96,14 +97,14 @@ def test_inexact_methods_are_marked_in_every_table_that_shows_them() -> None:
 
 def test_tau_stands_beside_tau_without_loops_where_they_differ() -> None:
     text = reports(read(FOLDER))
-    assert "1.18× / 1.45 (1.36)" in text["main"] and "1.11× / 1.34 |" in text["main"]
-    assert "1.45 (1.36)" in text["run"] and "loops flatter τ" in text["run"]
+    assert "1.15× / 1.41 (1.27)" in text["main"] and "1.10× / 1.33 |" in text["main"]
+    assert "1.41 (1.27)" in text["run"] and "loops flatter τ" in text["run"]
 
 
 @pytest.mark.parametrize(
     "change",
     [{"model": "m2"}, {"temperature": 0.5}, {"dtype": "float64"}, {"max_new_tokens": 99}, {"threads": 1}, {"seed": 7},
-     {"target_sha": "x" * 16}],
+     {"target_sha": "x" * 16}, {"target_id": "x" * 16}],
 )  # fmt: skip
 def test_settings_have_sections_of_their_own_and_are_never_averaged(change: dict[str, Any]) -> None:
     one = [measured(m, i, [1, 1]) for m in ("vanilla", "eagle2") for i in range(5)]
@@ -124,7 +125,7 @@ def test_two_machines_in_one_folder_are_two_sections(tmp_path: Path) -> None:
 
 
 def test_rows_that_would_read_the_same_are_told_apart() -> None:
-    records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_sha="abcdef012345"),
+    records = [measured("eagle2", 0, [1]), measured("eagle2", 0, [2], head_id="abcdef012345"),
                measured("eagle2", 0, [3], options={"total": 5})]  # fmt: skip
     names = main_table(summarise(records)).sections[0].shown["method"].tolist()
     assert len(set(names)) == 3 and any("head abcdef" in name for name in names)
@@ -227,15 +228,15 @@ def test_a_comparison_tells_what_changed_and_what_is_on_one_side_only(tmp_path: 
     changed = []
     for r in stored():
         if r["method"] == "eagle2" and r["wall_s"]:
-            r |= {"wall_s": r["wall_s"] / 2, "head_sha": "another head"}
+            r |= {"wall_s": r["wall_s"] * 2, "head_sha": "another head", "head_id": "another id"}
         if r["method"] != "pld":
             changed.append(r)
     write_ledger(tmp_path, changed, ENV | {"cpu": "Other CPU"})
     table = comparison_table(FOLDER, tmp_path)
     eagle2 = table.numbers[table.numbers["method"] == "eagle2"]
-    assert eagle2["speed_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
-    assert eagle2["speedup_ratio"].tolist() == pytest.approx([2.0] * len(eagle2))
-    assert set(eagle2["differs"]) == {"head_sha machine"}
+    assert eagle2["speed_ratio"].tolist() == pytest.approx([0.5] * len(eagle2))
+    assert eagle2["speedup_ratio"].tolist() == pytest.approx([0.5] * len(eagle2))
+    assert set(eagle2["differs"]) == {"head_sha head_id machine"}
     assert set(table.numbers[table.numbers["method"] == "pld"]["in"]) == {"A"}
     top = "\n".join(table.sections[0].facts)
     assert f"A = {FOLDER}\nB = {tmp_path}" in top and "Measured only in A: pld (2 cells)" in top
@@ -261,15 +262,24 @@ def test_a_comparison_begins_with_the_six_task_means_and_fits_100_columns() -> N
 
 def test_settings_that_make_two_folders_incomparable_are_named(tmp_path: Path) -> None:
     write_ledger(tmp_path, stored(dtype="float64", max_new_tokens=99))
-    table = comparison_table(FOLDER, tmp_path)
-    top = "\n".join(table.sections[0].facts)
-    assert "Differs: dtype: float32 in A, float64 in B; no cell is in both" in top
-    assert "Differs: budget (max_new_tokens): 72 in A, 99 in B" in top and "Nothing was measured in both." in top
-    assert len(table.sections) == 1 and set(table.numbers["in"]) == {"A", "B"} and "Nothing" in markdown(table)
+    refused(
+        harness("table --compare", FOLDER, tmp_path, "--out", tmp_path / "out"),
+        f"nothing was measured both in A = {FOLDER} and in B = {tmp_path}: differs: dtype: float32 in A, float64 in B; ",
+        "Differs: budget (max_new_tokens): 72 in A, 99 in B",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_with_other_methods_have_nothing_to_compare(tmp_path: Path) -> None:
+    for name, method in (("a", "eagle1"), ("b", "pld")):
+        write_ledger(tmp_path / name, [r for r in stored() if r["method"] == method])
+    said = "measured only in A: eagle1 (6 cells); Measured only in B: pld (2 cells)"
+    with pytest.raises(UserError, match=re.escape(said)):
+        comparison_table(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_folder_with_two_heads_cannot_be_compared(tmp_path: Path) -> None:
-    write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_sha="other", key="k")])
+    write_ledger(tmp_path, [measured("eagle2", 0, [1]), measured("eagle2", 0, [1], head_id="other")])
     with pytest.raises(UserError, match="eagle2 .paper. on gsm8k"):
         comparison_table(FOLDER, tmp_path)
 
@@ -287,6 +297,20 @@ def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
                 n = line.replace("\\|", "").count("|")
                 header = header if header and not line.startswith("| method") else n
                 assert n == header, line
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "a\\|b", "a\nb", "a\u2028b", "a`b", "<script>alert(1)</script>", "a\r\n| :-- |\n# b", "\\", "<!-- b"]
+)
+def test_no_name_can_break_a_table_or_become_html(name: str) -> None:
+    rows = pd.DataFrame([{"method": name, name: name}, {"method": "last", name: "1"}])
+    text = markdown(Table("t", (Section(name, (f"Prompts: {name}",), rows, (name,)),), (f"note on {name}",), pd.DataFrame()))
+    lines = text.splitlines()
+    assert len(lines) == 12 and "<" not in text
+    for line in (line for line in lines if line.startswith("|")):
+        cells = re.sub(r"\\.", "", line)  # what is escaped
+        assert cells.count("|") == 3 and "`" not in cells, line
+    assert len(plain(Table("t", (Section(name, (), rows),), ("a note",), pd.DataFrame())).splitlines()) == 6
 
 
 def test_a_table_of_a_given_width_breaks_its_words_and_loses_none() -> None:
@@ -392,6 +416,30 @@ def test_each_of_several_models_has_its_own_audit(tmp_path: Path) -> None:
         (tmp_path / "audit" / model).mkdir(parents=True)
         (tmp_path / "audit" / model / "lossless.json").write_text(json.dumps({"model": model, "methods": {"eagle2": model}}))
     assert audits_of(tmp_path) == {"a": {"eagle2": "a"}, "b": {"eagle2": "b"}}
+
+
+@pytest.mark.parametrize("pages", [(), ("audit/audit.md",), ("audit/a/audit.md", "audit/b/audit.md")])
+def test_the_pages_of_audits_are_named_where_they_are(tmp_path: Path, pages: tuple[str, ...]) -> None:
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    for page in ("audit/lossless.json", *pages):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(json.dumps({"model": read(FOLDER)[0]["model"], "methods": {"eagle2": "lossless (quick)"}}))
+    assert harness("table --results", tmp_path, "--out", tmp_path / "tables").code == 0
+    for name in ("main", "means"):
+        said = (tmp_path / "tables" / f"{name}.md").read_text()
+        named = f" ({', '.join(f'`{page}`' for page in pages)})" if pages else ""
+        assert f"found on this model{named}. " in said and said.count("audit.md") == len(pages)
+
+
+def test_a_file_in_the_place_of_a_ledgers_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "ledger")
+    file = tmp_path / "ledger" / RECORDS
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("table", "plot", "claims", "report", "reproduce --no-run", f"export --out {tmp_path / 'out'}",
+                    f"table --compare {FOLDER}", f"verify --model {TINY} --out {tmp_path / 'audit'}"):  # fmt: skip
+        done = harness(command, *([] if "--compare" in command else ["--results"]), file)
+        refused(done, f"{file} is a file; a ledger is named by its folder, {file.parent}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # ---- the commands ---------------------------------------------------------------------------------------------------

@@ -305,8 +305,9 @@ BAD_LINES = {
     "too many turns": (question(2, "a", "b"), "has 2 turns; task 'gsm8k' wants 1"),
     "same id": (question(1), "question_id 1 is on line 1 already"),
     "lone surrogate": ('{"question_id": 2, "turns": ["\\ud800"]}', "not UTF-8 text: surrogates not allowed"),
-    "category": ({**question(2), "category": 5}, "category must be a string, not 5"),
-    "reference": ({**question(2), "reference": [None]}, "reference must be a list of strings"),
+    "category": ({**question(2), "category": 5}, "category must be a line of text, not '5'"),
+    "lines in a category": ({**question(2), "category": "a\nb"}, "category must be a line of text"),
+    "lines in a name": ({**question(2), "question_id": "a\nb"}, "question_id must be one line"),
     "deep": ("[" * 100_000, "nested too deeply"),
 }
 
@@ -351,7 +352,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_byte_order_mark_windows_line_ends_and_a_missing_last_newline_do_no_harm(tmp_path: Path) -> None:
     path = questions(tmp_path / "gsm8k" / "question.jsonl")
-    rows = [{**question(1, "one\u2028line"), "category": None, "reference": None}, question(2)]
+    rows = [{**question(1, "one\u2028line"), "category": None, "reference": None}, {**question(2), "reference": [None]}]
     text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     found = tasks.load("gsm8k", prompts_dir=tmp_path)
@@ -402,7 +403,7 @@ BROKEN = {
     "import": ("import no_such_thing\nTASK = 1\n", "broken.py:1: ModuleNotFoundError: No module named 'no_such_thing'"),
     "exit": ("raise SystemExit(3)\nTASK = 1\n", "broken.py:1: SystemExit: 3"),
     "type": ("TASK = 5\n", "broken.py: TASK is of type int, not tasks.Task"),
-    "own": (MINE.replace('"mine"', '"my task"'), "broken.py:3: task name 'my task' is not letters, digits"),
+    "own": (MINE.replace('"mine"', '"my task"'), "broken.py:3: task name 'my task' is no plain name"),
 }
 
 
@@ -422,7 +423,7 @@ def test_including_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_declarations_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="the word 'all'"):
+    with pytest.raises(UserError, match="'all' is the word for all tasks"):
         Task(name="all", title="t", line="l")
     with pytest.raises(UserError, match="n_turns=0"):
         Task(name="x", title="t", line="l", n_turns=0)

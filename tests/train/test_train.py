@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from harness.train import data, loop
 from harness.train.batched_llama import BatchedLlama
 from harness.train.batches import TEMPLATE_TOKENS, batches, collate
 from harness.train.data import Conversation, make_shards, read_shards, restore_features
-from harness.train.generate import Sampler
+from harness.train.generate import Answer, Sampler
 from harness.train.held_out import calibration, frequent_tokens, held_out_acceptance
 from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
@@ -338,6 +339,24 @@ def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
     assert wrong[True] < 0.05 < 0.5 < wrong[False]
 
 
+class RunsCode:
+    """What a pickle of somebody else's may hold."""
+
+    def __reduce__(self) -> tuple:
+        return print, ("it ran",)
+
+
+@pytest.mark.parametrize("content", [b"", b"half of it", "pickle"], ids=["empty", "cut", "pickle"])
+def test_a_checkpoint_that_is_none_is_one_line_and_runs_no_code(
+    content: bytes | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"head": RunsCode()}, file) if isinstance(content, str) else file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{file} is no checkpoint that can be read"):
+        trained(tmp_path, SETTINGS)
+    assert "it ran" not in capsys.readouterr().out
+
+
 def test_a_training_goes_on_with_more_data_in_a_new_epoch_but_not_with_less(tmp_path: Path) -> None:
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN).to(torch.bfloat16) for _ in range(2))
     items, said = made_up(30), []
@@ -438,6 +457,21 @@ def test_shards_hold_the_targets_answers_with_their_features_and_are_made_once(t
         again = [np.frombuffer(b, np.uint16).view(np.int16) for b in (before, features.read_bytes())]
         a, b = (torch.from_numpy(x.copy()).view(torch.bfloat16).float().view(-1, 64) for x in again)
         assert F.cosine_similarity(a, b, dim=-1).min() > 0.99
+
+
+def test_the_count_of_answers_never_passes_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def answers(model: object, prompts: list[list[int]], *, progress: Callable[[int], None], **_: object) -> Iterator[Answer]:
+        for i, prompt in enumerate(prompts):
+            progress(15_000)
+            ids = np.array(prompt * 15_000, dtype=np.int32)
+            yield Answer(i, ids, np.zeros((len(ids), 1), dtype=np.uint16), 1, True)
+
+    monkeypatch.setattr(data, "answers", answers)
+    make_shards(tmp_path, None, [[i] for i in range(4)], stop_ids=set(), n_tokens=20_000, shard_prompts=4, say=said.append)  # type: ignore[arg-type]
+    assert [line.split(", ")[0] for line in said[:2]] == ["answers: 15,000 of 20,000 tokens", "answers: 30,000 tokens"]
+    assert not any(" of " in line for line in said[1:])
 
 
 def test_a_shard_belongs_to_the_process_that_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

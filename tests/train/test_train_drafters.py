@@ -224,9 +224,9 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
         train_drafter(TrainRequest(kind, str(TINY), tmp_path / kind, work, 400, 0, tokens=1500, changes=own, threads=1))
         made[kind] = json.loads((tmp_path / kind / "training.json").read_text())
         assert (tmp_path / kind / "curve.jsonl").read_text() and (tmp_path / kind / "training.png").exists()
-        shards = {f: f.stat().st_mtime_ns for f in (work / "answers").glob("*.npz")}
+        shards = {f: f.stat().st_mtime_ns for f in (work / "few_answers").glob("*.npz")}
         assert shards and shards == made.setdefault("shards", shards)  # made once
-    seen, held = ([tuple(c.ids[: c.n_prompt]) for c in read_shards(work / part, 64)] for part in ("answers", "held_out"))
+    seen, held = ([tuple(c.ids[: c.n_prompt]) for c in read_shards(work / part, 64)] for part in ("few_answers", "held_out"))
     assert 0 < len(held) < 20 and set(seen).isdisjoint(held) and len(set(seen)) == len(seen)
     assert set(made) == {*TRAINERS, "shards"} and len({made[kind]["distinct_tokens"] for kind in TRAINERS}) == 1
     assert (work / "checkpoint.pt").exists() and all((work / kind / "checkpoint.pt").exists() for kind in OTHERS)
@@ -243,3 +243,26 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
         assert (
             tiny.decode(method, tiny.prompts[0], params, **options).token_ids == tiny.vanilla(tiny.prompts[0], params).token_ids
         )
+
+
+def test_few_tokens_take_few_prompts_and_whole_shards_hold_what_they_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for 200 tokens and then for more than FEW, the whole shards are those of a request that begins with them."""
+    tiny = TinyModel(load(model_config(str(TINY)), "bfloat16", drafters=()))
+    talks = [{"id": str(i), "conversations": [{"from": "human", "value": f"How does thing number {i} in a house work?"}]}
+             for i in range(150)]  # fmt: skip
+    dialogues = pipeline.sharegpt.split(talks)
+    monkeypatch.setattr(pipeline, "FEW", 300)
+    monkeypatch.setattr(pipeline, "MAX_ANSWER", 16)
+
+    def made(work: Path, n_tokens: int) -> list[tuple[int, ...]]:
+        request = TrainRequest("eagle", str(TINY), tmp_path / "out", work, n_tokens, 0, tokens=0, threads=1)
+        pipeline.make_answers(tiny.loaded, dialogues, [], request, work, 64)
+        return [tuple(c.ids) for c in pipeline.training_data(tiny.loaded, dialogues, [], request, work)[0]]
+
+    few = made(tmp_path / "work", 200)
+    assert len(few) == pipeline.FEW_PROMPTS
+    whole = made(tmp_path / "work", 301)
+    assert len(whole) > 100 and whole == made(tmp_path / "other", 301)
+    assert made(tmp_path / "work", 200) == whole  # what is there is used

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from command_line import harness, isolate, measured
-from places import ROOT, TINY
+from places import EXAMPLES, ROOT, TINY
 
-EXAMPLES = ROOT / "examples"
 HERE_TESTED = {
     "my_method.py", "wrong_method.py", "my_task.py", "my_task.jsonl", "my_model.yaml", "read_a_ledger.py", "decode_one_prompt.py",
 }  # fmt: skip

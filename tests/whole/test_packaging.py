@@ -220,11 +220,11 @@ def test_run_all_goes_on_with_the_other_models_and_names_the_one_left_out(tmp_pa
     assert done.commands[-3].count("--model") == 1 and done.exit_code == 1
 
 
-@pytest.mark.parametrize("step", ["tune", "run", "audit"])
-def test_run_all_ends_with_an_interrupt_whatever_is_left(tmp_path: Path, step: str) -> None:
-    exits = {f"{step}_exits": 130}
+@pytest.mark.parametrize(("step", "code"), [("tune", 130), ("run", 130), ("audit", 130), ("run", 143), ("audit", 143)])
+def test_run_all_ends_with_an_interrupt_whatever_is_left(tmp_path: Path, step: str, code: int) -> None:
+    exits = {f"{step}_exits": code}
     done = stubbed_run_all(tmp_path, "--tune", "--models", "vicuna-7b,llama2-chat-7b", **exits)  # type: ignore[arg-type]
-    assert done.commands[-1][0] == {"tune": "tune", "run": "matrix", "audit": "verify"}[step] and done.exit_code == 130
+    assert done.commands[-1][0] == {"tune": "tune", "run": "matrix", "audit": "verify"}[step] and done.exit_code == code
 
 
 def test_run_all_has_nothing_to_tabulate_where_no_model_can_be_had(tmp_path: Path) -> None:

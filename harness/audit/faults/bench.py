@@ -12,31 +12,31 @@ import methods
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.faults.metric import equal_arms, seen_when_recounted
 from harness.audit.figures import draw_mutants
-from harness.audit.levels import SCORE_LONGEST, bundled
+from harness.audit.layers import greedy_params, score_params
+from harness.audit.levels import LEVELS, LONG, SCORE_LONGEST, Level, Prompts
 from harness.audit.prepare import load_in
 from harness.audit.probe import findings, lanes, law
 from harness.audit.probe.lanes import LaneJob
 from harness.audit.probe.subject import Subject
 from harness.audit.request import FaultsRequest
-from harness.audit.verdicts.acceptance import acceptance_verdicts
+from harness.audit.verdicts.acceptance import acceptance_verdicts, drafts_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
 from harness.audit.verdicts.replay import controls, replay_verdicts
-from harness.audit.verdicts.sampling import score_verdicts
+from harness.audit.verdicts.sampling import drawn_verdicts, score_verdicts
 from harness.audit.verdicts.verdict import Finding, Verdict
 from harness.common.errors import UserError, say
 from harness.common.files import write_file
 from harness.forms.table import Section, Table, csv, markdown
 from harness.load.config import model_config
 from harness.load.model import Loaded
-from methods.base import SamplerParams
-from methods.engine.sampling import stream_key
 
 METRIC = "26"  # a fault of a metric, not of a method: the baseline's tokens are counted in another way
-LAW_TOKENS = 3
-SCORE_TOKENS = {"quick": 1500, "full": 6000}
+MANY_TOKENS = 1500  # with so many the score test must notice what only it and layer 1 can
 MORE_TOKENS = 4  # times as many, for a fault that the first ones do not show
 FAULTS = {m.number for m in MUTANTS}
+# The score test of level full has 20,000 tokens a method: hours for 39 mutants.
+LEVELS_HERE = LEVELS | {"full": replace(LEVELS["full"], score_tokens=6000, score_length=32, score_prompts=12, score_tree={})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,41 +87,46 @@ class Look:
 
 @dataclass
 class Bench:
-    """A model in float32, prompts, and what healthy runs show on it.
-
-    `n_tokens`: sampled tokens of a mutant in layer 4. A fault that they do not show gets `MORE_TOKENS` times as many.
-    """
+    """A model in float32, and what healthy runs show on a level's own cases: its prompts, lengths and trees."""
 
     loaded: Loaded
-    prompts: Sequence[list[int]]
-    n_tokens: int
-    level: str = "full"
-    new_tokens: int = 32
-    width: int = 30
+    level: Level
+    name: str = "quick"
 
     def __post_init__(self) -> None:
-        self.greedy = SamplerParams(self.new_tokens, frozenset(self.loaded.config.stop_ids))
+        self.prompts = Prompts.of(self.loaded, self.level)
+        self.stop_ids = frozenset(self.loaded.config.stop_ids)
         self.healthy = Subject.of(methods.get("eagle2"), self.loaded.config)
         self._greedy: dict[str, list[Finding]] = {}
 
+    @property
+    def has_many_tokens(self) -> bool:
+        return self.level.score_tokens >= MANY_TOKENS
+
     @cached_property
     def control(self) -> list[Finding]:
-        made = (findings.control_finding(self.loaded, ids, self.greedy, self.width) for ids in self.prompts)
+        made = [
+            findings.control_finding(self.loaded, case.prompt[1], greedy_params(case, self.stop_ids), self.level.width)
+            for case in self.prompts.usual
+        ]
         return [{**f, "kind": "control", "dtype": "float32", "method": "vanilla"} for f in made]
 
     def runs(self, s: Subject) -> list[Finding]:
-        """Greedy findings on every prompt. They are made once."""
+        """Greedy findings in every case. They are made once."""
         if s.name not in self._greedy:
             self._greedy[s.name] = [
-                {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": str(i),
-                 **findings.guarded(partial(findings.greedy_finding, self.loaded, s, ids, self.greedy, plain["ids"]))}
-                for i, (ids, plain) in enumerate(zip(self.prompts, self.control, strict=True))
+                {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": case.prompt[0], "guided": case.guided,
+                 **findings.guarded(partial(findings.greedy_finding, self.loaded, s.with_options(case.tree), case.prompt[1],
+                                            greedy_params(case, self.stop_ids), plain["ids"], case.guided))}
+                for case, plain in zip(self.prompts.usual, self.control, strict=True)
             ]  # fmt: skip
         return self._greedy[s.name]
 
     def l1(self, s: Subject) -> Look:
         look = Look()
-        for tree, case in law.walks(list(s.small), law.cases(LAW_TOKENS, self.level, s.samples_drafts), self.level):
+        cases = law.cases(self.level.law_tokens, self.name, s.samples_drafts)
+        walks = [*law.walks(list(s.small), cases, self.name), *law.walks(list(s.deep), law.deep_cases(), "full")]
+        for tree, case in walks:
             f = findings.guarded(partial(findings.law_finding, s, tree, case))
             seen = Look.of(law_verdicts([{"kind": "law", "method": s.name, "case": case.name, **f}]))
             look = max(look, seen, key=lambda x: x.ratio)
@@ -135,23 +140,24 @@ class Bench:
     def l3(self, s: Subject) -> Look:
         return Look.of(greedy_verdicts(self.runs(s), controls(self.control)))
 
-    def l4(self, s: Subject, temperature: float = 1.0) -> Look:
-        made, n, repeat = list[Finding](), 0, 0
+    def l4(self, s: Subject, temperature: float = 1.0, draws: bool = True) -> Look:
+        """draws: whether each token's own draw is looked at besides the score test."""
+        s = s.with_options(self.level.score_tree)
+        made, n, repeat, wanted = list[Finding](), 0, 0, self.level.score_tokens
 
         def keep(_: int, f: Finding) -> None:
             nonlocal n
             made.append({"kind": "sampled", "dtype": "float32", "method": s.name, **f})
-            n += f.get("n", self.n_tokens)
+            n += f.get("n", wanted)
 
         # on some models so few tokens do not show a small fault: what must be found is looked for in more of them
-        most = self.n_tokens * (MORE_TOKENS if s.name in FAULTS else 1)
+        most = wanted * (MORE_TOKENS if s.name in FAULTS and self.has_many_tokens else 1)
         look = Look()
         while n < most and look.what is None:
-            wanted = n + self.n_tokens
             while n < wanted:
                 jobs = [
-                    (ids, replace(self.greedy, temperature=temperature, key=stream_key(3, f"{i}", 1, repeat)))
-                    for i, ids in enumerate(self.prompts)
+                    (ids, replace(score_params(self.level, name, repeat, self.stop_ids), temperature=temperature))
+                    for name, ids in self.prompts.scored
                 ]
                 if lanes.can_run_in_lanes(self.loaded, s):
                     lanes.sampled_in_lanes(self.loaded, [LaneJob(s, *job) for job in jobs], keep)
@@ -159,7 +165,8 @@ class Bench:
                     for i, job in enumerate(jobs):
                         keep(i, findings.guarded(partial(findings.sampled_finding, self.loaded, s, *job)))
                 repeat += 1
-            look = Look.of(score_verdicts(made))
+            wanted += self.level.score_tokens
+            look = Look.of([*score_verdicts(made), *(drawn_verdicts(made) if draws else [])])
         return look
 
     def stop_rule(self, s: Subject) -> Look:
@@ -168,7 +175,7 @@ class Bench:
 
     def l5(self, s: Subject) -> Look:
         recorded = {(s.name, f["prompt"]): f for f in self.runs(self.healthy)}
-        return Look.of(acceptance_verdicts(self.runs(s), recorded))
+        return Look.of([*acceptance_verdicts(self.runs(s), recorded), *drafts_verdicts(self.runs(s))])
 
     def layers(self) -> dict[str, Callable[[Subject], Look]]:
         return {"L1": self.l1, "stop": self.stop_rule, "L2": self.l2, "L3": self.l3, "L4": self.l4, "L5": self.l5}
@@ -177,10 +184,12 @@ class Bench:
 def run_mutant(bench: Bench, m: Mutant) -> Outcome:
     """Run a mutant through the layers that must notice it; an equivalent one through all that look at the output."""
     layers, s = bench.layers(), m.subject()
-    layers["L4"] = partial(bench.l4, temperature=m.temperature)
-    looks = {name: layers[name](s) for name in m.killers or ("L1", "stop", "L2", "L3", "L4")}
+    given_tokens = m.given_tokens if bench.has_many_tokens else ()
+    layers["L4"] = partial(bench.l4, temperature=m.temperature, draws="L4" not in given_tokens)
+    expected = tuple(dict.fromkeys((*m.killers, *given_tokens)))
+    looks = {name: layers[name](s) for name in expected or ("L1", "stop", "L2", "L3", "L4")}
     seen, ratios = {name: look.what for name, look in looks.items()}, {name: look.ratio for name, look in looks.items()}
-    return Outcome(m.number, m.what, m.killers, seen, ratios)
+    return Outcome(m.number, m.what, expected, seen, ratios)
 
 
 def counts_differently() -> Outcome:
@@ -211,11 +220,12 @@ def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
     loaded = load_in(config, "float32", request.head, request.n_threads)
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
-    prompts = [ids for _, ids in bundled(loaded, 6 if request.level == "quick" else 12, 100, longest=SCORE_LONGEST)]
-    if not prompts:
-        raise UserError(f"no bundled prompt of at most {SCORE_LONGEST} tokens fits model {config.name}")
+    bench = Bench(loaded, LEVELS_HERE[request.level], request.level)
+    if not bench.prompts.has_long or not bench.prompts.scored:
+        raise UserError(f"faults are planted after prompts of {LONG} tokens and of at most {SCORE_LONGEST}: the context of model "
+                        f"{config.name}, {config.context_length} tokens, does not hold both")  # fmt: skip
     outcomes = []
-    for outcome in all_outcomes(Bench(loaded, prompts, SCORE_TOKENS[request.level], request.level)):
+    for outcome in all_outcomes(bench):
         outcomes.append(outcome)
         seen = "; ".join(f"{layer}: {what}" for layer, what in outcome.seen.items() if what)
         tell(f"{outcome.number:>3} {outcome.what}: {seen or 'not noticed'}")

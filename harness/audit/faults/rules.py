@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -104,14 +105,19 @@ def hotter(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accep
     return walk(tree, logits / t if t > 0 else logits, chooser, position)
 
 
-def small_or(small: bool, **changes: Any) -> Grow:
-    return dynamic_tree(2, 2, 4, **changes) if small else dynamic_tree(**changes)
+Options = Mapping[str, Any]
+"""Of a tree. `SMALL`: its every branch can be walked."""
+WHOLE, SMALL = {"top_k": 10, "depth": 6, "total": 59}, {"top_k": 2, "depth": 2, "total": 4}
 
 
-def sampled(small: bool, chain: bool = False) -> Grow:
+def dynamic(tree: Options) -> Grow:
+    return dynamic_tree(**tree)
+
+
+def sampled(tree: Options, chain: bool = False) -> Grow:
     if chain:
-        return static_tree([(0,)] if small else [(0,), (0, 0), (0, 0, 0)])
-    return static_tree([(0,), (1,)] if small else [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
+        return static_tree([(0,)] if tree == SMALL else [(0,), (0, 0), (0, 0, 0)])
+    return static_tree([(0,), (1,)] if tree == SMALL else [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
 
 
 def replaced(n: int) -> Grow:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.audit.faults.rules import small_or
+from harness.audit.faults.rules import Options, dynamic
 from methods.base import Decode, Generation, SamplerParams
 from methods.engine.loop import speculative
 from methods.engine.sampling import Chooser
@@ -92,9 +92,9 @@ class WrongHead:
         return self._drafter.expand(tokens, parents, sees).roll(1, -1)
 
 
-def greedy_first(small: bool) -> Decode:
+def greedy_first(tree: Options) -> Decode:
     """The first token is the argmax at any temperature."""
-    decode = speculative(small_or(small))
+    decode = speculative(dynamic(tree))
 
     class First(Chooser):
         def __init__(self, inner: Chooser):
@@ -123,9 +123,9 @@ def greedy_first(small: bool) -> Decode:
     return run
 
 
-def ignores_stop(small: bool) -> Decode:
+def ignores_stop(tree: Options) -> Decode:
     """A stop id ends the output only at the end of a block, not inside an accepted one."""
-    decode = speculative(small_or(small))
+    decode = speculative(dynamic(tree))
 
     def run(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
         made = decode(ids, target, drafter, replace(params, stop_ids=frozenset()))
@@ -140,9 +140,9 @@ def ignores_stop(small: bool) -> Decode:
     return run
 
 
-def overshoots(small: bool) -> Decode:
+def overshoots(tree: Options) -> Decode:
     """The budget is exceeded by three tokens."""
-    decode = speculative(small_or(small))
+    decode = speculative(dynamic(tree))
 
     def run(ids: list[int], target: Any, drafter: Any, params: SamplerParams) -> Generation:
         return decode(ids, target, drafter, replace(params, max_new_tokens=params.max_new_tokens + 3))

@@ -11,9 +11,11 @@ from typing import Any
 
 from harness.audit.probe import law, stand_ins
 from harness.audit.probe.control import Noise, control
+from harness.audit.probe.guided import GuidedDrafter
 from harness.audit.probe.replay import (
     Replayed,
     below_best,
+    drafts_off,
     head_law,
     plain_forward,
     replayed,
@@ -24,15 +26,19 @@ from harness.audit.probe.subject import Subject
 from harness.common.errors import UserError
 from harness.load.model import Loaded
 from harness.metrics import divergences as lossless
-from methods import get
+from harness.watch.check import BadGeneration, is_generation
+from harness.watch.run import names_of, watched
+from methods import EAGLE, get
 from methods.base import SamplerParams
 
 Finding = dict[str, Any]
+LATE = range(24, 32)  # output tokens at which a late end falls: more of them in a row than a block holds
 SCORED_BY_CONTROL = 2  # times that the control scores each position among many rows
 
 
 def guarded(make: Callable[[], Finding]) -> Finding:
-    """What `make` finds. An error of the audited code becomes a finding.
+    """What `make` finds. An error of the audited code becomes a finding; `untrue` says that it did not raise it itself, but
+    returned or did what cannot be recorded.
 
     Raises:
         UserError: the user can mend it.
@@ -41,9 +47,11 @@ def guarded(make: Callable[[], Finding]) -> Finding:
         found = make()
     except UserError:
         raise
-    except Exception as e:
+    except BadGeneration as e:
+        return {"error": str(e), "untrue": True}
+    except (Exception, SystemExit) as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"}
-    for name in ("differences", "gaps", "deviations", "variances"):
+    for name in ("differences", "gaps", "deviations", "variances", "drafts"):
         if not all(math.isfinite(x) for x in found.get(name, ())):  # comparisons with NaN are false, so it would pass
             return {"error": f"numbers that are not finite in its {name}"}
     if not math.isfinite(found.get("deviation", 0.0)):
@@ -58,7 +66,8 @@ def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
     probability is not, or mass is lost.
     """
     try:
-        found = law.laws_of(subject.name, subject.small[tree](), case, subject.samples_drafts)
+        shape = (subject.deep if case.is_deep else subject.small)[tree]
+        found = law.laws_of(subject.name, shape(), case, subject.samples_drafts)
     except law.NotEnumerable as e:
         return {"refused": str(e)}
     except AssertionError as e:
@@ -80,31 +89,59 @@ def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], wi
     return noise_of(noise)
 
 
-def greedy_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
-    """Layers 2 and 3: the logits used against the plain forward's, and where the ids first differ from vanilla's."""
-    run = run_of(loaded, subject, prompt, params)
+def greedy_finding(
+    loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int], guided: bool = False
+) -> Finding:  # fmt: skip
+    """Layers 2, 3 and 5: the logits used against the plain forward's, and where the ids first differ from vanilla's.
+
+    guided: the drafter is told vanilla's text, see `guided`. Its tau says nothing; how its first drafts differ from those of the
+    head over the whole text (`drafts`) does.
+    """
+    drafter = subject.drafter(loaded)
+    told = GuidedDrafter(drafter, prompt, vanilla) if guided and drafter is not None and not subject.external else None
+    run = run_of(loaded, subject, prompt, params, told or drafter)
     at = lossless.first_divergence(vanilla, run.ids)
     divergence = None if at is None else _divergence(run, vanilla, at)
-    tau = {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
+    tau: Finding = (
+        {} if subject.external else {"forwards": run.n_forwards, "emitted": run.n_emitted, "has_head": subject.kind is not None}
+    )
+    if told is not None:
+        tau |= {"deepest": run.deepest}
+        if subject.kind == EAGLE:
+            tau |= {"drafts": rounded(drafts_off(loaded, run, told.first, told.names))}
     return {**looks(run, subject), **tau, "n": len(run.ids), "divergence": divergence,
             "not_argmax": [] if subject.external else run.not_argmax}  # fmt: skip
 
 
 def sampled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Finding:
     """Layers 2 and 4 at T > 0."""
-    return scored(loaded, subject, run_of(loaded, subject, prompt, params), params)
+    return scored(loaded, subject, run_of(loaded, subject, prompt, params, subject.drafter(loaded)), params)
 
 
 def scored(loaded: Loaded, subject: Subject, run: Replayed, params: SamplerParams) -> Finding:
-    """The same, for a generation that was made before."""
+    """The same, for a generation made before. `misdrawn`: see `Replayed.misdrawn`, of methods whose tokens are vanilla's."""
     deviations, variances = score_sums(run, head_law(loaded, run, params), params)
-    return {**looks(run, subject), "n": len(run.ids), "deviations": deviations, "variances": variances}
+    drawn = {} if subject.external or subject.samples_drafts or not subject.exact else {"misdrawn": run.misdrawn(params)}
+    return {**looks(run, subject), **drawn, "n": len(run.ids), "deviations": deviations, "variances": variances}
 
 
 def coupled_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int]) -> Finding:
     """Layer 4: where the ids first differ from vanilla's. A method that draws the target's own tokens has vanilla's ids."""
-    ids = subject.full()(prompt, subject.target(loaded), subject.drafter(loaded), params).token_ids
+    names = names_of(loaded, subject.kind)
+    made = watched(subject.full(), prompt, subject.target(loaded), subject.drafter(loaded), params, names)
+    ids = made.generation.token_ids
     return {"n": len(ids), "at": lossless.first_divergence(vanilla, ids)}
+
+
+def again_finding(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Finding:
+    """Layer 6: one prompt twice, decoded by two builds. A method without memory does the same both times."""
+    names, steps, ids = names_of(loaded, subject.kind), list[list[int]](), list[list[int]]()
+    for _ in range(2):
+        made = watched(subject.full(), prompt, subject.target(loaded), subject.drafter(loaded), params, names).generation
+        steps.append(made.trace.accepted if made.trace else [])
+        ids.append(made.token_ids)
+    is_same = steps[0] == steps[1] and ids[0] == ids[1]
+    return {"n": len(ids[0]), "forwards": [len(accepted) for accepted in steps], "same": is_same}
 
 
 def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int | None]) -> Finding:
@@ -120,28 +157,33 @@ def explained(loaded: Loaded, prefix: Sequence[int], ids: tuple[int | None, int 
 
 
 def stop_finding(subject: Subject) -> Finding:
-    """The stop rule. The models agree, so blocks are long, and a stop id or the end of the budget falls inside them."""
-    rows = stand_ins.random_rows(stand_ins.VOCAB, 31, 4.0)
-    n = 0
-    for tree, small in subject.small.items():
-        for stop_ids in (frozenset[int](), frozenset({2}), frozenset({0, 3})):
-            for budget in range(1, 12):
-                params = SamplerParams(budget, stop_ids)
-                prompt, target = list(stand_ins.PROMPT), stand_ins.without_first(rows)
-                ids = small()(prompt, stand_ins.FakeTarget(target), stand_ins.FakeDrafter(rows), params).token_ids
-                plain = get("vanilla").build()(prompt, stand_ins.FakeTarget(target), None, params).token_ids
-                n += 1
-                if ids != plain:
-                    where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
-                    how = f"{len(ids)} tokens instead of {len(plain)}" if len(ids) != len(plain) else "other ids"
-                    return {"wrong": f"{how} {where}", "n": n}
-    return {"n": n}
+    """The stop rule. The models agree, so blocks are long, and a stop id or the end of the budget falls inside them.
+
+    Both fall early on all trees that can be walked, and late (`LATE`) on the deepest. There the stop id is none of the first
+    tokens, and comes at each place of a block.
+    """
+    rows, none = stand_ins.random_rows(stand_ins.VOCAB, 31, 4.0), frozenset[int]()
+    early = [(rows, stop_ids, n) for stop_ids in (none, frozenset({2}), frozenset({0, 3})) for n in range(1, 12)]
+    late = [(rows, none, n) for n in LATE] + [(stand_ins.only_from(2, n, rows), frozenset({2}), 2 * n) for n in LATE]
+    deep = subject.deep or dict(list(subject.small.items())[:1])
+    cases = [(*c, tree) for tree in subject.small.items() for c in early] + [(*c, tree) for tree in deep.items() for c in late]
+    vanilla = get("vanilla").build()
+    for i, (model, stop_ids, budget, (tree, small)) in enumerate(cases, start=1):
+        params, prompt, target = SamplerParams(budget, stop_ids), list(stand_ins.PROMPT), stand_ins.without_first(model)
+        made = small()(prompt, stand_ins.FakeTarget(target), stand_ins.FakeDrafter(model), params)
+        ids = is_generation(made).token_ids
+        plain = vanilla(prompt, stand_ins.FakeTarget(target), None, params).token_ids
+        if ids != plain:
+            where = f"with a budget of {budget} and stop ids {sorted(stop_ids)}" + (f" on {tree}" if tree else "")
+            how = f"{len(ids)} tokens instead of {len(plain)}" if len(ids) != len(plain) else "other ids"
+            return {"wrong": f"{how} {where}", "n": i}
+    return {"n": len(cases)}
 
 
-def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams) -> Replayed:
+def run_of(loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, drafter: Any) -> Replayed:
     if subject.external:
-        return replayed_external(loaded, subject.full(), prompt, params, subject.drafter(loaded))
-    return replayed(loaded, subject.full(), prompt, params, subject.drafter(loaded), subject.target(loaded))
+        return replayed_external(loaded, subject.full(), prompt, params, drafter)
+    return replayed(loaded, subject.full(), prompt, params, drafter, subject.target(loaded), subject.kind)
 
 
 def looks(run: Replayed, subject: Subject) -> Finding:

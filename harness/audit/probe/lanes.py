@@ -25,6 +25,7 @@ from harness.audit.probe.gathering import Gathering
 from harness.audit.probe.replay import Recording, beside_plain
 from harness.audit.probe.subject import Subject
 from harness.load.model import Loaded
+from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
@@ -181,7 +182,13 @@ def sampled_in_lanes(
     def generation(i: int, lane: _Lane, drafter: Any) -> Callable[[], None]:
         """Decode in this thread; -> what scores the output, to be called while the other lanes wait."""
         job, seen = jobs[i], Recording(lane)
-        run = findings.guarded(lambda: {"ids": job.subject.full()(job.prompt, seen, drafter, job.params).token_ids})
+
+        def decoded() -> Finding:
+            names = names_of(loaded, job.subject.kind)
+            made = watched(job.subject.full(), job.prompt, seen, drafter, job.params, names, alone=False)
+            return {"ids": made.generation.token_ids}
+
+        run = findings.guarded(decoded)
 
         def score() -> Finding:
             replayed = beside_plain(loaded, job.prompt, run["ids"], seen)

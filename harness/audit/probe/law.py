@@ -30,6 +30,7 @@ from harness.audit.probe.stand_ins import (
     rounded,
     without_first,
 )
+from harness.watch.check import is_generation
 from methods.base import Decode, SamplerParams
 from methods.engine.sampling import Chooser, probabilities
 
@@ -130,14 +131,20 @@ def distance(a: dict[Any, float], b: dict[Any, float]) -> float:
     return max(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys())
 
 
+STEP_TOKENS = 5  # a single step's law is of so many tokens: the prefill's, three levels of a tree, the bonus
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Two models over the same few tokens, and how tokens are drawn."""
+    """Two models over the same few tokens, and how tokens are drawn. `step`: tokens of a single step's law. `is_deep`: no other
+    law than that is walked."""
 
     name: str
     target: Rows
     draft: Rows
     params: SamplerParams
+    step: int = STEP_TOKENS
+    is_deep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,6 @@ class LawResult:
 
 MOST_DRAFTED, MOST_BRANCHES = 8, 200_000
 TOLERANCE = 1e-12  # healthy methods show 1e-16
-STEP_TOKENS = 5  # a single step's law is of so many tokens: the prefill's, three levels of a tree, the bonus
 
 
 LAWS = {"T=1": (1.0, 1.0), "T=0.5": (0.5, 1.0), "T=1.4 top-p 0.8": (1.4, 0.8), "T=0": (0.0, 1.0)}
@@ -185,6 +191,21 @@ def cases(n_tokens: int, level: str = "full", samples_drafts: bool = False) -> l
     return found
 
 
+# Trees five levels deep, for methods with these options: few branches, if two tokens have all the mass.
+_CHAIN = "0 00 000 0000 00000"
+DEEP = {"top_k": 2, "depth": 5, "total": 7, "shape": _CHAIN, "tree": _CHAIN, "gamma": 5, "n_draft": 5, "window": 2, "ngram": 6}
+
+
+def deep_cases() -> list[Case]:
+    """What deep trees meet: two tokens with mass. At T = 1 a step is walked to its end; at T = 0 all that is drafted is right."""
+    target, draft = only(1, 2, rows=random_rows(VOCAB, 22)), only(1, 2, rows=random_rows(VOCAB, 23))
+    plain, all_tokens = SamplerParams(STEP_TOKENS, temperature=1.0), random_rows(VOCAB, 24, 4.0)
+    return [
+        Case("two tokens, T=1", target, draft, plain, step=7, is_deep=True),  # the prefill's, five levels, the bonus
+        Case("equal, T=0", without_first(all_tokens), all_tokens, replace(plain, temperature=0.0), step=24, is_deep=True),
+    ]
+
+
 Shape = TypeVar("Shape")
 
 
@@ -201,20 +222,26 @@ def small_options(m: methods.Method) -> list[dict[str, Any]]:
     return [cut | dict(small) for small in m.small or ({},)]
 
 
+def deep_options(m: methods.Method) -> dict[str, Any] | None:
+    """Options of a deep tree whose every branch can be walked on two tokens; None if the method has no options of such names."""
+    deep = {name: value for name, value in DEEP.items() if name in m.options}
+    return small_options(m)[0] | deep if deep else None
+
+
 def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) -> LawResult:
     """Walk every branch of a decode on the case's models, and compare with plain decoding, drawn token by token.
 
     The law is the joint one of all `case.params.max_new_tokens` tokens, the prefill's first. With `one_step`, only one step of
-    drafting is walked, and plain decoding goes on after it, for `STEP_TOKENS` tokens. Deep trees and sampled drafts have too
+    drafting is walked, and plain decoding goes on after it, for `case.step` tokens. Deep trees and sampled drafts have too
     many branches for more steps.
 
     Raises:
         NotEnumerable: there are too many branches, or the method draws without its params' chooser.
         AssertionError: two choices use one random number, something is no probability, or probabilities do not sum to one.
     """
-    branches, n = 0, STEP_TOKENS if one_step else case.params.max_new_tokens
+    branches, n = 0, case.step if one_step else case.params.max_new_tokens
     ends = one_step and case.params.temperature > 0  # at T = 0 there is one branch, however many steps
-    blocks, budget = (1, n + MOST_DRAFTED) if ends else (-1, n)
+    blocks, budget = (1, n + MOST_DRAFTED) if ends else (n, n)  # n: of a method that ignores the budget no more is walked
 
     def run(chooser: Branching) -> Text:
         nonlocal branches
@@ -224,7 +251,7 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
         target, drafter = FakeTarget(case.target, blocks=blocks), FakeDrafter(case.draft, blocks=blocks)
         params = replace(case.params, max_new_tokens=budget, chooser=lambda _: chooser)
         try:
-            return tuple(decode(list(PROMPT), target, drafter, params).token_ids)
+            return tuple(is_generation(decode(list(PROMPT), target, drafter, params)).token_ids)
         except BlockEnded as e:
             return e.text[len(PROMPT) :]
 
@@ -249,7 +276,7 @@ def greedy_law(case: Case, n: int) -> dict[Text, float]:
 def laws_of(name: str, decode: Decode, case: Case, samples_drafts: bool) -> list[LawResult]:
     """The law of a single step, however deep its tree. And, unless drafts are sampled, of as many steps as the tokens need."""
     found = [decode_law(name, decode, case, one_step=True)]
-    return found if samples_drafts else [*found, decode_law(name, decode, case)]
+    return found if samples_drafts or case.is_deep else [*found, decode_law(name, decode, case)]
 
 
 class NotEnumerable(Exception):

@@ -129,6 +129,7 @@ class LedgerPrompts:
     def _prompts_of(self, record: Record) -> dict[str, Any]:
         task, source, seed = name = record["task"], record["source"], record["seed"]
         if name not in self._known:
-            found = tasks.load(task, source=source, limit=10**6, prompts_dir=self._folder, seed=seed)
+            folder = self._folder if source == "paper" else None
+            found = tasks.load(task, source=source, limit=10**6, prompts_dir=folder, seed=seed)
             self._known[name] = {p.id: p for p in found.prompts}
         return self._known[name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from harness.audit.probe.scores import summands
 from harness.load.model import Loaded
+from harness.watch.run import names_of, watched
 from methods.base import Decode, SamplerParams
 from methods.engine.draft_head import EagleHead
-from methods.engine.sampling import probabilities
+from methods.engine.sampling import probabilities, uniform
 from methods.engine.teacher_forced import teacher_forced
 from methods.engine.tree import Tree
 
@@ -33,13 +34,14 @@ class Recording:
     `n_offside`: accepted paths that were not the first rows of their tree. Only these show a cache that keeps wrong rows.
     `n_branching`: trees in which there are such paths.
     `n_forwards`, `n_emitted`: target forwards after the prefill, and the tokens they gave, before any cutting.
+    `deepest`: the most drafts that one of them accepted.
     """
 
     def __init__(self, target: Any):
         self._target = target
         self.rows: list[Tensor] = []  # [vocab] each, in the order emitted
         self.q: dict[int, Tensor] = {}
-        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = 0
+        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         self._tree: Tree | None = None
         self._pending: Tensor | None = None
 
@@ -48,7 +50,7 @@ class Recording:
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         self.rows, self.q = [], {}
-        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = 0
+        self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         features, logits = self._target.prefill(prompt_ids, room)
         self.rows.append(logits.clone())
         return features, logits
@@ -71,6 +73,7 @@ class Recording:
                 self.q[len(self.rows) + i] = self._tree.q[node].cpu()
         self.rows += list(self._pending[path].clone())
         self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + len(path)
+        self.deepest = max(self.deepest, len(path) - 1)
         self.n_offside += path != list(range(len(path)))
         self.n_branching += self._tree.parents != list(range(-1, len(self._tree) - 1))
         self._target.commit(path)
@@ -89,6 +92,7 @@ class Replayed:
     n_branching: int = 0
     n_forwards: int = 0
     n_emitted: int = 0
+    deepest: int = 0
     q: dict[int, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
 
@@ -103,6 +107,19 @@ class Replayed:
         best = self.used.max(-1).values
         own = self.used[torch.arange(len(self.ids)), torch.tensor(self.ids)]
         return (own < best).nonzero().flatten().tolist()
+
+    def misdrawn(self, params: SamplerParams) -> list[int]:
+        """Positions whose token is not the one that the position's random number names in the law of the logits it was drawn
+        from. At T > 0 these are faults of every method that draws the target's own tokens: see `Chooser.draw`."""
+        cdf = probabilities(self.used, params.temperature, params.top_p).cumsum(-1)
+        u = torch.tensor([uniform(params.key, b"token", i) for i in range(len(self.ids))], dtype=cdf.dtype) * cdf[:, -1]
+        own = torch.tensor(self.ids)[:, None]
+        low = torch.where(own > 0, cdf.gather(-1, (own - 1).clamp(min=0)), 0.0)[:, 0]
+        is_in = (low - ROUNDING <= u) & (u <= cdf.gather(-1, own)[:, 0] + ROUNDING)
+        return (~is_in).nonzero().flatten().tolist()
+
+
+ROUNDING = 1e-9  # of cumulated probabilities in float64, many rows at a time and one
 
 
 Forward = tuple[Tensor, Tensor]
@@ -128,24 +145,27 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
 
 @torch.inference_mode()
 def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
-    model = loaded.target.model
-    with loaded.target.stock_attention():
-        text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
-        features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
-        logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
+    model = loaded.target.stock_model
+    text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+    features: Tensor = model.model(text, use_cache=False).last_hidden_state[0]
+    logits: Tensor = model.get_output_embeddings()(features[-len(ids) :])
     return features, logits.cpu()
 
 
 def replayed(
-    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None
+    loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None,
+    kind: str | None = None,
 ) -> Replayed:  # fmt: skip
     """Run a method with its target (or another in its place) recorded, then the plain forward over what it emitted.
 
+    kind: of the drafter.
+
     Raises:
-        ValueError: see `beside_plain`.
+        BadGeneration: what the method returned or did cannot be recorded.
     """
     seen = Recording(target or loaded.target)
-    return beside_plain(loaded, prompt, decode(prompt, seen, drafter, params).token_ids, seen)
+    made = watched(decode, prompt, seen, drafter, params, names_of(loaded, kind))
+    return beside_plain(loaded, prompt, made.generation.token_ids, seen)
 
 
 def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Recording) -> Replayed:
@@ -159,15 +179,16 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
         raise ValueError(f"{n} tokens were emitted but only {len(seen.rows)} rows of logits were asked for")
     used = torch.stack(seen.rows[:n]).cpu()
     features, reference = plain_forward(loaded, prompt, ids)
-    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.q,
-                    features)  # fmt: skip
+    return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.deepest,
+                    seen.q, features)  # fmt: skip
 
 
 def replayed_external(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any = None
 ) -> Replayed:  # fmt: skip
     """Run a loop that keeps no logits. The plain forward's take their place."""
-    ids = decode(prompt, loaded.target, drafter, params).token_ids
+    made = watched(decode, prompt, loaded.target, drafter, params, names_of(loaded, None), external=True)
+    ids = made.generation.token_ids
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, reference, reference, features=features)
 
@@ -202,6 +223,18 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
         if position < len(law):
             law[position] = q
     return law
+
+
+def drafts_off(loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]], names: Tensor) -> list[float]:
+    """How far the draft head's first drafts are, in the probability of a token, from those of the head over the finished text.
+
+    first: (output position, logits [columns]) of each step; names [columns]: their tokens. The head's cache and the features that
+    it was given are thereby checked, which the law of the output is silent about.
+    """
+    plain = replace(run, q={})
+    law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0))[:, names]
+    law = law / law.sum(-1, keepdim=True)
+    return [float((logits.double().softmax(-1) - law[at]).abs().max()) for at, logits in first if at < len(law)]
 
 
 def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:

@@ -148,9 +148,21 @@ PROMPT = (3, 1, 2, 3, 1)  # repeats itself, so that prompt lookup has something 
 VOCAB, WIDE = 4, 6
 
 
-def only(*tokens: int) -> Rows:
-    """A model that gives these tokens the same mass after every text, and the others none."""
-    return lambda text: [0.0 if t in tokens else -math.inf for t in range(VOCAB)]
+def only(*tokens: int, rows: Rows = lambda _: [0.0] * VOCAB) -> Rows:
+    """A model with these tokens alone: `rows` without the others, else the same mass for each of them after every text."""
+    return lambda text: [logit if t in tokens else -math.inf for t, logit in enumerate(rows(text))]
+
+
+def only_from(token: int, n: int, rows: Rows) -> Rows:
+    """The same model, but `token` has no mass before output position n, and nearly all of it there. For a drafter's texts."""
+
+    def changed(text: Text) -> list[float]:
+        at = len(text) + 1 - len(PROMPT)
+        own = list(rows(text))
+        own[token] = -math.inf if at < n else max(own) + 20.0 if at == n else own[token]
+        return own
+
+    return changed
 
 
 def without_first(rows: Rows) -> Rows:

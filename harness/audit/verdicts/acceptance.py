@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.audit.verdicts.verdict import Finding, Verdict, by_cell, counted
+from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, by_cell, counted
 
 LEAST_TAU = 1.05  # a method with a draft head that drafts nothing right is broken, whatever its law
+DRAFTS_OFF = 1e-3  # in the probability of a first draft; rounding shows under 1e-5 in float32
 LOST = 0.02  # the share of a recorded tau that may be lost unnoticed
 RESAMPLES = 2000
 # A change beyond a limit is found 95 times in 100 if it is so many half widths of a 95 % interval: (1.96 + 1.64) / 1.96.
@@ -42,10 +43,30 @@ def acceptance_verdicts(findings: Iterable[Finding], recorded: Mapping[tuple[str
     return found
 
 
+def drafts_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
+    """L5: the EAGLE head's first drafts, step by step, beside those of one pass over the finished text.
+
+    A stale feature, or a wrong row in the head's cache, changes no output.
+    """
+    found = []
+    for (dtype, method), mine in by_cell(findings, "greedy").items():
+        values = [x for f in mine for x in f.get("drafts", [])]
+        if not values or dtype not in EXACT_DTYPES:
+            continue
+        worst = max(values)
+        found.append(
+            Verdict(f"L5 first drafts, {dtype}", method, counted(len(values), "step"), f"{worst:.1e}",
+                    f"{DRAFTS_OFF:g} in the probability of a token", f"a feature that moves a first draft by {DRAFTS_OFF:g}",
+                    worst <= DRAFTS_OFF, cells=sum("drafts" in f for f in mine), ratio=worst / DRAFTS_OFF)
+        )  # fmt: skip
+    return found
+
+
 def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    """method -> its greedy float32 findings with forwards to count. Vanilla drafts nothing and is left out."""
+    """method -> its greedy float32 findings with forwards to count. Vanilla drafts nothing and is left out; so is what a guided
+    drafter was told."""
     cells = {m: mine for (dtype, m), mine in by_cell(findings, "greedy").items() if dtype == "float32" and m != "vanilla"}
-    whole = {m: [f for f in mine if f.get("forwards")] for m, mine in cells.items()}
+    whole = {m: [f for f in mine if f.get("forwards") and not f.get("guided")] for m, mine in cells.items()}
     return {m: mine for m, mine in whole.items() if mine}
 
 

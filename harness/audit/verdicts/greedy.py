@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -9,17 +10,22 @@ from harness.audit.probe.scores import ALPHA, holm, more_often, rate_bound
 from harness.audit.verdicts.replay import GAP_FACTOR, Control
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyond, broken, by_cell, counted, share, unlikely
 
+UNJUDGED = "unjudged"
 
-def classify(divergence: Finding, gap_tol: float) -> str:
+
+def classify(divergence: Finding, gap_tol: float | None) -> str:
     """`benign_tie`, `near_tie` or `FAULT`, by how far vanilla's and the method's token lie below the reference's best.
 
-    If one output ended and the other went on, that is a fault.
+    If one output ended and the other went on, that is a fault; so is a gap that is not finite. gap_tol: None if there is no
+    control that tells what a near-tie is: a gap is `unjudged` then.
     """
     gaps = divergence["gap_vanilla"], divergence["gap_method"]
-    if divergence["ended"]:
+    if divergence["ended"] or not all(map(math.isfinite, gaps)):
         return "FAULT"
     if max(gaps) == 0:
         return "benign_tie"
+    if gap_tol is None:
+        return UNJUDGED
     return "near_tie" if max(gaps) <= gap_tol else "FAULT"
 
 
@@ -70,19 +76,26 @@ def _greedy_verdict(
     if control is None:
         return Verdict.missing(layer, method, f"no control in {dtype}"), 1.0
     kinds = [kind_of(f, dtype, control) for f in mine if f["divergence"] or f.get("not_argmax")]
-    counts = "".join(f", {kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", "FAULT") if kind in kinds)
+    counts = "".join(f", {kinds.count(kind)} {kind}" for kind in ("benign_tie", "near_tie", UNJUDGED, "FAULT") if kind in kinds)
     largest = max((max(d["gap_vanilla"], d["gap_method"]) for d in diverged), default=0.0)
-    p = more_often(len(diverged), positions, control.flipped, control.exposed)
+    p, threshold = 1.0, f"none: {control.fails}"
     short = f"the control has {control.n:,} positions, {positions:,} were checked" if control.n < positions else ""
+    if control.gap_tol is not None:
+        p = more_often(len(diverged), positions, control.flipped, control.exposed)
+        threshold = (
+            f"gap {control.gap_tol:.2g} = {GAP_FACTOR:g} x control's largest; as rare as the control's {control.flipped} in "
+            f"{control.exposed:,} (p = {p:.2g})"
+        )
+    elif UNJUDGED in kinds:
+        short = control.fails
     passed = False if "FAULT" in kinds else None if short else True
     row = Verdict(
         layer, method, checked,
         f"{len(mine) - len(kinds)} identical{counts}; largest gap {largest:.2g}",
-        f"gap {control.gap_tol:.2g} = {GAP_FACTOR:g} x control's largest; as rare as the control's {control.flipped} in "
-        f"{control.exposed:,} (p = {p:.2g})",
+        threshold,
         f"fault rate under {rate_bound(kinds.count('FAULT'), len(mine)):.2%} of outputs (95 %)",
         passed, short, blocks=passed is None, cells=cells,
-        ratio=max(share(largest, control.gap_tol), beyond(kinds.count("FAULT"))),
+        ratio=max(0.0 if control.gap_tol is None else share(largest, control.gap_tol), beyond(kinds.count("FAULT"))),
     )  # fmt: skip
     return row, p
 
@@ -96,6 +109,6 @@ def kind_of(f: Finding, dtype: str, control: Control) -> str:
     at = f["divergence"]["at"] if f["divergence"] else f["n"]
     if any(position <= at for position in f.get("not_argmax", ())):
         return "FAULT"
-    if dtype in EXACT_DTYPES and max(f.get("differences", [])[: at + 1], default=0.0) > control.replay_limit:
+    if dtype in EXACT_DTYPES and max(f.get("differences", [])[: at + 1], default=0.0) > control.limit[0]:
         return "FAULT"
     return classify(f["divergence"], control.gap_tol) if f["divergence"] else "identical"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -26,6 +27,8 @@ class Control:
 
     `largest`, `median`: difference from the plain forward. `gap`: the largest movement of a gap between two best tokens.
     `flipped`: texts in which many rows have another argmax than a single row, within `exposed` positions in all.
+
+    If it fails, its noise sets no threshold: layer 2 is judged by the bound on rounding, and no gap is a near-tie.
     """
 
     dtype: str
@@ -37,12 +40,31 @@ class Control:
     exposed: int
 
     @property
-    def gap_tol(self) -> float:
-        return GAP_FACTOR * self.gap
+    def noise(self) -> float:
+        """What the bound is on: the largest difference; in 16 bits the median."""
+        return self.largest if self.dtype in EXACT_DTYPES else self.median
 
     @property
-    def replay_limit(self) -> float:
-        return max(REPLAY_FACTOR * self.largest, FLOOR.get(self.dtype, 0.0))
+    def fails(self) -> str:
+        """Why it sets no thresholds; empty if it does."""
+        most = MOST_NOISE[self.dtype]
+        if self.noise <= most and math.isfinite(self.gap):  # false for NaN
+            return ""
+        return f"the control fails: its noise of {self.noise:.2g} is over {most:g}"
+
+    @property
+    def gap_tol(self) -> float | None:
+        return None if self.fails else GAP_FACTOR * self.gap
+
+    @property
+    def limit(self) -> tuple[float, str]:
+        """(layer 2's limit of the largest difference, in 16 bits of the median; where it comes from)."""
+        if self.fails:
+            return MOST_NOISE[self.dtype], "more than rounding: the control fails"
+        if self.dtype not in EXACT_DTYPES:
+            return MEDIAN_FACTOR * self.median, f"{MEDIAN_FACTOR:g} x control's median"
+        own, floor = REPLAY_FACTOR * self.largest, FLOOR.get(self.dtype, 0.0)
+        return (own, f"{REPLAY_FACTOR:g} x control's largest") if own > floor else (floor, "a rounding of float32 norms")
 
 
 def controls(findings: Iterable[Finding]) -> dict[str, Control]:
@@ -54,7 +76,9 @@ def controls(findings: Iterable[Finding]) -> dict[str, Control]:
         gaps = [g for f in whole for g in f["gaps"]]
         if gaps:
             flipped, exposed = (sum(f[k] for f in whole) for k in ("flipped", "exposed"))
-            found[dtype] = Control(dtype, len(gaps), max(differences), median(differences), max(gaps), flipped, exposed)
+            largest, gap = (x if all(map(math.isfinite, values)) else math.nan for x, values in
+                            ((max(differences), differences), (max(gaps), gaps)))  # fmt: skip
+            found[dtype] = Control(dtype, len(gaps), largest, median(differences), gap, flipped, exposed)
     return found
 
 
@@ -68,11 +92,9 @@ def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) 
         if dtype not in known:
             continue
         control, most, is_exact = known[dtype], MOST_NOISE[dtype], dtype in EXACT_DTYPES
-        noise = control.largest if is_exact else control.median
+        noise = control.noise
         what, seen = ("", f"{most:g} in any logit") if is_exact else ("median ", f"a shift of the median by {most - noise:.2g}")
-        why = (
-            "" if noise <= most else "no rounding is as large: the target's own forwards are at fault, and so is every threshold"
-        )
+        why = "no rounding is as large: the target's own forwards are at fault" if control.fails else ""
         found.append(
             Verdict(f"L2 control, {dtype}", "all", f"the target alone, {counted(control.n, 'position')}", f"{what}{noise:.1e}",
                     f"{most:g} = more than rounding", seen, not why, why, cells=len(mine), ratio=noise / most)
@@ -105,16 +127,15 @@ def replay_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
         offside, branching = (sum(f[k] for f in mine) for k in ("n_offside", "n_branching"))
         checked = counted(len(differences), "position") + (f", {offside:,} paths off the first rows" if branching else "")
         why, passed = "", None
+        limit, source = control.limit
         if dtype in EXACT_DTYPES:
-            limit = control.replay_limit
             worst, detectable = f"{max(differences):.1e}", f"{limit:.1e} in any logit"
-            source = "a rounding of float32 norms" if limit == FLOOR.get(dtype) else f"{REPLAY_FACTOR:g} x control's largest"
             threshold, holds = f"{limit:.1e} = {source}", max(differences) <= limit
             ratio = share(max(differences), limit)
         else:
-            middle, limit = median(differences), MEDIAN_FACTOR * control.median
+            middle = median(differences)
             worst, detectable = f"median {middle:.2g}", f"a shift of the median by {limit - middle:.2g}"
-            threshold, holds = f"{limit:.2g} = {MEDIAN_FACTOR:g} x control's median", middle <= limit
+            threshold, holds = f"{limit:.2g} = {source}", middle <= limit
             ratio = share(middle, limit)
             why = "16 bits: medians are compared"
         passed = holds

@@ -28,6 +28,24 @@ def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
     return found
 
 
+def drawn_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
+    """L4, token by token: each is the one that its position's random number names in the law of its logits, as vanilla's are."""
+    found = []
+    for (dtype, method), mine in by_cell(findings, "sampled").items():
+        kept = [f for f in mine if "misdrawn" in f]
+        if not kept:
+            continue
+        n, at = sum(f["n"] for f in kept), [i for f in kept for i in f["misdrawn"]]
+        worst = f"{len(at)} others, the first at {min(at)}" if at else "all as named"
+        bound = f"fault rate under {rate_bound(len(at), n):.2%} of tokens (95 %)"
+        why = "drafts that are themselves drawn at random are declared: samples_drafts=True" if at else ""
+        found.append(
+            Verdict(f"L4 own draws, T > 0, {dtype}", method, f"{counted(len(kept), 'output')}, {counted(n, 'token')}", worst,
+                    "the token that the random number names", bound, not at, why, cells=len(kept), ratio=beyond(len(at)))
+        )  # fmt: skip
+    return found
+
+
 SHIFT = 0.02  # the shift of a mean that a cell of 80 prompts x 256 tokens finds
 
 

@@ -26,6 +26,7 @@ class Verdict:
 
     `passed`: None if the layer was not judged; `why` says why. Then `blocks` tells whether something is missing, so that the
     audit does not hold, or whether the layer does not apply to the method. `raised`: the method's code raised an error.
+    `untrue`: what the method said of itself is not so, or it remembers; whether it is exact has nothing to do with that.
     `cells`: cases walked, or outputs looked at; of a ledger, its cells. `ratio`: the worst value over the threshold, beyond 1 if
     the layer fails. If nothing may differ, it is 0, or 1 plus the number of those that do.
     """
@@ -42,6 +43,7 @@ class Verdict:
     raised: bool = False
     cells: int = 0
     ratio: float = 0.0
+    untrue: bool = False
 
     @classmethod
     def not_applicable(cls, layer: str, method: str, why: str) -> Verdict:
@@ -53,10 +55,13 @@ class Verdict:
 
 
 def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:
-    """The verdict if a run of the method raised an error; None if none did."""
+    """The verdict if a run of the method raised an error, or cannot be recorded; None if all is well."""
     errors = [f["error"] for f in mine if "error" in f]
     if not errors:
         return None
+    if untrue := [f["error"] for f in mine if f.get("untrue")]:
+        return Verdict(layer, method, f"{len(mine)} runs", f"{counted(len(untrue), 'run')} that cannot be recorded: {untrue[0]}",
+                       "none", "—", False, cells=len(mine), ratio=beyond(len(untrue)), untrue=True)  # fmt: skip
     return Verdict(layer, method, f"{len(mine)} runs", f"{len(errors)} raised {errors[0]}", "no errors", "—", False,
                    "the next run tries again", raised=True, cells=len(mine), ratio=beyond(len(errors)))  # fmt: skip
 
@@ -105,7 +110,7 @@ def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]
     problems = []
     for v in verdicts:
         is_exact = exact.get(v.method.split(" (")[0], True)
-        if v.passed is False and (is_exact or v.raised):
+        if v.passed is False and (is_exact or v.raised or v.untrue):
             problems.append(failure(v))
         elif v.passed is None and v.blocks:
             who = f"{v.method} is not judged by" if v.method != "all" else "not judged:"
@@ -119,5 +124,5 @@ def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]
 
 
 def caught(v: Verdict) -> bool:
-    """Whether a layer found that the method's law or ids deviate. An error or a low tau is no such finding."""
-    return v.passed is False and not v.raised and v.layer[:2] in ("L1", "L2", "L3", "L4")
+    """Whether a layer found that the method's law or ids deviate. An error, an untruth or a low tau is no such finding."""
+    return v.passed is False and not (v.raised or v.untrue) and v.layer[:2] in ("L1", "L2", "L3", "L4")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.common.files import write_file
+from harness.common.plain_names import made_plain, place
 from harness.common.progress import Progress, showing_progress
 from harness.forms.figure import RC, png_bytes
 from harness.metrics.groups import weights_and_machine
@@ -92,22 +92,23 @@ def drawn_plots(contents: Contents, progress: Progress) -> list[DrawnPlot]:
                 png = png_bytes(figure)
             title = f"{plot.title}, T = {panel.setting.temperature:g}"
             caption = "; ".join(weights_and_machine(panel.summaries))
-            drawn.append(DrawnPlot(f"{plot.name}_{name}", title, caption, png, _csv(numbers)))
+            drawn.append(DrawnPlot(made_plain(f"{plot.name}_{name}"), title, caption, png, _csv(numbers)))
     return drawn
 
 
-def write_plots(folder: Path, out: Path | None = None) -> list[Path]:
+def write_plots(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write every plot of a folder's records into `out` (default: `plots` in the folder), a PNG and a CSV each; -> the files.
 
     Raises:
-        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
+            cannot be read.
     """
     target = out or Path(folder) / "plots"
     with showing_progress("plots") as progress:
         written = []
-        for plot in drawn_plots(read_contents(folder, progress), progress):
-            written += [write_file(target / f"{plot.name}.{suffix}", content)
-                        for suffix, content in (("png", plot.png), ("csv", plot.csv))]  # fmt: skip
+        for plot in drawn_plots(read_contents(folder, progress, strict), progress):
+            written += [write_file(place(target, "plot", plot.name, suffix=suffix), content)
+                        for suffix, content in ((".png", plot.png), (".csv", plot.csv))]  # fmt: skip
     return written
 
 
@@ -120,8 +121,9 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
         parts = [s.model, f"T{s.temperature:g}", s.dtype]
         parts += [form.format(getattr(s, name)) for name, form in units.items() if name in varying]
         parts += [s.target_sha[:8]] if "target_sha" in varying else []
+        parts += [s.target_id[:8]] if "target_id" in varying else []
         parts += [f"{name}{i}" for name in ("machine", "system") if name in varying]
-        names.append(re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)))
+        names.append(made_plain("_".join(parts)))
     return names
 
 

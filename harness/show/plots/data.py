@@ -197,7 +197,7 @@ def _arm(panel: Panel, variant: Variant) -> dict[str, Any]:
 
 
 def _variant(named: Mapping[str, Any]) -> Variant:
-    return named["method"], named["preset"], named["options"], named["head_sha"]
+    return named["method"], named["preset"], named["options"], named["head"], named["code"]
 
 
 def _arm_of(panel: Panel, variant: Variant) -> Side:

@@ -32,7 +32,7 @@ def acceptance_table(drafted: Iterable[ArmSums]) -> Table:
     setting: Any
     for setting, mine in numbers.groupby([f.name for f in fields(Setting)], sort=False) if len(numbers) else ():
         pooled = mine[(mine["outputs"] == ALL) & _pooled(mine)]
-        rows = [_shown(str(m), str(p), part) for (m, p, _, _), part in pooled.groupby(ARM, sort=False)]
+        rows = [_shown(str(m), str(p), part) for (m, p, *_), part in pooled.groupby(ARM, sort=False)]
         columns = sorted({c for row in rows for c in row}, key=_COLUMNS.index)
         sections.append(Section(Setting(*setting).title(), (), pd.DataFrame(rows, columns=columns).fillna(NOTHING)))
     return Table("acceptance", tuple(sections), _NOTES, numbers)

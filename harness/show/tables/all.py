@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.common.progress import Progress, showing_progress
@@ -27,8 +27,9 @@ class LedgerTable:
 
 
 TABLES = (
-    LedgerTable("means", "Six-task means", lambda c, _: means_table(c.records, c.summaries, c.audits), is_open=True),
-    LedgerTable("main", "Speedup and τ", lambda c, _: main_table(c.summaries, c.audits)),
+    LedgerTable("means", "Six-task means",
+                lambda c, _: means_table(c.records, c.summaries, c.audits, c.audit_pages), is_open=True),
+    LedgerTable("main", "Speedup and τ", lambda c, _: main_table(c.summaries, c.audits, c.audit_pages)),
     LedgerTable("models", "Models", lambda c, _: models_table(c.summaries), is_open=True),
     LedgerTable("acceptance", "Acceptance in the drafted trees",
                 lambda c, progress: acceptance_table(progress.each(c.drafted, "acceptance of method"))),
@@ -49,17 +50,18 @@ def made_tables(contents: Contents, progress: Progress) -> list[tuple[LedgerTabl
         progress.step(f"table {entry.name}")
         table = entry.make(contents, progress)
         if table.sections or entry.is_written_empty:
-            made.append((entry, table))
+            made.append((entry, replace(table, notes=(*table.notes, *contents.footnotes))))
     return made
 
 
-def write_tables(folder: Path, out: Path | None = None) -> list[Path]:
+def write_tables(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write every table of a folder's records as Markdown and CSV into `out` (default: `tables` in the folder); -> the files.
 
     Raises:
-        UserError: no records, a file beside them that cannot be read, or `out` cannot be written.
+        UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
+            cannot be read.
     """
     with showing_progress("tables") as progress:
-        tables = made_tables(read_contents(folder, progress), progress)
+        tables = made_tables(read_contents(folder, progress, strict), progress)
         target = out or Path(folder) / "tables"
         return [path for _, table in tables for path in write_forms(table, target)]

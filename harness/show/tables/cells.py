@@ -122,8 +122,8 @@ def cell_numbers(summaries: Iterable[CellSummary]) -> pd.DataFrame:
     """All numbers of the cells, a row each; what does not apply is None."""
     rows = []
     for s in summaries:
-        row = {**asdict(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact,
-               "task": s.task, "source": s.source, "head_sha": s.head_sha, "prompts": s.prompts}  # fmt: skip
+        row = {**asdict(s.setting), "method": s.method, "preset": s.preset, "exact": s.exact, "task": s.task,
+               "source": s.source, "head_sha": s.head_sha, "code": s.variant[4], "prompts": s.prompts}  # fmt: skip
         row |= {name: getattr(s, name) for name in _TIDY_VALUES}
         row |= interval_columns("speedup", s.speedup, s.speedup_ci95) | interval_columns("tau", s.tau, s.tau_ci95)
         split = s.time_split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
 from harness.forms.table import Section, Table, number, one_line, times
 from harness.ledger.ledger import read
-from harness.ledger.record import Record
+from harness.ledger.record import NEW_IN_3, SCHEMA, Record
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
 from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
 from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, measured, side_of, variant_of, without_loops
@@ -26,20 +26,24 @@ _NOTE = one_line("""
     token. The CSV has τ without looping outputs, tokens per second and the ratio of speedups besides.""")
 
 
-def comparison_table(folder_a: Path, folder_b: Path) -> Table:
+def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) -> Table:
     """What changed from folder A to folder B, six-task means before single cells, on the prompts that both measured.
 
     Weights, heads, options and machines may differ: the facts at the top name what does.
 
     Raises:
-        UserError: a folder without records, or with one method under several options, weights or machines.
+        UserError: a folder without records, or with one method under several options, weights or machines; two folders without a
+            cell in common, and why; or `strict` and a line that cannot be read.
     """
-    cells_a, cells_b = _cells_of(folder_a), _cells_of(folder_b)
+    records_a, records_b = read(folder_a, strict=strict), read(folder_b, strict=strict)
+    cells_a, cells_b = _cells_of(records_a, folder_a), _cells_of(records_b, folder_b)
     both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
-    changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
-    top = (f"A = {folder_a}", f"B = {folder_b}", *_differences(cells_a, cells_b), *_one_sided(cells_a, cells_b))
+    sides = _differences(cells_a, cells_b), _one_sided(cells_a, cells_b)
     if not both:
-        top = (*top, "Nothing was measured in both.")
+        why = "; ".join(sides[0] or sides[1])
+        raise UserError(f"nothing was measured both in A = {folder_a} and in B = {folder_b}: {why[:1].lower()}{why[1:]}")
+    changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
+    top = (f"A = {folder_a}", f"B = {folder_b}", *sides[0], *sides[1])
     sections, numbers = [], []
     for setting in dict.fromkeys(key.setting for key in both):
         here = [key for key in both if key.setting == setting]
@@ -61,7 +65,8 @@ def comparison_table(folder_a: Path, folder_b: Path) -> Table:
     for side, mine, theirs in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
         numbers += [{**key._asdict(), "in": side} for key in sorted(mine.keys() - theirs.keys(), key=_cell_order)]
     sections.insert(0, Section("A against B", top, pd.DataFrame()))
-    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []))
+    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
+             *records_a.footnotes, *records_b.footnotes)  # fmt: skip
     return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -96,6 +101,10 @@ class _Cell:
     def exact(self) -> bool:
         return next(iter(self.own.values()))["exact"]
 
+    @property
+    def schema(self) -> int:
+        return min((r["schema"] for r in self.own.values()), default=SCHEMA)
+
     def values(self, name: str) -> set[str]:
         return {str(field(r, name)) for r in self.own.values()}
 
@@ -120,17 +129,16 @@ class Change:
     differs: tuple[str, ...]
 
 
-def _cells_of(folder: Path) -> dict[_Key, _Cell]:
-    records = read(folder)
+def _cells_of(records: Sequence[Record], folder: Path) -> dict[_Key, _Cell]:
     base = side_of((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
     groups: dict[_Key, list[Record]] = {}
     for record in records:
         groups.setdefault(_Key(**{name: field(record, name) for name in _Key._fields}), []).append(record)
     for key, group in groups.items():
-        if len({(variant_of(r), r["target_sha"], r.get("machine")) for r in measured(group)}) > 1:
+        if len({(variant_of(r), r["target_sha"], r["target_id"], r.get("machine")) for r in measured(group)}) > 1:
             raise UserError(
                 f"{folder} holds {key.method} ({key.preset}) on {key.task} with several options, "
-                "weights or machines: compare folders that hold one of each"
+                "weights, codes or machines: compare folders that hold one of each"
             )
     arms = {key: side_of(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
     return {key: _Cell(own, base) for key, own in arms.items() if own}
@@ -158,7 +166,10 @@ _PAIRED_ON = {"model": "model", "temperature": "temperature", "top_p": "top-p", 
 # Paired cells may differ in these; what is then not to be compared.
 _REPORTED = {
     "target_sha": ("target weights", "neither speed nor τ tells of the method alone"),
+    "target_id": ("target's configuration, tokenizer, prompt format, stop ids or engine", "the target is not the same"),
     "head_sha": ("drafter weights", "τ tells of the drafter, too"),
+    "head_id": ("drafter's configuration", "τ tells of the drafter, too"),
+    "code_sha": ("code", "the method is not the same"),
     "options": ("options", "the method is not the same"),
     "machine": ("machine", "speeds are not comparable, τ is"),
     "system": ("system prompt", "the prompts are not the same"),
@@ -175,16 +186,25 @@ def _differences(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -
             lines.append(f"Differs: {said}: {_listed(a)} in A, {_listed(b)} in B; {follows}")
     both = cells_a.keys() & cells_b.keys()
     for name, (said, follows) in _REPORTED.items():
-        changed = [key for key in both if cells_a[key].values(name) != cells_b[key].values(name)]
+        changed = [key for key in both if _differ(name, cells_a[key], cells_b[key])]
         if changed:
             methods = sorted({key.method for key in changed}, key=method_order)
             a, b = (set().union(*(cells[key].values(name) for key in changed)) for cells in (cells_a, cells_b))
-            values = "" if name in ("head_sha", "options") else f": {_listed(a)} in A, {_listed(b)} in B"
-            whose = f" of {', '.join(methods)}" if name in ("head_sha", "options") else ""
+            values = "" if name in _OF_METHODS else f": {_listed(a)} in A, {_listed(b)} in B"
+            whose = f" of {', '.join(methods)}" if name in _OF_METHODS else ""
             lines.append(f"Differs: {said}{whose}{values}; {follows}")
     if both and not lines:
         lines.append("Differs: nothing of settings, machine, weights and options")
     return lines
+
+
+_OF_METHODS = ("head_sha", "head_id", "code_sha", "options")
+
+
+def _differ(name: str, a: _Cell, b: _Cell) -> bool:
+    """Whether two cells differ in a field. What is not known of schema 2, or is of another formula there, is no difference."""
+    is_known = name not in (*NEW_IN_3, "code_sha") or min(cell.schema for cell in (a, b)) > 2
+    return is_known and a.values(name) != b.values(name)
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -234,7 +254,7 @@ def _change(a: _Cell, b: _Cell, by_task: bool = False) -> Change:
         speedup_ratio=estimate([own_b, b.base, own_a, a.base], speedup_change, by_task=by_task),
         n_same=n_same,
         n_compared=n_compared,
-        differs=tuple(name for name in _REPORTED if in_both[0].values(name) != in_both[1].values(name)),
+        differs=tuple(name for name in _REPORTED if _differ(name, *in_both)),
     )
 
 

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from places import TINY
 from tiny_model import TinyModel
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from harness.audit.probe.stand_ins import texts_of
+from methods.base import SamplerParams
 from methods.engine.cache import TreeCache
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree, chain
@@ -170,10 +171,18 @@ def test_models_with_a_sliding_window_are_refused(stock: LlamaForCausalLM) -> No
         HFTarget(Windowed())
 
 
-def test_stock_attention_is_put_back_also_after_an_error(tiny: TinyModel, stock: LlamaForCausalLM) -> None:
+def test_the_stock_model_has_its_own_attention_and_the_targets_weights(tiny: TinyModel, stock: LlamaForCausalLM) -> None:
     target, ids = tiny.loaded.target, tiny.prompts[1][:20]
-    with pytest.raises(RuntimeError), target.stock_attention():
-        assert close(target.model(torch.tensor([ids])).logits[0], plain(stock, ids)[1])
-        raise RuntimeError
-    assert target.model.config._attn_implementation == "grouped"
+    tensors = [[*model.parameters(), *model.buffers()] for model in (target.model, target.stock_model)]
+    assert len(tensors[0]) == len(tensors[1]) and all(a is b for a, b in zip(*tensors, strict=True))
+    with torch.inference_mode():
+        assert close(target.stock_model(torch.tensor([ids])).logits[0], plain(stock, ids)[1])
+    assert [m.config._attn_implementation for m in (target.stock_model, target.model)] == ["sdpa", "grouped"]
     assert close(target.prefill(ids, 1)[1], plain(stock, ids)[1][-1])
+
+
+def test_no_generation_of_transformers_loop_switches_attention(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.decode("hf-generate", tiny.prompts[1], SamplerParams(2))  # the first one, a run's warm-up, may make ready
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda *_: pytest.fail("switched inside a generation"))
+    for method in ("hf-generate", "hf-prompt-lookup", "hf-assisted"):
+        tiny.decode(method, tiny.prompts[1], SamplerParams(4))

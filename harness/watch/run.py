@@ -1,0 +1,105 @@
+"""One generation under watch: decoded, timed, counted and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter, thread_time  # by name, before any file of a user's is loaded
+from typing import Any
+
+import methods
+from harness.load.model import Loaded
+from harness.watch import originals
+from harness.watch.check import BadGeneration, Clocks, Names, check_finite, check_form, check_hidden, check_seen, check_times
+from harness.watch.seen import Seen, watched_drafter, watched_target
+from methods.base import Decode, Generation, SamplerParams
+from methods.engine.target import HFTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A generation that passed every check. `wall_s`, `cpu_s`: of the whole of it, less what keeping its trees took."""
+
+    generation: Generation
+    wall_s: float
+    cpu_s: float
+
+
+def names_of(loaded: Loaded, kind: str | None) -> Names:
+    """What texts call a model's target, and its drafter of a kind."""
+    name = loaded.config.name
+    return Names(f"the target {name}", f"the {methods.DRAFTERS.get(kind or '', 'drafter')} of {name}")
+
+
+def watched(
+    decode: Decode, prompt_ids: list[int], target: Any, drafter: Any, params: SamplerParams, names: Names, *,
+    external: bool = False, alone: bool = True,
+) -> Watched:  # fmt: skip
+    """Decode, and check what came of it.
+
+    target, drafter: a model's, or what stands for them. external: another's loop, whose forwards are not counted.
+    alone: nothing else runs meanwhile. Then whatever runs the target's module is the method, and its times are checked.
+
+    Raises:
+        BadGeneration: it cannot be recorded; the text says why. Whatever else the method raises is raised too.
+    """
+    seen, vocab_size = Seen(), target.vocab_size
+    its_target = watched_target(target, seen, params.keep_trees)
+    its_drafter = None if drafter is None else watched_drafter(drafter, seen)
+    inside, started_before = _seconds(target, drafter), _n_forwards(target)
+    with _module_runs(target if alone and not external else None) as runs:
+        target.synchronise()
+        started, cpu_started = perf_counter(), thread_time()
+        try:
+            made = decode(list(prompt_ids), its_target, its_drafter, params)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
+            check_finite(seen, names)  # which is why it failed, where it is so
+            if isinstance(e, Exception):
+                raise
+            raise BadGeneration(f"it ended the program: {type(e).__name__}: {e}") from e
+        target.synchronise()
+        wall, cpu = perf_counter() - started, thread_time() - cpu_started
+    after = _seconds(target, drafter)
+    check_finite(seen, names)
+    made = check_form(made, params, vocab_size, external)
+    n_own = seen.n_prefills + len(seen.sizes) if _runs_module(target) else 0
+    clocks = Clocks(wall, after[0] - inside[0], after[1] - inside[1], _n_forwards(target) - started_before, len(runs) - n_own)
+    check_seen(made, seen, prompt_ids, params, external)
+    check_hidden(clocks, seen, external)
+    if alone:
+        check_times(made, clocks, seen)
+    if changed := originals.replaced():
+        raise BadGeneration(changed[0])
+    keeping = made.trace.keeping_s if made.trace else 0.0
+    return Watched(made, wall - keeping, max(cpu - keeping, 0.0))
+
+
+def _seconds(target: Any, drafter: Any) -> tuple[float, float]:
+    return target.forward_s, drafter.forward_s if drafter is not None else 0.0
+
+
+def _n_forwards(target: Any) -> int:
+    n: int = target._clock.n_started
+    return n
+
+
+def _runs_module(target: Any) -> bool:
+    """Whether the target's forwards run transformers' module, or a lean forward of its own."""
+    return getattr(target._forward, "__func__", None) is HFTarget._forward
+
+
+@contextmanager
+def _module_runs(target: Any) -> Iterator[list[None]]:
+    """Grows by one whenever the target's module is run. None: nothing is looked at."""
+    runs: list[None] = []
+    if target is None:
+        yield runs
+        return
+    hook = target.body.layers[0].register_forward_pre_hook(lambda *_: runs.append(None))
+    try:
+        yield runs
+    finally:
+        hook.remove()
