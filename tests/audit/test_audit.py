@@ -32,6 +32,7 @@ from harness.audit.verdicts.greedy import classify, greedy_verdicts
 from harness.audit.verdicts.replay import Control, control_verdicts, replay_verdicts
 from harness.audit.verdicts.sampling import coupled_verdicts, score_verdicts
 from harness.common.errors import UserError
+from harness.load import self_check
 from methods.base import SamplerParams
 from methods.engine.sampling import probabilities
 from methods.engine.target import HFTarget
@@ -365,6 +366,7 @@ def test_a_fault_of_the_forwards_that_all_methods_share_does_not_excuse_itself(
 ) -> None:
     """It is in the control, too: multiples of the control's noise let it pass."""
     real = HFTarget.verify
+    monkeypatch.setattr(self_check, "check", lambda target: None)  # which would refuse the model
     monkeypatch.setattr(HFTarget, "verify", lambda self, tree: real(self, LatePositions(tree.tokens, tree.parents, tree.q)))
     done = harness(COMMAND, "--method eagle2 --dtype float32 --json --out", tmp_path)
     assert verdict(done, "L2 logit replay", "eagle2")["passed"] is True
