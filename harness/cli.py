@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 import harness
-from harness.common.errors import UserError, in_one_line
+from harness.common.errors import TriedToExit, UserError, in_one_line, users_code
 from harness.common.shadow import check_packages
 from harness.common.stopping import Stop, Stopped, stoppable
 from harness.common.users_files import place_in_users_file
@@ -31,6 +31,8 @@ WORKFLOW: dict[str, Sequence[str]] = {
     "Exchange": ("import", "export"),
 }
 MODULES = {"import": "import_"}
+
+T = TypeVar("T")
 
 GOES_ON = "the same command goes on from here"
 RECORDS_KEPT = f"the records written are whole; {GOES_ON}"
@@ -56,15 +58,35 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.commands or cmd_name not in self.list_commands(ctx):
             return self.commands.get(cmd_name)
-        module = importlib.import_module(f"harness.commands.{MODULES.get(cmd_name, cmd_name)}")
-        found: click.Command = module.command
-        return found
+        return _command(f"harness.commands.{MODULES.get(cmd_name, cmd_name)}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in WORKFLOW.items():
             commands = [(name, command) for name in names if (command := self.get_command(ctx, name))]
             with formatter.section(title):
                 formatter.write_dl([(name, command.get_short_help_str(limit=200)) for name, command in commands])
+
+
+@cache
+def _command(module: str) -> click.Command:
+    """A command that ends by returning its status, or by an error: `sys.exit(0)` somewhere in it is no success."""
+    found: click.Command = importlib.import_module(module).command
+    for one in (found, *(found.commands.values() if isinstance(found, click.Group) else ())):
+        if one.callback is not None:
+            one.callback = _returning(one.callback)
+    return found
+
+
+def _returning(callback: Callable[..., T]) -> Callable[..., T]:
+    @wraps(callback)
+    def returning(*args: Any, **kwargs: Any) -> T:
+        try:
+            with users_code():
+                return callback(*args, **kwargs)
+        except click.exceptions.Exit as e:
+            raise TriedToExit(f"{in_one_line(e)} would have ended the command") from e
+
+    return returning
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -101,10 +123,8 @@ def _carry_out() -> NoReturn:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1
         status = cli.main(prog_name="harness", standalone_mode=False) or 0
-    except SystemExit:
-        if "_HARNESS_COMPLETE" in os.environ:  # click's own answer to a shell that completes a word
-            raise
-        _fail("some code called sys.exit() before the command was done: nothing is to be concluded from it", 1)
+    except TriedToExit as e:
+        _fail(f"{e}, before it was done: nothing is to be concluded from what it printed", 1)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help

@@ -13,12 +13,13 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import UserError, say, unknown
+from harness.common.errors import UserError, in_one_line, say, unknown, users_code
 from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
@@ -127,9 +128,11 @@ def _question(row: Any, task: Task) -> Prompt:
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, not {type(row).__name__}")
     question_id, turns = row.get("question_id"), row.get("turns")
-    category, reference = row.get("category") or "", row.get("reference") or []
+    category, reference = row.get("category") or "", row.get("reference")
     if isinstance(question_id, bool) or not isinstance(question_id, int | str) or question_id == "":
         raise ValueError(f"question_id must be a number or a name, not {question_id!r}")
+    if not str(question_id).isprintable() or len(str(question_id)) > 200:
+        raise ValueError(f"question_id must be one line of at most 200 characters, not {str(question_id)[:200]!r}")
     if not _is_strings(turns) or not turns:
         raise ValueError("turns must be a list of at least one string")
     if len(turns) != task.n_turns:
@@ -138,11 +141,10 @@ def _question(row: Any, task: Task) -> Prompt:
         if not text.strip():
             raise ValueError(f"turn {turn} is empty")
         text.encode()  # an escaped lone surrogate is JSON, but no tokenizer takes it
-    if not isinstance(category, str):
-        raise ValueError(f"category must be a string, not {category!r}")
-    if not _is_strings(reference):
-        raise ValueError("reference must be a list of strings")
-    return Prompt(str(question_id), tuple(turns), category, tuple(reference))
+    if not isinstance(category, str) or not category.isprintable() or len(category) > 200:
+        raise ValueError(f"category must be a line of text, not {str(category)[:200]!r}")
+    answers = [text for text in reference if isinstance(text, str)] if isinstance(reference, list) else []  # never scored
+    return Prompt(str(question_id), tuple(turns), category, tuple(answers))
 
 
 def _is_strings(value: Any) -> bool:
@@ -182,8 +184,11 @@ def _pypi_rows(task: Task) -> Iterable[Row]:
     except UserError as error:
         raise UserError(f"{error}{_instead(task, 'pypi')}") from error
     data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    return (json.loads(line) for line in text.split("\n") if line)
+    try:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
+        raise UserError(f"{task.pypi.member} of {task.pypi.requirement} holds no JSON lines: {in_one_line(error)}") from error
 
 
 def _hub_rows(task: Task) -> Iterable[Row]:
@@ -209,8 +214,17 @@ def _instead(task: Task, source: str) -> str:
 def _prompts(task: Task, rows: Iterable[Row]) -> list[Prompt]:
     """Published rows as prompts. Rows with a blank turn are left out: big scraped sets have a few."""
     assert task.to_prompt is not None
-    prompts = [task.to_prompt(row, index) for index, row in enumerate(rows)]
+    prompts = []
+    for index, row in enumerate(rows):
+        try:
+            with users_code():
+                prompts.append(task.to_prompt(row, index))
+        except Exception as error:
+            why = in_one_line(error)
+            raise UserError(f"to_prompt of task {task.name!r} ({task.home}) fails on row {index}: {why}") from error
     for p in prompts:
+        if not isinstance(p, Prompt) or not _is_strings([p.id, p.category, *p.turns]):
+            raise UserError(f"to_prompt of task {task.name!r} ({task.home}) gives no Prompt of texts, but {p!r:.200}")
         if len(p.turns) != task.n_turns:
             raise UserError(f"prompt {p.id!r} has {len(p.turns)} turns; task {task.name!r} wants {task.n_turns}")
     return [p for p in prompts if all(turn.strip() for turn in p.turns)]

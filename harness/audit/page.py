@@ -20,7 +20,7 @@ from harness.common.files import write_file
 from harness.common.names import VANILLA, method_order
 from harness.forms.table import Section, Table, csv, markdown
 from harness.forms.table import plain as plain_of_table
-from harness.ledger.audit_words import AUDIT
+from harness.ledger.audit_words import AUDIT, PAGE
 from harness.watch.pace import LIMIT
 
 SAID = {True: "holds", False: "FAILS", None: "not judged"}
@@ -144,7 +144,7 @@ def write(
     divergences = figure_data.divergence_data(findings, controls(findings))
     word = {"model": facts["model"], "level": level, "methods": summary(rows, level, inexact)}
     return [
-        write_file(out / "audit.md", page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
+        write_file(out / PAGE, page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
         write_file(out / "audit.csv", csv(Table("audit", (), (), _numbers(rows)))),
         write_file(out / "divergences.csv", csv(Table("divergences", (), (), divergences))),
         write_file(out / AUDIT.name, json.dumps(word) + "\n"),

@@ -58,6 +58,7 @@ def command(
     dry_run: bool, cells: bool, no_run: bool, out: Path | None, as_json: bool, includes: tuple[Path, ...], **options: Any
 ) -> None:  # fmt: skip
     """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
+    from harness.ledger.ledger import check_is_no_file
     from harness.paper.dry_run import dry_run_lines
     from harness.paper.plan import ReproduceRequest, paper_cells
     from harness.paper.published import ITEMS, item
@@ -73,6 +74,10 @@ def command(
         return
     if cells:
         raise UserError("--cells goes with --dry-run")
+    if no_run:
+        check_is_no_file(request.results)
+        if not request.results.is_dir():
+            raise UserError(f"--no-run reports what a folder holds, and there is no {request.results}")
     failed, left_out = (0, []) if no_run else _measured(wanted, request)
     tables, mixed = _reproduced(wanted, request)
     _show(tables, out or request.results / "tables", as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,25 +41,33 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
     )
     lines.append("|:--|" + "--:|" * len(profiles))
     for part in parts:
-        cells = (f"{p.parts[part]:.2f} ({p.parts[part] / p.total:.0%})" if part in p.parts else "" for p in profiles)
+        cells = (f"{three_digits(p.parts[part])} ({p.parts[part] / p.total:.0%})" if part in p.parts else "" for p in profiles)
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     for name, value in (
-        ("**one step**", lambda p: f"{p.total:.1f} ms"),
+        ("**one step**", lambda p: f"{three_digits(p.total)} ms"),
         ("in vanilla steps", lambda p: f"{p.total / base.total:.2f}"),
         ("outside both models", lambda p: f"{outside(p):.1%}"),
         ("τ", lambda p: f"{p.tau:.2f}"),
         ("decode speedup", lambda p: f"{p.tau * base.total / p.total:.2f}×"),
         ("best tree predicted by `harness tune`", lambda p: f"{best[p.method]:.2f}×" if p.method in best else ""),
     ):
-        lines.append(f"| {name} | " + " | ".join(value(p) for p in profiles) + " |")
+        shown = [value(p) for p in profiles]
+        if any(shown):
+            lines.append(f"| {name} | " + " | ".join(shown) + " |")
     lines += [
         "",
-        f"Ceiling of plain decoding: a step reads {limit.weight_bytes / 1e6:.0f} MB of weights; at the "
-        f"{limit.bandwidth / 1e9:.1f} GB/s measured here that takes {limit.step_ms:.1f} ms ({1e3 / limit.step_ms:.0f} tokens/s). "
+        f"Ceiling of plain decoding: a step reads {three_digits(limit.weight_bytes / 1e6)} MB of weights; at the "
+        f"{limit.bandwidth / 1e9:.1f} GB/s measured here that takes {three_digits(limit.step_ms)} ms "
+        f"({1e3 / limit.step_ms:.0f} tokens/s). "
         f"Vanilla's step reaches {limit.step_ms / base.total:.0%} of it.",
         "",
     ]
     return "\n".join(lines)
+
+
+def three_digits(x: float) -> str:
+    """`269`, `13.6`, `0.0225`: three digits from the first that is not 0."""
+    return f"{x:.{max(2 - math.floor(math.log10(abs(x))), 0)}f}" if x else "0"
 
 
 def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> list[Path]:

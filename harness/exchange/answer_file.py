@@ -7,8 +7,9 @@ in one list; its scripts name the steps of a turn `decoding_steps`, those taken 
 
 from __future__ import annotations
 
+import codecs
 import json
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,6 +18,7 @@ from typing import Any
 
 from harness.common.errors import UserError, unknown
 from harness.common.files import sha256_file
+from harness.common.plain_names import made_plain
 
 EAGLE, SPEC_BENCH = "eagle", "spec-bench"
 FORMATS = (EAGLE, SPEC_BENCH)
@@ -74,7 +76,7 @@ def read_answers(path: Path) -> AnswerFile:
             kind: names file, line, field and the choices.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
     by_question: dict[str, list[Answer]] = {}
@@ -96,12 +98,14 @@ def read_answers(path: Path) -> AnswerFile:
     if not n_rows:
         raise UserError(f"{path} is empty; expected the answers of {' or '.join(FORMATS)}")
     every = tuple(answer for answers in by_question.values() for answer in answers)
-    return AnswerFile(path.name, sha256_file(path), format_, model_id, every, n_rows - len(by_question))
+    return AnswerFile(made_plain(path.name), sha256_file(path), format_, model_id, every, n_rows - len(by_question))
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; expected one answer of {' or '.join(FORMATS)} a line") from None
     except ValueError as e:  # bytes that are no UTF-8 included
         raise UserError(f"{where}: cut off, or not JSON ({e}); expected one answer of {' or '.join(FORMATS)} a line") from None
     if not isinstance(row, dict):
@@ -120,12 +124,12 @@ def _format_of(row: Mapping[str, Any], where: str) -> str:
     is_spec_bench = "category" in row or {"decoding_steps", "accept_lengths"} & first.keys()
     format_ = SPEC_BENCH if is_spec_bench else EAGLE
     _check_fields(row, _REQUIRED[format_], _OPTIONAL, format_, where, "")
-    if not isinstance(row["model_id"], str) or not row["model_id"]:
-        raise _wrong(where, "model_id", row["model_id"], "a name")
-    if isinstance(row["question_id"], bool) or not isinstance(row["question_id"], int | str) or row["question_id"] == "":
-        raise _wrong(where, "question_id", row["question_id"], "a number or a name")
-    if not isinstance(row.get("category", ""), str):
-        raise _wrong(where, "category", row["category"], "a name")
+    if not _is_name(row["model_id"]):
+        raise _wrong(where, "model_id", row["model_id"], f"a name {_NAMED}")
+    if not (_is_count(row["question_id"], -MOST) or _is_name(row["question_id"])):
+        raise _wrong(where, "question_id", row["question_id"], f"a number or a name {_NAMED}")
+    if row.get("category", "") != "" and not _is_name(row["category"]):
+        raise _wrong(where, "category", row["category"], f"a name {_NAMED}")
     if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
         raise _wrong(where, "choices", choices, "a list of at least one object")
     return format_
@@ -155,7 +159,7 @@ def _answers(row: Mapping[str, Any], format_: str, line: int, where: str) -> lis
         extra = ("accept_lengths",) if format_ == SPEC_BENCH else ()
         _check_fields(choice, ("turns", steps_name, *_LISTS[1:], *extra), ("index",), format_, where, f" in choices[{place}]")
         n = len(choice["turns"]) if isinstance(choice["turns"], list) else 0
-        _check_list(choice, "turns", n, lambda x: isinstance(x, str), "texts", where)
+        _check_list(choice, "turns", n, _is_text, "texts in Unicode", where)
         _check_list(choice, "new_tokens", n, lambda x: _is_count(x, 0), "counts", where)
         # -1: ended with the prefill's own token; only our exports hold such a turn
         _check_list(choice, steps_name, n, lambda x: _is_count(x, -1), "counts", where)
@@ -183,12 +187,26 @@ def _check_list(
         raise UserError(f"{where}: field {field!r} has {len(values)} entries for {n} turns; it must have one a turn")
 
 
+def _is_text(x: object) -> bool:
+    """Whether it is a text that can be written and tokenised: JSON can hold half a character."""
+    return isinstance(x, str) and not re.search("[\ud800-\udfff]", x)
+
+
+def _is_name(x: object) -> bool:
+    """Whether it can be written into tables as it is."""
+    return isinstance(x, str) and 0 < len(x) <= 200 and x.isprintable() and not re.search(r"[|<>`]", x)
+
+
+_NAMED = "in one line, of at most 200 characters and without | < > `"
+MOST = 10**9  # tokens, steps, seconds: thirty years
+
+
 def _is_count(x: object, least: int) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= least
+    return isinstance(x, int) and not isinstance(x, bool) and least <= x <= MOST
 
 
 def _is_time(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x <= MOST
 
 
 def _by_turn(steps: Sequence[int], lengths: list[int] | None) -> tuple[list[int | None], list[list[int] | None]]:

@@ -6,12 +6,13 @@ measured here never stand in the same folder. All figures are recomputed from th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.common.errors import UserError, say
+from harness.common.errors import UserError, in_one_line, say, unknown
 from harness.common.hints import hinted
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
@@ -20,6 +21,8 @@ from harness.forms.table import Table, plain
 from harness.ledger.ledger import RECORDS, Ledger, read
 from harness.ledger.record import SCHEMA, Record, StoredRecord, canonical_hash
 from harness.load.config import SUFFIXES, known_models, model_config
+
+TIMEOUT_S = 5.0  # for the hub to say whether it has a repository
 
 CountTokens = Callable[[str], tuple[int, int]]
 """Text -> (its tokens without special ones, how many special ones are added)."""
@@ -69,7 +72,7 @@ def _named(answers: AnswerFile) -> str:
 
 def imported_records(answers: AnswerFile, method: str, cell: str, env: str, count: CountTokens | None) -> list[dict[str, Any]]:
     """A record a turn of each choice. A turn that failed has no numbers: its file repeats those of the turn before."""
-    temperature = re.search(r"temp(?:erature)?-(\d+(?:\.\d+)?)", answers.model_id)  # the scripts put it there
+    temperature = temperature_in(answers.model_id)
     records = []
     for a in answers.answers:
         n_text, n_special = count(a.text) if count and not a.failed else (None, None)
@@ -78,7 +81,7 @@ def imported_records(answers: AnswerFile, method: str, cell: str, env: str, coun
             "schema": SCHEMA, "key": canonical_hash([cell, method, a.question_id, a.choice, a.turn]), "cell": cell,
             "run": answers.sha256[:12], "model": answers.model_id, "source": "file", "method": method,
             "sample_id": a.question_id, "category": a.category or "", "turn": a.turn, "n_turns": a.n_turns, "repeat": a.choice,
-            "is_warmup": False, "temperature": float(temperature[1]) if temperature else None, "text": a.text,
+            "is_warmup": False, "temperature": temperature, "text": a.text,
             "n_text_tokens": n_text, "wall_s": a.wall_s, "status": "ok", "env": env,
             "foreign": {"line": a.line, "new_tokens": a.new_tokens, "steps": a.steps, "accept_lengths": a.accept_lengths},
         }  # fmt: skip
@@ -90,6 +93,13 @@ def imported_records(answers: AnswerFile, method: str, cell: str, env: str, coun
             record |= {"text": "", "wall_s": None, "status": "error", "error": why, "foreign": nothing}
         records.append(record)
     return records
+
+
+def temperature_in(model_id: str) -> float | None:
+    """The temperature that scripts put into the name of a model (`temperature-0.0`, `temp-1e-05`); None where there is none."""
+    found = re.search(r"temp(?:erature)?-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\d.])", model_id, re.IGNORECASE)
+    value = float(found[1]) if found else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def token_counter(name: str) -> CountTokens:
@@ -105,21 +115,42 @@ def token_counter(name: str) -> CountTokens:
 
     logging.set_verbosity_error()  # texts longer than a model's context are no fault here
     is_model = name in known_models() or Path(name).suffix in SUFFIXES
-    folder = tokenizer_folder(model_config(name)) if is_model else Path(name)
+    folder = tokenizer_folder(model_config(name)) if is_model else _folder_or_hub_id(name)
     try:
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as e:
-        why = (str(e).splitlines() or ["?"])[0]
-        known = ", ".join(known_models())
-        raise UserError(
-            f"--tokenizer {name}: no tokenizer there ({why}); give its folder, a hub id, or a model: {known}"
-        ) from None
+    except Exception as e:  # a spoilt file of a tokenizer may raise anything
+        raise _no_tokenizer(name, e) from None
 
     def count(text: str) -> tuple[int, int]:
         n = len(tokenizer(text, add_special_tokens=False).input_ids)
         return n, len(tokenizer(text).input_ids) - n
 
     return count
+
+
+def _folder_or_hub_id(name: str) -> Path:
+    """A folder, also that of a repository in the hub's cache; or a repository that the hub has. Takes seconds, reachable or not.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        cached = try_to_load_from_cache(name, "tokenizer_config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
+        HfApi().model_info(name, timeout=TIMEOUT_S)
+    except Exception as e:  # the hub's client and its HTTP library have many
+        raise _no_tokenizer(name, e) from None
+    return Path(name)
+
+
+def _no_tokenizer(name: str, error: Exception) -> UserError:
+    near, why = unknown("model", name, known_models()), in_one_line(error)
+    return UserError(f"--tokenizer {name}: no tokenizer there ({why}); give its folder, a hub id, or a model: {near}")
 
 
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:

@@ -8,6 +8,13 @@ from pathlib import Path
 from harness.common.errors import UserError
 
 AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's word in one line
+PAGE = "audit.md"  # beside it: what the words rest on
+
+
+def audit_pages(folder: Path) -> tuple[str, ...]:
+    """The audits' pages that are there, as paths in FOLDER: `audit/audit.md`, or `audit/MODEL/audit.md` each."""
+    root = Path(folder) / AUDIT.parent
+    return tuple(str(p.relative_to(folder)) for p in (root / PAGE, *sorted(root.glob(f"*/{PAGE}"))) if p.is_file())
 
 
 def audits_of(folder: Path) -> dict[str, dict[str, str]]:
@@ -22,7 +29,7 @@ def audits_of(folder: Path) -> dict[str, dict[str, str]]:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             audits[found["model"]] = {str(k): str(v) for k, v in found["methods"].items()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None

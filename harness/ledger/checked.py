@@ -234,8 +234,8 @@ def _check_status(record: Mapping[str, Any], imported: bool) -> None:
 def check_cell(record: Mapping[str, Any], system: str, known: dict[str, tuple[Any, ...]]) -> None:
     """Whether a record's cell key is that of its fields. A warm-up's budget is not its cell's: its key tells nothing.
 
-    system: of its environment; prompts under another system prompt than the paper's are other prompts. known: what the cells
-    found right so far are made of; one is added.
+    system: of its environment. In schema 2, prompts under another system prompt than the paper's are other prompts. known: what
+    the cells found right so far are made of; one is added.
 
     Raises:
         ValueError: it is not.
@@ -247,7 +247,7 @@ def check_cell(record: Mapping[str, Any], system: str, known: dict[str, tuple[An
     if known.get(cell) == content:
         return
     fields = dict(zip(names, content[2:], strict=True))
-    if system != "paper":
+    if record["schema"] == 2 and system != "paper":
         fields["prompts_sha"] = hashlib.sha256(f"{fields['prompts_sha']} {system}".encode()).hexdigest()
     try:
         own = canonical_hash(fields)

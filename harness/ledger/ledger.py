@@ -206,6 +206,12 @@ def has_records(folder: Path) -> bool:
     return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
 
 
+def check_is_no_file(folder: Path) -> None:
+    """Raises UserError where a file, perhaps the records themselves, stands for the folder of a ledger."""
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file; a ledger is named by its folder, {Path(folder).parent}")
+
+
 def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: bool = False) -> Records:
     """The records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
@@ -216,6 +222,7 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
     Raises:
         UserError: no such folder, no records in it, or `strict` and a line or an env file that cannot be read.
     """
+    check_is_no_file(folder)
     folder = Path(folder)
     path, data = _bytes_of(folder)
     whole, torn = _split_torn(data)

@@ -14,8 +14,7 @@ from harness.common.files import hub_folder
 from harness.common.yaml_file import read_yaml
 from harness.load.architecture import Architecture
 from harness.load.kinds import KINDS
-from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PresetName
-from harness.load.sources import Path as PathText
+from harness.load.sources import GGUFWheel, HubRepo, Line, LocalFolder, ModelName, Package, PathText, PresetName
 
 MODELS = Path(models.__file__).parent
 
@@ -198,4 +197,5 @@ def _clearest(error: pydantic.ValidationError) -> Any:
     kinds: dict[tuple[int | str, ...], list[Any]] = {}
     for e in error.errors():
         kinds.setdefault(e["loc"][:2] if e["loc"][:1] in (("weights",), ("head",)) else e["loc"], []).append(e)
-    return min(kinds.values(), key=len)[0]
+    # of two that are as close, the form that the value has and that says what is wrong with it
+    return min(kinds.values(), key=lambda errors: (len(errors), errors[0]["type"] != "value_error"))[0]

@@ -57,7 +57,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{file} is not JSON: {e}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object, not {type(values).__name__}")

@@ -9,9 +9,11 @@ import torch
 from safetensors import SafetensorError
 
 from harness.common.errors import UserError
+from harness.load.config_keys import check_keys, positive, rope_of
 from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_named
 from harness.load.layout import weight_files, weights_digest
+from harness.load.self_check import is_finite
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 
 
@@ -23,9 +25,28 @@ def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
     check_sizes(folder, values, "lm", target)
     check_target(folder, values, "lm", target)
     state, digest = read_state(folder, values)
-    narrow = NarrowLM(config_from(NarrowConfig, folder, values))
+    narrow = NarrowLM(narrow_config(folder, values))
     fill(narrow, state, folder)
     return ReadDrafter(lambda t: LMDrafter(narrow.folded(t.embedding, t.lm_head.weight)), digest)
+
+
+def narrow_config(folder: Path, values: dict[str, Any]) -> NarrowConfig:
+    """
+    Raises:
+        UserError: a value is missing, impossible, or one that a narrow LM here does not honour.
+    """
+    file, ropes = folder / "config.json", ("rope_theta", "rope_parameters", "rope_scaling")
+    check_keys(file, values, [*NarrowConfig.__dataclass_fields__, *ropes], "narrow draft LM")
+    if any(values.get(key) is not None for key in ropes):
+        theta, stretch = rope_of(file, values)
+        if stretch:
+            raise UserError(f"{file}: rope_type is {stretch['rope_type']!r}; a narrow draft LM here has the default one")
+        values = values | {"rope_theta": theta}
+    config = config_from(NarrowConfig, folder, values)
+    heads = config.width // min(config.width, 64)
+    if config.width % (2 * heads):
+        raise UserError(f"{file}: width {config.width} is no even multiple of {heads} heads")
+    return config
 
 
 def differing_tokens(ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
@@ -40,6 +61,7 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
     import transformers
 
     from methods.engine.llama import is_plain_llama
+    from methods.engine.target import cannot_verify
 
     files = weight_files(folder)
     try:
@@ -69,5 +91,10 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
         if keys:
             raise UserError(f"the draft LM in {folder}: {what.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:5]))}")
     if not is_plain_llama(model):
-        raise UserError(f"the draft LM in {folder} is a {type(model).__name__}; it must be a plain LLaMA")
+        why = cannot_verify(model.config, type(model)) or "no biases, SiLU, a default, linear or llama3 rope"
+        raise UserError(f"the draft LM in {folder} is a {type(model).__name__}; it must be a plain LLaMA ({why})")
+    positive(folder / "config.json", "rms_norm_eps", model.config.rms_norm_eps)
+    positive(folder / "config.json", "rope_theta", model.config.rope_parameters["rope_theta"])
+    if bad := next((name for name, p in model.named_parameters() if not is_finite(p)), None):
+        raise UserError(f"the draft LM in {folder}: {bad} holds NaN or infinity")
     return ReadDrafter(lambda t: LMDrafter(model.to(t.lm_head.weight.device).eval()), weights_digest(files))

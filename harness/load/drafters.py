@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.common.errors import UserError
-from harness.common.files import sha256_file
-from harness.load.kinds import TargetFacts, kind_named, kind_of, training
-from harness.load.layout import MEDUSA_PICKLED, PICKLED, weight_files
+from harness.load.config_keys import positive, whole
+from harness.load.kinds import TargetFacts, kind_of, kind_shown, training
+from harness.load.layout import weight_files, weights_digest
+from harness.load.self_check import is_finite
 from harness.load.weights import EMBEDDING, unpickled
 
 Config = TypeVar("Config")
@@ -27,14 +28,14 @@ def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
     """
     file, title = folder / "config.json", kind_of(kind).title
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError:
         raise UserError(f"no {title} for {model} in {folder}: {training(kind, model)}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file} is not JSON: {e}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object, not {type(values).__name__}")
-    holds = kind_named(values)
+    holds = kind_shown(folder, values)
     if holds is not None and holds != kind:
         raise UserError(f"{folder} holds a {kind_of(holds).title}, where {model} should have a {title}")
     return values
@@ -77,29 +78,37 @@ def config_from(kind: type[Config], folder: Path, values: dict[str, Any]) -> Con
         raise UserError(f"{file} lacks {e.args[0]!r}") from None
     for name, field in fields.items():
         value = getattr(config, name)
-        if field.type == "int" and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{file}: {name} is {value!r}; it must be a whole number of at least 1")
-        if field.type == "float" and not (isinstance(value, (int, float)) and value > 0):
-            raise UserError(f"{file}: {name} is {value!r}; it must be a number over 0")
+        if field.type == "int":
+            whole(file, name, value)
+        if field.type == "float":
+            positive(file, name, value)
+        if field.type == "bool" and not isinstance(value, bool):
+            raise UserError(f"{file}: {name} is {value!r}; it must be true or false")
     return config
 
 
 def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The tensors in a folder's one weights file, and that file's sha256. values: its config.json's, which may name the sha256.
+    """The tensors in a folder's weights, in one file or in shards, and their `weights_digest`. values: its config.json's, which
+    may name that.
 
     Raises:
-        UserError: not there, truncated or altered.
+        UserError: not there, truncated or altered; or one tensor in two shards.
     """
-    file = weight_files(folder)[0]
-    if not file.exists():
-        raise UserError(f"no {file.name} in {folder}")
-    try:
-        state, digest = unpickled(file) if file.name in (PICKLED, MEDUSA_PICKLED) else (load_file(file), sha256_file(file))
-    except (SafetensorError, OSError) as e:
-        raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
-    expected = values.get("weights_sha256")
+    state: dict[str, Tensor] = {}
+    files = weight_files(folder)
+    for file in files:
+        if not file.exists():
+            raise UserError(f"no {file.name} in {folder}")
+        try:
+            part = unpickled(file)[0] if file.suffix in (".bin", ".pt") else load_file(file)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
+        if twice := sorted(part.keys() & state.keys()):
+            raise UserError(f"{file}: {twice[0]!r} is in another shard, too")
+        state |= part
+    digest, expected = weights_digest(files), values.get("weights_sha256")
     if expected is not None and digest != expected:
-        raise UserError(f"{file} has sha256 {digest}, its config.json says {expected}: truncated or altered")
+        raise UserError(f"{files[0]} has sha256 {digest}, its config.json says {expected}: truncated or altered")
     # old files hold rotary tables besides the embedding; they follow from the config
     return {k: v for k, v in state.items() if k != EMBEDDING and not k.endswith(".rotary_emb.inv_freq")}, digest
 
@@ -108,7 +117,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     """Load a state into a module, strictly.
 
     Raises:
-        UserError: a key is missing, unexpected or of another shape; the first is named.
+        UserError: a key is missing, unexpected or of another shape, or holds NaN or infinity; the first is named.
     """
     file, wanted = weight_files(folder)[0], module.state_dict()
     for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
@@ -117,6 +126,8 @@ def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     for key, value in wanted.items():
         if value.shape != state[key].shape:
             raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
+        if not is_finite(state[key]):
+            raise UserError(f"{file}: {key} holds NaN or infinity")
     module.load_state_dict(state)
 
 

@@ -12,12 +12,17 @@ from safetensors.torch import load_file
 import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
+from harness.load.config_keys import check_keys, positive, rope_of, whole
 from harness.load.drafters import check_target, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.target import HFTarget
 
 FREQUENT = "frequent.safetensors"
+USED = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "rms_norm_eps",
+    "rope_theta", "rope_parameters", "rope_scaling", "vocab_size", "bias", "head_dim",
+)  # fmt: skip
 
 
 def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -70,25 +75,39 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
     Raises:
         UserError: not there, not JSON, or sizes missing or impossible.
     """
-    config_file, values = folder / "config.json", read_config(folder, methods.EAGLE, model)
-    try:
-        heads = int(values["num_attention_heads"])
-        config = HeadConfig(
-            hidden_size=int(values["hidden_size"]),
-            intermediate_size=int(values["intermediate_size"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(values.get("num_key_value_heads", heads)),
-            rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(values.get("rope_theta", 10000.0)),
-            vocab_size=int(values["vocab_size"]),
-            bias=values.get("bias", True),
+    file, values = folder / "config.json", read_config(folder, methods.EAGLE, model)
+    check_keys(file, values, USED, "draft head")
+    for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
+        if key not in values:
+            raise UserError(f"{file} lacks {key!r}")
+    heads = whole(file, "num_attention_heads", values["num_attention_heads"])
+    hidden, kv_heads = whole(file, "hidden_size", values["hidden_size"]), values.get("num_key_value_heads")
+    if (layers := values.get("num_hidden_layers", 1)) != 1:
+        raise UserError(f"{file}: num_hidden_layers is {layers!r}; a draft head has 1")
+    if not isinstance(bias := values.get("bias", True), bool):
+        raise UserError(f"{file}: bias is {bias!r}; it must be true or false")
+    if any("eagle3" in str(x).lower() for x in values.get("architectures") or ()):
+        raise UserError(f"{file}: the head is one of EAGLE-3, which has other layers than one of EAGLE and EAGLE-2")
+    theta, stretch = rope_of(file, values)
+    config = HeadConfig(
+        hidden_size=hidden,
+        intermediate_size=whole(file, "intermediate_size", values["intermediate_size"]),
+        num_attention_heads=heads,
+        num_key_value_heads=heads if kv_heads is None else whole(file, "num_key_value_heads", kv_heads),
+        rms_norm_eps=positive(file, "rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        vocab_size=whole(file, "vocab_size", values["vocab_size"]),
+        bias=bias,
+        head_dim=0 if values.get("head_dim") is None else whole(file, "head_dim", values["head_dim"]),
+        rope_scaling=stretch,
+    )
+    if values.get("head_dim") is None and hidden % heads:
+        raise UserError(f"{file}: hidden_size {hidden} is not a multiple of {heads} heads, and there is no head_dim")
+    if config.head_dim % 2 or heads % config.num_key_value_heads:
+        raise UserError(
+            f"{file}: {heads} heads of {config.head_dim} with {config.num_key_value_heads} key-value heads: "
+            "head_dim must be even, and the heads a multiple of the key-value heads"
         )
-    except KeyError as e:
-        raise UserError(f"{config_file} lacks {e.args[0]!r}") from None
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{config_file}: {e}") from None
-    if min(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) < 1:
-        raise UserError(f"{config_file}: sizes and numbers of heads must be at least 1")
     return config, values
 
 

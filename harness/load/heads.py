@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from harness.common.errors import UserError
+from harness.load.config_keys import check_keys
 from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
-from harness.load.kinds import ReadDrafter, TargetFacts
-from harness.load.layout import weight_files
+from harness.load.kinds import ReadDrafter, TargetFacts, kind_of
+from harness.load.layout import MEDUSA_KEY, weight_files
 from methods.base import Drafter
 from methods.engine.heads import (
     Accuracies,
@@ -24,6 +25,8 @@ from methods.engine.heads import (
 )
 from methods.engine.target import HFTarget
 
+MEDUSAS = ("medusa_num_heads", "medusa_num_layers", "medusa_choices")  # the number of heads in a file is that of its weights
+
 
 def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
     """The heads of a folder; kind: `medusa` or `hydra`. `read` of `DrafterKind`."""
@@ -31,11 +34,18 @@ def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
     check_sizes(folder, values, kind, target)
     check_target(folder, values, kind, target)
     state, digest = read_state(folder, values)
+    file = folder / "config.json"
     heads: ResidualHeads | PublishedHeads
-    if "medusa_num_heads" in values:
-        heads = _published(folder, state, target)
+    if kind == "medusa" and ("medusa_num_heads" in values or all(MEDUSA_KEY.fullmatch(key) for key in state)):
+        # what else its config.json has is of the base model: the heads have no norm, no rope and SiLU
+        check_keys(file, {k: v for k, v in values.items() if k.startswith("medusa_")}, MEDUSAS, "set of Medusa heads")
+        heads = _published(folder, values, state, target)
     else:
-        heads = ResidualHeads(config_from(HeadsConfig, folder, values | {"sees_tokens": kind == "hydra"}))
+        check_keys(file, values, [*HeadsConfig.__dataclass_fields__, "accuracies"], kind_of(kind).title)
+        sees = kind == "hydra"
+        if values.get("sees_tokens", sees) is not sees:
+            raise UserError(f"{file}: sees_tokens is {values['sees_tokens']!r}; a {kind_of(kind).title} has {str(sees).lower()}")
+        heads = ResidualHeads(config_from(HeadsConfig, folder, values | {"sees_tokens": sees}))
     fill(heads, state, folder)
     accuracies = _accuracies(folder, values, len(heads.heads))
     if accuracies:  # a tree may be chosen by them: with others these are other heads
@@ -65,13 +75,17 @@ def _accuracies(folder: Path, values: dict[str, Any], n: int) -> Accuracies:
     return rows
 
 
-def _published(folder: Path, state: dict[str, Tensor], target: TargetFacts) -> PublishedHeads:
+def _published(folder: Path, values: dict[str, Any], state: dict[str, Tensor], target: TargetFacts) -> PublishedHeads:
     """An empty module for heads in Medusa's own layout; the keys of `state` get its prefix."""
+    for key in [*state]:
+        state[key.removeprefix("medusa_head.")] = state.pop(key)
     try:
         there = 1 + max(int(key.split(".")[0]) for key in state)
         layers = max(int(key.split(".")[1]) for key in state)
     except (ValueError, IndexError):
         raise UserError(f"{weight_files(folder)[0]}: not Medusa's layout: keys are not HEAD.LAYER...") from None
+    if (said := values.get("medusa_num_layers", layers)) != layers:
+        raise UserError(f"{folder / 'config.json'}: medusa_num_layers is {said!r}, and the weights have {layers} a head")
     for key in [*state]:
         state["heads." + key.replace(".linear.", ".")] = state.pop(key)
     return PublishedHeads(target.hidden_size, target.vocab_size, there, layers)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 from harness.common.errors import unknown
 from harness.common.hints import hinted
-from harness.load.layout import lacking, stored_bytes
+from harness.load.layout import has_medusas_layout, lacking, stored_bytes
 from harness.load.placement import BYTES, TREE_TOKENS
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class DrafterKind:
     not there, altered, of another kind or size, or made for another target. memory_bytes: of one loaded, given its folder (None:
     not here), the target's sizes, the dtype and the context. download_bytes: on disk, of a published one for such a target.
     architectures, config_keys: names under "architectures", and keys, by which a config.json says that it is of this kind.
-    is_unnamed: whether a folder whose config.json says nothing is of this kind. check_config: raises UserError where a folder's
-    config.json shows that it does not fit the model named. train_command, train_makes: what `harness train` calls it, if it can
-    train it, and what that makes.
+    shows_in: whether a folder's files show that it is of this kind, where its config.json says nothing. is_unnamed: whether a
+    folder of which neither says anything is. check_config: raises UserError where a config.json shows that it does not fit the
+    model named. train_command, train_makes: what `harness train` calls it, if it can train it, and what that makes.
     """
 
     name: str
@@ -71,6 +71,7 @@ class DrafterKind:
     download_bytes: Callable[[Architecture], int]
     architectures: tuple[str, ...] = ()
     config_keys: tuple[str, ...] = ()
+    shows_in: Callable[[Path], bool] = lambda folder: False
     is_unnamed: Callable[[Path], bool] = lambda folder: False
     check_config: Callable[[Path, str, Architecture], None] | None = None
     train_command: str | None = None
@@ -120,13 +121,18 @@ def kind_named(values: object) -> str | None:
     return next((kind.name for kind in KINDS.values() if kind.names_itself(values)), None)
 
 
+def kind_shown(folder: Path, values: object) -> str | None:
+    """The kind of drafter that a folder shows by its config.json's values or, where they name none, by its files."""
+    return kind_named(values) or next((kind.name for kind in KINDS.values() if kind.shows_in(folder)), None)
+
+
 def drafter_kind(folder: Path) -> str:
     """The kind of drafter in a folder, by its config.json or, where that says nothing, by the files beside it."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
         return methods.EAGLE  # whose reader says what is wrong with the folder
-    return kind_named(values) or next(kind.name for kind in KINDS.values() if kind.is_unnamed(folder))
+    return kind_shown(folder, values) or next(kind.name for kind in KINDS.values() if kind.is_unnamed(folder))
 
 
 # ---- the entries ------------------------------------------------------------------------------------------------------
@@ -212,7 +218,8 @@ add_kind(DrafterKind(
 ))  # fmt: skip
 add_kind(DrafterKind(
     "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),
-    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), train_command="medusa", train_makes="Medusa heads",
+    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
+    train_command="medusa", train_makes="Medusa heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
     "hydra", "set of Hydra heads", _read_hydra, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),

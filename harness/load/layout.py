@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from harness.common.errors import UserError
@@ -11,6 +12,7 @@ from harness.common.files import sha256_file
 from harness.common.plain_names import place
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+MEDUSA_KEY = re.compile(r"(?:medusa_head\.)?\d+\.\d+(?:\.linear)?\.(?:weight|bias)")
 MEDUSA_SAFE, MEDUSA_PICKLED = "medusa_lm_head.safetensors", "medusa_lm_head.pt"  # what the authors' heads are called
 
 
@@ -34,6 +36,29 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).exists():
             return [folder / name]
     return [folder / SAFE]
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """What the tensors in a folder are called, by the index or the header of its safetensors; empty where neither can be read."""
+    for index in (folder / f"{SAFE}.index.json", folder / f"{PICKLED}.index.json"):
+        if index.is_file() and not (folder / SAFE).exists():
+            try:
+                return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return set()
+    try:
+        with (folder / SAFE).open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            return set(json.loads(f.read(min(size, 10**8)))) - {"__metadata__"}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return set()
+
+
+def has_medusas_layout(folder: Path) -> bool:
+    """Whether a folder holds heads as Medusa's authors lay them out: by the file's name, or by keys HEAD.LAYER.linear.weight."""
+    return any((folder / name).is_file() for name in (MEDUSA_SAFE, MEDUSA_PICKLED)) or any(
+        MEDUSA_KEY.fullmatch(name) for name in tensor_names(folder)
+    )
 
 
 def lacking(folder: Path) -> Path | None:

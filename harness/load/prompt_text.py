@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.common.errors import UserError
 from harness.load import chat
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+DAYS = (datetime(1999, 12, 31), datetime(2026, 2, 3), datetime(2041, 7, 15))
 RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 
 
-def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns, **given: Any) -> str:
-    """The prompt that a dialogue gives, template and system prompt included. given: names for its template."""
+def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
+    """The prompt that a dialogue gives, template and system prompt included."""
     system = chat.system_text(config.template, config.system)
     if config.template == "plain":
         return "".join(text for _, text in turns)
@@ -33,7 +35,7 @@ def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.
         return chat.RENDERED_WITHOUT_BOS[config.template](system, turns)
     said = ([("system", system)] if system else []) + list(turns)
     messages = [{"role": role, "content": text} for role, text in said]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given))
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
@@ -55,11 +57,10 @@ def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, fold
             f"model {config.name}: the tokenizer in {folder} has no BOS token, which template {config.template} needs"
         )
     turns = [("user", " One?\n"), ("assistant", "Two."), ("user", "Three?")]
-    days = [time.gmtime(86400 * day) for day in (0, 500, 12345)]
     try:
         with _within(RENDER_S):
             for some in (turns[:1], turns):
-                found, *others = [render(config, tokenizer, some, strftime_now=partial(_at, day)) for day in days]
+                found, *others = [_on(day, partial(render, config, tokenizer, some)) for day in DAYS]
                 if set(others) != {found}:
                     raise UserError(
                         f"model {config.name}: the chat template in {folder} prints the date or is drawn at random: "
@@ -79,8 +80,21 @@ def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, fold
         raise UserError(f"model {config.name}: the chat template in {folder} renders {shown}")
 
 
-def _at(day: time.struct_time, form: str) -> str:
-    return time.strftime(form, day)
+def _on(day: datetime, rendered: Callable[[], str]) -> str:
+    """What is rendered on a day. transformers gives templates the date by `strftime_now`."""
+    from transformers.utils import chat_template_utils
+
+    class That(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(day.year, day.month, day.day, tzinfo=tz)
+
+    before: Any = vars(chat_template_utils)["datetime"]
+    vars(chat_template_utils)["datetime"] = That
+    try:
+        return rendered()
+    finally:
+        vars(chat_template_utils)["datetime"] = before
 
 
 @contextmanager

@@ -38,12 +38,12 @@ def _path(text: str) -> None:
 
 
 def _line(text: str) -> None:
-    if not text or not text.isprintable() or len(text) > 200:
-        raise UserError(f"{text[:200]!r} is no line of text: 1 to 200 characters, without control characters")
+    if not re.fullmatch(r"[^|<>`]{1,200}", text) or not text.isprintable():
+        raise UserError(f"{text[:200]!r} is no line of text: 1 to 200 characters, no control characters, no | < > or `")
 
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Path = Annotated[str, _checked(_path)]
+PathText = Annotated[str, _checked(_path)]
 Line = Annotated[str, _checked(_line)]
 ModelName = Annotated[str, _checked(lambda name: plain_name("model", name))]
 PresetName = Annotated[str, _checked(lambda name: plain_name("preset", name))]
@@ -67,7 +67,7 @@ class GGUFWheel(pydantic.BaseModel, extra="forbid", frozen=True):
 class LocalFolder(pydantic.BaseModel, extra="forbid", frozen=True):
     """A folder in Hugging Face layout, relative to the YAML. The `sha256` of its weights is checked where it is given."""
 
-    path: Path
+    path: PathText
     sha256: Sha256 | None = None
 
 

@@ -140,7 +140,8 @@ def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
     """The audit's word. Beside it stands the share of token-identical conversations, which has no threshold below float64."""
     word = (audit or {}).get(DYNAMIC)
     if word is None:
-        judged = f"{NOT_MEASURED}: harness verify --out DIR/audit"
+        model = next((r["model"] for r in (*own.values(), *base.values())), "MODEL")
+        judged = f"{NOT_MEASURED}: harness verify --model {model} --results DIR --out DIR/audit"
     elif word == "open":
         judged = f"{NOT_JUDGED}: a layer of the audit could not judge it"
     else:  # `lossless (quick)`, `fails L3`

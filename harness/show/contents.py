@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.common.names import label
 from harness.common.progress import Progress
-from harness.ledger.audit_words import audits_of
+from harness.ledger.audit_words import audit_pages, audits_of
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.ledger.trees import Drafts, has_trees, read_drafts
@@ -26,6 +26,7 @@ class Contents:
     drafts: Mapping[str, Drafts]  # drafted trees by the record's key; empty where none were kept
     drafted: tuple[ArmSums, ...]  # what the trees tell of acceptance, method by method
     audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
+    audit_pages: tuple[str, ...]  # of these audits, as paths in the folder
     footnotes: tuple[str, ...] = ()  # what of the folder could not be read
 
 
@@ -47,4 +48,6 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
     for arm in by_arm(records, drafts):
         progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
         drafted.append(arm)
-    return Contents(tuple(records), tuple(summaries), drafts, tuple(drafted), audits, records.footnotes)
+    return Contents(
+        tuple(records), tuple(summaries), drafts, tuple(drafted), audits, audit_pages(folder), records.footnotes
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.train.settings import TrainSettings
 
 CHECKPOINT, BEFORE_COOLDOWN = "checkpoint.pt", "before-cooldown.pt"
@@ -57,7 +57,10 @@ def resume(
     file = folder / CHECKPOINT
     if not file.exists():
         return Progress()
-    saved = torch.load(file, weights_only=False)
+    try:
+        saved = torch.load(file, weights_only=True)  # numbers alone: a folder of somebody else's runs no code
+    except Exception as e:  # of a corrupted pickle nearly any error may come
+        raise UserError(f"{file} is no checkpoint that can be read ({in_one_line(e)}); move it away") from None
     now, before = _plain(settings), _plain(TrainSettings()) | saved["settings"]  # a setting added since has its default
     progress = Progress(**saved["state"])
     is_longer = before | {"tokens": settings.tokens} == now

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from methods.engine.clock import ForwardClock
 from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, rotary_rows
@@ -33,10 +35,26 @@ class HeadConfig:
     rope_theta: float
     vocab_size: int
     bias: bool = True
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    rope_scaling: dict[str, Any] | None = None  # as transformers' `rope_parameters`; None: the table of rope_theta as it is
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
+
+
+def inverse_frequencies(c: HeadConfig) -> Tensor:
+    """[head_dim / 2] in float64, stretched as transformers stretches them."""
+    if c.rope_scaling is None:
+        exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
+        plain: Tensor = c.rope_theta**-exponents
+        return plain
+    like = LlamaConfig(
+        hidden_size=c.hidden_size, num_attention_heads=c.num_attention_heads, head_dim=c.head_dim, rope_parameters=c.rope_scaling
+    )  # fmt: skip
+    stretched, attention_factor = ROPE_INIT_FUNCTIONS[c.rope_scaling["rope_type"]](like)
+    if attention_factor != 1:
+        raise ValueError(f"rope_type {c.rope_scaling['rope_type']} scales the attention, which a draft head does not")
+    return stretched.double()
 
 
 class _RMSNorm(nn.Module):
@@ -54,11 +72,11 @@ class _RMSNorm(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, c: HeadConfig):
         super().__init__()
-        kv = c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        wide, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, wide, bias=False)
         self.k_proj = nn.Linear(c.hidden_size, kv, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, kv, bias=False)
-        self.o_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        self.o_proj = nn.Linear(wide, c.hidden_size, bias=False)
 
 
 class _MLP(nn.Module):
@@ -88,8 +106,7 @@ class EagleHead(nn.Module):
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
         self.layers = nn.ModuleList([_Layer(config)])  # a list of one, for the checkpoint's key names
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        self._inverse_frequencies = config.rope_theta**-exponents
+        self._inverse_frequencies = inverse_frequencies(config)
 
     @property
     def layer(self) -> _Layer:

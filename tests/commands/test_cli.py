@@ -385,6 +385,13 @@ def test_a_missing_option_is_named(options: str, ledger: Path) -> None:
     refused(run(ledger, options), "Missing option", "--method" if "task" in options else "--task")
 
 
+def test_a_terminal_of_another_encoding_is_shown_what_it_can_show() -> None:
+    words = ["-m", "harness", "table", "--compare", "tests/data/ledger", "tests/data/ledger"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=latin, capture_output=True)
+    assert done.returncode == 0 and b"difference in \\u03c4" in done.stdout and not done.stderr, done.stderr
+
+
 def test_an_unknown_command_is_named() -> None:
     refused(harness("rnu"), "rnu", "harness -h")
 

@@ -14,6 +14,9 @@ import pytest
 from command_line import SMALL, harness, isolate
 from places import ROOT, TINY
 
+from harness.audit import page
+from harness.audit.jobs import Finding, Job
+from harness.audit.keeper import Keeper
 from harness.cli import KEPT, NOTHING_KEPT
 from harness.common.stopping import Stop, Stopped, stoppable
 from harness.replay import tune as tuning
@@ -42,6 +45,9 @@ class Hook:
         if name == "torch.nn":
             os.kill(os.getpid(), {number})
 sys.meta_path.insert(0, Hook())
+from harness.audit import page
+from harness.audit.jobs import Finding, Job
+from harness.audit.keeper import Keeper
 from harness.cli import main
 main()
 """
@@ -96,6 +102,30 @@ def test_tuning_that_is_stopped_keeps_what_was_saved_and_goes_on_from_there(
     assert [entry["key"]["method"] for entry in saved] == raced[:2]
     done = harness(words)
     assert done.code == 0 and raced[2:4] == [raced[2]] * 2 and len(raced) == len(set(raced)) + 1
+
+
+def test_an_audit_that_is_stopped_keeps_its_findings_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, kept = Keeper.keep, list[str]()
+
+    def counted(self: Keeper, job: Job, made: Finding, seconds: float) -> Finding:
+        found = keep(self, job, made, seconds)
+        kept.append(found["key"])
+        if len(kept) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(Keeper, "keep", counted)
+    monkeypatch.setattr(page.figures, "draw_all", lambda *_: [])
+    words = f"verify --method vanilla --dtype float32 {ON_TINY} --out"
+    stopped = harness(words, tmp_path)
+    assert stopped.code == 130 and stopped.err.splitlines()[-1] == f"interrupted: {KEPT['verify']}"
+    first = (tmp_path / "audit.jsonl").read_bytes()
+    assert first.endswith(b"\n") and [json.loads(line)["key"] for line in first.splitlines()] == kept
+    done = harness(words, tmp_path)
+    assert f"{len(first.splitlines())} are there" in done.err and (tmp_path / "audit.jsonl").read_bytes().startswith(first)
+    assert len(kept) == len(set(kept)) > 5 and "Traceback" not in done.err
 
 
 def test_what_a_library_makes_of_the_signal_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

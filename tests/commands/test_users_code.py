@@ -10,8 +10,8 @@ from command_line import harness, isolate, measured, refused, run, tiny_copy
 from places import EXAMPLES, TINY
 
 import methods
+from harness.audit import audit
 from harness.ledger.ledger import read
-from harness.load import model
 from harness.load.kinds import KINDS
 
 METHOD = """
@@ -86,12 +86,15 @@ def test_a_builder_that_raises_is_one_line_that_names_method_and_file(tmp_path: 
     refused(run(tmp_path / "out", "--method mine --task gsm8k --include", file), "method mine", str(file))
 
 
-def test_code_that_leaves_where_nobody_looks_for_it_does_not_end_well(tmp_path: Path) -> None:
-    file = method_file(tmp_path, first="import harness.load.model\nharness.load.model.load = lambda *a, **k: sys.exit(0)")
+@pytest.mark.parametrize(
+    "leaving", ["sys.exit(0)", "sys.exit()", "exec('raise SystemExit')", "exec('raise click.exceptions.Exit(0)')"]
+)
+def test_code_that_leaves_where_nobody_looks_for_it_does_not_end_well(tmp_path: Path, leaving: str) -> None:
+    file = method_file(tmp_path, first=f"import click, harness.audit.audit as a\na.audit = lambda request: {leaving}")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(model, "load", model.load)  # put back after the test
+        patched.setattr(audit, "audit", audit.audit)  # put back after the test
         outcome = harness(f"verify --model {TINY} --method mine --include", file, "--out", tmp_path / "out")
-    assert outcome.code == 1 and "sys.exit() before the command was done" in outcome.err
+    assert outcome.code == 1 and "would have ended the command, before it was done" in outcome.err
 
 
 KIND = """

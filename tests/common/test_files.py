@@ -1,13 +1,18 @@
-"""Reading JSON that somebody else wrote."""
+"""Reading JSON that somebody else wrote, and writing files whole."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from make_ledger import FOLDER
+from places import ROOT
 
 from harness.common.errors import UserError
-from harness.common.files import read_json
+from harness.common.files import read_json, whole_file, write_file
 
 
 def written(folder: Path, content: bytes) -> Path:
@@ -41,3 +46,37 @@ def test_what_cannot_be_read_is_one_line_that_names_the_file(tmp_path: Path, con
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read .*gone.json"):
         read_json(tmp_path / "gone.json")
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+_TABLE = """
+import os, signal, sys
+sys.argv = ["harness", "table", "--results", {ledger!r}, "--out", {out!r}]
+replace = os.replace
+def killed(old, new):
+    if str(new).endswith("main.csv"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(old, new)
+os.replace = killed
+from harness.cli import main
+main()
+"""
+
+
+def test_what_a_killed_table_left_behind_goes_with_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".main.csv.notes").write_text("somebody's own")
+    code = _TABLE.format(ledger=str(FOLDER), out=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    left = {p.name for p in tmp_path.iterdir() if p.name.startswith(".")}
+    assert len(left) == 2 and (tmp_path / "main.md").exists() and not (tmp_path / "main.csv").exists()
+    write_file(tmp_path / "main.csv", "whole")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".main.csv.notes"]
+    assert (tmp_path / "main.csv").read_text() == "whole"
+
+
+def test_a_file_that_another_process_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a[1].txt") as mine:
+        mine.write_text("mine")
+        write_file(tmp_path / "a[1].txt", "theirs")
+    assert (tmp_path / "a[1].txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

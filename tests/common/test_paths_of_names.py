@@ -87,8 +87,10 @@ def test_paths_with_names_are_made_in_one_place() -> None:
 
 
 def test_the_search_sees_paths_of_names_in_whatever_way_they_are_made() -> None:
-    for made in ("cache / config.name", "out / task / 'x'", "folder / f'{x}.json'", "Path(f'{a}/{b}')",
-                 "out.joinpath(record['task'])", "os.path.join(a, method)", "folder / r['model']", "path.with_name(model + '.json')"):  # fmt: skip
+    for made in (
+        "cache / config.name", "out / task / 'x'", "folder / f'{x}.json'", "Path(f'{a}/{b}')", "out.joinpath(record['task'])",
+        "os.path.join(a, method)", "folder / r['model']", "path.with_name(model + '.json')",
+    ):  # fmt: skip
         assert list(paths_with_names(made)), made
     for fine in ("place(out, 'task', task)", "a / b", "tokens / seconds", "', '.join(name)", "folder / 'config.json'"):
         assert not list(paths_with_names(fine)), fine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from places import TINY
 from tiny_model import shared_tiny_model
 
 from harness.costs.ceiling import ceiling
+from harness.costs.show import three_digits
 from harness.costs.steps import ACCEPTED, outside, profile
 from methods import Arm, get
 from methods.base import SamplerParams
@@ -67,10 +69,16 @@ def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
         "decode speedup",
     ):
         assert word in done.out
+    assert " 0.443 MB " in done.out and not re.search(r"(?<![\d.])0(\.0+)? (MB|ms)", done.out)
+    assert "best tree predicted" not in done.out  # nothing was tuned here
     rows = pd.read_csv(tmp_path / "p" / "profile.csv")
     assert set(rows["method"]) == {"vanilla", "eagle1", "eagle2"}
     assert rows.groupby("method")["share"].sum().tolist() == pytest.approx([1.0] * 3)
     assert {p.name for p in (tmp_path / "p").iterdir()} == {"profile.csv", "profile.md", "profile.png"}
+
+
+def test_numbers_have_three_digits_that_mean_something() -> None:
+    assert [three_digits(x) for x in (1234.5, 269.4, 13.58, 0.02246, 0.0)] == ["1234", "269", "13.6", "0.0225", "0"]
 
 
 def test_the_sweep_has_a_row_a_context_and_tree(tmp_path: Path) -> None:
@@ -95,4 +103,4 @@ def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
     refused(harness(COMMAND, "--limit 0 --out", tmp_path), "--limit is 0")
     refused(harness(COMMAND, "--sweep --context 99999 --out", tmp_path), "no context of 99999 fits")
     refused(harness(COMMAND, "--max-new-tokens 1 --out", tmp_path), "--max-new-tokens is 1")
-    refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "no bundled prompt fits into the 0 tokens")
+    refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "the context of tiny is 2,560")

@@ -144,23 +144,12 @@ def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path: Path) -> None
     assert [r["sample_id"] for r in read(tmp_path)] == ["0", "1"]
 
 
-@pytest.mark.parametrize(
-    ("line", "what"),
-    [
-        ("{broken", "not JSON"),
-        ("", "not JSON"),
-        ("[1, 2]", "not a JSON object"),
-        ('{"key": "k"}', "not a record"),
-        (json.dumps(record(1, schema=99)), "record schema 99"),
-    ],
-)
-def test_a_bad_line_in_the_middle_is_named_and_never_skipped(tmp_path: Path, line: str, what: str) -> None:
-    (tmp_path / RECORDS).write_text("\n".join([json.dumps(record(0)), line, json.dumps(record(2))]) + "\n")
-    for use in (read, Ledger):
-        with pytest.raises(UserError, match=f"{RECORDS}:2: {what}"):
-            use(tmp_path)
-    Path(tmp_path / RECORDS).write_text(json.dumps(record(0)) + "\n")
-    Ledger(tmp_path).close()  # the failed opening left no lock behind
+def test_a_failed_opening_leaves_no_lock_behind(tmp_path: Path) -> None:
+    (tmp_path / RECORDS).write_text("[1, 2]\n")
+    with pytest.raises(UserError, match=f"{RECORDS}:1: not a JSON object"):
+        Ledger(tmp_path)
+    (tmp_path / RECORDS).write_text(json.dumps(record(0)) + "\n")
+    Ledger(tmp_path).close()
 
 
 def _half_then_full(fd: int, data: bytes) -> int:

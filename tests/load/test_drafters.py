@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from command_line import refused, run, tiny_copy
+from drafter_folders import CONFIG, edited, hub_lm, published, with_drafter
 from drafting import close, expand_in_levels
 from places import TINY
 from safetensors.torch import load_file
 from tiny_model import STOP_IDS, TinyModel, fresh_tiny_model
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import methods
 from harness.audit.probe import law
@@ -28,7 +28,7 @@ from harness.audit.probe.stand_ins import texts_of
 from harness.cli import cli
 from harness.common.errors import UserError
 from harness.ledger.ledger import read
-from harness.load.config import ModelConfig, model_config, read_model
+from harness.load.config import model_config, read_model
 from harness.load.draft_lm import differing_tokens
 from harness.load.drafters import read_state
 from harness.load.kinds import drafter_kind
@@ -44,7 +44,6 @@ from methods.engine.tree import Tree
 from methods.engine.verify import typical, walk
 from methods.medusa import TREES
 
-CONFIG = model_config(str(TINY))
 GREEDY = SamplerParams(32, STOP_IDS)
 
 
@@ -230,29 +229,6 @@ def test_a_narrow_lm_folded_is_the_same_model_with_tables_of_its_own() -> None:
     assert torch.allclose(folded(ids).logits, wanted, atol=1e-4)
 
 
-def hub_lm(folder: Path, vocab: int = 384, extra_token: str | None = None, swap: bool = False) -> Path:
-    """A folder as of the hub: a LLaMA with embeddings of its own, and a tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TINY.parent / "target")
-    if extra_token:
-        tokenizer.add_tokens([extra_token])
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if swap:
-        file = folder / "tokenizer.json"
-        values = json.loads(file.read_text())
-        ids = values["model"]["vocab"]
-        ids["A"], ids["B"] = ids["B"], ids["A"]
-        file.write_text(json.dumps(values))
-    return folder
-
-
-def with_drafter(kind: str, folder: Path) -> ModelConfig:
-    return CONFIG.model_copy(update={"drafters": {kind: str(folder)}})
-
-
 def test_a_whole_lm_with_the_targets_tokenizer_drafts(tmp_path: Path) -> None:
     own = TinyModel(load(with_drafter("lm", hub_lm(tmp_path / "lm")), "float64", drafters=["lm"]))
     assert own.loaded.sha_of("lm") and own.loaded.drafter is None
@@ -304,19 +280,6 @@ def test_tokens_that_differ_are_named_lowest_id_first() -> None:
 # ---- heads in the authors' own layout ----
 
 
-def published(folder: Path, n_heads: int = 2, hidden: int = 64) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for k in range(n_heads):
-        state[f"{k}.0.linear.weight"] = 0.1 * torch.randn(hidden, hidden, generator=generator)
-        state[f"{k}.0.linear.bias"] = 0.1 * torch.randn(hidden, generator=generator)
-        state[f"{k}.1.weight"] = torch.randn(384, hidden, generator=generator)
-    folder.mkdir()
-    torch.save(state, folder / "medusa_lm_head.pt")
-    (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 5, "medusa_num_layers": 1}))
-    return state
-
-
 def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     state = published(tmp_path / "heads")
@@ -347,14 +310,6 @@ def test_heads_in_the_authors_layout_have_lm_heads_of_their_own(tmp_path: Path, 
 
 
 # ---- what is refused ----
-
-
-def edited(tmp_path: Path, kind: str, **changes: Any) -> Path:
-    folder = tmp_path / kind
-    shutil.copytree(TINY.parent / kind, folder)
-    values = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
-    return folder
 
 
 REFUSED = {

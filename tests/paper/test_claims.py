@@ -259,10 +259,14 @@ def test_lossless_is_what_the_audit_found(audit: dict[str, str] | None, word: st
     assert row.all.effect.value == 1.0 and row.all.effect.prompts == 36  # all 61 ids are the same
 
 
-def test_mixed_environments_are_refused_and_the_key_is_named() -> None:
+@pytest.mark.parametrize(("key", "other"), [("threads", 64), ("machine", "Z80, no GPU")])
+def test_mixed_environments_are_refused_and_the_key_is_named(key: str, other: Any) -> None:
     records = made(ACCEPTS, FASTER, n=1)
-    records[0]["threads"] = 64
-    with pytest.raises(UserError, match="mixed environments: threads of the records of toy is 2 and 64"):
+    for i, r in enumerate(records):
+        r["machine"] = "A CPU, no GPU"
+        r[key] = other if i == 0 else r[key]
+    values = " and ".join(sorted({str(r[key]) for r in records}))
+    with pytest.raises(UserError, match=f"mixed environments: {key} of the records of toy is {values}"):
         rows_of(records, Path("nowhere"), None)
 
 
@@ -325,7 +329,7 @@ def test_the_command_writes_prints_and_refuses(tmp_path: Path) -> None:
     rows = done.value
     assert {row["model"] for row in rows} == {"toy", "vicuna-7b"}
     assert {(row["model"], row["verdict"]) for row in rows if row["claim"] == "lossless"} == {
-        ("vicuna-7b", SHOWN), ("toy", "not measured: harness verify --out DIR/audit")
+        ("vicuna-7b", SHOWN), ("toy", "not measured: harness verify --model toy --results DIR --out DIR/audit")
     }  # fmt: skip
     (row,) = [r for r in rows if r["model"] == "toy" and r["claim"] == f"{AS_PUBLISHED}: τ"]
     assert row["verdict"] == row["verdict_no_loops"] == SHOWN and row["effect_low"] < row["effect"] < row["effect_high"]

@@ -467,8 +467,14 @@ def test_bars_are_drawn_where_something_was_measured_and_only_then(tmp_path: Pat
 
 
 def test_figures_of_drafts_without_trees_say_how_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     done = harness("reproduce --no-run --figure 5 --figure 6 --model vicuna-7b --results", tmp_path / "none", "--out", tmp_path)
     assert done.code == 0 and all(f"not measured: `harness reproduce --model vicuna-7b --figure {n} " in done.out for n in "56")
+
+
+def test_without_a_run_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    refused(harness("reproduce --no-run --results", tmp_path / "none"), f"there is no {tmp_path / 'none'}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_and_figures_asked_for_together_keep_the_trees_at_the_first_run(tmp_path: Path) -> None:

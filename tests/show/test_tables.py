@@ -14,16 +14,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command_line import harness
+from command_line import harness, refused
 from made_up_ledger import write_ledger
 from made_up_records import measured, unmeasured
 from make_ledger import ENV, FOLDER, METHODS, base_record, make_ledger, output_of
+from places import TINY
 
 from harness.common.errors import UserError
 from harness.common.names import KNOWN_METHODS, SIX_TASKS, in_words, label, label_in_words, method_order, task_order
 from harness.common.progress import Progress
 from harness.forms.colours import colour
-from harness.forms.table import csv, markdown, plain
+from harness.forms.table import Section, Table, csv, markdown, plain
 from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
@@ -261,11 +262,20 @@ def test_a_comparison_begins_with_the_six_task_means_and_fits_100_columns() -> N
 
 def test_settings_that_make_two_folders_incomparable_are_named(tmp_path: Path) -> None:
     write_ledger(tmp_path, stored(dtype="float64", max_new_tokens=99))
-    table = comparison_table(FOLDER, tmp_path)
-    top = "\n".join(table.sections[0].facts)
-    assert "Differs: dtype: float32 in A, float64 in B; no cell is in both" in top
-    assert "Differs: budget (max_new_tokens): 72 in A, 99 in B" in top and "Nothing was measured in both." in top
-    assert len(table.sections) == 1 and set(table.numbers["in"]) == {"A", "B"} and "Nothing" in markdown(table)
+    refused(
+        harness("table --compare", FOLDER, tmp_path, "--out", tmp_path / "out"),
+        f"nothing was measured both in A = {FOLDER} and in B = {tmp_path}: differs: dtype: float32 in A, float64 in B; ",
+        "Differs: budget (max_new_tokens): 72 in A, 99 in B",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_with_other_methods_have_nothing_to_compare(tmp_path: Path) -> None:
+    for name, method in (("a", "eagle1"), ("b", "pld")):
+        write_ledger(tmp_path / name, [r for r in stored() if r["method"] == method])
+    said = "measured only in A: eagle1 (6 cells); Measured only in B: pld (2 cells)"
+    with pytest.raises(UserError, match=re.escape(said)):
+        comparison_table(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_folder_with_two_heads_cannot_be_compared(tmp_path: Path) -> None:
@@ -287,6 +297,20 @@ def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
                 n = line.replace("\\|", "").count("|")
                 header = header if header and not line.startswith("| method") else n
                 assert n == header, line
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "a\\|b", "a\nb", "a\u2028b", "a`b", "<script>alert(1)</script>", "a\r\n| :-- |\n# b", "\\", "<!-- b"]
+)
+def test_no_name_can_break_a_table_or_become_html(name: str) -> None:
+    rows = pd.DataFrame([{"method": name, name: name}, {"method": "last", name: "1"}])
+    text = markdown(Table("t", (Section(name, (f"Prompts: {name}",), rows, (name,)),), (f"note on {name}",), pd.DataFrame()))
+    lines = text.splitlines()
+    assert len(lines) == 12 and "<" not in text
+    for line in (line for line in lines if line.startswith("|")):
+        cells = re.sub(r"\\.", "", line)  # what is escaped
+        assert cells.count("|") == 3 and "`" not in cells, line
+    assert len(plain(Table("t", (Section(name, (), rows),), ("a note",), pd.DataFrame())).splitlines()) == 6
 
 
 def test_a_table_of_a_given_width_breaks_its_words_and_loses_none() -> None:
@@ -392,6 +416,30 @@ def test_each_of_several_models_has_its_own_audit(tmp_path: Path) -> None:
         (tmp_path / "audit" / model).mkdir(parents=True)
         (tmp_path / "audit" / model / "lossless.json").write_text(json.dumps({"model": model, "methods": {"eagle2": model}}))
     assert audits_of(tmp_path) == {"a": {"eagle2": "a"}, "b": {"eagle2": "b"}}
+
+
+@pytest.mark.parametrize("pages", [(), ("audit/audit.md",), ("audit/a/audit.md", "audit/b/audit.md")])
+def test_the_pages_of_audits_are_named_where_they_are(tmp_path: Path, pages: tuple[str, ...]) -> None:
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    for page in ("audit/lossless.json", *pages):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(json.dumps({"model": read(FOLDER)[0]["model"], "methods": {"eagle2": "lossless (quick)"}}))
+    assert harness("table --results", tmp_path, "--out", tmp_path / "tables").code == 0
+    for name in ("main", "means"):
+        said = (tmp_path / "tables" / f"{name}.md").read_text()
+        named = f" ({', '.join(f'`{page}`' for page in pages)})" if pages else ""
+        assert f"found on this model{named}. " in said and said.count("audit.md") == len(pages)
+
+
+def test_a_file_in_the_place_of_a_ledgers_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "ledger")
+    file = tmp_path / "ledger" / RECORDS
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("table", "plot", "claims", "report", "reproduce --no-run", f"export --out {tmp_path / 'out'}",
+                    f"table --compare {FOLDER}", f"verify --model {TINY} --out {tmp_path / 'audit'}"):  # fmt: skip
+        done = harness(command, *([] if "--compare" in command else ["--results"]), file)
+        refused(done, f"{file} is a file; a ledger is named by its folder, {file.parent}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # ---- the commands ---------------------------------------------------------------------------------------------------

@@ -305,8 +305,9 @@ BAD_LINES = {
     "too many turns": (question(2, "a", "b"), "has 2 turns; task 'gsm8k' wants 1"),
     "same id": (question(1), "question_id 1 is on line 1 already"),
     "lone surrogate": ('{"question_id": 2, "turns": ["\\ud800"]}', "not UTF-8 text: surrogates not allowed"),
-    "category": ({**question(2), "category": 5}, "category must be a string, not 5"),
-    "reference": ({**question(2), "reference": [None]}, "reference must be a list of strings"),
+    "category": ({**question(2), "category": 5}, "category must be a line of text, not '5'"),
+    "lines in a category": ({**question(2), "category": "a\nb"}, "category must be a line of text"),
+    "lines in a name": ({**question(2), "question_id": "a\nb"}, "question_id must be one line"),
     "deep": ("[" * 100_000, "nested too deeply"),
 }
 
@@ -351,7 +352,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_byte_order_mark_windows_line_ends_and_a_missing_last_newline_do_no_harm(tmp_path: Path) -> None:
     path = questions(tmp_path / "gsm8k" / "question.jsonl")
-    rows = [{**question(1, "one\u2028line"), "category": None, "reference": None}, question(2)]
+    rows = [{**question(1, "one\u2028line"), "category": None, "reference": None}, {**question(2), "reference": [None]}]
     text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     found = tasks.load("gsm8k", prompts_dir=tmp_path)

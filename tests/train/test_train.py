@@ -339,6 +339,24 @@ def test_a_head_starts_as_the_least_squares_map_to_the_next_feature() -> None:
     assert wrong[True] < 0.05 < 0.5 < wrong[False]
 
 
+class RunsCode:
+    """What a pickle of somebody else's may hold."""
+
+    def __reduce__(self) -> tuple:
+        return print, ("it ran",)
+
+
+@pytest.mark.parametrize("content", [b"", b"half of it", "pickle"], ids=["empty", "cut", "pickle"])
+def test_a_checkpoint_that_is_none_is_one_line_and_runs_no_code(
+    content: bytes | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"head": RunsCode()}, file) if isinstance(content, str) else file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{file} is no checkpoint that can be read"):
+        trained(tmp_path, SETTINGS)
+    assert "it ran" not in capsys.readouterr().out
+
+
 def test_a_training_goes_on_with_more_data_in_a_new_epoch_but_not_with_less(tmp_path: Path) -> None:
     embedding, lm_head = (torch.randn(VOCAB, HIDDEN).to(torch.bfloat16) for _ in range(2))
     items, said = made_up(30), []

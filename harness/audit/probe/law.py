@@ -241,7 +241,7 @@ def decode_law(name: str, decode: Decode, case: Case, one_step: bool = False) ->
     """
     branches, n = 0, case.step if one_step else case.params.max_new_tokens
     ends = one_step and case.params.temperature > 0  # at T = 0 there is one branch, however many steps
-    blocks, budget = (1, n + MOST_DRAFTED) if ends else (-1, n)
+    blocks, budget = (1, n + MOST_DRAFTED) if ends else (n, n)  # n: of a method that ignores the budget no more is walked
 
     def run(chooser: Branching) -> Text:
         nonlocal branches

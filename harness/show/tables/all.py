@@ -27,8 +27,9 @@ class LedgerTable:
 
 
 TABLES = (
-    LedgerTable("means", "Six-task means", lambda c, _: means_table(c.records, c.summaries, c.audits), is_open=True),
-    LedgerTable("main", "Speedup and τ", lambda c, _: main_table(c.summaries, c.audits)),
+    LedgerTable("means", "Six-task means",
+                lambda c, _: means_table(c.records, c.summaries, c.audits, c.audit_pages), is_open=True),
+    LedgerTable("main", "Speedup and τ", lambda c, _: main_table(c.summaries, c.audits, c.audit_pages)),
     LedgerTable("models", "Models", lambda c, _: models_table(c.summaries), is_open=True),
     LedgerTable("acceptance", "Acceptance in the drafted trees",
                 lambda c, progress: acceptance_table(progress.each(c.drafted, "acceptance of method"))),

@@ -40,7 +40,7 @@ _MEANS_NOTE = one_line("""
     each task). Speedup: seconds per token, prefill included. Decode: without the prefill and its token. c: what one step costs
     inside the target's forward, inside the drafter's and outside both, in vanilla steps.""")
 _AUDIT_NOTE = one_line("""
-    audit: what `harness verify` found on this model (`audit/audit.md`). `lossless`: every layer holds. `fails`: a layer does not,
+    audit: what `harness verify` found on this model{}. `lossless`: every layer holds. `fails`: a layer does not,
     and is named. `open`: a layer could not judge it. A preset that was not audited has its method's word.""")
 _MODELS_NOTE = one_line("""
     Each cell: speedup over vanilla / τ; in brackets τ without looping outputs. It is the mean of the six tasks, or MT-bench alone
@@ -50,8 +50,8 @@ _MAIN_VALUES = ("speedup", "tau", "tau_no_loop")
 _COSTS = ("verify", "draft", "other")
 
 
-def main_table(summaries: Iterable[CellSummary], audits: Audits | None = None) -> Table:
-    """Methods by tasks, each with speedup and τ. audits: adds the audit's word on each method."""
+def main_table(summaries: Iterable[CellSummary], audits: Audits | None = None, audit_pages: Sequence[str] = ()) -> Table:
+    """Methods by tasks, each with speedup and τ. audits: adds the audit's word on each method; a note names their pages."""
     summaries = shown_cells(summaries)
     sections = []
     for setting, group in by_setting(summaries):
@@ -69,8 +69,13 @@ def main_table(summaries: Iterable[CellSummary], audits: Audits | None = None) -
             row |= {f"{task} ({source})": by_task.get((task, source), "") for task, source in tasks}
             rows.append(row | ({"audit": audit_text(audit, cells[0])} if audit else {}))
         sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
-    notes = (_MAIN_NOTE, *([_AUDIT_NOTE] if audits else ()), *notes_of(summaries))
+    notes = (_MAIN_NOTE, *_audit_notes(audits, audit_pages), *notes_of(summaries))
     return Table("main", tuple(sections), notes, _main_numbers(summaries))
+
+
+def _audit_notes(audits: Audits | None, pages: Sequence[str]) -> list[str]:
+    named = f" ({', '.join(f'`{page}`' for page in pages)})" if pages else ""
+    return [_AUDIT_NOTE.format(named)] if audits else []
 
 
 def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
@@ -86,7 +91,9 @@ def _main_numbers(summaries: Sequence[CellSummary]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def means_table(records: Sequence[Record], summaries: Iterable[CellSummary], audits: Audits | None = None) -> Table:
+def means_table(
+    records: Sequence[Record], summaries: Iterable[CellSummary], audits: Audits | None = None, audit_pages: Sequence[str] = ()
+) -> Table:  # fmt: skip
     """A row a method and preset: its six-task means with intervals, what a step costs, and the audit's word."""
     summaries = shown_cells(summaries)
     sections, numbers = [], []
@@ -117,7 +124,7 @@ def means_table(records: Sequence[Record], summaries: Iterable[CellSummary], aud
             numbers.append({**asdict(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
-    notes = (_MEANS_NOTE, *([_AUDIT_NOTE] if audits else ()), *notes_of(summaries))
+    notes = (_MEANS_NOTE, *_audit_notes(audits, audit_pages), *notes_of(summaries))
     return Table("means", tuple(sections), notes, pd.DataFrame(numbers))
 
 

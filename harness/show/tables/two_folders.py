@@ -32,16 +32,18 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
     Weights, heads, options and machines may differ: the facts at the top name what does.
 
     Raises:
-        UserError: a folder without records, or with one method under several options, weights or machines; or `strict` and a
-            line that cannot be read.
+        UserError: a folder without records, or with one method under several options, weights or machines; two folders without a
+            cell in common, and why; or `strict` and a line that cannot be read.
     """
     records_a, records_b = read(folder_a, strict=strict), read(folder_b, strict=strict)
     cells_a, cells_b = _cells_of(records_a, folder_a), _cells_of(records_b, folder_b)
     both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
-    changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
-    top = (f"A = {folder_a}", f"B = {folder_b}", *_differences(cells_a, cells_b), *_one_sided(cells_a, cells_b))
+    sides = _differences(cells_a, cells_b), _one_sided(cells_a, cells_b)
     if not both:
-        top = (*top, "Nothing was measured in both.")
+        why = "; ".join(sides[0] or sides[1])
+        raise UserError(f"nothing was measured both in A = {folder_a} and in B = {folder_b}: {why[:1].lower()}{why[1:]}")
+    changes = {key: _change(cells_a[key], cells_b[key]) for key in both}
+    top = (f"A = {folder_a}", f"B = {folder_b}", *sides[0], *sides[1])
     sections, numbers = [], []
     for setting in dict.fromkeys(key.setting for key in both):
         here = [key for key in both if key.setting == setting]

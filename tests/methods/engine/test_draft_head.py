@@ -106,7 +106,9 @@ def test_a_long_prompt_after_a_short_one_and_back(tiny: TinyModel) -> None:
         assert close(drafter.root_logits()[0], slow_logits(drafter.head, target, text[1:], features[:n], []))
 
 
-@pytest.mark.parametrize("changes", [{"bias": False}, {"num_key_value_heads": 4}, {"rope_theta": 500.0}, {"rms_norm_eps": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"bias": False}, {"num_key_value_heads": 4}, {"rope_theta": 500.0}, {"rms_norm_eps": 0.5}, {"head_dim": 32}]
+)
 @torch.inference_mode()
 def test_the_head_is_what_its_config_says(changes: dict[str, float], tiny: TinyModel) -> None:
     assert tiny.loaded.drafter is not None
