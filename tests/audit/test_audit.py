@@ -32,7 +32,6 @@ from harness.audit.verdicts.greedy import classify, greedy_verdicts
 from harness.audit.verdicts.replay import Control, control_verdicts, replay_verdicts
 from harness.audit.verdicts.sampling import coupled_verdicts, score_verdicts
 from harness.common.errors import UserError
-from harness.load import self_check
 from methods.base import SamplerParams
 from methods.engine.sampling import probabilities
 
