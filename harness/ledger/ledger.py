@@ -100,8 +100,10 @@ class Ledger:
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
-            records, bad = _parse(self._repaired(), imported, _Envs(self.folder))
-            _check_any(self._path, records, bad)
+            whole, torn = _split_torn(self._path.read_bytes())
+            records, bad = _parse(whole, imported, _Envs(self.folder))
+            _check_any(self._path, records, bad)  # before anything is repaired
+            self._repair(whole, torn)
             _tell(self._path, bad, "does not count, and stays where it is")
             for record in records:
                 if record["schema"] != SCHEMA and not imported:
@@ -156,11 +158,15 @@ class Ledger:
         self._remember(cast(Record, record))
 
     def write_env(self, env: Mapping[str, Any]) -> str:
-        """Store the environment once and return its hash, which leaves out `created`: equal runs share a file."""
+        """Store the environment once and return its hash, which leaves out `created`: equal runs share a file.
+
+        Raises:
+            UserError: it cannot be written, or what lies there under its name was altered.
+        """
         name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
         path = _env_path(self.folder, name)
         try:
-            if not path.exists():
+            if read_env(self.folder, name) is None:
                 with whole_file(path) as tmp:
                     tmp.write_text(json.dumps({**env, "hash": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         except OSError as error:
@@ -190,16 +196,13 @@ class Ledger:
         if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
             (self._keys if record["status"] == "ok" else self._skipped).add(record["key"])
 
-    def _repaired(self) -> bytes:
-        """The file's whole lines, after a last line that a kill cut short is taken away or given its newline."""
-        data = self._path.read_bytes()
-        whole, torn = _split_torn(data)
+    def _repair(self, whole: bytes, torn: bytes) -> None:
+        """Take away a last line that a kill cut short, or give it its newline."""
         if torn:
             os.ftruncate(self._fd, len(whole))
             print(f"{self._path}: dropped a torn last line of {len(torn)} bytes", file=sys.stderr)
         elif whole and not whole.endswith(b"\n"):
             os.write(self._fd, b"\n")
-        return whole
 
 
 def has_records(folder: Path) -> bool:
@@ -322,6 +325,9 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder}: {error.strerror or error}")
 
 
+_BEGIN = b'{"schema": '  # of every line that a run writes
+
+
 def _split_torn(data: bytes) -> tuple[bytes, bytes]:
     """(whole lines, torn rest). A last line that lacks only its newline is whole: a JSON object ends with its brace."""
     end = data.rfind(b"\n") + 1
@@ -330,7 +336,7 @@ def _split_torn(data: bytes) -> tuple[bytes, bytes]:
     except RecursionError:
         pass
     except ValueError:
-        if data.startswith(b"{", end):  # as every line that a run writes; anything else was not cut off by a kill
+        if data.startswith(_BEGIN, end) or _BEGIN.startswith(data[end:]):  # anything else was not cut off by a kill
             return data[:end], data[end:]
     return data, b""
 
