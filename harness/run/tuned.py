@@ -58,7 +58,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
+        # earlier versions did not say of which weights an entry is
+        stored = [row for row in stored if "target" in row["key"] or "model" not in row["key"]]
         for row in stored:
             Entry(Key(**row["key"]), row["options"], row["predicted"])
             float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
