@@ -155,9 +155,13 @@ def _carry_out() -> NoReturn:
     sys.exit(status)
 
 
+LONGEST = 1200  # characters of an error: a name out of a file may be of any length
+
+
 def _fail(message: str, code: int) -> NoReturn:
     """One line, whatever the message: scripts that run this look for a line that begins with `error:`."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo(f"error: {line if len(line) <= LONGEST else f'{line[: LONGEST - 300]} ... {line[-295:]}'}", err=True)
     sys.exit(code)
 
 

@@ -348,7 +348,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
         ("--method eagel2", ["unknown method 'eagel2'; did you mean 'eagle2'? known: ", "eagle1, eagle2"]),
         ("--task gsm8", ["unknown task 'gsm8'; did you mean 'gsm8k'? known: alpaca"]),
         ("--model smolm2-135m", ["unknown model 'smolm2-135m'; did you mean 'smollm2-135m'?", "known: "]),
-        ("--model nowhere.yaml", ["cannot read model file nowhere.yaml"]),
+        ("--model nowhere.yaml", ["cannot read nowhere.yaml"]),
         ("--source bundeld", ["unknown source 'bundeld'; did you mean 'bundled'? known: auto, bundled"]),
         ("--source file", ["task 'gsm8k' has no source 'file'; it has: paper, pypi, bundled"]),
         ("--set shape=wide --method eagle1", ["method eagle1: shape='wide': expected words of digits"]),
