@@ -38,7 +38,10 @@ OURS = {
     },
     "harness/load/identity.py": {"folder / name"},  # config.json, tokenizer.json ...
     "harness/load/layout.py": {  # model.safetensors ...
-        "folder / f'{name}.index.json'", "folder / f'{SAFE}.index.json'", "folder / f'{PICKLED}.index.json'", "folder / name",
+        "folder / f'{name}.index.json'",
+        "folder / f'{SAFE}.index.json'",
+        "folder / f'{PICKLED}.index.json'",
+        "folder / name",
     },
     "harness/load/weights.py": {  # files that the folder's own mark lists
         "Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))",
