@@ -177,11 +177,13 @@ def _not_vanillas(s: Subject) -> str:
 def score_stage(scope: Scope, loaded: Loaded, able: Sequence[Subject]) -> Stage:
     """Layer 4's score test in float32: sampled outputs, until there are enough tokens."""
     level, tests = scope.level, list[ScoreTest]()
+    own_draws = f"L4 own draws, T > 0, {SCORE_DTYPE}"
+    rows = [Verdict.not_applicable(own_draws, s.name, why) for s in able if (why := _not_vanillas(s))]
     for own, s in ((own, own.with_options(level.score_tree)) for own in able if scope.prompts.scored):
         n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s) else 1
         sample = partial(_sample, scope, s, n_lanes, _pace(own, s))
         tests.append(ScoreTest(s, scope.prompts.scored, level.score_tokens, level.score_length, n_lanes, sample))
-    return Stage(f"L4 {SCORE_DTYPE}", SCORE_DTYPE, tests=tests)
+    return Stage(f"L4 {SCORE_DTYPE}", SCORE_DTYPE, tests=tests, rows=rows)
 
 
 def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, prompt: Prompt) -> Sample:

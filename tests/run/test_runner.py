@@ -467,10 +467,11 @@ def test_a_failing_first_turn_is_a_failure_where_only_later_turns_need_it(
     from harness.load import self_check
     from methods.engine.target import HFTarget
 
-    calls = []
+    real = HFTarget.step
 
     def step(self: HFTarget, token: int) -> Any:
-        calls.append(token)
+        if self.length < 20:  # loading tries a few tokens
+            return real(self, token)
         raise RuntimeError("no steps today")
 
     monkeypatch.setattr(self_check, "check", lambda target: None)  # which would refuse the model
