@@ -22,7 +22,7 @@ from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
 from harness.audit.levels import LEVELS
-from harness.audit.probe import findings
+from harness.audit.probe import findings, lanes
 from harness.audit.probe.replay import head_law, replayed
 from harness.audit.store import Store
 from harness.audit.verdicts import verdict as verdicts
@@ -371,6 +371,7 @@ def test_a_fault_of_the_forwards_that_all_methods_share_does_not_excuse_itself(
         return loaded
 
     monkeypatch.setattr(prepare, "load_in", faulty)
+    monkeypatch.setattr(lanes, "can_run_in_lanes", lambda *_: False)  # lanes have a forward of their own
     done = harness(COMMAND, "--method eagle2 --dtype float32 --json --out", tmp_path)
     row = verdict(done, "L2 logit replay", "eagle2")
     assert row["passed"] is False and row["threshold"] == "1.0e-02 = more than rounding: the control fails"
