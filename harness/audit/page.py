@@ -60,7 +60,8 @@ LAYERS = {
         both lie within gap_tol of the best, which is {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over
         at least as many positions. All else is a `FAULT`: so is a difference after layer 2 was broken, and an output that ends
         early. Where the control fails, a gap is `unjudged`. Divergences may not be more frequent than the control's own (Fisher's
-        exact test, Holm over all rows). The bound is the exact one for the rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
+        exact test, Holm over all rows). The bound is the exact one for the rate of outputs with a fault. Every
+        divergence with its class: `divergences.csv`.""",
     ),
     "L4": (
         "sampling",
