@@ -14,7 +14,6 @@ from torch import Tensor
 
 from methods.engine.tree import Tree
 
-
 FEW = 2**14  # logits that one call looks at sooner than two
 
 
