@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.audit import figure_data, figures
+from harness.audit.levels import LONG, SCORE_LONGEST
 from harness.audit.probe.scores import ALPHA, POWER
 from harness.audit.verdicts.acceptance import LOST
 from harness.audit.verdicts.replay import GAP_FACTOR, MEDIAN_FACTOR, MOST_NOISE, REPLAY_FACTOR, controls
@@ -32,11 +33,12 @@ LAYERS = {
         "exact law",
         """Every branch of a method's random choices is walked, on stand-in models over four tokens (and over six at level full).
         The branches' weights sum to the joint law of its first tokens, the prefill's included. It is compared with plain
-        decoding's. One step is walked on trees up to three levels deep, for five tokens. If drafts are not sampled, several
+        decoding's. One step is walked on trees up to three levels deep, for five tokens; on a tree of five levels, over two
+        tokens, for seven. If drafts are not sampled, several
         steps are walked too. Cases: unrelated and peaked models, disjoint support, one-hot laws, ties, equal laws, all mass among
         the candidates; T = 0, 0.5, 1, and 1.4 with top-p. Nothing is sampled. So any change of an output's probability beyond
         rounding is found, however rare the branch. The stop rule: ids equal plain decoding's, with stop ids and the end of the
-        budget inside accepted blocks.""",
+        budget inside accepted blocks, early and late.""",
     ),
     "L2": (
         "logit replay",
@@ -46,7 +48,9 @@ LAYERS = {
         difference. In 16 bits the medians are compared, at {MEDIAN_FACTOR:g} x the control's. A wrong mask, position or cache
         row moves logits by whole units, even if the token stays the same. The control's own noise has a bound too
         ({MOST_NOISE["float64"]:g} in float64, {MOST_NOISE["float32"]:g} in float32, a median of {MOST_NOISE["bfloat16"]:g} in 16
-        bits). Without it, a fault in the forwards that all methods share would excuse itself, because the control has it too. A
+        bits). Without it, a fault in the forwards that all methods share would excuse itself, because the control has it too.
+        Where the control fails, that bound is the limit. After a prompt of {LONG} tokens drafters are guided: told the text at
+        some steps, misled at others, so that paths of every length are walked. A
         ledger and another's loop keep no logits. Only L3 and L4 judge them.""",
     ),
     "L3": (
@@ -55,25 +59,29 @@ LAYERS = {
         plain forward over the common prefix classifies the first difference. `benign_tie`: both tokens are the best. `near_tie`:
         both lie within gap_tol of the best, which is {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over
         at least as many positions. All else is a `FAULT`: so is a difference after layer 2 was broken, and an output that ends
-        early. Divergences may not be more frequent than the control's own (Fisher's exact test, Holm over all rows). The bound
-        is the exact one for the rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
+        early. Where the control fails, a gap is `unjudged`. Divergences may not be more frequent than the control's own (Fisher's
+        exact test, Holm over all rows). The bound is the exact one for the rate of outputs with a fault. Every
+        divergence with its class: `divergences.csv`.""",
     ),
     "L4": (
         "sampling",
         f"""A token's law is known from the text before it, so the sum of g(token) less its expectation is a martingale. There are
         six functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla included. Each row says which shift of a
-        mean the whole family of tests finds with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. In float64,
-        methods that draw the target's own tokens must emit vanilla's ids at T = 1. If they do, their rows of the score test hold
-        the same tokens as vanilla's, and confirm nothing more. To save time, the score test cuts trees to 8 nodes (dynamic ones
-        in 2 levels) and lookahead's windows to 3, and leaves out prompts over 200 tokens. It makes several outputs at once, in
-        lanes: each runs through its method's own loop, and they share forwards. In float64, level full has trees of 15 nodes
-        after the first prompts, here and in L3. The rows say how often. All else has the trees that tables measure.""",
+        mean the whole family of tests finds with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. Methods
+        that draw the target's own tokens must emit, at every position, the one that the position's random number names in the law
+        of the logits that layer 2 looked at; at level full also vanilla's ids at T = 1 in float64. If they do, their rows of the
+        score test hold the same tokens as vanilla's, and confirm nothing more. To save time, trees are cut: at level quick to 12
+        nodes in 6 levels, here, in float64 and after the long prompt; at level full to 8 nodes here (dynamic ones in 2 levels,
+        lookahead's windows to 3), and in float64 to 15 after the first prompts. The rows say how often. All else has the trees
+        that tables measure. Prompts over {SCORE_LONGEST} tokens are left out here. Several outputs are made at once, in lanes:
+        each runs through its method's own loop, and they share forwards.""",
     ),
     "L5": (
         "acceptance and planted faults",
         f"""tau is compared with the figure kept beside the draft head (`--record`), paired by prompt. Stale features and wrong
-        heads leave the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. What the layers themselves are worth
-        shows when faults are planted on purpose (`harness verify --mutants`).""",
+        heads leave the law alone and show nowhere else. A loss of {LOST:.0%} is let pass. The EAGLE head's first
+        drafts at each step of the long outputs are compared with those of one pass over the finished text. What the layers
+        themselves are worth shows when faults are planted on purpose (`harness verify --mutants`).""",
     ),
     "L6": (
         "conduct",

@@ -16,20 +16,19 @@ from places import TINY
 from tiny_model import TinyModel, shared_tiny_model
 
 import methods
-from harness.audit import keeper, levels, page, prepare
+from harness.audit import figure_data, figures, keeper, levels, page, prepare
 from harness.audit.estimate import Progress, Rates, Work, known_rates
 from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
-from harness.audit.faults.wrappers import LatePositions
 from harness.audit.levels import LEVELS
-from harness.audit.probe import findings
+from harness.audit.probe import findings, lanes
 from harness.audit.probe.replay import head_law, replayed
 from harness.audit.store import Store
 from harness.audit.verdicts import verdict as verdicts
 from harness.audit.verdicts.acceptance import acceptance_verdicts
 from harness.audit.verdicts.greedy import classify, greedy_verdicts
-from harness.audit.verdicts.replay import Control, control_verdicts, replay_verdicts
+from harness.audit.verdicts.replay import Control, control_verdicts, controls, replay_verdicts
 from harness.audit.verdicts.sampling import coupled_verdicts, score_verdicts
 from harness.common.errors import UserError
 from methods.base import SamplerParams
@@ -367,11 +366,12 @@ def test_a_fault_of_the_forwards_that_all_methods_share_does_not_excuse_itself(
 
     def faulty(*args: Any) -> Any:
         loaded = real(*args)
-        verify = loaded.target.verify
-        loaded.target.verify = lambda tree: verify(LatePositions(tree.tokens, tree.parents, tree.q))
+        forward = loaded.target._forward
+        loaded.target._forward = lambda ids, positions, mask: forward(ids, positions + (mask is not None), mask)
         return loaded
 
     monkeypatch.setattr(prepare, "load_in", faulty)
+    monkeypatch.setattr(lanes, "can_run_in_lanes", lambda *_: False)  # lanes have a forward of their own
     done = harness(COMMAND, "--method eagle2 --dtype float32 --json --out", tmp_path)
     row = verdict(done, "L2 logit replay", "eagle2")
     assert row["passed"] is False and row["threshold"] == "1.0e-02 = more than rounding: the control fails"
@@ -447,6 +447,47 @@ def test_divergences_are_classified_by_how_far_they_lie_below_the_best() -> None
 
     assert [kind(0, 0), kind(0, 0.4), kind(0, 0.6), kind(0.6, 0)] == ["benign_tie", "near_tie", "FAULT", "FAULT"]
     assert kind(0, 0, ended=True) == "FAULT"
+
+
+@pytest.mark.parametrize("gap", [math.nan, math.inf])
+def test_a_gap_that_is_no_number_is_a_fault_and_no_tie(gap: float) -> None:
+    for gaps in ((0.0, gap), (gap, 0.0)):
+        for tol in (0.5, None):
+            assert classify({"gap_vanilla": gaps[0], "gap_method": gaps[1], "ended": False}, tol) == "FAULT"
+
+
+def test_a_control_that_fails_makes_no_gap_a_near_tie(tmp_path: Path) -> None:
+    """Its own gaps are as broken as what they would excuse: 1.5 x 2.6 let a gap of 3.7 pass."""
+    noise = [1e-5] * 98 + [6.0]
+    for dtype, differences in (("float32", noise), ("bfloat16", [3.0] * 99), ("float32", [*noise[:98], math.nan])):
+        control = {"kind": "control", "dtype": dtype, "method": "vanilla", "differences": differences, "gaps": [2.6] * 99,
+                   "flipped": 0, "exposed": 99}  # fmt: skip
+        runs = [greedy(5, 3.7, dtype=dtype), greedy(7, 0.0, dtype=dtype), greedy(None, dtype=dtype)]
+        known = controls([control])
+        table = figure_data.divergence_data([control, *runs], known)
+        assert list(table["class"]) == ["unjudged", "benign_tie"]
+        assert table["why"][0].startswith("the control fails: its noise of") and not table["why"][1]
+        assert figure_data.gap_data([control, *runs], known)["gap_tol"].isna().all()
+        (row,) = greedy_verdicts(runs, known)
+        assert row.passed is None and row.blocks and "1 unjudged" in row.worst and "the control fails" in row.why
+        (row,) = greedy_verdicts(runs[1:], known)
+        assert row.passed is True and "the control fails" in row.threshold  # ties and identical ids need no control
+        (row,) = greedy_verdicts([greedy(5, 0.1, dtype=dtype, not_argmax=[3])], known)
+        assert row.passed is False  # a fault needs none either
+        far = greedy(None, dtype=dtype, n_offside=1, n_branching=1, differences=[1.5] * 20)
+        (row,) = replay_verdicts([far], known)
+        assert row.passed is False and "more than rounding: the control fails" in row.threshold
+        (row,) = replay_verdicts([{**far, "differences": [1e-3] * 20}], known)
+        assert row.passed is True
+        figures.draw_all(tmp_path, [control, *runs], {})
+    alone = figure_data.divergence_data([greedy(5, 3.7)], {})
+    assert list(alone["class"]) == ["unjudged"] and alone["why"][0] == "there is no control in float32"
+
+
+def test_a_method_that_no_layer_looked_at_is_a_problem() -> None:
+    row = verdicts.Verdict("L1 exact law", "eagle2", "", "", "", "", True)
+    assert verdicts.overall([row], {"eagle2": True, "pld": True, "all": True}) == ["pld was looked at by no layer"]
+    assert len(verdicts.overall([], {"all": True})) == 1  # nothing was judged at all
 
 
 def greedy(at: int | None, gap: float = 0.0, n: int = 20, **more: object) -> dict:
@@ -540,7 +581,9 @@ def test_records_without_what_a_layer_needs_are_refused_with_the_field_and_what_
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     del lines[-1]["prompt_sha"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    refused(harness(*audit), f"records.jsonl:{len(lines)}: not a record (no prompt_sha)", "started again, records it anew")
+    outcome = harness(*audit)
+    refused(outcome, "no greedy output")
+    assert f"records.jsonl:{len(lines)}: " in outcome.err and "prompt_sha" in outcome.err
 
 
 def test_fewer_tokens_than_the_stated_power_needs_is_no_pass() -> None:

@@ -105,7 +105,7 @@ def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]
     """What is wrong, a line each; empty if all holds.
 
     An exact method fails if any layer fails. An inexact one fails if no layer catches it. An unjudged layer never counts as a
-    pass: it is a problem for either kind of method, unless it does not apply.
+    pass: it is a problem for either kind of method, unless it does not apply. A method without any row was not audited.
     """
     problems = []
     for v in verdicts:
@@ -118,6 +118,8 @@ def overall(verdicts: Sequence[Verdict], exact: Mapping[str, bool]) -> list[str]
     for method, is_exact in exact.items():
         if not is_exact and not any(caught(v) for v in verdicts if v.method == method):
             problems.append(f"{method} declares itself inexact and no layer caught it")
+    seen = {v.method.split(" (")[0] for v in verdicts}
+    problems += [f"{method} was looked at by no layer" for method in exact if method not in seen | {"all"}]
     if all(v.passed is None for v in verdicts):
         problems.append("nothing was judged at all")
     return problems
