@@ -18,6 +18,7 @@ from harness.common.errors import UserError
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
+from harness.load.config_keys import positive
 from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
 from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
@@ -33,6 +34,7 @@ from methods.engine.target import HFTarget, cannot_verify
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 # what some of transformers' models do to logits after the LM head (Granite, Cohere, Gemma 2)
 SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
@@ -151,7 +153,7 @@ def load(
     try:
         # before the target's weights: what does not fit is found out in seconds
         sizes = transformers.AutoConfig.from_pretrained(folder)
-        _check_config(config, sizes)
+        _check_config(config, folder, sizes)
         tokenizer = load_tokenizer(folder)
         check_declared(config, folder, sizes, tokenizer)
         check_template(config, tokenizer, folder)
@@ -190,10 +192,10 @@ def _identity(
     )  # fmt: skip
 
 
-def _check_config(config: ModelConfig, sizes: Any) -> None:
+def _check_config(config: ModelConfig, folder: Path, sizes: Any) -> None:
     """
     Raises:
-        UserError: by its config, what the model computes cannot be honoured.
+        UserError: by its config, what the model computes cannot be honoured, or is not a number.
     """
     import transformers
 
@@ -202,6 +204,10 @@ def _check_config(config: ModelConfig, sizes: Any) -> None:
         raise _no_target(config, type(sizes), "it is no plain causal language model")
     if why := cannot_verify(sizes, kind):
         raise _no_target(config, kind, why)
+    rope = getattr(sizes, "rope_parameters", None) or {}
+    for name, value in [*((name, getattr(sizes, name, None)) for name in EPSILONS), ("rope_theta", rope.get("rope_theta"))]:
+        if value is not None:
+            positive(folder / "config.json", name, value)
     for scaling in SCALINGS:
         if getattr(sizes, scaling, None) not in (None, 1):
             changed = f"{scaling} = {getattr(sizes, scaling)}"

@@ -27,7 +27,7 @@ TEXTS = 5  # In half precision rounding can send a token to another expert, whic
 TREE, KEPT = ((-1, 0, 0, 2, 1), (0, 2, 3))  # parents; a path off the first rows, so that keys must be moved
 PROMPT = 6  # tokens
 
-HONOURED = ("dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "scaling", "attention_mask")
+HONOURED = ("dropout", "is_causal", "position_ids", "use_cache", "output_attentions")  # what attention may be given besides
 
 
 def make_target(model: Any) -> HFTarget:
