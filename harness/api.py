@@ -66,11 +66,11 @@ class Model:
         options: of the method, instead of its defaults (`harness list methods` shows them).
 
         Raises:
-            UserError: no such method or option, a prompt that does not fit, or a drafter the model lacks.
+            UserError: no such method or option, a prompt that does not fit, a drafter the model lacks, or a method that returns
+                what cannot be.
         """
-        import time
-
         from harness.run.arms import make_arms
+        from harness.watch.run import names_of, watched
         from methods.base import SamplerParams
         from methods.engine.sampling import stream_key
 
@@ -90,12 +90,13 @@ class Model:
             budget, frozenset(config.stop_ids), temperature=temperature, top_p=top_p, key=stream_key(seed, prompt, 1, 0),
             keep_trees=True,
         )  # fmt: skip
-        started = time.perf_counter()
-        made = arm.method.build(**arm.options)(ids, loaded.target, drafter, params)
-        seconds = time.perf_counter() - started
+        m = arm.method
+        seen = watched(m.build(**arm.options), ids, loaded.target, drafter, params, names_of(loaded, m.drafter),
+                       external=m.external)  # fmt: skip
+        made = seen.generation
         steps = len(made.trace.tree_size) if made.trace else 0
         tau = (len(made.token_ids) - 1) / steps if steps else None
-        return Output(loaded.decode(made.token_ids), made.token_ids, tau, made.trace.trees if made.trace else [], seconds)
+        return Output(loaded.decode(made.token_ids), made.token_ids, tau, made.trace.trees if made.trace else [], seen.wall_s)
 
 
 def load_model(

@@ -49,6 +49,10 @@ NOTHING_KEPT = "no file is half written; the same command begins anew"
 """What a stopped command leaves, and how to go on: `KEPT` by command, of all others `NOTHING_KEPT`."""
 
 
+class Ended(Exception):
+    """In place of `Stopped`: click has an answer of its own to a `KeyboardInterrupt`, an empty line."""
+
+
 class Commands(click.Group):
     """Commands that are imported when they are asked for, listed by workflow."""
 
@@ -59,6 +63,12 @@ class Commands(click.Group):
         if cmd_name in self.commands or cmd_name not in self.list_commands(ctx):
             return self.commands.get(cmd_name)
         return _command(f"harness.commands.{MODULES.get(cmd_name, cmd_name)}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Stopped as e:
+            raise Ended from e
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in WORKFLOW.items():
@@ -123,6 +133,8 @@ def _carry_out() -> NoReturn:
         check_packages()
         # not standalone: click would end a Ctrl-C with status 1
         status = cli.main(prog_name="harness", standalone_mode=False) or 0
+    except Ended:
+        raise
     except TriedToExit as e:
         _fail(f"{e}, before it was done: nothing is to be concluded from what it printed", 1)
     except UserError as e:
@@ -143,9 +155,13 @@ def _carry_out() -> NoReturn:
     sys.exit(status)
 
 
+LONGEST = 1200  # characters of an error: a name out of a file may be of any length
+
+
 def _fail(message: str, code: int) -> NoReturn:
     """One line, whatever the message: scripts that run this look for a line that begins with `error:`."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo(f"error: {line if len(line) <= LONGEST else f'{line[: LONGEST - 300]} ... {line[-295:]}'}", err=True)
     sys.exit(code)
 
 

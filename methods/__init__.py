@@ -162,10 +162,16 @@ def method(
     candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
 
     Raises:
-        UserError: an option without a default, an unknown kind of drafter, or a name that is taken or not plain.
+        UserError: an option without a default, an unknown kind of drafter, a value of the wrong type, or a name that is taken or
+            not plain.
     """
     if plain_name("method", name) == "all":
         raise UserError("method name 'all' is the word for all methods; choose another")
+    sets = [*(presets or {}).values(), *candidates, *([small] if isinstance(small, Mapping) else small)]
+    if not isinstance(line, str) or not all(isinstance(options, Mapping) for options in sets):
+        raise UserError(f"method {name!r}: line is a text; presets, candidates and small hold options by name")
+    for preset in presets or {}:
+        plain_name("preset", preset)
 
     def register(build: Callable[..., Decode]) -> Callable[..., Decode]:
         parameters = inspect.signature(build, eval_str=True).parameters

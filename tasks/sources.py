@@ -68,8 +68,6 @@ def resolve(task: Task, source: str, prompts_dir: Path | None) -> str:
     if source not in (*SOURCES, "auto"):
         raise unknown("source", source, (*SOURCES, "auto"))
     choices = declared(task)
-    if prompts_dir is not None and source not in ("auto", "paper"):
-        _say_once(f"note: --prompts {prompts_dir} is not read: --source is {source}")
     if source == "auto":
         found = [s for s in choices if s != "paper" or _paper_file(task, prompts_dir).is_file()]
         if not found:

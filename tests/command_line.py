@@ -22,7 +22,7 @@ from harness.cli import main
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record
 from harness.load import config
-from harness.watch import pace
+from harness.watch import originals, pace
 
 # later options of a command override these
 SMALL = f"--model {TINY} --source bundled --limit 1 --max-new-tokens 8 --dtype float32 --threads 1".split()
@@ -127,6 +127,8 @@ def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
     monkeypatch.setattr(tasks, "_registry", dict(tasks._registry))
     monkeypatch.setattr(config, "_included", dict(config._included))
+    monkeypatch.setattr(originals, "_remembered", {})  # of this test alone
+    monkeypatch.setattr(originals, "_known", {})
     monkeypatch.setattr(pace, "pace", lambda *_: pace.Pace((1.0, 1.0)))  # it takes seconds, and has a test of its own
 
 

@@ -38,7 +38,15 @@ SMALL = {
     **_each("kv_lora_rank q_lora_rank qk_head_dim", 2 * HEAD_DIM),
     **_each("qk_nope_head_dim qk_rope_head_dim v_head_dim head_dim attention_head_dim d_kv rotary_dim", HEAD_DIM),
 }
+ALSO = ("head_dim", "num_key_value_heads")  # given also where the default is None
 UNBOUND = {"sliding_window": None, "use_sliding_window": False, "attention_chunk_size": None}
+
+
+def _of(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except ValueError:  # one that layers may differ in, which some configs do not give away
+        return None
 
 
 def small_config(family: str, unbound: bool = False, **values: Any) -> Any:
@@ -46,19 +54,19 @@ def small_config(family: str, unbound: bool = False, **values: Any) -> Any:
     kind = CONFIG_MAPPING[family]
     default = kind()
     names = {*default.to_dict(), *default.attribute_map}
-    changed: dict[str, Any] = {k: v for k, v in SMALL.items() if k in names and getattr(default, k, None) is not None}
+    changed: dict[str, Any] = {k: v for k, v in SMALL.items() if k in names and (k in ALSO or _of(default, k) is not None)}
     if "kv_lora_rank" in changed:
         changed["num_key_value_heads"] = HEADS
     for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
-        found = getattr(default, name, None)
-        if isinstance(found, list) and found and not isinstance(getattr(kind, name, None), property):
+        found, stored = _of(default, name), default.attribute_map.get(name, name)
+        if isinstance(found, list) and found and not isinstance(getattr(kind, stored, None), property):
             each = list(dict.fromkeys(found))  # two layers, or one of each kind
             changed[name] = [each[i % len(each)] for i in range(max(LAYERS, len(each)))]
             changed["num_hidden_layers"] = len(changed[name])
             if unbound and name == "layer_types":
                 changed[name] = ["full_attention"] * len(changed[name])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(found := getattr(default, name, None), int) and found >= VOCAB:
+        if isinstance(found := _of(default, name), int) and found >= VOCAB:
             changed[name] = 1
     if unbound:
         changed |= {k: v for k, v in UNBOUND.items() if k in names}

@@ -156,9 +156,7 @@ def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
     cut = len(ids) // 2
     prompt, n, jobs = (f"{name}, one token less", [*ids[:cut], *ids[cut + 1 :]]), AGAIN_TOKENS, list[Job]()
     params = SamplerParams(n, scope.stop_ids)
-    for s in able:
-        if s.external:
-            continue
+    for s in (own.with_options(scope.level.score_tree) for own in able if not own.external):
         work = Work("again", s.name, dtype, 2 * n, len(ids), len(ids))
         make = partial(findings.again_finding, subject=s, prompt=prompt[1], params=params)
         jobs.append(Job(scope.origin.about("again", s, dtype, prompt, n), work, make))

@@ -1,5 +1,7 @@
 """The audit's own ledger: `audit.jsonl`, a JSON line a finding. Lines are appended whole and never rewritten.
 
+`line_sha` tells whether a line is as it was written; findings of earlier versions lack it.
+
 What `scripts/pack.py` packed lies in `audit.jsonl.gz`. It is read first; new findings go to `audit.jsonl` beside it.
 """
 
@@ -19,9 +21,14 @@ import filelock
 
 from harness.common.errors import UserError
 from harness.common.source_hash import earlier_hashes
-from harness.ledger.record import canonical_hash
+from harness.ledger.record import canonical_hash, text_sha
 
 FILE, PACKED = "audit.jsonl", "audit.jsonl.gz"
+
+
+def _sha_of(finding: Mapping[str, Any]) -> str:
+    """Of a finding as it stands in the file: whoever reads it may rely on what was written."""
+    return text_sha(json.dumps(finding))
 
 
 class Store:
@@ -60,10 +67,12 @@ class Store:
         for number, line in enumerate(lines, start=1):
             try:
                 finding = json.loads(line)
-            except ValueError:
-                raise UserError(f"{path}:{number}: not JSON; mend or remove the line") from None
-            if not isinstance(finding, dict) or "key" not in finding:
-                raise UserError(f"{path}:{number}: not a finding; mend or remove the line")
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}:{number}: not JSON; remove the line: it is made again") from None
+            if not isinstance(finding, dict) or type(finding.get("key")) is not str or type(finding.get("method", "")) is not str:
+                raise UserError(f"{path}:{number}: not a finding; remove the line: it is made again")
+            if finding.pop("line_sha", (own := _sha_of(finding))) != own:
+                raise UserError(f"{path}:{number}: this finding was altered; remove the line: it is made again")
             # if two stores were joined, the run that ended well counts
             if "error" not in finding or finding["key"] not in self._found:
                 self._found[finding["key"]] = finding
@@ -91,7 +100,7 @@ class Store:
     def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a finding. It is on the disk when this returns."""
         finding = {"key": canonical_hash(about), **about, **values}
-        line = json.dumps(finding).encode() + b"\n"
+        line = json.dumps(finding | {"line_sha": _sha_of(finding)}).encode() + b"\n"
         try:
             if os.write(self._fd, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

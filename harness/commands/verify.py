@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.commands.options import examples, head_option, include_all, include_option, model_option, prompts_option
-from harness.common.errors import UserError, say
+from harness.common.errors import UserError
 from harness.common.files_written import files_written
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ def command(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
         threads=threads, record=record, includes=includes,
     )  # fmt: skip
-    if prompts_dir is not None and not results:
-        say(f"note: --prompts {prompts_dir} is not read: an audit reads prompts for a ledger (--results) alone")
     if not plant:
         return _audit(request, as_json)
     if names != ("all",) or dtypes or results or record:

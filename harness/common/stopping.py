@@ -11,7 +11,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """Raised in the main thread by a signal that asks to stop. Cleaning up may handle it, but has to raise it again."""
 
 

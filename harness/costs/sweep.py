@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from harness.common.files import write_file
 from harness.forms.figure import RC, save_figure
 from harness.load.model import Loaded
+from harness.watch.run import names_of, watched
 from methods import Arm
 from methods.base import SamplerParams
 
@@ -38,9 +38,9 @@ def sweep(
         best: dict[str, tuple[float, float, float]] = {}
         for _ in range(rounds):
             for label, arm in arms:
-                started = time.perf_counter()
-                made = decoders[label](ids, loaded.target, loaded.drafter_of(arm.method.drafter), params)
-                seconds = time.perf_counter() - started - made.prefill_s
+                kind = arm.method.drafter
+                seen = watched(decoders[label], ids, loaded.target, loaded.drafter_of(kind), params, names_of(loaded, kind))
+                made, seconds = seen.generation, seen.wall_s - seen.generation.prefill_s
                 assert made.trace is not None
                 steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1
                 best[label] = max(best.get(label, (0.0, 0.0, 0.0)), (tokens / seconds, tokens / steps, 1e3 * seconds / steps))

@@ -51,7 +51,7 @@ def export(folder: Path, out: Path, format_: str, *, strict: bool = False) -> li
             continue
         name = _model_id(first)
         if (first["task"], name) in files:  # another source, budget, machine ...: not the same cell
-            name += f"-{first['cell'][:8]}"
+            name = made_plain(f"{name}-{first['cell'][:8]}")
         tstamp = _created(folder, first["env"])
         files[first["task"], name] = [_row(c, name, tstamp, format_) for c in conversations]
     if not files:
@@ -78,7 +78,9 @@ def _whole(cell: Iterable[Record]) -> tuple[list[list[list[Record]]], int]:
 def _row(choices: Sequence[Sequence[Record]], model_id: str, tstamp: float | None, format_: str) -> dict[str, Any]:
     first = choices[0][0]
     number = first["sample_id"]
-    row: dict[str, Any] = {"question_id": int(number) if str(number).isdecimal() and str(int(number)) == number else number}
+    row: dict[str, Any] = {
+        "question_id": int(number) if str(number).isdecimal() and len(number) < 19 and str(int(number)) == number else number
+    }
     if format_ == SPEC_BENCH:
         row["category"] = _CATEGORIES.get(first["task"], first["category"] if first["task"] == "mt_bench" else first["task"])
     row |= {"answer_id": first["key"], "model_id": model_id}

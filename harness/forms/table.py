@@ -147,7 +147,7 @@ def _wrapped(lines: Iterable[str], width: int | None) -> list[str]:
 
 
 def _aligned(shown: pd.DataFrame, width: int | None) -> list[str]:
-    rows = [[" ".join(str(cell).splitlines()) for cell in row] for row in (shown.columns, *shown.values.tolist())]
+    rows = [[" ".join(str(cell).splitlines()) for cell in row] for row in [list(shown.columns), *shown.values.tolist()]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [column in TEXT_COLUMNS for column in shown.columns]
     if width is not None:

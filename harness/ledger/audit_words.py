@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from harness.common.errors import UserError
+from harness.ledger.checked import is_text
 
 AUDIT = Path("audit") / "lossless.json"  # in a folder of records: each method's word in one line
 PAGE = "audit.md"  # beside it: what the words rest on
@@ -28,9 +29,11 @@ def audits_of(folder: Path) -> dict[str, dict[str, str]]:
     for file in (Path(folder) / AUDIT, *sorted((Path(folder) / AUDIT.parent).glob(f"*/{AUDIT.name}"))):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            audits[found["model"]] = {str(k): str(v) for k, v in found["methods"].items()}
+            if not (is_text(found["model"]) and all(map(is_text, (*found["methods"], *found["methods"].values())))):
+                raise TypeError("a name or a word is no text")
+            audits[found["model"]] = dict(found["methods"])
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(f"{file} is not what `harness verify` writes ({e}); run it again") from None
     return audits

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from harness.common.errors import UserError
 from harness.common.plain_names import place
+from harness.ledger.checked import MOST_ID, are_counts, shown
 
 if TYPE_CHECKING:
     from methods.base import DraftedTree
@@ -59,6 +60,19 @@ class Drafts:
         """No tree branches."""
         _, number = self.numbered()
         return bool(np.all(self.parents == number - 1))
+
+    @property
+    def is_whole(self) -> bool:
+        """Parents come before children, and each path leads down from its root."""
+        _, number = self.numbered()
+        if np.any(self.parents >= number):
+            return False
+        forward = np.repeat(np.arange(len(self.sizes)), self.accepted)
+        if np.any((self.path < 1) | (self.path > self.sizes[forward])):
+            return False
+        above = np.concatenate([np.zeros(1, dtype=np.int64), self.path])[: len(self.path)]
+        above[(np.cumsum(self.accepted) - self.accepted)[self.accepted > 0]] = 0  # the first of each path hangs on the root
+        return bool(np.all(self.parents[(np.cumsum(self.sizes) - self.sizes)[forward] + self.path - 1] == above))
 
     def numbered(self) -> tuple[Ints, Ints]:
         """Of every node [nodes] its forward, from 0, and its number in its tree, from 1."""
@@ -155,15 +169,26 @@ def read_pieces(folder: Path) -> dict[str, dict[int, str]]:
 
 def _drafts(line: dict[str, Any], path: Path) -> Drafts:
     try:
+        for name in ("sizes", "accepted", "tokens", "parents", "path"):
+            if not are_counts(line[name], MOST_ID):
+                raise ValueError(f"{name} is {shown(line[name])}")
         sizes, accepted, tokens, parents, nodes = (
             np.array(line[name], dtype=np.int64) for name in ("sizes", "accepted", "tokens", "parents", "path")
         )
-        confidence = None if line["confidence"] is None else np.array(line["confidence"], dtype=np.float64)
+        given = line["confidence"]
+        confidence = None if given is None else np.array(given, dtype=np.float64)
+        if confidence is not None and not (
+            set(map(type, given)) <= {int, float} and np.all((confidence >= 0) & (confidence <= 1))
+        ):
+            raise ValueError(f"confidence is {shown(given)}")
         lengths = {len(tokens), len(parents), int(sizes.sum())} | (set() if confidence is None else {len(confidence)})
         if len(sizes) != len(accepted) or len(lengths) > 1 or len(nodes) != accepted.sum():
             raise ValueError("columns differ in length")
-        return Drafts(line["key"], bool(line["sampled"]), sizes, accepted, tokens, parents, confidence, nodes)
-    except (KeyError, TypeError, ValueError) as error:
+        drafts = Drafts(line["key"], bool(line["sampled"]), sizes, accepted, tokens, parents, confidence, nodes)
+        if not drafts.is_whole:
+            raise ValueError("its parents or its path are no tree's")
+        return drafts
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: a line holds no drafted trees ({error}); remove the file: `--trees` makes it again") from None
 
 
@@ -205,9 +230,15 @@ def _lines(path: Path, mend: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _checked(text: bytes) -> dict[str, Any]:
-    line = json.loads(text)
-    if not isinstance(line, dict) or not {"key", "pieces"} <= line.keys():
+    try:
+        line = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(line, dict) or type(line.get("key")) is not str or type(line.get("pieces")) is not dict:
         raise ValueError("a line lacks key or pieces")
+    for i, piece in line["pieces"].items():
+        if not (i.isascii() and i.isdecimal() and len(i) < 12 and type(piece) is str):
+            raise ValueError(f"pieces has {shown(i)}: {shown(piece)}")
     return line
 
 

@@ -24,10 +24,10 @@ class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
     def of(cls, folder: Path) -> Self | None:
         """From the config.json of a target in `folder`; None where there is none, or none of a LLaMA."""
         try:
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
             values = {"num_key_value_heads": values["num_attention_heads"], **values}  # left out before heads were grouped
             return cls(**{name: values[name] for name in cls.model_fields if name in values})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     @property

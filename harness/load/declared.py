@@ -23,8 +23,8 @@ def check_declared(config: ModelConfig, folder: Path, sizes: Any, tokenizer: Pre
     name, vocab, stop = f"model {config.name}", sizes.vocab_size, set(config.stop_ids)
     if outside := sorted(i for i in stop if not 0 <= i < vocab):
         raise UserError(f"{name}: stop_ids {outside} are outside its vocabulary of {vocab} tokens")
-    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if last >= vocab:
+    if max([len(tokenizer) - 1, *tokenizer.get_added_vocab().values()]) >= vocab:
+        token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
         raise UserError(
             f"{name}: the tokenizer in {folder} has token {token!r} with id {last}, the model only {vocab} embeddings"
         )

@@ -137,6 +137,6 @@ def n_heads(folder: Path) -> int | None:
     Medusa's own files are not asked: the number in them need not be that of the weights.
     """
     try:
-        return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_heads"])
+        return int(json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))["num_heads"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

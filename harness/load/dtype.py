@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -35,10 +36,8 @@ def resolve_dtype(dtype: str) -> str:
     key = f"{name}|{platform.machine()}|torch {torch.__version__}|{torch.get_num_threads()} threads"
     file = cache_dir() / "step-probe.json"
     known: dict[str, Any] = {}
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # what is spoilt is measured again
+        known = {k: {d: float(t[d]) for d in ("bfloat16", "float32")} for k, t in dict(json.loads(file.read_text())).items()}
     if key not in known:
         known[key] = {d: _probe(getattr(torch, d), where) for d in ("bfloat16", "float32")}
         try:

@@ -28,9 +28,9 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.exists():
             try:
-                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
                 return [place(folder, "shard", shard) for shard in shards]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):
         if (folder / name).exists():
@@ -43,7 +43,7 @@ def tensor_names(folder: Path) -> set[str]:
     for index in (folder / f"{SAFE}.index.json", folder / f"{PICKLED}.index.json"):
         if index.is_file() and not (folder / SAFE).exists():
             try:
-                return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+                return set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"])
             except (OSError, ValueError, KeyError, TypeError):
                 return set()
     try:

@@ -22,6 +22,7 @@ from methods.engine.tree import Tree
 # Largest share of a row's spread by which its logits may be off. Rounding alone makes about a tenth of it over two layers.
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.03, "bfloat16": 0.15}
 MOST_LAYERS = 8  # that are run
+TEXTS = 5  # In half precision rounding can send a token to another expert, which is no fault: one text of these must be right.
 
 TREE, KEPT = ((-1, 0, 0, 2, 1), (0, 2, 3))  # parents; a path off the first rows, so that keys must be moved
 PROMPT = 6  # tokens
@@ -46,13 +47,17 @@ def make_target(model: Any) -> HFTarget:
     except torch.OutOfMemoryError:
         raise
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError) as e:
-        raise ValueError(f"it cannot run a tree: {type(e).__name__}: {(str(e).splitlines() or ['?'])[0]}") from e
+        said = f"{type(e).__name__}: {(str(e).splitlines() or ['?'])[0]}"
+        raise ValueError(f"it cannot run a tree in {name_of(target.dtype)}: {said}") from e
     return target
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number in it is NaN or infinite. One pass, no copy."""
-    return not tensor.numel() or all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
+    """Whether no number in it is NaN or infinite. One pass, and no copy but of numbers of one byte."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    tensor = tensor.detach()
+    return all(math.isfinite(end) for end in torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor))
 
 
 def check(target: HFTarget) -> None:
@@ -60,24 +65,35 @@ def check(target: HFTarget) -> None:
     Raises:
         ValueError: the target's logits are not those of its module, or the module asks for what decoding here leaves out.
     """
-    ids = [(7919 * i + 11) % target.vocab_size for i in range(PROMPT + len(TREE) + 1)]
-    prompt, nodes, last = ids[:PROMPT], ids[PROMPT:-1], ids[-1]
+    most, n = TOLERANCE[name_of(target.dtype)], PROMPT + len(TREE) + 1
     with target.shallow(layers_of_each_kind(list(target.body.layers))):
-        with _watched(target) as asked:
-            first = target.prefill(prompt, len(TREE) + 2)[1]
-        if asked:
-            raise ValueError(f"its attention is more than is honoured here ({', '.join(sorted(asked))})")
-        rows = target.verify(Tree(nodes, list(TREE)))[1]
-        target.commit(list(KEPT))
-        found = torch.stack([first, *rows[list(KEPT)], target.step(last)]).double()
-        wanted = _plain(target, [*prompt, *(nodes[i] for i in KEPT), last])[PROMPT - 1 :].double()
+        for text in range(TEXTS):
+            off = deviation(target, [(7919 * i + 11) % target.vocab_size for i in range(text * n, text * n + n)])
+            if off <= most:
+                break
     target.cache.reserve(0)
+    if off > most:
+        raise ValueError(f"its logits in a tree are off its own forward by {off:.2g} of their spread ({most:g} is rounding)")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def deviation(target: HFTarget, ids: list[int]) -> float:
+    """How far a prefill, a tree, and a step after a kept path of it are off the module's forward, as a share of the spread."""
+    prompt, nodes, last = ids[:PROMPT], ids[PROMPT:-1], ids[-1]
+    with _watched(target) as asked:
+        first = target.prefill(prompt, len(TREE) + 2)[1]
+    if asked:
+        raise ValueError(f"its attention is more than is honoured here ({', '.join(sorted(asked))})")
+    rows = target.verify(Tree(nodes, list(TREE)))[1]
+    target.commit(list(KEPT))
+    found = torch.stack([first, *rows[list(KEPT)], target.step(last)]).double()
+    wanted = _plain(target, [*prompt, *(nodes[i] for i in KEPT), last])[PROMPT - 1 :].double()
     if not (found.isfinite().all() and wanted.isfinite().all()):
         raise ValueError("its logits are NaN or infinite")
-    spread = wanted.std(dim=-1).clamp_min(1e-30)
-    off = float(((found - wanted).pow(2).mean(dim=-1).sqrt() / spread).max())
-    if off > (most := TOLERANCE[str(target.dtype).removeprefix("torch.")]):
-        raise ValueError(f"its logits in a tree are off its own forward by {off:.2g} of their spread ({most:g} is rounding)")
+    return float(((found - wanted).pow(2).mean(dim=-1).sqrt() / wanted.std(dim=-1).clamp_min(1e-30)).max())
 
 
 def layers_of_each_kind(layers: list[Any]) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import methods
 from harness.load.model import Loaded
+from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 from tasks import sharegpt
@@ -48,7 +49,8 @@ def vanilla_answers(loaded: Loaded, prompts: Sequence[list[int]], temperature: f
     decode = methods.get("vanilla").build()
     found = []
     for i, prompt in enumerate(prompts):
-        ids = decode(prompt, loaded.target, None, params(loaded, i, temperature, max_new_tokens)).token_ids
+        how = params(loaded, i, temperature, max_new_tokens)
+        ids = watched(decode, prompt, loaded.target, None, how, names_of(loaded, None)).generation.token_ids
         if len(ids) > 1:
             found.append(Answer(prompt, ids))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import methods
 from harness.common.errors import UserError, say
 from harness.load.model import Loaded
 from harness.replay.prompts import params
+from harness.watch.run import names_of, watched
 
 # after so many prompts options leave the race that are this far behind the best
 FAIR_TRIAL = 2
@@ -39,7 +39,7 @@ def race(
     Raises:
         UserError: no prompt has an answer of more than one token.
     """
-    drafter = loaded.drafter_of(m.drafter)
+    drafter, names = loaded.drafter_of(m.drafter), names_of(loaded, m.drafter)
     decodes = [methods.get("vanilla").build(), *(m.build(**options) for options in tried)]
     n = len(decodes)
     running = np.ones(n, bool)
@@ -47,10 +47,9 @@ def race(
     for i, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
         say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {running.sum() - 1} sets of options and without drafts ...")
         for j in np.roll(np.flatnonzero(running), i):
-            started = time.perf_counter()
-            made = decodes[j](prompt, loaded.target, drafter if j else None, params(loaded, i, temperature, max_new_tokens))
-            loaded.target.synchronise()
-            spent = time.perf_counter() - started - made.prefill_s
+            how = params(loaded, i, temperature, max_new_tokens)
+            seen = watched(decodes[j], prompt, loaded.target, drafter if j else None, how, names)
+            made, spent = seen.generation, seen.wall_s - seen.generation.prefill_s
             if i and made.trace is not None:
                 seconds[j], tokens[j] = seconds[j] + spent, tokens[j] + len(made.token_ids) - 1
                 forwards[j] += len(made.trace.accepted)

@@ -18,6 +18,7 @@ from harness.common.files import cache_dir, sha256_file, whole_file
 from harness.common.hints import hinted
 from harness.common.machine import cpu_name, usable_cores
 from harness.common.plain_names import place
+from harness.ledger.checked import is_count, is_number, is_text, shown
 from harness.load.config import ModelConfig
 from harness.metrics.cells import CellSummary
 from harness.run.request import RunRequest
@@ -60,11 +61,15 @@ def rows(path: Path) -> list[dict[str, Any]]:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
         for row in stored:
-            Entry(Key(**row["key"]), row["options"], row["predicted"])
-            float(row["predicted"]["tau"]), float(row["predicted"]["speedup"])  # what later runs compare with
+            key = Key(**row["key"])
+            texts = [value for name, value in row["key"].items() if name not in ("temperature", "threads")]
+            if not (all(map(is_text, texts)) and is_number(key.temperature) and is_count(key.threads)):
+                raise TypeError(f"its key is {shown(row['key'])}")
+            if not (type(row["options"]) is dict and all(is_number(row["predicted"][name]) for name in ("tau", "speedup"))):
+                raise TypeError(f"options are {shown(row['options'])}, predicted is {shown(row['predicted'])}")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
         raise UserError(f"{path} is no list of tuned presets ({e}); remove it and run `harness tune` again") from None
     return stored
 

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from harness import __version__
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
-from harness.common.files import write_file
+from harness.common.files import read_text, write_file
 from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
 from harness.ledger.record import Record
@@ -241,7 +241,7 @@ def _claims(folder: Path) -> list[Block]:
         blocks.append(_block(file.stem.replace("_", " "), _verdicts_first(_read_csv(file).map(_rounded))))
     for file in sorted(claims.glob("*.md")):
         if not file.with_suffix(".csv").is_file():
-            blocks.append(Block(file.stem.replace("_", " "), text=file.read_text(encoding="utf-8")))
+            blocks.append(Block(file.stem.replace("_", " "), text=read_text(file)))
     return blocks + _images(claims)
 
 

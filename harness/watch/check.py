@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from harness.common.errors import UserError
 from harness.watch.seen import Seen, first_not_finite
 from methods.base import DraftedTree, Generation, SamplerParams, Trace
 
@@ -16,7 +17,7 @@ SLACK_S, SLACK = 1e-3, 0.02
 UNTOLD_S, UNTOLD = 0.1, 0.1
 
 
-class BadGeneration(Exception):
+class BadGeneration(UserError):
     """What a method returned or did cannot be recorded. The text says why, in one line."""
 
 

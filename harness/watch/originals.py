@@ -20,7 +20,7 @@ Facts = tuple[Any, ...]
 OURS = ("methods", "harness")
 # what it is called -> where it lies, under which name, what it was
 _remembered: dict[str, tuple[Any, str, Facts]] = {}
-_known: dict[str, methods.Method] = {}
+_known: dict[str, tuple[methods.Method, Facts]] = {}  # the registered methods, and what their builders were
 
 
 def remember() -> None:
@@ -33,7 +33,7 @@ def remember() -> None:
         importlib.import_module(found.name)
     importlib.import_module("harness.watch.run")
     forget()
-    _known.update({name: methods.get(name) for name in methods.names()})
+    _known.update({name: ((m := methods.get(name)), _facts(m.build)) for name in methods.names()})
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in OURS and isinstance(module, ModuleType):
             _take(name, module, constants=name.startswith("methods."))
@@ -54,12 +54,17 @@ def replaced() -> list[str]:
     found = []
     for called, (place, name, was) in _remembered.items():
         now = _facts(vars(place).get(name))
-        if len(now) != len(was) or any(a is not b for a, b in zip(now, was, strict=True)):
+        if not _same(now, was):
             found.append(f"{called} was replaced{_from(now[0])}: nothing can be measured beside it")
-    for name, m in _known.items():
-        if (other := methods._METHODS.get(name)) is not m:
+    for name, (m, was) in _known.items():
+        other = methods._METHODS.get(name)
+        if other is not m or not _same(_facts(m.build), was):
             found.append(f"method {name} was replaced{_from(other.build if other else None)}: nothing can be measured beside it")
     return found
+
+
+def _same(now: Facts, was: Facts) -> bool:
+    return len(now) == len(was) and all(a is b for a, b in zip(now, was, strict=True))
 
 
 def _take(called: str, place: Any, constants: bool = False) -> None:

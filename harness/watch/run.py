@@ -9,6 +9,7 @@ from time import perf_counter, thread_time  # by name, before any file of a user
 from typing import Any
 
 import methods
+from harness.common.errors import users_code
 from harness.load.model import Loaded
 from harness.watch import originals
 from harness.watch.check import BadGeneration, Clocks, Names, check_finite, check_form, check_hidden, check_seen, check_times
@@ -52,14 +53,11 @@ def watched(
         target.synchronise()
         started, cpu_started = perf_counter(), thread_time()
         try:
-            made = decode(list(prompt_ids), its_target, its_drafter, params)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:
+            with users_code():
+                made = decode(list(prompt_ids), its_target, its_drafter, params)
+        except Exception:
             check_finite(seen, names)  # which is why it failed, where it is so
-            if isinstance(e, Exception):
-                raise
-            raise BadGeneration(f"it ended the program: {type(e).__name__}: {e}") from e
+            raise
         target.synchronise()
         wall, cpu = perf_counter() - started, thread_time() - cpu_started
     after = _seconds(target, drafter)

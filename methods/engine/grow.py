@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -288,15 +289,16 @@ def chosen_tree(total: int) -> Grow:
     """A static tree of the likeliest tokens whose shape is `best_shape` of the drafter's own held-out accuracies."""
     if total < 1:
         raise ValueError(f"total={total}: it must be at least 1")
-    made: dict[tuple[tuple[float, ...], ...], Grow] = {}
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
-        accuracies = accuracies_of(drafter)
-        if accuracies not in made:
-            made[accuracies] = static_tree(best_shape(accuracies, total), ranks=len(accuracies[0]), sampled=False)
-        return made[accuracies].tree(drafter, context)
+        return _chosen(accuracies_of(drafter), total).tree(drafter, context)
 
     return Grow(tree, total)
+
+
+@cache  # a builder is called for each generation, and a shape takes longer than a step
+def _chosen(accuracies: tuple[tuple[float, ...], ...], total: int) -> Grow:
+    return static_tree(best_shape(accuracies, total), ranks=len(accuracies[0]), sampled=False)
 
 
 def prompt_lookup(max_ngram: int = 3, n_draft: int = 10) -> Grow:

@@ -181,7 +181,7 @@ METHODS = {  # the file, a sentence of the verdict, and the record's error where
     "made-up trace": (MADE_UP_TRACE, "forwards after the prefill; the target ran", "the target ran 7"),
     "answers from memory": (ANSWERS_FROM_MEMORY, "asked again: 1 run that cannot be recorded: the target ran 0 prefills", ""),
     "drafts from memory": (DRAFTS_FROM_MEMORY, "L6 conduct, asked again: it remembers what it was asked: ", ""),
-    "over the budget": (OVER_THE_BUDGET, " tokens; the budget is 10", "it returned 500 tokens; the budget is 8"),
+    "over the budget": (OVER_THE_BUDGET, " tokens; the budget is 10", " tokens; the budget is 8, and"),
     "false times": (FALSE_TIMES, "the model's forwards take ", "the model's forwards take "),
     "not verified": (UNVERIFIED, "output token 1 (7) was in no forward of the target", "output token 1 (7) was in no forward"),
     "hidden forwards": (HIDDEN_FORWARDS, "forwards besides the ", "forwards besides the "),
@@ -263,8 +263,8 @@ def test_a_function_patched_in_place_is_another() -> None:
     originals.remember()
     build, real = methods.get("vanilla").build, methods.get("vanilla").build.__code__
     try:
-        build.__code__ = (lambda: None).__code__
-        assert any("methods.vanilla.vanilla was replaced" in line for line in originals.replaced())
+        build.__code__ = real.replace(co_name="other")
+        assert any("method vanilla was replaced" in line for line in originals.replaced())
     finally:
         build.__code__ = real
     assert originals.replaced() == []

@@ -348,7 +348,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
         ("--method eagel2", ["unknown method 'eagel2'; did you mean 'eagle2'? known: ", "eagle1, eagle2"]),
         ("--task gsm8", ["unknown task 'gsm8'; did you mean 'gsm8k'? known: alpaca"]),
         ("--model smolm2-135m", ["unknown model 'smolm2-135m'; did you mean 'smollm2-135m'?", "known: "]),
-        ("--model nowhere.yaml", ["cannot read model file nowhere.yaml"]),
+        ("--model nowhere.yaml", ["cannot read nowhere.yaml"]),
         ("--source bundeld", ["unknown source 'bundeld'; did you mean 'bundled'? known: auto, bundled"]),
         ("--source file", ["task 'gsm8k' has no source 'file'; it has: paper, pypi, bundled"]),
         ("--set shape=wide --method eagle1", ["method eagle1: shape='wide': expected words of digits"]),
@@ -433,19 +433,17 @@ def test_a_prompts_file_that_is_empty_or_missing_is_named(tmp_path: Path, ledger
 
 def test_a_prompts_folder_that_is_not_read_is_said_so_once(tmp_path: Path) -> None:
     folder = questions(tmp_path / "prompts", "gsm8k", ("fine",)).parents[1]
-    out, given = tmp_path / "out", f"--prompts {folder} --temperature 0 --temperature 1"
-    bundled = run(out, "--method vanilla --task gsm8k --task alpaca", given).err
-    assert [line for line in bundled.splitlines() if "--prompts" in line] == [
-        f"note: --prompts {folder} is not read: --source is bundled"
-    ]
-    auto = run(tmp_path / "auto", "--method vanilla --task gsm8k --task alpaca --source auto", given).err
+    out = tmp_path / "out"
+    refused(run(out, "--method vanilla --task gsm8k --prompts", folder), "which --source bundled does not read")
+    two = "--temperature 0 --temperature 1 --prompts"
+    auto = run(tmp_path / "auto", "--method vanilla --task gsm8k --task alpaca --source auto", two, folder).err
     assert [line for line in auto.splitlines() if "--prompts" in line] == [
         f"note: --prompts {folder} has no alpaca/question.jsonl: alpaca comes from source bundled"
     ]
+    measured(out, "--method vanilla --task gsm8k")
     page = harness("report --results", out, "--prompts", folder).err
     assert f"note: --prompts {folder} is not read: no record of {out} is of the paper's prompts" in page
-    unread = harness("verify --model nowhere.yaml --prompts", folder, "--out", tmp_path / "audit").err
-    assert f"note: --prompts {folder} is not read" in unread
+    refused(harness(f"verify --model {TINY} --prompts", folder), "no --results is given")
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL, harness, isolate
+from command_line import SMALL, counted, harness, isolate, run
 from places import ROOT, TINY
 
 from harness.audit import page
@@ -45,9 +45,6 @@ class Hook:
         if name == "torch.nn":
             os.kill(os.getpid(), {number})
 sys.meta_path.insert(0, Hook())
-from harness.audit import page
-from harness.audit.jobs import Finding, Job
-from harness.audit.keeper import Keeper
 from harness.cli import main
 main()
 """
@@ -126,6 +123,24 @@ def test_an_audit_that_is_stopped_keeps_its_findings_and_goes_on_from_there(
     done = harness(words, tmp_path)
     assert f"{len(first.splitlines())} are there" in done.err and (tmp_path / "audit.jsonl").read_bytes().startswith(first)
     assert len(kept) == len(set(kept)) > 5 and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_generation_that_is_stopped_is_no_failure_of_its_method(number: int, tmp_path: Path) -> None:
+    stopping = tmp_path / "mine.py"
+    stopping.write_text(
+        "import os\nfrom methods import get, method\ncalls = []\n"
+        '@method("mine", line="stops the run at its fourth generation")\n'
+        "def mine():\n"
+        "    def decode(prompt_ids, target, drafter, params):\n"
+        "        calls.append(1)\n"
+        f"        if len(calls) == 4: os.kill(os.getpid(), {int(number)})\n"
+        '        return get("vanilla").build()(prompt_ids, target, drafter, params)\n'
+        "    return decode\n"
+    )
+    done = run(tmp_path / "out", "--method mine --task gsm8k --limit 3 --no-baseline --include", stopping)
+    assert done.code == STATUS[number] and done.err.splitlines()[-1] == f"interrupted: {KEPT['run']}"
+    assert [r["status"] for r in counted(tmp_path / "out")] == ["ok"]
 
 
 def test_what_a_library_makes_of_the_signal_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

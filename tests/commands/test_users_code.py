@@ -55,6 +55,19 @@ def test_a_file_that_ends_the_command_when_it_is_imported_is_an_error_of_that_fi
         refused(harness(command, "--include", file), f"cannot load {file}:8", "would have ended the command")
 
 
+@pytest.mark.parametrize(
+    "declared",
+    ["'mine', line=3", "'mine', line='x', small='0 00'", "'mine', line='x', small=[1]", "'mine', line='x', candidates=['x']",
+     "'mine', line='x', presets={'../x': {}}", "'mine', line='x', presets=[1]", "'mine', line='x', presets={'a': 1}",
+     "'mine', line='x', drafter='../../x'", "'mine', line='x', drafter=3", "'mine', lines=3", "'../x', line='x'",
+     "'all', line='x'", "3, line='x'"],
+)  # fmt: skip
+def test_a_declaration_that_cannot_be_is_an_error_of_its_line(tmp_path: Path, declared: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"from methods import method\n\n\n@method({declared})\ndef build():\n    return print\n")
+    refused(harness("list methods --include", file), f"cannot load {file}:4")
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_task_file_that_ends_the_command_is_an_error_of_that_file(tmp_path: Path, ending: str) -> None:
     file = tmp_path / "my_task.py"

@@ -37,7 +37,12 @@ OURS = {
         "Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))"
     },
     "harness/load/identity.py": {"folder / name"},  # config.json, tokenizer.json ...
-    "harness/load/layout.py": {"folder / f'{name}.index.json'", "folder / name"},  # model.safetensors ...
+    "harness/load/layout.py": {  # model.safetensors ...
+        "folder / f'{name}.index.json'",
+        "folder / f'{SAFE}.index.json'",
+        "folder / f'{PICKLED}.index.json'",
+        "folder / name",
+    },
     "harness/load/weights.py": {  # files that the folder's own mark lists
         "Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))",
         "folder / name",

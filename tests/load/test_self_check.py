@@ -145,6 +145,12 @@ def test_other_activations_and_biases_of_a_llama_are_honoured_by_its_module(dtyp
     assert type(target) is HFTarget
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral", "qwen3_moe"])
+def test_rounding_is_no_fault(family: str, dtype: torch.dtype) -> None:
+    make_target(small_model(small_config(family), family).to(dtype))
+
+
 def test_each_kind_of_layer_is_run_by_itself() -> None:
     model = small_model(small_config("llama", num_hidden_layers=5), "llama")
     assert layers_of_each_kind(list(model.model.layers)) == [0, 1]

@@ -179,7 +179,8 @@ def test_a_failure_that_was_measured_since_is_none() -> None:
 
 def test_of_two_measurements_of_one_prompt_the_first_stands() -> None:
     """Runs with different limits are different cells, and may both have measured a prompt."""
-    first, second = measured("eagle2", 0, [1], wall_s=1), measured("eagle2", 0, [1], wall_s=5, cell="other", key="other")
+    first = measured("eagle2", 0, [1], wall_s=1)
+    second = cast(Record, measured("eagle2", 0, [1], wall_s=5) | {"cell": "other", "key": "other"})
     cell = only([first, second])
     assert cell.seconds == 1 and cell.cells == tuple(sorted([first["cell"], "other"]))
 

@@ -17,6 +17,7 @@ from harness.common.files import sha256_file
 from harness.watch.check import BadGeneration
 from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
+from methods.engine.target import HFTarget
 
 
 def spoil(path: Path, key: str, value: float) -> None:
@@ -29,16 +30,21 @@ def spoil(path: Path, key: str, value: float) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_target_with_a_weight_that_is_not_finite_gives_no_number(
+def test_a_target_whose_logits_are_not_finite_gives_no_number(
     value: float, temperature: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolate(monkeypatch, tmp_path)
-    yaml = tiny_copy(tmp_path / "model")
-    spoil(tmp_path / "model" / "target" / "model.safetensors", "model.norm.weight", value)
-    done = run(tmp_path / "out", f"--task gsm8k --method pld --temperature {temperature} --model", yaml)
+    real = HFTarget.prefill
+
+    def prefill(self: HFTarget, prompt_ids: list[int], room: int) -> tuple[torch.Tensor, torch.Tensor]:
+        features, logits = real(self, prompt_ids, room)
+        return features, logits + value if len(prompt_ids) > 20 else logits  # loading tries a few tokens
+
+    monkeypatch.setattr(HFTarget, "prefill", prefill)
+    done = run(tmp_path, f"--task gsm8k --method pld --temperature {temperature}")
     refused(done, "2 generations failed")
     assert "1.00×" not in done.out
-    for r in counted(tmp_path / "out"):
+    for r in counted(tmp_path):
         assert r["status"] == "error" and not r["token_ids"]
         assert "the logits of the target tiny are not finite" in r["error"] and "the prefill, output position 0" in r["error"]
 

@@ -45,10 +45,10 @@ def guarded(make: Callable[[], Finding]) -> Finding:
     """
     try:
         found = make()
-    except UserError:
-        raise
     except BadGeneration as e:
         return {"error": str(e), "untrue": True}
+    except UserError:
+        raise
     except (Exception, SystemExit) as e:
         return {"error": f"{type(e).__name__}: {' '.join(str(e).split())}"}
     for name in ("differences", "gaps", "deviations", "variances", "drafts"):
