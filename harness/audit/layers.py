@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
 AGAIN_TOKENS = 10
+EXTERNAL_TOKENS = 32  # of others' loops after a long prompt: they took a quarter of a quick audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
     for case in scope.prompts.exact if dtype == "float64" else scope.prompts.usual:
         prompt, n, n_prompt = case.prompt, case.new_tokens, len(case.prompt[1])
         params, text = greedy_params(case, scope.stop_ids), n_prompt + n
-        more = {} if case.stops else {"stops": False}
+        is_long = not case.stops
+        more = {"stops": False} if is_long else {}
         control = Job(
             scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width, **more),
             Work("control", VANILLA, dtype, n, n_prompt, text + n_prompt + SCORED_BY_CONTROL * n),
@@ -112,10 +114,14 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
         jobs.append(control)
         more |= {"guided": True} if case.guided else {}
         for own in able:
+            if is_long and own.name == VANILLA:  # its output is the control's
+                continue
             s = own.with_options(case.tree)
-            work = Work("greedy", s.name, dtype, n, n_prompt, text, pace=_pace(own, s))
-            about = scope.origin.about("greedy", s, dtype, prompt, n, **more)
-            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=params, guided=case.guided)
+            own_n = min(n, EXTERNAL_TOKENS) if is_long and s.external else n
+            own_params = replace(params, max_new_tokens=own_n)
+            work = Work("greedy", s.name, dtype, own_n, n_prompt, n_prompt + own_n, pace=_pace(own, s))
+            about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more)
+            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided)
             jobs.append(Job(about, work, make, beside=control))
     return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
 
@@ -156,9 +162,7 @@ def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
     cut = len(ids) // 2
     prompt, n, jobs = (f"{name}, one token less", [*ids[:cut], *ids[cut + 1 :]]), AGAIN_TOKENS, list[Job]()
     params = SamplerParams(n, scope.stop_ids)
-    for s in able:
-        if s.external:
-            continue
+    for s in (own.with_options(scope.level.score_tree) for own in able if not own.external):
         work = Work("again", s.name, dtype, 2 * n, len(ids), len(ids))
         make = partial(findings.again_finding, subject=s, prompt=prompt[1], params=params)
         jobs.append(Job(scope.origin.about("again", s, dtype, prompt, n), work, make))

@@ -129,12 +129,12 @@ MUTANTS: Sequence[Mutant] = (
     # 26, the baseline's tokens counted differently, is a fault of a metric: see `bench.counts_differently`
     # From here on: faults that show only at long context, deep in a tree, late in an output, or once in many steps.
     spoilt("27", "beyond 256 cached tokens a tree does not see the later ones", late.blind_beyond),
-    spoilt("28", "positions one too large from 256 on", late.one_further_beyond),
+    spoilt("28", "positions one too large from 256 on", late.one_further_beyond, ("L2",)),
     Mutant(
         "29", "a node five levels down read by its grandparent's row", ("L1", "L3"), of(dynamic, late.grandparents_row),
         deep=DEEP,
     ),
-    spoilt("30", "nodes five levels down see each other", late.DeepSeeEachOther),
+    spoilt("30", "nodes five levels down see each other", late.DeepSeeEachOther, ("L2",)),
     spoilt("31", "of a path of over five nodes the last row in the cache is its parent's", late.LongPathsKeepParent),
     Mutant("32", "from output token 20 on the bonus is the second best", ("L3",), of(dynamic, late.second_best_late)),
     Mutant("33", "every 16th step takes a draft unverified", ("L3",), at_times(late.unverified_at_times)),

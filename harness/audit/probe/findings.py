@@ -97,7 +97,7 @@ def greedy_finding(
     guided: the drafter is told vanilla's text, see `guided`. Its tau says nothing; how its first drafts differ from those of the
     head over the whole text (`drafts`) does.
     """
-    drafter = subject.drafter(loaded)
+    vanilla, drafter = vanilla[: params.max_new_tokens], subject.drafter(loaded)
     told = GuidedDrafter(drafter, prompt, vanilla) if guided and drafter is not None and not subject.external else None
     run = run_of(loaded, subject, prompt, params, told or drafter)
     at = lossless.first_divergence(vanilla, run.ids)
