@@ -64,7 +64,10 @@ def watched(
     check_finite(seen, names)
     made = check_form(made, params, vocab_size, external)
     n_own = seen.n_prefills + len(seen.sizes) if _runs_module(target) else 0
-    clocks = Clocks(wall, after[0] - inside[0], after[1] - inside[1], _n_forwards(target) - started_before, len(runs) - n_own)
+    clocks = Clocks(
+        wall, after[0] - inside[0], after[1] - inside[1], max(wall - cpu, 0.0), _n_forwards(target) - started_before,
+        len(runs) - n_own,
+    )  # fmt: skip
     check_seen(made, seen, prompt_ids, params, external)
     check_hidden(clocks, seen, external)
     if alone:
