@@ -199,12 +199,19 @@ def test_time_between_steps_that_nobody_tells_of_is_noticed(loaded: Loaded) -> N
 
     decode = methods.get("pld").build()
 
-    def slow(*given: Any) -> Generation:
+    def works(*given: Any) -> Generation:
+        until = time.thread_time() + 0.3
+        while time.thread_time() < until:
+            pass
+        return decode(*given)
+
+    def waits(*given: Any) -> Generation:
         time.sleep(0.3)
         return decode(*given)
 
-    with pytest.raises(BadGeneration, match="prefill_s and the steps of the trace take .* the whole generation took 0.3"):
-        made_by(loaded, "pld", PARAMS, slow)
+    with pytest.raises(BadGeneration, match="prefill_s and the steps of the trace take .* the whole generation took"):
+        made_by(loaded, "pld", PARAMS, works)
+    made_by(loaded, "pld", PARAMS, waits)  # as where other work has the core: its wall clock has it, no verdict does
 
 
 def test_a_tree_kept_is_the_tree_verified(loaded: Loaded) -> None:
