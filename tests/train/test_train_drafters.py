@@ -193,7 +193,7 @@ def test_what_cannot_be_asked_of_a_training_is_refused_at_once(tmp_path: Path) -
         ({"tokens": -1}, "--tokens is -1; it must be at least 0"),
         ({"threads": 0}, "--threads is 0; it must be at least 1"),
         ({"kind": "medsua"}, "unknown kind of drafter to train 'medsua'; did you mean 'medusa'"),
-        ({"seed": -1}, "training setting seed is -1; it must be 0 or more"),
+        ({"seed": -1}, "--seed is -1; it must be at least 0"),
         ({"changes": ("unroll",)}, "--set takes KEY=VALUE, not 'unroll'"),
     ):
         with pytest.raises(UserError, match=said):
