@@ -8,6 +8,7 @@ print(model.generate("Why is the sky blue?", method="eagle2").text)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,12 @@ class Model:
 
         need(isinstance(prompt, str), f"the prompt is of type {type(prompt).__name__}; it must be a text")
         config, loaded = self.loaded.config, self.loaded
-        request = RunRequest(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)  # which checks them
+        try:
+            request = RunRequest(
+                temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+            )  # which checks them
+        except UserError as e:
+            raise UserError(re.sub(r"--[a-z-]+", lambda flag: flag[0].lstrip("-").replace("-", "_"), str(e))) from None
         budget = request.max_new_tokens or config.max_new_tokens
         (arm,) = make_arms((method,), "paper", {k: str(v) for k, v in options.items()}, config, self._head)
         drafter = loaded.drafter_of(arm.method.drafter)

@@ -47,7 +47,7 @@ def in_one_line(error: BaseException, most: int = 300) -> str:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """`unknown method 'eagel2'; did you mean 'eagle2'? known: eagle1, eagle2, vanilla`."""
-    choices = sorted(known)
+    choices, name = sorted(known), name if len(name) <= 200 else f"{name[:197]}..."
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(choices) or 'none'}")

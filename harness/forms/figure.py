@@ -23,6 +23,7 @@ RC = {
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
 }
+AS_WRITTEN = RC | {"text.parse_math": False}  # where names out of a ledger are drawn: dollars in them begin no formula
 
 COLOURS = 256
 

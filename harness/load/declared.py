@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.errors import UserError
+from harness.common.files import read_json
 from harness.load.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def longest_context(sizes: Any) -> int | None:
 
 def _read(file: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none."""
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{file} is not JSON: {e}") from None
+    values = read_json(file) if file.is_file() else {}
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object, not {type(values).__name__}")
     return values

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from harness.common.names import in_words, method_order
 from harness.forms.colours import colour
-from harness.forms.figure import RC, save_figure
+from harness.forms.figure import AS_WRITTEN, save_figure
 
 
 def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
     measured = list(ours.sort_values(ascending=False, kind="stable").index)  # the fastest first, then those not measured
     methods = [*measured, *sorted(set(here["method"]) - set(measured), key=method_order)]
     width = 0.8 / len(methods)
-    with matplotlib.style.context(["default", RC]):
+    with matplotlib.style.context(["default", AS_WRITTEN]):
         figure = Figure(figsize=(max(4.5, 1.6 * len(models) * len(methods)), 4.2), layout="constrained")
         ax = figure.subplots()
         for row in here.to_dict("records"):

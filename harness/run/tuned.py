@@ -59,7 +59,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        stored = [row for row in stored if "target" in row["key"]]  # earlier versions did not say of which weights they are
+        if type(stored) is not list:
+            raise TypeError(f"it is {shown(stored)}")
+        # earlier versions did not say of which weights they are
+        stored = [row for row in stored if "target" in row["key"] or "model" not in row["key"]]
         for row in stored:
             key = Key(**row["key"])
             texts = [value for name, value in row["key"].items() if name not in ("temperature", "threads")]

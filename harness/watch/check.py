@@ -205,10 +205,10 @@ def check_finite(seen: Seen, names: Names) -> None:
         where = "the prefill" if forward == 0 else f"forward {forward} after the prefill"
         raise BadGeneration(f"the logits of {names.target} are not finite (a row's largest is {value}): {where}, output position "
                             f"{position}")  # fmt: skip
-    if wrong := first_not_finite(seen.drafted):
+    if wrong := first_not_finite([largest for _, largest in seen.drafted]):
         place, value = wrong
         raise BadGeneration(f"the logits of {names.drafter} are not finite (a row's largest is {value}): drafts for "
-                            f"forward {seen.drafted_at[place] + 1} after the prefill")  # fmt: skip
+                            f"forward {seen.drafted[place][0] + 1} after the prefill")  # fmt: skip
 
 
 def _at_most(what: str, value: float, of: str, limit: float) -> None:

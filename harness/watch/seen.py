@@ -14,6 +14,8 @@ from torch import Tensor
 
 from methods.engine.tree import Tree
 
+FEW = 2**14  # logits that one call looks at sooner than two
+
 
 @dataclass(slots=True)
 class Seen:
@@ -22,7 +24,7 @@ class Seen:
     `n_prefills`: prefills of the target; `n_prompt`: tokens of the last. One entry a target forward after it: `sizes`, its rows;
     `accepted`, the draft nodes committed of it. `trees`: tokens and parents verified, root left out, and the path committed.
     `text`: tokens committed, prompt included. `used`: the largest logit of each row that an output token is drawn from, in order
-    of position. `drafted`: the same of rows of the drafter; `drafted_at`: the number of the target's forwards before each.
+    of position. `drafted`: the same of the drafter's, each after the number of the target's forwards before it.
     `n_drafter_calls`: of any kind.
     """
 
@@ -33,8 +35,7 @@ class Seen:
     trees: list[tuple[list[int], list[int], list[int]]] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
     used: list[Tensor] = field(default_factory=list)
-    drafted: list[Tensor] = field(default_factory=list)
-    drafted_at: list[int] = field(default_factory=list)
+    drafted: list[tuple[int, Tensor]] = field(default_factory=list)
     n_drafter_calls: int = 0
 
 
@@ -88,14 +89,17 @@ def watched_target(target: Any, seen: Seen, keep_trees: bool) -> Any:
 def watched_drafter(drafter: Any, seen: Seen) -> Any:
     """`drafter` as a method gets it.
 
-    Of its logits the last row and the first column are looked at: a hidden state that is not finite spoils a whole row, a weight
+    Of many logits the last row and the first column are looked at: a hidden state that is not finite spoils a whole row, a weight
     of the LM head a whole column.
     """
 
     def kept(logits: Tensor) -> Tensor:
         seen.n_drafter_calls += 1
-        seen.drafted += (logits[-1].amax(), logits[:, 0].amax()) if len(logits) > 1 else (logits[-1].amax(),)
-        seen.drafted_at += [len(seen.sizes)] * (len(seen.drafted) - len(seen.drafted_at))
+        drafted_for = len(seen.sizes)
+        if len(logits) == 1 or logits.numel() <= FEW:
+            seen.drafted.append((drafted_for, logits.amax()))
+        else:
+            seen.drafted += [(drafted_for, logits[-1].amax()), (drafted_for, logits[:, 0].amax())]
         return logits
 
     class WatchedDrafter:

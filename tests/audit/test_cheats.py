@@ -272,9 +272,7 @@ def test_a_function_patched_in_place_is_another() -> None:
 
 @pytest.mark.slow  # four fresh processes
 def test_vanilla_slowed_by_other_means_shows_in_a_fresh_process(tmp_path: Path) -> None:
-    file = tmp_path / "slow.py"
-    file.write_text("import sys\nimport time\nsys.setprofile(lambda *_: time.sleep(1e-5))\n")
-    slowed = pace_of(file)
+    slowed = pace_of(included(tmp_path, SLEEPS_IN_VANILLA))
     assert slowed.is_slowed, slowed
     healthy = tmp_path / "healthy.py"
     healthy.write_text("X = 1\n")

@@ -34,7 +34,7 @@ def mine(width: int = 2):
 
     return decode
 """
-ENDINGS = ["sys.exit(0)", "sys.exit()", "raise SystemExit", "raise Odd()", "raise GeneratorExit"]
+ENDINGS = ["sys.exit(0)", "raise SystemExit", "raise Odd()"]
 
 
 def method_file(folder: Path, first: str = "", building: str = "pass", decoding: str = "pass") -> Path:
@@ -93,7 +93,7 @@ def test_leaving_while_decoding_fails_the_audit_of_the_method(tmp_path: Path) ->
     assert any(row["method"] == "mine" and row["passed"] is False for row in rows)
 
 
-@pytest.mark.parametrize("raising", [*ENDINGS, "raise KeyError('width')", "1 / 0", "None.nothing"])
+@pytest.mark.parametrize("raising", ["sys.exit(0)", "raise Odd()", "raise KeyError('width')"])
 def test_a_builder_that_raises_is_one_line_that_names_method_and_file(tmp_path: Path, raising: str) -> None:
     file = method_file(tmp_path, building=raising)
     refused(run(tmp_path / "out", "--method mine --task gsm8k --include", file), "method mine", str(file))

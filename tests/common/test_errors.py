@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness.common.errors import TriedToExit, UserError, in_one_line, users_code
+from harness.common.errors import TriedToExit, UserError, in_one_line, unknown, users_code
 
 
 class Odd(BaseException):
@@ -35,6 +35,10 @@ def test_other_errors_and_ctrl_c_pass_as_they_are(error: BaseException) -> None:
     with pytest.raises(type(error)) as told, users_code():
         raise error
     assert told.value is error
+
+
+def test_an_unknown_name_is_shown_in_part_where_it_is_long() -> None:
+    assert len(str(unknown("key", "[" * 100_000, ["name"]))) < 300
 
 
 def test_any_error_is_told_in_one_short_line() -> None:

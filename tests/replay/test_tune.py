@@ -156,7 +156,13 @@ def test_an_entry_is_found_again_by_all_of_its_key_and_a_newer_one_replaces_it(t
 def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
     file = tmp_path / "tuned.json"
     row = {"key": asdict(KEY), "options": {"total": 4}, "predicted": PREDICTED}
-    for spoilt in ('[{"key": {}}]', json.dumps([row | {"predicted": {"tau": 2.0}}])):
+    spoilt_rows: list[Any] = [
+        row | {"predicted": {"tau": 2.0}}, row | {"predicted": PREDICTED | {"tau": "2.0"}}, row | {"options": [4]}, 1, "k", None,
+        row | {"predicted": PREDICTED | {"speedup": float("nan")}}, row | {"key": row["key"] | {"temperature": "0"}},
+        row | {"key": row["key"] | {"threads": None}}, row | {"key": row["key"] | {"machine": 5}},
+    ]  # fmt: skip
+    spoilt_files = ('[{"key": {}}]', "{}", "null", "[" * 100_000, "rubbish", *(json.dumps([r]) for r in spoilt_rows))
+    for spoilt in spoilt_files:
         file.write_text(spoilt)
         with pytest.raises(UserError, match="no list of tuned presets"):
             tuned.lookup(KEY, file)

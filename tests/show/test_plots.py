@@ -234,6 +234,11 @@ def test_a_models_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert {path.stem for path in paths} == {"time__odd_na_me_T0_float32"}
 
 
+def test_a_name_with_dollars_in_it_is_no_formula(tmp_path: Path) -> None:
+    records = [measured(method, 0, [1], model="$\\frac{$", task="$", category="$x_{$") for method in ("vanilla", "eagle2")]
+    assert write_plots(write_ledger(tmp_path, records))
+
+
 def test_a_figure_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to .*out"):

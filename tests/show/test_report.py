@@ -240,7 +240,7 @@ def test_a_ledger_without_trees_audit_or_claims_has_no_such_sections_and_one_lin
     (line,) = [line for line in page.text.splitlines() if "Not in this page" in line]
     assert (
         "--trees" in line
-        and "harness verify --model tiny --results DIR --out DIR/audit" in line
+        and "harness verify --model toy --results DIR --out DIR/audit" in line
         and "harness claims --results" in line
     )
     assert page.scripts == [] and [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []

@@ -53,7 +53,8 @@ def test_options_and_temperature_reach_the_method(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [({"method": "eagel2"}, "did you mean 'eagle2'"), ({"temperature": -1}, "--temperature is -1"),
+    [({"method": "eagel2"}, "did you mean 'eagle2'"), ({"temperature": -1}, "^temperature is -1"),
+     ({"max_new_tokens": 0}, "^max_new_tokens is 0"), ({"top_p": 0.9}, "^top_p is 0.9; at temperature 0"),
      ({"depht": 3}, "unknown option 'depht'"), ({"max_new_tokens": 10_000}, "exceeds the context")],
 )  # fmt: skip
 def test_bad_input_is_one_line(words: dict, said: str, model: Model) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from harness.common.files import write_file
 from harness.common.plain_names import made_plain, place
 from harness.common.progress import Progress, showing_progress
-from harness.forms.figure import RC, png_bytes
+from harness.forms.figure import AS_WRITTEN, png_bytes
 from harness.metrics.groups import weights_and_machine
 from harness.metrics.pairing import Setting
 from harness.show.contents import Contents, read_contents
@@ -86,7 +86,7 @@ def drawn_plots(contents: Contents, progress: Progress) -> list[DrawnPlot]:
             numbers = plot.numbers(panel)
             if numbers.empty:
                 continue
-            with matplotlib.style.context(["default", RC]):
+            with matplotlib.style.context(["default", AS_WRITTEN]):
                 figure = Figure(figsize=(9, 4.8), layout="constrained")
                 plot.draw(figure, numbers, panel)
                 png = png_bytes(figure)

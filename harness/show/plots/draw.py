@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from harness.common.names import SIX_TASKS, VANILLA, in_words
 from harness.forms.colours import PARTS, marker
+from harness.forms.table import number
 from harness.metrics import acceptance
 from harness.metrics.groups import MEAN
 from harness.show.plots.data import Look, Panel
@@ -169,7 +170,8 @@ def draw_acceptance(figure: Figure, data: pd.DataFrame, panel: Panel) -> None:
 def draw_calibration(figure: Figure, data: pd.DataFrame, panel: Panel) -> None:
     order = _best_first(data, "ece", lowest=True)
     first = data.groupby("label")[["slope", "ece"]].first()
-    names = {label: f"{name}: slope {first['slope'][label]:.2f}, ECE {first['ece'][label]:.3f}"
+    fits = first.astype(object).where(first.notna(), None)  # a slope takes two different confidences
+    names = {label: f"{name}: slope {number(fits['slope'][label])}, ECE {number(fits['ece'][label], '{:.3f}')}"
              for label, name in _names_with_n_tasks(data, panel).items()}  # fmt: skip
 
     def dress(ax: Axes) -> None:
