@@ -185,7 +185,9 @@ def test_stop_ids_are_part_of_the_identity(tmp_path: Path) -> None:
     from harness.load.model import load
 
     config = model_config(str(TINY))
-    ids = {load(replace_stop(config, stop), "float32", drafters=()).identity.id for stop in ([0, 2], [2, 0], [0, 2, 5], [0, 2, 6])}
+    ids = {
+        load(replace_stop(config, stop), "float32", drafters=()).identity.id for stop in ([0, 2], [2, 0], [0, 2, 5], [0, 2, 6])
+    }
     assert len(ids) == 3
 
 
