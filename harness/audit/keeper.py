@@ -13,7 +13,7 @@ from harness.audit.jobs import About, Finding, Job
 from harness.audit.levels import Prompt
 from harness.audit.probe.subject import Subject
 from harness.audit.store import Store
-from harness.common.source_hash import Package, closure_sha, is_same_code
+from harness.common.source_hash import Package, closure_sha
 from harness.ledger.record import canonical_hash
 from harness.load.model import Loaded
 
@@ -129,9 +129,9 @@ class Keeper:
             if there and there != origin.where:
                 why = "on {machine}, {threads} threads, torch {torch}".format(**f)
             elif (
-                not is_same_code(f.get("audit"), audit_sha())
-                or not is_same_code(f.get("abreast", lanes_sha()), lanes_sha())
-                or not is_same_code(f.get("code", ""), code.get(f["method"], f.get("code", "")))
+                f.get("audit") != audit_sha()
+                or f.get("abreast", lanes_sha()) != lanes_sha()
+                or f.get("code", "") != code.get(f["method"], f.get("code", ""))
             ):
                 why = "by other code"
             else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import itertools
 import json
 import os
 import zlib
@@ -20,7 +19,6 @@ from typing import Any
 import filelock
 
 from harness.common.errors import UserError
-from harness.common.source_hash import earlier_hashes
 from harness.ledger.record import canonical_hash, text_sha
 
 FILE, PACKED = "audit.jsonl", "audit.jsonl.gz"
@@ -88,19 +86,17 @@ class Store:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(list(self._found.values()))
 
-    def key_of(self, about: Mapping[str, Any]) -> str:
-        """The key under which a finding lies here. Hashes of code in it may be of an older formula."""
-        hashes = [name for name in ("code", "audit", "abreast") if about.get(name)]
-        choices = [[about[name], *earlier_hashes(about[name])] for name in hashes]
-        keys = [canonical_hash({**about, **dict(zip(hashes, chosen, strict=True))}) for chosen in itertools.product(*choices)]
-        return next((key for key in keys if key in self._found), keys[0])
+    @staticmethod
+    def key_of(about: Mapping[str, Any]) -> str:
+        """The key under which a finding lies here, or would."""
+        return canonical_hash(about)
 
     def get(self, about: Mapping[str, Any]) -> dict[str, Any] | None:
         return self._found.get(self.key_of(about))
 
     def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a finding. It is on the disk when this returns."""
-        finding = {"key": canonical_hash(about), **about, **values}
+        finding = {"key": self.key_of(about), **about, **values}
         line = json.dumps(finding | {"line_sha": _sha_of(finding)}).encode() + b"\n"
         try:
             if os.write(self._fd, line) != len(line):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import json
 import tokenize
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 OURS = ("harness", "methods", "tasks", "models")
-OLD_FORMULA = Path(__file__).parent / "old_hashes.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +46,6 @@ def closure_sha(roots: tuple[Path, ...], package: Package) -> str:
     """First 16 hex digits over what the files of a closure do, in whatever order and folder they lie."""
     parts = sorted(_working_text(file, package.name) for file in closure(roots, package))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def is_same_code(recorded: str | None, now: str) -> bool:
-    """Whether a hash in a record or a finding, of whichever formula, is that of the code that is here."""
-    return recorded == now or (recorded is not None and now in _old_hashes().get(recorded, ()))
-
-
-def earlier_hashes(now: str) -> list[str]:
-    """The hashes that older formulas gave this code."""
-    return sorted(old for old, names in _old_hashes().items() if now in names)
-
-
-@cache
-def _old_hashes() -> dict[str, list[str]]:
-    """Old hash -> what the same code's hash is now: a frozen table, made when the formula changed."""
-    table: dict[str, list[str]] = json.loads(OLD_FORMULA.read_text(encoding="utf-8"))
-    return table
 
 
 def _imported(file: Path, package: Package) -> Iterator[Path]:
