@@ -195,7 +195,7 @@ def test_what_is_left_out_is_counted_below_every_table_claim_and_on_the_page_and
             else:
                 assert file.read_text() == theirs
     compared = harness("table --compare", clean, ledger)
-    assert compared.code == 0 and footnote in compared.out
+    assert compared.code == 0 and footnote in " ".join(compared.out.split())  # it is broken where a line is full
     page = harness("report --generations 0 --results", ledger)
     assert (
         page.code == 0 and "not read" in (ledger / "report.html").read_text() and footnote in (ledger / "report.html").read_text()
