@@ -101,7 +101,7 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
     """Layers 2, 3 and 5: for each prompt the control, and then every method's greedy output beside it."""
     level, jobs = scope.level, list[Job]()
     vanilla = next(s for s in scope.subjects if s.name == VANILLA)
-    for case in scope.prompts.exact if dtype == "float64" else scope.prompts.usual:
+    for case in scope.prompts.greedy(dtype):
         prompt, n, n_prompt = case.prompt, case.new_tokens, len(case.prompt[1])
         params, text = greedy_params(case, scope.stop_ids), n_prompt + n
         is_long = not case.stops

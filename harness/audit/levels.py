@@ -136,8 +136,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What a level runs on bundled prompts, as many as it needs, or fewer where fewer fit. `usual`: greedy outputs in float32 and
-    16 bits; `exact`: in float64; `coupled`: prompts of sampled outputs in float64; `scored`: of the score test."""
+    """What a level runs on bundled prompts, as many as it needs, or fewer where fewer fit.
+
+    `usual`: greedy outputs in float32 and, but for long ones, in 16 bits; `exact`: in float64; `coupled`: prompts of sampled
+    outputs in float64; `scored`: of the score test.
+    """
 
     usual: Sequence[Case]
     exact: Sequence[Case]
@@ -156,6 +159,12 @@ class Prompts:
             [Case(p, level.new_tokens, tree, level.exact_guided) for p, tree in zip(exact, trees, strict=True)],
             coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST),
         )  # fmt: skip
+
+    def greedy(self, dtype: str) -> Sequence[Case]:
+        """The greedy outputs in a dtype. Long ones are judged in float32 alone, where rounding hides least at a fair price."""
+        if dtype == "float64":
+            return self.exact
+        return [case for case in self.usual if case.stops or dtype == "float32"]
 
     @property
     def has_long(self) -> bool:

@@ -21,7 +21,7 @@ from harness.audit.estimate import Progress, Rates, Work
 from harness.audit.jobs import Job, Sample, ScoreTest, Stage, expected
 from harness.audit.keeper import Keeper, Origin
 from harness.audit.layers import Scope, planned
-from harness.audit.levels import LEVELS, Prompts
+from harness.audit.levels import LEVELS, Case, Prompts
 from harness.audit.loop import Loop
 from harness.audit.prepare import chosen
 from harness.audit.probe import replay
@@ -244,3 +244,10 @@ def test_the_audit_imports_no_trainer() -> None:
     folder = Path(methods.__file__).parents[1] / "harness" / "audit"
     users = [p.name for p in folder.rglob("*.py") if re.search(r"^\s*(from|import) harness\.train", p.read_text(), re.M)]
     assert users == []
+
+
+def test_long_outputs_are_judged_in_float32_alone() -> None:
+    prompt = ("p", [1, 2])
+    short, long, exact = Case(prompt, 4), Case(prompt, 8, guided=True, stops=False), Case(prompt, 4, guided=True)
+    prompts = Prompts([short, long], [exact], [], [])
+    assert [list(prompts.greedy(dtype)) for dtype in ("float32", "bfloat16", "float64")] == [[short, long], [short], [exact]]
