@@ -31,9 +31,17 @@ DRAFTERS: dict[str, str] = {}
 """The kinds of drafters and what texts call them. `harness.load.kinds`, which knows all else of them, names them here."""
 
 
-def name_drafter(kind: str, title: str) -> None:
-    """Let methods name `kind` as what they draft with; `title` is what texts call it ("draft head")."""
+_DRAFTER_FILES: dict[str, Path] = {}  # of kinds that a user's file brings
+
+
+def name_drafter(kind: str, title: str, file: Path | None = None) -> None:
+    """Let methods name `kind` as what they draft with; `title` is what texts call it ("draft head").
+
+    file: of a kind that a user's file brings, that file: what drafts is part of the code that its methods' records depend on.
+    """
     DRAFTERS[kind] = title
+    if file is not None:
+        _DRAFTER_FILES[kind] = file
 
 
 def engine_file(kind: str) -> Path | None:
@@ -73,7 +81,8 @@ class Method:
         """The files that its records depend on, with what they import: its own, the target's forwards and its drafter's."""
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
-        return (Path(self.file), engine / "target.py", engine / "llama.py", *([drafting] if drafting else []))
+        brought = _DRAFTER_FILES.get(self.drafter or "")
+        return (Path(self.file), engine / "target.py", engine / "llama.py", *(file for file in (drafting, brought) if file))
 
     @property
     def needs_head(self) -> bool:

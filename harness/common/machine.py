@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# Settings of the environment by which libraries choose other kernels or memory.
+KERNELS = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "KMP_", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD", "NVIDIA_", "CUBLAS_", "CUDNN_",
+           "PYTORCH_", "TORCH_")  # fmt: skip
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "draft-tree-harness")
 
 
@@ -83,6 +86,7 @@ def describe(
         "template": template,
         "system": system,
         "omp": {k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ},
+        "kernels": {k: v for k, v in sorted(os.environ.items()) if k.startswith(KERNELS) and not k.endswith("_NUM_THREADS")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -53,7 +53,10 @@ def _imported(file: Path, package: Package) -> Iterator[Path]:
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield from _relative(file, node)
+            continue
+        elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
@@ -62,6 +65,14 @@ def _imported(file: Path, package: Package) -> Iterator[Path]:
                 yield from _file_of(package.folder.joinpath(*name.removeprefix(f"{package.name}.").split(".")))
             elif not inside and name.split(".")[0] not in OURS:
                 yield from _file_of(file.parent.joinpath(*name.split(".")))
+
+
+def _relative(file: Path, node: ast.ImportFrom) -> Iterator[Path]:
+    """`from .core import N`: the module, and the names that are modules themselves."""
+    base = file.parents[node.level - 1]
+    base = base.joinpath(*node.module.split(".")) if node.module else base
+    for place in (base, *(base / alias.name for alias in node.names)):
+        yield from _file_of(place)
 
 
 def _file_of(module: Path) -> Iterator[Path]:
@@ -75,6 +86,14 @@ def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8-sig"))
 
 
+def _lines_alone(node: ast.stmt, lines: list[str]) -> range:
+    """The lines of a statement, if nothing else that does something stands on them; else none."""
+    first, last = node.lineno, node.end_lineno or node.lineno
+    before = lines[first - 1].encode()[: node.col_offset]
+    after = lines[last - 1].encode()[node.end_col_offset :].strip()
+    return range(first, last + 1) if not before.strip() and (not after or after.startswith(b"#")) else range(0)
+
+
 @cache
 def _working_text(file: Path, package: str) -> str:
     """The lines that do something, and the names that are imported from the package, wherever they lie in it.
@@ -85,15 +104,13 @@ def _working_text(file: Path, package: str) -> str:
     lines, idle, names = text.split("\n"), set[int](), set[str]()
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            end = node.end_lineno or node.lineno
-            alone = lines[node.lineno - 1].lstrip()[:1] in "\"'" and lines[end - 1].rstrip()[-1:] in "\"'"
-            idle.update(range(node.lineno, end + 1) if alone else ())
+            idle.update(_lines_alone(node, lines))
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
-            idle.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            idle.update(_lines_alone(node, lines))
             if f"{node.module}.".startswith(f"{package}."):
                 names.update(f"{alias.name} as {alias.asname}" for alias in node.names)
         elif isinstance(node, ast.Import) and all(alias.name.split(".")[0] in OURS for alias in node.names):
-            idle.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            idle.update(_lines_alone(node, lines))
         elif isinstance(node, ast.FunctionDef):
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "method":

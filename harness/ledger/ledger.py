@@ -36,7 +36,7 @@ def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
         "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
-        "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"),
+        "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"), "kernels": env.get("kernels") or None,
     }  # fmt: skip
 
 
@@ -44,9 +44,10 @@ def machine_label(env: Mapping[str, Any]) -> str:
     """`Some CPU, no GPU, 2 cores, torch 2.13.0, transformers 5.23.0, engine 1a2b3c4d`: equal when all machine keys are."""
     keys = machine_keys(env)
     on = f"{keys['gpu']}, CUDA {keys['cuda']}, driver {keys['driver'] or 'unknown'}" if keys["gpu"] else "no GPU"
+    kernels = "".join(f", {name}={value}" for name, value in (keys["kernels"] or {}).items())
     return (
         f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
-        f"engine {keys['engine'] or UNKNOWN_ENGINE}"
+        f"engine {keys['engine'] or UNKNOWN_ENGINE}{kernels}"
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ _SAYS_NOTHING = frozenset({
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "target_sha256",
     "weights_sha256", "license", "tags",
 })  # fmt: skip
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                    "vocab.json", "merges.txt")  # fmt: skip
+# files of a model's folder that are no part of its tokenizer; all others are taken to be
+_NO_TOKENIZER = ("*.safetensors", "*.bin", "*.pt", "*.gguf", "*.index.json", "*.md", "*.lock", "*.sha256", "config.json",
+                 "generation_config.json", "COMPLETE.json", "tau.json")  # fmt: skip
 # what the chat template is asked to render: one turn, and several
 PROBES: Sequence[Sequence[tuple[str, str]]] = (
     (("user", " One?\n"),),
@@ -64,8 +66,11 @@ def config_sha(folder: Path) -> str:
 
 
 def tokenizer_sha(folder: Path) -> str:
-    """16 hex digits over a folder's tokenizer files. The chat template is left out: what it renders counts."""
-    return _sha("".join(f"{name} {sha256_file(folder / name)}\n" for name in _TOKENIZER_FILES if (folder / name).is_file()))
+    """16 hex digits over all files of a folder that a tokenizer may be read from, chat templates among them."""
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not any(fnmatch(path.name, odd) for odd in _NO_TOKENIZER)
+    )
+    return _sha("".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in files))
 
 
 def template_sha(rendered: Callable[[list[tuple[str, str]]], str], encode: Callable[[str], list[int]]) -> str:

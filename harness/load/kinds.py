@@ -6,6 +6,7 @@ A new kind is an engine in `methods/engine/`, an entry in `KINDS`, and, where it
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,10 +94,16 @@ class DrafterKind:
 KINDS: dict[str, DrafterKind] = {}
 
 
+def _own_file(kind: DrafterKind) -> Path | None:
+    """The file of a kind that is not one of ours."""
+    file = Path(inspect.getsourcefile(kind.read) or __file__).resolve()
+    return None if Path(__file__).resolve().parents[1] in file.parents else file
+
+
 def add_kind(kind: DrafterKind) -> None:
     """Make a kind of drafter known; one of that name is replaced."""
     KINDS[kind.name] = kind
-    methods.name_drafter(kind.name, kind.title)
+    methods.name_drafter(kind.name, kind.title, _own_file(kind))
 
 
 def kind_of(name: str) -> DrafterKind:

@@ -11,6 +11,7 @@ from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.common.plain_names import place
 
+OTHER_FILES = "transformers_weights"  # a key by which transformers loads other files than its usual ones
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 MEDUSA_KEY = re.compile(r"(?:medusa_head\.)?\d+\.\d+(?:\.linear)?\.(?:weight|bias)")
 MEDUSA_SAFE, MEDUSA_PICKLED = "medusa_lm_head.safetensors", "medusa_lm_head.pt"  # what the authors' heads are called
@@ -20,8 +21,15 @@ def weight_files(folder: Path) -> list[Path]:
     """Where a folder's weights are, or should be: one file, or the shards that an index lists; safetensors before pickles.
 
     Raises:
-        UserError: an index that cannot be read.
+        UserError: an index that cannot be read, or a config.json that names other files (`transformers_weights`).
     """
+    try:
+        other = json.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get(OTHER_FILES)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        other = None  # whoever reads the config says what is wrong with it
+    if other is not None:
+        raise UserError(f"{folder / 'config.json'}: {OTHER_FILES} is {str(other)[:80]!r}, which is not read here; name the "
+                        "weights' file model.safetensors and leave the key out")  # fmt: skip
     for name in (SAFE, PICKLED):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():

@@ -6,16 +6,18 @@ sides of every ratio; one baseline measurement a prompt serves all methods of th
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import methods
 from harness.common import machine
 from harness.common.errors import UserError, in_one_line, say
+from harness.ledger.checked import record_of
 from harness.ledger.ledger import Ledger, has_records, read
 from harness.ledger.record import Record, canonical_hash, ids_sha, sample_key, text_sha
 from harness.ledger.trees import TreeStore
@@ -24,7 +26,7 @@ from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
 from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
 from harness.watch import originals
-from harness.watch.run import names_of, watched
+from harness.watch.run import built, names_of, watched
 from methods import Arm
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
@@ -32,6 +34,15 @@ from tasks import Prompt
 
 WARMUP_TOKENS = 16
 FAILURES = Exception  # of a method, perhaps a user's own, on one prompt; its sys.exit() is one too (`users_code`)
+
+
+def _unreadable(record: Mapping[str, Any]) -> str | None:
+    """Why a record would be left out by whoever reads it; None where it would not."""
+    try:
+        record_of(json.dumps(record, allow_nan=False).encode(), imported=False)
+    except ValueError as e:
+        return f"its record would not be read: {e}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +218,21 @@ class Runner:
         try:
             made = self._generate(cell.arm, turn.ids, params)
         except FAILURES as e:
-            why = in_one_line(e)
-            self._append(record | {"status": "error", "error": why})
-            print(f"{cell.arm.name} failed on {prompt.id} turn {turn.turn}: {why}", file=sys.stderr)
-            self.n_failed += 1
+            self._fail(record, cell, turn, in_one_line(e))
             return
-        trace = made.generation.trace
+        trace, whole = made.generation.trace, record | measured(self.loaded, made)
+        if why := _unreadable(whole):
+            self._fail(record, cell, turn, why)
+            return
         if self._trees and trace and any(trace.tree_size):
             # before the record: a generation whose record a kill prevents is made again, and its trees are there already
             self._trees.add(cell.key, record["key"], made.generation.token_ids, trace.trees)
-        self._append(record | measured(self.loaded, made))
+        self._append(whole)
+
+    def _fail(self, record: dict[str, Any], cell: Cell, turn: Turn, why: str) -> None:
+        self._append(record | {"status": "error", "error": why})
+        print(f"{cell.arm.name} failed on {turn.prompt.id} turn {turn.turn}: {why}", file=sys.stderr)
+        self.n_failed += 1
 
     def _keep_trees_of(self, cell: Cell, record: Record, ids: list[int]) -> None:
         """If trees were not kept, the generation is repeated off the clock; its trees are kept only if the output is
@@ -241,7 +257,7 @@ class Runner:
         """
         m, loaded = arm.method, self.loaded
         drafter, names = loaded.drafter_of(m.drafter), names_of(loaded, m.drafter)
-        made = watched(m.build(**arm.options), ids, loaded.target, drafter, params, names, external=m.external)
+        made = watched(built(m, arm.options, loaded.target), ids, loaded.target, drafter, params, names, external=m.external)
         return Clocked(made.generation, made.wall_s, made.cpu_s, os.getloadavg()[0])
 
     # ---- records ----

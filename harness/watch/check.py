@@ -15,6 +15,8 @@ COUNTS, TIMES = ("tree_size", "accepted"), ("draft_s", "verify_s", "target_s", "
 SLACK_S, SLACK = 1e-3, 0.02
 # Time between steps that no column has: garbage is collected there. Beyond it, and what the thread waited, the columns are wrong.
 UNTOLD_S, UNTOLD = 0.1, 0.1
+# A progress line is drawn meanwhile, and clocks of processes tick coarsely.
+CORES, CORES_S = 1.2, 0.1
 
 
 class BadGeneration(UserError):
@@ -48,7 +50,7 @@ class Clocks:
 
 def is_generation(made: object) -> Generation:
     """Raises BadGeneration where a method returned something else."""
-    if not isinstance(made, Generation):
+    if type(made) is not Generation:  # a subclass may tell the check one thing and the record another
         raise BadGeneration(f"it returned {_shown(made)}; a method returns a Generation")
     return made
 
@@ -87,7 +89,7 @@ def check_form(made: object, params: SamplerParams, vocab_size: int, external: b
 
 
 def _check_trace(trace: Trace, n_ids: int, n_cut: int, keep_trees: bool) -> None:
-    if not isinstance(trace, Trace):
+    if type(trace) is not Trace:
         raise BadGeneration(f"trace is {_shown(trace)}; it must be a Trace or None")
     n = None
     for name in (*COUNTS, *TIMES):
@@ -111,7 +113,7 @@ def _check_trace(trace: Trace, n_ids: int, n_cut: int, keep_trees: bool) -> None
     _time("the trace's keeping_s", trace.keeping_s)
     if trace.keeping_s and not keep_trees:
         raise BadGeneration(f"keeping_s is {trace.keeping_s:g}, and no trees were to be kept")
-    if type(trace.trees) is not list or not all(isinstance(tree, DraftedTree) for tree in trace.trees):
+    if type(trace.trees) is not list or not all(type(tree) is DraftedTree for tree in trace.trees):
         raise BadGeneration("the trace's trees are not a list of DraftedTree")
 
 
@@ -154,6 +156,16 @@ def check_seen(made: Generation, seen: Seen, prompt_ids: list[int], params: Samp
         for step, (tree, verified) in enumerate(zip(kept, seen.trees, strict=True), 1):
             if tree != verified:
                 raise BadGeneration(f"the tree that the trace keeps of step {step} is not the one that the target verified")
+
+
+def check_cores(wall_s: float, cpu_s: float, threads: int) -> None:
+    """That it took no more cores than it was given. cpu_s: of the whole process meanwhile.
+
+    Raises:
+        BadGeneration: it did.
+    """
+    if cpu_s > wall_s * threads * CORES + CORES_S:
+        raise BadGeneration(f"it took {cpu_s:.3g} CPU seconds in {wall_s:.3g} s, which is more than {threads} threads can")
 
 
 def check_times(made: Generation, clocks: Clocks, seen: Seen) -> None:
@@ -218,8 +230,8 @@ def _at_most(what: str, value: float, of: str, limit: float) -> None:
         raise BadGeneration(f"{what} take {value:.3g} s, which is more than {of}: {limit:.3g} s")
 
 
-def _time(name: str, value: object) -> None:
-    if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+def _time(name: str, value: Any) -> None:
+    if type(value) not in (float, int) or not math.isfinite(value) or value < 0:
         raise BadGeneration(f"{name} is or holds {_shown(value)}; times are finite numbers of 0 or more")
 
 

@@ -67,6 +67,16 @@ def _same(now: Facts, was: Facts) -> bool:
     return len(now) == len(was) and all(a is b for a, b in zip(now, was, strict=True))
 
 
+def shadowed(*models: Any) -> list[str]:
+    """Functions of a model, or of what it holds, that an instance has in place of its class's; empty where no file is loaded."""
+    found = []
+    for held in [x for m in models if m is not None for x in (m, getattr(m, "cache", None), getattr(m, "_clock", None))]:
+        for name, value in vars(held).items() if _remembered and hasattr(held, "__dict__") else ():
+            if callable(value) and callable(getattr(type(held), name, None)):
+                found.append(f"{type(held).__name__}.{name} was replaced{_from(value)}: nothing can be measured beside it")
+    return found
+
+
 def _take(called: str, place: Any, constants: bool = False) -> None:
     for name, value in list(vars(place).items()):
         is_code = callable(value) or isinstance(value, staticmethod | classmethod | property | ModuleType)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter, thread_time  # by name, before any file of a user's is loaded
+from time import perf_counter, process_time, thread_time  # by name, before any file of a user's is loaded
 from typing import Any
+
+import torch
 
 import methods
 from harness.common.errors import users_code
 from harness.load.model import Loaded
 from harness.watch import originals
-from harness.watch.check import BadGeneration, Clocks, Names, check_finite, check_form, check_hidden, check_seen, check_times
+from harness.watch.check import (
+    BadGeneration,
+    Clocks,
+    Names,
+    check_cores,
+    check_finite,
+    check_form,
+    check_hidden,
+    check_seen,
+    check_times,
+)
 from harness.watch.seen import Seen, watched_drafter, watched_target
 from methods.base import Decode, Generation, SamplerParams
 from methods.engine.target import HFTarget
@@ -33,6 +47,19 @@ def names_of(loaded: Loaded, kind: str | None) -> Names:
     return Names(f"the target {name}", f"the {methods.DRAFTERS.get(kind or '', 'drafter')} of {name}")
 
 
+def built(method: methods.Method, options: Mapping[str, Any], target: Any) -> Decode:
+    """A method's decode, built off the clock.
+
+    Raises:
+        BadGeneration: the builder ran the target: what it decodes there no clock would see.
+    """
+    before = _n_forwards(target)
+    decode = method.build(**options)
+    if n := _n_forwards(target) - before:
+        raise BadGeneration(f"its builder ran {n} forwards of the target, which no clock saw")
+    return decode
+
+
 def watched(
     decode: Decode, prompt_ids: list[int], target: Any, drafter: Any, params: SamplerParams, names: Names, *,
     external: bool = False, alone: bool = True,
@@ -48,21 +75,27 @@ def watched(
     seen, vocab_size = Seen(), target.vocab_size
     its_target = watched_target(target, seen, params.keep_trees)
     its_drafter = None if drafter is None else watched_drafter(drafter, seen)
-    inside, started_before = _seconds(target, drafter), _n_forwards(target)
+    inside, started_before, settings = _seconds(target, drafter), _n_forwards(target), _settings()
     with _module_runs(target if alone and not external else None) as runs:
         target.synchronise()
-        started, cpu_started = perf_counter(), thread_time()
+        started, cpu_started, all_started = perf_counter(), thread_time(), process_time()
         try:
             with users_code():
                 made = decode(list(prompt_ids), its_target, its_drafter, params)
         except Exception:
+            _put_back(settings)
             check_finite(seen, names)  # which is why it failed, where it is so
             raise
         target.synchronise()
-        wall, cpu = perf_counter() - started, thread_time() - cpu_started
+        wall, cpu, of_all = perf_counter() - started, thread_time() - cpu_started, process_time() - all_started
+    if changed := _put_back(settings):
+        raise BadGeneration(f"it left {changed[0]} another than it was: whatever is timed after it would be slower or faster")
+    if alone and target.device.type == "cpu":
+        check_cores(wall, of_all, settings["the number of threads"])
     after = _seconds(target, drafter)
     check_finite(seen, names)
-    made = check_form(made, params, vocab_size, external)
+    with users_code():  # what was returned may be of a user's own types
+        made = check_form(made, params, vocab_size, external)
     n_own = seen.n_prefills + len(seen.sizes) if _runs_module(target) else 0
     clocks = Clocks(
         wall, after[0] - inside[0], after[1] - inside[1], max(wall - cpu, 0.0), _n_forwards(target) - started_before,
@@ -72,10 +105,33 @@ def watched(
     check_hidden(clocks, seen, external)
     if alone:
         check_times(made, clocks, seen)
-    if changed := originals.replaced():
+    if changed := [*originals.replaced(), *originals.shadowed(target, drafter)]:
         raise BadGeneration(changed[0])
     keeping = made.trace.keeping_s if made.trace else 0.0
     return Watched(made, wall - keeping, max(cpu - keeping, 0.0))
+
+
+def _settings() -> dict[str, Any]:
+    """What a method must leave as it found it: it would slow or speed whatever comes after."""
+    return {
+        "the number of threads": torch.get_num_threads(), "sys.setprofile": sys.getprofile(), "sys.settrace": sys.gettrace(),
+        "torch's default dtype": torch.get_default_dtype(), "torch's determinism": torch.are_deterministic_algorithms_enabled(),
+        "torch's matmul precision": torch.get_float32_matmul_precision(), "the working folder": os.getcwd(),
+    }  # fmt: skip
+
+
+def _put_back(settings: Mapping[str, Any]) -> list[str]:
+    """Undo what a method changed of `_settings`; -> the names of those."""
+    changed = [name for name, value in _settings().items() if value != settings[name]]
+    if changed:
+        torch.set_num_threads(settings["the number of threads"])
+        sys.setprofile(settings["sys.setprofile"])
+        sys.settrace(settings["sys.settrace"])
+        torch.set_default_dtype(settings["torch's default dtype"])
+        torch.use_deterministic_algorithms(settings["torch's determinism"])
+        torch.set_float32_matmul_precision(settings["torch's matmul precision"])
+        os.chdir(settings["the working folder"])
+    return changed
 
 
 def _seconds(target: Any, drafter: Any) -> tuple[float, float]:

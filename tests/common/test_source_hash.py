@@ -52,6 +52,19 @@ def test_a_users_method_is_hashed_with_the_files_beside_it_that_it_imports(tmp_p
     assert {"mine.py", "helper.py", "loop.py"} <= found and "other.py" not in found and "grow.py" not in found
 
 
+def test_relative_imports_and_statements_beside_imports_count(tmp_path: Path) -> None:
+    package = tmp_path / "mypkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .core import N\nfrom . import more\n")
+    (package / "core.py").write_text("N = 1\n")
+    (package / "more.py").write_text("M = 1\n")
+    assert {file.name for file in closure([package / "__init__.py"], METHODS)} == {"__init__.py", "core.py", "more.py"}
+    one = "from pack.b import g; K = 5\n"
+    assert sha(tmp_path, a=one, b="g = 1\n") != sha(tmp_path, a=one.replace("5", "6"), b="g = 1\n")
+    text = '"a"; x = 5; "b"\n'
+    assert sha(tmp_path, a=text) != sha(tmp_path, a=text.replace("5", "6"))
+
+
 def test_a_copy_of_the_code_is_the_same_code_and_an_edited_engine_is_other_code_for_every_method(tmp_path: Path) -> None:
     def copied(name: str, edit: str) -> dict[str, str]:
         package = Package("methods", tmp_path / name / "methods")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import counted, harness, isolate, measured, run, tiny_copy
+from command_line import counted, harness, isolate, measured, refused, run, tiny_copy
 from places import ROOT, TINY
 
 import methods
@@ -57,7 +57,8 @@ def test_an_edited_target_is_measured_anew_and_never_pooled_with_the_old(tmp_pat
     before = measured(out, command)
     TARGET_EDITS[part](tmp_path / "model")
     outcome = run(out, command)
-    assert outcome.code == 0 and f"({part.split()[0]}" in outcome.err, outcome.err
+    told = next(line for line in outcome.err.splitlines() if "holds records of another tiny (" in line)
+    assert outcome.code == 0 and part.split()[0] in told, outcome.err
     after = counted(out)
     assert len(after) == 2 * len(before) and after[: len(before)] == before
     assert {r["target_sha"] for r in after} == {before[0]["target_sha"]} and len({r["target_id"] for r in after}) == 2
@@ -65,6 +66,43 @@ def test_an_edited_target_is_measured_anew_and_never_pooled_with_the_old(tmp_pat
     with pytest.raises(UserError, match=rf"mixed environments: target_id \([a-z, ]*{part.split()[0]}[a-z, ]*\)"):
         one_environment(after, out)
     assert measured(out, command) == after
+
+
+def test_a_template_that_differs_beyond_the_probes_is_another(tmp_path: Path) -> None:
+    yaml, out, template = tiny_copy(tmp_path / "model"), tmp_path / "out", tmp_path / "model/target/chat_template.jinja"
+    before = measured(out, f"--model {yaml} --method pld --task gsm8k")
+    template.write_text("{% if messages[0]['content']|length > 60 %}the a 7 {% endif %}" + template.read_text())
+    after = measured(out, f"--model {yaml} --method pld --task gsm8k")
+    assert len(after) == 2 * len(before) and len({r["cell"] for r in after}) == 2 * len({r["cell"] for r in before})
+
+
+def test_every_file_of_a_tokenizer_counts_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    shutil.copytree(TINY.parent / "target", folder)
+    before = tokenizer_sha(folder)
+    shutil.copy(folder / "tokenizer.json", folder / "tokenizer.4.0.0.json")
+    with_two = tokenizer_sha(folder)
+    (folder / "spiece.model").write_bytes(b"pieces")
+    assert len({before, with_two, tokenizer_sha(folder)}) == 3
+    (folder / "README.md").write_text("x")
+    (folder / "model.safetensors").unlink()
+    (folder / "spiece.model").unlink()
+    assert tokenizer_sha(folder) == with_two
+
+
+@pytest.mark.parametrize("folder", ["target", "head"])
+def test_weights_of_a_name_that_the_config_gives_are_refused(tmp_path: Path, folder: str) -> None:
+    yaml = tiny_copy(tmp_path / "model")
+    shutil.copy(tmp_path / f"model/{folder}/model.safetensors", tmp_path / f"model/{folder}/other.safetensors")
+    edit(tmp_path / f"model/{folder}/config.json", lambda v: v.update(transformers_weights="other.safetensors"))
+    refused(run(tmp_path / "out", f"--model {yaml} --method eagle2 --task gsm8k"), "transformers_weights is 'other.safetensors'")
+
+
+def test_settings_that_choose_other_kernels_are_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(tmp_path, "--method pld --task gsm8k")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    outcome = run(tmp_path, "--method pld --task gsm8k --limit 2")
+    refused(outcome, "from another machine: kernels was None, here it is {'ATEN_CPU_CAPABILITY': 'default'}")
 
 
 def test_what_says_nothing_of_the_computation_is_no_other_model(tmp_path: Path) -> None:

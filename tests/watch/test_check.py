@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from tiny_model import shared_tiny_model
 
 import methods
 from harness.load.model import Loaded
-from harness.watch.check import BadGeneration, check_form
-from harness.watch.run import names_of, watched
-from methods.base import Decode, Generation, SamplerParams
+from harness.watch import originals
+from harness.watch.check import BadGeneration, check_cores, check_form
+from harness.watch.run import built, names_of, watched
+from methods.base import Decode, Generation, SamplerParams, Trace
 
 PARAMS = SamplerParams(12)
 
@@ -265,3 +268,78 @@ def test_forwards_past_the_interface_are_counted(past: str, loaded: Loaded) -> N
 
     with pytest.raises(BadGeneration, match="the target ran 1 forwards besides the 12 that it was asked for"):
         made_by(loaded, "vanilla", PARAMS, hidden)
+
+
+class TwoFaced(Trace):
+    """Tells whoever asks first one thing, and others another."""
+
+
+@pytest.mark.parametrize("what", ["trace", "generation", "a time"])
+def test_what_is_only_like_a_generation_is_refused(what: str, loaded: Loaded) -> None:
+    plain = methods.get("vanilla").build()
+
+    def like(*given: Any) -> Any:
+        made = plain(*given)
+        assert made.trace is not None
+        if what == "trace":
+            return replace(made, trace=TwoFaced(**{f.name: getattr(made.trace, f.name) for f in fields(Trace)}))
+        if what == "a time":
+            return replace(made, prefill_s=np.float64(made.prefill_s))
+        return type("Mine", (Generation,), {})(**{f.name: getattr(made, f.name) for f in fields(Generation)})
+
+    with pytest.raises(BadGeneration, match="TwoFaced|Mine|float64"):
+        made_by(loaded, "vanilla", PARAMS, like)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "the number of threads"),
+        (lambda: sys.setprofile(lambda *_: None), "sys.setprofile"),
+        (lambda: torch.set_default_dtype(torch.float64), "torch's default dtype"),
+        (lambda: os.chdir("/"), "the working folder"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_method_leaves_changed_is_put_back_and_fails_it(
+    change: Callable[[], None], named: str, fails: bool, loaded: Loaded
+) -> None:
+    plain, before = methods.get("vanilla").build(), (torch.get_num_threads(), torch.get_default_dtype(), os.getcwd())
+
+    def leaves(*given: Any) -> Generation:
+        made = plain(*given)
+        change()
+        if fails:
+            raise ValueError(named)
+        return made
+
+    with pytest.raises((BadGeneration, ValueError), match=named):
+        made_by(loaded, "vanilla", PARAMS, leaves)
+    assert (torch.get_num_threads(), torch.get_default_dtype(), os.getcwd()) == before and sys.getprofile() is None
+
+
+def test_more_cores_than_given_are_noticed() -> None:
+    check_cores(1.0, 2.05, 2)
+    with pytest.raises(BadGeneration, match="2 CPU seconds in 1 s, which is more than 1 threads can"):
+        check_cores(1.0, 2.0, 1)
+
+
+def test_a_builder_that_decodes_is_noticed(loaded: Loaded) -> None:
+    m = methods.get("vanilla")
+
+    def ahead() -> Decode:
+        loaded.target.prefill([5, 6], 2)
+        return m.build()
+
+    with pytest.raises(BadGeneration, match="its builder ran 1 forwards of the target"):
+        built(replace(m, build=ahead), {}, loaded.target)
+
+
+def test_a_model_whose_own_functions_were_replaced_is_noticed(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(originals, "_remembered", {"one file": (methods, "names", originals._facts(methods.names))})
+    monkeypatch.setattr(originals, "_known", {})
+    made_by(loaded, "vanilla")
+    step = loaded.target.step
+    monkeypatch.setattr(loaded.target, "step", lambda token: step(token))
+    with pytest.raises(BadGeneration, match="LlamaTarget.step was replaced by .*test_check.py"):
+        made_by(loaded, "vanilla")
