@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, cast
 
 from harness.common.errors import UserError
+from harness.common.stopping import Stopped
 from harness.watch.seen import Seen, first_not_finite
 from methods.base import DraftedTree, Generation, SamplerParams, Trace
 
@@ -48,9 +50,9 @@ class Clocks:
 
 def is_generation(made: object) -> Generation:
     """Raises BadGeneration where a method returned something else."""
-    if not isinstance(made, Generation):
+    if not _is(made, Generation):
         raise BadGeneration(f"it returned {_shown(made)}; a method returns a Generation")
-    return made
+    return cast(Generation, made)
 
 
 def check_form(made: object, params: SamplerParams, vocab_size: int, external: bool = False) -> Generation:
@@ -87,7 +89,7 @@ def check_form(made: object, params: SamplerParams, vocab_size: int, external: b
 
 
 def _check_trace(trace: Trace, n_ids: int, n_cut: int, keep_trees: bool) -> None:
-    if not isinstance(trace, Trace):
+    if not _is(trace, Trace):
         raise BadGeneration(f"trace is {_shown(trace)}; it must be a Trace or None")
     n = None
     for name in (*COUNTS, *TIMES):
@@ -111,7 +113,7 @@ def _check_trace(trace: Trace, n_ids: int, n_cut: int, keep_trees: bool) -> None
     _time("the trace's keeping_s", trace.keeping_s)
     if trace.keeping_s and not keep_trees:
         raise BadGeneration(f"keeping_s is {trace.keeping_s:g}, and no trees were to be kept")
-    if type(trace.trees) is not list or not all(isinstance(tree, DraftedTree) for tree in trace.trees):
+    if type(trace.trees) is not list or not all(_is(tree, DraftedTree) for tree in trace.trees):
         raise BadGeneration("the trace's trees are not a list of DraftedTree")
 
 
@@ -218,15 +220,22 @@ def _at_most(what: str, value: float, of: str, limit: float) -> None:
         raise BadGeneration(f"{what} take {value:.3g} s, which is more than {of}: {limit:.3g} s")
 
 
-def _time(name: str, value: object) -> None:
-    if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+def _time(name: str, value: Any) -> None:
+    if not _is(value, float | int) or _is(value, bool) or not math.isfinite(value) or value < 0:
         raise BadGeneration(f"{name} is or holds {_shown(value)}; times are finite numbers of 0 or more")
+
+
+def _is(value: object, kind: type | UnionType) -> bool:
+    """`isinstance`, without asking a user's object for its `__class__`."""
+    return issubclass(type(value), kind)
 
 
 def _shown(value: Any) -> str:
     """A value of whatever type, short, and what it is."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # a user's own class
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException:  # a user's own class, whatever its `__repr__` does
         text = "?"
     return f"{text[:40]}{'...' if len(text) > 40 else ''} ({type(value).__name__})"
