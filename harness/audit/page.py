@@ -87,9 +87,9 @@ LAYERS = {
         "conduct",
         f"""A method decodes a prompt of its own twice, by two builds. Without memory it takes the same steps to the same tokens.
         Files of a user's may replace nothing of this repository's code, and may not slow plain decoding: its speed is compared
-        with that in a fresh process without them, and they fail if it takes over {LIMIT:g} times as long in both of two tries. In
-        every other layer too, a run whose result does not agree with the forwards that the harness counted cannot be recorded,
-        and fails.""",
+        with that in a fresh process without them, and they fail if it takes over {LIMIT:g} times as long in all of three tries.
+        Where it only waited longer, on a machine whose load is above its cores, that is not judged. In every other layer too, a
+        run whose result does not agree with the forwards that the harness counted cannot be recorded, and fails.""",
     ),
 }
 COLUMNS = ("checked", "cells", "worst value", "threshold", "smallest detectable effect", "verdict")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, json_option, option, results_option, strict_option
+from harness.commands.options import PATH, examples, json_option, option, results_option, strict_option
 from harness.common.files_written import files_written
 
 
 @click.command("claims", epilog=examples("harness claims --results results/mine", "harness claims --results results/mine --json"))
 @results_option
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/claims).")
+@option("--out", type=PATH, default=None, help="Where to write (default: DIR/claims).")
 @strict_option
 @json_option
 def command(results: Path, out: Path | None, strict: bool, as_json: bool) -> None:

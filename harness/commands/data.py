@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option
+from harness.commands.options import PATH, examples, option
 
 
 @click.group("data")
@@ -15,7 +15,7 @@ def command() -> None:
 
 
 @command.command("pull", epilog=examples("harness data pull", "harness data pull --dest prompts"))
-@option("--dest", type=click.Path(path_type=Path), default=None, help="Folder (default: the cache).")
+@option("--dest", type=PATH, default=None, help="Folder (default: the cache).")
 @option("--base-url", default=None, metavar="URL", help="Another place that serves the same files.")
 def pull(dest: Path | None, base_url: str | None) -> None:
     """Download the paper's six prompt files from the reference repository, pinned and checked."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option, strict_option
+from harness.commands.options import PATH, examples, option, results_option, strict_option
 
 
 @click.command(
@@ -18,7 +18,7 @@ from harness.commands.options import examples, option, results_option, strict_op
 )
 @results_option
 @option("--format", "format_", default="eagle", metavar="eagle|spec-bench", help="Whose layout to write.")
-@option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write: a file a cell.")
+@option("--out", type=PATH, required=True, metavar="DIR", help="Where to write: a file a cell.")
 @strict_option
 def command(results: Path, format_: str, out: Path, strict: bool) -> None:
     """Write a ledger as answer files of EAGLE or Spec-Bench, with the counts that their loops would have booked."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option
+from harness.commands.options import PATH, examples, option
 
 
 @click.command(
@@ -16,10 +16,10 @@ from harness.commands.options import examples, option
         "harness import answers.jsonl --tokenizer llama2-chat-7b --out results/theirs",
     ),
 )
-@click.argument("file", type=click.Path(path_type=Path))
-@option("--baseline", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The plain decoding's answers.")
+@click.argument("file", type=PATH)
+@option("--baseline", type=PATH, default=None, metavar="FILE", help="The plain decoding's answers.")
 @option("--tokenizer", default=None, metavar="DIR|MODEL|HUB_ID", help="Counts texts again, for the official formula.")
-@option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A ledger folder of its own.")
+@option("--out", type=PATH, required=True, metavar="DIR", help="A ledger folder of its own.")
 def command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> None:
     """Read an answer file of EAGLE or Spec-Bench into records and print what it shows."""
     from harness.exchange.imported import import_command

@@ -10,6 +10,7 @@ import click
 
 from harness.commands.options import (
     DTYPES,
+    PATH,
     changes_option,
     examples,
     head_option,
@@ -70,7 +71,7 @@ class MatrixRequest:
 @option("--repeats", type=int, default=None, help="Generations of each prompt (default: 1).")
 @head_option
 @trees_option
-@option("--out", type=click.Path(path_type=Path), required=True, help="The ledger's folder.")
+@option("--out", type=PATH, required=True, help="The ledger's folder.")
 @include_option
 def command(tier: str, includes: tuple[Path, ...], **options: Any) -> None:
     """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option, strict_option
+from harness.commands.options import PATH, examples, option, results_option, strict_option
 from harness.common.files_written import files_written
 
 
@@ -14,7 +14,7 @@ from harness.common.files_written import files_written
     "plot", epilog=examples("harness plot --results results/mine", "harness plot --results results/mine --out figures")
 )
 @results_option
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/plots).")
+@option("--out", type=PATH, default=None, help="Where to write (default: DIR/plots).")
 @strict_option
 def command(results: Path, out: Path | None, strict: bool) -> None:
     """Draw the plots of a ledger, each with a CSV of the numbers drawn."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.options import (
+    PATH,
     changes_option,
     dtype_option,
     examples,
@@ -113,7 +114,7 @@ class ProfileRequest:
 @option("--sweep", is_flag=True, help="Instead: speed by context and tree size (vanilla, eagle2).")
 @option("--context", "contexts", type=int, multiple=True, help=f"Tokens, for --sweep; repeatable ({_listed(CONTEXTS)}).")
 @option("--tree", "trees", type=int, multiple=True, help=f"Draft nodes, for --sweep; repeatable ({_listed(TREES)}).")
-@option("--out", type=click.Path(path_type=Path), default=Path("results/profile"), help="Where tables and plots go.")
+@option("--out", type=PATH, default=Path("results/profile"), help="Where tables and plots go.")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:
     """Where a step's time goes, with the ceilings beside it; with --sweep, speed by context and tree size.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, results_option, strict_option
+from harness.commands.options import PATH, examples, option, results_option, strict_option
 
 
 @click.command(
@@ -14,10 +14,10 @@ from harness.commands.options import examples, option, results_option, strict_op
     epilog=examples("harness report --results results/mine", "harness report --results results/mine --prompts prompts"),
 )
 @results_option
-@option("--out", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The page (default: DIR/report.html).")
+@option("--out", type=PATH, default=None, metavar="FILE", help="The page (default: DIR/report.html).")
 @option("--generations", type=int, default=24, help="How many generations the viewer of drafted trees holds.")
 @option(
-    "--prompts", "prompts_dir", type=click.Path(path_type=Path), default=None,
+    "--prompts", "prompts_dir", type=PATH, default=None,
     help="Folder of the paper's prompt files: shows these prompts in the page, too.",
 )  # fmt: skip
 @strict_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.options import (
+    PATH,
     dtype_option,
     examples,
     head_option,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 @option("--dry-run", is_flag=True, help="Say how long it takes and what is missing; measure nothing.")
 @option("--cells", is_flag=True, help="With --dry-run: list every cell, too.")
 @option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
-@option("--results", type=click.Path(path_type=Path), default=Path("results/reproduce"), help="The ledger's folder.")
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where tables go (default: RESULTS/tables).")
+@option("--results", type=PATH, default=Path("results/reproduce"), help="The ledger's folder.")
+@option("--out", type=PATH, default=None, help="Where tables go (default: RESULTS/tables).")
 @json_option
 @include_option
 def command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.options import (
+    PATH,
     budget_option,
     changes_option,
     dtype_option,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 @option("--on-overflow", type=click.Choice(["error", "skip"]), default="error", help="What a prompt too long for the model is.")
 @head_option
 @option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
-@option("--out", type=click.Path(path_type=Path), default=Path("results/runs"), help="The ledger's folder.")
+@option("--out", type=PATH, default=Path("results/runs"), help="The ledger's folder.")
 @json_option
 @include_option
 def command(

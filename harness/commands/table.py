@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import examples, option, strict_option
+from harness.commands.options import PATH, examples, option, strict_option
 from harness.common.errors import UserError
 from harness.common.files_written import files_written
 
@@ -14,11 +14,9 @@ from harness.common.files_written import files_written
 @click.command(
     "table", epilog=examples("harness table --results results/mine", "harness table --compare results/before results/after")
 )
-@option("--results", type=click.Path(path_type=Path), metavar="DIR", default=None, help="A ledger: a folder with records.jsonl.")
-@option(
-    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="DIR_A DIR_B", default=None, help="What changed from A to B."
-)
-@option("--out", type=click.Path(path_type=Path), default=None, help="Where to write (default: DIR/tables; of --compare: none).")
+@option("--results", type=PATH, metavar="DIR", default=None, help="A ledger: a folder with records.jsonl.")
+@option("--compare", nargs=2, type=PATH, metavar="DIR_A DIR_B", default=None, help="What changed from A to B.")
+@option("--out", type=PATH, default=None, help="Where to write (default: DIR/tables; of --compare: none).")
 @strict_option
 def command(results: Path | None, compare: tuple[Path, Path] | None, out: Path | None, strict: bool) -> None:
     """Write the tables of a ledger, or compare two ledgers."""

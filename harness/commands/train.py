@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.commands.options import examples, model_option, option, seed_option, threads_option
+from harness.commands.options import PATH, examples, model_option, option, seed_option, threads_option
 from harness.load.kinds import KINDS
 
 
@@ -26,10 +25,8 @@ def _train_command(kind: str, about: str) -> None:
         ),
     )
     @model_option
-    @option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the weights, settings and learning curve.")
-    @option(
-        "--work", type=click.Path(path_type=Path), default=None, help="Folder for features and checkpoints (default: the cache)."
-    )
+    @option("--out", required=True, type=PATH, help="Folder for the weights, settings and learning curve.")
+    @option("--work", type=PATH, default=None, help="Folder for features and checkpoints (default: the cache).")
     @option("--answer-tokens", type=int, default=200_000, help="On-policy tokens to generate.")
     @option("--text-tokens", type=int, default=190_000, help="Tokens of ShareGPT's own answers.")
     @option("--tokens", type=int, default=5_000_000, help="Positions to train on, all epochs together; 0: only generate.")

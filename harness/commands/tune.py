@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    PATH,
     dtype_option,
     examples,
     head_option,
@@ -37,7 +38,7 @@ from harness.commands.options import (
 @dtype_option
 @threads_option
 @head_option
-@option("--save", type=click.Path(path_type=Path), default=None, help="Where to save it (default: the cache folder).")
+@option("--save", type=PATH, default=None, help="Where to save it (default: the cache folder).")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:
     """Find the options that pay best on this machine, and save them as `--preset tuned`."""

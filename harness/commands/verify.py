@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import examples, head_option, include_all, include_option, model_option, prompts_option
+from harness.commands.options import PATH, examples, head_option, include_all, include_option, model_option, prompts_option
 from harness.common.errors import UserError
 from harness.common.files_written import files_written
 
@@ -28,15 +28,13 @@ if TYPE_CHECKING:
     "--dtype", "dtypes", multiple=True, metavar="float64|float32|bfloat16|float16", help="Repeatable (default: the level's)."
 )
 @click.option(
-    "--results", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    "--results", multiple=True, type=PATH, metavar="DIR",
     help="A ledger; its differences from plain decoding are explained too. Repeatable.",
 )  # fmt: skip
 @prompts_option
 @head_option
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores this process may use).")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results/audit"), show_default=True, help="Where findings go."
-)
+@click.option("--out", type=PATH, default=Path("results/audit"), show_default=True, help="Where findings go.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as one JSON value on the last line.")
 @click.option("--record", is_flag=True, help="Keep each method's tau beside the head; later audits compare with it.")
 @click.option("--mutants", "plant", is_flag=True, help="Instead, plant known faults and see which layer notices each.")

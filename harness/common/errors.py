@@ -39,7 +39,9 @@ def in_one_line(error: BaseException, most: int = 300) -> str:
     """`ValueError: what it said`, whatever it is: the first line, at most so many characters."""
     try:
         said = " ".join((str(error).strip().splitlines() or [""])[0].split())
-    except Exception:  # a user's error may have no text
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException:  # a user's error may have no text, or leave instead of telling it
         said = ""
     line = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return line if len(line) <= most else line[: most - 3] + "..."

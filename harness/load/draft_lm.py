@@ -65,7 +65,7 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
 
     files = weight_files(folder)
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as e:
         raise UserError(f"the draft LM in {folder} has no tokenizer to compare: {(str(e).splitlines() or ['?'])[0]}") from None
     differ = differing_tokens(target.tokenizer.get_vocab(), theirs.get_vocab())
@@ -81,7 +81,7 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
         )
     try:
         found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, target.dtype), output_loading_info=True
+            folder, dtype=getattr(torch, target.dtype), output_loading_info=True, trust_remote_code=False
         )
         model, info = found
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:

@@ -152,7 +152,7 @@ def load(
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds
-        sizes = transformers.AutoConfig.from_pretrained(folder)
+        sizes = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _check_config(config, folder, sizes)
         tokenizer = load_tokenizer(folder)
         check_declared(config, folder, sizes, tokenizer)
@@ -246,7 +246,12 @@ def _target_model(config: ModelConfig, folder: Path, dtype: str, placed: dict[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True, device_map=placed
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            device_map=placed,
+            trust_remote_code=False,
         )
         model, info = found
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

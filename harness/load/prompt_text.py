@@ -127,4 +127,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         old = str(said.get("tokenizer_class")).startswith("LlamaTokenizer") and said.get("legacy") is None
     except (OSError, ValueError, AttributeError):
         old = False
-    return AutoTokenizer.from_pretrained(folder, **({"legacy": True} if old else {}))
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **({"legacy": True} if old else {}))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, cast
 
 from harness.common.errors import UserError
+from harness.common.stopping import Stopped
 from harness.watch.seen import Seen, first_not_finite
 from methods.base import DraftedTree, Generation, SamplerParams, Trace
 
@@ -52,7 +54,7 @@ def is_generation(made: object) -> Generation:
     """Raises BadGeneration where a method returned something else."""
     if type(made) is not Generation:  # a subclass may tell the check one thing and the record another
         raise BadGeneration(f"it returned {_shown(made)}; a method returns a Generation")
-    return made
+    return cast(Generation, made)
 
 
 def check_form(made: object, params: SamplerParams, vocab_size: int, external: bool = False) -> Generation:
@@ -235,10 +237,17 @@ def _time(name: str, value: Any) -> None:
         raise BadGeneration(f"{name} is or holds {_shown(value)}; times are finite numbers of 0 or more")
 
 
+def _is(value: object, kind: type | UnionType) -> bool:
+    """`isinstance`, without asking a user's object for its `__class__`."""
+    return issubclass(type(value), kind)
+
+
 def _shown(value: Any) -> str:
     """A value of whatever type, short, and what it is."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # a user's own class
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException:  # a user's own class, whatever its `__repr__` does
         text = "?"
     return f"{text[:40]}{'...' if len(text) > 40 else ''} ({type(value).__name__})"

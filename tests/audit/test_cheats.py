@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from places import TINY
 
 import methods
 from harness.audit import page
+from harness.audit.verdicts.conduct import pace_verdict
 from harness.ledger.ledger import RECORDS
 from harness.watch import originals
-from harness.watch.pace import Pace, pace
+from harness.watch.pace import TRIES, Pace, pace
 from methods.engine.target import HFTarget
 
 VERIFY = f"verify --model {TINY} --threads 1 --dtype float32"
@@ -273,10 +275,27 @@ def test_a_function_patched_in_place_is_another() -> None:
 @pytest.mark.slow  # four fresh processes
 def test_vanilla_slowed_by_other_means_shows_in_a_fresh_process(tmp_path: Path) -> None:
     slowed = pace_of(included(tmp_path, SLEEPS_IN_VANILLA))
-    assert slowed.is_slowed, slowed
+    assert slowed.is_slowed and len(slowed.ratios) == TRIES, slowed
+    assert pace_verdict(replace(slowed, load=0.5)).passed is False  # whatever runs beside this test
     healthy = tmp_path / "healthy.py"
     healthy.write_text("X = 1\n")
     assert not pace_of(healthy).is_slowed
+
+
+@pytest.mark.parametrize(
+    ("measured", "passed"),
+    [
+        (Pace((1.02,), 1.0, load=9.0, n_cores=2), True),
+        (Pace((1.6, 2.3, 1.1), 1.0, load=0.3, n_cores=2), True),
+        (Pace((1.6, 2.3, 1.4), 1.0, load=9.0, n_cores=2), None),  # it waited, and others had the cores
+        (Pace((1.6, 2.3, 1.4), 1.0, load=0.3, n_cores=2), False),  # it waited, and nobody else ran: it sleeps
+        (Pace((1.6, 2.3, 1.4), 1.6, load=9.0, n_cores=2), False),  # it computed
+    ],
+)
+def test_vanilla_is_slowed_only_where_nothing_else_may_be_why(measured: Pace, passed: bool | None) -> None:
+    verdict = pace_verdict(measured)
+    assert verdict.passed is passed and verdict.blocks is (passed is None)
+    assert ("the machine's load was 9.0 on 2 cores" in verdict.why) is (passed is None)
 
 
 def pace_of(file: Path) -> Pace:

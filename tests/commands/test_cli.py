@@ -504,3 +504,25 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_text() -> None:
     assert "..." not in out.split("Commands")[0].split("Options:")[1]
     for title, names in WORKFLOW.items():
         assert f"{title}:" in out and all(f"  {name}" in out for name in names)
+
+
+# ---- paths ----------------------------------------------------------------------------------------------------------
+
+
+def leaves(command: click.Command) -> list[click.Command]:
+    if not isinstance(command, click.Group):
+        return [command]
+    context = click.Context(command)
+    found = [command.get_command(context, name) for name in command.list_commands(context)]
+    return [leaf for sub in found if sub is not None for leaf in leaves(sub)]
+
+
+def test_no_path_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [(command, p) for command in leaves(cli) for p in command.params if isinstance(p.type, click.Path)]
+    assert len(paths) > 25
+    for command, p in paths:
+        with pytest.raises(click.BadParameter, match="the path is empty"):
+            p.type.convert("", p, click.Context(command))
+    refused(harness("run", *SMALL, "--method pld --task gsm8k --out="), "Invalid value for '--out': the path is empty")
+    assert not list(tmp_path.iterdir())

@@ -137,6 +137,16 @@ def test_an_error_of_a_users_code_is_one_line_with_its_place_wherever_it_is_rais
     refused(outcome, f"{file}:5: KeyError: 'no such thing'")
 
 
+def test_a_file_may_bring_a_kind_of_drafter_alone(tmp_path: Path) -> None:
+    file = tmp_path / "kind.py"
+    file.write_text(KIND.split("@method")[0].replace("from methods import method\n", ""))
+    try:
+        outcome = harness("list methods --include", file)
+    finally:
+        KINDS.pop("odd", None), methods.DRAFTERS.pop("odd", None)
+    assert outcome.code == 0 and outcome.err.splitlines() == [f"--include {file}: loaded kind.py; kind of drafter: odd"]
+
+
 def test_of_a_folder_the_files_that_register_something_are_loaded_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from harness.common.errors import TriedToExit, UserError, in_one_line, unknown, users_code
+from harness.common.stopping import Stopped
 
 
 class Odd(BaseException):
@@ -16,6 +17,16 @@ class Odd(BaseException):
 class Mute(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
+
+
+class Leaves(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+
+class IsStopped(Exception):
+    def __str__(self) -> str:
+        raise Stopped
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit(), Odd("x"), GeneratorExit()], ids=repr)
@@ -43,5 +54,10 @@ def test_an_unknown_name_is_shown_in_part_where_it_is_long() -> None:
 
 def test_any_error_is_told_in_one_short_line() -> None:
     assert in_one_line(ValueError("\nits first\tline\nand more")) == "ValueError: its first line"
-    assert in_one_line(Mute()) == "Mute" and in_one_line(ValueError()) == "ValueError"
+    assert in_one_line(Mute()) == "Mute" and in_one_line(Leaves()) == "Leaves" and in_one_line(ValueError()) == "ValueError"
     assert len(in_one_line(ValueError("x" * 10_000))) == 300
+
+
+def test_ctrl_c_while_an_error_is_told_passes() -> None:
+    with pytest.raises(Stopped):
+        in_one_line(IsStopped())

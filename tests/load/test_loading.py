@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from command_line import files, harness, isolate, measured, reason, refused, run, tiny_copy
+from drafter_folders import hub_lm
 from places import TINY
 from safetensors.torch import load_file, save_file
 from tiny_model import shared_tiny_model
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
+from harness.exchange.imported import token_counter
 from harness.ledger.ledger import RECORDS
 from harness.load import dtype as dtypes
 from harness.load import weights
@@ -61,6 +63,50 @@ def alter_a_byte(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
+
+
+# ---- a folder's own code -------------------------------------------------------------------------------------------
+
+EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass C: pass\n"
+OF_CONFIG = ("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}})
+OF_TOKENIZER = ("tokenizer_config.json", {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.C", "evil.C"]}})
+RUN = "run --method vanilla --task gsm8k --source bundled --limit 1"
+
+
+def with_code(folder: Path, spoilt: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put `evil.py` there, and let a "y" wait for whoever asks."""
+    edit_json(folder / spoilt[0], **spoilt[1])
+    (folder / "evil.py").write_text(EVIL)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+
+
+@pytest.mark.parametrize("command", [RUN, "train eagle", "tune --method pld"], ids=lambda c: c.split()[0])
+@pytest.mark.parametrize("spoilt", [OF_CONFIG, OF_TOKENIZER], ids=["config", "tokenizer"])
+def test_a_targets_own_code_is_refused_unasked(
+    command: str, spoilt: tuple[str, dict[str, Any]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_code(model.parent / "target", spoilt, monkeypatch)
+    out = "--save" if "tune" in command else "--out"
+    refused(harness(command, "--model", model, out, tmp_path / "out"), "contains custom code")
+    assert not list(tmp_path.rglob("ran")) and not any(file.stat().st_size for file in (tmp_path / "out").glob(RECORDS))
+
+
+@pytest.mark.parametrize("spoilt", [OF_CONFIG, OF_TOKENIZER], ids=["config", "tokenizer"])
+def test_a_draft_lms_own_code_is_refused_unasked(
+    spoilt: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub_lm(tmp_path / "lm")
+    with_code(folder, spoilt, monkeypatch)
+    outcome = run(tmp_path / "out", "--method sps --task gsm8k --head", folder)
+    refused(outcome, "draft LM in", "contains custom code")
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_an_imports_tokenizers_own_code_is_refused_unasked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_code(model.parent / "target", OF_TOKENIZER, monkeypatch)
+    with pytest.raises(UserError, match="custom code"):
+        token_counter(str(model.parent / "target"))
+    assert not list(tmp_path.rglob("ran"))
 
 
 # ---- a head ---------------------------------------------------------------------------------------------------------

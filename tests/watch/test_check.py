@@ -104,6 +104,23 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(name: str, right: Genera
     assert why in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+class Leaves:
+    """Ends the program whatever it is asked."""
+
+    @property
+    def __class__(self) -> Any:
+        raise SystemExit(0)
+
+    def __repr__(self) -> str:
+        raise SystemExit(0)
+
+
+def test_what_leaves_when_it_is_looked_at_is_refused_too(right: Generation) -> None:
+    for made in (Leaves(), replace(right, trace=Leaves()), replace(right, prefill_s=Leaves())):  # type: ignore[arg-type]
+        with pytest.raises(BadGeneration, match=r"\? \(Leaves\)"):
+            check_form(made, PARAMS, 512)
+
+
 def test_nothing_may_follow_a_stop_id(right: Generation) -> None:
     with pytest.raises(BadGeneration, match=f"9 tokens follow the stop id {right.token_ids[2]}; the output ends there"):
         check_form(right, replace(PARAMS, stop_ids=frozenset({right.token_ids[2]})), 512)

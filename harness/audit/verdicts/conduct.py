@@ -33,7 +33,14 @@ def engine_verdict(replaced: Sequence[str]) -> Verdict:
 
 def pace_verdict(pace: Pace) -> Verdict:
     """L6: plain decoding's speed with a user's files loaded, and without, in fresh processes."""
-    ratios = " and ".join(f"{ratio:.2f}" for ratio in pace.ratios)
-    return Verdict("L6 conduct, vanilla's speed", "all", f"{TRIES} tries in fresh processes",
+    *first, last = (f"{ratio:.2f}" for ratio in pace.ratios)
+    ratios = f"{', '.join(first)} and {last}" if first else last
+    why = ""
+    if pace.is_unclear:
+        busy = f"the machine's load was {pace.load:.1f} on {counted(pace.n_cores, 'core')}"
+        why = f"vanilla took {ratios} times as long, but {pace.cpu_ratio:.2f} times on a core: it waited, and {busy}"
+    passed = None if pace.is_unclear else not pace.is_slowed
+    return Verdict("L6 conduct, vanilla's speed", "all", f"{len(pace.ratios)} of up to {TRIES} tries in fresh processes",
                    f"vanilla takes {ratios} times as long with the files included", f"{LIMIT:g} times in one try",
-                   f"{LIMIT:g} times", not pace.is_slowed, cells=TRIES, ratio=min(pace.ratios) / LIMIT)  # fmt: skip
+                   f"{LIMIT:g} times", passed, why, blocks=passed is None, cells=len(pace.ratios),
+                   ratio=min(pace.ratios) / LIMIT)  # fmt: skip
