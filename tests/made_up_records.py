@@ -15,8 +15,11 @@ def measured(method: str, sample: int, accepted: list[int], /, wall_s: float = 1
     temperature = changes.pop("temperature", 0.0)
     task = changes.pop("task", "gsm8k")
     n = 1 + sum(a + 1 for a in accepted)
+    if method == "vanilla":  # it drafts nothing: as many tokens, one a forward
+        accepted = [0] * (n - 1)
     steps = len(accepted)
-    trace = {"tree_size": [4] * steps, "accepted": accepted, "draft_s": [0.01] * steps, "verify_s": [0.02] * steps,
+    tree_size = [0 if method == "vanilla" else 4] * steps
+    trace = {"tree_size": tree_size, "accepted": accepted, "draft_s": [0.01] * steps, "verify_s": [0.02] * steps,
              "target_s": [0.015] * steps, "drafter_s": [0.008] * steps}  # fmt: skip
     output = {"token_ids": list(range(n)), "wall_s": wall_s, "prefill_s": 0.1, "trace": trace, "finish": "stop"}
     return cast(Record, base_record(METHODS[method], task, temperature, **{"sample_id": str(sample), **output, **changes}))

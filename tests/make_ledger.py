@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import methods  # noqa: E402
 from harness.common.names import SIX_TASKS, VANILLA  # noqa: E402
 from harness.ledger.ledger import Ledger  # noqa: E402
-from harness.ledger.record import CELL_FIELDS, SCHEMA, canonical_hash, cell_key, is_looped, sample_key  # noqa: E402
+from harness.ledger.record import CELL_FIELDS, SCHEMA, canonical_hash, cell_key, is_looped, sample_key, warm_up_key  # noqa: E402
 
 NAMES = ("method", "preset", "task", "source", "temperature", "sample_id", "turn", "repeat")  # what the dice are keyed by
 MAX_NEW_TOKENS = 72  # over 64, so that an output can loop
@@ -116,6 +116,8 @@ def keyed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with the keys of what it holds."""
     cell = cell_key(**{name: record[name] for name in CELL_FIELDS})
     key = sample_key(cell, record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
+    if record["is_warmup"]:
+        key = warm_up_key(record["run"], record["method"], record["preset"])
     return {**record, "cell": cell, "key": key}
 
 

@@ -19,6 +19,10 @@ class Bound(NamedTuple):
 _CONTEXT = Bound(2**20, "no model here has a longer context")
 _TREE = Bound(4096, "verifying a tree takes memory for the square of its nodes")
 _PATH = Bound(256, "each takes a forward of the drafter, and no draft is accepted so far")
+OF_METHODS: dict[str, Bound] = {  # options that are whole numbers
+    "total": _TREE, "nodes": _TREE, "n_draft": _TREE, "depth": _PATH, "gamma": _PATH, "top_k": _PATH, "max_ngram": _PATH,
+    "window": _PATH, "guesses": _PATH, "ngram": _PATH, "frequent": Bound(2**24, "no vocabulary is as large"),
+}  # fmt: skip
 BOUNDS: dict[str, Bound] = {
     "threads": Bound(os.cpu_count() or 1, "this machine has no more cores"),
     "limit": Bound(10**6, "no task has as many prompts"),
@@ -32,10 +36,8 @@ BOUNDS: dict[str, Bound] = {
     "text_tokens": Bound(10**10, "ShareGPT has no more"),
     "tokens": Bound(10**12, "that is more than targets are trained on"),
     "generations": Bound(10_000, "the page holds them all"),
-    # of methods
-    "total": _TREE, "nodes": _TREE, "n_draft": _TREE, "depth": _PATH, "gamma": _PATH, "top_k": _PATH, "max_ngram": _PATH,
-    "window": _PATH, "guesses": _PATH, "ngram": _PATH, "frequent": Bound(2**24, "no vocabulary is as large"),
-}  # fmt: skip
+    **OF_METHODS,
+}
 
 
 def bounded(option: str, value: int | None, least: int = 1) -> None:

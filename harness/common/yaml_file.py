@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.common.files import read_text
 MOST_BYTES = 1 << 20  # the longest YAML here has 2 kB
 MOST_VALUES = 10_000  # with aliases written out: ten lines of aliases of aliases stand for 10^10
 MOST_DIGITS = 100
+_NOT_AS_READ = re.compile(r".*:|[-+]?0[0-9_]")  # YAML 1.1 takes 1:10 for 70, and 010 for 8
 _STRING, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "merge"))
 
 
@@ -21,8 +23,8 @@ def read_yaml(path: Path) -> Any:
     """The one document of a YAML file; None for an empty file.
 
     Raises:
-        UserError: it cannot be read, is no YAML, has a key twice or a key that is no text, a number that is not finite or has
-            too many digits, or is nested too deeply. Names the line.
+        UserError: it cannot be read, is no YAML, has a key twice or a key that is no text, a number that is not finite, has
+            too many digits or is not what it looks like, or is nested too deeply. Names the line.
     """
     text = read_text(path, MOST_BYTES)
     try:
@@ -56,6 +58,8 @@ def _check(node: yaml.Node, path: Path, sizes: dict[yaml.Node, int | None]) -> i
         size += sum(_check(value, path, sizes) for value in node.value)
     elif node.tag == _INT and len(node.value) > MOST_DIGITS:
         raise UserError(f"{line}: a number of {len(node.value)} digits")
+    elif (node.tag == _INT and _NOT_AS_READ.match(node.value)) or (node.tag == _FLOAT and ":" in node.value):
+        raise UserError(f"{line}: {node.value} is a number to base 60 or 8 in YAML; quote it if a text is meant")
     elif node.tag == _FLOAT and not math.isfinite(_number(node.value)):
         raise UserError(f"{line}: {node.value} is no finite number")
     if size > MOST_VALUES:
@@ -78,4 +82,4 @@ def _check_keys(node: yaml.MappingNode, path: Path) -> None:
 
 def _number(text: str) -> float:
     text = text.replace("_", "").lower()
-    return math.nan if text.endswith((".nan", ".inf")) else float(text) if ":" not in text else 0.0
+    return math.nan if text.endswith((".nan", ".inf")) else float(text)

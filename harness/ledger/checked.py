@@ -12,7 +12,18 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, cast
 
-from harness.ledger.record import CELL_FIELDS_OF, NEW_IN_3, READABLE, Record, StoredRecord, canonical_hash, sample_key
+from harness.common.names import VANILLA
+from harness.ledger.record import (
+    CELL_FIELDS_OF,
+    NEW_IN_3,
+    READABLE,
+    Record,
+    StoredRecord,
+    canonical_hash,
+    is_looped,
+    sample_key,
+    warm_up_key,
+)
 
 SOURCES = ("paper", "hub", "pypi", "bundled", "file")
 FINISHES = ("stop", "length", "context")
@@ -22,7 +33,10 @@ COLUMNS = ("tree_size", "accepted", "draft_s", "verify_s", "target_s", "drafter_
 MOST_COUNT = 2**53  # more is no count: a double, and so any other reader of JSON, holds no larger whole number exactly
 MOST_ID = 2**31  # no vocabulary is as large
 MOST_S = 1e9  # 30 years
-SLACK, SLACK_S = 0.05, 0.002  # clocks of two devices differ; more than a run lets pass (`harness.watch.check`)
+# More than a run lets pass (`harness.watch.check`): clocks of two devices differ, and there is time between steps.
+SLACK, SLACK_S = 0.05, 0.002
+UNTOLD, UNTOLD_S = 0.15, 0.15
+CPU_SLACK_S = 0.02
 
 Test = tuple[Callable[[Any], bool], str]
 _HEX = re.compile(r"[0-9a-f]{16}").fullmatch
@@ -100,7 +114,8 @@ _IN_2 = {**_ALWAYS, **_TOLD, "finish": _or_null(_one_of(*FINISHES)), "prefill_s"
 _MEASURED = {2: {**_IN_2, **{name: _or_null(test) for name, test in _NEW_IN_3.items()}}, 3: {**_IN_2, **_NEW_IN_3}}
 _NULL: Test = (lambda x: x is None, "null in an imported record")
 _IMPORTED = {**_ALWAYS, **{name: _or_null(test) for name, test in (_TOLD | _NEW_IN_3).items()},
-             **dict.fromkeys(("token_ids", "trace", "prefill_s", "finish"), _NULL)}  # fmt: skip
+             **dict.fromkeys(("token_ids", "trace", "prefill_s", "finish"), _NULL),
+             "is_warmup": (lambda x: x is False, "false in an imported record")}  # fmt: skip
 _FOREIGN: dict[str, Test] = {
     "line": _COUNT_1, "new_tokens": _or_null(_COUNT), "steps": _or_null(_COUNT),
     "accept_lengths": _or_null((are_counts, "a list of whole numbers")),
@@ -161,12 +176,15 @@ def _check(record: dict[str, Any], imported: bool) -> None:
         raise ValueError(f"turn is {record['turn']} of {record['n_turns']}")
     (_check_foreign if imported else _check_trace)(record)
     _check_status(record, imported)
+    what = "its sample, turn, repeat and prompt"
     if imported:
         own = canonical_hash([record["cell"], record["method"], record["sample_id"], record["repeat"], record["turn"]])
+    elif record["is_warmup"]:
+        own, what = warm_up_key(record["run"], record["method"], record["preset"]), "a warm-up of its run, method and preset"
     else:
         own = sample_key(record["cell"], record["sample_id"], record["turn"], record["repeat"], record["prompt_sha"])
-    if own != record["key"] and not record["is_warmup"]:
-        raise ValueError(f"key is {record['key']}, and that of its sample, turn, repeat and prompt is {own}: it was altered")
+    if own != record["key"]:
+        raise ValueError(f"key is {record['key']}, and that of {what} is {own}: it was altered")
 
 
 _OTHER_KIND = {
@@ -191,6 +209,11 @@ def _check_foreign(record: Mapping[str, Any]) -> None:
 def _check_trace(record: Mapping[str, Any]) -> None:
     """Its columns and their arithmetic, and whether the parts fit into the whole."""
     trace, ids, wall = record["trace"], record["token_ids"], record["wall_s"]
+    if record["looped"] != is_looped(ids):
+        raise ValueError(f"looped is {record['looped']}, and its token_ids say {not record['looped']}")
+    cpu = record.get("cpu_s")
+    if wall is not None and cpu is not None and cpu > wall * (1 + SLACK) + CPU_SLACK_S:
+        raise ValueError(f"cpu_s is {shown(cpu)}, of one thread, and wall_s is {shown(wall)}")
     if len(ids) > record["max_new_tokens"]:
         raise ValueError(f"token_ids holds {len(ids)} ids, and max_new_tokens is {record['max_new_tokens']}")
     parts = record["prefill_s"] or 0.0
@@ -203,13 +226,18 @@ def _check_trace(record: Mapping[str, Any]) -> None:
         if len({len(trace[name]) for name in COLUMNS}) > 1:
             raise ValueError(f"trace: its columns have {', '.join(str(len(trace[name])) for name in COLUMNS)} entries")
         accepted = trace["accepted"]
+        if record["method"] == VANILLA and any(trace["tree_size"]):
+            raise ValueError(f"trace.tree_size is {shown(trace['tree_size'])}; {VANILLA} drafts nothing")
         if any(a > n for a, n in zip(accepted, trace["tree_size"], strict=True)):
             raise ValueError("trace: a forward accepted more nodes than its tree has")
         drawn = 1 + sum(accepted) + len(accepted)
         if drawn - record["n_cut"] != len(ids):
             raise ValueError(f"token_ids holds {len(ids)} ids, and 1 + sum(accepted + 1) - n_cut is {drawn} - {record['n_cut']}")
         inside = sum(trace["target_s"]) + sum(trace["drafter_s"])
-        parts = max(parts + sum(trace["draft_s"]) + sum(trace["verify_s"]), inside)
+        parts += sum(trace["draft_s"]) + sum(trace["verify_s"])
+        if wall is not None and cpu is not None and wall - parts > UNTOLD * wall + UNTOLD_S + max(wall - cpu, 0.0):
+            raise ValueError(f"wall_s is {shown(wall)}, cpu_s {shown(cpu)}, and prefill_s and the steps take {parts:.6g} s")
+        parts = max(parts, inside)
     if wall is not None and parts > wall * (1 + SLACK) + SLACK_S:
         raise ValueError(f"wall_s is {shown(wall)}, and its parts are {parts:.6g} s")
 

@@ -157,6 +157,10 @@ def sample_key(cell: str, sample_id: str, turn: int, repeat: int, prompt_sha: st
     return canonical_hash([cell, sample_id, turn, repeat, prompt_sha])
 
 
+def warm_up_key(run: str, method: str, preset: str) -> str:
+    return canonical_hash(["warm-up", run, method, preset])
+
+
 def is_looped(token_ids: Sequence[int]) -> bool:
     """Whether the last 64 ids hold at most half distinct 8-grams; under 64 ids there is too little to tell.
 

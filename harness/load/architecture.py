@@ -12,12 +12,12 @@ import pydantic
 class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
     """Sizes by the names of a LLaMA's config.json."""
 
-    hidden_size: int = pydantic.Field(gt=0)
-    intermediate_size: int = pydantic.Field(gt=0)
-    num_hidden_layers: int = pydantic.Field(gt=0)
-    num_attention_heads: int = pydantic.Field(gt=0)
-    num_key_value_heads: int = pydantic.Field(gt=0)
-    vocab_size: int = pydantic.Field(gt=0)
+    hidden_size: int = pydantic.Field(strict=True, gt=0)
+    intermediate_size: int = pydantic.Field(strict=True, gt=0)
+    num_hidden_layers: int = pydantic.Field(strict=True, gt=0)
+    num_attention_heads: int = pydantic.Field(strict=True, gt=0)
+    num_key_value_heads: int = pydantic.Field(strict=True, gt=0)
+    vocab_size: int = pydantic.Field(strict=True, gt=0)
     tie_word_embeddings: bool = False
 
     @classmethod

@@ -9,6 +9,7 @@ import pydantic
 
 import methods
 import models
+from harness.common.bounds import OF_METHODS, bounded
 from harness.common.errors import UserError, unknown
 from harness.common.files import hub_folder
 from harness.common.yaml_file import read_yaml
@@ -25,6 +26,12 @@ MOST = 1 << 24  # tokens, prompts, ids: a hundred times what any model has
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 Template = Literal["tokenizer", "plain", "vicuna_v1.1", "llama-2", "llama-3"]
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is neither a number nor a text")
+    return value
 
 
 class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -49,11 +56,11 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     template: Template = "tokenizer"
     system: str = pydantic.Field(default="paper", min_length=1)
     dtype: Dtype = "auto"
-    context_length: int = pydantic.Field(gt=0, le=MOST)
-    stop_ids: list[Annotated[int, pydantic.Field(ge=0, lt=MOST)]]
-    limit: int = pydantic.Field(default=80, gt=0, le=MOST)
-    max_new_tokens: int = pydantic.Field(default=512, gt=0, le=MOST)
-    presets: dict[PresetName, dict[str, int | float | str]] = {}
+    context_length: int = pydantic.Field(strict=True, gt=0, le=MOST)
+    stop_ids: list[Annotated[int, pydantic.Field(strict=True, ge=0, lt=MOST)]]
+    limit: int = pydantic.Field(default=80, strict=True, gt=0, le=MOST)
+    max_new_tokens: int = pydantic.Field(default=512, strict=True, gt=0, le=MOST)
+    presets: dict[PresetName, dict[str, Annotated[int | float | str, pydantic.BeforeValidator(_no_flag)]]] = {}
     folder: Path = MODELS
     given: str = ""
 
@@ -62,6 +69,17 @@ class ModelConfig(pydantic.BaseModel, extra="forbid", frozen=True):
         if self.template == "plain" and self.system not in ("paper", "none"):
             raise ValueError("template plain has no place for a system prompt; system may be paper or none")
         return self
+
+    @pydantic.field_validator("presets")
+    @classmethod
+    def _presets_are_in_bounds(cls, presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, preset in presets.items():
+            for option in sorted(preset.keys() & OF_METHODS.keys()):
+                try:
+                    bounded(option, preset[option], least=0)
+                except UserError as e:
+                    raise ValueError(f"{name}: {e}") from None
+        return presets
 
     @pydantic.field_validator("drafters")
     @classmethod

@@ -20,8 +20,11 @@ HARMLESS = frozenset((
 COMPUTES = re.compile(
     r"rope|rotary|bias|(^|_)act(_|$)|activation|norm|eps|scal|multipl|cap(ping)?$|window|chunk|layer_types|attn|attention|head_dim"
     r"|expert|moe|lora|residual|qk_|sink|quant|eagle_config|speculat|draft_vocab|target_hidden|sees_"
-)
+    r"|alibi|clip|causal|parallel|gated|mlp|(^|_)aux(_|$)|layer_ids|temperature|pos_emb|embedding_type|interleav"
+    r"|(^|_)ln(_|$)|(^|_)(d2t|t2d)(_|$)|dtype|(^|_|\d)bits?(_|$)", re.IGNORECASE,
+)  # fmt: skip
 SILU = ("silu", "swish")
+FLOATS = ("auto", "float16", "bfloat16", "float32", "float64")  # how the file was written: the run says in what it computes
 LARGEST = 2**24  # of a size
 ROPES = {  # type -> the numbers that it takes
     "default": (),
@@ -46,7 +49,11 @@ def is_neutral(key: str, value: object) -> bool:
     """Whether a value leaves the computation as it is without its key."""
     if key.endswith("act") or "activation" in key:
         return value in (None, *SILU)
-    if value == 1 and type(value) is not bool and re.search(r"scal|multipl|factor", key):
+    if re.search(r"causal|gated", key):
+        return value in (None, True)
+    if "dtype" in key and isinstance(value, str):
+        return value.removeprefix("torch.") in FLOATS
+    if value == 1 and type(value) is not bool and re.search(r"scal|multipl|factor|temperature", key):
         return True
     return value in (None, False, "", 0) or value == [] or value == {}
 

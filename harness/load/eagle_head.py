@@ -23,6 +23,9 @@ USED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "rms_norm_eps",
     "rope_theta", "rope_parameters", "rope_scaling", "vocab_size", "bias", "head_dim",
 )  # fmt: skip
+# The layer is LLaMA's. Published heads for Vicuna, LLaMA2 and LLaMA3 say so; other engines give them other names.
+MODEL_TYPES = (None, "llama", "eagle")
+ARCHITECTURES = ("EagleHead", "LlamaForCausalLM", "LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
 
 
 def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -76,6 +79,7 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
         UserError: not there, not JSON, or sizes missing or impossible.
     """
     file, values = folder / "config.json", read_config(folder, methods.EAGLE, model)
+    check_architecture(file, values)
     check_keys(file, values, USED, "draft head")
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         if key not in values:
@@ -86,8 +90,6 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
         raise UserError(f"{file}: num_hidden_layers is {layers!r}; a draft head has 1")
     if not isinstance(bias := values.get("bias", True), bool):
         raise UserError(f"{file}: bias is {bias!r}; it must be true or false")
-    if any("eagle3" in str(x).lower() for x in values.get("architectures") or ()):
-        raise UserError(f"{file}: the head is one of EAGLE-3, which has other layers than one of EAGLE and EAGLE-2")
     theta, stretch = rope_of(file, values)
     config = HeadConfig(
         hidden_size=hidden,
@@ -109,6 +111,22 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
             "head_dim must be even, and the heads a multiple of the key-value heads"
         )
     return config, values
+
+
+def check_architecture(file: Path, values: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: config.json says that the head's layer is another than LLaMA's.
+    """
+    named = values.get("architectures")
+    if named is not None and not isinstance(named, list):
+        raise UserError(f"{file}: architectures is {str(named)[:60]}; it must be a list of names")
+    if any("eagle3" in str(x).lower() for x in named or ()):
+        raise UserError(f"{file}: the head is one of EAGLE-3, which has other layers than one of EAGLE and EAGLE-2")
+    said = {f"architectures = {str(x)[:60]}": x in ARCHITECTURES for x in named or ()}
+    said |= {f"model_type = {str(values.get('model_type'))[:60]}": values.get("model_type") in MODEL_TYPES}
+    if odd := [text for text, is_llamas in said.items() if not is_llamas]:
+        raise UserError(f"{file}: {', '.join(odd)}: a draft head here has the layer of a LLaMA")
 
 
 def check_fit(config: HeadConfig, folder: Path, model: str, embedding_shape: tuple[int, int]) -> None:

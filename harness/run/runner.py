@@ -19,7 +19,7 @@ from harness.common import machine
 from harness.common.errors import UserError, in_one_line, say
 from harness.ledger.checked import record_of
 from harness.ledger.ledger import Ledger, has_records, read
-from harness.ledger.record import Record, canonical_hash, ids_sha, sample_key, text_sha
+from harness.ledger.record import Record, ids_sha, sample_key, text_sha, warm_up_key
 from harness.ledger.trees import TreeStore
 from harness.load.model import Loaded
 from harness.run.arms import check_heads
@@ -140,7 +140,7 @@ class Runner:
                 continue
             self.ledger.append(self._record(cell, turn) | measured(self.loaded, made) | {
                 "is_warmup": True, "max_new_tokens": WARMUP_TOKENS,
-                "key": canonical_hash(["warm-up", self._facts.run_id, arm.name, arm.preset]),
+                "key": warm_up_key(self._facts.run_id, arm.name, arm.preset),
             })  # fmt: skip
             generation = made.generation
             decoding = made.wall_s - generation.prefill_s if generation.trace else made.wall_s

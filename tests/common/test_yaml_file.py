@@ -19,7 +19,9 @@ def read(folder: Path, text: str | bytes) -> object:
 
 
 def test_what_is_meant_is_read(tmp_path: Path) -> None:
-    assert read(tmp_path, b"\xef\xbb\xbfa: {b: [1, 2.5, x, null, true]}\n") == {"a": {"b": [1, 2.5, "x", None, True]}}
+    assert read(tmp_path, b"\xef\xbb\xbfa: {b: [1, 2.5, x, null, true, 0, '1:10', 0.5]}\n") == {
+        "a": {"b": [1, 2.5, "x", None, True, 0, "1:10", 0.5]}
+    }
     assert read(tmp_path, "x: &d {p: 1}\ny: {<<: *d, q: 2}\nz: *d\n") == {"x": {"p": 1}, "y": {"p": 1, "q": 2}, "z": {"p": 1}}
     assert read(tmp_path, "") is None
 
@@ -38,6 +40,9 @@ def test_what_is_meant_is_read(tmp_path: Path) -> None:
         ("a: 1.0e+999\n", "1.0e.999 is no finite number"),
         ("a: " + "9" * 200, "x.yaml:1: a number of 200 digits"),
         ("a: " + "9" * 10_000, "a number of 10000 digits"),
+        ("b: 1\na: 1:10\n", "x.yaml:2: 1:10 is a number to base 60 or 8 in YAML; quote it"),
+        ("a: [1:10.5]\n", "1:10.5 is a number to base 60"),
+        ("a: -010\n", "-010 is a number to base 60 or 8"),
         (BOMB, "x.yaml:.: more than 10000 values"),
         ("a: &x [*x]\n", "it is a part of itself"),
         ("[" * 1200, "nested too deeply"),

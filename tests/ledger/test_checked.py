@@ -59,6 +59,10 @@ def with_trace(**columns: Any) -> Change:
     return lambda r: r | {"trace": r["trace"] | columns}
 
 
+def looping(record: dict[str, Any]) -> dict[str, Any]:
+    return keyed(record | {"token_ids": [7] * 64, "trace": None, "max_new_tokens": 64})
+
+
 BAD: dict[str, Change] = {
     "not JSON": lambda r: "{broken",
     "not JSON: empty": lambda r: "",
@@ -109,6 +113,12 @@ BAD: dict[str, Change] = {
     "env is '../../etc'": lambda r: r | {"env": "../../etc"},
     "'wall_s' stands in it twice": lambda r: json.dumps(r)[:-1] + ', "wall_s": 0.5}',
     "key is": lambda r: r | {"sample_id": "7"},
+    "that of a warm-up of its run, method and preset is": lambda r: r | {"is_warmup": True},
+    "looped is True, and its token_ids say False": lambda r: r | {"looped": True},
+    "looped is False, and its token_ids say True": lambda r: looping(r),
+    "cpu_s is 1.1, of one thread, and wall_s is 1.0": lambda r: r | {"cpu_s": 1.1},
+    "cpu_s 0.99, and prefill_s and the steps take 0.19 s": lambda r: r | {"cpu_s": 0.99},
+    "trace.tree_size is [4, 4, 4]; vanilla drafts nothing": lambda r: r | {"method": "vanilla"},
     "cell is": lambda r: r | {"options": {"total": 5}},
     "measured already in line 1": lambda r: {},  # a copy of the first line
 }  # fmt: skip
@@ -239,6 +249,12 @@ def test_an_env_file_that_its_name_is_not_the_hash_of_leaves_the_machine_unknown
             with pytest.raises(UserError, match=env.name):
                 opened.write_env(ENV)
             assert env.read_bytes() == content
+
+
+def test_what_a_thread_waited_is_not_missing_in_its_steps_and_a_warm_up_has_its_own_key(tmp_path: Path) -> None:
+    records = [measured("eagle2", 0, [1, 2, 0], cpu_s=0.4), measured("eagle2", 1, [1], wall_s=0.3, cpu_s=0.33)]
+    warm_up = measured("eagle2", 2, [1], is_warmup=True)
+    assert [r["is_warmup"] for r in read(write_ledger(tmp_path, [*records, warm_up]), strict=True)] == [False, False, True]
 
 
 @pytest.mark.parametrize("system", ["paper", "none"])

@@ -102,6 +102,11 @@ VALUES_REFUSED = [
     ({"num_hidden_layers": 2}, "num_hidden_layers is 2; a draft head has 1"),
     ({"bias": "no"}, "bias is 'no'; it must be true or false"),
     ({"architectures": ["LlamaForCausalLMEagle3"]}, "one of EAGLE-3"),
+    ({"architectures": ["GemmaForCausalLM"]}, "architectures = GemmaForCausalLM: a draft head here has the layer of a LLaMA"),
+    ({"architectures": ["LlamaForCausalLM", 3]}, "architectures = 3: a draft head"),
+    ({"architectures": "LlamaForCausalLM"}, "it must be a list of names"),
+    *(({"model_type": name}, f"model_type = {name}: a draft head here has the layer of a LLaMA")
+      for name in ("gemma", "qwen2", "qwen3", "mixtral", ["llama"], True)),
 ]  # fmt: skip
 COMPUTING = [
     ({"hidden_act": "gelu"}, "hidden_act = gelu"),
@@ -116,6 +121,30 @@ COMPUTING = [
     ({"norm_before_residual": True}, "norm_before_residual = True"),
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
     ({"eagle_config": {"use_aux_hidden_state": True}}, "eagle_config = "),
+    *(
+        ({key: value}, f"{key} = {value}")
+        for key, value in {
+            "position_embedding_type": "alibi",
+            "alibi": True,
+            "ALiBi": True,
+            "clip_qkv": 8,
+            "causal": False,
+            "is_causal": 0,
+            "parallel_block": True,
+            "gated_mlp": False,
+            "mlp_type": "relu2",
+            "eagle_aux_hidden_state_layer_ids": [1, 2],
+            "temperature": 2,
+            "pos_emb": "learned",
+            "interleaved": True,
+            "post_ln": True,
+            "d2t": "d2t.pt",
+            "dtype": "int8",
+            "torch_dtype": "uint8",
+            "bits": 4,
+            "load_in_4bit": True,
+        }.items()
+    ),
 ]
 
 
@@ -139,6 +168,13 @@ def test_keys_that_leave_the_computation_as_it_is_are_fine_and_so_are_notes(tmp_
         "qkv_bias": False,
         "sliding_window": None,
         "bias": True,
+        "causal": True,
+        "gated_mlp": True,
+        "temperature": 1.0,
+        "torch_dtype": "torch.float16",
+        "tie_word_embeddings": False,
+        "pretraining_tp": 1,
+        "my_habits": 3,
     }
     known = json.loads((TINY.parent / "head" / "config.json").read_text())
     folder = edited(tmp_path, "head", **of_llama | notes | known | {"num_hidden_layers": 1})
