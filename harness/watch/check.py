@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, cast
+from typing import Any
 
 from harness.common.errors import UserError
 from harness.common.stopping import Stopped
@@ -54,7 +53,7 @@ def is_generation(made: object) -> Generation:
     """Raises BadGeneration where a method returned something else."""
     if type(made) is not Generation:  # a subclass may tell the check one thing and the record another
         raise BadGeneration(f"it returned {_shown(made)}; a method returns a Generation")
-    return cast(Generation, made)
+    return made
 
 
 def check_form(made: object, params: SamplerParams, vocab_size: int, external: bool = False) -> Generation:
@@ -235,11 +234,6 @@ def _at_most(what: str, value: float, of: str, limit: float) -> None:
 def _time(name: str, value: Any) -> None:
     if type(value) not in (float, int) or not math.isfinite(value) or value < 0:
         raise BadGeneration(f"{name} is or holds {_shown(value)}; times are finite numbers of 0 or more")
-
-
-def _is(value: object, kind: type | UnionType) -> bool:
-    """`isinstance`, without asking a user's object for its `__class__`."""
-    return issubclass(type(value), kind)
 
 
 def _shown(value: Any) -> str:
