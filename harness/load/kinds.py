@@ -6,7 +6,6 @@ A new kind is an engine in `methods/engine/`, an entry in `KINDS`, and, where it
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,8 +95,9 @@ KINDS: dict[str, DrafterKind] = {}
 
 def _own_file(kind: DrafterKind) -> Path | None:
     """The file of a kind that is not one of ours."""
-    file = Path(inspect.getsourcefile(kind.read) or __file__).resolve()
-    return None if Path(__file__).resolve().parents[1] in file.parents else file
+    code = getattr(kind.read, "__code__", None)
+    file = Path(code.co_filename).resolve() if code else None
+    return None if file is None or Path(__file__).resolve().parents[1] in file.parents else file
 
 
 def add_kind(kind: DrafterKind) -> None:

@@ -28,6 +28,7 @@ OURS = {
     "harness/common/source_hash.py": {
         "package.folder.joinpath(*name.removeprefix(f'{package.name}.').split('.'))",
         "file.parent.joinpath(*name.split('.'))",
+        "base / alias.name",
     },  # modules that Python has imported
     "harness/exchange/imported.py": {"Path(name)"},  # --tokenizer: a path, if it is one
     "harness/forms/figure.py": {"stem.with_name(f'{stem.name}.png')"},
