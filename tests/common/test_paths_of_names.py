@@ -37,7 +37,6 @@ OURS = {
     "harness/load/hub.py": {  # the client checks both, and `HubRepo` does before
         "Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))"
     },
-    "harness/load/identity.py": {"folder / name"},  # config.json, tokenizer.json ...
     "harness/load/layout.py": {  # model.safetensors ...
         "folder / f'{name}.index.json'",
         "folder / f'{SAFE}.index.json'",
