@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
 from harness.metrics.pairing import (
@@ -21,7 +22,6 @@ from harness.metrics.pairing import (
     compared,
     conversation_of,
     field,
-    setting_of,
     side_of,
     variant_of,
     without_loops,
@@ -118,13 +118,15 @@ class CellSummary:
 
 def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSummary]:
     """One summary a cell, in the order of tables: settings, then methods, presets and tasks."""
-    records = list(records)
-    base = side_of(r for r in records if r["method"] == VANILLA)
-    cells: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        if not record["is_warmup"]:
-            cells[setting_of(record), variant_of(record), record["task"], record["source"]].append(record)
-    return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
+    arms = Arms.of(records)
+    cells: list[list[Record]] = []
+    for arm in (own for variants in arms.settings.values() for own in variants.values()):
+        by_task: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in arm:
+            if not record["is_warmup"]:
+                by_task[record["task"], record["source"]].append(record)
+        cells += by_task.values()
+    return sorted((_summary(cell, arms.baseline, rng_seed) for cell in cells), key=_cell_order)
 
 
 _SAME_IN_A_CELL = ("model", "target_sha", "target_id", "head_sha", "machine", "system", "task", "source", "method", "preset",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 from harness.metrics.bootstrap import paired_bootstrap
 from harness.metrics.pairing import Conversation, Side, conversation_of, side_of
 
@@ -34,10 +35,10 @@ class Totals(NamedTuple):
 
 def totals(record: Record) -> tuple[float, ...]:
     """One record's summands, in the order of `Totals`."""
-    n, trace, wall, prefill = len(record["token_ids"]), record["trace"], record["wall_s"], record["prefill_s"]
+    n, steps, wall, prefill = len(record["token_ids"]), steps_of(record), record["wall_s"], record["prefill_s"]
     assert wall is not None  # measured records only
     return (n, wall, n - 1, np.nan if prefill is None else wall - prefill,
-            n - 1 if trace else 0, len(trace["accepted"]) if trace else 0)  # fmt: skip
+            n - 1 if steps else 0, steps.forwards if steps else 0)  # fmt: skip
 
 
 def tokens_per_s(t: Totals) -> Array:
@@ -103,7 +104,7 @@ def _unit_totals(arms: Sequence[Side], by_task: bool) -> list[Array]:
     """Per stratum [n_arms * n_totals, n_conversations]: all arms' totals of a conversation are one column."""
     strata: dict[str, dict[Conversation, Array]] = defaultdict(dict)
     # sorted: an interval must not depend on the order of the file
-    for key in sorted(set.intersection(*(set(a) for a in arms))):
+    for key in sorted(key for key in min(arms, key=len) if all(key in a for a in arms)):
         record = arms[0][key]
         units = strata[record["task"] if by_task else ""]
         summands = np.array([x for a in arms for x in totals(a[key])])
