@@ -21,9 +21,9 @@ OURS = "speedup_of_questions"
 def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a figure's cells as STEM.png; -> the files, none where nothing was measured.
 
-    numbers: those of `judged_table`, whose CSV stands beside it. A bar is our value with its 95 % interval, by the paper's formula:
-    a quotient of means over questions. A diamond is the paper's number, hollow where it is a transcription. A dotted line is the
-    paper's range, where our model stands in for several.
+    numbers: those of `judged_table`, whose CSV stands beside it. A bar is our value with its 95 % interval, by the paper's
+    formula (a quotient of means over questions). A diamond is the paper's number, hollow where it is a transcription. A dotted
+    line is the paper's range, where our model stands in for several.
     """
     here = numbers[numbers["method"].notna()]
     if here[OURS].notna().sum() == 0:
