@@ -24,7 +24,7 @@ from harness.common.names import SIX_TASKS
 from harness.forms.table import markdown
 from harness.ledger.ledger import read
 from harness.load.config import model_config, paper_models
-from harness.metrics.by_definition import WORDS
+from harness.metrics.by_definition import OTHER_TAUS, WORDS
 from harness.metrics.cells import mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.pairing import side_of
@@ -335,6 +335,11 @@ def test_cells_and_means_are_those_of_the_tables() -> None:
     assert mean.speedup.value == pytest.approx(by_hand.speedup) and mean.tau.value == pytest.approx(by_hand.tau)
     assert mean.speedup.ci95[0] < by_hand.speedup < mean.speedup.ci95[1]
     assert mean.tau.prompts == sum(s.prompts for s in summaries)
+    assert one.speedup_of_questions.value == pytest.approx(expected.official.speedup)
+    official = [s.official.speedup for s in summaries]
+    assert mean.speedup_of_questions.value == pytest.approx(sum(x for x in official if x) / len(official))
+    assert set(one.taus) == set(mean.taus) == set(OTHER_TAUS)
+    assert one.taus["pooled_from_0"] == pytest.approx(expected.official.tau)
     assert m("eagle2", published.MEAN, 1.0) is None  # only one task was measured there
     assert m("eagle2-no-both", "gsm8k", 0.0) is None
     # a task without a baseline leaves the mean of tau, and no mean of speeds
