@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from harness.common.names import SIX_TASKS, task_order
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, tau, tau_difference, tau_ratio
-from harness.metrics.groups import MEAN, Variant, by_setting, labels, shown_cells
-from harness.metrics.pairing import Setting, Side, setting_of, side_of, variant_of, without_loops
+from harness.metrics.groups import MEAN, by_setting, labels, shown_cells
+from harness.metrics.pairing import Setting, Side, without_loops
 
 FULL, COUNTERPARTS = "eagle2", ("eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank")
 
@@ -35,9 +36,7 @@ class Comparison:
 
 def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> list[Comparison]:
     """EAGLE-2 against EAGLE-1 at every preset of its own, and against each ablation at equal presets."""
-    groups: dict[tuple[Setting, Variant], list[Record]] = {}
-    for record in records:
-        groups.setdefault((setting_of(record), variant_of(record)), []).append(record)
+    arms = Arms.of(records)
     found: list[Comparison] = []
     for setting, cells in by_setting(shown_cells(summaries)):
         names = labels(cells)
@@ -46,8 +45,8 @@ def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> 
         for a in full:
             for b in others:
                 if b[0] == "eagle1" or a[1] == b[1]:
-                    arms = side_of(groups[setting, a]), side_of(groups[setting, b])
-                    found += _comparisons(setting, names[a], names[b], b[0], *arms)
+                    sides = arms.side(setting, a), arms.side(setting, b)
+                    found += _comparisons(setting, names[a], names[b], b[0], *sides)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 from harness.metrics.pairing import Side, one_environment, one_source, side_of
 from harness.paper import published
 
@@ -56,4 +57,4 @@ class ClaimArms:
 
 def _most_nodes(records: Iterable[Record]) -> int | None:
     """Draft nodes of the largest tree, root excluded. Trees are smaller where the context ends."""
-    return max((max(r["trace"]["tree_size"], default=0) for r in records if r["trace"]), default=None)
+    return max((steps.most_nodes for r in records if (steps := steps_of(r))), default=None)

@@ -265,7 +265,7 @@ def claims_table(folder: Path, *, strict: bool = False) -> Table:
 
 
 def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
-    records = read(folder, strict=strict)
+    records = read(folder, strict=strict, reduced=True)
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):

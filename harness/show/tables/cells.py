@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -142,12 +143,12 @@ _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s"
 
 def categories_table(records: Iterable[Record]) -> Table:
     """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
+    of_category: dict[str, list[Record]] = defaultdict(list)
     records = [r for r in records if r["task"] == "mt_bench"]
+    for r in records:
+        of_category[r["category"]].append(r)
     summaries = shown_cells(summarise(records))
-    by_category = {
-        category: shown_cells(summarise(r for r in records if r["category"] == category))
-        for category in sorted({r["category"] for r in records})
-    }
+    by_category = {category: shown_cells(summarise(own)) for category, own in sorted(of_category.items())}
     by_row = [cell_numbers(group).assign(category=category) for category, group in by_category.items()]
     sections = []
     for setting, whole in by_setting(summaries):
