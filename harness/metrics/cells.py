@@ -116,7 +116,7 @@ class CellSummary:
         return {**own, "speedup_ci95": ci95, "settings": dict(self.options), "records": records}
 
 
-def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSummary]:
+def summarise(records: Iterable[Record]) -> list[CellSummary]:
     """One summary a cell, in the order of tables: settings, then methods, presets and tasks."""
     records = list(records)
     base = side_of(r for r in records if r["method"] == VANILLA)
@@ -124,7 +124,7 @@ def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSumma
     for record in records:
         if not record["is_warmup"]:
             cells[setting_of(record), variant_of(record), record["task"], record["source"]].append(record)
-    return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
+    return sorted((_summary(cell, base) for cell in cells.values()), key=_cell_order)
 
 
 _SAME_IN_A_CELL = ("model", "target_sha", "target_id", "head_sha", "machine", "system", "task", "source", "method", "preset",
@@ -137,14 +137,14 @@ def _cell_order(s: CellSummary) -> tuple[Any, ...]:
     return (setting, method_order(s.method), preset_order(s.preset), s.variant, task_order(s.task), s.source)
 
 
-def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
+def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
     everything = side_of(cell)
     with_baseline = compared(everything, base)
     own = with_baseline or everything
     used = [own[key] for key in sorted(own)]  # sums must not depend on the order of the file
     first = cell[0]
-    speed = estimate([own, base], speed_ratio, rng_seed=rng_seed)
-    accept = estimate([own], tau, rng_seed=rng_seed)
+    speed = estimate([own, base], speed_ratio)
+    accept = estimate([own], tau)
     is_reference = first["method"] == VANILLA  # compared with itself, so the ratio is 1
     greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
     n_identical, n_compared = identical(own, base) if greedy else (None, None)
@@ -230,7 +230,7 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
 
 
 def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
-    """The six-task means of speedup and tau with intervals; prompts are drawn again within each task.
+    """The six-task means of speedup and tau with intervals.
 
     There is no speedup where a task has no baseline.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.ledger.record import Record
-from harness.metrics.bootstrap import MIN_UNITS, paired_bootstrap
-from harness.metrics.definitions import Interval, Totals, totals
+from harness.metrics.definitions import Totals, totals
+from harness.metrics.intervals import Interval, rate_interval
 from harness.metrics.pairing import Conversation, Side, conversation_of
 
 
@@ -28,11 +28,11 @@ class DepthRate:
         return self.n_accepted / self.n_reached
 
 
-def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False, rng_seed: int = 0) -> tuple[DepthRate, ...]:
+def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False) -> tuple[DepthRate, ...]:
     """P(accepted >= d | accepted >= d - 1) over forwards, up to the deepest token ever accepted.
 
-    A forward without a draft counts as one that accepted nothing. intervals: adds them (bootstrap over conversations), where at
-    least 5 conversations reached the depth.
+    A forward without a draft counts as one that accepted nothing. intervals: adds them where at least 5
+    conversations reached the depth.
     """
     accepted: dict[Conversation, list[int]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r["key"]):
@@ -44,9 +44,7 @@ def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False, r
 
     def rate_at(depth: int) -> DepthRate:
         n_reached, n_accepted = (int(n) for n in reaching[depth - 1 : depth + 1].sum(axis=1))
-        rng = np.random.default_rng(rng_seed)
-        has_interval = intervals and np.count_nonzero(reaching[depth - 1]) >= MIN_UNITS
-        ci95 = paired_bootstrap([reaching[depth - 1 : depth + 1]], lambda n: n[1] / n[0], rng) if has_interval else None
+        ci95 = rate_interval(*reaching[depth - 1 : depth + 1]) if intervals else None
         return DepthRate(depth, n_reached, n_accepted, ci95)
 
     return tuple(rate_at(depth) for depth in range(1, deepest + 1))

@@ -12,8 +12,8 @@ from harness.common.names import SIX_TASKS, VANILLA
 from harness.common.progress import Progress
 from harness.ledger import trees
 from harness.metrics import acceptance
-from harness.metrics.bootstrap import paired_bootstrap
-from harness.metrics.definitions import Estimate, Interval
+from harness.metrics.definitions import Estimate, estimated
+from harness.metrics.intervals import Interval
 from harness.paper.claim_arms import DYNAMIC, STATIC, ClaimArms
 from harness.paper.contrast import (
     NOT_JUDGED,
@@ -104,10 +104,8 @@ def _tree_row(
         columns = columns_of(of)
         if columns.shape[1] == 0:
             return UNSEEN
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(statistic(columns.sum(axis=1)))
-        ci95 = paired_bootstrap([columns], statistic, np.random.default_rng(0))
-        return Outcome(Estimate(value if np.isfinite(value) else None, ci95, columns.shape[1]), judged(ci95))
+        e = estimated([columns], statistic)
+        return Outcome(e, judged(e.ci95))
 
     both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
     return Row(claim, test, 0.0, on, *both, form)
