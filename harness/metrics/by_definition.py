@@ -14,8 +14,7 @@ import numpy as np
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
-from harness.metrics.definitions import Array, Estimate
-from harness.metrics.intervals import interval
+from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.pairing import Conversation, Side, conversation_of
 from harness.metrics.reference_formula import Booked, booked, per_question, text_tokens
 
@@ -90,12 +89,7 @@ def speedup_of_questions(own: Side, base: Side) -> Estimate:
     strata = [np.array([[fast[q], plain[q]] for q in sorted(fast, key=str)]).T for fast, plain in speeds.values()]
     if any(columns[1].sum() <= 0 for columns in strata):
         return Estimate(None, None, 0)
-    value = _mean([float(_ratio(columns.sum(axis=1))) for columns in strata])
-    return Estimate(value, interval(strata, _ratio), sum(columns.shape[1] for columns in strata))
-
-
-def _ratio(sums: Array) -> Array:
-    return sums[0] / sums[1]
+    return estimated(strata, lambda sums: sums[0] / sums[1])  # sums of the method's speeds and of vanilla's
 
 
 def _first_repeats(own: Side) -> list[Record]:
