@@ -9,7 +9,7 @@ from harness.common.names import SIX_TASKS, task_order
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary
-from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, tau, tau_difference, tau_ratio
+from harness.metrics.definitions import Estimate, Joined, speed_ratio, tau, tau_difference, tau_ratio
 from harness.metrics.groups import MEAN, by_setting, labels, shown_cells
 from harness.metrics.pairing import Setting, Side, without_loops
 
@@ -64,15 +64,16 @@ def _comparisons(setting: Setting, method: str, against: str, against_method: st
 def _comparison(
     setting: Setting, method: str, against: str, against_method: str, task: str, source: str, a: Side, b: Side
 ) -> Comparison:
-    both = [a, {key: b[key] for key in a}]
+    b = {key: b[key] for key in a}
     by_task = task == MEAN
-    loopless = without_loops(*both)
+    both, loopless = Joined([a, b], by_task=by_task), without_loops(a, b)
+    clean = Joined([loopless, b], by_task=by_task) if len(loopless) < len(a) else both
     return Comparison(
         setting, method, against, against_method, task, source,
-        tau=point(both[:1], tau, by_task=by_task),
-        tau_against=point(both[1:], tau, by_task=by_task),
-        tau_difference=estimate(both, tau_difference, by_task=by_task),
-        tau_difference_no_loop=estimate([loopless, b], tau_difference, by_task=by_task),
-        tau_ratio=estimate(both, tau_ratio, by_task=by_task),
-        speed_ratio=estimate(both, speed_ratio, by_task=by_task),
+        tau=both.point(lambda own, _: tau(own)),
+        tau_against=both.point(lambda _, other: tau(other)),
+        tau_difference=both.estimate(tau_difference),
+        tau_difference_no_loop=clean.estimate(tau_difference),
+        tau_ratio=both.estimate(tau_ratio),
+        speed_ratio=both.estimate(speed_ratio),
     )  # fmt: skip
