@@ -72,6 +72,10 @@ def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
     arms = arms_of(request.methods, request.preset, request.changes)
     untuned = []
     for more in request.beside:
+        if more.is_asked:
+            found = arms_of((more.method,), more.preset, more.changes)
+            arms += tuple(a for a in found if all((a.name, a.options) != (other.name, other.options) for other in arms))
+            continue
         try:
             arms_of((more.method,), "paper", request.changes)
         except UserError:  # nothing for it to draft with
