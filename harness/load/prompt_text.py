@@ -29,6 +29,8 @@ RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
     """The prompt that a dialogue gives, template and system prompt included."""
     system = chat.system_text(config.template, config.system)
+    if config.template in chat.PAPER_SYSTEM:
+        turns = chat.without_marks(turns, [str(mark) for mark in tokenizer.special_tokens_map.values()])
     if config.template == "plain":
         return "".join(text for _, text in turns)
     if config.template in chat.RENDERED_WITHOUT_BOS:

@@ -1,7 +1,7 @@
 """The paper's prompts under the real vocabularies, which npm has: their ids are those that the authors' code got.
 
-The digests are of the ids that transformers 4.36.2, the version that the authors pin, gives with `use_fast=False`, as their code
-calls it. They were made by running that version on the same folders and prompts.
+The digests are of the ids that transformers 4.36.2 and 4.46.2, which the authors pinned, give with `use_fast=False`, as their
+code calls it. They were made by running these versions on the same folders and prompts.
 """
 
 from __future__ import annotations

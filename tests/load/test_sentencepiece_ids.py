@@ -139,16 +139,28 @@ def test_vicunas_layout_runs_on_sentencepieces_ids_and_is_another_target(tmp_pat
     assert model.identity.tokenizer == tokenizer_sha(folder, "sentencepiece") != tokenizer_sha(folder)
 
 
-def test_a_literal_end_of_text_in_an_answer_is_the_token_as_it_was_for_the_authors(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(write_model(tmp_path, trained(), None))
-    said = chat.vicuna("", [("user", "One?"), ("assistant", "It ends with </s> here."), ("user", "Two?")])
-    assert tokenizer(said, add_special_tokens=False).input_ids.count(2) == 2
+@pytest.mark.parametrize(("family", "mark"), [("vicuna", "</s>"), ("llama2", "</s>"), ("llama3", "<|eot_id|>")])
+def test_an_answer_that_spells_a_special_token_out_goes_on_without_it_as_the_authors_did(
+    tmp_path: Path, family: str, mark: str
+) -> None:
+    model = loaded(make(tmp_path, family))
+
+    def ids(answer: str, question: str = "Two?") -> list[int]:
+        return model.encode(model.render([("user", "One?"), ("assistant", answer), ("user", question)]))
+
+    assert ids(f" It ends with{mark} here.{mark}") == ids("It ends with here.")
+    token = model.tokenizer.convert_tokens_to_ids(mark)
+    assert ids("It ends.", f"What is {mark} for?").count(token) == ids("It ends.").count(token) + 1  # questions stay as they are
 
 
 @pytest.mark.parametrize("family", ["vicuna", "llama2"])
 def test_a_tokenizer_json_that_differs_from_the_tokenizer_model_is_refused(tmp_path: Path, family: str) -> None:
     out = tmp_path / "out"
-    assert measured(out, VANILLA, with_model(tmp_path / "same", family))
+    same = with_model(tmp_path / "same", family)
+    assert measured(out, VANILLA, same)
+    if family == "llama2":  # transformers puts no space before a space; no prompt of the paper's begins with one
+        with pytest.raises(UserError, match="tiny-llama2: a prompt has other token ids"):
+            loaded(same).encode(" one")
     yaml = with_model(tmp_path / "other", family, reverse=True)
     refused(run(tmp_path / "none", VANILLA, yaml), "has other token ids than sentencepiece gives", "at place", "in place of")
     assert not (tmp_path / "none" / "records.jsonl").read_bytes()
