@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.ledger.record import Record
-from harness.metrics.bootstrap import paired_bootstrap
-from harness.metrics.definitions import Estimate
+from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.reference_formula import per_question, text_tokens
 
-Array = NDArray[np.float64]
 Questions = Mapping[str, Sequence[Record]]
 """Question id -> its turns in order."""
 
@@ -62,7 +59,7 @@ def figures(own: Questions, base: Questions | None) -> list[Row]:
     ratio("tokens/s, baseline's", base_speeds, one, base_counted)
     ratio("speed ratio, mean of questions", speeds, base_speeds, f"mean of per-question speeds; baseline: {base_counted}")
     totals = np.array([tokens, seconds, base_tokens, base_seconds])
-    rows.append(("speed ratio, totals", _bootstrap(totals, lambda s: s[0] / s[1] / (s[2] / s[3])),
+    rows.append(("speed ratio, totals", estimated([totals], lambda s: s[0] / s[1] / (s[2] / s[3])),
                  f"all tokens / all seconds; baseline: {base_counted}"))  # fmt: skip
     if any(r["n_text_tokens"] is None for q in base for r in base[q]):
         none("official formula", "counts the baseline's text tokenised again, minus one: needs --tokenizer")
@@ -113,13 +110,4 @@ def _speeds(questions: Questions, tokens: Sequence[float]) -> list[float]:
 
 
 def _estimate(above: Sequence[float], below: Sequence[float]) -> Estimate:
-    return _bootstrap(np.array([above, below], dtype=float), lambda s: s[0] / s[1])
-
-
-def _bootstrap(columns: Array, statistic: Callable[[Array], Array]) -> Estimate:
-    """columns: [n_columns, n_questions]; the question is the unit that is drawn again."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(columns.sum(axis=1)))
-    if not np.isfinite(value):
-        return Estimate(None, None, columns.shape[1])
-    return Estimate(value, paired_bootstrap([columns], statistic, np.random.default_rng(0)), columns.shape[1])
+    return estimated([np.array([above, below], dtype=float)], lambda s: s[0] / s[1])

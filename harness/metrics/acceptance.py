@@ -26,8 +26,8 @@ counted before an output is cut at a stop id or at the budget. A *query* is a co
   fit            mean_gap    the same unweighted, over the bins that hold a node: most nodes are in the first bin
   ============== =========== =============================================================================================
 
-- `value`: accepted / n; of a `fit` what `at` names. `value_low`, `value_high`: its 95 % interval over queries (of a fit by
-  bootstrap, of a rate a t interval of the ratio); empty under 5 queries.
+- `value`: accepted / n; of a `fit` what `at` names. `value_low`, `value_high`: its 95 % interval over queries (jackknife; of
+  the two errors see `fits`); empty under 5 queries.
 - `mean_confidence`: over the n. For `depth` it is the sum over all children: what the draft expected of the depth.
 - `queries`: those with n > 0. `variance`: of their rates. `chance_variance`: what chance alone would make it, if every query had
   the same rate. `forwards`: all forwards of these outputs. `generations`: outputs with trees.
@@ -38,21 +38,22 @@ confidence forecasts nothing. Such drafts have `depth` and `n_alpha` only, witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 import methods
-from harness.common.names import VANILLA, method_order, preset_order, task_order
+from harness.common.names import method_order, preset_order, task_order
 from harness.ledger.record import Record
 from harness.ledger.trees import Drafts, Ints
-from harness.metrics.bootstrap import MIN_UNITS, paired_bootstrap
-from harness.metrics.pairing import conversation_of, measured, setting_of, side_of, variant_of, without_loops
+from harness.metrics.arms import Arms
+from harness.metrics.definitions import estimated
+from harness.metrics.intervals import Interval, Spread, jackknife, rate_interval
+from harness.metrics.pairing import Setting, Variant, conversation_of, measured, side_of, without_loops
 
 N_BINS = 20  # of 0.05: the paper's Figure 6 tells of under 0.05 and over 0.95
 POSITIONS = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -111,15 +112,34 @@ def nodes(drafts: Drafts) -> Nodes:
     return Nodes(place, above, depth, rank, position[place], confidence, taken[place], tried)
 
 
-def sums(drafts: Drafts) -> pd.DataFrame:
-    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """A generation's trees reduced to rows of `kind` (an index of `KINDS`) and `at`, with `columns` [SUMS, rows].
 
     squares: of confidence; products: of confidence and accepted.
     """
+
+    kinds: NDArray[np.int8]
+    at: NDArray[np.int32]
+    columns: Array
+    forwards: int
+    is_chain: bool
+
+
+def counted(drafts: Iterable[Drafts]) -> dict[str, Counts]:
+    """Each generation's counts by its key. Of trees that are read one by one nothing else stays in memory."""
+    return {d.key: sums(d) for d in drafts}
+
+
+KINDS = ("calibration", "depth", "n_alpha", "position", "position_given", "rank")
+
+
+def sums(drafts: Drafts) -> Counts:
+    """A generation's counts."""
     all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
     tried = all_nodes.tried
     confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
-    kinds: list[str] = []
+    kinds: list[int] = []
     places: list[NDArray[Any]] = []
     columns: list[list[NDArray[Any]]] = []
 
@@ -128,7 +148,7 @@ def sums(drafts: Drafts) -> pd.DataFrame:
             return
         counted = [np.bincount(at, x) for x in (np.ones(len(at)), accepted, c, c * c, c * accepted)]
         held = np.flatnonzero(counted[0])
-        kinds.extend([kind] * len(held))
+        kinds.extend([KINDS.index(kind)] * len(held))
         places.append(held)
         columns.append([x[held] for x in counted])
 
@@ -137,7 +157,8 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     depth = all_nodes.depth[tried][first]
     taken, expected = (np.bincount(all_nodes.above[tried], x[tried])[steps] for x in (all_nodes.accepted, confidence))
     count("depth", depth, taken, expected)
-    if drafts.confidence is not None and drafts.is_chain:
+    is_chain = drafts.is_chain
+    if drafts.confidence is not None and is_chain:
         count("n_alpha", depth - 1, taken, expected)
     if not drafts.sampled:
         for kind, at, counted in (
@@ -149,10 +170,15 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     if expects:
         bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
         count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
-    if not kinds:
-        return pd.DataFrame(columns=["kind", "at", *SUMS])
-    by_name = {name: np.concatenate([own[i] for own in columns]) for i, name in enumerate(SUMS)}
-    return pd.DataFrame({"kind": kinds, "at": np.concatenate(places)} | by_name)  # one frame: thousands are made
+    rows = np.concatenate([np.array(own, float) for own in columns], axis=1) if columns else np.empty((len(SUMS), 0))
+    at = np.concatenate(places).astype(np.int32) if places else np.empty(0, np.int32)
+    return Counts(np.array(kinds, np.int8), at, rows, len(drafts.sizes), is_chain)
+
+
+def frame_of(parts: Sequence[Counts]) -> pd.DataFrame:
+    """The rows of some generations, one after another: `kind`, `at` and `SUMS`."""
+    kinds, at, columns = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("kinds", "at", "columns"))
+    return pd.DataFrame({"kind": np.array(KINDS)[kinds], "at": at} | dict(zip(SUMS, columns, strict=True)))
 
 
 def slope(s: Array) -> Array:
@@ -161,18 +187,65 @@ def slope(s: Array) -> Array:
     return (n * cy - c * y) / (n * cc - c * c)
 
 
-def ece(s: Array) -> Array:
-    """s: [bins, 5, ...] -> expected calibration error: each bin's |rate - mean confidence|, weighted by its nodes."""
-    return np.abs(s[:, 1] - s[:, 2]).sum(axis=0) / s[:, 0].sum(axis=0)
+def ece(gaps: Array, n: Array) -> Array:
+    """Expected calibration error: each bin's |rate - mean confidence|, weighted by its nodes.
+
+    gaps: [bins, ...], each bin's |sum of accepted - sum of confidence|; n: its nodes.
+    """
+    return gaps.sum(axis=0) / n.sum(axis=0)
 
 
-def mean_gap(s: Array) -> Array:
-    """s: [bins, 5, ...] -> each bin's |rate - mean confidence|, with equal weight for each bin that holds a node."""
-    held = s[:, 0] > 0
-    return (np.abs(s[:, 1] - s[:, 2]) / np.where(held, s[:, 0], 1.0) * held).sum(axis=0) / held.sum(axis=0)
+def mean_gap(gaps: Array, n: Array) -> Array:
+    """The same with equal weight for each bin that holds a node."""
+    held = n > 0
+    return (gaps / np.where(held, n, 1.0) * held).sum(axis=0) / held.sum(axis=0)
 
 
-FITS: dict[str, Callable[[Array], Array]] = {"slope": slope, "ece": ece, "mean_gap": mean_gap}
+ERRORS: dict[str, Callable[[Array, Array], Array]] = {"ece": ece, "mean_gap": mean_gap}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A figure of the reliability diagram. `low` tells how far below it the truth may lie, `high` how far above; None for both
+    under 5 queries."""
+
+    value: float | None
+    low: Spread | None
+    high: Spread | None
+    least: float = -np.inf
+
+    @property
+    def ci95(self) -> Interval | None:
+        return (max(self.least, self.low.interval()[0]), self.high.interval()[1]) if self.low and self.high else None
+
+
+def fits(binned: Array) -> dict[str, Fit]:
+    """binned: [bins, SUMS, queries] -> `slope`, `ece` and `mean_gap` with how well they are known over queries.
+
+    Noise never lowers a sum of |gaps|: near 0 it lies well above the truth, and a jackknife's interval covers 82 to 90 %. So its
+    ends come from two estimates. The sum itself is too high on average. The sum of gaps that take their sign from the other
+    queries is too low on average: noise cancels in it. Between their ends the interval covers 94 % and more.
+    """
+
+    def slope_of(sums: Array) -> Array:
+        return slope(sums.reshape(N_BINS, len(SUMS), *sums.shape[1:]))
+
+    e = estimated([binned.reshape(-1, binned.shape[2])], slope_of)
+    found = {"slope": Fit(e.value, e.spread, e.spread)}
+    n, gaps = binned[:, 0], binned[:, 1] - binned[:, 2]
+    by_others = np.sign(gaps.sum(axis=1, keepdims=True) - gaps) * gaps
+    for name, error in ERRORS.items():
+
+        def signed(sums: Array, error: Callable[[Array, Array], Array] = error) -> Array:
+            return error(*np.split(sums, 2))
+
+        def whole(sums: Array, error: Callable[[Array, Array], Array] = error) -> Array:
+            return error(np.abs(sums[:N_BINS]), sums[N_BINS:])
+
+        e, low = estimated([np.concatenate([gaps, n])], whole), jackknife([np.concatenate([by_others, n])], signed)
+        high = replace(e.spread, centre=e.value) if e.spread and e.value is not None else None
+        found[name] = Fit(e.value, low, high, least=0.0)
+    return found
 
 
 ArmSums = tuple[dict[str, Any], pd.DataFrame]  # what names a setting and method, and the sums of its generations
@@ -196,31 +269,34 @@ def acceptance_numbers(drafted: Iterable[ArmSums]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
-    """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees.
+def drafting_arms(records: Iterable[Record], counts: Mapping[str, Counts]) -> list[tuple[Setting, Variant]]:
+    """The settings and methods that have generations with trees, in the order of tables."""
+    found = ((setting, variant) for setting, variants in Arms.of(records).settings.items() for variant, own in variants.items()
+             if any(r["key"] in counts for r in measured(own)))  # fmt: skip
+    return sorted(found, key=lambda k: (astuple(k[0]), method_order(k[1][0]), preset_order(k[1][1]), k[1]))
+
+
+def by_arm(records: Iterable[Record], counts: Mapping[str, Counts]) -> Iterator[ArmSums]:
+    """For each setting and method (preset, options, head): what names it, and the counts of all its generations with trees.
 
     The rows also have the generation's key, task, source, query, forwards and whether it looped.
     """
-    records = measured(records)  # trees are kept before their record, so a generation that failed later may have them
-    arms: dict[Any, list[Record]] = {}
-    for r in records:
-        if r["key"] in drafts:
-            arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
-    for setting, variant in sorted(arms, key=lambda k: (astuple(k[0]), method_order(k[1][0]), preset_order(k[1][1]), k[1])):
-        own = side_of(arms[setting, variant])
-        base = side_of(r for r in records if r["method"] == VANILLA and setting_of(r) == setting)
-        clean = {r["key"] for r in without_loops(own, base).values()}
-        parts = []
-        for r in own.values():
-            d = drafts[r["key"]]
-            about: dict[str, Any] = {"key": r["key"], "task": r["task"], "source": r["source"]}
-            about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
-            parts.append(sums(d).assign(**about))
-        group = pd.concat(parts, ignore_index=True)
+    arms = Arms.of(records)
+    for setting, variant in drafting_arms(arms, counts):
+        # trees are kept before their record, so a generation that failed later may have them
+        own = side_of(r for r in arms.settings[setting][variant] if r["key"] in counts)
+        clean = {r["key"] for r in without_loops(own, arms.base(setting)).values()}
+        about = pd.DataFrame(
+            [{"key": r["key"], "task": r["task"], "source": r["source"], "query": "\x1f".join(conversation_of(r)),
+              "looped": r["key"] not in clean, "forwards": counts[r["key"]].forwards} for r in own.values()]
+        )  # fmt: skip
+        parts = [counts[r["key"]] for r in own.values()]
+        of_generation = about.iloc[np.repeat(np.arange(len(parts)), [len(p.at) for p in parts])].reset_index(drop=True)
+        group = pd.concat([frame_of(parts), of_generation], axis=1)
         of_head = (
             methods.drafter_of(variant[0]) == methods.EAGLE
         )  # n-alpha counts the head's own features; other drafters have none
-        if len(group) and not (of_head and all(drafts[r["key"]].is_chain for r in own.values())):
+        if not (of_head and all(p.is_chain for p in parts)):
             group = group[group["kind"] != "n_alpha"]
         named = asdict(setting) | dict(zip(ARM, variant, strict=True))
         if len(group):
@@ -257,26 +333,17 @@ def rates_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def fits_of(calibration: pd.DataFrame, rng_seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Slope and errors of the reliability diagram with bootstrap intervals over queries."""
+def fits_of(calibration: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Slope and errors of the reliability diagram with intervals over queries."""
     if calibration.empty:
         return
     binned = fit_sums(calibration)
-    n_queries = binned.shape[2]
-    totals = binned.sum(axis=2)
-    for name, fit in FITS.items():
-
-        def statistic(s: Array, fit: Callable[[Array], Array] = fit) -> Array:
-            return fit(s.reshape(N_BINS, len(SUMS), *s.shape[1:]))
-
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(fit(totals))
-        columns = binned.reshape(-1, n_queries)
-        low, high = paired_bootstrap([columns], statistic, np.random.default_rng(rng_seed)) or (None, None)
+    n, accepted, confidence = binned[:, :3].sum(axis=(0, 2))
+    for name, fit in fits(binned).items():
+        low, high = fit.ci95 or (None, None)
         yield {
-            "kind": "fit", "at": name, "low": None, "high": None, "n": int(totals[:, 0].sum()),
-            "accepted": int(totals[:, 1].sum()), "value": value if np.isfinite(value) else None, "value_low": low,
-            "value_high": high, "mean_confidence": float(totals[:, 2].sum() / totals[:, 0].sum()), "queries": n_queries,
+            "kind": "fit", "at": name, "low": None, "high": None, "n": int(n), "accepted": int(accepted), "value": fit.value,
+            "value_low": low, "value_high": high, "mean_confidence": float(confidence / n), "queries": binned.shape[2],
             "variance": None, "chance_variance": None,
         }  # fmt: skip
 
@@ -289,19 +356,3 @@ def fit_sums(calibration: pd.DataFrame) -> Array:
     for i, name in enumerate(SUMS):
         np.add.at(binned[:, i], (at, query), calibration[name].to_numpy())
     return binned
-
-
-def rate_interval(n: Array, accepted: Array, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The t interval of sum(accepted) / sum(n) over units [queries], linearised.
-
-    None under 5 units, or where no unit differs from the whole.
-    """
-    units = len(n)
-    if units < MIN_UNITS:
-        return None
-    rate = float(accepted.sum() / n.sum())
-    spread = float(np.sqrt(np.sum((accepted - rate * n) ** 2) * units / (units - 1)) / n.sum())
-    if spread == 0:
-        return None
-    half = spread * float(stdtrit(units - 1, 0.5 + confidence / 2))
-    return max(0.0, rate - half), min(1.0, rate + half)

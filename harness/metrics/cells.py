@@ -11,8 +11,9 @@ import numpy as np
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.clocks import was_shared
-from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
+from harness.metrics.definitions import Estimate, Interval, Joined, decode_speed_ratio, point, speed_ratio, tau, tokens_per_s
 from harness.metrics.pairing import (
     Conversation,
     Setting,
@@ -21,7 +22,6 @@ from harness.metrics.pairing import (
     compared,
     conversation_of,
     field,
-    setting_of,
     side_of,
     variant_of,
     without_loops,
@@ -116,15 +116,17 @@ class CellSummary:
         return {**own, "speedup_ci95": ci95, "settings": dict(self.options), "records": records}
 
 
-def summarise(records: Iterable[Record], *, rng_seed: int = 0) -> list[CellSummary]:
+def summarise(records: Iterable[Record]) -> list[CellSummary]:
     """One summary a cell, in the order of tables: settings, then methods, presets and tasks."""
-    records = list(records)
-    base = side_of(r for r in records if r["method"] == VANILLA)
-    cells: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        if not record["is_warmup"]:
-            cells[setting_of(record), variant_of(record), record["task"], record["source"]].append(record)
-    return sorted((_summary(cell, base, rng_seed) for cell in cells.values()), key=_cell_order)
+    arms = Arms.of(records)
+    cells: list[list[Record]] = []
+    for arm in (own for variants in arms.settings.values() for own in variants.values()):
+        by_task: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in arm:
+            if not record["is_warmup"]:
+                by_task[record["task"], record["source"]].append(record)
+        cells += by_task.values()
+    return sorted((_summary(cell, arms.baseline) for cell in cells), key=_cell_order)
 
 
 _SAME_IN_A_CELL = ("model", "target_sha", "target_id", "head_sha", "machine", "system", "task", "source", "method", "preset",
@@ -137,14 +139,15 @@ def _cell_order(s: CellSummary) -> tuple[Any, ...]:
     return (setting, method_order(s.method), preset_order(s.preset), s.variant, task_order(s.task), s.source)
 
 
-def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
+def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
     everything = side_of(cell)
     with_baseline = compared(everything, base)
     own = with_baseline or everything
     used = [own[key] for key in sorted(own)]  # sums must not depend on the order of the file
     first = cell[0]
-    speed = estimate([own, base], speed_ratio, rng_seed=rng_seed)
-    accept = estimate([own], tau, rng_seed=rng_seed)
+    alone, with_base = Joined([own]), Joined([own, base])
+    speed, accept = with_base.estimate(speed_ratio), alone.estimate(tau)
+    loopless = without_loops(own, base)
     is_reference = first["method"] == VANILLA  # compared with itself, so the ratio is 1
     greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
     n_identical, n_compared = identical(own, base) if greedy else (None, None)
@@ -156,14 +159,14 @@ def _summary(cell: Sequence[Record], base: Side, rng_seed: int) -> CellSummary:
         prompts=len({conversation_of(r) for r in used}),
         new_tokens=sum(len(r["token_ids"]) for r in used),
         seconds=seconds or None,
-        tokens_per_s=point([own], tokens_per_s),
-        baseline_tokens_per_s=point([with_baseline, base], lambda _, b: tokens_per_s(b)),
+        tokens_per_s=alone.point(tokens_per_s),
+        baseline_tokens_per_s=with_base.point(lambda _, b: tokens_per_s(b)) if with_baseline else None,
         speedup=speed.value if with_baseline else None,
         speedup_ci95=speed.ci95 if with_baseline and not is_reference else None,
-        decode_speedup=point([with_baseline, base], decode_speed_ratio),
+        decode_speedup=with_base.point(decode_speed_ratio) if with_baseline else None,
         tau=accept.value,
         tau_ci95=accept.ci95 if not is_reference else None,
-        tau_no_loop=point([without_loops(own, base)], tau),
+        tau_no_loop=point([loopless], tau) if len(loopless) < len(own) else accept.value,
         identical=n_identical,
         n_compared=n_compared,
         looped=sum(r["looped"] for r in used) / len(used) if used else None,
@@ -230,7 +233,7 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
 
 
 def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
-    """The six-task means of speedup and tau with intervals; prompts are drawn again within each task.
+    """The six-task means of speedup and tau with intervals.
 
     There is no speedup where a task has no baseline.
     """
@@ -241,5 +244,5 @@ def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
     if not used:
         return Estimate(None, None, 0), Estimate(None, None, 0)
     has_baseline = used.keys() <= base.keys()
-    speed = estimate([used, base], speed_ratio, by_task=True) if has_baseline else Estimate(None, None, 0)
-    return speed, estimate([used], tau, by_task=True)
+    speed = Joined([used, base], by_task=True).estimate(speed_ratio) if has_baseline else Estimate(None, None, 0)
+    return speed, Joined([used], by_task=True).estimate(tau)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from harness.common.names import SIX_TASKS, task_order
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary
-from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, tau, tau_difference, tau_ratio
-from harness.metrics.groups import MEAN, Variant, by_setting, labels, shown_cells
-from harness.metrics.pairing import Setting, Side, setting_of, side_of, variant_of, without_loops
+from harness.metrics.definitions import Estimate, Joined, speed_ratio, tau, tau_difference, tau_ratio
+from harness.metrics.groups import MEAN, by_setting, labels, shown_cells
+from harness.metrics.pairing import Setting, Side, without_loops
 
 FULL, COUNTERPARTS = "eagle2", ("eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank")
 
@@ -35,9 +36,7 @@ class Comparison:
 
 def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> list[Comparison]:
     """EAGLE-2 against EAGLE-1 at every preset of its own, and against each ablation at equal presets."""
-    groups: dict[tuple[Setting, Variant], list[Record]] = {}
-    for record in records:
-        groups.setdefault((setting_of(record), variant_of(record)), []).append(record)
+    arms = Arms.of(records)
     found: list[Comparison] = []
     for setting, cells in by_setting(shown_cells(summaries)):
         names = labels(cells)
@@ -46,8 +45,8 @@ def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> 
         for a in full:
             for b in others:
                 if b[0] == "eagle1" or a[1] == b[1]:
-                    arms = side_of(groups[setting, a]), side_of(groups[setting, b])
-                    found += _comparisons(setting, names[a], names[b], b[0], *arms)
+                    sides = arms.side(setting, a), arms.side(setting, b)
+                    found += _comparisons(setting, names[a], names[b], b[0], *sides)
     return found
 
 
@@ -65,15 +64,16 @@ def _comparisons(setting: Setting, method: str, against: str, against_method: st
 def _comparison(
     setting: Setting, method: str, against: str, against_method: str, task: str, source: str, a: Side, b: Side
 ) -> Comparison:
-    both = [a, {key: b[key] for key in a}]
+    b = {key: b[key] for key in a}
     by_task = task == MEAN
-    loopless = without_loops(*both)
+    both, loopless = Joined([a, b], by_task=by_task), without_loops(a, b)
+    clean = Joined([loopless, b], by_task=by_task) if len(loopless) < len(a) else both
     return Comparison(
         setting, method, against, against_method, task, source,
-        tau=point(both[:1], tau, by_task=by_task),
-        tau_against=point(both[1:], tau, by_task=by_task),
-        tau_difference=estimate(both, tau_difference, by_task=by_task),
-        tau_difference_no_loop=estimate([loopless, b], tau_difference, by_task=by_task),
-        tau_ratio=estimate(both, tau_ratio, by_task=by_task),
-        speed_ratio=estimate(both, speed_ratio, by_task=by_task),
+        tau=both.point(lambda own, _: tau(own)),
+        tau_against=both.point(lambda _, other: tau(other)),
+        tau_difference=both.estimate(tau_difference),
+        tau_difference_no_loop=clean.estimate(tau_difference),
+        tau_ratio=both.estimate(tau_ratio),
+        speed_ratio=both.estimate(speed_ratio),
     )  # fmt: skip

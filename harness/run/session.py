@@ -131,8 +131,9 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
     with session(config, requests[0], specs) as runners:
         n_failed = measure(runners)
         cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
+        recorded = runners[0].ledger.records
     wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
-    records = [r for r in read(requests[0].out, quiet=True) if (r["cell"], r["sample_id"]) in wanted]
+    records = [r for r in recorded if (r["cell"], r["sample_id"]) in wanted]
     return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
 
 
@@ -206,9 +207,10 @@ def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | N
 def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:
     """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
-        known = [r for r in read(folder, quiet=True) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
+        records = read(folder, quiet=True, reduced=True)
     except UserError:
         return {}
+    known = [r for r in records if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     for r in known:

@@ -16,7 +16,6 @@ from make_ledger import FOLDER, METHODS
 from harness.common.names import SIX_TASKS
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
-from harness.metrics.bootstrap import paired_bootstrap
 from harness.metrics.cells import six_task_mean, summarise
 from harness.metrics.definitions import paired, speed_ratio, tau_difference, tau_ratio
 from harness.metrics.divergences import divergences, first_divergence
@@ -358,69 +357,3 @@ def test_divergences_name_position_tokens_and_the_end_of_a_shorter_output() -> N
     records += [measured("vanilla", 3, [0], temperature=1.0), measured("eagle2", 3, [4], temperature=1.0)]
     found = [(d.sample_id, d.position, d.vanilla_token, d.token) for d in divergences(records)]
     assert found == [("0", 4, None, 4), ("1", 2, 2, 9), ("2", 2, 2, None)]
-
-
-# ---- the bootstrap --------------------------------------------------------------------------------------------------
-
-
-def ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[0] / sums[1]
-
-
-def simulated(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Units like prompts: uneven sizes, and a ratio that varies by 30 %; the ratio of totals is 2 in the limit. [2, n]"""
-    size = rng.lognormal(0, 0.4, n)
-    return np.array([2 * size * rng.lognormal(-(0.3**2) / 2, 0.3, n), size])
-
-
-@pytest.mark.parametrize(("n", "at_least"), [(10, 0.89), (30, 0.91)])
-def test_intervals_cover_the_true_ratio_about_as_often_as_they_say(n: int, at_least: float) -> None:
-    rng = np.random.default_rng(0)
-    ends = [paired_bootstrap([simulated(n, rng)], ratio, rng, n_resamples=500) for _ in range(300)]
-    assert at_least <= np.mean([low <= 2 <= high for low, high in filter(None, ends)]) <= 0.98
-
-
-def test_intervals_of_a_mean_over_strata_cover_too() -> None:
-    rng = np.random.default_rng(1)
-    ends = [
-        paired_bootstrap([simulated(n, rng) for n in (8, 15, 30)], lambda a, b, c: (ratio(a) + ratio(b) + ratio(c)) / 3, rng)
-        for _ in range(250)
-    ]
-    assert 0.90 <= np.mean([low <= 2 <= high for low, high in filter(None, ends)]) <= 0.98
-
-
-def test_the_interval_is_scipys_bca() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    sample = simulated(40, np.random.default_rng(2))
-    ours = paired_bootstrap([sample], ratio, np.random.default_rng(3), n_resamples=40_000, widen=False)
-    theirs = stats.bootstrap(tuple(sample), lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, vectorized=True,
-                             n_resamples=40_000, rng=np.random.default_rng(4), method="BCa")  # fmt: skip
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02 * width)
-
-
-def test_the_correction_for_few_units_widens_and_fades_with_more() -> None:
-    def growth(n: int) -> float:
-        sample = simulated(n, np.random.default_rng(2))
-        wide, plain = (paired_bootstrap([sample], ratio, np.random.default_rng(3), n_resamples=20_000, widen=w)
-                       for w in (True, False))  # fmt: skip
-        assert wide and plain
-        return (wide[1] - wide[0]) / (plain[1] - plain[0])
-
-    assert growth(6) > 1.15 > growth(40) > 1.0
-
-
-def test_a_seed_gives_the_same_interval_again() -> None:
-    sample = simulated(10, np.random.default_rng(2))
-    one, two, other = (paired_bootstrap([sample], ratio, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert one == two != other
-
-
-@pytest.mark.parametrize("n", [0, 1, 4])
-def test_too_few_units_give_no_interval(n: int) -> None:
-    assert paired_bootstrap([np.ones((2, n))], ratio, np.random.default_rng(0)) is None
-    assert paired_bootstrap([np.ones((2, 9)), np.ones((2, n))], lambda a, b: ratio(a), np.random.default_rng(0)) is None
-
-
-def test_units_without_a_value_give_no_interval() -> None:
-    assert paired_bootstrap([np.array([[1.0] * 6, [0.0] * 6])], ratio, np.random.default_rng(0)) is None

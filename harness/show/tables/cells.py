@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -140,14 +141,14 @@ _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s"
                 "n_elsewhere", "is_shared", "n_incomplete")  # fmt: skip
 
 
-def categories_table(records: Iterable[Record]) -> Table:
+def categories_table(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
     """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
-    records = [r for r in records if r["task"] == "mt_bench"]
-    summaries = shown_cells(summarise(records))
-    by_category = {
-        category: shown_cells(summarise(r for r in records if r["category"] == category))
-        for category in sorted({r["category"] for r in records})
-    }
+    of_category: dict[str, list[Record]] = defaultdict(list)
+    for r in records:
+        if r["task"] == "mt_bench":
+            of_category[r["category"]].append(r)
+    summaries = shown_cells(s for s in summaries if s.task == "mt_bench")
+    by_category = {category: shown_cells(summarise(own)) for category, own in sorted(of_category.items())}
     by_row = [cell_numbers(group).assign(category=category) for category, group in by_category.items()]
     sections = []
     for setting, whole in by_setting(summaries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -22,7 +23,7 @@ from harness.metrics.groups import (
     notes_of,
     shown_cells,
 )
-from harness.metrics.pairing import setting_of
+from harness.metrics.pairing import Setting, setting_of
 from harness.show.tables.cell_text import estimated_text
 
 _PAIRED_NOTE = one_line("""
@@ -39,12 +40,12 @@ def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) ->
     that is not the paper's. Differences are EAGLE-2's value less the other's.
     """
     summaries = shown_cells(summaries)
-    sections = []
     found = comparisons(records, summaries)
-    for setting, group in by_setting(summaries):
-        rows = [_comparison_row(c) for c in found if c.setting == setting]
-        if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
+    for c in found:
+        rows[c.setting].append(_comparison_row(c))
+    sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
+                for setting, group in by_setting(summaries) if setting in rows]  # fmt: skip
     return Table("paired", tuple(sections), (_PAIRED_NOTE, *notes_of(summaries)), _paired_numbers(found))
 
 
@@ -64,12 +65,13 @@ def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
 def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
     """Where greedy outputs leave vanilla's: one line for each first difference."""
     found = divergences(records)
-    settings = {r["key"]: setting_of(r) for r in records}
-    sections = []
-    for setting, group in by_setting(shown_cells(summaries)):
-        rows = [_divergence_row(d) for d in found if settings[d.key] == setting]
-        if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    keys = {d.key for d in found}
+    settings = {r["key"]: setting_of(r) for r in records if r["key"] in keys}
+    rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
+    for d in found:
+        rows[settings[d.key]].append(_divergence_row(d))
+    sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
+                for setting, group in by_setting(shown_cells(summaries)) if setting in rows]  # fmt: skip
     numbers = [{**asdict(settings[d.key]), **asdict(d)} for d in found]
     notes = (_DIVERGENCES_NOTE, *(notes_of(summaries) if found else ["There are none in these records."]))
     return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))

@@ -35,7 +35,7 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
         UserError: a folder without records, or with one method under several options, weights or machines; two folders without a
             cell in common, and why; or `strict` and a line that cannot be read.
     """
-    records_a, records_b = read(folder_a, strict=strict), read(folder_b, strict=strict)
+    records_a, records_b = (read(folder, strict=strict, reduced=True) for folder in (folder_a, folder_b))
     cells_a, cells_b = _cells_of(records_a, folder_a), _cells_of(records_b, folder_b)
     both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
     sides = _differences(cells_a, cells_b), _one_sided(cells_a, cells_b)
