@@ -157,7 +157,7 @@ def measure(runners: Sequence[Runner]) -> int:
     with interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
         for run, m in zip(runners, missing, strict=True):
-            run.check_lengths()
+            run.check_prompts()
             rates = run.warm_up() if any(m.values()) else {}
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
