@@ -156,7 +156,7 @@ def _quickly_read(line: bytes) -> dict[str, Any] | None:
         record = from_json(line, allow_inf_nan=False, cache_strings="keys")
     except ValueError:
         return None
-    if type(record) is not dict or any(odd in line for odd in (b" :", b"\t:", b"\r:", b'\\\\":')):
+    if type(record) is not dict or b" :" in line or b"\t:" in line or b"\r:" in line or b'\\\\":' in line:
         return None
     return record if _n_names(record) == line.count(b'":') - line.count(b'\\":') else None
 

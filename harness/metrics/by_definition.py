@@ -14,8 +14,7 @@ import numpy as np
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
-from harness.metrics.bootstrap import paired_bootstrap
-from harness.metrics.definitions import Array, Estimate
+from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.pairing import Conversation, Side, conversation_of
 from harness.metrics.reference_formula import Booked, booked, per_question, text_tokens
 
@@ -71,11 +70,10 @@ def taus_of(own: Side) -> dict[str, float]:
     return {name: _mean([one[name] for one in found]) for name in (found[0] if found else {})}
 
 
-def speedup_of_questions(own: Side, base: Side, rng_seed: int = 0) -> Estimate:
+def speedup_of_questions(own: Side, base: Side) -> Estimate:
     """The mean over questions of the method's tokens a second / vanilla's, tokens counted as the reference does.
 
-    Of several tasks the unweighted mean, with questions drawn again within each. No value where a baseline or a trace is lacking,
-    or where vanilla's text is empty.
+    Of several tasks the unweighted mean. No value where a baseline or a trace is lacking, or where vanilla's text is empty.
     """
     records = _first_repeats(own)
     pairs = [(r, booked(r), base.get(key)) for key, r in own.items() if r["repeat"] == 0]
@@ -91,15 +89,7 @@ def speedup_of_questions(own: Side, base: Side, rng_seed: int = 0) -> Estimate:
     strata = [np.array([[fast[q], plain[q]] for q in sorted(fast, key=str)]).T for fast, plain in speeds.values()]
     if any(columns[1].sum() <= 0 for columns in strata):
         return Estimate(None, None, 0)
-    value = float(_mean_ratio(*(columns.sum(axis=1) for columns in strata)))
-    ci95 = paired_bootstrap(strata, _mean_ratio, np.random.default_rng(rng_seed))
-    return Estimate(value, ci95, sum(columns.shape[1] for columns in strata))
-
-
-def _mean_ratio(*sums: Array) -> Array:
-    """The mean over strata of [fast, plain] sums: fast / plain."""
-    ratios = [one[0] / one[1] for one in sums]
-    return sum(ratios[1:], start=ratios[0]) / len(ratios)
+    return estimated(strata, lambda sums: sums[0] / sums[1])  # sums of the method's speeds and of vanilla's
 
 
 def _first_repeats(own: Side) -> list[Record]:

@@ -79,9 +79,25 @@ class Estimate:
     spread: Spread | None = None  # what the interval was made of
 
 
+class Joined:
+    """Arms on the prompts that all of them have, summed once for all statistics of them. A statistic takes a `Totals` an arm.
+
+    by_task: a value is the unweighted mean over tasks of each task's value; else all prompts are pooled.
+    """
+
+    def __init__(self, arms: Sequence[Side], *, by_task: bool = False) -> None:
+        self._strata, self._n_arms = _unit_totals(arms, by_task), len(arms)
+
+    def point(self, statistic: Callable[..., Array]) -> float | None:
+        return value_of(self._strata, _of_sums(statistic, self._n_arms))
+
+    def estimate(self, statistic: Callable[..., Array]) -> Estimate:
+        return estimated(self._strata, _of_sums(statistic, self._n_arms))
+
+
 def point(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> float | None:
     """`statistic` of the arms' totals over the prompts that all of them have, without an interval; see `estimate`."""
-    return value_of(_unit_totals(arms, by_task), _of_sums(statistic, len(arms)))
+    return Joined(arms, by_task=by_task).point(statistic)
 
 
 def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> Estimate:
@@ -91,7 +107,7 @@ def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: 
         statistic: takes one `Totals` per arm.
         by_task: the unweighted mean over tasks of each task's value; else all prompts pooled.
     """
-    return estimated(_unit_totals(arms, by_task), _of_sums(statistic, len(arms)))
+    return Joined(arms, by_task=by_task).estimate(statistic)
 
 
 def estimated(strata: Sequence[Array], statistic: Statistic) -> Estimate:
@@ -112,14 +128,21 @@ def value_of(strata: Sequence[Array], statistic: Statistic) -> float | None:
 
 def _unit_totals(arms: Sequence[Side], by_task: bool) -> list[Array]:
     """Per stratum [n_arms * n_totals, n_conversations]: all arms' totals of a conversation are one column."""
-    strata: dict[str, dict[Conversation, Array]] = defaultdict(dict)
+    units: dict[str, dict[Conversation, int]] = defaultdict(dict)  # per stratum the column of each conversation
+    summands: dict[str, list[tuple[int, tuple[float, ...]]]] = defaultdict(list)
     # sorted: an interval must not depend on the order of the file
     for key in sorted(key for key in min(arms, key=len) if all(key in a for a in arms)):
         record = arms[0][key]
-        units = strata[record["task"] if by_task else ""]
-        summands = np.array([x for a in arms for x in totals(a[key])])
-        units[conversation_of(record)] = units.get(conversation_of(record), 0) + summands
-    return [np.array(list(units.values())).T for units in strata.values()]
+        stratum = record["task"] if by_task else ""
+        columns = units[stratum]
+        column = columns.setdefault(conversation_of(record), len(columns))
+        summands[stratum].append((column, sum((totals(a[key]) for a in arms), start=())))
+    strata = []
+    for stratum, rows in summands.items():
+        sums = np.zeros((len(units[stratum]), len(rows[0][1])))
+        np.add.at(sums, [column for column, _ in rows], [row for _, row in rows])  # in this order
+        strata.append(sums.T)
+    return strata
 
 
 def _of_sums(statistic: Callable[..., Array], n_arms: int) -> Statistic:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.common.identities import shown_id
 from harness.common.names import VANILLA, label, method_order, task_order
+from harness.metrics import marks
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
@@ -137,6 +138,7 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         notes.append(APART)
     if any(s.is_shared for s in summaries):
         notes.append(SHARED_MACHINE)
+    notes += marks.notes(marks.joined(s.signs for s in summaries))
     if any(not s.exact for s in summaries):
         notes.append(INEXACT)
     if any(s.looped for s in summaries):

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
+from harness.metrics import marks
 from harness.metrics.by_definition import NOT_STATED, OF_QUESTIONS, OF_QUESTIONS_FROM_0, OTHER_TAUS, POOLED, WORDS
 from harness.metrics.cells import speed_mark
 from harness.metrics.definitions import Estimate
@@ -51,6 +52,7 @@ def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
         notes.append(APART)
     if any(j.ours and j.ours.is_shared for j in judged):
         notes.append(SHARED_MACHINE)
+    notes += marks.notes(marks.joined(j.ours.signs for j in judged if j.ours))
     notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
               if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
     return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
@@ -62,8 +64,8 @@ def _row(j: Judged) -> dict[str, str]:
         "method": c.method_here or c.method,
         "task": SIX_TASK_MEAN if c.task == MEAN else c.task_here,
         "prompts": str(o.tau.prompts) if o else "0",
-        "speedup": _ours(o.speedup, speed_mark(o.is_apart, o.is_shared)) if o else NOTHING,
-        "by questions": _ours(o.speedup_of_questions, speed_mark(o.is_apart, o.is_shared)) if o else NOTHING,
+        "speedup": _ours(o.speedup, speed_mark(o.is_apart, o.is_shared) + o.signs) if o else NOTHING,
+        "by questions": _ours(o.speedup_of_questions, speed_mark(o.is_apart, o.is_shared) + o.signs) if o else NOTHING,
         "paper's": _published(c.speedup),
         "others'": _others(j, "speedup"),
         "τ": _ours(o.tau, "") if o else NOTHING,

@@ -19,6 +19,7 @@ from harness.metrics.by_definition import OF_QUESTIONS, POOLED, TOTALS, WORDS, s
 from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.groups import not_in_the_numbers, shown_cells, weights_and_machine
+from harness.metrics.marks import joined
 from harness.metrics.pairing import Side, compared, one_environment, one_source, side_of
 from harness.metrics.steps import StepCosts
 from harness.paper.published import MEAN, METHODS, OURS_DIFFER, Number, PaperCell
@@ -53,6 +54,7 @@ class Ours:
     max_new_tokens: int
     is_apart: bool
     is_shared: bool
+    signs: str = ""  # of its speed; see `harness.metrics.marks`
     speedup_of_questions: Estimate = Estimate(None, None, 0)  # by the reference's formula
     taus: Mapping[str, float] = field(default_factory=dict)  # by the definitions of others
 
@@ -140,13 +142,14 @@ class Measurements:
         return Ours(
             speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
             "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart, mean.is_shared,
+            joined(c.signs for c in cells),
         )  # fmt: skip
 
 
 def _of(c: CellSummary) -> Ours:
     return Ours(
         Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
-        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart, c.is_shared,
+        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart, c.is_shared, c.signs,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from made_up_ledger import write_ledger
 from made_up_records import measured
 from make_ledger import FOLDER
 from places import TINY
+from scipy import stats
 
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS
@@ -22,6 +23,7 @@ from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.metrics.cells import summarise
 from harness.metrics.groups import MEAN
+from harness.metrics.intervals import Spread
 from harness.paper.claims import rows_of
 from harness.paper.contrast import NOT_SHOWN, OPPOSITE, SHOWN, TOO_FEW, Row, positive, within
 from harness.paper.draft_claims import _tree_row, excess_variance, p1_less_p6, position_columns, variance_columns
@@ -71,6 +73,11 @@ def ledger(records: list[Record], audit: dict[str, str] | None = None) -> list[R
 def verdict(rows: list[Row], claim: str, temperature: float = 0.0, on: str = MEAN) -> str:
     (row,) = [r for r in rows if r.claim.startswith(claim) and r.temperature == temperature and r.on == on]
     return row.all.verdict
+
+
+def spread_of(ci95: tuple[float, float], freedom: float = 8) -> Spread:
+    low, high = ci95
+    return Spread((low + high) / 2, (high - low) / 2 / float(stats.t.ppf(0.975, freedom)), freedom)
 
 
 FASTER = {"vanilla": 1.0, "eagle1": 2.0, "eagle2": 2.6}
@@ -221,12 +228,13 @@ def test_tuned_options_are_held_against_tuned_options_and_the_papers_stand_in_wh
 
 
 @pytest.mark.parametrize(
-    ("interval", "word"),
+    ("ci95", "word"),
     [((0.22, 0.38), SHOWN), ((0.15, 0.25), "not shown: overlaps the range"), ((0.41, 0.5), "not so: above the range"),
-     ((0.0, 0.19), "not so: below the range"), (None, "not judged: no interval under 5 prompts a task")],
+     ((0.0, 0.19), "not so: below the range"), ((0.1, 0.5), "not shown: overlaps the range")],
 )  # fmt: skip
-def test_a_claimed_range_is_shown_by_an_interval_within_it(interval: Any, word: str) -> None:
-    assert within(0.2, 0.4, interval) == word
+def test_a_claimed_range_is_shown_by_an_interval_within_it(ci95: tuple[float, float], word: str) -> None:
+    assert within(0.2, 0.4, spread_of(ci95)).verdict == word
+    assert within(0.2, 0.4, None).verdict == TOO_FEW
 
 
 def test_the_gain_over_eagle_1_is_held_against_20_to_40_percent() -> None:
@@ -308,7 +316,7 @@ def test_chance_alone_gives_no_excess_on_average() -> None:
 
 
 def test_a_variance_below_chance_shows_nothing() -> None:
-    assert positive((-0.2, -0.1)) == NOT_SHOWN and positive((0.1, 0.2)) == SHOWN
+    assert positive(spread_of((-0.2, -0.1))).verdict == NOT_SHOWN and positive(spread_of((0.1, 0.2))).verdict == SHOWN
 
 
 def test_without_trees_the_drafts_claims_say_how_to_measure_them(tmp_path: Path) -> None:
