@@ -173,7 +173,7 @@ def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:
         need(not lacking, f"the frame lacks columns of harness.read: {', '.join(lacking)}")
         records: list[Record] = source.astype(object).where(source.notna(), None).to_dict("records")  # type: ignore[assignment]
     else:
-        records = ledger.read(Path(source))
+        records = ledger.read(Path(source), reduced=True)
     return _frame(records)
 
 

@@ -129,8 +129,8 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
     Raises:
         UserError: that is so of all models.
     """
-    from harness.ledger.trees import has_trees, read_drafts
-    from harness.metrics.acceptance import acceptance_numbers, by_arm
+    from harness.ledger.trees import each_drafts
+    from harness.metrics.acceptance import acceptance_numbers, by_arm, counted
     from harness.paper.figures_5_6 import drafts_table
     from harness.paper.plan import records_of
     from harness.paper.tables_1_3 import judged_table
@@ -154,11 +154,11 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
         name: reported_model(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
         for name, m in measurements.items()
     }
-    drafts = read_drafts(request.results) if any(item.needs_trees for item in wanted) and has_trees(request.results) else {}
+    counts = counted(each_drafts(request.results)) if any(item.needs_trees for item in wanted) else {}
     made = []
     for item, found in wanted.items():
         if item.needs_trees:
-            drafted = [(targets[c.name], by_arm(measurements[c.name].of(own), drafts)) for c, own in found]
+            drafted = [(targets[c.name], by_arm(measurements[c.name].of(own), counts)) for c, own in found]
             made.append(drafts_table(item, [(target, acceptance_numbers(arms)) for target, arms in drafted]))
             continue
         judged = []

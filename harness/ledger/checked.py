@@ -10,7 +10,10 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from operator import gt
 from typing import Any, NoReturn, cast
+
+from pydantic_core import from_json
 
 from harness.common.names import VANILLA
 from harness.ledger.record import (
@@ -69,7 +72,8 @@ def are_counts(x: object, most: int = MOST_COUNT) -> bool:
 def are_seconds(x: object) -> bool:
     if type(x) is not list or not x:
         return type(x) is list
-    return set(map(type, x)) <= {int, float} and min(x) >= 0 and max(x) <= MOST_S and sum(x) == sum(x)  # unequal: not a number
+    # a sum unequal to itself: not a number
+    return set(map(type, x)) <= {int, float} and min(x) >= 0 and max(x) <= MOST_S and (total := sum(x)) == total
 
 
 def _or_null(test: Test) -> Test:
@@ -129,7 +133,7 @@ def record_of(line: bytes, imported: bool) -> Record:
         ValueError: what is wrong with it, in a few words.
     """
     try:
-        record = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+        record = _quickly_read(line) or json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
         if type(record) is not dict:
             raise ValueError("not a JSON object")
         _check(record, imported)
@@ -140,6 +144,26 @@ def record_of(line: bytes, imported: bool) -> Record:
     except UnicodeDecodeError:
         raise ValueError("not JSON (not UTF-8)") from None
     return cast(Record, record)
+
+
+def _quickly_read(line: bytes) -> dict[str, Any] | None:
+    """What `json.loads` reads, in less than half the time; None where that is to read it, and to say what is wrong.
+
+    This parser keeps the last of two equal names in silence. So the names it found are counted against those in the text, where
+    each ends in `":` and a quote within a text in `\\"`.
+    """
+    try:
+        record = from_json(line, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        return None
+    if type(record) is not dict or b" :" in line or b"\t:" in line or b"\r:" in line or b'\\\\":' in line:
+        return None
+    return record if _n_names(record) == line.count(b'":') - line.count(b'\\":') else None
+
+
+def _n_names(value: dict[str, Any]) -> int:
+    """Names in an object and in those that stand in it directly."""
+    return len(value) + sum(_n_names(inner) for inner in value.values() if type(inner) is dict)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -228,7 +252,7 @@ def _check_trace(record: Mapping[str, Any]) -> None:
         accepted = trace["accepted"]
         if record["method"] == VANILLA and any(trace["tree_size"]):
             raise ValueError(f"trace.tree_size is {shown(trace['tree_size'])}; {VANILLA} drafts nothing")
-        if any(a > n for a, n in zip(accepted, trace["tree_size"], strict=True)):
+        if any(map(gt, accepted, trace["tree_size"])):
             raise ValueError("trace: a forward accepted more nodes than its tree has")
         drawn = 1 + sum(accepted) + len(accepted)
         if drawn - record["n_cut"] != len(ids):

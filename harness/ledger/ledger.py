@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -24,6 +24,7 @@ from harness.common.files import whole_file
 from harness.common.plain_names import place
 from harness.ledger.checked import check_cell, env_of, record_of
 from harness.ledger.record import SCHEMA, Record, canonical_hash
+from harness.ledger.reduced import Reducer
 
 RECORDS = "records.jsonl"
 MOST_TOLD = 5  # bad lines that are named one by one
@@ -75,7 +76,8 @@ class Records(list[Record]):
 class Ledger:
     """The records of one folder, open for appending; any number of cells, one process at a time.
 
-    Opening creates the folder, takes its lock and repairs a torn last line. A context manager; or call `close`.
+    Opening creates the folder, takes its lock and repairs a torn last line. A context manager; or call `close`. The file is read
+    once, when it is opened: `records` are those measured here, reduced but for their text, and what is appended joins them.
     `imported`: for records of answer files, which never stand beside records measured here. A line that cannot be read is named
     and stays as it is; what it may have held is not in `keys`, and so is measured anew.
 
@@ -101,12 +103,15 @@ class Ledger:
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
-            whole, torn = _split_torn(self._path.read_bytes())
-            records, bad = _parse(whole, imported, _Envs(self.folder))
-            _check_any(self._path, records, bad)  # before anything is repaired
-            self._repair(whole, torn)
+            self._envs = _Envs(self.folder)
+            self._reduced = None if imported else Reducer(with_text=True)
+            lines = _Lines(self._path)
+            found, bad = _parsed(lines, imported, self._envs, self._reduced)
+            _check_any(self._path, found, bad)  # before anything is repaired
+            self._repair(lines)
             _tell(self._path, bad, "does not count, and stays where it is")
-            for record in records:
+            self.records: list[Record] = []
+            for record in found:
                 if record["schema"] != SCHEMA and not imported:
                     raise UserError(
                         f"{self.folder} holds records of schema {record['schema']}, which do not say what engine, configuration "
@@ -156,7 +161,8 @@ class Ledger:
             with suppress(OSError):  # the next opening repairs what stays
                 os.ftruncate(self._fd, size)
             raise _cannot_write(self.folder, error) from error
-        self._remember(cast(Record, record))
+        added = cast(Record, record)
+        self._remember(self._reduced(added) if self._reduced else added)
 
     def write_env(self, env: Mapping[str, Any]) -> str:
         """Store the environment once and return its hash, which leaves out `created`: equal runs share a file.
@@ -166,6 +172,7 @@ class Ledger:
         """
         name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
         path = _env_path(self.folder, name)
+        self._envs.forget(name)
         try:
             if read_env(self.folder, name) is None:
                 with whole_file(path) as tmp:
@@ -192,17 +199,19 @@ class Ledger:
                                     f"here it is {here[key]!r}; choose another --out")  # fmt: skip
 
     def _remember(self, record: Record) -> None:
+        if self._reduced:  # an import is read by others, and has no machine
+            self.records.append(_placed(record, self._envs))
         if record["status"] == "ok":
             self._cell_envs.setdefault(record["cell"], set()).add(record["env"])
         if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
             (self._keys if record["status"] == "ok" else self._skipped).add(record["key"])
 
-    def _repair(self, whole: bytes, torn: bytes) -> None:
-        """Take away a last line that a kill cut short, or give it its newline."""
-        if torn:
-            os.ftruncate(self._fd, len(whole))
-            print(f"{self._path}: dropped a torn last line of {len(torn)} bytes", file=sys.stderr)
-        elif whole and not whole.endswith(b"\n"):
+    def _repair(self, lines: _Lines) -> None:
+        """Take away a last line that a kill cut short, or give it its newline. lines: read to their end."""
+        if lines.n_torn:
+            os.ftruncate(self._fd, lines.n_whole)
+            print(f"{self._path}: dropped a torn last line of {lines.n_torn} bytes", file=sys.stderr)
+        elif lines.lacks_newline:
             os.write(self._fd, b"\n")
 
 
@@ -216,24 +225,26 @@ def check_is_no_file(folder: Path) -> None:
         raise UserError(f"{folder} is a file; a ledger is named by its folder, {Path(folder).parent}")
 
 
-def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: bool = False) -> Records:
+def read(
+    folder: Path, *, imported: bool = False, strict: bool = False, quiet: bool = False, reduced: bool = False
+) -> Records:  # fmt: skip
     """The records of a folder in the order written, each with the `machine` and `system` that its env file tells of.
 
     A line that is no record, or stands there twice, is left out: named on stderr, unless `quiet`, and counted in the `footnotes`.
     So is a last line that is still being written, or that a kill cut short. `imported`: the folder holds answer files of others;
-    such records lack most fields and are in no table of measured ones. `strict`: nothing may be left out or unknown.
+    such records lack most fields and are in no table of measured ones. `strict`: nothing may be left out or unknown. `reduced`:
+    with `steps` in place of traces, without texts, token ids as arrays; checked all the same, each line as it is read.
 
     Raises:
         UserError: no such folder, no records in it, or `strict` and a line or an env file that cannot be read.
     """
     check_is_no_file(folder)
     folder = Path(folder)
-    path, data = _bytes_of(folder)
-    whole, torn = _split_torn(data)
-    envs = _Envs(folder)
-    records, bad = _parse(whole, imported, envs, of_once=True)
-    if torn:
-        bad.append(BadLine(whole.count(b"\n") + 1, f"a torn last line of {len(torn)} bytes"))
+    lines, envs = _Lines(_path_of(folder)), _Envs(folder)
+    path = lines.path
+    records, bad = _parsed(lines, imported, envs, Reducer() if reduced else None)
+    if lines.n_torn:
+        bad.append(BadLine(lines.number, f"a torn last line of {lines.n_torn} bytes"))
     if strict and bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"{path}:{bad[0].number}: {bad[0].why}{more}; without --strict it is left out")
@@ -245,10 +256,7 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
         if any(record["schema"] == 2 for record in records):
             footnotes.append(OLD_SCHEMA)
         for record in records:
-            env = envs.get(record["env"])
-            record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
-            record["system"] = (env or {}).get("system", "paper")
-            record["target_parts"] = (env or {}).get("target_parts")
+            _placed(record, envs)
         for why in envs.unknown.values():
             if strict:
                 raise UserError(f"{why}; without --strict its records are those of an unknown machine")
@@ -263,7 +271,7 @@ def read(folder: Path, *, imported: bool = False, strict: bool = False, quiet: b
 def holds_import(folder: Path) -> bool:
     """Whether a folder's records are of answer files of others: its first line that is JSON tells. False where nothing is."""
     with suppress(UserError):
-        for line in _bytes_of(Path(folder))[1].split(b"\n"):
+        for _, line in _Lines(_path_of(Path(folder))):
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 return isinstance(record, dict) and "foreign" in record
@@ -293,6 +301,11 @@ class _Envs:
         self._folder = folder
         self._found: dict[str, dict[str, Any] | None] = {}
 
+    def forget(self, name: str) -> None:
+        """Read the file anew when it is asked for: it may be there now."""
+        self._found.pop(name, None)
+        self.unknown.pop(name, None)
+
     def get(self, name: str) -> dict[str, Any] | None:
         if name not in self._found:
             try:
@@ -304,18 +317,51 @@ class _Envs:
         return self._found[name]
 
 
-def _bytes_of(folder: Path) -> tuple[Path, bytes]:
-    """The file of records, and what it holds, unpacked."""
+def _placed(record: Record, envs: _Envs) -> Record:
+    """The record, told what measured it."""
+    env = envs.get(record["env"])
+    record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
+    record["system"] = (env or {}).get("system", "paper")
+    record["target_parts"] = (env or {}).get("target_parts")
+    return record
+
+
+def _path_of(folder: Path) -> Path:
+    """The file of records, packed where only that is there."""
     path = folder / RECORDS
-    try:
-        if not path.exists() and (packed := folder / PACKED).exists():
-            path = packed
-        data = path.read_bytes()
-        return path, gzip.decompress(data) if path.name == PACKED else data
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({error})") from error
-    except OSError as error:
-        raise UserError(f"no records in {folder}: {path} cannot be read ({error.strerror})") from error
+    return packed if not path.exists() and (packed := folder / PACKED).exists() else path
+
+
+class _Lines:
+    """The whole lines of a file of records with their numbers, from 1, each without its newline, as they are read.
+
+    A last line that lacks only its newline is whole: a JSON object ends with its brace. At the end `n_whole` bytes were of whole
+    lines, `n_torn` of a last line cut short, which is line `number`; `lacks_newline`: the last line is whole without one.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = self.n_whole = self.n_torn = 0
+        self.lacks_newline = False
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            with gzip.open(self.path) if self.path.name == PACKED else self.path.open("rb") as file:
+                for self.number, line in enumerate(file, start=1):
+                    whole = line.endswith(b"\n")
+                    if not whole and _is_torn(line):
+                        self.n_torn = len(line)
+                        return
+                    self.n_whole += len(line)
+                    self.lacks_newline = not whole
+                    yield self.number, line.removesuffix(b"\n")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{self.path} is no whole gzip file ({error})") from error
+        except OSError as error:
+            raise UserError(f"no records in {self.path.parent}: {self.path} cannot be read ({error.strerror})") from error
 
 
 def _env_path(folder: Path, name: str) -> Path:
@@ -329,38 +375,38 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
 _BEGIN = b'{"schema": '  # of every line that a run writes
 
 
-def _split_torn(data: bytes) -> tuple[bytes, bytes]:
-    """(whole lines, torn rest). A last line that lacks only its newline is whole: a JSON object ends with its brace."""
-    end = data.rfind(b"\n") + 1
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line without a newline was cut off by a kill."""
     try:
-        json.loads(data[end:])
+        json.loads(line)
     except RecursionError:
-        pass
+        return False
     except ValueError:
-        if data.startswith(_BEGIN, end) or _BEGIN.startswith(data[end:]):  # anything else was not cut off by a kill
-            return data[:end], data[end:]
-    return data, b""
+        return line.startswith(_BEGIN) or _BEGIN.startswith(line)
+    return False
 
 
-def _parse(data: bytes, imported: bool, envs: _Envs, of_once: bool = False) -> tuple[list[Record], list[BadLine]]:
-    """The records of whole lines, and the lines that hold none. of_once: nor does a second measurement of one generation."""
+def _parsed(
+    lines: Iterable[tuple[int, bytes]], imported: bool, envs: _Envs, reduced: Reducer | None
+) -> tuple[list[Record], list[BadLine]]:
+    """The records of whole lines, and the lines that hold none, or a second measurement of one generation."""
     records: list[Record] = []
     bad: list[BadLine] = []
     cells: dict[str, tuple[Any, ...]] = {}
-    lines: dict[str, int] = {}  # of what was measured, by key
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else (), start=1):
+    first_of: dict[str, int] = {}  # the line of what was measured, by key
+    for number, line in lines:
         try:
             record = record_of(line, imported)
             if not imported and (env := envs.get(record["env"])) is not None:
                 check_cell(record, env.get("system", "paper"), cells)
             if record["status"] == "ok" and not record["is_warmup"]:
-                first = lines.setdefault(record["key"], number)
-                if of_once and first != number:
+                first = first_of.setdefault(record["key"], number)
+                if first != number:
                     raise ValueError(f"measured already in line {first}")
         except ValueError as error:
             bad.append(BadLine(number, str(error)))
         else:
-            records.append(record)
+            records.append(reduced(record) if reduced else record)
     return records, bad
 
 

@@ -130,10 +130,10 @@ READ_BESIDE = frozenset({"machine", "system", "target_parts"})  # what `read` ad
 
 def canonical_hash(obj: Any) -> str:
     """First 16 hex digits of the sha256 of `obj` as canonical JSON; 1 and 1.0 are the same number."""
-    return hashlib.sha256(json.dumps(_plain(obj), **_CANONICAL).encode()).hexdigest()[:16]
+    return hashlib.sha256(_written(_plain(obj)).encode()).hexdigest()[:16]
 
 
-_CANONICAL: dict[str, Any] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
+_written = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode  # made once: it is asked for often
 
 
 def _plain(obj: Any) -> Any:
@@ -169,8 +169,8 @@ def is_looped(token_ids: Sequence[int]) -> bool:
     last = list(token_ids[-LOOP_WINDOW:])
     if len(last) < LOOP_WINDOW:
         return False
-    grams = [tuple(last[i : i + LOOP_GRAM]) for i in range(LOOP_WINDOW - LOOP_GRAM + 1)]
-    return 2 * len(set(grams)) <= len(grams)
+    n_grams = LOOP_WINDOW - LOOP_GRAM + 1
+    return 2 * len(set(zip(*(last[i : i + n_grams] for i in range(LOOP_GRAM)), strict=True))) <= n_grams
 
 
 def validate(record: Mapping[str, Any]) -> None:

@@ -23,10 +23,10 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,24 +144,34 @@ def has_trees(folder: Path) -> bool:
     return bool(_files(Path(folder) / FOLDER))
 
 
-def read_drafts(folder: Path) -> dict[str, Drafts]:
-    """The trees of a folder's records by the record's key; empty where none were kept.
+def each_drafts(
+    folder: Path, keys: Collection[str] | None = None, cells: Collection[str] | None = None
+) -> Iterator[Drafts]:  # fmt: skip
+    """The trees of a folder's records, one generation after another, as they are read; of a key the first.
+
+    keys: only these. cells: read no other's file.
 
     Raises:
         UserError: a file that is no such file.
     """
-    found: dict[str, Drafts] = {}
-    for path in _files(Path(folder) / FOLDER):
+    seen: set[str] = set()
+    for path in _files(Path(folder) / FOLDER, cells):
         for line in _lines(path):
-            found.setdefault(line["key"], _drafts(line, path))
-    return found
+            if line["key"] not in seen and (keys is None or line["key"] in keys):
+                seen.add(line["key"])
+                yield _drafts(line, path)
 
 
-def read_pieces(folder: Path) -> dict[str, dict[int, str]]:
-    """By cell, the text of every token id drafted or emitted in it."""
+def read_drafts(folder: Path, keys: Collection[str] | None = None, cells: Collection[str] | None = None) -> dict[str, Drafts]:
+    """The same by the record's key, all of them in memory; empty where none were kept."""
+    return {d.key: d for d in each_drafts(folder, keys, cells)}
+
+
+def read_pieces(folder: Path, cells: Collection[str] | None = None) -> dict[str, dict[int, str]]:
+    """By cell, the text of every token id drafted or emitted in it. cells: only these."""
     pieces: dict[str, dict[int, str]] = {}
-    for path in _files(Path(folder) / FOLDER):
-        of_cell = pieces.setdefault(path.name.split(".")[0], {})
+    for path in _files(Path(folder) / FOLDER, cells):
+        of_cell = pieces.setdefault(_cell_of(path), {})
         for line in _lines(path):
             of_cell |= {int(i): text for i, text in line["pieces"].items()}
     return pieces
@@ -195,8 +205,13 @@ def _drafts(line: dict[str, Any], path: Path) -> Drafts:
 PACKED = ".xz"
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.jsonl.gz"), *folder.glob(f"*.jsonl{PACKED}")])
+def _files(folder: Path, cells: Collection[str] | None = None) -> list[Path]:
+    found = sorted([*folder.glob("*.jsonl.gz"), *folder.glob(f"*.jsonl{PACKED}")])
+    return [path for path in found if cells is None or _cell_of(path) in cells]
+
+
+def _cell_of(path: Path) -> str:
+    return path.name.split(".")[0]
 
 
 def _lines(path: Path, mend: bool = False) -> Iterator[dict[str, Any]]:
@@ -205,28 +220,41 @@ def _lines(path: Path, mend: bool = False) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a line holds no trees.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    whole = size = 0
     try:
         if path.suffix == PACKED:
-            yield from map(_checked, lzma.decompress(data).splitlines())
+            with lzma.open(path) as file:
+                yield from map(_checked, file)
             return
-        at = 0
-        while at < len(data):
-            member = zlib.decompressobj(wbits=31)
-            text = member.decompress(data[at:])
-            if not member.eof:
-                break  # torn
-            yield _checked(text)
-            at = len(data) - len(member.unused_data)
-    except (zlib.error, lzma.LZMAError, ValueError) as error:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for text, end in _members(file):
+                yield _checked(text)
+                whole = end
+    except (zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not drafted trees ({error}); remove the file: `--trees` makes it again") from None
-    if at < len(data):
-        print(f"{path}: left out a torn last line of {len(data) - at} bytes", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if whole < size:
+        print(f"{path}: left out a torn last line of {size - whole} bytes", file=sys.stderr)
         if mend:
-            os.truncate(path, at)
+            os.truncate(path, whole)
+
+
+_CHUNK = 1 << 16  # what follows a member is copied once a member: little beside inflating it
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each whole gzip member, inflated, and where it ends in the file."""
+    rest, end = b"", 0
+    while rest or (rest := file.read(_CHUNK)):
+        member, parts = zlib.decompressobj(wbits=31), []
+        while not member.eof:
+            if not rest and not (rest := file.read(_CHUNK)):
+                return  # torn
+            parts.append(member.decompress(rest))
+            end, rest = end + len(rest) - len(member.unused_data), member.unused_data
+        yield b"".join(parts), end
 
 
 def _checked(text: bytes) -> dict[str, Any]:

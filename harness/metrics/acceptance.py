@@ -38,7 +38,7 @@ confidence forecasts nothing. Such drafts have `depth` and `n_alpha` only, witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -47,12 +47,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import methods
-from harness.common.names import VANILLA, method_order, preset_order, task_order
+from harness.common.names import method_order, preset_order, task_order
 from harness.ledger.record import Record
 from harness.ledger.trees import Drafts, Ints
+from harness.metrics.arms import Arms
 from harness.metrics.definitions import estimated
 from harness.metrics.intervals import Interval, Spread, jackknife, rate_interval
-from harness.metrics.pairing import conversation_of, measured, setting_of, side_of, variant_of, without_loops
+from harness.metrics.pairing import Setting, Variant, conversation_of, measured, side_of, without_loops
 
 N_BINS = 20  # of 0.05: the paper's Figure 6 tells of under 0.05 and over 0.95
 POSITIONS = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -111,15 +112,34 @@ def nodes(drafts: Drafts) -> Nodes:
     return Nodes(place, above, depth, rank, position[place], confidence, taken[place], tried)
 
 
-def sums(drafts: Drafts) -> pd.DataFrame:
-    """A generation's counts: rows of `kind` and `at` with the columns `SUMS`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """A generation's trees reduced to rows of `kind` (an index of `KINDS`) and `at`, with `columns` [SUMS, rows].
 
     squares: of confidence; products: of confidence and accepted.
     """
+
+    kinds: NDArray[np.int8]
+    at: NDArray[np.int32]
+    columns: Array
+    forwards: int
+    is_chain: bool
+
+
+def counted(drafts: Iterable[Drafts]) -> dict[str, Counts]:
+    """Each generation's counts by its key. Of trees that are read one by one nothing else stays in memory."""
+    return {d.key: sums(d) for d in drafts}
+
+
+KINDS = ("calibration", "depth", "n_alpha", "position", "position_given", "rank")
+
+
+def sums(drafts: Drafts) -> Counts:
+    """A generation's counts."""
     all_nodes, expects = nodes(drafts), drafts.confidence is not None and not drafts.sampled
     tried = all_nodes.tried
     confidence = all_nodes.confidence if expects else np.full(len(tried), np.nan)
-    kinds: list[str] = []
+    kinds: list[int] = []
     places: list[NDArray[Any]] = []
     columns: list[list[NDArray[Any]]] = []
 
@@ -128,7 +148,7 @@ def sums(drafts: Drafts) -> pd.DataFrame:
             return
         counted = [np.bincount(at, x) for x in (np.ones(len(at)), accepted, c, c * c, c * accepted)]
         held = np.flatnonzero(counted[0])
-        kinds.extend([kind] * len(held))
+        kinds.extend([KINDS.index(kind)] * len(held))
         places.append(held)
         columns.append([x[held] for x in counted])
 
@@ -137,7 +157,8 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     depth = all_nodes.depth[tried][first]
     taken, expected = (np.bincount(all_nodes.above[tried], x[tried])[steps] for x in (all_nodes.accepted, confidence))
     count("depth", depth, taken, expected)
-    if drafts.confidence is not None and drafts.is_chain:
+    is_chain = drafts.is_chain
+    if drafts.confidence is not None and is_chain:
         count("n_alpha", depth - 1, taken, expected)
     if not drafts.sampled:
         for kind, at, counted in (
@@ -149,10 +170,15 @@ def sums(drafts: Drafts) -> pd.DataFrame:
     if expects:
         bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
         count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
-    if not kinds:
-        return pd.DataFrame(columns=["kind", "at", *SUMS])
-    by_name = {name: np.concatenate([own[i] for own in columns]) for i, name in enumerate(SUMS)}
-    return pd.DataFrame({"kind": kinds, "at": np.concatenate(places)} | by_name)  # one frame: thousands are made
+    rows = np.concatenate([np.array(own, float) for own in columns], axis=1) if columns else np.empty((len(SUMS), 0))
+    at = np.concatenate(places).astype(np.int32) if places else np.empty(0, np.int32)
+    return Counts(np.array(kinds, np.int8), at, rows, len(drafts.sizes), is_chain)
+
+
+def frame_of(parts: Sequence[Counts]) -> pd.DataFrame:
+    """The rows of some generations, one after another: `kind`, `at` and `SUMS`."""
+    kinds, at, columns = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("kinds", "at", "columns"))
+    return pd.DataFrame({"kind": np.array(KINDS)[kinds], "at": at} | dict(zip(SUMS, columns, strict=True)))
 
 
 def slope(s: Array) -> Array:
@@ -243,31 +269,34 @@ def acceptance_numbers(drafted: Iterable[ArmSums]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_arm(records: Iterable[Record], drafts: Mapping[str, Drafts]) -> Iterator[ArmSums]:
-    """For each setting and method (preset, options, head): what names it, and `sums` of all its generations that have trees.
+def drafting_arms(records: Iterable[Record], counts: Mapping[str, Counts]) -> list[tuple[Setting, Variant]]:
+    """The settings and methods that have generations with trees, in the order of tables."""
+    found = ((setting, variant) for setting, variants in Arms.of(records).settings.items() for variant, own in variants.items()
+             if any(r["key"] in counts for r in measured(own)))  # fmt: skip
+    return sorted(found, key=lambda k: (astuple(k[0]), method_order(k[1][0]), preset_order(k[1][1]), k[1]))
+
+
+def by_arm(records: Iterable[Record], counts: Mapping[str, Counts]) -> Iterator[ArmSums]:
+    """For each setting and method (preset, options, head): what names it, and the counts of all its generations with trees.
 
     The rows also have the generation's key, task, source, query, forwards and whether it looped.
     """
-    records = measured(records)  # trees are kept before their record, so a generation that failed later may have them
-    arms: dict[Any, list[Record]] = {}
-    for r in records:
-        if r["key"] in drafts:
-            arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
-    for setting, variant in sorted(arms, key=lambda k: (astuple(k[0]), method_order(k[1][0]), preset_order(k[1][1]), k[1])):
-        own = side_of(arms[setting, variant])
-        base = side_of(r for r in records if r["method"] == VANILLA and setting_of(r) == setting)
-        clean = {r["key"] for r in without_loops(own, base).values()}
-        parts = []
-        for r in own.values():
-            d = drafts[r["key"]]
-            about: dict[str, Any] = {"key": r["key"], "task": r["task"], "source": r["source"]}
-            about |= {"query": "\x1f".join(conversation_of(r)), "looped": r["key"] not in clean, "forwards": len(d.sizes)}
-            parts.append(sums(d).assign(**about))
-        group = pd.concat(parts, ignore_index=True)
+    arms = Arms.of(records)
+    for setting, variant in drafting_arms(arms, counts):
+        # trees are kept before their record, so a generation that failed later may have them
+        own = side_of(r for r in arms.settings[setting][variant] if r["key"] in counts)
+        clean = {r["key"] for r in without_loops(own, arms.base(setting)).values()}
+        about = pd.DataFrame(
+            [{"key": r["key"], "task": r["task"], "source": r["source"], "query": "\x1f".join(conversation_of(r)),
+              "looped": r["key"] not in clean, "forwards": counts[r["key"]].forwards} for r in own.values()]
+        )  # fmt: skip
+        parts = [counts[r["key"]] for r in own.values()]
+        of_generation = about.iloc[np.repeat(np.arange(len(parts)), [len(p.at) for p in parts])].reset_index(drop=True)
+        group = pd.concat([frame_of(parts), of_generation], axis=1)
         of_head = (
             methods.drafter_of(variant[0]) == methods.EAGLE
         )  # n-alpha counts the head's own features; other drafters have none
-        if len(group) and not (of_head and all(drafts[r["key"]].is_chain for r in own.values())):
+        if not (of_head and all(p.is_chain for p in parts)):
             group = group[group["kind"] != "n_alpha"]
         named = asdict(setting) | dict(zip(ARM, variant, strict=True))
         if len(group):

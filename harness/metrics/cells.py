@@ -11,8 +11,10 @@ import numpy as np
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.clocks import was_shared
-from harness.metrics.definitions import Estimate, Interval, decode_speed_ratio, estimate, point, speed_ratio, tau, tokens_per_s
+from harness.metrics.definitions import Estimate, Interval, Joined, decode_speed_ratio, point, speed_ratio, tau, tokens_per_s
+from harness.metrics.marks import joined, signs_of
 from harness.metrics.pairing import (
     Conversation,
     Setting,
@@ -21,7 +23,6 @@ from harness.metrics.pairing import (
     compared,
     conversation_of,
     field,
-    setting_of,
     side_of,
     variant_of,
     without_loops,
@@ -99,8 +100,12 @@ class CellSummary:
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
 
     @property
+    def signs(self) -> str:
+        return signs_of(self.method, self.options, self.machine, self.temperature)
+
+    @property
     def mark(self) -> str:
-        return speed_mark(self.is_apart, self.is_shared)
+        return joint_mark([self])
 
     @property
     def setting(self) -> Setting:
@@ -116,15 +121,22 @@ class CellSummary:
         return {**own, "speedup_ci95": ci95, "settings": dict(self.options), "records": records}
 
 
+def joint_mark(cells: Sequence[CellSummary]) -> str:
+    """What stands before a speed that rests on these cells."""
+    return speed_mark(any(s.is_apart for s in cells), any(s.is_shared for s in cells)) + joined(s.signs for s in cells)
+
+
 def summarise(records: Iterable[Record]) -> list[CellSummary]:
     """One summary a cell, in the order of tables: settings, then methods, presets and tasks."""
-    records = list(records)
-    base = side_of(r for r in records if r["method"] == VANILLA)
-    cells: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        if not record["is_warmup"]:
-            cells[setting_of(record), variant_of(record), record["task"], record["source"]].append(record)
-    return sorted((_summary(cell, base) for cell in cells.values()), key=_cell_order)
+    arms = Arms.of(records)
+    cells: list[list[Record]] = []
+    for arm in (own for variants in arms.settings.values() for own in variants.values()):
+        by_task: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in arm:
+            if not record["is_warmup"]:
+                by_task[record["task"], record["source"]].append(record)
+        cells += by_task.values()
+    return sorted((_summary(cell, arms.baseline) for cell in cells), key=_cell_order)
 
 
 _SAME_IN_A_CELL = ("model", "target_sha", "target_id", "head_sha", "machine", "system", "task", "source", "method", "preset",
@@ -143,8 +155,9 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
     own = with_baseline or everything
     used = [own[key] for key in sorted(own)]  # sums must not depend on the order of the file
     first = cell[0]
-    speed = estimate([own, base], speed_ratio)
-    accept = estimate([own], tau)
+    alone, with_base = Joined([own]), Joined([own, base])
+    speed, accept = with_base.estimate(speed_ratio), alone.estimate(tau)
+    loopless = without_loops(own, base)
     is_reference = first["method"] == VANILLA  # compared with itself, so the ratio is 1
     greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
     n_identical, n_compared = identical(own, base) if greedy else (None, None)
@@ -156,14 +169,14 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
         prompts=len({conversation_of(r) for r in used}),
         new_tokens=sum(len(r["token_ids"]) for r in used),
         seconds=seconds or None,
-        tokens_per_s=point([own], tokens_per_s),
-        baseline_tokens_per_s=point([with_baseline, base], lambda _, b: tokens_per_s(b)),
+        tokens_per_s=alone.point(tokens_per_s),
+        baseline_tokens_per_s=with_base.point(lambda _, b: tokens_per_s(b)) if with_baseline else None,
         speedup=speed.value if with_baseline else None,
         speedup_ci95=speed.ci95 if with_baseline and not is_reference else None,
-        decode_speedup=point([with_baseline, base], decode_speed_ratio),
+        decode_speedup=with_base.point(decode_speed_ratio) if with_baseline else None,
         tau=accept.value,
         tau_ci95=accept.ci95 if not is_reference else None,
-        tau_no_loop=point([without_loops(own, base)], tau),
+        tau_no_loop=point([loopless], tau) if len(loopless) < len(own) else accept.value,
         identical=n_identical,
         n_compared=n_compared,
         looped=sum(r["looped"] for r in used) / len(used) if used else None,
@@ -206,10 +219,7 @@ class SixTaskMean:
     step_costs: StepCosts | None
     is_apart: bool
     is_shared: bool
-
-    @property
-    def mark(self) -> str:
-        return speed_mark(self.is_apart, self.is_shared)
+    mark: str
 
 
 def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
@@ -226,6 +236,7 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
     return SixTaskMean(
         mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"),
         split if complete and len(costs) == len(cells) else None, any(s.is_apart for s in cells), any(s.is_shared for s in cells),
+        joint_mark(cells),
     )  # fmt: skip
 
 
@@ -241,5 +252,5 @@ def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
     if not used:
         return Estimate(None, None, 0), Estimate(None, None, 0)
     has_baseline = used.keys() <= base.keys()
-    speed = estimate([used, base], speed_ratio, by_task=True) if has_baseline else Estimate(None, None, 0)
-    return speed, estimate([used], tau, by_task=True)
+    speed = Joined([used, base], by_task=True).estimate(speed_ratio) if has_baseline else Estimate(None, None, 0)
+    return speed, Joined([used], by_task=True).estimate(tau)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 from harness.metrics.intervals import Array, Interval, Spread, Statistic, jackknife
 from harness.metrics.pairing import Conversation, Side, conversation_of, side_of
 
@@ -30,10 +31,10 @@ class Totals(NamedTuple):
 
 def totals(record: Record) -> tuple[float, ...]:
     """One record's summands, in the order of `Totals`."""
-    n, trace, wall, prefill = len(record["token_ids"]), record["trace"], record["wall_s"], record["prefill_s"]
+    n, steps, wall, prefill = len(record["token_ids"]), steps_of(record), record["wall_s"], record["prefill_s"]
     assert wall is not None  # measured records only
     return (n, wall, n - 1, np.nan if prefill is None else wall - prefill,
-            n - 1 if trace else 0, len(trace["accepted"]) if trace else 0)  # fmt: skip
+            n - 1 if steps else 0, steps.forwards if steps else 0)  # fmt: skip
 
 
 def tokens_per_s(t: Totals) -> Array:
@@ -78,9 +79,25 @@ class Estimate:
     spread: Spread | None = None  # what the interval was made of
 
 
+class Joined:
+    """Arms on the prompts that all of them have, summed once for all statistics of them. A statistic takes a `Totals` an arm.
+
+    by_task: a value is the unweighted mean over tasks of each task's value; else all prompts are pooled.
+    """
+
+    def __init__(self, arms: Sequence[Side], *, by_task: bool = False) -> None:
+        self._strata, self._n_arms = _unit_totals(arms, by_task), len(arms)
+
+    def point(self, statistic: Callable[..., Array]) -> float | None:
+        return value_of(self._strata, _of_sums(statistic, self._n_arms))
+
+    def estimate(self, statistic: Callable[..., Array]) -> Estimate:
+        return estimated(self._strata, _of_sums(statistic, self._n_arms))
+
+
 def point(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> float | None:
     """`statistic` of the arms' totals over the prompts that all of them have, without an interval; see `estimate`."""
-    return value_of(_unit_totals(arms, by_task), _of_sums(statistic, len(arms)))
+    return Joined(arms, by_task=by_task).point(statistic)
 
 
 def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> Estimate:
@@ -90,7 +107,7 @@ def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: 
         statistic: takes one `Totals` per arm.
         by_task: the unweighted mean over tasks of each task's value; else all prompts pooled.
     """
-    return estimated(_unit_totals(arms, by_task), _of_sums(statistic, len(arms)))
+    return Joined(arms, by_task=by_task).estimate(statistic)
 
 
 def estimated(strata: Sequence[Array], statistic: Statistic) -> Estimate:
@@ -111,14 +128,21 @@ def value_of(strata: Sequence[Array], statistic: Statistic) -> float | None:
 
 def _unit_totals(arms: Sequence[Side], by_task: bool) -> list[Array]:
     """Per stratum [n_arms * n_totals, n_conversations]: all arms' totals of a conversation are one column."""
-    strata: dict[str, dict[Conversation, Array]] = defaultdict(dict)
+    units: dict[str, dict[Conversation, int]] = defaultdict(dict)  # per stratum the column of each conversation
+    summands: dict[str, list[tuple[int, tuple[float, ...]]]] = defaultdict(list)
     # sorted: an interval must not depend on the order of the file
-    for key in sorted(set.intersection(*(set(a) for a in arms))):
+    for key in sorted(key for key in min(arms, key=len) if all(key in a for a in arms)):
         record = arms[0][key]
-        units = strata[record["task"] if by_task else ""]
-        summands = np.array([x for a in arms for x in totals(a[key])])
-        units[conversation_of(record)] = units.get(conversation_of(record), 0) + summands
-    return [np.array(list(units.values())).T for units in strata.values()]
+        stratum = record["task"] if by_task else ""
+        columns = units[stratum]
+        column = columns.setdefault(conversation_of(record), len(columns))
+        summands[stratum].append((column, sum((totals(a[key]) for a in arms), start=())))
+    strata = []
+    for stratum, rows in summands.items():
+        sums = np.zeros((len(units[stratum]), len(rows[0][1])))
+        np.add.at(sums, [column for column, _ in rows], [row for _, row in rows])  # in this order
+        strata.append(sums.T)
+    return strata
 
 
 def _of_sums(statistic: Callable[..., Array], n_arms: int) -> Statistic:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.common.names import VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
-from harness.metrics.pairing import side_of, variant_of
+from harness.metrics.arms import Arms
 
 
 def first_divergence(a: Sequence[int], b: Sequence[int]) -> int | None:
@@ -44,21 +44,21 @@ class Divergence:
 
 def divergences(records: Iterable[Record]) -> list[Divergence]:
     """Every first divergence from vanilla at temperature 0, in the order of methods, tasks and prompts."""
-    greedy = [r for r in records if r["temperature"] == 0]
-    base = side_of(r for r in greedy if r["method"] == VANILLA)
+    arms = Arms.of(records)
+    greedy = [(variant, setting) for setting, own in arms.settings.items() if setting.temperature == 0 for variant in own]
     found = []
-    for variant in sorted({variant_of(r) for r in greedy if r["method"] != VANILLA}):
-        own = side_of(r for r in greedy if variant_of(r) == variant)
-        for key, record in own.items():
-            if key in base and (divergence := _divergence(record, base[key])):
-                found.append(divergence)
+    for variant, setting in sorted(greedy, key=lambda arm: arm[0]):
+        if variant[0] != VANILLA:
+            for key, record in arms.side(setting, variant).items():
+                if key in arms.baseline and (divergence := _divergence(record, arms.baseline[key])):
+                    found.append(divergence)
     return sorted(found, key=lambda d: (method_order(d.method), preset_order(d.preset), task_order(d.task), d.source,
                                         d.sample_id, d.turn, d.repeat, d.key))  # fmt: skip
 
 
 def _divergence(record: Record, vanilla: Record) -> Divergence | None:
     ids, reference = record["token_ids"], vanilla["token_ids"]
-    position = first_divergence(reference, ids)
+    position = None if ids == reference else first_divergence(reference, ids)
     if position is None:
         return None
     return Divergence(

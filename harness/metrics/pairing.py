@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cache
+from operator import itemgetter
+from typing import Any, cast
 
 import methods
 from harness.common.errors import UserError
@@ -46,8 +48,15 @@ class Setting:
         )
 
 
+_SETTING = tuple(f.name for f in fields(Setting))
+_settings: dict[tuple[Any, ...], Setting] = {}
+
+
 def setting_of(record: Record) -> Setting:
-    return Setting(*(field(record, f.name) for f in fields(Setting)))
+    """Records of one setting get one object: as a key it is found by its identity."""
+    values = fields_of(record, _SETTING)
+    found = _settings.get(values)
+    return found or _settings.setdefault(values, Setting(*values))
 
 
 Variant = tuple[str, str, str, str, str]
@@ -57,7 +66,17 @@ Variant = tuple[str, str, str, str, str]
 def variant_of(record: Record) -> Variant:
     """Of schema 2 the code is left out: those hashes are of another formula."""
     head, code = record["head_id"] or record["head_sha"] or "", record["code_sha"] if record["schema"] > 2 else ""
-    return record["method"], record["preset"], canonical_hash(record["options"]), head, code
+    return record["method"], record["preset"], _options_hash(record["options"]), head, code
+
+
+_hashes: dict[str, str] = {}
+
+
+def _options_hash(options: Mapping[str, Any]) -> str:
+    written = repr(options)
+    if written not in _hashes:
+        _hashes[written] = canonical_hash(options)
+    return _hashes[written]
 
 
 def conversation_of(record: Record) -> Conversation:
@@ -73,7 +92,7 @@ def side_of(records: Iterable[Record], by: Sequence[str] = WITHIN_FOLDER) -> dic
     """The measured records of one method, by what pairs them. The first counts where there are two for a prompt and turn."""
     found: dict[tuple[Any, ...], Record] = {}
     for record in measured(records):
-        found.setdefault(tuple(field(record, name) for name in by), record)
+        found.setdefault(fields_of(record, by), record)
     return found
 
 
@@ -83,6 +102,8 @@ def compared(own: Side, base: Side) -> Side:
     Two-turn tasks need vanilla's first turn even where no baseline was asked for. That turn alone is no baseline.
     """
     unpaired = {(conversation_of(r), r["repeat"]) for key, r in own.items() if key not in base}
+    if not unpaired:
+        return own
     return {key: r for key, r in own.items() if (conversation_of(r), r["repeat"]) not in unpaired}
 
 
@@ -95,6 +116,20 @@ def field(record: Record, name: str) -> Any:
     # a record straight from a run has no machine: it is the one at hand
     value = record.get(name, "paper" if name == "system" else "")
     return "" if value is None and name in NEW_IN_3 else value
+
+
+def fields_of(record: Record, names: Sequence[str]) -> tuple[Any, ...]:
+    """Several of a record's fields, each as `field` gives it."""
+    try:
+        values = _getter(tuple(names))(record)
+    except KeyError:
+        values = (None,)
+    return tuple(field(record, name) for name in names) if None in values else cast("tuple[Any, ...]", values)
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> itemgetter[Record]:
+    return itemgetter(*names)
 
 
 # What must be one value over all records of a model before a verdict is given on it.

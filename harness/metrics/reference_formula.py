@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 
 Counted = tuple[Hashable, float, float]  # one turn: its question, tokens, seconds
 
@@ -33,8 +34,8 @@ def booked(record: Record) -> Booked | None:
     """
     if record["method"] == VANILLA:
         return Booked(len(record["token_ids"]), len(record["token_ids"]))
-    trace = record["trace"]
-    return Booked(sum(n + 1 for n in trace["accepted"]), len(trace["accepted"])) if trace else None
+    steps = steps_of(record)
+    return Booked(steps.drafted + steps.forwards, steps.forwards) if steps else None
 
 
 def goes_on(record: Record) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 from harness.metrics.definitions import Totals, totals
 from harness.metrics.intervals import Interval, rate_interval
 from harness.metrics.pairing import Conversation, Side, conversation_of
@@ -34,13 +35,16 @@ def acceptance_by_depth(records: Iterable[Record], *, intervals: bool = False) -
     A forward without a draft counts as one that accepted nothing. intervals: adds them where at least 5
     conversations reached the depth.
     """
-    accepted: dict[Conversation, list[int]] = defaultdict(list)
+    accepted: dict[Conversation, list[tuple[int, ...]]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r["key"]):
-        if record["trace"]:
-            accepted[conversation_of(record)] += record["trace"]["accepted"]
-    deepest = max((n for counts in accepted.values() for n in counts), default=0)
+        if steps := steps_of(record):
+            accepted[conversation_of(record)].append(steps.accepted)
+    deepest = max((len(counts) for own in accepted.values() for counts in own), default=1) - 1
     # [depths from 0, conversations]: forwards that accepted at least so many
-    reaching = np.array([[sum(n >= d for n in counts) for counts in accepted.values()] for d in range(deepest + 1)], float)
+    reaching = np.zeros((deepest + 1, len(accepted)))
+    for place, own in enumerate(accepted.values()):
+        for counts in own:
+            reaching[: len(counts), place] += np.cumsum(counts[::-1])[::-1]
 
     def rate_at(depth: int) -> DepthRate:
         n_reached, n_accepted = (int(n) for n in reaching[depth - 1 : depth + 1].sum(axis=1))
@@ -69,10 +73,11 @@ class TimeSplit:
 
 def time_split(records: Sequence[Record]) -> TimeSplit | None:
     """Where the time of these records went, or None where one of them has no trace or no prefill time."""
-    if not records or any(r["trace"] is None or r["prefill_s"] is None for r in records):
+    steps = [found for r in records if (found := steps_of(r))]
+    if not records or len(steps) < len(records) or any(r["prefill_s"] is None for r in records):
         return None
     tokens = sum(len(r["token_ids"]) for r in records)
-    draft, verify = (sum(sum(r["trace"][column]) for r in records if r["trace"]) for column in ("drafter_s", "target_s"))
+    draft, verify = sum(s.drafter_s for s in steps), sum(s.target_s for s in steps)
     prefill = sum(r["prefill_s"] or 0.0 for r in records)
     other = sum(r["wall_s"] or 0.0 for r in records) - draft - verify - prefill
     return TimeSplit(*(seconds / tokens for seconds in (draft, verify, prefill, other)))
@@ -89,14 +94,14 @@ class StepCosts:
 
 def step_costs(own: Side, base: Side) -> StepCosts | None:
     """Over the prompts both have, or None where one side lacks traces or took no step."""
-    keys = sorted(own.keys() & base.keys())
+    keys = sorted(key for key in own if key in base)
     a, b = totals_of([own[key] for key in keys]), totals_of([base[key] for key in keys])
-    traces = [trace for key in keys if (trace := own[key]["trace"])]
-    if a is None or b is None or len(traces) < len(keys):
+    steps = [found for key in keys if (found := steps_of(own[key]))]
+    if a is None or b is None or len(steps) < len(keys):
         return None
-    target, drafter = (sum(sum(t[column]) for t in traces) for column in ("target_s", "drafter_s"))
-    step = b.decode_seconds / b.decode_tokens * a.forwards
-    return StepCosts(*(float(x / step) for x in (target, drafter, a.decode_seconds - target - drafter)))
+    target, drafter = sum(s.target_s for s in steps), sum(s.drafter_s for s in steps)
+    vanilla_step = b.decode_seconds / b.decode_tokens * a.forwards
+    return StepCosts(*(float(x / vanilla_step) for x in (target, drafter, a.decode_seconds - target - drafter)))
 
 
 def totals_of(records: Iterable[Record]) -> Totals | None:
@@ -110,8 +115,9 @@ def totals_of(records: Iterable[Record]) -> Totals | None:
 
 def mean_tree_size(records: Iterable[Record]) -> float | None:
     """Draft nodes per target forward, root excluded."""
-    sizes = [n for r in records if r["trace"] for n in r["trace"]["tree_size"]]
-    return float(np.mean(sizes)) if sizes else None
+    steps = [found for r in records if (found := steps_of(r))]
+    forwards = sum(s.forwards for s in steps)
+    return sum(s.nodes for s in steps) / forwards if forwards else None
 
 
 def identical(own: Side, base: Side) -> tuple[int, int]:

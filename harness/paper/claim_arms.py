@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
+from harness.ledger.reduced import steps_of
 from harness.metrics.pairing import Side, one_environment, one_source, side_of
 from harness.paper import published
 
@@ -37,10 +39,13 @@ class ClaimArms:
         self.nodes = budget, _most_nodes(r for r in published_trees if r["method"] == DYNAMIC)
         self.presets = sorted(same)
         self.temperatures = sorted({r["temperature"] for r in self.records})
+        arms: dict[tuple[str, float, str], list[Record]] = defaultdict(list)
+        for r in self.records:
+            arms[r["method"], r["temperature"], r["preset"]].append(r)
+        self._sides = {arm: side_of(own) for arm, own in arms.items()}
 
     def side_of(self, method: str, temperature: float, preset: str = "paper") -> Side:
-        wanted = (method, temperature, preset)
-        return side_of(r for r in self.records if (r["method"], r["temperature"], r["preset"]) == wanted)
+        return self._sides.get((method, temperature, preset), {})
 
     def best(self, method: str, temperature: float) -> Side:
         """The arm at tuned options where the folder has them, else at the paper's.
@@ -56,4 +61,4 @@ class ClaimArms:
 
 def _most_nodes(records: Iterable[Record]) -> int | None:
     """Draft nodes of the largest tree, root excluded. Trees are smaller where the context ends."""
-    return max((max(r["trace"]["tree_size"], default=0) for r in records if r["trace"]), default=None)
+    return max((steps.most_nodes for r in records if (steps := steps_of(r))), default=None)

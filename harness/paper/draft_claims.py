@@ -39,7 +39,8 @@ def draft_rows(m: ClaimArms, folder: Path, progress: Progress) -> list[Row]:
     if trees.has_trees(folder):
         wanted = [r for r in m.records if r["temperature"] == 0 and r["method"] in (STATIC, DYNAMIC) and r["preset"] == "paper"]
         base = [r for r in m.records if r["method"] == VANILLA and r["temperature"] == 0]
-        groups = {named["method"]: g for named, g in acceptance.by_arm([*wanted, *base], trees.read_drafts(folder))}
+        counts = acceptance.counted(trees.each_drafts(folder, {r["key"] for r in wanted}))
+        groups = {named["method"]: g for named, g in acceptance.by_arm([*wanted, *base], counts)}
     rows = []
     if groups:
         progress.expect(3)

@@ -57,7 +57,7 @@ class ReproduceRequest:
 
 def records_of(folder: Path) -> Records:
     """What a folder holds, if anything."""
-    return read(folder, quiet=True) if has_records(folder) else Records()
+    return read(folder, quiet=True, reduced=True) if has_records(folder) else Records()
 
 
 def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:

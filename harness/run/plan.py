@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import methods
 from harness.ledger.record import Record, cell_key
+from harness.ledger.reduced import steps_of
 from harness.load.model import Loaded
 from harness.run.arms import BASELINE, baseline_arm
 from methods import Arm
@@ -170,8 +171,8 @@ class Recorded:
 
 
 def _drafted(record: Record) -> bool:
-    trace = record["trace"]
-    return record["status"] == "ok" and not record["is_warmup"] and trace is not None and any(trace["tree_size"])
+    steps = steps_of(record)
+    return record["status"] == "ok" and not record["is_warmup"] and steps is not None and steps.nodes > 0
 
 
 def head_sha(loaded: Loaded, arm: Arm) -> str | None:

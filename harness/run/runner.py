@@ -18,7 +18,7 @@ import methods
 from harness.common import machine
 from harness.common.errors import UserError, in_one_line, say
 from harness.ledger.checked import record_of
-from harness.ledger.ledger import Ledger, has_records, read
+from harness.ledger.ledger import Ledger, read
 from harness.ledger.record import Record, ids_sha, sample_key, text_sha, warm_up_key
 from harness.ledger.trees import TreeStore
 from harness.load.model import Loaded
@@ -81,14 +81,14 @@ class Runner:
             ledger.check_machine(cell.key, self.env)
         self._facts = RunFacts(uuid.uuid4().hex[:12], ledger.write_env(self.env))
         self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
+        self._whole: dict[str, Record] | None = None
         self.n_failed = 0
         self._tell_of_changes(self.look())
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
-        records = read(self.ledger.folder, quiet=True) if has_records(self.ledger.folder) else []
-        self.recorded = Recorded.of(records, self.spec, self._trees.keys if self._trees else None)
-        return records
+        self.recorded = Recorded.of(self.ledger.records, self.spec, self._trees.keys if self._trees else None)
+        return self.ledger.records
 
     def _tell_of_changes(self, records: Sequence[Record]) -> None:
         """What is measured anew here although the folder holds records of it."""
@@ -106,18 +106,17 @@ class Runner:
 
     # ---- before anything is timed ----
 
-    def check_lengths(self) -> None:
-        """Find first turns that do not fit before anything is measured, where they are errors.
+    def check_prompts(self) -> None:
+        """Find first turns that have other ids than sentencepiece's, or, where that is an error, do not fit: before anything is
+        measured. Later turns are checked when they are encoded.
 
         Raises:
-            UserError: names the prompt and its length.
+            UserError: names the prompt, and its length or its first wrong id.
         """
-        if self.spec.on_overflow != "error":
-            return
         for prompts in self.spec.prompt_sets:
             for p in prompts.prompts:
-                why = self._overflow(p, 1, len(self.loaded.encode(self.loaded.render([("user", p.turns[0])]))))
-                if why:
+                why = self._overflow(p, 1, len(self._encoded(p, 1, self.loaded.render([("user", p.turns[0])]))))
+                if why and self.spec.on_overflow == "error":
                     raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
 
     def warm_up(self) -> dict[str, float]:
@@ -174,7 +173,7 @@ class Runner:
         todo = [c for c in step.cells if keys[c.key] not in recorded.keys or keys[c.key] in recorded.treeless]
         if not todo:
             return
-        turn = Turn(step.prompt, step.turn, step.repeat, rendered, self.loaded.encode(rendered), turn1_sha)
+        turn = Turn(step.prompt, step.turn, step.repeat, rendered, self._encoded(step.prompt, step.turn, rendered), turn1_sha)
         for cell in todo:
             tick(f"{step.prompts.task} {step.prompt.id} turn {step.turn}: {cell.arm.name}")
             if keys[cell.key] in recorded.keys:
@@ -192,14 +191,15 @@ class Runner:
             if answer is None:
                 return None
             dialogue += [("assistant", answer["text"]), ("user", step.prompt.turns[earlier])]
-            turn1_sha = turn1_sha or ids_sha(answer["token_ids"])
+            turn1_sha = turn1_sha or ids_sha(list(answer["token_ids"]))
         return self.loaded.render(dialogue), turn1_sha
 
     def _answer(self, step: Step, turn: int, rendered: str, turn1_sha: str | None) -> Record | None:
         """Vanilla's greedy answer of the same model, dtype and budget, made once and stored as a record."""
         key = sample_key(step.answers.key, step.prompt.id, turn, 0, text_sha(rendered))
         if key not in self.recorded.keys:
-            self._measure(step.answers, Turn(step.prompt, turn, 0, rendered, self.loaded.encode(rendered), turn1_sha))
+            ids = self._encoded(step.prompt, turn, rendered)
+            self._measure(step.answers, Turn(step.prompt, turn, 0, rendered, ids, turn1_sha))
         return self.recorded.answers.get(key)
 
     def _measure(self, cell: Cell, turn: Turn) -> None:
@@ -237,14 +237,17 @@ class Runner:
     def _keep_trees_of(self, cell: Cell, record: Record, ids: list[int]) -> None:
         """If trees were not kept, the generation is repeated off the clock; its trees are kept only if the output is
         identical."""
-        assert self._trees is not None and record["trace"] is not None
+        assert self._trees is not None
+        if self._whole is None:  # what the ledger holds in memory has no traces
+            self._whole = {r["key"]: r for r in read(self.ledger.folder, quiet=True) if r["key"] not in self._trees.keys}
         params = self._params(
             record["max_new_tokens"], record["sample_id"], record["turn"], record["repeat"], cell.temperature, self.spec.trees
         )
-        generation, then = self._generate(cell.arm, ids, params).generation, record["trace"]
+        generation, then = self._generate(cell.arm, ids, params).generation, self._whole[record["key"]]["trace"]
         trace = generation.trace
-        assert trace is not None
-        if (generation.token_ids, trace.tree_size, trace.accepted) == (record["token_ids"], then["tree_size"], then["accepted"]):
+        assert trace is not None and then is not None
+        was = list(record["token_ids"]), then["tree_size"], then["accepted"]
+        if (generation.token_ids, trace.tree_size, trace.accepted) == was:
             self._trees.add(cell.key, record["key"], generation.token_ids, trace.trees)
         else:
             where = f"{cell.arm.name} on {record['sample_id']} turn {record['turn']}"
@@ -271,6 +274,9 @@ class Runner:
             self.loaded, self.spec, cell, self._facts, turn.prompt, turn=turn.turn, repeat=turn.repeat, rendered=turn.rendered,
             n_prompt=len(turn.ids), turn1_sha=turn.turn1_sha,
         )  # fmt: skip
+
+    def _encoded(self, prompt: Prompt, turn: int, rendered: str) -> list[int]:
+        return self.loaded.encode(rendered, f"prompt {prompt.id} turn {turn}")
 
     def _overflow(self, prompt: Prompt, turn: int, n_tokens: int) -> str | None:
         """Why a prompt does not fit with its budget, if it does not."""

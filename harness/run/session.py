@@ -72,6 +72,10 @@ def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
     arms = arms_of(request.methods, request.preset, request.changes)
     untuned = []
     for more in request.beside:
+        if more.is_asked:
+            found = arms_of((more.method,), more.preset, more.changes)
+            arms += tuple(a for a in found if all((a.name, a.options) != (other.name, other.options) for other in arms))
+            continue
         try:
             arms_of((more.method,), "paper", request.changes)
         except UserError:  # nothing for it to draft with
@@ -131,8 +135,9 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
     with session(config, requests[0], specs) as runners:
         n_failed = measure(runners)
         cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
+        recorded = runners[0].ledger.records
     wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
-    records = [r for r in read(requests[0].out, quiet=True) if (r["cell"], r["sample_id"]) in wanted]
+    records = [r for r in recorded if (r["cell"], r["sample_id"]) in wanted]
     return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
 
 
@@ -152,7 +157,7 @@ def measure(runners: Sequence[Runner]) -> int:
     with interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
         for run, m in zip(runners, missing, strict=True):
-            run.check_lengths()
+            run.check_prompts()
             rates = run.warm_up() if any(m.values()) else {}
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]
@@ -206,9 +211,10 @@ def preflight_lines(config: ModelConfig, names: Iterable[str], *, head: Path | N
 def known_rates(folder: Path, model: str, preset: str | None = None) -> dict[str, float]:
     """Seconds per token of each method in a ledger, of one preset if one is named."""
     try:
-        known = [r for r in read(folder, quiet=True) if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
+        records = read(folder, quiet=True, reduced=True)
     except UserError:
         return {}
+    known = [r for r in records if r["model"] == model and r["status"] == "ok" and r["token_ids"]]
     seconds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     for r in known:

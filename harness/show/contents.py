@@ -10,20 +10,19 @@ from harness.common.names import label
 from harness.common.progress import Progress
 from harness.ledger.audit_words import audit_pages, audits_of
 from harness.ledger.ledger import read
-from harness.ledger.record import Record
-from harness.ledger.trees import Drafts, has_trees, read_drafts
-from harness.metrics.acceptance import ArmSums, by_arm
+from harness.ledger.trees import each_drafts
+from harness.metrics.acceptance import ArmSums, Counts, by_arm, counted, drafting_arms
+from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, summarise
-from harness.metrics.pairing import setting_of, variant_of
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """Records and what is computed from them once: summaries, one a cell, and the counts of drafted trees."""
 
-    records: tuple[Record, ...]
+    records: Arms  # reduced
     summaries: tuple[CellSummary, ...]
-    drafts: Mapping[str, Drafts]  # drafted trees by the record's key; empty where none were kept
+    counts: Mapping[str, Counts]  # of drafted trees by the record's key; empty where none were kept
     drafted: tuple[ArmSums, ...]  # what the trees tell of acceptance, method by method
     audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
     audit_pages: tuple[str, ...]  # of these audits, as paths in the folder
@@ -39,15 +38,14 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
     folder = Path(folder)
     progress.expect(1)
     progress.step("records")
-    records = read(folder, strict=strict)
+    records = read(folder, strict=strict, reduced=True)
     audits = audits_of(folder)
-    summaries = summarise(records)
-    drafts = read_drafts(folder) if has_trees(folder) else {}
-    progress.expect(len({(setting_of(r), variant_of(r)) for r in records if r["key"] in drafts}))
+    arms = Arms(records)
+    summaries = summarise(arms)
+    counts = counted(each_drafts(folder))
+    progress.expect(len(drafting_arms(arms, counts)))
     drafted = []
-    for arm in by_arm(records, drafts):
+    for arm in by_arm(arms, counts):
         progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
         drafted.append(arm)
-    return Contents(
-        tuple(records), tuple(summaries), drafts, tuple(drafted), audits, audit_pages(folder), records.footnotes
-    )  # fmt: skip
+    return Contents(arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), records.footnotes)

@@ -24,7 +24,6 @@ from harness.common.files import read_text, write_file
 from harness.common.progress import Progress, showing_progress
 from harness.ledger.audit_words import AUDIT, audits_of
 from harness.ledger.record import Record
-from harness.ledger.trees import read_pieces
 from harness.metrics.pairing import measured, setting_of
 from harness.show.contents import Contents, read_contents
 from harness.show.headline import headlines
@@ -102,11 +101,11 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict
     with showing_progress("report") as progress:
         contents = read_contents(folder, progress, strict)
         tables, plots = _tables(contents, progress), _plots(contents, progress)
-    records, drafts = contents.records, contents.drafts
+    records, counts = contents.records, contents.counts
     ok = measured(records)
     if prompts_dir is not None and not any(r["source"] == "paper" for r in records):
         say(f"note: --prompts {prompts_dir} is not read: no record of {folder} is of the paper's prompts")
-    shown = viewer_data(records, drafts, read_pieces(folder), generations, prompts_dir)
+    shown = viewer_data(folder, records, counts, generations, prompts_dir)
     sections = [
         PageSection("tables", "Tables", "", tables),
         PageSection("plots", "Plots", "", plots),
@@ -122,12 +121,12 @@ def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict
         settings=[s.title() for s in dict.fromkeys(setting_of(r) for r in ok)],
         machines=sorted({r["machine"] for r in ok}),
         counts={what: n for what, n in (
-            ("generations", len(ok)), ("with drafted trees", sum(r["key"] in drafts for r in ok)),
+            ("generations", len(ok)), ("with drafted trees", sum(r["key"] in counts for r in ok)),
             ("failed", _count(records, "error")), ("skipped", _count(records, "skipped")),
         ) if n},
         footnotes=contents.footnotes,
         sections=[section for section in sections if section.blocks],
-        absent=_absent(bool(lossless), bool(claims), bool(drafts), sorted({r["model"] for r in records})),
+        absent=_absent(bool(lossless), bool(claims), bool(counts), sorted({r["model"] for r in records})),
         viewer=shown,
         opens_on=opens_on(shown),
         folder=str(folder),

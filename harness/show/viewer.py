@@ -9,22 +9,32 @@ from typing import Any
 import tasks
 from harness.common.names import label, method_order, preset_order, task_order
 from harness.ledger.record import Record
-from harness.ledger.trees import Drafts
+from harness.ledger.trees import Drafts, read_drafts, read_pieces
+from harness.metrics.acceptance import Counts
 from harness.metrics.pairing import Setting, measured, setting_of, variant_of
 
 
 def viewer_data(
-    records: Iterable[Record], drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], n: int,
-    prompts_dir: Path | None = None,
+    folder: Path, records: Iterable[Record], counts: Mapping[str, Counts], n: int, prompts_dir: Path | None = None
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What the page's script draws: n generations, in the order of settings and methods.
+    """What the page's script draws: n generations of a folder with their trees, in the order of settings and methods.
 
     They are spread. Every method of a setting comes once before any comes twice, a method's tasks likewise, and outputs that loop
     come last. The columns are those of `harness/ledger/trees.py`; `ids` and `tokens` index `pieces`, the texts.
     """
+    chosen = _spread(records, counts, n)
+    keys, cells = {r["key"] for r in chosen}, {r["cell"] for r in chosen}
+    drafts, pieces = read_drafts(folder, keys, cells), read_pieces(folder, cells)
+    if len(drafts) < len(keys):  # a file that goes by another name than its cell's
+        drafts = read_drafts(folder, keys)
+    prompts = _Prompts(prompts_dir)
+    return [_generation(r, drafts[r["key"]], pieces.get(r["cell"], {}), prompts) for r in chosen]
+
+
+def _spread(records: Iterable[Record], counts: Mapping[str, Counts], n: int) -> list[Record]:
     arms: dict[Any, list[Record]] = {}
     for r in measured(records):
-        if r["key"] in drafts and len(drafts[r["key"]].sizes):
+        if r["key"] in counts and counts[r["key"]].forwards:
             arms.setdefault((setting_of(r), variant_of(r)), []).append(r)
 
     def order(key: Any) -> Any:
@@ -34,8 +44,7 @@ def viewer_data(
     spread = [_task_by_task(arms[key]) for key in sorted(arms, key=order)]
     rounds = max(map(len, spread), default=0)
     taken = [(place, i) for i in range(rounds) for place, own in enumerate(spread) if i < len(own)][:n]
-    prompts = _Prompts(prompts_dir)
-    return [_generation(spread[place][i], drafts, pieces, prompts) for place, i in sorted(taken)]
+    return [spread[place][i] for place, i in sorted(taken)]
 
 
 def opens_on(generations: Sequence[Mapping[str, Any]]) -> int:
@@ -59,10 +68,7 @@ def _setting_order(s: Setting) -> tuple[Any, ...]:
     return s.model, s.temperature, s.title(), s.target_sha, s.target_id, s.machine, s.system
 
 
-def _generation(
-    r: Record, drafts: Mapping[str, Drafts], pieces: Mapping[str, Mapping[int, str]], prompts: _Prompts
-) -> dict[str, Any]:
-    d, texts = drafts[r["key"]], pieces.get(r["cell"], {})
+def _generation(r: Record, d: Drafts, texts: Mapping[int, str], prompts: _Prompts) -> dict[str, Any]:
     used = {t: i for i, t in enumerate(dict.fromkeys([*r["token_ids"], *d.tokens.tolist()]))}
     turn = f", turn {r['turn']}" if r["n_turns"] > 1 else ""
     repeat = f", repeat {r['repeat']}" if r["repeat"] else ""

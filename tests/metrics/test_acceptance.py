@@ -25,7 +25,7 @@ from methods.base import DraftedTree
 
 
 def numbers_of(records: list[Record], kept: dict[str, Drafts]) -> pd.DataFrame:
-    return acceptance.acceptance_numbers(acceptance.by_arm(records, kept))
+    return acceptance.acceptance_numbers(acceptance.by_arm(records, acceptance.counted(kept.values())))
 
 
 def drafts(trees: list[dict[str, Any]], key: str = "k", sampled: bool = False) -> Drafts:
@@ -41,6 +41,10 @@ def drafts(trees: list[dict[str, Any]], key: str = "k", sampled: bool = False) -
     )  # fmt: skip
 
 
+def summed(of: Drafts) -> pd.DataFrame:
+    return acceptance.frame_of([acceptance.sums(of)])
+
+
 # the paper's Figure 5: P1, P2 on the root; P3, P4 on P1; P5, P6 on P2; and a third child of the root that is no position
 FIGURE_5 = {"parents": [0, 0, 0, 1, 1, 2, 2], "confidence": [0.5, 0.3, 0.1, 0.6, 0.2, 0.4, 0.3]}
 
@@ -51,7 +55,7 @@ def counts(table: pd.DataFrame, kind: str) -> dict[int, tuple[int, int]]:
 
 
 def test_a_figure_5_tree_counted_by_hand() -> None:
-    sums = acceptance.sums(drafts([FIGURE_5 | {"path": [1, 5]}, FIGURE_5 | {"path": [2]}, FIGURE_5 | {"path": []}]))
+    sums = summed(drafts([FIGURE_5 | {"path": [1, 5]}, FIGURE_5 | {"path": [2]}, FIGURE_5 | {"path": []}]))
     assert counts(sums, "position") == {1: (3, 1), 2: (3, 1), 3: (3, 0), 4: (3, 1), 5: (3, 0), 6: (3, 0)}
     assert counts(sums, "position_given") == {1: (3, 1), 2: (3, 1), 3: (1, 0), 4: (1, 1), 5: (1, 0), 6: (1, 0)}
     assert counts(sums, "depth") == {1: (3, 2), 2: (2, 1)}  # node 5 has no children: nothing was drafted at depth 3
@@ -65,23 +69,23 @@ def test_a_figure_5_tree_counted_by_hand() -> None:
 
 def test_the_ends_of_the_bins() -> None:
     tree = {"parents": [0, 0, 0, 0, 0], "confidence": [1.0, 0.95, 0.05, 0.0499, 0.0], "path": [1]}
-    assert counts(acceptance.sums(drafts([tree])), "calibration") == {19: (2, 1), 1: (1, 0), 0: (2, 0)}
+    assert counts(summed(drafts([tree])), "calibration") == {19: (2, 1), 1: (1, 0), 0: (2, 0)}
 
 
 def test_n_alpha_is_of_chains_that_a_head_drafted() -> None:
     chain = {"parents": [0, 1, 2], "confidence": [0.5, 0.5, 0.5]}
     trees = [chain | {"path": [1, 2]}, chain | {"path": []}, chain | {"path": [1, 2, 3]}]
-    assert counts(acceptance.sums(drafts(trees)), "n_alpha") == {0: (3, 2), 1: (2, 2), 2: (2, 1)}
-    assert counts(acceptance.sums(drafts(trees, sampled=True)), "n_alpha") == {0: (3, 2), 1: (2, 2), 2: (2, 1)}
+    assert counts(summed(drafts(trees)), "n_alpha") == {0: (3, 2), 1: (2, 2), 2: (2, 1)}
+    assert counts(summed(drafts(trees, sampled=True)), "n_alpha") == {0: (3, 2), 1: (2, 2), 2: (2, 1)}
     copied = [{k: v for k, v in t.items() if k != "confidence"} for t in trees]
-    sums = acceptance.sums(drafts(copied))
+    sums = summed(drafts(copied))
     assert counts(sums, "n_alpha") == counts(sums, "calibration") == {} and counts(sums, "depth")[1] == (3, 2)
 
 
 def test_of_sampled_drafts_only_those_up_to_the_accepted_one_were_tried() -> None:
     d = drafts([{"parents": [0, 0, 0, 2, 1], "confidence": [0.2] * 5, "path": [2]}], sampled=True)
     assert acceptance.nodes(d).tried.tolist() == [True, True, False, True, False]
-    sums = acceptance.sums(d)
+    sums = summed(d)
     assert set(sums["kind"]) == {"depth"} and sums["confidence"].isna().all()  # a draw is no forecast
 
 
@@ -134,7 +138,7 @@ def one_node_trees(sample: dict[str, Any], key: str) -> Drafts:
 def test_fits_are_those_computed_node_by_node() -> None:
     sample = simulated(2.0, seed=1)
     c, y = sample["c"], sample["y"].astype(float)
-    calibration = acceptance.sums(one_node_trees(sample, "k")).assign(query="q")
+    calibration = summed(one_node_trees(sample, "k")).assign(query="q")
     fits = {f["at"]: f["value"] for f in acceptance.fits_of(calibration[calibration["kind"] == "calibration"])}
     assert fits["slope"] == pytest.approx(np.polyfit(c, y, 1)[0])
     bins = np.minimum((c * 20).astype(int), 19)
@@ -177,7 +181,7 @@ def test_the_table_has_its_columns_tasks_pooled_and_loops_apart() -> None:
     assert p1["n"].to_dict() == {("gsm8k", "all"): 18, ("gsm8k", "no loops"): 18, ("alpaca", "all"): 18,
                                  ("alpaca", "no loops"): 12, ("all", "all"): 36, ("all", "no loops"): 30}  # fmt: skip
     assert p1["queries"]["all", "all"] == 12 and p1["forwards"]["all", "no loops"] == 30
-    report = markdown(acceptance_table(acceptance.by_arm(records, kept)))
+    report = markdown(acceptance_table(acceptance.by_arm(records, acceptance.counted(kept.values()))))
     assert "P6" in report and "| eagle2 |" in report
 
 

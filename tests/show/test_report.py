@@ -19,7 +19,8 @@ from make_ledger import FOLDER as SIMULATED
 
 from harness.common.progress import Progress
 from harness.ledger.ledger import read
-from harness.ledger.trees import read_drafts, read_pieces
+from harness.ledger.trees import each_drafts, read_drafts, read_pieces
+from harness.metrics import acceptance
 from harness.show import page as report
 from harness.show.contents import Contents, read_contents
 from harness.show.headline import headlines
@@ -223,14 +224,14 @@ def test_each_of_several_models_audits_is_in_the_page(tmp_path: Path) -> None:
 
 def test_prompts_of_others_are_shown_only_where_asked_for(ledger: Path) -> None:
     folder = ledger / "out"
-    data = viewer_data(read(folder), read_drafts(folder), read_pieces(folder), 24)
+    data = viewer_data(folder, read(folder), acceptance.counted(each_drafts(folder)), 24)
     assert data and {g["prompt"] for g in data} == {None}
 
 
 def test_generations_are_spread_over_methods_before_any_comes_twice(ledger: Path) -> None:
     records, folder = read(ledger / "out"), ledger / "out"
     for n in (0, 2, 3):
-        data = viewer_data(records, read_drafts(folder), read_pieces(folder), n)
+        data = viewer_data(folder, records, acceptance.counted(each_drafts(folder)), n)
         assert len(data) == n and len({g["name"].split(",")[0] for g in data}) == n
 
 

@@ -75,7 +75,7 @@ def test_tables_go_beside_the_records_unless_told_otherwise(tmp_path: Path) -> N
 
 def reports(records: list[Record]) -> dict[str, str]:
     summaries = summarise(records)
-    tables = [main_table(summaries), cells_table(summaries), categories_table(records),
+    tables = [main_table(summaries), cells_table(summaries), categories_table(records, summaries),
               paired_table(records, summaries), divergences_table(records, summaries)]  # fmt: skip
     return {table.name: markdown(table) for table in tables} | {"run": plain(run_table(summaries))}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,24 +10,24 @@ import pandas as pd
 
 from harness.common.names import VANILLA, label_in_words, preset_order
 from harness.forms.colours import PARTS, colour, hatch, marker
-from harness.ledger.record import Record
 from harness.metrics import acceptance
+from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean
-from harness.metrics.comparisons import comparisons
+from harness.metrics.comparisons import ABLATIONS, FULL, comparisons
 from harness.metrics.definitions import Interval, point, tokens_per_s
 from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
-from harness.metrics.pairing import Setting, Side, compared, setting_of, side_of, variant_of
+from harness.metrics.pairing import Setting, Side, compared
 from harness.metrics.steps import acceptance_by_depth, time_split
 from harness.show.contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What a plot is made from: one setting's records and summaries, and how its methods look."""
+    """What a plot is made from: one setting's summaries and arms, and how its methods look."""
 
     setting: Setting
     summaries: tuple[CellSummary, ...]
-    records: tuple[Record, ...]
+    arms: Arms  # of all settings
     looks: dict[Variant, Look]
     drafted: tuple[acceptance.ArmSums, ...] = ()  # of the arms whose trees were kept
 
@@ -53,7 +53,7 @@ def tau_data(panel: Panel) -> pd.DataFrame:
 
 def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
     rows = []
-    base = _pooled(panel, lambda r: r["method"] == VANILLA)
+    base = panel.arms.base(panel.setting)
     for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
         for s in cells:
             row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
@@ -82,7 +82,7 @@ def time_data(panel: Panel) -> pd.DataFrame:
 
     The unit is vanilla's time per token on the same prompts, or milliseconds where the setting has no baseline.
     """
-    base = _pooled(panel, lambda r: r["method"] == VANILLA)
+    base = panel.arms.base(panel.setting)
     relative = any(compared(_arm_of(panel, v), base) for v, _ in by_variant(panel.summaries) if v[0] != VANILLA)
     rows = []
     for variant, _ in by_variant(panel.summaries):
@@ -105,9 +105,9 @@ def time_data(panel: Panel) -> pd.DataFrame:
 def ablation_data(panel: Panel) -> pd.DataFrame:
     """What full EAGLE-2 gains in tau over each ablation on the same prompts, by task."""
     rows = []
-    for c in comparisons(panel.records, panel.summaries):
-        if c.against_method != "eagle1":
-            row = {"method": c.against_method, "label": c.against, "task": c.task, "source": c.source}
+    for c in comparisons(panel.arms, panel.summaries):
+        if c.names[0] == FULL and c.names[1] in ABLATIONS:
+            row = {"method": c.names[1], "label": c.against, "task": c.task, "source": c.source}
             difference = {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
             rows.append({**row, **difference, **_ends(c.tau_difference.ci95)})
     return _with_value(rows, "tau_difference")
@@ -173,10 +173,9 @@ def panels_of(contents: Contents) -> list[Panel]:
     """A panel a setting, in the order of tables."""
     panels = []
     for setting, summaries in by_setting(shown_cells(contents.summaries)):
-        here = tuple(r for r in contents.records if setting_of(r) == setting)
         named = asdict(setting)
         drafted = tuple(arm for arm in contents.drafted if all(arm[0][name] == value for name, value in named.items()))
-        panels.append(Panel(setting, tuple(summaries), here, _looks(summaries), drafted))
+        panels.append(Panel(setting, tuple(summaries), contents.records, _looks(summaries), drafted))
     return panels
 
 
@@ -201,11 +200,7 @@ def _variant(named: Mapping[str, Any]) -> Variant:
 
 
 def _arm_of(panel: Panel, variant: Variant) -> Side:
-    return _pooled(panel, lambda r: variant_of(r) == variant)
-
-
-def _pooled(panel: Panel, wanted: Callable[[Record], bool]) -> Side:
-    return side_of(r for r in panel.records if wanted(r))
+    return panel.arms.side(panel.setting, variant)
 
 
 def _ends(ci95: Interval | None) -> dict[str, float | None]:

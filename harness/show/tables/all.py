@@ -36,7 +36,7 @@ TABLES = (
     LedgerTable("paired", "EAGLE-2 against the others", lambda c, _: paired_table(c.records, c.summaries)),
     LedgerTable("cells", "Every cell", lambda c, _: cells_table(c.summaries)),
     LedgerTable("official", "What the reference's own scripts would have printed", lambda c, _: official_table(c.summaries)),
-    LedgerTable("mt_bench_by_category", "MT-bench by category", lambda c, _: categories_table(c.records)),
+    LedgerTable("mt_bench_by_category", "MT-bench by category", lambda c, _: categories_table(c.records, c.summaries)),
     LedgerTable("divergences", "Outputs at T = 0 that differ from vanilla's",
                 lambda c, _: divergences_table(c.records, c.summaries), is_written_empty=True),
 )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
-from harness.metrics.cells import CellSummary, speed_mark, summarise
+from harness.metrics.cells import CellSummary, joint_mark, summarise
 from harness.metrics.groups import (
     MEAN,
     by_setting,
@@ -101,7 +102,7 @@ _WAY = ("per_question", "past_end", "retokenised")
 def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
     n = _official_numbers(cells)
     ours, theirs = n["speedup"], n["official_speedup"]
-    mark = speed_mark(any(c.is_apart for c in cells), any(c.is_shared for c in cells))
+    mark = joint_mark(cells)
     return {
         "method": name,
         "task": task,
@@ -140,14 +141,14 @@ _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s"
                 "n_elsewhere", "is_shared", "n_incomplete")  # fmt: skip
 
 
-def categories_table(records: Iterable[Record]) -> Table:
+def categories_table(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
     """MT-bench's categories apart: what a method gains depends on how predictable the answers are."""
-    records = [r for r in records if r["task"] == "mt_bench"]
-    summaries = shown_cells(summarise(records))
-    by_category = {
-        category: shown_cells(summarise(r for r in records if r["category"] == category))
-        for category in sorted({r["category"] for r in records})
-    }
+    of_category: dict[str, list[Record]] = defaultdict(list)
+    for r in records:
+        if r["task"] == "mt_bench":
+            of_category[r["category"]].append(r)
+    summaries = shown_cells(s for s in summaries if s.task == "mt_bench")
+    by_category = {category: shown_cells(summarise(own)) for category, own in sorted(of_category.items())}
     by_row = [cell_numbers(group).assign(category=category) for category, group in by_category.items()]
     sections = []
     for setting, whole in by_setting(summaries):
@@ -168,7 +169,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "method": name,
         "task": c.task,
         "speedup": bracketed(speedup_text(c), c.speedup_ci95),
-        "decode": times(c.decode_speedup),
+        "decode": marked_text(c.decode_speedup, c.mark),
         "τ": bracketed(number(c.tau), c.tau_ci95),
         "τ, no loops": number(c.tau_no_loop),
         "source": c.source,

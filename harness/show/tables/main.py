@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA, task_order
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
+from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean
 from harness.metrics.groups import (
     MEAN,
-    Variant,
     by_setting,
     by_variant,
     facts,
@@ -25,8 +24,7 @@ from harness.metrics.groups import (
     shown_cells,
     task_label,
 )
-from harness.metrics.pairing import setting_of, side_of, variant_of
-from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, speedup_and_tau_text, speedup_text
+from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, marked_text, speedup_and_tau_text, speedup_text
 from harness.show.tables.meaning import conclusions
 
 Audits = Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word
@@ -95,26 +93,21 @@ def means_table(
     records: Sequence[Record], summaries: Iterable[CellSummary], audits: Audits | None = None, audit_pages: Sequence[str] = ()
 ) -> Table:  # fmt: skip
     """A row a method and preset: its six-task means with intervals, what a step costs, and the audit's word."""
-    summaries = shown_cells(summaries)
+    arms, summaries = Arms.of(records), shown_cells(summaries)
     sections, numbers = [], []
     for setting, group in by_setting(summaries):
-        of_variant: dict[Variant, list[Record]] = defaultdict(list)
-        for r in records:
-            if setting_of(r) == setting:
-                of_variant[variant_of(r)].append(r)
-        base = side_of(r for own in of_variant.values() for r in own if r["method"] == VANILLA)
         names, audit, rows = labels(group), (audits or {}).get(setting.model), []
         for variant, cells in by_variant(group):
             mean = six_task_mean(cells)
             costs = mean.step_costs
             if mean.tau is None and mean.speedup is None:
                 continue
-            speed, length = (e.ci95 for e in mean_estimates(side_of(of_variant[variant]), base))
+            speed, length = (e.ci95 for e in mean_estimates(arms.side(setting, variant), arms.base(setting)))
             if variant[0] == VANILLA:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
             row = {"method": names[variant], "speedup": bracketed(speedup_text(mean), speed),
-                   "decode": times(mean.decode_speedup), "τ": bracketed(number(mean.tau), length),
+                   "decode": marked_text(mean.decode_speedup, mean.mark), "τ": bracketed(number(mean.tau), length),
                    "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
             row |= {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS}
             rows.append(row | {"prompts": str(n)} | ({"audit": audit_text(audit, cells[0])} if audit else {}))

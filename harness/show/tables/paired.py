@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -22,12 +23,13 @@ from harness.metrics.groups import (
     notes_of,
     shown_cells,
 )
-from harness.metrics.pairing import setting_of
+from harness.metrics.pairing import Setting, setting_of
 from harness.show.tables.cell_text import estimated_text
 
 _PAIRED_NOTE = one_line("""
-    eagle2 against another method on the same prompts, with paired 95 % intervals. The difference in τ is eagle2's less the
-    other's; ratios are eagle2's over the other's. No loops: outputs where neither arm looped.""")
+    eagle2 against another method on the same prompts, or a method with `stop_early` against itself without; 95 % intervals.
+    The difference in τ is the first's less the other's; ratios are the first's over the other's. No loops: outputs where neither
+    arm looped.""")
 _DIVERGENCES_NOTE = one_line("""
     Outputs at T = 0 that are not vanilla's: the first token that differs, by token id. What follows it is not comparable.""")
 
@@ -36,15 +38,16 @@ def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) ->
     """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean.
 
     Ablations are compared at equal presets. Against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size need one
-    that is not the paper's. Differences are EAGLE-2's value less the other's.
+    that is not the paper's. A method with `stop_early` stands against itself without. Differences are the first's value less the
+    other's.
     """
     summaries = shown_cells(summaries)
-    sections = []
     found = comparisons(records, summaries)
-    for setting, group in by_setting(summaries):
-        rows = [_comparison_row(c) for c in found if c.setting == setting]
-        if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
+    for c in found:
+        rows[c.setting].append(_comparison_row(c))
+    sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
+                for setting, group in by_setting(summaries) if setting in rows]  # fmt: skip
     return Table("paired", tuple(sections), (_PAIRED_NOTE, *notes_of(summaries)), _paired_numbers(found))
 
 
@@ -64,12 +67,13 @@ def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
 def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary]) -> Table:
     """Where greedy outputs leave vanilla's: one line for each first difference."""
     found = divergences(records)
-    settings = {r["key"]: setting_of(r) for r in records}
-    sections = []
-    for setting, group in by_setting(shown_cells(summaries)):
-        rows = [_divergence_row(d) for d in found if settings[d.key] == setting]
-        if rows:
-            sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows)))
+    keys = {d.key for d in found}
+    settings = {r["key"]: setting_of(r) for r in records if r["key"] in keys}
+    rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
+    for d in found:
+        rows[settings[d.key]].append(_divergence_row(d))
+    sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
+                for setting, group in by_setting(shown_cells(summaries)) if setting in rows]  # fmt: skip
     numbers = [{**asdict(settings[d.key]), **asdict(d)} for d in found]
     notes = (_DIVERGENCES_NOTE, *(notes_of(summaries) if found else ["There are none in these records."]))
     return Table("divergences", tuple(sections), notes, pd.DataFrame(numbers))
@@ -80,7 +84,7 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
         "method": c.method,
         "against": c.against,
         "task": c.task,
-        "speed ratio": estimated_text(c.speed_ratio),
+        "speed ratio": c.signs * (c.speed_ratio.value is not None) + estimated_text(c.speed_ratio),
         "τ": number(c.tau),
         "τ against": number(c.tau_against),
         "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
