@@ -47,7 +47,7 @@ from harness.paper.contrast import (
     within,
 )
 from harness.paper.draft_claims import draft_rows
-from harness.paper.family import Pair, is_weak, taken_together, tests_line
+from harness.paper.family import Pair, family_line, is_weak, taken_together
 from harness.paper.verdict import incomparable, reported_model
 from harness.show.tables.cell_text import estimated_text
 
@@ -284,7 +284,8 @@ def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
         facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         together = list(zip(rows, taken_together(rows), strict=True))
-        sections.append(Section(title, (*facts, tests_line(rows)), pd.DataFrame([_shown(row, p) for row, p in together])))
+        shown = pd.DataFrame([_shown(row, p) for row, p in together])
+        sections.append(Section(title, (*facts, family_line(rows)), shown))
         numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
     signs = marks.notes(marks.joined(row["test"] for row in numbers))
     return Table("claims", tuple(sections), (_NOTE, *signs, *records.footnotes), pd.DataFrame(numbers))

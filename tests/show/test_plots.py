@@ -156,7 +156,7 @@ def test_pictures_name_methods_and_tasks_in_words_and_no_hashes(tmp_path: Path, 
 
 @pytest.mark.parametrize(("n_deep", "has_interval"), [(4, False), (5, True)])
 def test_no_interval_is_drawn_from_fewer_than_five_prompts(tmp_path: Path, n_deep: int, has_interval: bool) -> None:
-    records = [measured("eagle2", i, [2, 1, 1, 0] if i < n_deep else [0, 0, 0, 0]) for i in range(6)]
+    records = [measured("eagle2", i, [2, 1 + i % 2, 1, 0] if i < n_deep else [0, 0, 0, 0]) for i in range(6)]
     write_plots(write_ledger(tmp_path, records))
     data = numbers(tmp_path / "plots", "acceptance").set_index("depth")
     assert pd.notna(data["low"][1])  # all six reach it
