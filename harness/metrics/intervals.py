@@ -1,7 +1,7 @@
 """Intervals and tests for ratios of totals: a jackknife over conversations, with Student's t.
 
 Each conversation is left out once. How far the value moves tells its standard error and its bias (Quenouille, Tukey 1958; Efron
-and Stein 1981). How often these intervals cover a known truth: docs/definitions.md, by `scripts/coverage.py`.
+and Stein 1981). How often these intervals cover a known truth: docs/definitions.md, by `scripts/interval_coverage.py`.
 """
 
 from __future__ import annotations
@@ -96,3 +96,13 @@ def rate_interval(n: Array, counted: Array) -> Interval | None:
         return None
     low, high = spread.interval()
     return max(0.0, low), min(1.0, high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: under a level, at most so often is any of them under it by chance."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = worst
+    return adjusted

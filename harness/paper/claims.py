@@ -1,8 +1,9 @@
 """`harness claims`: each claim of the paper as a test on what was measured, with its effect, paired interval and verdict.
 
 An effect is *shown* when its 95 % interval excludes 0 on the claimed side. On the other side, *the opposite is shown*. Every
-test is made twice: over all outputs, and over those where neither side fell into a loop. It reads records, drafted trees
-(`--trees`) and what `harness verify` found.
+test is made twice: over all outputs, and over those where neither side fell into a loop. The table says how many tests it holds,
+and marks what would not hold if all were taken together. It reads records, drafted trees (`--trees`) and what `harness verify`
+found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.load.config import known_models, model_config
-from harness.metrics.definitions import Estimate, Interval, speed_ratio, tau_difference
+from harness.metrics.definitions import Estimate, speed_ratio, tau_difference
 from harness.metrics.groups import MEAN, weights_line
 from harness.metrics.pairing import Side, without_loops
 from harness.metrics.steps import identical
@@ -33,17 +34,19 @@ from harness.paper.contrast import (
     NOT_MEASURED,
     NOT_SHOWN,
     NOTHING_THERE,
-    OPPOSITE,
     SHOWN,
     Contrast,
+    Judge,
     Outcome,
     Row,
+    above_zero,
     faster,
     longer,
-    verdict,
+    of_parts,
     within,
 )
 from harness.paper.draft_claims import draft_rows
+from harness.paper.family import Pair, family_line, is_weak, taken_together
 from harness.paper.verdict import incomparable, reported_model
 from harness.show.tables.cell_text import estimated_text
 
@@ -128,7 +131,7 @@ def _both(
 
 def _mean(
     claim: str, test: str, temperature: float, contrast: Contrast, tasks: Sequence[str],
-    judged: Callable[[Interval | None], str] = verdict, form: str = "{:+.0%}",
+    judged: Judge = above_zero, form: str = "{:+.0%}",
 ) -> Row:  # fmt: skip
     """The mean over the tasks wanted. Where some were not measured it is over the others, which are then named."""
     there = [t for t in tasks if t in contrast.tasks()] or list(tasks)
@@ -211,11 +214,10 @@ def _in_order(pairs: Mapping[tuple[str, str], Outcome]) -> Outcome:
         return Outcome(NOTHING_THERE, next(f.verdict for f in pairs.values() if f.verdict.startswith((NOT_JUDGED, NOT_MEASURED))))
     share = sum(v > 0 for v in values if v is not None) / len(values)
     effect = Estimate(share, None, min(f.effect.prompts for f in pairs.values()))
-    for word in (OPPOSITE, NOT_SHOWN):
-        if there := [f"{a} over {b}" for (a, b), f in pairs.items() if f.verdict == word]:
-            named = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
-            return Outcome(effect, f"{word} for {named}, of {len(pairs)} pairs")
-    return Outcome(effect, SHOWN)
+    found = of_parts({f"{a} over {b}": f for (a, b), f in pairs.items()})
+    named = ", ".join(found.where[:3]) + (f" and {len(found.where) - 3} more" if len(found.where) > 3 else "")
+    word = f"{found.word} for {named}, of {len(pairs)} pairs" if found.where else found.word
+    return Outcome(effect, word, found.p_for, found.p_against, len(pairs))
 
 
 def _headline(m: ClaimArms) -> list[Row]:
@@ -246,11 +248,12 @@ def _not_the_papers(records: Sequence[Record]) -> str:
 
 
 _NOTE = one_line("""
-    Effects have 95 % intervals (paired bootstrap over conversations; none under 5). Means over tasks are unweighted. Shown: the
-    interval excludes 0, or lies in the claimed range. The opposite is shown: the interval lies below 0. No loops: over outputs
-    where neither side fell into a loop. Weakest of six: a claim on every task is shown only if it is shown in each; the effect is
-    the weakest task's. Calibration is judged by its value; the interval only stands beside it. Speeds measured in two processes
-    are not judged.""")
+    Effects have 95 % intervals (jackknife over conversations; none under 5). Means over tasks are unweighted. Shown: the interval
+    lies above 0, or in the claimed range; calibration claims the range in its test. The opposite is shown: it lies below 0. Not
+    so: it lies outside the range. No loops: over outputs where neither side fell into a loop. A claim on every task or pair is
+    shown if each is. If not, tasks or pairs are named by Holm's procedure over them. Weakest of six: the effect is the weakest
+    task's. °: so by its own test, not with all tests of the model taken together (Holm). Speeds measured in two processes are
+    not judged.""")
 
 
 def claims_table(folder: Path, *, strict: bool = False) -> Table:
@@ -277,12 +280,15 @@ def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
         facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
         facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
-        sections.append(Section(title, tuple(facts), pd.DataFrame([_shown(row) for row in rows])))
-        numbers += [{"model": model, **_numbers(row)} for row in rows]
+        together = list(zip(rows, taken_together(rows), strict=True))
+        shown = pd.DataFrame([_shown(row, p) for row, p in together])
+        sections.append(Section(title, (*facts, family_line(rows)), shown))
+        numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
     return Table("claims", tuple(sections), (_NOTE, *records.footnotes), pd.DataFrame(numbers))
 
 
-def _shown(row: Row) -> dict[str, str]:
+def _shown(row: Row, together: Pair) -> dict[str, str]:
+    verdict, clean = (f.verdict + "°" * is_weak(f, p) for f, p in zip((row.all, row.no_loops), together, strict=True))
     return {
         "claim": row.claim,
         "test": row.test,
@@ -290,16 +296,17 @@ def _shown(row: Row) -> dict[str, str]:
         "on": row.on,
         "prompts": str(row.all.effect.prompts),
         "effect": estimated_text(row.all.effect, row.form),
-        "verdict": row.all.verdict,
+        "verdict": verdict,
         "effect, no loops": estimated_text(row.no_loops.effect, row.form),
-        "verdict, no loops": "the same" if row.no_loops.verdict == row.all.verdict else row.no_loops.verdict,
+        "verdict, no loops": "the same" if clean == verdict else clean,
     }
 
 
-def _numbers(row: Row) -> dict[str, Any]:
+def _numbers(row: Row, together: Pair) -> dict[str, Any]:
     numbers: dict[str, Any] = {"claim": row.claim, "test": row.test, "temperature": row.temperature, "on": row.on}
-    for name, found in (("", row.all), ("_no_loops", row.no_loops)):
+    for name, found, p_together in zip(("", "_no_loops"), (row.all, row.no_loops), together, strict=True):
         low, high = found.effect.ci95 or (None, None)
         numbers |= {f"prompts{name}": found.effect.prompts, f"effect{name}": found.effect.value, f"effect{name}_low": low,
-                    f"effect{name}_high": high, f"verdict{name}": found.verdict}  # fmt: skip
+                    f"effect{name}_high": high, f"p_for{name}": found.p_for, f"p_against{name}": found.p_against,
+                    f"p_together{name}": p_together, f"verdict{name}": found.verdict}  # fmt: skip
     return numbers

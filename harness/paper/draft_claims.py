@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,20 +14,18 @@ from harness.common.progress import Progress
 from harness.ledger import trees
 from harness.metrics import acceptance
 from harness.metrics.definitions import Estimate, estimated
-from harness.metrics.intervals import Interval
 from harness.paper.claim_arms import DYNAMIC, STATIC, ClaimArms
 from harness.paper.contrast import (
     NOT_JUDGED,
     NOT_MEASURED,
-    NOT_SHOWN,
     NOTHING_THERE,
-    SHOWN,
-    TOO_FEW,
     Array,
+    Judge,
     Outcome,
     Row,
+    above_zero,
+    between,
     positive,
-    verdict,
 )
 
 FIGURES_ON = "alpaca"  # its Figures 5 and 6
@@ -57,7 +56,7 @@ def draft_rows(m: ClaimArms, folder: Path, progress: Progress) -> list[Row]:
         progress.step("positions")
     for on in (FIGURES_ON, "all tasks"):
         group = _of(groups.get(STATIC), on)
-        rows.append(_tree_row(*position, on, group, position_columns, p1_less_p6, verdict, "{:+.2f}"))
+        rows.append(_tree_row(*position, on, group, position_columns, p1_less_p6, above_zero, "{:+.2f}"))
         rows.append(_tree_row(*context, on, group, variance_columns, excess_variance, positive, "{:+.4f}"))
     return rows
 
@@ -74,18 +73,16 @@ ALL_LOOPED = Outcome(NOTHING_THERE, f"{NOT_JUDGED}: every output looped")
 
 
 def _fit(method: str, name: str, on: str, group: pd.DataFrame | None) -> Row:
-    bounds = f"in [{SLOPE[0]}, {SLOPE[1]}]" if name == "slope" else f"at most {MOST_ECE}"
+    low, high = SLOPE if name == "slope" else (-math.inf, MOST_ECE)
+    bounds = f"in [{low}, {high}]" if name == "slope" else f"at most {high}"
     shown = "slope" if name == "slope" else "ECE"
 
     def found(of: pd.DataFrame) -> Outcome:
-        fits = {row["at"]: row for row in acceptance.fits_of(of[of["kind"] == "calibration"])}
-        if name not in fits or fits[name]["value"] is None:
+        binned = acceptance.fit_sums(of[of["kind"] == "calibration"])
+        fit = acceptance.fits(binned)[name]
+        if fit.value is None:
             return UNSEEN
-        row = fits[name]
-        ci95 = None if row["value_low"] is None else (row["value_low"], row["value_high"])
-        holds = SLOPE[0] <= row["value"] <= SLOPE[1] if name == "slope" else row["value"] <= MOST_ECE
-        word = TOO_FEW if ci95 is None else SHOWN if holds else f"{NOT_SHOWN}: {shown} not {bounds}"
-        return Outcome(Estimate(row["value"], ci95, row["queries"]), word)
+        return Outcome(Estimate(fit.value, fit.ci95, binned.shape[2]), *between(low, high, fit.low, fit.high))
 
     both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
     test = f"{method}: {shown} {'of nodes' if name == 'slope' else 'over 20 bins'} {bounds} (Figure 6)"
@@ -99,14 +96,14 @@ def _without_loops(group: pd.DataFrame, found: Callable[[pd.DataFrame], Outcome]
 
 def _tree_row(
     claim: str, test: str, on: str, group: pd.DataFrame | None, columns_of: Callable[[pd.DataFrame], Array],
-    statistic: Callable[[Array], Array], judged: Callable[[Interval | None], str], form: str,
+    statistic: Callable[[Array], Array], judged: Judge, form: str,
 ) -> Row:  # fmt: skip
     def found(of: pd.DataFrame) -> Outcome:
         columns = columns_of(of)
         if columns.shape[1] == 0:
             return UNSEEN
         e = estimated([columns], statistic)
-        return Outcome(e, judged(e.ci95))
+        return Outcome(e, *judged(e.spread))
 
     both = (UNSEEN, UNSEEN) if group is None else (found(group), _without_loops(group, found))
     return Row(claim, test, 0.0, on, *both, form)

@@ -17,7 +17,7 @@ from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, Rep
 
 _NOTE = one_line("""
     Paper: arXiv 2406.16858v2. Others: who printed the same cell. τ is reproduced where it is within 0.10 of the paper's, or the
-    paper's within 0.10 of our interval. Speed is reproduced where our 95 % interval (paired bootstrap over conversations) covers
+    paper's within 0.10 of our interval. Speed is reproduced where our 95 % interval (jackknife over conversations) covers
     the paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is
     a mean over tasks). Speed is limited by the part that is largest, beyond the one forward that is always needed.""")
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper. We did not read it there, so it is not confirmed."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from harness.audit.probe import scores
-from harness.audit.probe.scores import FUNCTIONS, holm, more_often, rate_bound, score, tokens_needed
+from harness.audit.probe.scores import FUNCTIONS, more_often, rate_bound, score, tokens_needed
 
 VOCAB = 12
 
@@ -85,14 +84,6 @@ def test_a_function_that_never_varied_has_tested_nothing() -> None:
     s = score("g", 50, 0.0, 0.0, 5)
     assert (s.p_value, s.detectable) == (1.0, math.inf)
     assert score("g", 50, 3.0, 0.0, 5).p_value == 0.0
-
-
-def test_holm_is_the_closed_testing_procedure() -> None:
-    """Adjusted p of a test: the largest Bonferroni p over all subsets of tests that hold it."""
-    p_values = [0.01, 0.2, 0.03, 0.004]
-    for i, adjusted in enumerate(holm(p_values)):
-        subsets = [s for k in range(1, 5) for s in itertools.combinations(range(4), k) if i in s]
-        assert adjusted == pytest.approx(max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets))
 
 
 def test_no_fault_in_480_outputs_bounds_the_rate() -> None:

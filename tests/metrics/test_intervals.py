@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.metrics.intervals import Spread, interval, jackknife, rate_interval
+from harness.metrics.intervals import Spread, holm, interval, jackknife, rate_interval
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -88,3 +88,11 @@ def test_a_share_keeps_within_0_and_1_and_needs_units_that_differ() -> None:
     assert 0 < low < counted.sum() / n.sum() < high == 1
     assert rate_interval(n, n) is None
     assert rate_interval(n[:5], counted[:5]) is None  # four of them hold something
+
+
+def test_holm_is_the_closed_testing_procedure() -> None:
+    """Adjusted p of a test: the largest Bonferroni p over all subsets of tests that hold it."""
+    p_values = [0.01, 0.2, 0.03, 0.004]
+    for i, adjusted in enumerate(holm(p_values)):
+        subsets = [s for k in range(1, 5) for s in itertools.combinations(range(4), k) if i in s]
+        assert adjusted == pytest.approx(max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets))

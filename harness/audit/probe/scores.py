@@ -8,7 +8,6 @@ standard normal (martingale central limit theorem). The tokens need not be indep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,16 +78,6 @@ def score(function: str, n: int, deviation: float, variance: float, n_tests: int
     mean = deviation / n
     half = float(stats.norm.isf(0.025)) * error
     return Score(function, n, mean, (mean - half, mean + half), z, float(2 * stats.norm.sf(abs(z))), reach * error)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = worst
-    return adjusted
 
 
 def tokens_needed(detectable: float, wanted: float, n: int) -> int:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from harness.audit.probe.scores import ALPHA, holm, more_often, rate_bound
+from harness.audit.probe.scores import ALPHA, more_often, rate_bound
 from harness.audit.verdicts.replay import GAP_FACTOR, Control
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyond, broken, by_cell, counted, share, unlikely
+from harness.metrics.intervals import holm
 
 UNJUDGED = "unjudged"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from harness.audit.probe.scores import ALPHA, FUNCTIONS, Score, holm, rate_bound, score, tokens_needed
+from harness.audit.probe.scores import ALPHA, FUNCTIONS, Score, rate_bound, score, tokens_needed
 from harness.audit.verdicts.greedy import on_smaller_trees
 from harness.audit.verdicts.verdict import Finding, Verdict, beyond, broken, by_cell, counted, unlikely
+from harness.metrics.intervals import holm
 
 
 def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
