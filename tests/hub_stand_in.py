@@ -165,6 +165,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     monkeypatch.setattr(transfer, "PAUSE_S", 0.001)
+    monkeypatch.setattr(transfer, "AT_ONCE", 1)  # one file after the other, as it lists them
     with StandIn() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})

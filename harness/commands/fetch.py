@@ -50,21 +50,24 @@ def _check(config: model_configs.ModelConfig) -> None:
     Raises:
         UserError: a file is not pinned, not present or not intact.
     """
-    from harness.load.inventory import inventory
+    from harness.load.inventory import OWN, inventory
 
-    faults: list[str] = []
-    files = 0
-    for item in inventory(config):
-        files += 1
-        faults += item.faults
-        size = "absent" if item.bytes is None else f"{item.bytes:,} bytes"
-        present = "no" if item.bytes is None else "yes"
-        click.echo(f"{item.part}: {item.file} ({size}); pinned: {item.pinned}; present: {present}"
-                   + (f"; intact: {item.intact}" if item.intact else ""))  # fmt: skip
+    items, shown = [], ("", "")
+    for item in inventory(config):  # a file at a time: hashing takes minutes
+        if (item.part, item.where) != shown:
+            shown = item.part, item.where
+            click.echo(f"{item.part}: {item.where}")
+        size = "-" if item.bytes is None else f"{item.bytes:,}"
+        present = f"present: {'no' if item.bytes is None else 'yes'}"
+        intact = f"   intact: {item.intact}" if item.intact else ""
+        click.echo(f"  {item.file:<34} {size:>16} bytes   pinned: {item.pinned:<8}   {present}{intact}")
+        items.append(item)
+    faults = [fault for item in items for fault in item.faults]
+    files = f"{len(items)} file{'s' * (len(items) != 1)}"
     if faults:
         counts = ", ".join(f"{faults.count(what)} not {what}" for what in ("present", "intact", "pinned") if what in faults)
         mend = f"{hinted('fetch', model=config.given)} obtains what is absent and mends what is not intact"
         pin = "a commit or a sha256 in the model's YAML pins" if "pinned" in faults else ""
-        told = "; ".join(filter(None, (counts, mend, pin)))
-        raise UserError(f"model {config.name}, {files} file{'s' * (files != 1)}: {told}")
-    click.echo(f"{config.title}: {files} files, all pinned, present and intact")
+        raise UserError(f"model {config.name}, {files}: {'; '.join(filter(None, (counts, mend, pin)))}")
+    own = sum(item.pinned == OWN for item in items)
+    click.echo(f"{config.title}: {files}, all present and intact, all pinned{f' but {own} own files' if own else ''}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.common.errors import UserError, in_one_line, say, unknown
 from harness.common.hints import hinted
+from harness.common.hub_client import limited_session
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
 from harness.exchange.imported_report import IMPORTED, report
@@ -144,6 +145,7 @@ def _folder_or_hub_id(name: str) -> Path:
         cached = try_to_load_from_cache(name, "tokenizer_config.json")
         if isinstance(cached, str):
             return Path(cached).parent
+        limited_session()  # for what transformers then fetches, too
         HfApi().model_info(name, timeout=TIMEOUT_S)
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.jinja"]))
     except Exception as e:  # the hub's client and its HTTP library have many

@@ -24,13 +24,14 @@ OWN = "own file"  # of the user's, or of the repository with this code: nothing 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One file of a model. part: `target`, or a drafter's title. bytes: None where it is absent.
+    """One file of a model. part: `target`, or a drafter's title. where: a folder or repository. bytes: None where it is absent.
 
     pinned: by what (`commit`, `sha256`, `own file`), or `no` and why. intact: `yes`, or `no` or `unknown` and why; empty where it
     is absent.
     """
 
     part: str
+    where: str
     file: str
     bytes: int | None
     pinned: str
@@ -69,6 +70,7 @@ def _of_hub(part: str, repo: HubRepo) -> Iterator[Item]:
         else f"no: {repo.revision} may change"
         + (f"; here it is {folder.name}" if folder.is_dir() and folder.name != repo.revision else "")
     )
+    where = shown_id(f"{repo.hub}@{folder.name}")
     names = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and _is_model_file(f.name)}
     listed = {path for path in listing(folder) if _is_model_file(path)}
     if any(path.endswith(".safetensors") for path in listed):
@@ -76,14 +78,14 @@ def _of_hub(part: str, repo: HubRepo) -> Iterator[Item]:
     for name in sorted(names | listed | set(_absent(folder))):
         file = folder / name
         if not file.is_file():
-            yield Item(part, f"{shown_id(f'{repo.hub}@{folder.name}')}/{name}", None, pinned, "")
+            yield Item(part, where, name, None, pinned, "")
             continue
         fault = fault_of(folder, file, anew=True)
         if fault is not None:
             intact = f"no: {fault.real} {fault.why}"
         else:
             intact = YES if expected(folder, file) else "unknown: nothing here says what it should be"
-        yield Item(part, f"{shown_id(f'{repo.hub}@{folder.name}')}/{name}", file.stat().st_size, pinned, intact)
+        yield Item(part, where, name, file.stat().st_size, pinned, intact)
 
 
 def _is_model_file(path: str) -> bool:
@@ -106,15 +108,17 @@ def _of_wheel(folder: Path) -> Iterator[Item]:
         pins = {"model.safetensors": str(mark["sha256"]), **mark.get("files", {})}
     except (OSError, ValueError, KeyError, TypeError):
         there = (folder / MARK).is_file()
-        yield Item("target", str(folder / MARK), 0 if there else None, "sha256", "no: it cannot be read" if there else "")
+        yield Item("target", str(folder), MARK, 0 if there else None, "sha256", "no: it cannot be read" if there else "")
         return
     for name, pin in sorted(pins.items()):
         file = folder / name
         if not file.is_file():
-            yield Item("target", str(file), None, "sha256", "")
+            yield Item("target", str(folder), name, None, "sha256", "")
             continue
         got = sha256_file(file)
-        yield Item("target", str(file), file.stat().st_size, "sha256", YES if got == pin else f"no: sha256 {got}, expected {pin}")
+        yield Item(
+            "target", str(folder), name, file.stat().st_size, "sha256", YES if got == pin else f"no: sha256 {got}, expected {pin}"
+        )
 
 
 def _of_folder(part: str, folder: Path, pin: str | None) -> Iterator[Item]:
@@ -122,14 +126,14 @@ def _of_folder(part: str, folder: Path, pin: str | None) -> Iterator[Item]:
     try:
         files = weight_files(folder)
     except UserError as e:
-        yield Item(part, str(folder), 0, "sha256" if pin else "no: nothing names a sha256", f"no: {e}")
+        yield Item(part, str(folder), "weights", 0, "sha256" if pin else "no: nothing names a sha256", f"no: {e}")
         return
     whole = all(file.is_file() for file in files)
     digest = weights_digest(files) if whole else ""
     pinned = "sha256" if pin else f"no: no sha256 is named{f'; it is {digest}' if digest else ''}"
     for file in files:
         if not file.is_file():
-            yield Item(part, str(file), None, pinned, "")
+            yield Item(part, str(folder), file.name, None, pinned, "")
             continue
         if why := why_not_whole(file):
             intact = f"no: {why}"
@@ -139,12 +143,12 @@ def _of_folder(part: str, folder: Path, pin: str | None) -> Iterator[Item]:
             )
         else:
             intact = YES if digest == pin else f"no: sha256 {digest}, expected {pin}"
-        yield Item(part, str(file), file.stat().st_size, pinned, intact)
+        yield Item(part, str(folder), file.name, file.stat().st_size, pinned, intact)
     config = folder / "config.json"
     if not config.is_file():
-        yield Item(part, str(config), None, OWN, "")
+        yield Item(part, str(folder), config.name, None, OWN, "")
     for file in sorted(f for f in folder.glob("*") if f.is_file() and any(fnmatch(f.name, p) for p in SMALL)):
-        yield Item(part, str(file), file.stat().st_size, OWN, _readable(file))
+        yield Item(part, str(folder), file.name, file.stat().st_size, OWN, _readable(file))
 
 
 def _readable(file: Path) -> str:

@@ -135,6 +135,16 @@ def test_a_legend_names_only_what_is_in_the_picture(tmp_path: Path, figures: dic
     assert "untraced" not in legend_of(figures["time"])
 
 
+def test_a_picture_of_speeds_says_what_their_signs_in_tables_say(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    options = {"top_k": 10, "depth": 6, "total": 59}  # of records from before drafts could be asked to stop early
+    records = [measured(m, i, [a] * 3, **({"options": options} if m == "eagle2" else {}))
+               for m, a in (("vanilla", 0), ("pld", 1), ("eagle2", 2)) for i in range(5)]  # fmt: skip
+    write_plots(write_ledger(tmp_path, records))
+    said = {name: figure.legends[0].get_title().get_text().replace("\n", " ") for name, figure in figures.items()}
+    assert {name for name, text in said.items() if "EAGLE-2: drafted without the levels" in text} == {"speedup", "time"}
+    assert "PLD" not in said["speedup"]
+
+
 def test_pictures_name_methods_and_tasks_in_words_and_no_hashes(tmp_path: Path, figures: dict[str, Figure]) -> None:
     write_plots(FOLDER, tmp_path)
     for figure in figures.values():
