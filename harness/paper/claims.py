@@ -20,7 +20,7 @@ from harness.common.names import SIX_TASKS, VANILLA, task_order
 from harness.common.progress import Progress, showing_progress
 from harness.forms.table import NOTHING, Section, Table, one_line
 from harness.ledger.audit_words import audits_of
-from harness.ledger.ledger import read
+from harness.ledger.ledger import Records, read
 from harness.ledger.record import Record
 from harness.load.config import known_models, model_config
 from harness.metrics import marks
@@ -259,19 +259,18 @@ _NOTE = one_line("""
     not judged.""")
 
 
-def claims_table(folder: Path, *, strict: bool = False) -> Table:
-    """Every claim tested on every model in a folder of records, a section a model.
+def claims_table(folder: Path, *, strict: bool = False, records: Records | None = None) -> Table:
+    """Every claim tested on every model in a folder of records, a section a model. records: the folder's, read already.
 
     Raises:
         UserError: no records, records of mixed environments (names the key), a file of trees or audits that cannot be read, or
             `strict` and a line that cannot be read.
     """
     with showing_progress("claims") as progress:
-        return _claims_table(folder, progress, strict)
+        return _claims_table(folder, progress, read(folder, strict=strict, reduced=True) if records is None else records)
 
 
-def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
-    records = read(folder, strict=strict, reduced=True)
+def _claims_table(folder: Path, progress: Progress, records: Records) -> Table:
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):

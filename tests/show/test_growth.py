@@ -21,7 +21,7 @@ from harness.show.plots import all as all_plots
 from harness.show.tables.all import write_tables
 
 
-@pytest.mark.parametrize("command", ["table", "claims", "report"])
+@pytest.mark.parametrize("command", ["table", "claims", "report", "report --all"])
 def test_a_command_parses_each_line_once(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_ledger(tmp_path)
     n_lines = len((tmp_path / ledger.RECORDS).read_bytes().splitlines())
