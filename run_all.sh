@@ -109,12 +109,9 @@ done
 [ -s "$out/records.jsonl" ] || [ ${#left_out[@]} = 0 ] || die "nothing was measured: ${left_out[*]} left out, and why stands above"
 
 say "tables, plots and the page from the records in $out"
-harness table --results "$out"
-harness claims --results "$out" >/dev/null || say "no claims ledger: why stands above"
 harness reproduce --no-run --results "$out" "${named[@]}" ${include[@]+"${include[@]}"} >/dev/null ||
   say "no tables beside the paper's: why stands above"
-harness plot --results "$out"
-harness report --results "$out"
+harness report --all --results "$out"
 
 say "done: all is in $out (tables: main, table1 to figure6; claims), to look at in $out/report.html; the main table:"
 if [ ${#models[@]} -gt 1 ] && [ -e "$out/tables/models.md" ]; then cat "$out/tables/models.md"; fi

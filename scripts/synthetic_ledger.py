@@ -1,7 +1,7 @@
 """Makes a large made-up ledger, to measure how long commands take on one.
 
     python scripts/synthetic_ledger.py --records 100800 --out /tmp/large             # six models, 15 methods, T = 0 and 1
-    python scripts/synthetic_ledger.py --records 2100 --trees 1440 --out /tmp/trees  # with drafted trees, 25 and 59 nodes each
+    python scripts/synthetic_ledger.py --records 14700 --trees 1440 --out /tmp/trees  # with drafted trees, 25 and 59 nodes each
 
 80 prompts a task, or fewer in a small ledger; MT-bench has two turns, so a model that is whole has 16,800 records. Every line
 passes the ledger's own checks. Answers have up to 128 tokens; the generations are simulated as in `tests/make_ledger.py`.

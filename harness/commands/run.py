@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     epilog=examples(
         "harness run --method eagle2 --task gsm8k --limit 5",
         "harness run --method all --task all --temperature 0 --temperature 1 --out results/mine",
-        "harness run --method eagle2 --beside eagle2+stop_early=true --task gsm8k",
     ),
 )
 @option("--method", "methods", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")

@@ -20,7 +20,7 @@ from harness.common.names import SIX_TASKS, VANILLA, task_order
 from harness.common.progress import Progress, showing_progress
 from harness.forms.table import NOTHING, Section, Table, one_line
 from harness.ledger.audit_words import audits_of
-from harness.ledger.ledger import read
+from harness.ledger.ledger import Records, read
 from harness.ledger.record import Record
 from harness.load.config import known_models, model_config
 from harness.metrics import marks
@@ -47,7 +47,7 @@ from harness.paper.contrast import (
     within,
 )
 from harness.paper.draft_claims import draft_rows
-from harness.paper.family import Pair, is_weak, taken_together, tests_line
+from harness.paper.family import Pair, family_line, is_weak, taken_together
 from harness.paper.verdict import incomparable, reported_model
 from harness.show.tables.cell_text import estimated_text
 
@@ -259,19 +259,18 @@ _NOTE = one_line("""
     not judged.""")
 
 
-def claims_table(folder: Path, *, strict: bool = False) -> Table:
-    """Every claim tested on every model in a folder of records, a section a model.
+def claims_table(folder: Path, *, strict: bool = False, records: Records | None = None) -> Table:
+    """Every claim tested on every model in a folder of records, a section a model. records: the folder's, read already.
 
     Raises:
         UserError: no records, records of mixed environments (names the key), a file of trees or audits that cannot be read, or
             `strict` and a line that cannot be read.
     """
     with showing_progress("claims") as progress:
-        return _claims_table(folder, progress, strict)
+        return _claims_table(folder, progress, read(folder, strict=strict, reduced=True) if records is None else records)
 
 
-def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
-    records = read(folder, strict=strict, reduced=True)
+def _claims_table(folder: Path, progress: Progress, records: Records) -> Table:
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):
@@ -284,7 +283,8 @@ def _claims_table(folder: Path, progress: Progress, strict: bool) -> Table:
         facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
         title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
         together = list(zip(rows, taken_together(rows), strict=True))
-        sections.append(Section(title, (*facts, tests_line(rows)), pd.DataFrame([_shown(row, p) for row, p in together])))
+        shown = pd.DataFrame([_shown(row, p) for row, p in together])
+        sections.append(Section(title, (*facts, family_line(rows)), shown))
         numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
     signs = marks.notes(marks.joined(row["test"] for row in numbers))
     return Table("claims", tuple(sections), (_NOTE, *signs, *records.footnotes), pd.DataFrame(numbers))

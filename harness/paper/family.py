@@ -33,7 +33,7 @@ def _tests(rows: Sequence[Row]) -> dict[tuple[int, bool], Outcome]:
     return {(i, is_clean): f for (i, is_clean), f in both.items() if f.p_for is not None and not (is_clean and f == rows[i].all)}
 
 
-def tests_line(rows: Sequence[Row]) -> str:
+def family_line(rows: Sequence[Row]) -> str:
     """How many tests there are, and how many verdicts chance alone would give."""
     tests = _tests(rows).values()
     return (

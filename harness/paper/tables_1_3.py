@@ -22,9 +22,9 @@ _NOTE = one_line("""
     is the quotient of two means over questions, so it is held against our speedup by questions, counted as its scripts count.
     Whether its τ is pooled or a mean of questions over an index from 0 is not known: ours stands there by both, and the verdict
     says where only the second agrees. τ is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our
-    interval. Speed is reproduced where our 95 % interval (over conversations) covers the paper's. Decode: speedup without the
-    prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is a mean over tasks). Speed is limited by
-    the part that is largest, beyond the one forward that is always needed.""")
+    interval. Speed is reproduced where our 95 % interval (jackknife over conversations) covers the paper's. Decode: speedup
+    without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is a mean over tasks). Speed is
+    limited by the part that is largest, beyond the one forward that is always needed.""")
 _DEFINED = one_line("""
     A number of others that is not averaged as the paper's says how it is, with ours by that definition beside it where there is
     one.""")

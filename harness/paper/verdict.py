@@ -136,7 +136,7 @@ class Measurements:
         return [r for r in self.records if (r["method"], r["task"], r["temperature"]) in wanted]
 
     def _mean(self, cells: Sequence[CellSummary], own: Side) -> Ours:
-        """Unweighted over the six tasks, with intervals: prompts drawn again within each."""
+        """Unweighted over the six tasks, with intervals."""
         first, mean = cells[0], six_task_mean(cells)
         speed, length = mean_estimates(own, self.base)
         return Ours(

@@ -21,14 +21,15 @@ from harness import __version__
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.files import read_text, write_file
-from harness.common.progress import Progress, showing_progress
+from harness.common.progress import showing_progress
+from harness.forms.table import Table, write_forms
 from harness.ledger.audit_words import AUDIT, audits_of
 from harness.ledger.record import Record
 from harness.metrics.pairing import measured, setting_of
 from harness.show.contents import Contents, read_contents
 from harness.show.headline import headlines
-from harness.show.plots.all import drawn_plots
-from harness.show.tables.all import made_tables
+from harness.show.plots.all import DrawnPlot, drawn_plots, write_drawn_plots
+from harness.show.tables.all import LedgerTable, made_tables
 from harness.show.viewer import opens_on, viewer_data
 
 TEMPLATE = "page.html.j2"
@@ -72,13 +73,40 @@ class PageSection:
     blocks: list[Block]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A folder's contents with the tables and plots made of them."""
+
+    contents: Contents
+    tables: list[tuple[LedgerTable, Table]]
+    plots: list[DrawnPlot]
+
+
+def drawn(folder: Path, *, strict: bool = False) -> Drawn:
+    """Read a folder once and make all that is shown of it.
+
+    Raises:
+        UserError: no records, a file beside them that cannot be read, or `strict` and a line that cannot be read.
+    """
+    with showing_progress("report") as progress:
+        contents = read_contents(folder, progress, strict)
+        return Drawn(contents, made_tables(contents, progress), drawn_plots(contents, progress))
+
+
+def write_drawn(folder: Path, made: Drawn) -> list[Path]:
+    """Write the tables and plots into a folder's `tables` and `plots`; -> the files."""
+    tables = [path for _, table in made.tables for path in write_forms(table, folder / "tables")]
+    return [*tables, *write_drawn_plots(made.plots, folder / "plots")]
+
+
 def write_report(
-    folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None, *, strict: bool = False
+    folder: Path, out: Path | None = None, generations: int = 24, prompts_dir: Path | None = None, *, strict: bool = False,
+    made: Drawn | None = None,
 ) -> Path:  # fmt: skip
     """Write the page of a folder's records to `out` (default: `report.html` in the folder).
 
     generations: how many the viewer holds, spread over methods and tasks. prompts_dir: the folder of the paper's prompt files,
-    whose texts are then shown. Bundled prompts are always shown, others never.
+    whose texts are then shown. Bundled prompts are always shown, others never. made: what is drawn of the folder already.
 
     Raises:
         UserError: no records, a file beside them that cannot be read, `out` cannot be written, or `strict` and a line that
@@ -90,17 +118,18 @@ def write_report(
     out = out or Path(folder) / "report.html"
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the page's file name, such as {out / 'report.html'}")
-    return write_file(out, page(folder, generations, prompts_dir, strict))
+    return write_file(out, page(folder, generations, prompts_dir, strict, made))
 
 
-def page(folder: Path, generations: int, prompts_dir: Path | None = None, strict: bool = False) -> str:
+def page(
+    folder: Path, generations: int, prompts_dir: Path | None = None, strict: bool = False, made: Drawn | None = None
+) -> str:  # fmt: skip
     """The page as HTML; see `write_report`."""
     folder = Path(folder)
     # what may be spoilt before what takes time
     lossless, claims = _losslessness(folder), _claims(folder)
-    with showing_progress("report") as progress:
-        contents = read_contents(folder, progress, strict)
-        tables, plots = _tables(contents, progress), _plots(contents, progress)
+    made = made or drawn(folder, strict=strict)
+    contents, tables, plots = made.contents, _tables(made.tables), _plots(made.plots)
     records, counts = contents.records, contents.counts
     ok = measured(records)
     if prompts_dir is not None and not any(r["source"] == "paper" for r in records):
@@ -164,9 +193,9 @@ def _count(records: Iterable[Record], status: str) -> int:
     return len({r["key"] for r in records if r["status"] == status and not r["is_warmup"]})
 
 
-def _tables(contents: Contents, progress: Progress) -> list[Block]:
+def _tables(made: Sequence[tuple[LedgerTable, Table]]) -> list[Block]:
     blocks = []
-    for entry, table in made_tables(contents, progress):
+    for entry, table in made:
         for i, section in enumerate(table.sections):
             text = "\n".join(table.notes) if i == len(table.sections) - 1 else ""  # the conclusions stand in the headline
             blocks.append(_block(f"{entry.title}: {section.title}", section.shown, section.facts, text, not entry.is_open))
@@ -190,11 +219,10 @@ def _judged(cell: str) -> str:
     return "words bad" if _BAD.match(cell) else "words good" if _GOOD.match(cell) else ""
 
 
-def _plots(contents: Contents, progress: Progress) -> list[Block]:
+def _plots(made: Sequence[DrawnPlot]) -> list[Block]:
     """Drawn anew from the records, so that the page never shows plots of older ones."""
     figures = tuple(
-        Figure(p.title, _data_uri(p.png, "image/png"), _data_uri(p.csv, "text/csv"), f"{p.name}.csv", p.caption)
-        for p in drawn_plots(contents, progress)
+        Figure(p.title, _data_uri(p.png, "image/png"), _data_uri(p.csv, "text/csv"), f"{p.name}.csv", p.caption) for p in made
     )
     return [Block("", figures=figures)] if figures else []
 

@@ -23,8 +23,9 @@ from places import ROOT, TINY
 import methods
 import tasks
 from harness.cli import WORKFLOW, cli
+from harness.ledger import ledger
 from harness.ledger.ledger import RECORDS, read
-from harness.ledger.record import validate
+from harness.ledger.record import Record, validate
 from harness.run import tiers
 from harness.run.request import RunRequest
 
@@ -108,8 +109,17 @@ def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, 
     assert f"{n} generations to measure" in first.err and f"{n}/{n} generations" in first.err
     keys = [r["key"] for r in counted(tmp_path)]
     assert len(set(keys)) == len(keys) == n
-    before = files(tmp_path)
+    before, n_lines = files(tmp_path), len(read(tmp_path))
+    parsed: list[bytes] = []
+    real = ledger.record_of
+
+    def record_of(line: bytes, imported: bool) -> Record:
+        parsed.append(line)
+        return real(line, imported)
+
+    monkeypatch.setattr(ledger, "record_of", record_of)
     assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
+    assert len(parsed) == n_lines, "three runs read their ledger once"
 
 
 def test_a_tier_times_the_equal_budget_tree_along_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +363,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
         ("--source file", ["task 'gsm8k' has no source 'file'; it has: paper, pypi, bundled"]),
         ("--set shape=wide --method eagle1", ["method eagle1: shape='wide': expected words of digits"]),
         ("--preset papr", ["unknown preset 'papr'; did you mean 'paper'? known: paper"]),
-        ("--set totl=3", ["unknown option 'totl'; did you mean 'total'? known: depth, top_k, total"]),
+        ("--set totl=3", ["unknown option 'totl'; did you mean 'total'? known: depth, stop_early, top_k, total"]),
         ("--set total", ["--set takes KEY=VALUE, not 'total'"]),
         ("--set =3", ["--set takes KEY=VALUE, not '=3'"]),
         ("--set total=many", ["option total of eagle2 takes int, not 'many'"]),

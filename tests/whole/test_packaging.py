@@ -152,8 +152,8 @@ def stubbed_run_all(
         f"""if [ "$1" = matrix ]; then exit {run_exits}; fi\n"""
         f"""if [ "$1" = tune ]; then exit {tune_exits}; fi\n"""
         f"""if [ "$1" = verify ]; then echo 'a long table'; exit {audit_exits}; fi\n"""
-        f"""if [ "$1" = table ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
-        f"""if [ "$1" = table ]; then echo 'a row a model' >'{out}/tables/models.md'; fi\n"""
+        f"""if [ "$1" = report ]; then mkdir -p '{out}/tables'; echo 'the main table' >'{out}/tables/main.md'; fi\n"""
+        f"""if [ "$1" = report ]; then echo 'a row a model' >'{out}/tables/models.md'; fi\n"""
     )
     stub.chmod(0o755)
     done = subprocess.run(
@@ -172,8 +172,9 @@ def last_value(command: list[str], option: str) -> str:
 
 def test_run_all_obtains_runs_tabulates_plots_and_reports_in_this_order_and_prints_the_table(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path)
-    steps = ["fetch", "matrix", "verify", "table", "claims", "reproduce", "plot", "report"]
+    steps = ["fetch", "matrix", "verify", "reproduce", "report"]
     assert [command[0] for command in done.commands] == steps
+    assert "--all" in done.commands[-1], "one read of the ledger for tables, plots, claims and the page"
     assert last_value(done.commands[1], "--tier") == "default"
     assert done.stdout == "the main table\n"
     assert done.exit_code == 0
@@ -196,13 +197,13 @@ def test_run_all_tunes_first_where_asked_and_for_what_is_then_run(tmp_path: Path
 
 def test_run_all_takes_several_models_into_one_folder_and_reports_on_all(tmp_path: Path) -> None:
     done = stubbed_run_all(tmp_path, "--models", "vicuna-7b,llama2-chat-7b", "--quick")
-    after = ["table", "claims", "reproduce", "plot", "report"]
+    after = ["reproduce", "report"]
     assert [c[0] for c in done.commands] == [*["fetch", "matrix", "verify"] * 2, *after]
     assert [last_value(c, "--model") for c in done.commands[:6]] == ["vicuna-7b"] * 3 + ["llama2-chat-7b"] * 3
     runs, audits = done.commands[1:6:3], done.commands[2:6:3]
     assert {last_value(c, "--out") for c in runs} == {str(tmp_path / "out")}
     assert [last_value(c, "--out") for c in audits] == [str(tmp_path / "out/audit" / m) for m in ("vicuna-7b", "llama2-chat-7b")]
-    reproduce = done.commands[8]
+    reproduce = done.commands[6]
     assert "--no-run" in reproduce and reproduce.count("--model") == 2
     assert done.stdout == "a row a model\nthe main table\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -106,11 +106,13 @@ def write_plots(folder: Path, out: Path | None = None, *, strict: bool = False) 
     """
     target = out or Path(folder) / "plots"
     with showing_progress("plots") as progress:
-        written = []
-        for plot in drawn_plots(read_contents(folder, progress, strict), progress):
-            written += [write_file(place(target, "plot", plot.name, suffix=suffix), content)
-                        for suffix, content in ((".png", plot.png), (".csv", plot.csv))]  # fmt: skip
-    return written
+        return write_drawn_plots(drawn_plots(read_contents(folder, progress, strict), progress), target)
+
+
+def write_drawn_plots(plots: Iterable[DrawnPlot], target: Path) -> list[Path]:
+    """Write each plot as a PNG and a CSV into a folder; -> the files."""
+    return [write_file(place(target, "plot", plot.name, suffix=suffix), content)
+            for plot in plots for suffix, content in ((".png", plot.png), (".csv", plot.csv))]  # fmt: skip
 
 
 def _file_names(settings: Sequence[Setting]) -> list[str]:

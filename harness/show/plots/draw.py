@@ -313,7 +313,7 @@ def _places(data: pd.DataFrame, groups: Sequence[tuple[str, str]], order: Sequen
 
 
 def _whiskers(ax: Axes, xs: pd.Series, rows: pd.DataFrame, colour: str) -> None:
-    """Interval whiskers, from end to end: a bootstrap interval need not hold the value at its middle."""
+    """Interval whiskers, from end to end: its middle is the value less its bias."""
     known = rows["low"].notna()
     ax.vlines(xs[known], rows["low"][known], rows["high"][known], color=colour, linewidth=1, zorder=3)
 

@@ -25,7 +25,7 @@ from harness.metrics.groups import (
 from harness.show.tables.cell_text import fraction_text, marked_text, speedup_and_tau_text, speedup_text
 
 _CELLS_NOTE = one_line("""
-    Square brackets: 95 % intervals (paired bootstrap over conversations; none under 5). Decode: speedup without the prefill and
+    Square brackets: 95 % intervals (jackknife over conversations; none under 5). Decode: speedup without the prefill and
     its token. c: what one step costs inside the target's forward, inside the drafter's and outside both, in vanilla steps;
     decode = τ / (c_verify + c_draft + c_other). Identical: conversations that are vanilla's token for token, at T = 0 only.
     Official, official τ: what the reference's own scripts would have printed for these generations (table `official`).""")

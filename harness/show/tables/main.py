@@ -34,9 +34,9 @@ _MAIN_NOTE = one_line("""
     target forward after the prefill. In brackets: τ without looping outputs, where neither arm fell into a loop. "on n": the
     method has only n prompts there, fewer than others of the column. Its six-task mean rests on those.""")
 _MEANS_NOTE = one_line("""
-    Unweighted means over the six tasks. Square brackets: 95 % intervals (paired bootstrap; conversations are drawn again within
-    each task). Speedup: seconds per token, prefill included. Decode: without the prefill and its token. c: what one step costs
-    inside the target's forward, inside the drafter's and outside both, in vanilla steps.""")
+    Unweighted means over the six tasks. Square brackets: 95 % intervals (jackknife over conversations, task by task). Speedup:
+    seconds per token, prefill included. Decode: without the prefill and its token. c: what one step costs inside the target's
+    forward, inside the drafter's and outside both, in vanilla steps.""")
 _AUDIT_NOTE = one_line("""
     audit: what `harness verify` found on this model{}. `lossless`: every layer holds. `fails`: a layer does not,
     and is named. `open`: a layer could not judge it. A preset that was not audited has its method's word.""")
