@@ -88,16 +88,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        if path == "/api/agent-harnesses":  # the client's own question, once a day
+            return self._answer(404, b"{}")
         self.server.asked.append(Asked(path, start, "Authorization" in self.headers))
         if self.server.silent:
-            self._wait()
-        elif self.server.refusal is not None:
-            self._answer(self.server.refusal[0], b"{}", **self.server.refusal[1])
-        elif path.startswith("/api/models/"):
-            self._list(path.removeprefix("/api/models/").partition("/revision/")[0])
-        else:
-            name, _, rest = path[1:].partition("/resolve/")
-            self._file(name, rest.partition("/")[2], start)
+            return self._wait()
+        if self.server.refusal is not None:
+            return self._answer(self.server.refusal[0], b"{}", **self.server.refusal[1])
+        if path.startswith("/api/models/"):
+            return self._list(path.removeprefix("/api/models/").partition("/revision/")[0])
+        name, _, rest = path[1:].partition("/resolve/")
+        return self._file(name, rest.partition("/")[2], start)
 
     def _list(self, name: str) -> None:
         if self.server.page_for_listing:

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from harness.common.errors import UserError, in_one_line, say, unknown
+from harness.common.files import hub_folder
 from harness.common.hints import hinted
-from harness.common.hub_client import limited_session
+from harness.common.hub_client import unreachable
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
 from harness.exchange.imported_report import IMPORTED, report
@@ -22,8 +25,8 @@ from harness.forms.table import Table, plain
 from harness.ledger.ledger import RECORDS, Ledger, read
 from harness.ledger.record import SCHEMA, Record, StoredRecord, canonical_hash
 from harness.load.config import SUFFIXES, known_models, model_config
-
-TIMEOUT_S = 5.0  # for the hub to say whether it has a repository
+from harness.load.hub import from_hub
+from harness.load.sources import HubRepo
 
 CountTokens = Callable[[str], tuple[int, int]]
 """Text -> (its tokens without special ones, how many special ones are added)."""
@@ -137,23 +140,21 @@ def _folder_or_hub_id(name: str) -> Path:
     Raises:
         UserError: it is none of these.
     """
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-
     if Path(name).is_dir():
         return Path(name)
     try:
-        cached = try_to_load_from_cache(name, "tokenizer_config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent
-        limited_session()  # for what transformers then fetches, too
-        HfApi().model_info(name, timeout=TIMEOUT_S)
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.jinja"]))
-    except Exception as e:  # the hub's client and its HTTP library have many
+        repo = HubRepo(hub=name, revision="main")
+        if not hub_folder(repo.hub, repo.revision).is_dir() and (why := unreachable(f"api/models/{name}")):
+            raise UserError(why)  # asked once: a mistyped name is more likely than a hub that is away for a moment
+        return from_hub(repo, f"the tokenizer {name}", tokenizer_only=True)
+    except pydantic.ValidationError as e:
+        raise _no_tokenizer(name, UserError(e.errors()[0]["msg"])) from None
+    except UserError as e:
         raise _no_tokenizer(name, e) from None
 
 
 def _no_tokenizer(name: str, error: Exception) -> UserError:
-    near, why = unknown("model", name, known_models()), in_one_line(error)
+    near, why = unknown("model", name, known_models()), str(error) if isinstance(error, UserError) else in_one_line(error)
     return UserError(f"--tokenizer {name}: no tokenizer there ({why}); give its folder, a hub id, or a model: {near}")
 
 

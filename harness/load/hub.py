@@ -56,8 +56,8 @@ def from_hub(repo: HubRepo, what: str, *, model: str = "", tokenizer_only: bool 
 
     Safetensors are taken where there are any. Pickles are taken only where there are none: Vicuna's repositories have no others.
 
-    what: how errors name it. model: what `--model` is in commands that they name. tokenizer_only: no weights are fetched or
-    looked at. mend: what is truncated or altered is deleted and fetched anew.
+    what: how errors name it. model: what `--model` is in a command that mends it; empty: there is none. tokenizer_only: no weights
+    are fetched or looked at. mend: what is truncated or altered is deleted and fetched anew.
 
     Raises:
         UserError: truncated or altered; gated and no token or no licence accepted, a token that the hub does not take, no
@@ -93,8 +93,8 @@ def faults(folder: Path, patterns: Sequence[str], *, anew: bool = False) -> Iter
 
 def to_mend(fault: Fault, model: str) -> str:
     """What is wrong with a file of the hub's cache, and what to do about it."""
-    fetch = hinted("fetch", model=model or None)
-    return f"{fault.real} {fault.why}: truncated or altered; {fetch} deletes it and fetches it anew (or delete it yourself)"
+    fetch = f"{hinted('fetch', model=model)} deletes it and fetches it anew (or delete it yourself)"
+    return f"{fault.real} {fault.why}: truncated or altered; {fetch if model else 'delete it, and it is fetched anew'}"
 
 
 def _lacks(folder: Path, tokenizer_only: bool) -> Path | None:

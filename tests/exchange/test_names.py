@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 from command_line import harness, isolate, refused, run
+from hub_stand_in import stand_in
 from places import TINY
 
 from harness.exchange.export import export
@@ -56,19 +55,13 @@ def test_the_temperature_in_a_models_name_is_read_as_python_writes_it(
 
 
 def test_a_mistyped_tokenizer_asks_the_hub_once_and_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def unreachable(self: object, repo: str, **how: Any) -> None:
-        asked.append((repo, how["timeout"]))
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    monkeypatch.setattr("harness.load.prompt_text.load_tokenizer", lambda folder: pytest.fail("it retries for minutes"))
-    started = time.monotonic()
-    outcome = harness("import", answers(tmp_path), "--tokenizer vicunna-7b --out", tmp_path / "out")
-    refused(outcome, "--tokenizer vicunna-7b: no tokenizer there", "not known", "did you mean 'vicuna-7b'?")
-    assert asked == [("vicunna-7b", 5.0)] and time.monotonic() - started < 20
-    refused(harness("import", answers(tmp_path), "--tokenizer a/b/c --out", tmp_path / "out"), "no tokenizer there")
+    with stand_in(monkeypatch) as hub:
+        hub.silent = True
+        outcome = harness("import", answers(tmp_path), "--tokenizer vicunna-7b --out", tmp_path / "out")
+        refused(outcome, "--tokenizer vicunna-7b: no tokenizer there", "no answer in 0.3 s", "did you mean 'vicuna-7b'?")
+        assert [asked.path for asked in hub.asked] == ["/api/models/vicunna-7b"]
+        refused(harness("import", answers(tmp_path), "--tokenizer a/b/c --out", tmp_path / "out"), "no tokenizer there")
+        assert len(hub.asked) == 1
     assert not (tmp_path / "out" / RECORDS).exists()
 
 

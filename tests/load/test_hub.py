@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from harness.common import digests
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
+from harness.exchange.imported import token_counter
 from harness.load import transfer
 from harness.load.hub import from_hub
 from harness.load.sources import HubRepo
@@ -321,6 +322,19 @@ def test_pickles_are_fetched_only_where_there_are_no_safetensors(hub: StandIn) -
     with pytest.raises(UserError, match=f"none: a/none@{COMMIT} has no .*model.safetensors"):
         from_hub(HubRepo(hub="a/none", revision=COMMIT), "none")
     assert not any("consolidated" in asked.path for asked in hub.asked)
+
+
+def test_a_tokenizer_for_answers_of_others_is_fetched_and_checked_in_the_same_way(hub: StandIn) -> None:
+    counts = token_counter(REPO)
+    assert counts("a b c")[0] > 0 and not any(asked.path.endswith(tuple(SHARDS)) for asked in hub.asked)
+    blob = blob_of(hub_folder(REPO, "main") / "tokenizer.json")
+    blob.write_bytes(flipped(blob.read_bytes()))
+    with pytest.raises(UserError, match="no tokenizer there .*truncated or altered"):
+        token_counter(REPO)
+    with pytest.raises(UserError, match="no tokenizer there .*no repository a/nothing"):
+        token_counter("a/nothing")
+    with pytest.raises(UserError, match="no tokenizer there .*is no repository of the hub"):
+        token_counter("neither one nor other")
 
 
 # ---- fetch --check --------------------------------------------------------------------------------------------------
