@@ -56,7 +56,7 @@ def from_hub(repo: HubRepo, what: str, *, model: str = "", tokenizer_only: bool 
 
     Safetensors are taken where there are any. Pickles are taken only where there are none: Vicuna's repositories have no others.
 
-    what: how errors name it. model: what `--model` is in a command that mends it; empty: there is none. tokenizer_only: no weights
+    what: how errors name it. model: what `--model` is in a command that mends it; empty: none does. tokenizer_only: no weights
     are fetched or looked at. mend: what is truncated or altered is deleted and fetched anew.
 
     Raises:
