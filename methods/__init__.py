@@ -257,19 +257,28 @@ def drafter_of(name: str) -> str | None:
 
     For rooms that judge records: it reads the registrations of this folder as text, so nothing is imported, torch least of all.
     """
-    return _METHODS[name].drafter if name in _METHODS else _declared_drafters().get(name)
+    if name in _METHODS:
+        return _METHODS[name].drafter
+    told = _declared().get(name, {})
+    drafter = EAGLE if told.get("needs_head") else told.get("drafter")
+    return None if drafter is None else str(drafter)
+
+
+def samples_drafts(name: str) -> bool:
+    """Whether a method draws its drafts at T > 0; for the same rooms as `drafter_of`."""
+    return _METHODS[name].samples_drafts if name in _METHODS else bool(_declared().get(name, {}).get("samples_drafts"))
 
 
 @cache
-def _declared_drafters() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+def _declared() -> dict[str, dict[str | None, Any]]:
+    """What this folder's files register their methods with, as far as it is written out."""
+    found: dict[str, dict[str | None, Any]] = {}
     for file in Path(__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "method" and node.args:
-                told = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-                drafter = EAGLE if told.get("needs_head") else told.get("drafter")
                 if isinstance(node.args[0], ast.Constant):
-                    found[str(node.args[0].value)] = None if drafter is None else str(drafter)
+                    told = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+                    found[str(node.args[0].value)] = told
     return found
 
 

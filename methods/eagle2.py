@@ -7,6 +7,7 @@ all nodes drafted, the `total` of highest value are verified. The tree is determ
 only on emitted tokens, so verification keeps the target's distribution.
 
 Defaults are the paper's for 7B/8B targets. Counts are draft nodes and levels: the release's total-token 60, depth 5.
+`stop_early` is ours: drafting that cannot change the tree is left out. The paper's code drafts it, so it is off by default.
 """
 
 from __future__ import annotations
@@ -27,5 +28,5 @@ SMALL = ({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total":
     dynamic=True,
     small=SMALL,
 )
-def eagle2(top_k: int = 10, depth: int = 6, total: int = 59) -> Decode:
-    return speculative(dynamic_tree(top_k, depth, total))
+def eagle2(top_k: int = 10, depth: int = 6, total: int = 59, stop_early: bool = False) -> Decode:
+    return speculative(dynamic_tree(top_k, depth, total, stop_early=stop_early))

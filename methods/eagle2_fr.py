@@ -22,5 +22,5 @@ from methods.engine.loop import speculative
     needs_frequent=True,
     small=[{**small, "frequent": 3} for small in SMALL],
 )
-def eagle2_fr(top_k: int = 10, depth: int = 6, total: int = 59, frequent: int = 8192) -> Decode:
-    return speculative(dynamic_tree(top_k, depth, total, frequent=frequent))
+def eagle2_fr(top_k: int = 10, depth: int = 6, total: int = 59, frequent: int = 8192, stop_early: bool = False) -> Decode:
+    return speculative(dynamic_tree(top_k, depth, total, frequent=frequent, stop_early=stop_early))

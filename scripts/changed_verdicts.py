@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 KEY = ["model", "claim", "temperature", "on", "test"]
+MARKS = " §¶≈!†"  # a test that got a mark is the same test
 OUTPUTS = {"": "all", "_no_loops": "no loops"}
 
 
@@ -28,7 +29,7 @@ def said(row: pd.Series, name: str) -> str:
 
 def changes(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """One line `| claim | outputs | old | new |` for each verdict that differs."""
-    before, after = ({tuple(map(str, row[KEY])): row for _, row in table.iterrows()} for table in (old, new))
+    before, after = ({tuple(str(x).rstrip(MARKS) for x in row[KEY]): row for _, row in table.iterrows()} for table in (old, new))
     lines = []
     for key in dict.fromkeys([*before, *after]):
         a, b = before.get(key), after.get(key)

@@ -103,7 +103,7 @@ def main(
         settings = training_settings((*extra, *changes), tokens=tokens)
         pool, held = answers, read_shards(work / "held_out", hidden)[:held_out]
         if text_share:
-            texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()).training, 0, checked_prompts())
+            texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()), 0, checked_prompts())
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
             pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
         folder = work / f"study-{os.getpid()}"

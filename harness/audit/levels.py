@@ -119,7 +119,7 @@ def _first(loaded: Loaded, n: int) -> list[Prompt]:
     turns = [
         (f"{name}/{ps[i].id}", ps[i].turns[0]) for i in range(n) for name, ps in zip(SIX_TASKS, sets, strict=True) if i < len(ps)
     ]
-    return [(name, loaded.encode(loaded.render([("user", text)]))) for name, text in turns]
+    return [(name, loaded.encode(loaded.render([("user", text)]), f"prompt {name}")) for name, text in turns]
 
 
 @dataclass(frozen=True, slots=True)

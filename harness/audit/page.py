@@ -18,6 +18,7 @@ from harness.audit.verdicts.replay import GAP_FACTOR, MEDIAN_FACTOR, MOST_NOISE,
 from harness.audit.verdicts.sampling import SHIFT
 from harness.audit.verdicts.verdict import Finding, Verdict, counted  # fmt: skip
 from harness.common.files import write_file
+from harness.common.identities import shown_id
 from harness.common.names import VANILLA, method_order
 from harness.forms.table import Section, Table, csv, markdown
 from harness.forms.table import plain as plain_of_table
@@ -172,7 +173,7 @@ def page(
     counts += f" (besides {n_caught} of {', '.join(caught)}, declared inexact, which must be caught)" if caught else ""
     counts += f", {missing} could not be judged though they should"
     apart = said.count("not judged") - missing
-    shown = ", ".join(f"{k} {str(v)[:16] if k in ('target', 'head') else v}" for k, v in facts.items())
+    shown = ", ".join(f"{k} {shown_id(str(v)) if k in ('target', 'head') else v}" for k, v in facts.items())
     parts = [
         f"# Losslessness of {title}",
         "Does a decoding method leave the distribution of the generated text as it is? There are six layers, because none of"

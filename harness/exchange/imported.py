@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.common.errors import UserError, in_one_line, say, unknown
 from harness.common.hints import hinted
+from harness.common.hub_client import limited_session
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
 from harness.exchange.imported_report import IMPORTED, report
@@ -118,6 +119,8 @@ def token_counter(name: str) -> CountTokens:
     folder = tokenizer_folder(model_config(name)) if is_model else _folder_or_hub_id(name)
     try:
         tokenizer = load_tokenizer(folder)
+    except UserError:
+        raise
     except Exception as e:  # a spoilt file of a tokenizer may raise anything
         raise _no_tokenizer(name, e) from None
 
@@ -129,12 +132,12 @@ def token_counter(name: str) -> CountTokens:
 
 
 def _folder_or_hub_id(name: str) -> Path:
-    """A folder, also that of a repository in the hub's cache; or a repository that the hub has. Takes seconds, reachable or not.
+    """A folder, also that of a repository in the hub's cache, or of the small files of one that the hub has. Takes seconds.
 
     Raises:
         UserError: it is none of these.
     """
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     if Path(name).is_dir():
         return Path(name)
@@ -142,10 +145,11 @@ def _folder_or_hub_id(name: str) -> Path:
         cached = try_to_load_from_cache(name, "tokenizer_config.json")
         if isinstance(cached, str):
             return Path(cached).parent
+        limited_session()  # for what transformers then fetches, too
         HfApi().model_info(name, timeout=TIMEOUT_S)
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.jinja"]))
     except Exception as e:  # the hub's client and its HTTP library have many
         raise _no_tokenizer(name, e) from None
-    return Path(name)
 
 
 def _no_tokenizer(name: str, error: Exception) -> UserError:

@@ -3,7 +3,8 @@
 Facts, from the scripts and from FastChat's templates, which they use:
 - Vicuna's and LLaMA-2's texts hold no BOS; the tokenizer puts one in front. LLaMA-2's get one more space at the end;
 - LLaMA-3's come from the tokenizer's own template, BOS included;
-- answers go into the next turn stripped; an empty answer leaves its closing mark out.
+- answers go into the next turn stripped, and without the texts of special tokens, should a model spell one out; an empty answer
+  leaves its closing mark out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ Turns = Sequence[tuple[str, str]]  # (role, text): user, assistant, user, .. end
 def system_text(template: str, system: str) -> str:
     """What `system: paper|none|TEXT` means under a template; empty where there is no system prompt."""
     return {"paper": PAPER_SYSTEM.get(template, ""), "none": ""}.get(system, system)
+
+
+def without_marks(turns: Turns, marks: Sequence[str]) -> Turns:
+    """The turns, the texts of special tokens taken out of every answer."""
+
+    def cleared(text: str) -> str:
+        for mark in marks:
+            text = text.replace(mark, "")
+        return text
+
+    return [(role, cleared(text) if role == "assistant" else text) for role, text in turns]
 
 
 def vicuna(system: str, turns: Turns) -> str:

@@ -18,8 +18,11 @@ def check_declared(config: ModelConfig, folder: Path, sizes: Any, tokenizer: Pre
     """folder: of the model. sizes: its config of transformers. Stop ids that end nothing are said on stderr.
 
     Raises:
-        UserError: a stop id or token outside the vocabulary; an end of text that the YAML leaves out; a context that is too long.
+        UserError: another architecture than the YAML's; a stop id or token outside the vocabulary; an end of text that the YAML
+            leaves out; a context that is too long.
     """
+    if (differs := other_architecture(config, folder)) is not None:
+        raise UserError(differs)
     name, vocab, stop = f"model {config.name}", sizes.vocab_size, set(config.stop_ids)
     if outside := sorted(i for i in stop if not 0 <= i < vocab):
         raise UserError(f"{name}: stop_ids {outside} are outside its vocabulary of {vocab} tokens")
@@ -40,6 +43,24 @@ def check_declared(config: ModelConfig, folder: Path, sizes: Any, tokenizer: Pre
         raise UserError(
             f"{name}: context_length {config.context_length} is over the {most} positions of {folder / 'config.json'}"
         )
+
+
+def other_architecture(config: ModelConfig, folder: Path) -> str | None:
+    """How the config.json of a model's folder differs from the YAML's `architecture`; None where it does not, or there is none.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
+    file = folder / "config.json"
+    if config.architecture is None or not file.is_file():
+        return None
+    values = _read(file)
+    values = {"num_key_value_heads": values.get("num_attention_heads"), "tie_word_embeddings": False} | values
+    differ = [f"{key} {values.get(key)} (not {said})" for key, said in config.architecture.model_dump().items()
+              if type(values.get(key)) is not type(said) or values[key] != said]  # fmt: skip
+    if not differ:
+        return None
+    return f"model {config.name}: {file} is of another model than its YAML's `architecture` says: it has {', '.join(differ)}"
 
 
 def longest_context(sizes: Any) -> int | None:

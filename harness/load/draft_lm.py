@@ -13,6 +13,7 @@ from harness.load.config_keys import check_keys, positive, rope_of
 from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_named
 from harness.load.layout import weight_files, weights_digest
+from harness.load.prompt_text import load_tokenizer
 from harness.load.self_check import is_finite
 from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
 
@@ -65,7 +66,7 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
 
     files = weight_files(folder)
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        theirs = load_tokenizer(folder)
     except (OSError, ValueError, ImportError, KeyError) as e:
         raise UserError(f"the draft LM in {folder} has no tokenizer to compare: {(str(e).splitlines() or ['?'])[0]}") from None
     differ = differing_tokens(target.tokenizer.get_vocab(), theirs.get_vocab())

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.common.errors import UserError
+from harness.common.identities import shown_id
 from harness.load.config_keys import positive, whole
 from harness.load.kinds import TargetFacts, kind_of, kind_shown, training
 from harness.load.layout import weight_files, weights_digest
@@ -49,8 +50,8 @@ def check_target(folder: Path, values: dict[str, Any], kind: str, target: Target
     made_for = values.get("target_sha256")
     if made_for is not None and made_for != target.sha:
         raise UserError(
-            f"the {kind_of(kind).title} in {folder} was trained for a target with sha256 {made_for[:16]}..; "
-            f"{target.model} has {target.sha[:16]}.."
+            f"the {kind_of(kind).title} in {folder} was trained for a target with sha256 {shown_id(str(made_for))}..; "
+            f"{target.model} has {shown_id(target.sha)}.."
         )
 
 

@@ -65,12 +65,15 @@ def config_sha(folder: Path) -> str:
     return _sha(json.dumps(values, sort_keys=True))
 
 
-def tokenizer_sha(folder: Path) -> str:
-    """16 hex digits over all files of a folder that a tokenizer may be read from, chat templates among them."""
+def tokenizer_sha(folder: Path, how_read: str = "") -> str:
+    """16 hex digits over all files of a folder that a tokenizer may be read from, chat templates among them.
+
+    how_read: what is done to them here beyond what transformers does; empty where that is nothing.
+    """
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and not any(fnmatch(path.name, odd) for odd in _NO_TOKENIZER)
     )
-    return _sha("".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in files))
+    return _sha("".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in files) + how_read)
 
 
 def template_sha(rendered: Callable[[list[tuple[str, str]]], str], encode: Callable[[str], list[int]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.common.errors import UserError
@@ -69,6 +70,26 @@ def has_medusas_layout(folder: Path) -> bool:
     )
 
 
+def why_not_whole(file: Path) -> str | None:
+    """What shows that a weights' file is truncated: its header says where a safetensors file ends. None where nothing does."""
+    size = file.stat().st_size
+    if file.suffix != ".safetensors":
+        return None if size else "is empty"
+    try:
+        with file.open("rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+            tensors = json.loads(f.read(min(header, 10**8)))
+        end = 8 + header + max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return f"has {size} bytes and no whole header"
+    return None if size == end else f"has {size} bytes, by its header {end}"
+
+
+def first_cut_short(files: list[Path]) -> str | None:
+    """`FILE has 8 bytes, by its header 99: truncated or altered` of the first file of which that shows; None where of none."""
+    return next((f"{file} {why}: truncated or altered" for file in files if (why := why_not_whole(file))), None)
+
+
 def lacking(folder: Path) -> Path | None:
     """The first file that a model's folder lacks; None where it is whole."""
     return next((file for file in (folder / "config.json", *weight_files(folder)) if not file.is_file()), None)
@@ -79,8 +100,8 @@ def stored_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 
 
-def weights_digest(files: list[Path]) -> str:
+def weights_digest(files: list[Path], sha256: Callable[[Path], str] = sha256_file) -> str:
     """The sha256 of the one file; of several shards, the sha256 over their names and sha256."""
     if len(files) == 1:
-        return sha256_file(files[0])
-    return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
+        return sha256(files[0])
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()

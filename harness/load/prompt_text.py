@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from functools import partial
@@ -29,6 +29,8 @@ RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.Turns) -> str:
     """The prompt that a dialogue gives, template and system prompt included."""
     system = chat.system_text(config.template, config.system)
+    if config.template in chat.PAPER_SYSTEM:
+        turns = chat.without_marks(turns, [str(mark) for mark in tokenizer.special_tokens_map.values()])
     if config.template == "plain":
         return "".join(text for _, text in turns)
     if config.template in chat.RENDERED_WITHOUT_BOS:
@@ -42,6 +44,27 @@ def beginning(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> 
     """What a tokenizer itself puts before a plain text, BOS as a rule. ids: the text's, without it."""
     whole: list[int] = tokenizer(text).input_ids
     return next((whole[:at] for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids), [])
+
+
+def check_ids(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], theirs: Sequence[int]
+) -> None:  # fmt: skip
+    """Check a prompt's ids, BOS left out, against sentencepiece's.
+
+    Raises:
+        UserError: they differ. It names the prompt, the first place, and both ids there.
+    """
+    if ids == theirs:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), min(len(ids), len(theirs)))
+    here, there = (
+        f"{some[at]} ({str(tokenizer.convert_ids_to_tokens(some[at]))!r})" if at < len(some) else "no token"
+        for some in (ids, theirs)
+    )  # fmt: skip
+    raise UserError(
+        f"model {config.name}: {prompt} has other token ids than sentencepiece gives by tokenizer.model: at place {at} {here} in "
+        f"place of {there}; with the tokenizer.json beside that file moved away, sentencepiece's are taken"
+    )
 
 
 def check_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -117,14 +140,44 @@ def _within(seconds: float) -> Iterator[None]:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, as it was when it was published.
 
-    Where a LLaMA tokenizer's settings do not say, transformers until version 5 took it to be `legacy`: a word begins after
-    `</s>`, too.
-    """
-    from transformers import AutoTokenizer
+    - A `tokenizer.model` alone is read by sentencepiece itself.
+    - Where a LLaMA tokenizer's settings do not say, transformers until version 5 took it to be `legacy`: a word begins after
+      `</s>`, too, and before a space.
+    - Texts are cleaned up (` .` becomes `.`) where the settings ask for it. transformers does so for no BPE since version 5, as
+      it alters what the model said; but the authors' answers went through it into the next turn.
 
+    Raises:
+        UserError: sentencepiece is needed and not installed.
+    """
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    from harness.load.sentencepiece_ids import SPACE, SentencePieceTokenizer, model_file
+
+    if model_file(folder):
+        return SentencePieceTokenizer.from_pretrained(folder)
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        old = str(said.get("tokenizer_class")).startswith("LlamaTokenizer") and said.get("legacy") is None
+        old = str(said.get("tokenizer_class")).startswith("LlamaTokenizer") and said.get("legacy") in (None, True)
     except (OSError, ValueError, AttributeError):
         old = False
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **({"legacy": True} if old else {}))
+    how: dict[str, Any] = {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **(how | {"legacy": True} if old else how))
+    if old and isinstance(tokenizer, LlamaTokenizer) and said.get("add_prefix_space") is not False:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+        backend.pre_tokenizer = None  # transformers' own puts no space before a space
+        tokenizer.begins_every_part = True
+    return tokenizer
+
+
+def how_read(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What `load_tokenizer` does beyond transformers, as part of a target's identity: records made otherwise are others."""
+    from harness.load.sentencepiece_ids import SentencePieceTokenizer
+
+    ways = {
+        "sentencepiece": isinstance(tokenizer, SentencePieceTokenizer),
+        "begins every part": getattr(tokenizer, "begins_every_part", False),
+        "cleans up": tokenizer.clean_up_tokenization_spaces,
+    }
+    return ", ".join(way for way, is_so in ways.items() if is_so)

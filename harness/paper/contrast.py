@@ -13,6 +13,7 @@ from harness.common.names import SIX_TASKS
 from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Totals, estimate, speed_ratio, tau_ratio
 from harness.metrics.intervals import Spread, holm
+from harness.metrics.marks import UNLIKE, drafted_unlike, signs_of_records
 from harness.metrics.pairing import Side, without_loops
 
 Array = NDArray[np.float64]
@@ -120,6 +121,12 @@ class Contrast:
     statistic: Callable[[Totals, Totals], Array]
     is_speed: bool
 
+    @property
+    def signs(self) -> str:
+        """Of a speed: what tables write before it, after a blank; see `harness.metrics.marks`."""
+        signs = signs_of_records([*self.a.values(), *self.b.values()]) if self.is_speed else ""
+        return f" {signs}" if signs else ""
+
     def tasks(self) -> list[str]:
         there = {self.a[key]["task"] for key in self.a.keys() & self.b.keys()}
         return [t for t in SIX_TASKS if t in there]
@@ -138,6 +145,8 @@ class Contrast:
         e = estimate([own, self.b], self.statistic, by_task=True)
         if self.is_speed and is_apart(own, self.b):
             return Outcome(e, f"{NOT_JUDGED}: the two sides were measured in different processes")
+        if self.is_speed and drafted_unlike(own.values(), (self.b[key] for key in own)):
+            return Outcome(e, f"{NOT_JUDGED}: {UNLIKE}")
         if self.is_speed and (was_shared(own.values()) or was_shared(self.b[key] for key in own)):
             return Outcome(e, f"{NOT_JUDGED}: other work shared the machine")
         return Outcome(e, *judged(e.spread))

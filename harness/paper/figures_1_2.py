@@ -15,18 +15,21 @@ from harness.common.names import in_words, method_order
 from harness.forms.colours import colour
 from harness.forms.figure import AS_WRITTEN, save_figure
 
+OURS = "speedup_of_questions"
+
 
 def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a figure's cells as STEM.png; -> the files, none where nothing was measured.
 
-    numbers: those of `judged_table`, whose CSV stands beside it. A bar is our value with its 95 % interval. A diamond is the
-    paper's number, hollow where it is a transcription. A dotted line is the paper's range, where our model stands in for several.
+    numbers: those of `judged_table`, whose CSV stands beside it. A bar is our value with its 95 % interval, by the paper's
+    formula (a quotient of means over questions). A diamond is the paper's number, hollow where it is a transcription. A dotted
+    line is the paper's range, where our model stands in for several.
     """
     here = numbers[numbers["method"].notna()]
-    if here["speedup"].notna().sum() == 0:
+    if here[OURS].notna().sum() == 0:
         return []
     models = list(dict.fromkeys(here["model"]))
-    ours = here.groupby("method")["speedup"].mean().dropna()
+    ours = here.groupby("method")[OURS].mean().dropna()
     measured = list(ours.sort_values(ascending=False, kind="stable").index)  # the fastest first, then those not measured
     methods = [*measured, *sorted(set(here["method"]) - set(measured), key=method_order)]
     width = 0.8 / len(methods)
@@ -36,10 +39,10 @@ def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
         for row in here.to_dict("records"):
             x = models.index(row["model"]) + (methods.index(row["method"]) - (len(methods) - 1) / 2) * width
             shade = colour(row["method"])
-            if pd.notna(row["speedup"]):
-                ax.bar(x, row["speedup"], 0.9 * width, color=shade)
-            if pd.notna(row["speedup_low"]):
-                ax.vlines(x, row["speedup_low"], row["speedup_high"], color="black", linewidth=1)
+            if pd.notna(row[OURS]):
+                ax.bar(x, row[OURS], 0.9 * width, color=shade)
+            if pd.notna(row[f"{OURS}_low"]):
+                ax.vlines(x, row[f"{OURS}_low"], row[f"{OURS}_high"], color="black", linewidth=1)
             if pd.notna(row["paper_speedup_low"]):
                 face = "black" if row["paper_speedup_confirmed"] else "none"
                 ends = sorted({row["paper_speedup_low"], row["paper_speedup_high"]})
@@ -49,7 +52,7 @@ def write_bars(numbers: pd.DataFrame, stem: Path) -> list[Path]:
             handles.append(Line2D([], [], color="black", linestyle=":", marker="D", markersize=4, label="the paper's"))
         ax.axhline(1, color="#4d4d4d", linewidth=0.8)
         ax.set_xticks(range(len(models)), models)
-        ax.set_ylabel("speedup over vanilla on MT-bench")
+        ax.set_ylabel("speedup over vanilla on MT-bench, by questions")
         name, temperature = str(numbers["item"].iloc[0]).capitalize(), numbers["temperature"].iloc[0]
         ax.set_title(f"The paper's {name}: speedup on MT-bench, T = {temperature:g}")
         ax.grid(axis="y")

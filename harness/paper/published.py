@@ -1,9 +1,13 @@
 """What the paper and others published, number by number with its source, and the cells of the paper's tables.
 
 `published.csv` has the numbers of EAGLE-2 (arXiv 2406.16858v2; Tables 1-3, Figures 1, 2 and 6, abstract). It also has those that
-third parties printed for the same targets, methods and prompts at T = 0 or 1. Of Spec-Bench these are the three tasks with the
-same 80 prompts; means over other tasks than the six are left out. `confirmed` is `yes` for a number read in a full text, a
-repository's file or a figure's label. It is `secondary` for a third party's transcription, which is marked wherever it is used.
+others printed for a cell of these: the same target, method, prompts and temperature. `scripts/published.py` makes it from a
+larger collection and holds the rules. Of Spec-Bench these are the three tasks with the same 80 prompts; means over other tasks
+than the six are left out. `confirmed` is `yes` for a number read in a full text, a repository's file or a figure's label. It is
+`secondary` for a third party's transcription, which is marked wherever it is used.
+
+`definition` says how a tau or a speedup is averaged, and `defined_in` where that is known from. Two numbers are compared only if
+they are of one definition. Where two definitions are possible, `or` stands between them, and a number is compared by each.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from importlib import resources
 
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS
+from harness.metrics.by_definition import NOT_STATED
 
 PAPER = "EAGLE-2 (arXiv 2406.16858v2)"
 MEAN = "Mean"  # of the six tasks, in the paper's tables
@@ -34,8 +39,9 @@ OURS_DIFFER = {
     "from the last one, which drafts better",
 }
 
-# Others' names for the same thing. Spec-Bench's prompts of these tasks are the paper's own, id by id.
-_SAME = {
+# Others' names for the same thing, by which `scripts/published.py` knows their rows. Spec-Bench's prompts of these tasks are the
+# paper's own, id by id.
+SAME = {
     "EAGLE drafter + EAGLE-1 static tree (25 nodes)": "EAGLE",
     "SpS (Vicuna-68M)": "SpS",  # in the figures, with the speedups of Table 1's SpS
     "Multi-turn Conversation": "MT-bench",
@@ -58,6 +64,13 @@ class Number:
     text: str
     source: str
     confirmed: bool
+    definition: str = ""  # of a tau or speedup: as in the file
+    defined_in: str = ""
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        """Those that are possible (names of `harness.metrics.by_definition`); none where it is not stated."""
+        return tuple(name for name in self.definition.split(" or ") if name not in ("", NOT_STATED))
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -147,9 +160,9 @@ def item(kind: str, number: str) -> Item:
 def numbers() -> tuple[Number, ...]:
     text = resources.files("harness.paper").joinpath("published.csv").read_text(encoding="utf-8")
     return tuple(
-        Number(row["paper"], row["table"], row["model"], _SAME.get(row["method"], row["method"]),
-               _SAME.get(row["task"], row["task"]), row["temperature"], row["metric"], row["value"], row["source"],
-               row["confirmed"] == "yes")
+        Number(row["paper"], row["table"], row["model"], SAME.get(row["method"], row["method"]),
+               SAME.get(row["task"], row["task"]), row["temperature"], row["metric"], row["value"], row["source"],
+               row["confirmed"] == "yes", row["definition"], row["defined_in"])
         for row in csv.DictReader(text.splitlines())
     )  # fmt: skip
 
@@ -197,7 +210,7 @@ def stand_in(of: Iterable[PaperCell], model: str) -> list[PaperCell]:
 
 
 def third_parties(cell: PaperCell, metric: str) -> list[Number]:
-    """What others printed for the same model, method, prompts and temperature."""
+    """What others printed for the same model, method, prompts and temperature, whatever the definition of their number."""
     key = (cell.model, cell.method, cell.task, f"{cell.temperature:g}", metric)
     return [n for n in numbers() if n.paper != PAPER and n.key == key]
 

@@ -8,18 +8,27 @@ from typing import Any
 import pandas as pd
 
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
+from harness.metrics import marks
+from harness.metrics.by_definition import NOT_STATED, OF_QUESTIONS, OF_QUESTIONS_FROM_0, OTHER_TAUS, POOLED, WORDS
 from harness.metrics.cells import speed_mark
 from harness.metrics.definitions import Estimate
 from harness.metrics.groups import APART, SHARED_MACHINE
 from harness.metrics.groups import MEAN as SIX_TASK_MEAN
-from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, PaperCell, third_parties
+from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, third_parties
 from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, ReportedModel
 
 _NOTE = one_line("""
-    Paper: arXiv 2406.16858v2. Others: who printed the same cell. τ is reproduced where it is within 0.10 of the paper's, or the
-    paper's within 0.10 of our interval. Speed is reproduced where our 95 % interval (jackknife over conversations) covers
-    the paper's. Decode: speedup without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is
-    a mean over tasks). Speed is limited by the part that is largest, beyond the one forward that is always needed.""")
+    Paper: arXiv 2406.16858v2. Others: who printed the same cell. Numbers are compared by one definition only. The paper's speedup
+    is the quotient of two means over questions, so it is held against our speedup by questions, counted as its scripts count.
+    Whether its τ is pooled or a mean of questions over an index from 0 is not known: ours stands there by both, and the verdict
+    says where only the second agrees. τ is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our
+    interval. Speed is reproduced where our 95 % interval (jackknife over conversations) covers the paper's. Decode: speedup
+    without the prefill = τ / (c_verify + c_draft + c_other), each part in vanilla steps (~: each is a mean over tasks). Speed is
+    limited by the part that is largest, beyond the one forward that is always needed.""")
+_DEFINED = one_line("""
+    A number of others that is not averaged as the paper's says how it is, with ours by that definition beside it where there is
+    one.""")
+_PAPERS = {"speedup": (OF_QUESTIONS,), "tau": (POOLED, OF_QUESTIONS_FROM_0)}  # with which the table has columns of ours
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper. We did not read it there, so it is not confirmed."
 
 
@@ -35,12 +44,15 @@ def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
         title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
         sections.append(Section(title, target.facts, pd.DataFrame([_row(j) for j in group])))
     notes = [_NOTE]
+    if any(_as_defined(n, j) for j in judged for metric in ("speedup", "tau") for n in third_parties(j.cell, metric)):
+        notes.append(_DEFINED)
     if any(not n.confirmed for j in judged for n in j.cell.tau + j.cell.speedup):
         notes.append(_SECONDARY)
     if any(j.ours and j.ours.is_apart for j in judged):
         notes.append(APART)
     if any(j.ours and j.ours.is_shared for j in judged):
         notes.append(SHARED_MACHINE)
+    notes += marks.notes(marks.joined(j.ours.signs for j in judged if j.ours))
     notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
               if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
     return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
@@ -52,12 +64,14 @@ def _row(j: Judged) -> dict[str, str]:
         "method": c.method_here or c.method,
         "task": SIX_TASK_MEAN if c.task == MEAN else c.task_here,
         "prompts": str(o.tau.prompts) if o else "0",
-        "speedup": _ours(o.speedup, speed_mark(o.is_apart, o.is_shared)) if o else NOTHING,
+        "speedup": _ours(o.speedup, speed_mark(o.is_apart, o.is_shared) + o.signs) if o else NOTHING,
+        "by questions": _ours(o.speedup_of_questions, speed_mark(o.is_apart, o.is_shared) + o.signs) if o else NOTHING,
         "paper's": _published(c.speedup),
-        "others'": _others(c, "speedup"),
+        "others'": _others(j, "speedup"),
         "τ": _ours(o.tau, "") if o else NOTHING,
+        "τ by questions, from 0": number(o.taus.get(OF_QUESTIONS_FROM_0)) if o else NOTHING,
         "paper's τ": _published(c.tau),
-        "others' τ": _others(c, "tau"),
+        "others' τ": _others(j, "tau"),
         "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
         "verdict": j.verdict,
     }
@@ -84,9 +98,18 @@ def _published(found: Sequence[Number]) -> str:
     return text + ("" if all(n.confirmed for n in found) else f" {UNCONFIRMED}")
 
 
-def _others(cell: PaperCell, metric: str) -> str:
-    found = third_parties(cell, metric)
-    return ", ".join(f"{n.text} {n.by}{'' if n.confirmed else f' {UNCONFIRMED}'}" for n in found) or NOTHING
+def _others(j: Judged, metric: str) -> str:
+    found = third_parties(j.cell, metric)
+    return ", ".join(f"{n.text} {n.by}{'' if n.confirmed else f' {UNCONFIRMED}'}{_as_defined(n, j)}" for n in found) or NOTHING
+
+
+def _as_defined(n: Number, j: Judged) -> str:
+    """How a number of others is averaged, if not as the paper's is, and ours averaged so: ` (mean of questions; ours 4.20)`."""
+    if not n.definition or set(n.definitions) & set(_PAPERS[n.metric]):
+        return ""
+    name = n.definitions[0] if n.definitions else NOT_STATED
+    ours = j.ours and (j.ours.tau_as(name) if n.metric == "tau" else j.ours.speedup_as(name))
+    return f" ({WORDS[name]}{f'; ours {number(ours.value)}' if ours else ''})"
 
 
 def _numbers(item: Item, j: Judged) -> dict[str, Any]:
@@ -96,10 +119,11 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
         "method": c.method_here, "paper_method": c.method, "task": c.task_here, "source": o and o.source,
         "prompts": o.tau.prompts if o else 0, "max_new_tokens": o and o.max_new_tokens,
     }  # fmt: skip
-    for name in ("speedup", "tau"):
+    for name in ("speedup", "speedup_of_questions", "tau"):
         e: Estimate | None = getattr(o, name) if o else None
         low, high = (e.ci95 if e else None) or (None, None)
         row |= {name: e and e.value, f"{name}_low": low, f"{name}_high": high}
+    row |= {f"tau_{name}": o and o.taus.get(name) for name in OTHER_TAUS}
     row |= {"tau_no_loop": o and o.tau_no_loop, "decode_speedup": o and o.decode_speedup, "is_apart": o and o.is_apart}
     row |= {f"c_{part}": o and o.costs and getattr(o.costs, part) for part in PARTS}
     for name in ("speedup", "tau"):
@@ -108,9 +132,10 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
         row[f"paper_{name}_low"] = min((n.value for n in published), default=None)
         row[f"paper_{name}_high"] = max((n.value for n in published), default=None)
         row[f"paper_{name}_confirmed"] = all(n.confirmed for n in published) if published else None
+        row[f"paper_{name}_definition"] = "; ".join(sorted({n.definition for n in published}))
         row[f"paper_{name}_source"] = "; ".join(sorted({f"{n.table}: {n.source}" for n in published}))
         row[f"others_{name}"] = "; ".join(
-            f"{n.text} ({n.paper}, {n.table}; {n.source}; confirmed: {'yes' if n.confirmed else 'secondary'})"
+            f"{n.text} ({n.definition}; {n.paper}, {n.table}; {n.source}; confirmed: {'yes' if n.confirmed else 'secondary'})"
             for n in third_parties(c, name)
         )
     return row | {"verdict": j.verdict}

@@ -1,22 +1,26 @@
 """The paper's tables and figures cell by cell: our number beside the paper's and others', and a verdict by fixed rules.
 
 tau is reproduced where it is within 0.10 of the paper's, or the paper's within 0.10 of our interval. Speed is reproduced where
-our interval covers the paper's. Where only tau is, decode speedup = tau / (c_verify + c_draft + c_other) says which part of a
-step took the speed. All of it is a pure function of records and published numbers.
+our interval covers the paper's. A number of the paper is compared with ours of the same definition only. Where only tau is
+reproduced, decode speedup = tau / (c_verify + c_draft + c_other) says which part of a step took the speed. All of it is a pure
+function of records and published numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import tasks
 from harness.common.names import SIX_TASKS, VANILLA
 from harness.ledger.record import Record
+from harness.metrics.by_definition import OF_QUESTIONS, POOLED, TOTALS, WORDS, speedup_of_questions, taus_of
 from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.groups import not_in_the_numbers, shown_cells, weights_and_machine
-from harness.metrics.pairing import Side, one_environment, one_source, side_of
+from harness.metrics.marks import joined
+from harness.metrics.pairing import Side, compared, one_environment, one_source, side_of
 from harness.metrics.steps import StepCosts
 from harness.paper.published import MEAN, METHODS, OURS_DIFFER, Number, PaperCell
 from tasks.paper_files import PAPER_FILES
@@ -50,6 +54,20 @@ class Ours:
     max_new_tokens: int
     is_apart: bool
     is_shared: bool
+    signs: str = ""  # of its speed; see `harness.metrics.marks`
+    speedup_of_questions: Estimate = Estimate(None, None, 0)  # by the reference's formula
+    taus: Mapping[str, float] = field(default_factory=dict)  # by the definitions of others
+
+    def tau_as(self, definition: str) -> Estimate | None:
+        """tau by a definition (`harness.metrics.by_definition`), or None where it is not known by that."""
+        if definition == POOLED:
+            return self.tau if self.tau.value is not None else None
+        return Estimate(self.taus[definition], None, self.tau.prompts) if definition in self.taus else None
+
+    def speedup_as(self, definition: str) -> Estimate | None:
+        """The same of the speedup."""
+        found = {TOTALS: self.speedup, OF_QUESTIONS: self.speedup_of_questions}.get(definition)
+        return found if found and found.value is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +114,13 @@ class Measurements:
         cells = [s for name in names if (s := self.summaries.get((method, name, temperature))) and s.prompts]
         if len(cells) < len(names):
             return None
-        return self._mean(cells) if task == MEAN else _of(cells[0])
+        own = side_of(r for r in self.records if (r["method"], r["temperature"]) == (method, temperature) and r["task"] in names)
+        used: dict[tuple[Any, ...], Record] = {}
+        for name in names:  # as in the cells: a task's conversations that have a baseline, or all of them
+            mine = {key: r for key, r in own.items() if r["task"] == name}
+            used |= compared(mine, self.base) or mine
+        made = self._mean(cells, own) if task == MEAN else _of(cells[0])
+        return replace(made, speedup_of_questions=speedup_of_questions(used, self.base), taus=taus_of(used))
 
     def facts(self) -> tuple[str, ...]:
         """What measured it, and the weights; nothing where there are no records."""
@@ -111,21 +135,21 @@ class Measurements:
         wanted = {(name, c.task_here, c.temperature) for c in cells for name in (c.method_here, VANILLA)}
         return [r for r in self.records if (r["method"], r["task"], r["temperature"]) in wanted]
 
-    def _mean(self, cells: Sequence[CellSummary]) -> Ours:
+    def _mean(self, cells: Sequence[CellSummary], own: Side) -> Ours:
         """Unweighted over the six tasks, with intervals."""
         first, mean = cells[0], six_task_mean(cells)
-        own: Side = side_of(r for r in self.records if (r["method"], r["temperature"]) == (first.method, first.temperature))
         speed, length = mean_estimates(own, self.base)
         return Ours(
             speed, length, mean.tau_no_loop, mean.decode_speedup, mean.step_costs,
             "/".join(sorted({c.source for c in cells})), first.max_new_tokens, mean.is_apart, mean.is_shared,
+            joined(c.signs for c in cells),
         )  # fmt: skip
 
 
 def _of(c: CellSummary) -> Ours:
     return Ours(
         Estimate(c.speedup, c.speedup_ci95, c.prompts), Estimate(c.tau, c.tau_ci95, c.prompts), c.tau_no_loop,
-        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart, c.is_shared,
+        c.decode_speedup, c.step_costs, c.source, c.max_new_tokens, c.is_apart, c.is_shared, c.signs,
     )  # fmt: skip
 
 
@@ -157,18 +181,29 @@ def _verdict(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> str:
         return why
     marks = "".join(f" {mark}" for mark, is_so in _marks(cell) if is_so)
     has_tau, has_speed = tau_agrees(cell, ours), speed_agrees(cell, ours)
+    tau, speed = f"τ {_gap(cell.tau, ours.tau_as)}", f"speed {_gap(cell.speedup, ours.speedup_as)}"
     word = {
         (True, True): "τ and speed reproduced",
         (True, False): f"τ reproduced, speed {_speed_limit(cell, ours)}" if has_speed is False else "",
         (True, None): f"τ reproduced, speed not judged ({_no_speed(cell, ours)})",
-        (False, True): f"not reproduced: τ {_gap(cell.tau, ours.tau)} the paper's (speed is)",
-        (False, False): f"not reproduced: τ {_gap(cell.tau, ours.tau)} and speed {_gap(cell.speedup, ours.speedup)} the paper's",
-        (False, None): f"not reproduced: τ {_gap(cell.tau, ours.tau)} the paper's; speed not judged ({_no_speed(cell, ours)})",
+        (False, True): f"not reproduced: {tau} the paper's (speed is)",
+        (False, False): f"not reproduced: {tau} and {speed} the paper's",
+        (False, None): f"not reproduced: {tau} the paper's; speed not judged ({_no_speed(cell, ours)})",
         (None, True): "speed reproduced",
-        (None, False): f"not reproduced: speed {_gap(cell.speedup, ours.speedup)} the paper's",
+        (None, False): f"not reproduced: {speed} the paper's",
         (None, None): f"not judged ({_no_speed(cell, ours)})",
     }[has_tau, has_speed]
-    return f"{word}{marks}"
+    return f"{word}{_by_which(cell, ours)}{marks}"
+
+
+def _by_which(cell: PaperCell, ours: Ours) -> str:
+    """How tau was averaged where ours pooled is not the one that agrees; else nothing."""
+    agreeing = tau_definitions(cell, ours)
+    if not agreeing or POOLED in agreeing:
+        return ""
+    found = ours.tau_as(agreeing[0])
+    assert found is not None and found.value is not None
+    return f" (τ as {WORDS[agreeing[0]]}: {found.value:.2f}; pooled it is {_gap(cell.tau, lambda _: ours.tau)} the paper's)"
 
 
 UNCONFIRMED, DIFFERS = "‡", "†"
@@ -196,20 +231,36 @@ def incomparable(target: ReportedModel, source: str, task: str, max_new_tokens: 
 
 
 def tau_agrees(cell: PaperCell, ours: Ours) -> bool | None:
-    """None where the paper has no tau or none was measured."""
-    if not cell.tau or ours.tau.value is None:
-        return None
-    ends = (ours.tau.value, *(ours.tau.ci95 or ()))  # a skewed interval need not hold the value
-    # 1e-9 for binary rounding: 3.90 and 4.00 differ by 0.10 in the paper's digits
-    return min(ends) - TOLERANCE - 1e-9 <= cell.tau[0].value <= max(ends) + TOLERANCE + 1e-9
+    """None where the paper has no tau, or none was measured by a definition that the paper's may be of."""
+    known = [name for n in cell.tau[:1] for name in n.definitions if ours.tau_as(name)]
+    return bool(tau_definitions(cell, ours)) if known else None
+
+
+def tau_definitions(cell: PaperCell, ours: Ours) -> list[str]:
+    """Those by which our tau and the paper's agree, of those that the paper's may be of."""
+    agreeing = []
+    for name in [name for n in cell.tau[:1] for name in n.definitions]:
+        if (found := ours.tau_as(name)) and found.value is not None:
+            ends = (found.value, *(found.ci95 or ()))  # a skewed interval need not hold the value
+            # 1e-9 for binary rounding: 3.90 and 4.00 differ by 0.10 in the paper's digits
+            if min(ends) - TOLERANCE - 1e-9 <= cell.tau[0].value <= max(ends) + TOLERANCE + 1e-9:
+                agreeing.append(name)
+    return agreeing
 
 
 def speed_agrees(cell: PaperCell, ours: Ours) -> bool | None:
-    """None where it cannot be judged: no interval, no number in the paper, or a baseline from another process or busy machine."""
-    if not cell.speedup or ours.speedup.ci95 is None or ours.is_apart or ours.is_shared:
+    """None where it cannot be judged: no interval, no number in the paper, none of ours that is of its definition, or a baseline
+    from another process or busy machine."""
+    found = _speed_as_there(cell, ours)
+    if found is None or found.ci95 is None or ours.is_apart or ours.is_shared:
         return None
-    low, high = ours.speedup.ci95
+    low, high = found.ci95
     return low <= cell.speedup[0].value <= high
+
+
+def _speed_as_there(cell: PaperCell, ours: Ours) -> Estimate | None:
+    """Our speedup by the definition of the paper's."""
+    return next((found for n in cell.speedup[:1] for name in n.definitions if (found := ours.speedup_as(name))), None)
 
 
 def _no_speed(cell: PaperCell, ours: Ours) -> str:
@@ -219,13 +270,21 @@ def _no_speed(cell: PaperCell, ours: Ours) -> str:
         return "no baseline was measured"
     if ours.is_shared:
         return "other work shared the machine"
-    return "its baseline was measured in another process" if ours.is_apart else "no interval under 5 prompts"
+    if ours.is_apart:
+        return "its baseline was measured in another process"
+    if not cell.speedup[0].definitions:
+        return "how the published one is averaged is not stated"
+    if _speed_as_there(cell, ours) is None:
+        return f"none as {WORDS[cell.speedup[0].definitions[0]]}: a trace or vanilla's text is lacking"
+    return "no interval under 5 prompts"
 
 
-def _gap(published: Sequence[Number], ours: Estimate) -> str:
-    if not published or ours.value is None:
-        return "differs from"
-    return f"{ours.value - published[0].value:+.2f} of"
+def _gap(published: Sequence[Number], ours_as: Callable[[str], Estimate | None]) -> str:
+    """How far ours is from the published, by its first definition that ours is known by."""
+    for name in [name for n in published[:1] for name in n.definitions]:
+        if (found := ours_as(name)) and found.value is not None:
+            return f"{found.value - published[0].value:+.2f} of"
+    return "differs from"
 
 
 PARTS = ("verify", "draft", "other")
@@ -233,8 +292,9 @@ PARTS = ("verify", "draft", "other")
 
 def _speed_limit(cell: PaperCell, ours: Ours) -> str:
     """Which part of a step keeps the speed below the paper's: the largest one, beyond the one vanilla step that all need."""
-    value, paper = ours.speedup.value, cell.speedup[0].value
-    assert value is not None
+    found, paper = _speed_as_there(cell, ours), cell.speedup[0].value
+    assert found is not None and found.value is not None
+    value = found.value
     if value > paper:
         return f"{value - paper:+.2f} above the paper's"
     if ours.costs is None or ours.tau.value is None:

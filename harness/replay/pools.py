@@ -48,7 +48,7 @@ def answer_ranks(
     loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """At every position of an answer that a step may start from: (`path_ranks` [positions, depth, depth], `levels_run`
-    [positions, TOTALS])."""
+    [positions, TOTALS], what is drafted where drafting stops early)."""
     drafter, n_prompt = loaded.drafter, len(answer.prompt)
     assert drafter is not None
     text = [*answer.prompt, *answer.ids]
@@ -62,15 +62,13 @@ def answer_ranks(
         pool = draft_pool(drafter, top_k, depth)
         columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())
         rows.append(path_ranks(*columns, pool.levels, answer.ids[j + 1 :]))
-        run.append([levels_run(columns[2], pool.levels, total, pool.value.device.type) for total in TOTALS])
+        run.append([levels_run(columns[2], pool.levels, total) for total in TOTALS])
     return np.array(rows), np.array(run)
 
 
-def levels_run(value: np.ndarray, levels: Sequence[int], total: int, device: str = "cpu") -> int:
-    """How many levels `draft_pool` drafts before nothing more can get among the `total` best. Off the CPU it does not look, and
-    drafts all. value, levels: as in `path_ranks`."""
-    if device != "cpu":
-        return len(levels)
+def levels_run(value: np.ndarray, levels: Sequence[int], total: int) -> int:
+    """How many levels `draft_pool` drafts where it stops early: until nothing more can get among the `total` best. value, levels:
+    as in `path_ranks`."""
     for n, (first, end) in enumerate(zip([0, *levels], levels, strict=False), start=1):
         if end > total and value[first:end].max() < np.partition(value[:end], -total)[-total]:
             return n

@@ -30,7 +30,7 @@ Ranks = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A tree, and what is expected of it. Costs are in vanilla steps."""
+    """A tree, and what is expected of it. Costs are in vanilla steps. stop_early: drafted with that option."""
 
     top_k: int
     depth: int
@@ -38,6 +38,7 @@ class Choice:
     tau: float
     c_verify: float
     c_draft: float
+    stop_early: bool = False
 
     @property
     def speedup(self) -> float:
@@ -46,9 +47,10 @@ class Choice:
 
 
 def choices(
-    drafts: Mapping[int, Sequence[Ranks]], costs: Costs, depths: Sequence[int], totals: Sequence[int]
+    drafts: Mapping[int, Sequence[Ranks]], costs: Costs, depths: Sequence[int], totals: Sequence[int], stop_early: bool = False
 ) -> list[Choice]:  # fmt: skip
-    """Every tree that the drafts and the costs cover, best first. drafts: the answers' ranks by top_k."""
+    """Every tree that the drafts and the costs cover, best first. drafts: the answers' ranks by top_k; stop_early: as in
+    `dynamic_tree`."""
     found = []
     for top_k, answers in drafts.items():
         ranks, run = [r for r, _ in answers], np.concatenate([r for _, r in answers])
@@ -58,17 +60,20 @@ def choices(
                 tau = replayed_tau(ranks, depth, total)
                 verify = costs.verify_s(total + 1) + (tau - 1) * costs.token
                 # of a total that was cut to the pool's size nothing is ever out of reach
-                levels = np.minimum(run[:, TOTALS.index(total)], depth) if total in TOTALS else np.full(1, depth)
+                stops = stop_early and total in TOTALS
+                levels = np.minimum(run[:, TOTALS.index(total)], depth) if stops else np.full(1, depth)
                 drafting = float(np.mean([costs.draft[top_k, int(n)] for n in levels]))
-                found.append(Choice(top_k, depth, total, tau, verify / costs.step, drafting / costs.step))
+                found.append(Choice(top_k, depth, total, tau, verify / costs.step, drafting / costs.step, stop_early))
     return sorted(found, key=lambda c: -c.speedup)
 
 
 def ranked_trees(
     loaded: Loaded, *, temperature: float, frequent: int | None, prompts: Sequence[list[int]], max_new_tokens: int,
-    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, rounds: int | None = None,
+    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, rounds: int | None = None, can_stop: bool = False,
 ) -> tuple[list[Choice], Costs]:  # fmt: skip
     """(all trees, best first; the costs that they were judged by). prompts: token ids; frequent: as `Drafter.start` has it.
+
+    can_stop: the method can stop early. Every tree is then there twice, without and with it.
 
     Raises:
         UserError: no prompt has an answer of more than one token.
@@ -85,4 +90,5 @@ def ranked_trees(
     for top_k in top_ks:
         say(f"drafting at {n} positions with top_k {top_k} ...")
         drafts[top_k] = [answer_ranks(loaded, a, top_k, max(depths), frequent) for a in answers]
-    return choices(drafts, costs, depths, TOTALS), costs
+    found = [choice for stops in (False, True)[: 1 + can_stop] for choice in choices(drafts, costs, depths, TOTALS, stops)]
+    return sorted(found, key=lambda c: -c.speedup), costs

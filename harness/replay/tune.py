@@ -148,7 +148,8 @@ def _first_arm(m: methods.Method, config: ModelConfig, head: Path | None) -> Arm
 
 def _jobs(arms: dict[str, Arm], config: ModelConfig, request: TuneRequest) -> list[Job]:
     """One a method and temperature, without those of `all` that were tuned before."""
-    known = {e.key for e in (tuned.stored(request.save) if request.save else tuned.entries(tuned.shipped_with(config)))}
+    there = tuned.stored(request.save) if request.save else tuned.entries(tuned.shipped_with(config))
+    known = {e.key for e in there if e.key.method in arms and tuned.is_current(e)}
     found = []
     for name, arm in arms.items():
         for temperature in request.temperatures:
@@ -169,22 +170,31 @@ def _about(job: Job) -> str:
 
 
 def _replayed(loaded: Loaded, job: Job, prompts: Sequence[list[int]], budget: int, tell: Callable[[str], None]) -> Found:
-    """The best dynamic tree of all."""
+    """The best dynamic tree of all.
+
+    On a CPU it is drafted with `stop_early`, where the method has it: that only saves. On a GPU a host sync a level is its price,
+    which is not known here.
+    """
     arm = job.arm
-    ranked, costs = ranked_trees(
-        loaded, temperature=job.key.temperature, frequent=arm.options.get("frequent"), prompts=prompts, max_new_tokens=budget
-    )
+    stops = "stop_early" in arm.options and loaded.target.device.type == "cpu"
+    trees, costs = ranked_trees(
+        loaded, temperature=job.key.temperature, frequent=arm.options.get("frequent"), prompts=prompts, max_new_tokens=budget,
+        can_stop=stops,
+    )  # fmt: skip
+    ranked = [c for c in trees if c.stop_early is stops]
     tell(_about(job))
     tell(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
     given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
-    paper = [("paper", c) for c in ranked if (c.top_k, c.depth, c.total) == given]
+    as_given = arm.options.get("stop_early", False)
+    paper = [("paper", c) for c in trees if (c.top_k, c.depth, c.total) == given and c.stop_early is as_given]
     for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
         tell(
             f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
             f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
         )
     best = ranked[0]
-    return Found({**arm.options, "top_k": best.top_k, "depth": best.depth, "total": best.total}, {
+    chosen = {"top_k": best.top_k, "depth": best.depth, "total": best.total} | ({"stop_early": True} if stops else {})
+    return Found({**arm.options, **chosen}, {
         "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
         "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
     })  # fmt: skip

@@ -17,11 +17,27 @@ LEAST_T, MOST_T = 1e-3, 1e3
 
 @dataclass(frozen=True, slots=True)
 class MoreTrees:
-    """Another setting of a method, timed along with the methods that a request names. `changes`: KEY=VALUE each."""
+    """Another setting of a method, timed along with the methods that a request names. `changes`: KEY=VALUE each.
+
+    is_asked: somebody named it, so that it is an error where it cannot be had; a tier's is left out.
+    """
 
     method: str
     preset: str = "paper"
     changes: tuple[str, ...] = ()
+    is_asked: bool = False
+
+    @classmethod
+    def parsed(cls, text: str) -> MoreTrees:
+        """`METHOD[+PRESET][+KEY=VALUE]...`, as tables name it: `eagle2+tuned`, `eagle2+total=25+depth=5`.
+
+        Raises:
+            UserError: several presets, or no method.
+        """
+        method, *words = text.split("+")
+        presets = [word for word in words if "=" not in word]
+        need(bool(method) and len(presets) <= 1 and all(words), f"--beside takes METHOD[+PRESET][+KEY=VALUE]..., not {text!r}")
+        return cls(method, presets[0] if presets else "paper", tuple(word for word in words if "=" in word), is_asked=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

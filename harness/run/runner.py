@@ -106,18 +106,17 @@ class Runner:
 
     # ---- before anything is timed ----
 
-    def check_lengths(self) -> None:
-        """Find first turns that do not fit before anything is measured, where they are errors.
+    def check_prompts(self) -> None:
+        """Find first turns that have other ids than sentencepiece's, or, where that is an error, do not fit: before anything is
+        measured. Later turns are checked when they are encoded.
 
         Raises:
-            UserError: names the prompt and its length.
+            UserError: names the prompt, and its length or its first wrong id.
         """
-        if self.spec.on_overflow != "error":
-            return
         for prompts in self.spec.prompt_sets:
             for p in prompts.prompts:
-                why = self._overflow(p, 1, len(self.loaded.encode(self.loaded.render([("user", p.turns[0])]))))
-                if why:
+                why = self._overflow(p, 1, len(self._encoded(p, 1, self.loaded.render([("user", p.turns[0])]))))
+                if why and self.spec.on_overflow == "error":
                     raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
 
     def warm_up(self) -> dict[str, float]:
@@ -174,7 +173,7 @@ class Runner:
         todo = [c for c in step.cells if keys[c.key] not in recorded.keys or keys[c.key] in recorded.treeless]
         if not todo:
             return
-        turn = Turn(step.prompt, step.turn, step.repeat, rendered, self.loaded.encode(rendered), turn1_sha)
+        turn = Turn(step.prompt, step.turn, step.repeat, rendered, self._encoded(step.prompt, step.turn, rendered), turn1_sha)
         for cell in todo:
             tick(f"{step.prompts.task} {step.prompt.id} turn {step.turn}: {cell.arm.name}")
             if keys[cell.key] in recorded.keys:
@@ -199,7 +198,8 @@ class Runner:
         """Vanilla's greedy answer of the same model, dtype and budget, made once and stored as a record."""
         key = sample_key(step.answers.key, step.prompt.id, turn, 0, text_sha(rendered))
         if key not in self.recorded.keys:
-            self._measure(step.answers, Turn(step.prompt, turn, 0, rendered, self.loaded.encode(rendered), turn1_sha))
+            ids = self._encoded(step.prompt, turn, rendered)
+            self._measure(step.answers, Turn(step.prompt, turn, 0, rendered, ids, turn1_sha))
         return self.recorded.answers.get(key)
 
     def _measure(self, cell: Cell, turn: Turn) -> None:
@@ -274,6 +274,9 @@ class Runner:
             self.loaded, self.spec, cell, self._facts, turn.prompt, turn=turn.turn, repeat=turn.repeat, rendered=turn.rendered,
             n_prompt=len(turn.ids), turn1_sha=turn.turn1_sha,
         )  # fmt: skip
+
+    def _encoded(self, prompt: Prompt, turn: int, rendered: str) -> list[int]:
+        return self.loaded.encode(rendered, f"prompt {prompt.id} turn {turn}")
 
     def _overflow(self, prompt: Prompt, turn: int, n_tokens: int) -> str | None:
         """Why a prompt does not fit with its budget, if it does not."""

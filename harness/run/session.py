@@ -72,6 +72,10 @@ def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
     arms = arms_of(request.methods, request.preset, request.changes)
     untuned = []
     for more in request.beside:
+        if more.is_asked:
+            found = arms_of((more.method,), more.preset, more.changes)
+            arms += tuple(a for a in found if all((a.name, a.options) != (other.name, other.options) for other in arms))
+            continue
         try:
             arms_of((more.method,), "paper", request.changes)
         except UserError:  # nothing for it to draft with
@@ -153,7 +157,7 @@ def measure(runners: Sequence[Runner]) -> int:
     with interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
         for run, m in zip(runners, missing, strict=True):
-            run.check_lengths()
+            run.check_prompts()
             rates = run.warm_up() if any(m.values()) else {}
             costs.append({name: rates.get(name, 0.0) * run.spec.max_new_tokens for name in m})
         seconds = [sum(n * cost[name] for name, n in m.items()) for m, cost in zip(missing, costs, strict=True)]

@@ -146,10 +146,20 @@ def find_tuned(
     """What was tuned for a method on this machine. head: the drafter's folder, if not the model's own of that kind.
 
     Raises:
-        UserError: nothing was tuned for it; says what to run.
+        UserError: nothing was tuned for it, or when it had other options than today; says what to run.
     """
     key = tuned_key(config, method, head, temperature=temperature, dtype=dtype, threads=threads)
-    return lookup(key, shipped_with(config), config.given)
+    entry = lookup(key, shipped_with(config), config.given)
+    if not is_current(entry):
+        differ = ", ".join(sorted(entry.options.keys() ^ methods.get(method).options.keys()))
+        raise UserError(f"the tuned preset of {method} for {config.name} is from when its options were others ({differ}): "
+                        f"{command('tune', key, config.given)} makes a new one")  # fmt: skip
+    return entry
+
+
+def is_current(entry: Entry) -> bool:
+    """Whether an entry names the options that its method has: what it leaves out would take a value it was not tuned with."""
+    return entry.options.keys() == methods.get(entry.key.method).options.keys()
 
 
 def tuned_key(

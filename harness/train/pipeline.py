@@ -111,7 +111,8 @@ def make_answers(
         UserError: `work` was begun with other prompts.
     """
     kept, n_dropped = training_texts(dialogues, request.seed, evaluation)
-    say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with one of {len(evaluation):,} task prompts")
+    what = f"one of {len(evaluation):,} task prompts or a held-out one"
+    say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with {what}")
     held_out = held_out_texts(dialogues, request.seed, evaluation)
     # shards are the same whatever their number, so more may be added; but to the same prompts only
     made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held_out), "max_new_tokens": MAX_ANSWER}
@@ -151,7 +152,7 @@ def training_data(
     parts = ["held_out", answers]
     if request.text_tokens:
         parts.append("texts")
-        exchanges = exchange_ids(loaded, dialogues.training, request.seed, evaluation)
+        exchanges = exchange_ids(loaded, dialogues, request.seed, evaluation)
         make_text_shards(work / "texts", loaded.target.model, exchanges, n_tokens=request.text_tokens)
     for part in parts:
         restore_features(work / part, loaded.target.model)

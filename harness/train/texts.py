@@ -13,9 +13,15 @@ MAX_PROMPT = 1100  # tokens of a prompt to be answered
 N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
 
 
+def judged_on(dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str]) -> list[str]:
+    """Every prompt that a training's drafter may be judged on, so none that it may see, nor come near: those of tasks and of held
+    dialogues. `sharegpt.split` drops whole copies; here prompts go that share a run of words, such as a template filled twice."""
+    return [*evaluation, *sharegpt.prompts(dialogues.held, seed)]
+
+
 def training_texts(dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str]) -> tuple[list[str], int]:
-    """(the prompts that the target answers to train on, how many were dropped because they overlap one of `evaluation`)."""
-    kept, n_dropped = without_overlap(sharegpt.prompts(dialogues.training, seed), evaluation)
+    """(the prompts that the target answers to train on, how many were dropped because they overlap one of `judged_on`)."""
+    kept, n_dropped = without_overlap(sharegpt.prompts(dialogues.training, seed), judged_on(dialogues, seed, evaluation))
     return [text for text in kept if not sharegpt.is_reserved(text)], n_dropped
 
 
@@ -31,13 +37,13 @@ def prompt_ids(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:
 
 
 def exchange_ids(
-    loaded: Loaded, dialogues: list[sharegpt.Dialogue], seed: int, evaluation: Sequence[str]
+    loaded: Loaded, dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str]
 ) -> list[tuple[list[int], int]]:  # fmt: skip
-    """First exchanges of training dialogues as (ids, prompt length); neither side overlaps a prompt of `evaluation`."""
+    """First exchanges of training dialogues as (ids, prompt length); neither side overlaps a prompt of `judged_on`."""
     stop = str(loaded.tokenizer.decode([loaded.tokenizer.eos_token_id]))
-    overlaps = Overlap(evaluation)
+    overlaps = Overlap(judged_on(dialogues, seed, evaluation))
     out = []
-    for user, answer in sharegpt.exchanges(dialogues, seed)[:N_TEXTS]:
+    for user, answer in sharegpt.exchanges(dialogues.training, seed)[:N_TEXTS]:
         if overlaps(user) or overlaps(answer) or sharegpt.is_reserved(user):
             continue
         prompt = loaded.encode(loaded.render([("user", user)]))

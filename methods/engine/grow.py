@@ -66,32 +66,37 @@ class Pool:
     expanded: list[Tensor]
 
 
-def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value", total: int | None = None) -> Pool:
+def draft_pool(
+    drafter: Drafter, top_k: int, depth: int, score: str = "value", total: int | None = None, rerank: bool = True
+) -> Pool:  # fmt: skip
     """Expand the `top_k` best nodes of the newest level `depth - 1` times (EAGLE-2, section 4.1).
 
-    total: nodes to be kept by value afterwards. A node that is not among the `total` best so far can have no descendant that
-    is kept (values never rise along a path, ties go to the earlier node), so it is not expanded, and drafting ends where no
-    node is left: the tree is the same, without the forwards that could not change it.
+    total: stop early, as so many nodes will be kept: what cannot change which ones is not drafted. The paper's code has no such
+    stop. rerank: whether the best of all nodes will be kept, or the expanded ones in level order.
     """
     logits = drafter.root_logits()
     here = logits.device
     tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
-    values = own  # log of the path product of confidences
+    values = bounds = own  # logs of the path product of confidences; what no node below ranks above when the kept are chosen
     expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
     entries = torch.full((1,), -1, device=here)  # their entry numbers in the drafter
     sees = torch.zeros(1, 0, dtype=torch.bool, device=here)  # which entries each of them attends to
     drafted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    all_bounds: list[Tensor] = []
     frontiers: list[Tensor] = []
     levels = [0]
     for level in range(1, depth + 1):
         k, level_tokens, level_values = tokens.shape[1], drafter.named(tokens.flatten()), values.flatten()
         drafted.append((level_tokens, expanded.repeat_interleave(k), own.flatten(), level_values))
+        all_bounds.append(bounds.flatten())
         picked = by_score(level_values if score == "value" else own.flatten(), top_k)
         frontiers.append(picked + levels[-1])
         levels.append(levels[-1] + len(level_tokens))
-        if total is not None and level < depth and levels[-1] > total and here.type == "cpu":  # elsewhere it would wait
-            so_far = torch.cat([column[3] for column in drafted])
-            picked = picked[: int((level_values[picked] >= so_far.topk(total).values[-1]).sum())]
+        if total is not None and level < depth:
+            if rerank:
+                picked = _worth_expanding(picked, all_bounds, total, score)
+            elif sum(map(len, frontiers)) >= total:
+                break
         if level == depth or not len(picked):
             break
         row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
@@ -100,18 +105,38 @@ def draft_pool(drafter: Drafter, top_k: int, depth: int, score: str = "value", t
         expanded, entries = picked + levels[-2], torch.arange(before, before + m, device=here)
         tokens, own = best_children(logits, top_k)
         values = own + level_values[picked, None]
+        bounds = values if score == "value" else torch.minimum(own, all_bounds[-1][picked, None])
     all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))
     return Pool(all_tokens, parents, confidence, value, levels[1:], frontiers)
 
 
+def _worth_expanding(picked: Tensor, bounds: Sequence[Tensor], total: int, score: str) -> Tensor:
+    """Those of the nodes picked in the newest level that may have descendants among the `total` kept of all nodes.
+
+    bounds: of every node so far, level by level: its value; by confidence the least one on its path. They never rise along a
+    path, and the nodes of highest bound are kept: best first takes no node while one of a higher bound is left. So nothing is
+    kept below a node that is under the `total` highest bounds so far. By value such nodes and all below them rank last, and go.
+    By confidence their children may crowd others out of the next level: there all stay, or none where none can matter.
+    """
+    so_far = torch.cat(list(bounds))
+    if len(so_far) <= total:
+        return picked
+    may_matter = bounds[-1][picked] >= so_far.topk(total).values[-1]
+    n = int(may_matter.sum())  # on a GPU a host sync a level: it buys forwards
+    return picked[:n] if score == "value" or not n else picked
+
+
 def dynamic_tree(
-    top_k: int = 10, depth: int = 6, total: int = 59, score: str = "value", rerank: bool = True, frequent: int | None = None
-) -> Grow:
+    top_k: int = 10, depth: int = 6, total: int = 59, score: str = "value", rerank: bool = True, frequent: int | None = None,
+    stop_early: bool = False,
+) -> Grow:  # fmt: skip
     """EAGLE-2's tree (arXiv 2406.16858, section 4): `draft_pool`, then keep the `total` best of all nodes.
 
     score: "value" ranks nodes by the path product of confidences, "confidence" by their own alone (ablation).
     rerank: False keeps the expanded nodes of each level in level order, cut at `total` (ablation).
     frequent: the drafter predicts over this many frequent tokens only (FR-Spec); None is the whole vocabulary.
+    stop_early: leave out drafting that cannot change the tree. It is ours, not the paper's. The tree is the same but for
+    rounding, as a forward over fewer nodes may round otherwise. On a GPU it takes a host sync a level.
     """
     if min(top_k, depth, total) < 1:
         raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
@@ -120,7 +145,7 @@ def dynamic_tree(
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        pool = draft_pool(drafter, top_k, depth, score, total if rerank and score == "value" else None)
+        pool = draft_pool(drafter, top_k, depth, score, total if stop_early else None, rerank)
         if not rerank:
             kept = torch.cat(pool.expanded)[:total]
         elif score == "value":

@@ -363,7 +363,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
         ("--source file", ["task 'gsm8k' has no source 'file'; it has: paper, pypi, bundled"]),
         ("--set shape=wide --method eagle1", ["method eagle1: shape='wide': expected words of digits"]),
         ("--preset papr", ["unknown preset 'papr'; did you mean 'paper'? known: paper"]),
-        ("--set totl=3", ["unknown option 'totl'; did you mean 'total'? known: depth, top_k, total"]),
+        ("--set totl=3", ["unknown option 'totl'; did you mean 'total'? known: depth, stop_early, top_k, total"]),
         ("--set total", ["--set takes KEY=VALUE, not 'total'"]),
         ("--set =3", ["--set takes KEY=VALUE, not '=3'"]),
         ("--set total=many", ["option total of eagle2 takes int, not 'many'"]),

@@ -34,9 +34,7 @@ OURS = {
     "harness/forms/figure.py": {"stem.with_name(f'{stem.name}.png')"},
     "harness/ledger/ledger.py": {"Path(folder) / name", "self.folder / f'.{RECORDS}.lock'"},  # records.jsonl, and packed
     "harness/load/config.py": {"Path(name)"},  # --model: a path, if it is one
-    "harness/load/hub.py": {  # the client checks both, and `HubRepo` does before
-        "Path(huggingface_hub.snapshot_download(repo.hub, revision=repo.revision, allow_patterns=patterns))"
-    },
+    "harness/load/inventory.py": {"folder / name"},  # files that the folder's own mark or list names
     "harness/load/layout.py": {  # model.safetensors ...
         "folder / f'{name}.index.json'",
         "folder / f'{SAFE}.index.json'",

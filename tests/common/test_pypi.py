@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,51 @@ def test_an_altered_member_in_the_cache_is_refused_and_says_what_to_delete(wheel
             wheel_member(wheel)
     path.with_name(f"{path.name}.sha256").unlink()  # as older versions kept it: with nothing to compare with
     assert wheel_member(wheel).read_text() == "42\n" * 1000
+
+
+@pytest.mark.parametrize(("body", "why"), [(None, "Read timed out"), (b"PK", "has sha256")], ids=["never answers", "breaks"])
+def test_an_index_that_never_answers_and_a_transfer_that_breaks_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes | None, why: str
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    over, asked = threading.Event(), []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if body is None:
+                over.wait(30)
+                return
+            is_wheel = self.path.endswith(".whl")
+            sent = (
+                body
+                if is_wheel
+                else b'<a href="/nobody_made_this-1.0-py3-none-any.whl">nobody_made_this-1.0-py3-none-any.whl</a>'
+            )
+            self.send_response(200)
+            self.send_header("Content-Type", "application/zip" if is_wheel else "text/html")
+            self.send_header("Content-Length", str(len(sent) + 1000 * is_wheel))
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        for name, value in (("INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple"), ("TIMEOUT", "0.3"), ("RETRIES", "1"),
+                            ("NO_INDEX", ""), ("EXTRA_INDEX_URL", ""), ("RESUME_RETRIES", "0")):  # fmt: skip
+            monkeypatch.setenv(f"PIP_{name}", value)
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        try:
+            with pytest.raises(UserError, match=why) as told:
+                wheel_member(WheelMember("nobody-made-this==1.0", SHA, "a/b.txt"))
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+    assert "\n" not in str(told.value) and not list((tmp_path / "cache").rglob("b.txt"))
+    assert len(asked) == 2 if body is None else sum(path.endswith(".whl") for path in asked) == 2  # once more, and no further

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import harness, ids, isolate, measured, refused, run
-from make_families import LLAMA3_SPECIAL, YAMLS, make, sentencepiece_like, texts, tokenizer_settings
+from make_families import LLAMA3_SPECIAL, YAMLS, make, sentencepiece_like, tokenizer_settings
 from safetensors.torch import load_file, save_file
 
 import methods
@@ -120,27 +120,6 @@ def test_sentencepiece_tokens_fall_back_to_bytes_and_words_begin_anew_after_a_ma
         tokens = tokenizer.convert_ids_to_tokens(tokenizer("😀 a</s>b", add_special_tokens=False).input_ids)
         assert tokens[:5] == ["▁", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
         assert (tokens[tokens.index("</s>") + 1][0] == "▁") is begins
-
-
-def test_a_tokenizer_model_file_alone_is_read(tmp_path: Path) -> None:
-    """Vicuna's real layout; needs the extra `vicuna`."""
-    spm = pytest.importorskip("sentencepiece")
-    pytest.importorskip("google.protobuf")
-    import io
-
-    model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts()), model_writer=model, vocab_size=400, model_type="bpe", byte_fallback=True, minloglevel=2,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, character_coverage=0.98,
-    )  # fmt: skip
-    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_settings("vicuna")))
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    tokenizer = load_tokenizer(tmp_path)
-    reference = spm.SentencePieceProcessor(model_proto=model.getvalue())
-    prompts = [chat.vicuna(chat.VICUNA_SYSTEM, TURNS[:1]), chat.llama2(chat.LLAMA_SYSTEM, TURNS[:1])]
-    for text in (*texts()[:3], *prompts, "Ünï 😀  two"):
-        assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(text)
 
 
 def test_the_two_sentencepiece_families_differ_in_their_settings_alone() -> None:

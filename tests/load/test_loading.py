@@ -204,7 +204,7 @@ def other_architecture(target: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (lambda t: truncate(t / "model.safetensors"), ["cannot load model tiny from"]),
+        (lambda t: truncate(t / "model.safetensors"), ["model.safetensors has", "by its header", "truncated"]),
         (lambda t: edit_tensors(t / "model.safetensors", lambda s: s.pop(TARGET_NORM)), ["missing keys", TARGET_NORM]),
         (lambda t: edit_tensors(t / "model.safetensors", lambda s: s.update(x=torch.zeros(1))), ["unexpected keys", "x"]),
         (lambda t: edit_tensors(t / "model.safetensors", lambda s: s.update({TARGET_NORM: torch.zeros(3)})),
@@ -456,22 +456,6 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, packed: Pat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
     refused(run(tmp_path / "out", VANILLA, packed), f"cannot write to the cache {tmp_path / 'file'}", "HARNESS_CACHE")
-
-
-def test_a_model_of_the_hub_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def offline(repo: str, revision: str, **kwargs: Any) -> str:
-        raise LocalEntryNotFoundError("Cannot reach the hub.\nMore about it.")
-
-    model = tiny_copy(tmp_path / "model", weights="{hub: meta/model, revision: abc}", head="null")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    refused(run(tmp_path / "out", VANILLA, model),
-            "cannot fetch meta/model@abc for model tiny (Cannot reach the hub.)", "--model smollm2-135m")  # fmt: skip
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(TINY.parent / "target"))
-    (record,) = measured(tmp_path / "out", VANILLA, model)
-    assert record["target_sha"] == "meta/model@abc"
 
 
 def test_fetch_obtains_weights_and_prompts_and_says_where(tmp_path: Path) -> None:

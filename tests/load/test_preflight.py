@@ -6,22 +6,18 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 from command_line import harness, isolate, measured, reason, refused, run, tiny_copy
-from huggingface_hub.errors import GatedRepoError
+from hub_stand_in import COMMIT, stand_in
 from places import TINY
 
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
 from harness.load import placement, preflight
 from harness.load.config import HubRepo, model_config, paper_model, paper_models
-from harness.load.hub import from_hub
 from harness.load.layout import lacking
 
-COMMIT = "c" * 40
 NODES = {"7B": 59, "8B": 59, "13B": 49, "70B": 47}
 CONTEXT = {"Vicuna": 2048, "LLaMA2": 4096, "LLaMA3": 8192}
 TEMPLATES = {"Vicuna": "vicuna_v1.1", "LLaMA2": "llama-2", "LLaMA3": "llama-3"}
@@ -102,7 +98,7 @@ def test_a_dry_run_of_a_gated_70b_says_all_that_is_missing_and_writes_nothing(
     lines = dry("llama2-chat-70b", "--out", tmp_path / "out")
     missing = [line for line in lines if line.startswith("missing: ")]
     for part in (
-        "weights of llama2-chat-70b (meta-llama/Llama-2-70b-chat-hf@e9149a128095)",
+        "weights of llama2-chat-70b (meta-llama/Llama-2-70b-chat-hf@e9149a12)",
         "licence and token for meta-llama/Llama-2-70b-chat-hf: accept it at https://huggingface.co/meta-llama/Llama-2-70b-chat-hf",
         "draft head of llama2-chat-70b (yuhuili/EAGLE-llama2-chat-70B@main)",
         "disk: up to 146.9 GB to fetch",
@@ -157,25 +153,6 @@ def test_a_head_for_another_size_is_found_by_a_dry_run_before_any_weights_are_th
 # ---- the hub --------------------------------------------------------------------------------------------------------
 
 
-def put_on_hub(monkeypatch: pytest.MonkeyPatch, **sources: Path) -> list[list[str]]:
-    """Stands in for the hub, where `org/NAME` holds the files of sources[NAME]; -> the patterns asked for so far."""
-    asked: list[list[str]] = []
-
-    def download(repo: str, revision: str, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
-        folder = hub_folder(repo, COMMIT)
-        folder.mkdir(parents=True, exist_ok=True)
-        refs = folder.parents[1] / "refs"
-        refs.mkdir(exist_ok=True)
-        (refs / revision).write_text(COMMIT)
-        for file in (f for pattern in allow_patterns for f in sources[repo.removeprefix("org/")].glob(pattern)):
-            shutil.copy(file, folder)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return asked
-
-
 def test_weights_and_head_from_the_hub_are_fetched_once_and_their_commit_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,34 +163,14 @@ def test_weights_and_head_from_the_hub_are_fetched_once_and_their_commit_recorde
     head = json.loads((yaml.parent / "head" / "config.json").read_text())
     del head["target_sha256"]  # published heads do not say
     (yaml.parent / "head" / "config.json").write_text(json.dumps(head))
-    put_on_hub(monkeypatch, target=yaml.parent / "target", head=yaml.parent / "head")
-    assert f"draft head: {hub_folder('org/head', COMMIT)}" in harness("fetch --source bundled --model", yaml).out
-    (record, *_) = measured(tmp_path / "out", "--method eagle2 --task gsm8k --no-baseline --model", yaml)
+    with stand_in(monkeypatch) as hub:
+        hub.hold("org/target", yaml.parent / "target")
+        hub.hold("org/head", yaml.parent / "head")
+        assert f"draft head: {hub_folder('org/head', COMMIT)}" in harness("fetch --source bundled --model", yaml).out
+    (record, *_) = measured(tmp_path / "out", "--method eagle2 --task gsm8k --no-baseline --model", yaml)  # nobody answers now
     assert record["target_sha"] == f"org/target@{COMMIT}" and record["trace"] is not None and sum(record["trace"]["accepted"])
     told = "\n".join(dry(yaml))
     assert "missing: nothing" in told and "note: org/head is not the official repository" in told
-
-    def offline(*args: Any, **kwargs: Any) -> str:
-        raise AssertionError("fetched again")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    assert measured(tmp_path / "again", "--method eagle2 --task gsm8k --no-baseline --model", yaml)
-
-
-def test_pickles_are_fetched_only_where_there_are_no_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("config.json", "tokenizer.model", "model.safetensors", "pytorch_model.bin", "consolidated.00.pth"):
-        (source / name).write_text("{}")
-    asked = put_on_hub(monkeypatch, both=source, old=source, empty=source)
-    folder = from_hub(HubRepo(hub="org/both", revision=COMMIT), "both")
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.model"] and len(asked) == 1
-    (source / "model.safetensors").unlink()
-    folder = from_hub(HubRepo(hub="org/old", revision=COMMIT), "old")
-    assert (folder / "pytorch_model.bin").exists() and len(asked) == 3
-    (source / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match=f"empty: org/empty@{COMMIT} has no .*model.safetensors"):
-        from_hub(HubRepo(hub="org/empty", revision=COMMIT), "empty")
 
 
 def test_half_a_download_is_not_taken_for_whole(tmp_path: Path) -> None:
@@ -229,14 +186,3 @@ def test_gated_weights_without_a_token_or_a_licence_end_in_one_line(tmp_path: Pa
     words = "--method vanilla --task gsm8k --dtype float16 --model llama3-instruct-8b"
     page = "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct"
     refused(run(tmp_path / "out", words), "model llama3-instruct-8b is gated", "there is no token", page, "HF_TOKEN")
-
-    class Response:
-        status_code, headers, request, url = 403, {}, None, page
-
-    def no_access(*args: Any, **kwargs: Any) -> str:
-        raise GatedRepoError("403 Client Error", response=Response())  # type: ignore[arg-type]
-
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_access)
-    refused(run(tmp_path / "out", words), "the token in use may not read meta-llama/Meta-Llama-3-8B-Instruct", page)
-    assert "hf_of_a_test" not in run(tmp_path / "out", words).err

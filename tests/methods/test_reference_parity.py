@@ -47,13 +47,13 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["eagle2", "eagle1"])
-def test_trees_accept_lengths_and_outputs_are_the_references(method: str, embedded: TinyModel) -> None:
+@pytest.mark.parametrize(("method", "options"), [("eagle2", {}), ("eagle2", {"stop_early": True}), ("eagle1", {})])
+def test_trees_accept_lengths_and_outputs_are_the_references(method: str, options: dict[str, Any], embedded: TinyModel) -> None:
     cases = recorded(method)
     assert len(cases) == 2
     for prompt, reference in cases:
         spy = embedded.spy()
-        generation = embedded.decode(method, prompt, FREE, target=spy)
+        generation = embedded.decode(method, prompt, FREE, target=spy, **options)
         for number, (tree, step) in enumerate(zip(spy.trees, reference["steps"], strict=False)):
             where = f"{method}, {reference['id']}, step {number}"
             assert tree.tokens == step["tokens"], where

@@ -93,7 +93,7 @@ def test_counts_are_those_of_the_references_loop_on_the_same_tokens(accepted: li
         made += 1
     if not over:
         return  # the stream was too short to end
-    trace = {"accepted": accepted[:made]}
+    trace = {"accepted": accepted[:made], "tree_size": accepted[:made], "target_s": [], "drafter_s": []}
     record = cast(Record, {"method": "eagle2", "token_ids": output.token_ids, "trace": trace, "finish": output.finish,
                            "n_cut": output.n_cut})  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from command_line import counted, files, harness, isolate, refused, tiny_copy
 from made_up_records import measured
 from make_ledger import FOLDER
-from places import SHARED, TINY
+from places import ROOT, SHARED, TINY
 from safetensors.torch import load_file, save_file
 
 import methods
@@ -23,6 +24,7 @@ from harness.common.names import SIX_TASKS
 from harness.forms.table import markdown
 from harness.ledger.ledger import read
 from harness.load.config import model_config, paper_models
+from harness.metrics.by_definition import OTHER_TAUS, WORDS
 from harness.metrics.cells import mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.pairing import side_of
@@ -64,6 +66,7 @@ def ours(tau: float | Estimate = 4.97, speed: float = 3.63, half: float = 0.05, 
         512,
         is_apart=False,
         is_shared=False,
+        speedup_of_questions=changes.get("speedup", Estimate(speed, (speed - half, speed + half), 80)),
     )
     return replace(made, **changes)
 
@@ -108,11 +111,97 @@ def test_every_number_has_a_source_and_transcriptions_are_marked() -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the collection that the rows were taken from is not here")
-def test_shipped_rows_are_the_collections_own() -> None:
-    with PUBLISHED.open() as file:
-        known = {tuple(row.values()) for row in csv.DictReader(file)}
-    with (Path(published.__file__).parent / "published.csv").open() as file:
-        assert [row for row in csv.DictReader(file) if tuple(row.values()) not in known] == []
+def test_shipped_rows_are_those_that_the_rules_take_of_the_collection(published_script: Any) -> None:
+    assert published_script.differences(PUBLISHED) == []
+
+
+@pytest.fixture
+def published_script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("published")
+
+
+def test_a_corrected_or_new_row_of_the_collection_is_seen(
+    published_script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with published_script.SHIPPED.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if not row["paper"].startswith("RADAR raw")]
+    shipped = tmp_path / "shipped.csv"
+    monkeypatch.setattr(published_script, "SHIPPED", shipped)
+    columns = published_script.COLUMNS[:7] + ("value", "source", "confirmed")
+
+    def collection(name: str, some: list[dict[str, str]]) -> Path:
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(some)
+        return tmp_path / name
+
+    shipped.write_text(published_script.text_of(collection("as it was", rows)))
+    assert published_script.differences(tmp_path / "as it was") == []
+    (radar,) = [row for row in rows if row["paper"] == "RADAR re-run" and (row["task"], row["metric"]) == ("GSM8K", "tau")]
+    corrected = [row | {"temperature": "not stated"} if row is radar else row for row in rows]
+    (line,) = published_script.differences(collection("relabelled", corrected))
+    assert line.startswith("- RADAR re-run,README,Vicuna-13B,EAGLE-2,GSM8K,1,tau,mean_of_questions,4.46,")
+    counted = [*rows, radar | {"paper": "RADAR raw outputs", "metric": "tau_mean_of_questions", "value": "4.458"}]
+    (line,) = published_script.differences(collection("with a new row", counted))
+    assert line.startswith("+ RADAR raw outputs,") and ",tau,mean_of_questions,4.458," in line
+    strangers = [*rows, radar | {"model": "LLaMA3.1-Instruct-8B"}, radar | {"task": "MBPP"}, radar | {"value": ""}]
+    assert published_script.differences(collection("of no cell", strangers)) == []
+    with pytest.raises(KeyError, match="Nobody"):  # a paper of which it is not known how it averages
+        published_script.text_of(collection("unknown", [*rows, radar | {"paper": "Nobody"}]))
+
+
+def test_every_tau_and_speedup_says_how_it_is_averaged_and_where_that_is_known_from() -> None:
+    of_cells = [n for n in numbers() if n.metric in ("tau", "speedup")]
+    assert all(n.definition and (n.defined_in or n.definition == "not_stated") for n in of_cells)
+    assert {name for n in of_cells for name in (*n.definitions, n.definition.split(" or ")[0])} <= WORDS.keys()
+    tau = {n.definition for n in numbers() if n.metric == "tau" and n.by == "RADAR"}
+    assert tau == {"mean_of_questions"}  # what its README prints
+    raw = {(n.task, n.definition): n.value for n in numbers() if n.metric == "tau" and n.by == "RADAR raw outputs"}
+    assert raw["MT-bench", "pooled"] == 4.267 and raw["MT-bench", "mean_of_questions"] == 4.377
+
+
+# ---- definitions ----------------------------------------------------------------------------------------------------
+
+
+def of_definition(definition: str, of: PaperCell) -> PaperCell:
+    return replace(of, tau=tuple(replace(n, definition=definition) for n in of.tau))
+
+
+def test_a_tau_of_another_definition_is_not_compared_with_our_pooled_one() -> None:
+    near = ours(tau=4.97)
+    assert verdict(near, of_definition("mean_of_questions", cell())) == "speed reproduced"  # ours is not known by it
+    assert verdict(near, of_definition("not_stated", cell())) == "speed reproduced"
+    by_it = replace(near, taus={"mean_of_questions": 5.4})
+    assert verdict(by_it, of_definition("mean_of_questions", cell())) == "not reproduced: τ +0.43 of the paper's (speed is)"
+    assert verdict(by_it, of_definition("pooled", cell())) == "τ and speed reproduced"
+
+
+def test_where_only_the_other_possible_definition_agrees_the_verdict_says_so() -> None:
+    assert cell().tau[0].definitions == ("pooled", "mean_of_questions_from_0")
+    o = replace(ours(tau=4.70), taus={"mean_of_questions_from_0": 4.95})
+    assert verdict(o) == (
+        "τ and speed reproduced (τ as mean of questions, index from 0: 4.95; pooled it is -0.27 of the paper's)"
+    )
+    assert verdict(replace(o, taus={"mean_of_questions_from_0": 4.5})).startswith("not reproduced: τ -0.27 of")
+
+
+def test_speed_is_judged_by_the_papers_formula_and_not_by_totals() -> None:
+    assert cell().speedup[0].definitions == ("mean_of_questions",)
+    o = replace(ours(speed=3.63), speedup_of_questions=Estimate(3.9, (3.8, 4.0), 80))
+    assert verdict(o) == "τ reproduced, speed +0.27 above the paper's"
+    lacking = replace(o, speedup_of_questions=Estimate(None, None, 0))
+    assert verdict(lacking).startswith("τ reproduced, speed not judged (none as mean of questions")
+
+
+def test_others_numbers_of_another_definition_say_so_and_have_ours_by_the_same_beside_them() -> None:
+    (mt_bench,) = [c for c in cells(item("table", "1")) if (c.model, c.method, c.task, c.temperature) ==
+                   ("Vicuna-13B", "EAGLE-2", "MT-bench", 1.0)]  # fmt: skip
+    o = replace(ours(tau=4.2), taus={"mean_of_questions": 4.31})
+    shown = markdown(judged_table(item("table", "1"), [judge(mt_bench, VICUNA, o)]))
+    assert "4.38 RADAR (mean of questions; ours 4.31)" in shown and "4.267 RADAR raw outputs," in shown
+    assert "4.37 Gumiho (mean of turns, index from 0)" in shown and "4.33 GTO (definition not stated)" in shown
 
 
 def test_third_parties_are_others_on_the_same_prompts() -> None:
@@ -246,6 +335,11 @@ def test_cells_and_means_are_those_of_the_tables() -> None:
     assert mean.speedup.value == pytest.approx(by_hand.speedup) and mean.tau.value == pytest.approx(by_hand.tau)
     assert mean.speedup.ci95[0] < by_hand.speedup < mean.speedup.ci95[1]
     assert mean.tau.prompts == sum(s.prompts for s in summaries)
+    assert one.speedup_of_questions.value == pytest.approx(expected.official.speedup)
+    official = [s.official.speedup for s in summaries]
+    assert mean.speedup_of_questions.value == pytest.approx(sum(x for x in official if x) / len(official))
+    assert set(one.taus) == set(mean.taus) == set(OTHER_TAUS)
+    assert one.taus["pooled_from_0"] == pytest.approx(expected.official.tau)
     assert m("eagle2", published.MEAN, 1.0) is None  # only one task was measured there
     assert m("eagle2-no-both", "gsm8k", 0.0) is None
     # a task without a baseline leaves the mean of tau, and no mean of speeds

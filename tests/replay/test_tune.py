@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from command_line import harness, isolate, refused, run, tiny_copy
 from hypothesis import given
-from places import TINY
+from places import ROOT, TINY
 from tiny_model import TinyModel, shared_tiny_model
 
 import methods
 from harness.common.errors import UserError
 from harness.ledger import ledger as records
+from harness.load.config import model_config
 from harness.load.model import Loaded
 from harness.replay import costs
 from harness.replay import tune as tuning
@@ -62,7 +63,7 @@ def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
 
 
 def test_the_levels_charged_are_those_that_a_decode_drafts(tiny: TinyModel) -> None:
-    """At total 3 most drafts end early: the head runs as often as `levels_run` says."""
+    """At total 3 most drafts end early with `stop_early`: the head runs as often as `levels_run` says."""
     drafter = tiny.loaded.drafter
     assert drafter is not None
     (answer,) = vanilla_answers(tiny.loaded, tiny.prompts[:1], 0.0, 12)
@@ -76,12 +77,12 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(tiny: TinyModel) -> N
         seen, count = n + j, [1]
         with pytest.MonkeyPatch.context() as m:
             m.setattr(drafter, "expand", lambda *a, count=count: (count.append(1), real(*a))[1])
-            dynamic_tree(3, 6, 3).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
+            dynamic_tree(3, 6, 3, stop_early=True).tree(drafter, Context(text[: n + j + 1], 1, Chooser(SamplerParams(1))))
         calls.append(len(count))
     assert calls == run[:, TOTALS.index(3)].tolist() and min(calls) < 6
     flat = np.zeros(9, dtype=np.float32)
     flat[3:] = -1
-    assert (levels_run(flat, [3, 6, 9], 2), levels_run(flat, [3, 6, 9], 2, "cuda")) == (2, 3)
+    assert levels_run(flat, [3, 6, 9], 2) == 2
 
 
 @st.composite
@@ -128,6 +129,15 @@ def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     assert (choices(ranks, dear, (1, 2), (1, 2, 4))[0].depth, choices(ranks, dear, (1, 2), (1, 2, 4))[0].total) == (1, 1)
 
 
+def test_only_a_draft_that_stops_early_is_charged_less_than_all_its_levels() -> None:
+    """Every draft could end after one of its two levels."""
+    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 1))]}
+    costs = Costs(10, 1.0, 0.0, {1: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
+    whole, stopped = (choices(ranks, costs, (2,), (2,), stops)[0] for stops in (False, True))
+    assert (whole.c_draft, whole.stop_early, stopped.c_draft, stopped.stop_early) == (0.2, False, 0.1, True)
+    assert whole.tau == stopped.tau
+
+
 def test_costs_cover_what_was_asked_and_lie_between_their_neighbours() -> None:
     tiny = shared_tiny_model("float32")
     costs = measure_costs(tiny.loaded, 40, (2, 4), (1, 3), 0.0, None, rounds=2, rows=(1, 8, 16))
@@ -170,6 +180,26 @@ def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
     assert tuned.lookup(KEY, file).predicted == PREDICTED
 
 
+def test_a_preset_of_other_options_than_the_method_has_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned before `stop_early` was an option, when drafts on a CPU stopped early: run with the default it would be another."""
+    isolate(monkeypatch, tmp_path)
+    config = model_config(str(TINY))
+    key = tuned.tuned_key(config, "eagle2", config.head_folder, temperature=0.0, dtype="float32", threads=1)
+    older = {"top_k": 2, "depth": 2, "total": 4}
+    tuned.save(tuned.Entry(key, older, PREDICTED))
+    refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned"), "its options were others (stop_early)",
+            f"harness tune --model {TINY} --method eagle2")  # fmt: skip
+    tuned.save(tuned.Entry(key, older | {"stop_early": True}, PREDICTED))
+    assert run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --limit 1").code == 0
+    (r, *_) = [r for r in records.read(tmp_path / "out") if r["method"] == "eagle2"]
+    assert r["options"] == older | {"stop_early": True}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "models").glob("*.tuned.json")), ids=lambda file: file.name)
+def test_every_shipped_preset_names_all_options_of_its_method(file: Path) -> None:
+    assert all(tuned.is_current(entry) for entry in tuned.stored(file))
+
+
 # ---- the command ----
 
 
@@ -207,6 +237,7 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     assert made.code == 0, made.err
     assert {m: c["preset"] for (m, _), c in made.cells.items()} == {"eagle2": "tuned", "eagle2-no-both": "paper"}
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
+    assert entry["options"]["stop_early"] is True
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
     assert "predicted" in made.err and "measured" in made.err
     row = RunRequest(methods=("eagle2",), tasks=("gsm8k",), limit=1, beside=tiers.TUNED, on_overflow="skip")

@@ -23,6 +23,8 @@ from tiny_model import shared_tiny_model
 import tasks
 from harness.ledger.ledger import RECORDS, Ledger, read
 from harness.ledger.record import Record, canonical_hash, ids_sha, validate
+from harness.metrics.cells import summarise
+from harness.metrics.comparisons import comparisons
 
 METHODS = "--method vanilla --method eagle1 --method eagle2 --method pld"
 
@@ -288,7 +290,10 @@ def test_options_set_by_hand_are_in_force_in_the_record_and_in_the_presets_name(
     command = "--method eagle2 --method pld --task gsm8k --no-baseline --set total=12 --set depth=4 --json"
     outcome = run(tmp_path, command)
     eagle2, pld = (next(r for r in counted(tmp_path) if r["method"] == m) for m in ("eagle2", "pld"))
-    assert eagle2["options"] == {"top_k": 10, "depth": 4, "total": 12} and eagle2["preset"] == "paper+depth=4+total=12"
+    assert (
+        eagle2["options"] == {"top_k": 10, "depth": 4, "total": 12, "stop_early": False}
+        and eagle2["preset"] == "paper+depth=4+total=12"
+    )
     assert set(eagle2["trace"]["tree_size"]) == {12}
     assert pld["options"] == {"max_ngram": 3, "n_draft": 10} and pld["preset"] == "paper"
     cell = outcome.cells["eagle2", "gsm8k"]
@@ -297,11 +302,48 @@ def test_options_set_by_hand_are_in_force_in_the_record_and_in_the_presets_name(
     assert len({r["cell"] for r in records if r["method"] == "eagle2"}) == 2
 
 
+def test_settings_beside_are_timed_along_and_compared_with_their_like(tmp_path: Path) -> None:
+    """In one process. Drafts that stop early give the same trees, so all but the times is the same."""
+    pair = ("eagle2", "eagle2-no-rerank")
+    command = " ".join(f"--method {m} --beside {m}+depth=4+total=5+stop_early=true" for m in pair)
+    records = measured(tmp_path, f"{command} --task gsm8k --set depth=4 --set total=5")
+    assert len({r["run"] for r in records}) == 1
+    for m in pair:
+        whole, stopped = (
+            [r for r in records if r["method"] == m and r["options"]["stop_early"] is stops] for stops in (False, True)
+        )
+        assert [(r["token_ids"], r["trace"]["accepted"]) for r in whole] == [
+            (r["token_ids"], r["trace"]["accepted"]) for r in stopped
+        ]
+        assert (whole[0]["preset"], stopped[0]["preset"]) == ("paper+depth=4+total=5", "paper+depth=4+stop_early=True+total=5")
+    compared = {(c.method, c.against) for c in comparisons(records, summarise(records))}
+    off, on = ("(paper+depth=4+total=5)", "(paper+depth=4+stop_early=True+total=5)")
+    assert compared == {(f"eagle2 {how}", f"eagle2-no-rerank {how}") for how in (off, on)} | {
+        (f"{m} {on}", f"{m} {off}") for m in pair
+    }
+
+
+@pytest.mark.parametrize(
+    ("beside", "parts"),
+    [
+        ("eagle2+tuned+paper", ["--beside takes METHOD[+PRESET][+KEY=VALUE]...", "eagle2+tuned+paper"]),
+        ("+total=3", ["--beside takes METHOD", "+total=3"]),
+        ("eagle2+", ["--beside takes METHOD", "eagle2+"]),
+        ("eagle3", ["unknown method 'eagle3'"]),
+        ("eagle2+early=true", ["unknown option 'early'", "eagle2"]),
+        ("eagle2+total=0", ["total=0", "at least 1"]),
+        ("eagle2+tuned", ["no tuned preset of eagle2"]),
+    ],
+)
+def test_a_setting_beside_that_cannot_be_had_is_one_line(beside: str, parts: list[str], tmp_path: Path) -> None:
+    refused(run(tmp_path, f"--method eagle2 --task gsm8k --beside {beside}"), *parts)
+
+
 def test_a_models_preset_changes_the_options_it_names(tmp_path: Path) -> None:
     model = tiny_copy(tmp_path / "model", presets="{small: {total: 8}}")
     records = measured(tmp_path / "out", "--method eagle2 --method vanilla --task gsm8k --preset small --model", model)
     assert {r["method"]: (r["preset"], r["options"]) for r in records} == {
-        "eagle2": ("small", {"top_k": 10, "depth": 6, "total": 8}),
+        "eagle2": ("small", {"top_k": 10, "depth": 6, "total": 8, "stop_early": False}),
         "vanilla": ("small", {}),
     }
 

@@ -135,6 +135,16 @@ def test_a_legend_names_only_what_is_in_the_picture(tmp_path: Path, figures: dic
     assert "untraced" not in legend_of(figures["time"])
 
 
+def test_a_picture_of_speeds_says_what_their_signs_in_tables_say(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    options = {"top_k": 10, "depth": 6, "total": 59}  # of records from before drafts could be asked to stop early
+    records = [measured(m, i, [a] * 3, **({"options": options} if m == "eagle2" else {}))
+               for m, a in (("vanilla", 0), ("pld", 1), ("eagle2", 2)) for i in range(5)]  # fmt: skip
+    write_plots(write_ledger(tmp_path, records))
+    said = {name: figure.legends[0].get_title().get_text().replace("\n", " ") for name, figure in figures.items()}
+    assert {name for name, text in said.items() if "EAGLE-2: drafted without the levels" in text} == {"speedup", "time"}
+    assert "PLD" not in said["speedup"]
+
+
 def test_pictures_name_methods_and_tasks_in_words_and_no_hashes(tmp_path: Path, figures: dict[str, Figure]) -> None:
     write_plots(FOLDER, tmp_path)
     for figure in figures.values():
@@ -146,7 +156,7 @@ def test_pictures_name_methods_and_tasks_in_words_and_no_hashes(tmp_path: Path, 
 
 @pytest.mark.parametrize(("n_deep", "has_interval"), [(4, False), (5, True)])
 def test_no_interval_is_drawn_from_fewer_than_five_prompts(tmp_path: Path, n_deep: int, has_interval: bool) -> None:
-    records = [measured("eagle2", i, [2, 1, 1, 0] if i < n_deep else [0, 0, 0, 0]) for i in range(6)]
+    records = [measured("eagle2", i, [2, 1 + i % 2, 1, 0] if i < n_deep else [0, 0, 0, 0]) for i in range(6)]
     write_plots(write_ledger(tmp_path, records))
     data = numbers(tmp_path / "plots", "acceptance").set_index("depth")
     assert pd.notna(data["low"][1])  # all six reach it

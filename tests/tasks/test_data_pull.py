@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,12 +25,19 @@ FILES = {path: hashlib.sha256(body).hexdigest() for path, body in BODIES.items()
 class Server(ThreadingHTTPServer):
     """Serves `bodies`; before that, one status of `failures` a request (0: the connection breaks in the body)."""
 
+    daemon_threads = True
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies = dict(BODIES)
         self.failures: list[int] = []
         self.asked: list[str] = []
+        self.wait = ""  # `never` answers, `stall`s in the body, or `drip`s it
+        self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/data"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is what is tested."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,11 +46,21 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.removeprefix("/data/")
         self.server.asked.append(path)
+        if self.server.wait == "never":
+            self.server.over.wait(30)
+            return
         status = self.server.failures.pop(0) if self.server.failures else 200 if path in self.server.bodies else 404
         body = self.server.bodies.get(path, b"") if status in (0, 200) else b"sorry"
         self.send_response(status or 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if self.server.wait != "drip" else 1 << 20))
         self.end_headers()
+        while self.server.wait == "drip" and body and not self.server.over.wait(0.05):
+            self.wfile.write(body[:1])
+            self.wfile.flush()
+        if self.server.wait == "stall":
+            self.wfile.write(body[:5])
+            self.wfile.flush()
+            self.server.over.wait(30)
         self.wfile.write(body if status else body[:5])
 
     def log_message(self, format: str, *args: object) -> None:
@@ -57,6 +75,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
+        running.over.set()
         running.shutdown()
         thread.join()
 
@@ -164,3 +183,13 @@ PAPER = SHARED / "prompts"
 @pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's question files are not beside the checkout")
 def test_the_pinned_hashes_are_those_of_the_papers_files() -> None:
     assert {path: sha256_file(PAPER / path) for path in data.PAPER_FILES} == data.PAPER_FILES
+
+
+def test_a_server_that_never_answers_stalls_or_only_drips_is_left(server: Server, tmp_path: Path) -> None:
+    for wait, why in (("never", "timed out"), ("stall", "timed out"), ("drip", "3 times the limit of one answer")):
+        server.wait = wait
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"cannot download .*{why}.*--prompts"):
+            pull(tmp_path, server.url, print, files=FILES, pause_s=0.001, timeout_s=0.15, attempts=2)
+        assert time.monotonic() - began < 30  # the drip alone would go on for minutes
+        assert held(tmp_path) == {}

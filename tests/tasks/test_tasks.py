@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from places import ROOT
 
 import tasks
@@ -167,7 +168,9 @@ def _fake_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict] | Exception) -> 
             raise rows
         return rows
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=config))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # nobody is asked whether the hub is there
     return seen
 
 

@@ -31,6 +31,7 @@ from harness.train.held_out import calibration, frequent_tokens, held_out_accept
 from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.report import write_report
+from harness.train.texts import exchange_ids, held_out_texts, training_texts
 from harness.train.trainers import EAGLE
 from methods.engine.draft_head import EagleHead
 from tasks.overlap import without_overlap
@@ -145,6 +146,46 @@ def test_unrelated_prompts_and_shared_phrases_are_kept() -> None:
         "What is iron made of and where is it mined today by the large companies of this world?",
     ]
     assert without_overlap(near, [QUESTION, "What is iron?"]) == (near, 0)
+
+
+TEMPLATE = "Write an engaging post for the blog of a small family bakery in the old town about {}, in a warm and friendly tone."
+LETTERS = "Now turn this into {} ~~ ** -- == ~~ ** -- == ~~ ** -- ==", "a limerick"  # long, but of few letters
+
+
+def near_copies() -> tuple[list[dict], list[dict]]:
+    """(held dialogues, training dialogues): none is another's copy, but prompts of both come from one template, are one inside
+    the other, or are a later turn of few letters."""
+
+    def named(is_held: bool, n: int, *values: str) -> dict:
+        """A dialogue with an id of those that are held, or that are not."""
+        ids = (f"{n}-{i}" for i in range(1000))
+        return next(item for i in ids if bool(split([item := talk(*values) | {"id": i}]).held) is is_held)
+
+    answer, once = "Certainly, here is a first draft of it as you asked me to write.", LETTERS[0].format(LETTERS[1])
+    held = [named(True, 0, TEMPLATE.format("sourdough"), answer + " Sourdough!", once, "A limerick, then, as you wish."),
+            named(True, 1, QUESTION, answer + " Lamps!")]  # fmt: skip
+    training = [named(False, 2, TEMPLATE.format("rye bread"), answer + " Rye!"),
+                named(False, 3, f"{QUESTION} Answer in French, s'il vous plait.", answer + " Des lampes!"),
+                named(False, 4, "What rhymes with bread, butter and jam?", answer + " Ham!", once.upper(), "No."),
+                named(False, 5, "How do I keep bees in a small garden?", answer + " Bees!")]  # fmt: skip
+    return held, training
+
+
+def test_near_copies_of_held_out_prompts_are_not_trained_on() -> None:
+    held, training = near_copies()
+    dialogues = split([*held, *training])
+    assert (len(dialogues.held), len(dialogues.training)) == (2, 4)  # none is a copy as a whole
+    assert len(held_out_texts(dialogues, 0, [])) == 3
+    kept, n_dropped = training_texts(dialogues, 0, [])
+    assert (sorted(kept), n_dropped) == (["How do I keep bees in a small garden?", "What rhymes with bread, butter and jam?"], 3)
+
+
+def test_nor_are_their_exchanges() -> None:
+    held, training = near_copies()
+    tiny = shared_tiny_model("float64")
+    found = exchange_ids(tiny.loaded, split([*held, *training]), 0, ["What rhymes with bread, butter and jam?"])
+    texts = [tiny.loaded.tokenizer.decode(ids) for ids, _ in found]
+    assert len(texts) == 1 and "Bees!" in texts[0]
 
 
 # ---- batches ----

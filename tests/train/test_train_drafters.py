@@ -214,7 +214,7 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole of `harness train`, but for the download: only the prompts are made up."""
-    texts = [f"How does thing number {i} of the many things in a house work, and who made the first one?" for i in range(120)]
+    texts = [f"How does thing number {i} of all things in a house work, and who made it?" for i in range(120)]
     talks = [{"id": str(i), "conversations": [{"from": "human", "value": text}]} for i, text in enumerate(texts)]
     monkeypatch.setattr(pipeline.sharegpt, "conversations", lambda: iter(talks))
     work, made = tmp_path / "work", {}

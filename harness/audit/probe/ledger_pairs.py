@@ -122,7 +122,7 @@ class LedgerPrompts:
                 dialogue += [("assistant", answer["text"]), ("user", question)]
             rendered = loaded.render(dialogue)
             if hashlib.sha256(rendered.encode()).hexdigest()[:16] == record["prompt_sha"]:
-                ids: list[int] = loaded.encode(rendered)
+                ids: list[int] = loaded.encode(rendered, f"the prompt of {where}")
                 return ids
         raise UserError(f"the prompt of {where} here is not the record's, or the ledger lacks the answer to an earlier turn")
 

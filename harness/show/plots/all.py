@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.common.files import write_file
+from harness.common.identities import shown_id
 from harness.common.plain_names import made_plain, place
 from harness.common.progress import Progress, showing_progress
 from harness.forms.figure import AS_WRITTEN, png_bytes
@@ -122,7 +123,7 @@ def _file_names(settings: Sequence[Setting]) -> list[str]:
     for i, s in enumerate(settings):
         parts = [s.model, f"T{s.temperature:g}", s.dtype]
         parts += [form.format(getattr(s, name)) for name, form in units.items() if name in varying]
-        parts += [s.target_sha[:8]] if "target_sha" in varying else []
+        parts += [shown_id(s.target_sha, 8)] if "target_sha" in varying else []
         parts += [s.target_id[:8]] if "target_id" in varying else []
         parts += [f"{name}{i}" for name in ("machine", "system") if name in varying]
         names.append(made_plain("_".join(parts)))

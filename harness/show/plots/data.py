@@ -13,7 +13,7 @@ from harness.forms.colours import PARTS, colour, hatch, marker
 from harness.metrics import acceptance
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean
-from harness.metrics.comparisons import comparisons
+from harness.metrics.comparisons import ABLATIONS, FULL, comparisons
 from harness.metrics.definitions import Interval, point, tokens_per_s
 from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
 from harness.metrics.pairing import Setting, Side, compared
@@ -106,8 +106,8 @@ def ablation_data(panel: Panel) -> pd.DataFrame:
     """What full EAGLE-2 gains in tau over each ablation on the same prompts, by task."""
     rows = []
     for c in comparisons(panel.arms, panel.summaries):
-        if c.against_method != "eagle1":
-            row = {"method": c.against_method, "label": c.against, "task": c.task, "source": c.source}
+        if c.names[0] == FULL and c.names[1] in ABLATIONS:
+            row = {"method": c.names[1], "label": c.against, "task": c.task, "source": c.source}
             difference = {"prompts": c.tau_difference.prompts, "tau_difference": c.tau_difference.value}
             rows.append({**row, **difference, **_ends(c.tau_difference.ci95)})
     return _with_value(rows, "tau_difference")

@@ -22,6 +22,7 @@ from harness.forms.colours import PARTS, marker
 from harness.forms.table import number
 from harness.metrics import acceptance
 from harness.metrics.groups import MEAN
+from harness.metrics.marks import NOTES
 from harness.show.plots.data import Look, Panel
 
 MANY_BARS = 10  # methods: more bars a task than that cannot be told apart
@@ -62,7 +63,8 @@ def _draw_by_task(figure: Figure, data: pd.DataFrame, panel: Panel, value: str, 
                     label=_NO_LOOPS)  # fmt: skip
         ax.set_ylabel(said)
     intervals = ", 95 % intervals of the mean" if is_row else ", 95 % intervals"
-    _finish(figure, ax, title + (intervals if data["low"].notna().any() else ""), panel, grid="x" if is_row else "y")
+    _finish(figure, ax, title + (intervals if data["low"].notna().any() else ""), panel, grid="x" if is_row else "y",
+            has_speeds=value == "speedup")  # fmt: skip
 
 
 def _best_first(data: pd.DataFrame, value: str, lowest: bool = False) -> list[str]:
@@ -152,7 +154,7 @@ def draw_time(figure: Figure, data: pd.DataFrame, panel: Panel) -> None:
     ax.set_ylim(-0.7, len(data) - 0.3)
     ax.set_xlabel("time per generated token, in units of " + data["unit"].iloc[0])
     figure.set_figheight(max(3.0, 1.8 + 0.27 * len(data)))
-    _finish(figure, ax, "Where the time goes, tasks pooled", panel, grid="x")
+    _finish(figure, ax, "Where the time goes, tasks pooled", panel, grid="x", has_speeds=True)
 
 
 def draw_acceptance(figure: Figure, data: pd.DataFrame, panel: Panel) -> None:
@@ -354,9 +356,12 @@ def _head(figure: Figure, title: str, panel: Panel) -> None:
 
 
 def _finish(
-    figure: Figure, ax: Axes, title: str, panel: Panel, grid: str = "y", more: Sequence[Artist] = ()
+    figure: Figure, ax: Axes, title: str, panel: Panel, grid: str = "y", more: Sequence[Artist] = (), has_speeds: bool = False
 ) -> None:  # fmt: skip
-    """Title, grid and legend of a figure of one axes. more: entries of the legend that no curve has."""
+    """Title, grid and legend of a figure of one axes. more: entries of the legend that no curve has.
+
+    has_speeds: it shows times or speeds. What a sign says of them in tables is then said below, with the methods it holds for.
+    """
     ax.set_title(f"{textwrap.fill(title, int(12 * figure.get_figwidth()))}\n{panel.setting.title()}")
     ax.grid(axis=grid)  # type: ignore[arg-type]
     entries = [(handle, name) for handle, name in zip(*ax.get_legend_handles_labels(), strict=True) if _is_drawn(handle, ax)]
@@ -367,6 +372,9 @@ def _finish(
     marks = ["† not exact"] * any(not s.exact for s in panel.summaries)
     if apart := sorted({panel.looks[s.variant].name for s in panel.summaries if s.is_apart}):
         marks.append(f"Baseline from another process: {', '.join(apart)}")
+    for sign, note in NOTES.items() if has_speeds else ():
+        if named := sorted({panel.looks[s.variant].name for s in panel.summaries if sign in s.signs}):
+            marks.append(f"{', '.join(named)}: {note.removeprefix(sign).strip()}")
     width = int(15 * figure.get_figwidth())
     # the marks as the legend's title, since the layout keeps no room for a line of their own beside it
     legend = figure.legend([handle for handle, _ in entries], [name for _, name in entries], loc="outside lower center",

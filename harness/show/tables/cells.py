@@ -9,9 +9,9 @@ from dataclasses import asdict
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
-from harness.metrics.cells import CellSummary, speed_mark, summarise
+from harness.metrics.cells import CellSummary, joint_mark, summarise
 from harness.metrics.groups import (
     MEAN,
     by_setting,
@@ -102,7 +102,7 @@ _WAY = ("per_question", "past_end", "retokenised")
 def _official_row(name: str, task: str, source: str, cells: Sequence[CellSummary], lacks: str) -> dict[str, str]:
     n = _official_numbers(cells)
     ours, theirs = n["speedup"], n["official_speedup"]
-    mark = speed_mark(any(c.is_apart for c in cells), any(c.is_shared for c in cells))
+    mark = joint_mark(cells)
     return {
         "method": name,
         "task": task,
@@ -169,7 +169,7 @@ def _cell_row(name: str, c: CellSummary) -> dict[str, str]:
         "method": name,
         "task": c.task,
         "speedup": bracketed(speedup_text(c), c.speedup_ci95),
-        "decode": times(c.decode_speedup),
+        "decode": marked_text(c.decode_speedup, c.mark),
         "τ": bracketed(number(c.tau), c.tau_ci95),
         "τ, no loops": number(c.tau_no_loop),
         "source": c.source,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA, task_order
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean
@@ -24,7 +24,7 @@ from harness.metrics.groups import (
     shown_cells,
     task_label,
 )
-from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, speedup_and_tau_text, speedup_text
+from harness.show.tables.cell_text import audit_text, fewer_prompts_mark, marked_text, speedup_and_tau_text, speedup_text
 from harness.show.tables.meaning import conclusions
 
 Audits = Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word
@@ -107,7 +107,7 @@ def means_table(
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
             row = {"method": names[variant], "speedup": bracketed(speedup_text(mean), speed),
-                   "decode": times(mean.decode_speedup), "τ": bracketed(number(mean.tau), length),
+                   "decode": marked_text(mean.decode_speedup, mean.mark), "τ": bracketed(number(mean.tau), length),
                    "τ, no loops": number(mean.tau_no_loop)}  # fmt: skip
             row |= {f"c_{part}": number(getattr(costs, part) if costs else None) for part in _COSTS}
             rows.append(row | {"prompts": str(n)} | ({"audit": audit_text(audit, cells[0])} if audit else {}))

@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from harness.common.names import VANILLA
-from harness.metrics.cells import CellSummary, speed_mark
+from harness.metrics.cells import CellSummary, joint_mark
 from harness.metrics.groups import Variant, by_variant, labels
+from harness.metrics.marks import without_signs
 from harness.metrics.steps import StepCosts
 from harness.show.tables.cell_text import marked_text
 
@@ -72,7 +73,7 @@ def _arm(variant: Variant, name: str, cells: Sequence[CellSummary]) -> MethodMea
         if len(costs) == len(cells) else None,
         speedup=mean([c.speedup for c in cells]),
         n_draft=mean([c.mean_tree_size for c in cells]),
-        mark=speed_mark(any(c.is_apart for c in cells), any(c.is_shared for c in cells)),
+        mark=joint_mark(cells),
         tasks=frozenset((c.task, c.source) for c in cells),
     )  # fmt: skip
 
@@ -88,7 +89,7 @@ def _whether_it_pays(arm: MethodMeans) -> str:
     text += "so it pays" if arm.tau > cost else "so it cannot pay here"
     if arm.n_draft is not None:
         rows = f"{arm.n_draft + 1:.0f}"  # the root is verified, too
-        text += f"; verifying {rows} rows alone costs {arm.mark}{form.format(arm.costs.verify)} vanilla steps"
+        text += f"; verifying {rows} rows alone costs {without_signs(arm.mark)}{form.format(arm.costs.verify)} vanilla steps"
     return text + "."
 
 

@@ -27,8 +27,9 @@ from harness.metrics.pairing import Setting, setting_of
 from harness.show.tables.cell_text import estimated_text
 
 _PAIRED_NOTE = one_line("""
-    eagle2 against another method on the same prompts, with paired 95 % intervals. The difference in τ is eagle2's less the
-    other's; ratios are eagle2's over the other's. No loops: outputs where neither arm looped.""")
+    eagle2 against another method on the same prompts, or a method with `stop_early` against itself without; 95 % intervals.
+    The difference in τ is the first's less the other's; ratios are the first's over the other's. No loops: outputs where neither
+    arm looped.""")
 _DIVERGENCES_NOTE = one_line("""
     Outputs at T = 0 that are not vanilla's: the first token that differs, by token id. What follows it is not comparable.""")
 
@@ -37,7 +38,8 @@ def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) ->
     """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean.
 
     Ablations are compared at equal presets. Against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size need one
-    that is not the paper's. Differences are EAGLE-2's value less the other's.
+    that is not the paper's. A method with `stop_early` stands against itself without. Differences are the first's value less the
+    other's.
     """
     summaries = shown_cells(summaries)
     found = comparisons(records, summaries)
@@ -82,7 +84,7 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
         "method": c.method,
         "against": c.against,
         "task": c.task,
-        "speed ratio": estimated_text(c.speed_ratio),
+        "speed ratio": c.signs * (c.speed_ratio.value is not None) + estimated_text(c.speed_ratio),
         "τ": number(c.tau),
         "τ against": number(c.tau_against),
         "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),

@@ -11,14 +11,16 @@ import pandas as pd
 
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
-from harness.forms.table import Section, Table, number, one_line, times
+from harness.forms.table import Section, Table, number, one_line
 from harness.ledger.ledger import read
 from harness.ledger.record import NEW_IN_3, SCHEMA, Record
+from harness.metrics import marks
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
 from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
+from harness.metrics.marks import joined, signs_of_records
 from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, measured, side_of, variant_of, without_loops
 from harness.metrics.steps import identical
-from harness.show.tables.cell_text import estimated_text
+from harness.show.tables.cell_text import estimated_text, marked_text
 
 _NOTE = one_line("""
     On the prompts that both folders hold, with paired 95 % intervals. The difference in τ is B's less A's; the speed ratio is B's
@@ -65,7 +67,8 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
     for side, mine, theirs in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
         numbers += [{**key._asdict(), "in": side} for key in sorted(mine.keys() - theirs.keys(), key=_cell_order)]
     sections.insert(0, Section("A against B", top, pd.DataFrame()))
-    notes = (_NOTE, *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
+    signs = joined(sign for change in changes.values() for sign in (change.signs_a, change.signs_b))
+    notes = (_NOTE, *marks.notes(signs), *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
              *records_a.footnotes, *records_b.footnotes)  # fmt: skip
     return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
@@ -127,6 +130,8 @@ class Change:
     n_same: int  # conversations with the same output in both
     n_compared: int
     differs: tuple[str, ...]
+    signs_a: str  # of its speed
+    signs_b: str
 
 
 def _cells_of(records: Sequence[Record], folder: Path) -> dict[_Key, _Cell]:
@@ -255,6 +260,8 @@ def _change(a: _Cell, b: _Cell, by_task: bool = False) -> Change:
         n_same=n_same,
         n_compared=n_compared,
         differs=tuple(name for name in _REPORTED if _differ(name, *in_both)),
+        signs_a=signs_of_records(own_a.values()),
+        signs_b=signs_of_records(own_b.values()),
     )
 
 
@@ -273,8 +280,8 @@ def _row(key: _Key, cell: _Cell, task: str | None, c: Change) -> dict[str, str]:
     return (
         row
         | {
-            "speedup": f"{times(c.speedup_a)} → {times(c.speedup_b)}",
-            "speed ratio": estimated_text(c.speed_ratio),
+            "speedup": f"{marked_text(c.speedup_a, c.signs_a)} → {marked_text(c.speedup_b, c.signs_b)}",
+            "speed ratio": joined([c.signs_a, c.signs_b]) * (c.speed_ratio.value is not None) + estimated_text(c.speed_ratio),
             "τ": f"{number(c.tau_a)} → {number(c.tau_b)}",
             "difference in τ": estimated_text(c.tau_difference, "{:+.2f}"),
         }

@@ -93,11 +93,57 @@ def test_the_dynamic_tree_is_that_of_the_paper(
     assert tree.q is None
 
 
-def test_the_paper_setting_drafts_59_nodes_in_6_levels_with_5_forwards() -> None:
-    drafter = FakeDrafter(rows_of("saturated", 40, 0))
-    tree = dynamic_tree().tree(drafter, context())
-    assert tree.n_draft == 59 and max(tree.depths()) == 6
-    assert len(drafter.paths) == 5 * 10  # level 1 comes from the root's forward
+@variants
+@pytest.mark.parametrize("kind", ["distinct", "saturated"])
+def test_the_paper_setting_drafts_59_nodes_with_5_forwards_over_10_nodes_in_every_ablation(
+    score: str, rerank: bool, kind: str
+) -> None:
+    drafter = FakeDrafter(rows_of(kind, 40, 0))
+    tree = dynamic_tree(score=score, rerank=rerank).tree(drafter, context())
+    assert tree.n_draft == 59 and len(drafter.paths) == 5 * 10  # level 1 comes from the root's forward
+    assert kind != "saturated" or max(tree.depths()) == 6
+
+
+@variants
+@given(
+    kind=st.sampled_from(["distinct", "tied", "saturated"]),
+    vocab=st.integers(2, 6),
+    top_k=st.integers(1, 6),
+    depth=st.integers(1, 6),
+    total=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+)
+@example(kind="tied", vocab=6, top_k=9, depth=1, total=3, seed=1)
+@example(kind="saturated", vocab=6, top_k=4, depth=4, total=7, seed=2)
+@example(kind="distinct", vocab=12, top_k=10, depth=6, total=59, seed=3)
+@settings(max_examples=60)
+def test_stopping_early_leaves_the_tree_as_it_is_and_drafts_no_more(
+    score: str, rerank: bool, kind: str, vocab: int, top_k: int, depth: int, total: int, seed: int
+) -> None:
+    whole, stopped = (FakeDrafter(rows_of(kind, vocab, seed)) for _ in range(2))
+    trees = [
+        dynamic_tree(top_k, depth, total, score, rerank, stop_early=stops).tree(drafter, context())
+        for drafter, stops in ((whole, False), (stopped, True))
+    ]
+    assert paths_of(trees[0]) == paths_of(trees[1])
+    assert trees[0].confidence is not None and trees[1].confidence is not None
+    assert trees[0].confidence() == trees[1].confidence()
+    assert set(stopped.paths) <= set(whole.paths)
+    if not rerank or score == "confidence":  # whole levels go, the last ones
+        assert stopped.paths == whole.paths[: len(stopped.paths)]
+
+
+@variants
+def test_stopping_early_saves_forwards_where_a_small_tree_is_kept_of_a_deep_draft(score: str, rerank: bool) -> None:
+    """Confidence falls with every level: four nodes of the first and two of the second are kept, none below."""
+    forwards = []
+    for stops in (False, True):
+        drafter = FakeDrafter(lambda path: [0.0 if t < 4 * 2 ** len(path) else -math.inf for t in range(128)])
+        expand, calls = drafter.expand, list[int]()
+        drafter.expand = lambda *a, expand=expand, calls=calls: (calls.append(len(a[0])), expand(*a))[1]  # type: ignore[method-assign]
+        dynamic_tree(4, 6, 6, score, rerank, stop_early=stops).tree(drafter, context())
+        forwards.append(len(calls))
+    assert forwards[0] == 5 and forwards[1] < 5
 
 
 @variants

@@ -1,0 +1,415 @@
+"""Weights from the hub: what a transfer, a cache, a token and a checkpoint can be, and what is said and mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import harness, isolate, lines, measured, refused, run, tiny_copy
+from hub_stand_in import COMMIT, Faults, StandIn, flipped, stand_in
+from places import TINY
+from safetensors.torch import load_file, save_file
+
+from harness.common import digests
+from harness.common.errors import UserError
+from harness.common.files import hub_folder
+from harness.load import transfer
+from harness.load.hub import from_hub
+from harness.load.sources import HubRepo
+
+REPO = "meta-llama/Llama-2-7b-chat-hf"
+WEIGHTS = "model.safetensors"
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    """The hub, with the tiny model in two shards under a real repository's name."""
+    folder = tmp_path / "on the hub"
+    shutil.copytree(TINY.parent / "target", folder)
+    tensors = load_file(folder / WEIGHTS)
+    names, where = sorted(tensors), {}
+    for shard, part in zip(SHARDS, (names[::2], names[1::2]), strict=True):
+        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
+        where |= dict.fromkeys(part, shard)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / WEIGHTS).unlink()
+    with stand_in(monkeypatch) as running:
+        running.hold(REPO, folder)
+        yield running
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The YAML of the tiny model whose weights are that repository."""
+    return tiny_copy(tmp_path / "model", weights=f"{{hub: {REPO}, revision: {COMMIT}}}", head="null", drafters="{}")
+
+
+def fetch(model: Path, *words: object) -> Any:
+    return harness("fetch --source bundled --model", model, *words)
+
+
+def fetched(model: Path) -> Path:
+    """The snapshot's folder after a fetch that must end well."""
+    outcome = fetch(model)
+    assert outcome.code == 0, outcome.err
+    return hub_folder(REPO, COMMIT)
+
+
+def blob_of(file: Path) -> Path:
+    return file.resolve()
+
+
+def vanilla(out: Path, model: Path) -> Any:
+    return run(out, "--method vanilla --task gsm8k --no-baseline --model", model)
+
+
+# ---- a transfer -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_fetched_lies_as_the_hubs_own_client_has_it_and_is_measured_under_its_commit(
+    hub: StandIn, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(transfer, "AT_ONCE", 4)
+    folder = fetched(model)
+    for path, data in hub.repositories[REPO].items():
+        assert (folder / path).read_bytes() == data and (folder / path).is_symlink()
+        assert huggingface_hub.try_to_load_from_cache(REPO, path, revision=COMMIT) == str(folder / path)
+    assert {file.path for file in huggingface_hub.get_cached_repo_tree(REPO, revision=COMMIT)} == set(hub.repositories[REPO])
+    asked = len(hub.asked)
+    (record,) = measured(tmp_path / "out", "--method vanilla --task gsm8k --no-baseline --model", model)
+    assert record["target_sha"] == f"{REPO}@{COMMIT}" and len(hub.asked) == asked
+
+
+def test_a_bit_flipped_in_transit_is_fetched_again_and_twice_is_refused(hub: StandIn, model: Path) -> None:
+    hub.faults["config.json"] = Faults(flip=1)
+    hub.faults[SHARDS[0]] = Faults(flip=2)
+    outcome = fetch(model)
+    refused(outcome, f"{SHARDS[0]} arrived altered", "twice: something between")
+    assert "config.json arrived altered" in outcome.err and "fetching it once more" in outcome.err
+    for path in ("config.json", SHARDS[0]):
+        assert (fetched(model) / path).read_bytes() == hub.repositories[REPO][path]
+
+
+def test_a_broken_transfer_goes_on_where_it_was_in_the_next_run_too(
+    hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    hub.faults[SHARDS[1]] = Faults(stop_after=[1000, 500])
+    refused(
+        fetch(model), SHARDS[1], f"1500 of {len(hub.repositories[REPO][SHARDS[1]])} bytes are here and kept", "2 times in a row"
+    )
+    assert hub.starts(SHARDS[1]) == [0, 1000]
+    hub.faults[SHARDS[1]] = Faults(stop_after=[100])
+    fetched(model)
+    assert hub.starts(SHARDS[1]) == [0, 1000, 1500, 1600] and hub.starts(SHARDS[0]) == [0]
+
+
+def test_a_server_that_takes_no_ranges_sends_the_whole_file_again(hub: StandIn, model: Path) -> None:
+    hub.takes_ranges = False
+    hub.faults[SHARDS[1]] = Faults(stop_after=[1000])
+    assert (fetched(model) / SHARDS[1]).read_bytes() == hub.repositories[REPO][SHARDS[1]]
+    assert hub.starts(SHARDS[1]) == [0, 1000]
+
+
+def test_a_part_that_was_altered_between_two_runs_is_noticed(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    hub.faults[SHARDS[1]] = Faults(stop_after=[1000])
+    assert fetch(model).code == 2
+    part = max((hub_folder(REPO, COMMIT).parents[1] / "blobs").glob("*.part"), key=lambda file: file.stat().st_size)
+    part.write_bytes(flipped(part.read_bytes()))
+    outcome = fetch(model)
+    assert outcome.code == 0 and f"{SHARDS[1]} arrived altered" in outcome.err
+    assert hub.starts(SHARDS[1]) == [0, 1000, 0]
+
+
+def test_a_transfer_that_stalls_for_good_ends_in_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    hub.faults[SHARDS[0]] = Faults(stall_after=[700, 0])
+    refused(fetch(model), SHARDS[0], "no answer in 0.3 s", "HF_HUB_DOWNLOAD_TIMEOUT", "700 of", "try again")
+    fetched(model)
+    assert hub.starts(SHARDS[0]) == [0, 700, 700]
+
+
+def test_a_transfer_that_only_drips_is_a_stall(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(transfer, "SLOW_S", -1.0)  # any time is too long
+    monkeypatch.setattr(transfer, "SLOW_BYTES", 1 << 40)
+    refused(fetch(model), "bytes came in -1 s", "1 time in a row")
+
+
+def test_a_server_that_never_answers_is_left_after_a_few_limits(hub: StandIn, model: Path) -> None:
+    hub.silent = True
+    began = time.monotonic()
+    refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "no answer in 0.3 s", "3 times in a row", "--model smollm2-135m")
+    assert time.monotonic() - began < 30 * 0.3  # a multiple of the limit, whatever that is
+
+
+def test_a_web_page_in_place_of_json_or_of_a_file_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    hub.page_for_listing = True
+    refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "a web page came in place of it")
+    hub.page_for_listing = False
+    hub.faults["config.json"] = Faults(html=2)
+    refused(fetch(model), "config.json: a web page came in place of it")
+    hub.faults["config.json"] = Faults(status=[(503, {})])
+    assert (fetched(model) / "config.json").read_bytes() == hub.repositories[REPO]["config.json"]
+
+
+def test_an_answer_that_lists_no_files_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in ({"error": "busy"}, [], {"sha": "../..", "siblings": []}, {"sha": COMMIT, "siblings": [{"rfilename": "a"}]}):
+        monkeypatch.setattr(transfer, "ask", lambda *_, answer=answer, **__: answer)
+        refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "no list of a repository's files")
+
+
+def test_offline_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "offline mode is enabled", "copy the hub cache")
+
+
+# ---- a refusal ------------------------------------------------------------------------------------------------------
+
+EXPIRED = {"X-Error-Message": 'User Access Token "mine" is expired'}
+GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "token", "parts", "never"),
+    [
+        (401, EXPIRED, "hf_x", ["does not take the token", '"mine" is expired', "hf auth login"], "licence"),
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "hf_x", ["does not take the token"], "licence"),
+        (401, {**EXPIRED, "X-Error-Code": "GatedRepo"}, "hf_x", ["does not take the token", "expired"], "licence"),
+        (403, GATED, "hf_x", ["is gated", "token in use may not read", f"licence at https://huggingface.co/{REPO}"], "expired"),
+        (401, GATED, None, ["is gated", "there is no token", "HF_TOKEN"], "expired"),
+        (403, {"X-Error-Message": "enable access to gated ones"}, "hf_x", ["rights are set", "enable access"], "expired"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "hf_x", [f"no repository {REPO}", "private"], "expired"),
+        (401, {"X-Error-Message": "Invalid username or password."}, None, [f"no repository {REPO}", "takes a token"], "expired"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, None, ["has no revision"], "expired"),
+        (418, {}, None, ["the hub refuses", "HTTP 418"], "expired"),
+    ],
+    ids=["expired", "invalid", "expired-gated", "licence", "no-token", "rights", "no-such", "anonymous", "revision", "other"],
+)  # fmt: skip
+def test_what_the_hub_refuses_is_told_apart(
+    hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], token: str | None,
+    parts: list[str], never: str,
+) -> None:  # fmt: skip
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.refusal = (status, headers)
+    outcome = fetch(model)
+    refused(outcome, "model tiny", *parts)
+    assert never not in outcome.err and "hf_x" not in outcome.err and len(hub.asked) == 1
+
+
+# ---- a cache --------------------------------------------------------------------------------------------------------
+
+
+def test_a_bit_flipped_in_the_cache_is_refused_with_the_file_to_delete_and_fetch_mends_it(
+    hub: StandIn, model: Path, tmp_path: Path
+) -> None:
+    folder = fetched(model)
+    for name in (SHARDS[1], "tokenizer.json"):
+        blob = blob_of(folder / name)
+        blob.write_bytes(flipped(blob.read_bytes()))
+        refused(vanilla(tmp_path / "out", model), str(blob), f"expected {blob.name}", f"`harness fetch --model {model}`")
+        assert not lines(tmp_path / "out") and blob.exists()
+        outcome = fetch(model)
+        assert outcome.code == 0 and "deleted, and fetched anew" in outcome.err
+        assert (folder / name).read_bytes() == hub.repositories[REPO][name]
+    assert vanilla(tmp_path / "out", model).code == 0
+
+
+def test_a_truncated_shard_is_named_with_its_sizes_at_load_and_in_a_dry_run(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    blob = blob_of(folder / SHARDS[0])
+    whole = len(hub.repositories[REPO][SHARDS[0]])
+    blob.write_bytes(blob.read_bytes()[:-7])
+    says = f"{blob} has {whole - 7} bytes, expected {whole}: truncated or altered; `harness fetch --model {model}` deletes it"
+    refused(vanilla(tmp_path / "out", model), says)
+    assert f"missing: {says}" in run(tmp_path / "out", "--method vanilla --task gsm8k --dry-run --model", model).out
+    fetched(model)
+    assert blob.stat().st_size == whole
+    blob.unlink()  # the other way to mend it
+    fetched(model)
+    assert blob.stat().st_size == whole
+
+
+def test_a_cache_of_the_hubs_own_client_is_checked_by_the_names_of_its_blobs(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    shutil.rmtree(folder.parents[1] / "trees")
+    shutil.rmtree(tmp_path / "cache")
+    assert vanilla(tmp_path / "out", model).code == 0
+    blob = blob_of(folder / SHARDS[1])
+    blob.write_bytes(flipped(blob.read_bytes()))
+    refused(vanilla(tmp_path / "out", model), f"{blob} has sha256 ", f"expected {blob.name}")
+
+
+def test_weights_are_read_for_their_hash_once(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = fetched(model)
+    read: list[str] = []
+    monkeypatch.setattr(digests, "hasher", lambda kind, size, real=digests.hasher: (read.append(kind), real(kind, size))[1])
+    repo = HubRepo(hub=REPO, revision=COMMIT)
+    from_hub(repo, "it")
+    assert read == []  # their hashes were made while they arrived
+    shutil.rmtree(tmp_path / "cache")
+    from_hub(repo, "it")
+    assert len(read) == len([*folder.iterdir()])
+    (tmp_path / "cache" / "digests.json").write_text("{not JSON")
+    from_hub(repo, "it")
+    from_hub(repo, "it")
+    assert len(read) == 2 * len([*folder.iterdir()])
+
+
+def test_a_copied_snapshot_is_checked_by_its_list_or_called_unchecked(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    flat = tmp_path / "flat"
+    shutil.copytree(folder, flat)  # follows the links
+    shutil.rmtree(folder)
+    shutil.rmtree(folder.parents[1] / "blobs")
+    shutil.copytree(flat, folder)
+    (record,) = measured(tmp_path / "listed", "--method vanilla --task gsm8k --no-baseline --model", model)
+    assert record["target_sha"] == f"{REPO}@{COMMIT}"
+    shutil.rmtree(folder.parents[1] / "trees")
+    outcome = vanilla(tmp_path / "unlisted", model)
+    assert outcome.code == 0 and "records call these weights unchecked" in outcome.err
+    assert harness("table --results", tmp_path / "unlisted").code == 0
+    shown = (tmp_path / "unlisted" / "tables" / "cells.md").read_text()
+    assert f"Weights: target {REPO}@c0ffeec0 unchecked " in shown
+    file = folder / SHARDS[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(vanilla(tmp_path / "cut", model), f"{file} has", "by its header")
+    outcome = fetch(model)  # asks for the list, and mends by it
+    assert outcome.code == 0 and file.read_bytes() == hub.repositories[REPO][SHARDS[0]], outcome.err
+    (record,) = measured(tmp_path / "again", "--method vanilla --task gsm8k --no-baseline --model", model)
+    assert record["target_sha"] == f"{REPO}@{COMMIT}"
+
+
+def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    hub.repositories[REPO]["../../../../evil.json"] = b"{}"
+    fetched(model)
+    assert not list(tmp_path.rglob("evil*")) and not any("evil" in asked.path for asked in hub.asked)
+
+
+def test_a_branch_is_remembered_with_its_commit(hub: StandIn) -> None:
+    folder = from_hub(HubRepo(hub=REPO, revision="main"), "it")
+    assert folder == hub_folder(REPO, "main") == hub_folder(REPO, COMMIT)
+    asked = len(hub.asked)
+    assert from_hub(HubRepo(hub=REPO, revision="main"), "it") == folder and len(hub.asked) == asked
+
+
+def test_pickles_are_fetched_only_where_there_are_no_safetensors(hub: StandIn) -> None:
+    both = {name: b"{}" for name in ("config.json", "tokenizer.model", "pytorch_model.bin", "consolidated.00.pth")}
+    hub.repositories |= {"a/old": both, "a/both": {**both, WEIGHTS: b"{}"}, "a/none": {"config.json": b"{}"}}
+    folder = from_hub(HubRepo(hub="a/both", revision=COMMIT), "both")
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", WEIGHTS, "tokenizer.model"]
+    assert (from_hub(HubRepo(hub="a/old", revision=COMMIT), "old") / "pytorch_model.bin").exists()
+    with pytest.raises(UserError, match=f"none: a/none@{COMMIT} has no .*model.safetensors"):
+        from_hub(HubRepo(hub="a/none", revision=COMMIT), "none")
+    assert not any("consolidated" in asked.path for asked in hub.asked)
+
+
+# ---- fetch --check --------------------------------------------------------------------------------------------------
+
+
+def rows(out: str) -> dict[str, str]:
+    """What `fetch --check` says, by the file's name, in single spaces."""
+    return {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if " pinned: " in line}
+
+
+def test_check_says_of_every_file_whether_it_is_pinned_present_and_intact_and_fetches_nothing(hub: StandIn, model: Path) -> None:
+    refused(fetch(model, "--check"), "1 file: 1 not present", f"`harness fetch --model {model}`")
+    assert hub.asked == []
+    folder = fetched(model)
+    asked = len(hub.asked)
+    outcome = fetch(model, "--check")
+    assert outcome.code == 0 and "8 files, all present and intact, all pinned\n" in outcome.out, outcome
+    said = rows(outcome.out)
+    assert set(said) == set(hub.repositories[REPO]) and all(
+        "bytes pinned: commit present: yes intact: yes" in x for x in said.values()
+    )
+    blob = blob_of(folder / SHARDS[0])
+    stat = blob.stat()
+    blob.write_bytes(flipped(blob.read_bytes()))
+    os.utime(blob, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk that loses a bit: nothing else shows it
+    (folder / "tokenizer.json").unlink()
+    outcome = fetch(model, "--check")
+    refused(outcome, "8 files: 1 not present, 1 not intact")
+    said = rows(outcome.out)
+    assert "present: no" in said["tokenizer.json"] and f"intact: no: {blob} has sha256" in said[SHARDS[0]]
+    assert len(hub.asked) == asked
+
+
+def test_check_names_a_branch_a_folder_without_a_sha256_and_a_drafter_that_was_altered(hub: StandIn, tmp_path: Path) -> None:
+    hub.hold("org/head", TINY.parent / "head")
+    yaml = tiny_copy(tmp_path / "m", head="{hub: org/head, revision: main}")
+    fetched_head = harness("fetch --source bundled --model", yaml)
+    assert fetched_head.code == 0, fetched_head.err
+    outcome = fetch(yaml, "--check")
+    refused(outcome, "not pinned", "a commit or a sha256 in the model's YAML pins")
+    assert f"pinned: no: main may change; here it is {COMMIT}   present: yes   intact: yes" in outcome.out
+    assert f"target: {yaml.parent / 'target'}" in outcome.out and "pinned: no: no sha256 is named; it is 8928" in outcome.out
+    assert "pinned: own file" in outcome.out
+    weights = yaml.parent / "hydra" / "model.safetensors"
+    weights.write_bytes(flipped(weights.read_bytes()))
+    after = fetch(yaml, "--check").out.partition(f"set of Hydra heads: {weights.parent}\n")[2]
+    assert after.splitlines()[0].split()[0] == WEIGHTS and "intact: no: sha256" in after.splitlines()[0]
+
+
+def test_check_of_a_model_whose_files_are_all_pinned_ends_well() -> None:
+    outcome = harness("fetch --check --model", TINY)
+    assert outcome.code == 0 and "all present and intact, all pinned but " in outcome.out, outcome
+    refused(harness("fetch --check --model smollm2-135m"), "not present")
+
+
+# ---- another model than the YAML's ----------------------------------------------------------------------------------
+
+SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "vocab_size": 384, "tie_word_embeddings": True}  # fmt: skip
+
+
+def own_sizes() -> dict[str, Any]:
+    values = json.loads((TINY.parent / "target" / "config.json").read_text())
+    return {key: values[key] for key in SIZES if key in values}
+
+
+def test_a_checkpoint_of_another_architecture_than_the_yamls_is_refused_with_both(hub: StandIn, tmp_path: Path) -> None:
+    sizes = own_sizes()
+    for weights in ("{path: target}", f"{{hub: {REPO}, revision: {COMMIT}}}"):
+        folder = tmp_path / weights[1:4]
+        right = tiny_copy(folder / "right", weights=weights, architecture=json.dumps(sizes))
+        assert vanilla(folder / "out", right).code == 0
+        other = sizes | {"num_hidden_layers": 32, "intermediate_size": 11008}
+        wrong = tiny_copy(folder / "wrong", weights=weights, architecture=json.dumps(other))
+        says = (
+            f"num_hidden_layers {sizes['num_hidden_layers']} (not 32)",
+            f"intermediate_size {sizes['intermediate_size']} (not 11008)",
+        )
+        refused(vanilla(folder / "none", wrong), "config.json is of another model than its YAML's `architecture` says", *says)
+        assert not lines(folder / "none")
+        dry = run(folder / "none", "--method vanilla --task gsm8k --dry-run --model", wrong)
+        assert any(line.startswith("missing: model tiny: ") and says[0] in line for line in dry.out.splitlines())
+
+
+def test_a_truncated_local_file_is_named(tmp_path: Path) -> None:
+    yaml = tiny_copy(tmp_path / "m")
+    file = yaml.parent / "target" / WEIGHTS
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-4])
+    refused(vanilla(tmp_path / "out", yaml), f"{file} has {size - 4} bytes, by its header {size}: truncated")
+    file.write_bytes(b"")
+    refused(vanilla(tmp_path / "out", yaml), f"{file} has 0 bytes and no whole header")
