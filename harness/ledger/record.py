@@ -137,6 +137,8 @@ _written = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fal
 
 
 def _plain(obj: Any) -> Any:
+    if isinstance(obj, str | int):  # most are
+        return obj
     if isinstance(obj, float) and obj.is_integer():
         return int(obj)  # a temperature of 0 and one of 0.0 name the same cell
     if isinstance(obj, Mapping):

@@ -171,8 +171,8 @@ def sums(drafts: Drafts) -> Counts:
         bins = np.minimum((confidence[tried] * N_BINS).astype(np.int64), N_BINS - 1)
         count("calibration", bins, all_nodes.accepted[tried], confidence[tried])
     rows = np.concatenate([np.array(own, float) for own in columns], axis=1) if columns else np.empty((len(SUMS), 0))
-    at = np.concatenate(places).astype(np.int32) if places else np.empty(0, np.int32)
-    return Counts(np.array(kinds, np.int8), at, rows, len(drafts.sizes), is_chain)
+    held_at = np.concatenate([*places, np.empty(0, np.int64)]).astype(np.int32)
+    return Counts(np.array(kinds, np.int8), held_at, rows, len(drafts.sizes), is_chain)
 
 
 def frame_of(parts: Sequence[Counts]) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import methods
 from harness.common.errors import UserError
@@ -121,14 +121,14 @@ def field(record: Record, name: str) -> Any:
 def fields_of(record: Record, names: Sequence[str]) -> tuple[Any, ...]:
     """Several of a record's fields, each as `field` gives it."""
     try:
-        values = _getter(tuple(names))(record)
+        values: tuple[Any, ...] = _getter(tuple(names))(record)
     except KeyError:
         values = (None,)
-    return tuple(field(record, name) for name in names) if None in values else cast("tuple[Any, ...]", values)
+    return tuple(field(record, name) for name in names) if None in values else values
 
 
 @cache
-def _getter(names: tuple[str, ...]) -> itemgetter[Record]:
+def _getter(names: tuple[str, ...]) -> Callable[[Record], Any]:
     return itemgetter(*names)
 
 

@@ -23,7 +23,7 @@ from places import ROOT, TINY
 import methods
 import tasks
 from harness.cli import WORKFLOW, cli
-from harness.ledger import ledger
+from harness.ledger import ledger as ledgers
 from harness.ledger.ledger import RECORDS, read
 from harness.ledger.record import Record, validate
 from harness.run import tiers
@@ -111,13 +111,13 @@ def test_a_tier_measures_nothing_twice_and_goes_on_where_it_was(tmp_path: Path, 
     assert len(set(keys)) == len(keys) == n
     before, n_lines = files(tmp_path), len(read(tmp_path))
     parsed: list[bytes] = []
-    real = ledger.record_of
+    real = ledgers.record_of
 
     def record_of(line: bytes, imported: bool) -> Record:
         parsed.append(line)
         return real(line, imported)
 
-    monkeypatch.setattr(ledger, "record_of", record_of)
+    monkeypatch.setattr(ledgers, "record_of", record_of)
     assert "nothing to measure" in harness(command, "--out", tmp_path).err and files(tmp_path) == before
     assert len(parsed) == n_lines, "three runs read their ledger once"
 
