@@ -184,7 +184,7 @@ def _check(record: dict[str, Any], imported: bool) -> None:
         known = " and ".join(map(str, READABLE))
         raise ValueError(f"record schema {shown(schema)}; this version reads schemas {known}")
     if schema == 2:
-        record.update(dict.fromkeys(NEW_IN_3 - record.keys()))
+        record.update(dict.fromkeys(sorted(NEW_IN_3 - record.keys())))  # sets have no order, columns have
     if lacking := StoredRecord.__required_keys__ - record.keys():
         some = ", ".join(sorted(lacking)[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(f"not a record (no {some})")

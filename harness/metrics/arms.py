@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from harness.common.names import VANILLA
 from harness.ledger.record import Record
@@ -19,6 +19,7 @@ class Arms(Sequence[Record]):
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._records = tuple(records)
+        self.means: dict[tuple[Setting, Variant], Any] = {}  # what `cells.means_of` found
         self._sides: dict[tuple[Setting, Variant | None], Side] = {}
         self.settings: dict[Setting, dict[Variant, list[Record]]] = {}
         for record in self._records:

@@ -254,3 +254,11 @@ def mean_estimates(own: Side, base: Side) -> tuple[Estimate, Estimate]:
     has_baseline = used.keys() <= base.keys()
     speed = Joined([used, base], by_task=True).estimate(speed_ratio) if has_baseline else Estimate(None, None, 0)
     return speed, Joined([used], by_task=True).estimate(tau)
+
+
+def means_of(arms: Arms, setting: Setting, variant: Variant) -> tuple[Estimate, Estimate]:
+    """`mean_estimates` of an arm, found once."""
+    key = setting, variant
+    if key not in arms.means:
+        arms.means[key] = mean_estimates(arms.side(*key), arms.base(setting))
+    return arms.means[key]

@@ -150,7 +150,7 @@ def _n_recorded(folder: Path, model: str, source: str, max_new_tokens: int) -> d
     """Generations that a ledger holds of a model, prompt source (`auto`: any) and budget, by method, task and temperature."""
     counts: dict[tuple[str, str, float], set[tuple[Any, ...]]] = {}
     try:
-        known = read(folder, quiet=True)
+        known = read(folder, quiet=True, reduced=True)
     except UserError:
         return {}
     for r in known:

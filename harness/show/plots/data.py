@@ -12,7 +12,7 @@ from harness.common.names import VANILLA, label_in_words, preset_order
 from harness.forms.colours import PARTS, colour, hatch, marker
 from harness.metrics import acceptance
 from harness.metrics.arms import Arms
-from harness.metrics.cells import CellSummary, mean_estimates, six_task_mean
+from harness.metrics.cells import CellSummary, means_of, six_task_mean
 from harness.metrics.comparisons import ABLATIONS, FULL, comparisons
 from harness.metrics.definitions import Interval, point, tokens_per_s
 from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
@@ -53,7 +53,6 @@ def tau_data(panel: Panel) -> pd.DataFrame:
 
 def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
     rows = []
-    base = panel.arms.base(panel.setting)
     for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
         for s in cells:
             row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
@@ -61,7 +60,7 @@ def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
         mean = six_task_mean(cells)
         row = {**_arm(panel, variant), "task": MEAN, "source": "", "prompts": sum(s.prompts for s in cells)}
         if getattr(mean, value) is not None:
-            ci95 = mean_estimates(_arm_of(panel, variant), base)[("speedup", "tau").index(value)].ci95
+            ci95 = means_of(panel.arms, panel.setting, variant)[("speedup", "tau").index(value)].ci95
             rows.append(row | {name: getattr(mean, name) for name in (value, *more)} | _ends(ci95))
     return _with_value(rows, value)
 

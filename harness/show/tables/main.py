@@ -11,7 +11,7 @@ from harness.common.names import SIX_TASKS, VANILLA, task_order
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
-from harness.metrics.cells import CellSummary, SixTaskMean, mean_estimates, six_task_mean
+from harness.metrics.cells import CellSummary, SixTaskMean, means_of, six_task_mean
 from harness.metrics.groups import (
     MEAN,
     by_setting,
@@ -102,7 +102,7 @@ def means_table(
             costs = mean.step_costs
             if mean.tau is None and mean.speedup is None:
                 continue
-            speed, length = (e.ci95 for e in mean_estimates(arms.side(setting, variant), arms.base(setting)))
+            speed, length = (e.ci95 for e in means_of(arms, setting, variant))
             if variant[0] == VANILLA:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
