@@ -46,7 +46,7 @@ class Spread:
         return Spread(-self.centre, self.error, self.freedom).p_above(-bound)
 
 
-def jackknife(strata: Sequence[Array], statistic: Statistic) -> Spread | None:
+def jackknife(strata: Sequence[Array], statistic: Statistic, *, least: int = MIN_UNITS) -> Spread | None:
     """How well the unweighted mean over strata of `statistic` of each stratum's column sums is known.
 
     The sum of the strata's variances has Welch's degrees of freedom. A stratum of n units counts n - 2: its spread and its bias
@@ -54,12 +54,13 @@ def jackknife(strata: Sequence[Array], statistic: Statistic) -> Spread | None:
 
     Args:
         strata: per stratum [n_columns, n_units], one unit a conversation with the columns of all arms, which keeps them paired.
+        least: units that a stratum must have, at least 3.
 
     Returns:
-        None under 5 units in any stratum, or where the value of a stratum, or of one less a unit, is not finite.
+        None where a stratum has fewer units, or where the value of a stratum, or of one less a unit, is not finite.
     """
     counts = np.array([columns.shape[1] for columns in strata])
-    if not len(counts) or counts.min() < MIN_UNITS:
+    if not len(counts) or counts.min() < least:
         return None
     starts = np.cumsum(counts) - counts
     columns = np.concatenate(strata, axis=1)

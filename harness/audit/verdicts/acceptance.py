@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, by_cell, counted
+from harness.metrics.intervals import jackknife
 
 LEAST_TAU = 1.05  # a method with a draft head that drafts nothing right is broken, whatever its law
 DRAFTS_OFF = 1e-3  # in the probability of a first draft; rounding shows under 1e-5 in float32
 LOST = 0.02  # the share of a recorded tau that may be lost unnoticed
-RESAMPLES = 2000
+FEWEST = 3  # prompts: with fewer the change itself is judged, without an interval
 # A change beyond a limit is found 95 times in 100 if it is so many half widths of a 95 % interval: (1.96 + 1.64) / 1.96.
 FOUND = 1.84
 
@@ -72,7 +73,7 @@ def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 @dataclass(frozen=True, slots=True)
 class TauChange:
-    """Over the prompts that both have: tau, the recorded tau, and the change with its 95 % interval (bootstrap over prompts)."""
+    """Over the prompts that both have: tau, the recorded tau, and the change with its 95 % interval (jackknife over prompts)."""
 
     tau: float
     recorded: float
@@ -83,17 +84,15 @@ class TauChange:
 
 def tau_change(pairs: Sequence[tuple[Finding, Finding]]) -> TauChange:
     """pairs: (finding, recorded counts) by prompt."""
-    counts = np.array([[a["emitted"], a["forwards"], b["emitted"], b["forwards"]] for a, b in pairs], dtype=float)
-    picks = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
+    counts = np.array([[a["emitted"], a["forwards"], b["emitted"], b["forwards"]] for a, b in pairs], dtype=float).T
 
     def change(sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+        return sums[0] / sums[1] - sums[2] / sums[3]
 
-    emitted, forwards, before, forwards_before = counts.sum(0)
-    low, high = np.quantile(change(counts[picks].sum(1)), [0.025, 0.975])
-    return TauChange(
-        float(emitted / forwards), float(before / forwards_before), float(change(counts.sum(0))), float(low), float(high)
-    )
+    emitted, forwards, before, forwards_before = sums = counts.sum(axis=1)
+    value, spread = float(change(sums)), jackknife([counts], change, least=FEWEST)
+    low, high = spread.interval() if spread else (value, value)
+    return TauChange(float(emitted / forwards), float(before / forwards_before), value, low, high)
 
 
 def paired_taus(mine: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding]) -> list[tuple[Finding, Finding]]:
