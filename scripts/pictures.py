@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from harness.forms.figure import png_bytes
+
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ROOT / "results/smollm2-135m-claims/tables/means.csv"  # an AMD EPYC, 40 prompts a task (20 at T = 1)
 METHODS = ROOT / "results/smollm2-135m-methods/tables/means.csv"  # an Intel Xeon, 5 prompts a task
@@ -93,7 +95,8 @@ def picture(path: Path, lines: list[Line], legend: list[tuple[str, str, str]], m
     right.axvspan(0, 1, color="#f6e3e0", linewidth=0, zorder=0)
     marks = [plt.Line2D([], [], color=colour, marker=marker, linestyle="none", label=label) for label, colour, marker in legend]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.set_dpi(110)
+    path.write_bytes(png_bytes(figure))
     plt.close(figure)
 
 
