@@ -163,8 +163,9 @@ def read(folder: str | Path, *, strict: bool = False) -> pd.DataFrame:
 def summarise(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     """One row a cell (model, method, preset, task, temperature ...) of a ledger's folder, or of what `read` gave, perhaps less.
 
-    `tau`, `speedup`, `decode_speedup` and `tokens_per_s`, each with `_low` and `_high` where there are five prompts or more;
-    `prompts`: conversations; `identical`: conversations whose greedy outputs are vanilla's. A missing number is NaN.
+    `tau` and `speedup`, each with `_low` and `_high` where there are five prompts or more; `decode_speedup`, `tokens_per_s`;
+    `mark`: what the speed is marked with in tables; `prompts`: conversations; `identical`: conversations whose greedy outputs are
+    vanilla's. A missing number is NaN.
     """
     import pandas as pd
 
@@ -195,9 +196,10 @@ def verify(
 
 _AS_THEY_ARE = (
     "model", "method", "preset", "options", "task", "source", "temperature", "top_p", "dtype", "threads", "max_new_tokens",
-    "seed", "exact", "machine", "prompts", "new_tokens", "seconds", "baseline_tokens_per_s", "identical", "looped",
+    "seed", "exact", "machine", "prompts", "new_tokens", "seconds", "decode_speedup", "tokens_per_s", "baseline_tokens_per_s",
+    "mark", "identical", "looped",
 )  # fmt: skip
-_WITH_INTERVALS = ("tau", "speedup", "decode_speedup", "tokens_per_s")
+_WITH_INTERVALS = ("tau", "speedup")
 
 
 def _frame(records: Sequence[Record]) -> pd.DataFrame:

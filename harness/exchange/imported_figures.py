@@ -59,7 +59,7 @@ def figures(own: Questions, base: Questions | None) -> list[Row]:
     ratio("tokens/s, baseline's", base_speeds, one, base_counted)
     ratio("speed ratio, mean of questions", speeds, base_speeds, f"mean of per-question speeds; baseline: {base_counted}")
     totals = np.array([tokens, seconds, base_tokens, base_seconds])
-    rows.append(("speed ratio, totals", estimated([totals], lambda s: s[0] / s[1] / (s[2] / s[3])),
+    rows.append(("speed ratio, totals", estimated([totals], lambda s: s[0] / s[1] / (s[2] / s[3]), 0.0),
                  f"all tokens / all seconds; baseline: {base_counted}"))  # fmt: skip
     if any(r["n_text_tokens"] is None for q in base for r in base[q]):
         none("official formula", "counts the baseline's text tokenised again, minus one: needs --tokenizer")
@@ -110,4 +110,4 @@ def _speeds(questions: Questions, tokens: Sequence[float]) -> list[float]:
 
 
 def _estimate(above: Sequence[float], below: Sequence[float]) -> Estimate:
-    return estimated([np.array([above, below], dtype=float)], lambda s: s[0] / s[1])
+    return estimated([np.array([above, below], dtype=float)], lambda s: s[0] / s[1], 0.0)

@@ -53,7 +53,7 @@ class Reducer:
 
     def __init__(self, *, with_text: bool = False) -> None:
         self._kept = (*_KEPT, "text") if with_text else _KEPT
-        self._held: dict[Any, Any] = {}
+        self._held: dict[Any, Any] = {}  # texts, token ids as bytes, options as a tuple of their text: none is another's key
 
     def __call__(self, record: Record) -> Record:
         hold = self._held.setdefault
@@ -63,6 +63,6 @@ class Reducer:
         small |= {name: whole[name] for name in _OPTIONAL if name in whole}
         ids, options = array("I", record["token_ids"]), record["options"]
         small["token_ids"] = hold(ids.tobytes(), ids)  # greedy outputs are mostly vanilla's own
-        small["options"] = hold(repr(options), options) if type(options) is dict else options
+        small["options"] = hold((repr(options),), options) if type(options) is dict else options
         small["steps"] = steps_of(record)
         return cast(Record, small)

@@ -89,7 +89,7 @@ def speedup_of_questions(own: Side, base: Side) -> Estimate:
     strata = [np.array([[fast[q], plain[q]] for q in sorted(fast, key=str)]).T for fast, plain in speeds.values()]
     if any(columns[1].sum() <= 0 for columns in strata):
         return Estimate(None, None, 0)
-    return estimated(strata, lambda sums: sums[0] / sums[1])  # sums of the method's speeds and of vanilla's
+    return estimated(strata, lambda sums: sums[0] / sums[1], least=0.0)  # sums of the method's speeds and of vanilla's
 
 
 def _first_repeats(own: Side) -> list[Record]:

@@ -69,6 +69,9 @@ def speedup_change(a: Totals, base_a: Totals, b: Totals, base_b: Totals) -> Arra
     return speed_ratio(a, base_a) / speed_ratio(b, base_b)
 
 
+NEVER_NEGATIVE = (tokens_per_s, tau, speed_ratio, decode_speed_ratio, tau_ratio, speedup_change)
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A value with its 95 % interval; None where there is nothing to compute it from."""
@@ -92,7 +95,8 @@ class Joined:
         return value_of(self._strata, _of_sums(statistic, self._n_arms))
 
     def estimate(self, statistic: Callable[..., Array]) -> Estimate:
-        return estimated(self._strata, _of_sums(statistic, self._n_arms))
+        least = 0.0 if statistic in NEVER_NEGATIVE else -np.inf
+        return estimated(self._strata, _of_sums(statistic, self._n_arms), least)
 
 
 def point(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: bool = False) -> float | None:
@@ -110,11 +114,15 @@ def estimate(arms: Sequence[Side], statistic: Callable[..., Array], *, by_task: 
     return Joined(arms, by_task=by_task).estimate(statistic)
 
 
-def estimated(strata: Sequence[Array], statistic: Statistic) -> Estimate:
-    """The unweighted mean over strata of `statistic` of their sums. strata: as in `jackknife`."""
+def estimated(strata: Sequence[Array], statistic: Statistic, least: float = -np.inf) -> Estimate:
+    """The unweighted mean over strata of `statistic` of their sums. strata: as in `jackknife`.
+
+    least: what the value cannot be under. An interval that reaches below is cut there, and covers no less.
+    """
     spread = jackknife(strata, statistic)
+    low, high = spread.interval() if spread else (0.0, 0.0)
     prompts = sum(columns.shape[1] for columns in strata)
-    return Estimate(value_of(strata, statistic), spread.interval() if spread else None, prompts, spread)
+    return Estimate(value_of(strata, statistic), (max(low, least), max(high, least)) if spread else None, prompts, spread)
 
 
 def value_of(strata: Sequence[Array], statistic: Statistic) -> float | None:

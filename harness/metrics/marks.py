@@ -32,7 +32,9 @@ def stopped_unasked(method: str, options: Mapping[str, Any], machine: str) -> bo
     """Whether drafts stopped early though no option says so: on CPUs, before there was one, where the tree left room for it."""
     if method not in _STOPPED or options.keys() - {"frequent"} != _OPTIONS or ", CUDA " in machine:
         return False
-    top_k, depth, total = (int(options[name]) for name in ("top_k", "depth", "total"))
+    top_k, depth, total = (options[name] for name in ("top_k", "depth", "total"))
+    if {type(top_k), type(depth), type(total)} != {int}:
+        return False  # no method ran with such options
     return depth > 1 and top_k + (depth - 2) * top_k * top_k > total  # a drop needs more nodes than are kept, and a level to go
 
 

@@ -19,25 +19,29 @@ LEAST_T, MOST_T = 1e-3, 1e3
 class MoreTrees:
     """Another setting of a method, timed along with the methods that a request names. `changes`: KEY=VALUE each.
 
-    is_asked: somebody named it, so that it is an error where it cannot be had; a tier's is left out.
+    is_asked: it is an error where it cannot be had; a tier's, which nobody named, is left out.
     """
 
     method: str
     preset: str = "paper"
     changes: tuple[str, ...] = ()
-    is_asked: bool = False
+    is_asked: bool = True
 
     @classmethod
     def parsed(cls, text: str) -> MoreTrees:
         """`METHOD[+PRESET][+KEY=VALUE]...`, as tables name it: `eagle2+tuned`, `eagle2+total=25+depth=5`.
 
         Raises:
-            UserError: several presets, or no method.
+            UserError: several presets, no one method, or an option that has no name or is named twice.
         """
         method, *words = text.split("+")
-        presets = [word for word in words if "=" not in word]
-        need(bool(method) and len(presets) <= 1 and all(words), f"--beside takes METHOD[+PRESET][+KEY=VALUE]..., not {text!r}")
-        return cls(method, presets[0] if presets else "paper", tuple(word for word in words if "=" in word), is_asked=True)
+        presets, changes = ([word for word in words if ("=" in word) is of_option] for of_option in (False, True))
+        names = [word.partition("=")[0] for word in changes]
+        need(method not in ("", "all") and len(presets) <= 1 and all(words) and all(names),
+             f"--beside takes METHOD[+PRESET][+KEY=VALUE]... of one method, not {text!r}")  # fmt: skip
+        twice = next((name for name in names if names.count(name) > 1), None)
+        need(twice is None, f"--beside {text!r} names {twice} twice")
+        return cls(method, presets[0] if presets else "paper", tuple(changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

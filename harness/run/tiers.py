@@ -6,13 +6,16 @@ from harness.common.errors import unknown
 from harness.run.request import MoreTrees, RunRequest
 
 # EAGLE-2 with the 25 draft nodes and 5 levels of EAGLE-1's tree: the claim at equal budget.
-EQUAL_BUDGET = (MoreTrees("eagle2", "paper", ("total=25", "depth=5")),)
+EQUAL_BUDGET = (MoreTrees("eagle2", "paper", ("total=25", "depth=5"), is_asked=False),)
 # Tuned options are left out where `harness tune` was not run.
 TUNED = tuple(
-    MoreTrees(name, "tuned") for name in ("sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr")
+    MoreTrees(name, "tuned", is_asked=False)
+    for name in ("sps", "pld", "lookahead", "medusa", "hydra", "eagle1", "eagle2", "eagle2-fr")
 )
 # What Table 3 and the paper's claims are about.
-CORE = tuple(MoreTrees(name) for name in ("eagle1", "eagle2", "eagle2-no-value", "eagle2-no-rerank", "eagle2-no-both"))
+CORE = tuple(
+    MoreTrees(name, is_asked=False) for name in ("eagle1", "eagle2", "eagle2-no-value", "eagle2-no-rerank", "eagle2-no-both")
+)
 
 CLAIMS = (
     RunRequest(methods=("vanilla",), temperature=0.0, limit=40, beside=CORE + EQUAL_BUDGET, on_overflow="skip"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,8 @@ from make_ledger import FOLDER, METHODS, base_record, output_of, target_output
 
 from harness.ledger.checked import _quickly_read, record_of
 from harness.ledger.ledger import RECORDS, Ledger, read
-from harness.ledger.reduced import Steps, steps_of
+from harness.ledger.record import Record
+from harness.ledger.reduced import Reducer, Steps, steps_of
 from harness.metrics.cells import summarise
 from harness.metrics.divergences import divergences
 from harness.metrics.steps import acceptance_by_depth
@@ -91,3 +92,9 @@ def test_a_records_line_is_read_quickly() -> None:
     altered = lines[0].replace(b'"turn": 1', b'"turn": 1, "turn": 1')
     with pytest.raises(ValueError, match="'turn' stands in it twice"):
         record_of(altered, False)
+
+
+def test_a_text_that_reads_like_options_is_not_taken_for_them() -> None:
+    record = dict(read(FOLDER)[0])
+    reduced = Reducer()(cast(Record, {**record, "category": repr(record["options"])}))
+    assert reduced["options"] == record["options"] and type(reduced["options"]) is dict

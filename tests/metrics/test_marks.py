@@ -17,6 +17,7 @@ from harness.metrics.cells import summarise
 from harness.metrics.marks import DRAWN, EARLY, signs_of
 from harness.metrics.pairing import side_of
 from harness.paper.contrast import NOT_JUDGED, Contrast, faster
+from harness.show.tables.cells import cell_numbers
 from harness.show.tables.main import main_table
 from harness.show.tables.meaning import conclusions
 from harness.show.tables.paired import paired_table
@@ -103,3 +104,14 @@ def test_a_claim_on_speed_is_not_judged_where_one_side_was_drafted_with_fewer_le
         assert not static.on(("gsm8k",))[0].verdict.startswith(NOT_JUDGED)  # judged, and marked
         assert (static.signs, ablated.signs) == (("", "") if is_judged else (" §", " §"))
         assert Contrast(full, others[1], faster, False).signs == ""  # tau is what it was
+
+
+@pytest.mark.parametrize("odd", ["many", None, 6.0, [1]])
+def test_options_that_no_method_ran_with_are_no_error(odd: object) -> None:
+    assert signs_of("eagle2", {"top_k": odd, "depth": 6, "total": 59}, "Some CPU, no GPU", 0.0) == ""
+
+
+def test_a_speeds_mark_stands_in_the_csv_as_in_the_table() -> None:
+    old = {"options": {"top_k": 10, "depth": 6, "total": 59}, "machine": "Some CPU, no GPU"}
+    cells = summarise([measured("vanilla", 0, [0] * 8), measured("eagle2", 0, [3, 3], **old)])
+    assert [row["mark"] for _, row in cell_numbers(cells).iterrows()] == ["", EARLY]

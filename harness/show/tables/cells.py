@@ -138,7 +138,7 @@ def cell_numbers(summaries: Iterable[CellSummary]) -> pd.DataFrame:
 
 _TIDY_VALUES = ("new_tokens", "seconds", "tokens_per_s", "baseline_tokens_per_s", "decode_speedup", "tau_no_loop",
                 "identical", "n_compared", "looped", "mean_tree_size", "n_errors", "n_skipped", "n_unpaired",
-                "n_elsewhere", "is_shared", "n_incomplete")  # fmt: skip
+                "n_elsewhere", "is_shared", "n_incomplete", "mark")  # fmt: skip
 
 
 def categories_table(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:

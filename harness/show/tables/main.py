@@ -114,7 +114,9 @@ def means_table(
             values = {value: getattr(mean, value) for value in (*_MAIN_VALUES, "decode_speedup")}
             values |= interval_columns("speedup", mean.speedup, speed) | interval_columns("tau", mean.tau, length)
             values |= {f"c_{part}": getattr(costs, part) if costs else None for part in _COSTS}
-            numbers.append({**asdict(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values})
+            numbers.append(
+                {**asdict(setting), "method": variant[0], "preset": variant[1], "prompts": n, **values, "mark": mean.mark}
+            )
         if rows:
             sections.append(Section(setting.title(), facts(group), pd.DataFrame(rows), conclusions(group)))
     notes = (_MEANS_NOTE, *_audit_notes(audits, audit_pages), *notes_of(summaries))

@@ -60,7 +60,7 @@ def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
         for name in ("tau_difference", "tau_difference_no_loop", "tau_ratio", "speed_ratio"):
             value: Estimate = getattr(comparison, name)
             row |= interval_columns(name, value.value, value.ci95)
-        rows.append(row)
+        rows.append(row | {"mark": comparison.signs})
     return pd.DataFrame(rows)
 
 
