@@ -300,6 +300,99 @@ def test_a_copied_snapshot_is_checked_by_its_list_or_called_unchecked(hub: Stand
     assert record["target_sha"] == f"{REPO}@{COMMIT}"
 
 
+def list_of(folder: Path) -> Path:
+    return folder.parents[1] / "trees" / f"{COMMIT}.json"
+
+
+def without_links(folder: Path) -> None:
+    """A snapshot as a copy that followed the links has it."""
+    flat = folder.with_name("flat")
+    shutil.copytree(folder, flat)
+    shutil.rmtree(folder)
+    shutil.rmtree(folder.parents[1] / "blobs")
+    flat.rename(folder)
+
+
+@pytest.mark.parametrize("wrong", ["hash", "size", "types"])
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "copied"])
+def test_a_list_that_is_wrong_is_replaced_by_the_hubs_and_no_whole_file_is_deleted(
+    hub: StandIn, model: Path, tmp_path: Path, wrong: str, has_links: bool
+) -> None:
+    folder = fetched(model)
+    if not has_links:
+        without_links(folder)
+    listed = json.loads(list_of(folder).read_text())
+    for row in listed["files"].values():
+        row |= {"hash": {"blob_id": "0" * 40}, "size": {"size": row["size"] + 1}, "types": {"size": None, "blob_id": 3}}[wrong]
+        for key, value in (("lfs_sha256", "1" * 64), ("lfs_size", row["size"])):
+            if key in row:
+                row[key] = {"types": [None]}.get(wrong, value)
+    list_of(folder).write_text(json.dumps(listed))
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    if wrong == "hash":
+        refused(vanilla(tmp_path / "out", model), f"`harness fetch --model {model}`")
+    outcome = fetch(model)
+    assert outcome.code == 0 and "deleted" not in outcome.err, outcome.err
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    assert fetch(model, "--check").code == 0 and vanilla(tmp_path / "out", model).code == 0
+    assert "1" * 64 not in list_of(folder).read_text() and "null" not in list_of(folder).read_text()
+
+
+def test_a_link_to_another_whole_file_is_refused_and_fetch_mends_the_link_only(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    blobs = [(folder / shard).resolve() for shard in SHARDS]
+    (folder / SHARDS[0]).unlink()
+    (folder / SHARDS[0]).symlink_to(blobs[1])
+    refused(vanilla(tmp_path / "out", model), f"{blobs[1]} is what its name says", "asks the hub, and mends it")
+    asked = hub.starts(SHARDS[1])
+    outcome = fetch(model)
+    assert outcome.code == 0 and "the link to it is taken away" in outcome.err, outcome.err
+    assert [(folder / shard).resolve() for shard in SHARDS] == blobs and hub.starts(SHARDS[1]) == asked
+
+
+@pytest.mark.parametrize("text", ["{cut", '{"files":' * 3000, '{"files": []}', "[]"], ids=["cut", "deep", "list", "empty"])
+def test_a_list_that_cannot_be_read_is_asked_for_anew_and_a_flipped_bit_is_found(hub: StandIn, model: Path, text: str) -> None:
+    folder = fetched(model)
+    without_links(folder)
+    list_of(folder).write_text(text)
+    for name in (SHARDS[0], f"{WEIGHTS}.index.json"):
+        (folder / name).write_bytes(flipped((folder / name).read_bytes(), 0))
+    outcome = fetch(model)
+    assert outcome.code == 0, outcome.err
+    assert all((folder / name).read_bytes() == data for name, data in hub.repositories[REPO].items())
+    assert json.loads(list_of(folder).read_text())["files"].keys() == hub.repositories[REPO].keys()
+
+
+def test_nothing_is_deleted_where_the_hub_cannot_be_asked(hub: StandIn, model: Path) -> None:
+    folder = fetched(model)
+    blob = blob_of(folder / SHARDS[0])
+    blob.write_bytes(flipped(blob.read_bytes()))
+    hub.refusal = (418, {})
+    refused(fetch(model), "the hub refuses")
+    assert blob.exists()
+
+
+def test_a_users_file_outside_the_cache_is_never_deleted(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("config.json", SHARDS[0]):
+        (mine / name).write_bytes(b"{} of mine")
+        (folder / name).unlink()
+        (folder / name).symlink_to(mine / name)
+    outcome = fetch(model)
+    assert outcome.code == 0 and "the link to it is taken away" in outcome.err, outcome.err
+    assert all((mine / name).read_bytes() == b"{} of mine" for name in ("config.json", SHARDS[0]))
+    assert (folder / SHARDS[0]).read_bytes() == hub.repositories[REPO][SHARDS[0]]
+    shutil.rmtree(mine)
+    folder.rename(mine)  # the whole snapshot is a link to it
+    folder.symlink_to(mine)
+    (mine / "config.json").unlink()
+    (mine / "config.json").write_bytes(b"{} of mine")
+    refused(fetch(model), f"{mine / 'config.json'} has", "lies outside the cache", "delete it yourself")
+    assert (mine / "config.json").read_bytes() == b"{} of mine"
+
+
 def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: StandIn, model: Path, tmp_path: Path) -> None:
     hub.repositories[REPO]["../../../../evil.json"] = b"{}"
     fetched(model)
