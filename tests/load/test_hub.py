@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +17,10 @@ from typing import Any
 import pytest
 from command_line import harness, isolate, lines, measured, refused, run, tiny_copy
 from hub_stand_in import COMMIT, Faults, StandIn, flipped, stand_in
-from places import TINY
+from places import ROOT, TINY
 from safetensors.torch import load_file, save_file
 
+from harness.cli import KEPT
 from harness.common import digests
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
@@ -157,6 +162,40 @@ def test_a_server_that_never_answers_is_left_after_a_few_limits(hub: StandIn, mo
     began = time.monotonic()
     refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "no answer in 0.3 s", "3 times in a row", "--model smollm2-135m")
     assert time.monotonic() - began < 30 * 0.3  # a multiple of the limit, whatever that is
+
+
+def test_ctrl_c_ends_a_fetch_that_hangs_in_a_read_or_waits_for_its_next_try(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    """In a process of its own. A read may take 10 minutes, which nobody waits for."""
+    hub.faults[SHARDS[0]] = Faults(stall_after=[700])
+    hub.faults[SHARDS[1]] = Faults(status=[(503, {})] * 5)
+    words = ["fetch", "--source", "bundled", "--model", str(model)]
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness", *words], cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while not (hub.starts(SHARDS[0]) and len(hub.starts(SHARDS[1])) > 1) and process.poll() is None:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=15)  # the server ends its answer after 30 s
+        finally:
+            process.kill()
+    assert process.returncode == 130 and said.endswith(f"interrupted: {KEPT['fetch']}\n"), said
+
+
+def test_nothing_is_tried_or_waited_for_after_a_stop(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PAUSE_S", 3600)
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    tries = transfer.Tries("it", stop=stop)
+    for _ in "ab":
+        with pytest.raises(transfer.GaveUp, match="it: stopped"):
+            tries.again("no answer")
 
 
 def test_a_web_page_in_place_of_json_or_of_a_file_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
