@@ -23,7 +23,7 @@ from harness.common.files import write_file
 from harness.common.plain_names import place, plain_parts
 from harness.load.layout import why_not_whole
 
-SMALL = ("*.json", "*.model", "*.jinja")  # config and tokenizer
+SMALL = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken")  # config and tokenizer
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

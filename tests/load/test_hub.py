@@ -27,6 +27,7 @@ from harness.common.files import hub_folder
 from harness.exchange.imported import token_counter
 from harness.load import transfer
 from harness.load.hub import from_hub
+from harness.load.identity import tokenizer_sha
 from harness.load.sources import HubRepo
 
 REPO = "meta-llama/Llama-2-7b-chat-hf"
@@ -467,6 +468,47 @@ def test_a_tokenizer_for_answers_of_others_is_fetched_and_checked_in_the_same_wa
         token_counter("a/nothing")
     with pytest.raises(UserError, match="no tokenizer there .*is no repository of the hub"):
         token_counter("neither one nor other")
+
+
+def test_what_the_hubs_own_client_brings_beside_a_tokenizer_makes_no_other_target(hub: StandIn) -> None:
+    ours = from_hub(HubRepo(hub=REPO, revision=COMMIT), "it")
+    before = tokenizer_sha(ours)
+    for name in (
+        ".gitattributes",
+        "LICENSE.txt",
+        "README.md",
+        "USE_POLICY.md",
+        "original/tokenizer.model",
+        "original/params.json",
+    ):
+        (ours / name).parent.mkdir(exist_ok=True)
+        (ours / name).write_text("x")
+    assert tokenizer_sha(ours) == before
+    for name in ("vocab.txt", "merges.txt", "qwen.tiktoken", "spiece.model", "additional_chat_templates/tools.jinja"):
+        (ours / name).parent.mkdir(exist_ok=True)
+        (ours / name).write_text("x")
+        assert tokenizer_sha(ours) != before
+        before = tokenizer_sha(ours)
+
+
+def test_every_file_that_a_tokenizer_of_transformers_is_read_from_counts(tmp_path: Path) -> None:
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    names = {"chat_template.json"}
+    for kinds in TOKENIZER_MAPPING.values():
+        for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+            names |= {name for name in (getattr(kind, "vocab_files_names", None) or {}).values() if isinstance(name, str)}
+    assert {"tokenizer.model", "merges.txt", "vocab.json"} < names
+    before = tokenizer_sha(tmp_path)
+    for name in sorted(names):
+        (tmp_path / name).write_text(name)
+        assert tokenizer_sha(tmp_path) != before, name
+        before = tokenizer_sha(tmp_path)
+
+
+def test_the_tokenizer_of_the_tiny_model_is_what_it_was() -> None:
+    """Records of today stay records of the same target."""
+    assert tokenizer_sha(TINY.parent / "target") == "f59f8923e38c714b"
 
 
 # ---- fetch --check --------------------------------------------------------------------------------------------------
