@@ -70,7 +70,7 @@ def from_hub(repo: HubRepo, what: str, *, model: str = "", tokenizer_only: bool 
             _list(repo, folder)
         found = list(faults(folder, SMALL))
         if not found:
-            if _lacks(folder, tokenizer_only) is not None or (mend and _lacks_listed(folder)):
+            if _lacks(folder, tokenizer_only, what) is not None or (mend and _lacks_listed(folder)):
                 folder = _fetched(repo, what, tokenizer_only)
             found = list(faults(folder, SMALL if tokenizer_only else WEIGHTS))
         if not found:
@@ -110,8 +110,11 @@ def _said(fault: Fault) -> str:
     return f"{fault.real} {fault.why}: {'the link to it or the list is wrong' if fault.is_whole else 'truncated or altered'}"
 
 
-def _lacks(folder: Path, tokenizer_only: bool) -> Path | None:
-    absent, file = lacking(folder), folder / "tokenizer_config.json"
+def _lacks(folder: Path, tokenizer_only: bool, what: str) -> Path | None:
+    try:
+        absent, file = lacking(folder), folder / "tokenizer_config.json"
+    except UserError as e:
+        raise UserError(f"{what}: {e}") from None
     return absent if absent is None or not tokenizer_only else None if file.is_file() else file
 
 
@@ -139,7 +142,7 @@ def _fetched(repo: HubRepo, what: str, tokenizer_only: bool) -> Path:
             for patterns in (SMALL,) if tokenizer_only else ((*SMALL, "*.safetensors"), ("*.bin", "*.pt")):
                 wanted = [file for file in files if any(fnmatch(file.path, pattern) for pattern in patterns)]
                 fetch_files(repo.hub, commit, wanted, root)
-                if (absent := _lacks(folder, tokenizer_only)) is None:
+                if (absent := _lacks(folder, tokenizer_only, what)) is None:
                     return folder
     raise UserError(f"{what}: {repo.hub}@{repo.revision} has no {absent}")
 

@@ -564,6 +564,22 @@ def test_check_of_a_model_whose_files_are_all_pinned_ends_well() -> None:
     refused(harness("fetch --check --model smollm2-135m"), "not present")
 
 
+def test_check_refuses_an_index_that_names_a_shard_outside_the_folder(hub: StandIn, model: Path) -> None:
+    index = f"{WEIGHTS}.index.json"
+    fetched(model)
+    for text, says in (
+        ('{"weight_map": {"a": "../../../evil.safetensors"}}', "shard name '../../../evil.safetensors' is no plain name"),
+        ('{"weight_map": 3}', "is truncated or altered"),
+    ):
+        hub.repositories[REPO][index] = text.encode()
+        shutil.rmtree(hub_folder(REPO, COMMIT).parents[1])
+        refused(fetch(model), f"model tiny: {hub_folder(REPO, COMMIT) / index}", says)
+        outcome = fetch(model, "--check")
+        refused(outcome, "model tiny", "1 not intact")
+        said = rows(outcome.out)[index]
+        assert f"intact: no: {hub_folder(REPO, COMMIT) / index}" in said and says in said
+
+
 # ---- another model than the YAML's ----------------------------------------------------------------------------------
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
