@@ -26,6 +26,9 @@ from harness.common.errors import UserError
 from harness.common.files import hub_folder
 from harness.exchange.imported import token_counter
 from harness.load import transfer
+from harness.load.architecture import Architecture
+from harness.load.config import model_config
+from harness.load.declared import other_architecture
 from harness.load.hub import from_hub
 from harness.load.identity import tokenizer_sha
 from harness.load.sources import HubRepo
@@ -607,6 +610,28 @@ def test_a_checkpoint_of_another_architecture_than_the_yamls_is_refused_with_bot
         assert not lines(folder / "none")
         dry = run(folder / "none", "--method vanilla --task gsm8k --dry-run --model", wrong)
         assert any(line.startswith("missing: model tiny: ") and says[0] in line for line in dry.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("vocab_size", 384.0, "384.0"), ("hidden_size", "64", "'64'"), ("num_hidden_layers", None, ""), ("rope_parameters", 3, "")],
+)  # fmt: skip
+def test_a_size_of_another_type_is_one_line(tmp_path: Path, key: str, value: object, says: str) -> None:
+    yaml = tiny_copy(tmp_path / "m")
+    file = yaml.parent / "target" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    refused(vanilla(tmp_path / "out", yaml), "model tiny", str(file.parent), "config.json", key if says else "", says)
+
+
+def test_heads_that_are_null_are_as_many_as_there_are_of_attention(tmp_path: Path) -> None:
+    sizes = own_sizes() | {"num_key_value_heads": 4}
+    yaml = tiny_copy(tmp_path / "m", architecture=json.dumps(sizes))
+    file = yaml.parent / "target" / "config.json"
+    values = json.loads(file.read_text()) | {"num_key_value_heads": None}
+    file.write_text(json.dumps(values))
+    assert other_architecture(model_config(str(yaml)), file.parent) is None
+    sizes = Architecture.of(file.parent)
+    assert sizes is not None and sizes.num_key_value_heads == values["num_attention_heads"] == 4
 
 
 def test_a_truncated_local_file_is_named(tmp_path: Path) -> None:
