@@ -25,9 +25,10 @@ class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
         """From the config.json of a target in `folder`; None where there is none, or none of a LLaMA."""
         try:
             values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+            values = {key: value for key, value in values.items() if value is not None}
             values = {"num_key_value_heads": values["num_attention_heads"], **values}  # left out before heads were grouped
             return cls(**{name: values[name] for name in cls.model_fields if name in values})
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     @property

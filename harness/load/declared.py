@@ -55,7 +55,8 @@ def other_architecture(config: ModelConfig, folder: Path) -> str | None:
     if config.architecture is None or not file.is_file():
         return None
     values = _read(file)
-    values = {"num_key_value_heads": values.get("num_attention_heads"), "tie_word_embeddings": False} | values
+    usual = {"num_key_value_heads": values.get("num_attention_heads"), "tie_word_embeddings": False}
+    values = usual | {key: value for key, value in values.items() if value is not None}
     differ = [f"{key} {values.get(key)} (not {said})" for key, said in config.architecture.model_dump().items()
               if type(values.get(key)) is not type(said) or values[key] != said]  # fmt: skip
     if not differ:

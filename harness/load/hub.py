@@ -26,6 +26,7 @@ from harness.load.hub_cache import (
     expected,
     fault_of,
     files_in,
+    list_file,
     listing,
     read_answer,
     remove,
@@ -65,21 +66,25 @@ def from_hub(repo: HubRepo, what: str, *, model: str = "", tokenizer_only: bool 
     """
     for _ in range(_PASSES):
         folder = hub_folder(repo.hub, repo.revision)
+        if mend:
+            _list(repo, folder)
         found = list(faults(folder, SMALL))
         if not found:
-            if _lacks(folder, tokenizer_only) is not None or (mend and _lacks_listed(folder)):
+            if _lacks(folder, tokenizer_only, what) is not None or (mend and _lacks_listed(folder)):
                 folder = _fetched(repo, what, tokenizer_only)
-            elif mend:
-                _list(repo, folder)
             found = list(faults(folder, SMALL if tokenizer_only else WEIGHTS))
         if not found:
             return folder
         if not mend:
             raise UserError(f"{what}: {to_mend(found[0], model)}")
+        _ask_for_list(repo, folder, what)  # before anything is deleted: the list may be what is wrong
+        found = [fault for one in found if (fault := fault_of(folder, one.file)) is not None]
         for fault in found:
-            say(f"{fault.real} {fault.why}: truncated or altered; deleted, and fetched anew")
-            remove(fault)
-    raise UserError(f"{what}: {to_mend(found[0], model)}")
+            gone = "deleted" if remove(folder, fault) else "the link to it is taken away"
+            say(f"{_said(fault)}; {gone}, and fetched anew")
+    if not found:
+        return from_hub(repo, what, model=model, tokenizer_only=tokenizer_only)
+    raise UserError(f"{what}: {_said(found[0])}, {_PASSES} times in a row, though fetched anew each time: is the disk sound?")
 
 
 def faults(folder: Path, patterns: Sequence[str], *, anew: bool = False) -> Iterator[Fault]:
@@ -93,12 +98,23 @@ def faults(folder: Path, patterns: Sequence[str], *, anew: bool = False) -> Iter
 
 def to_mend(fault: Fault, model: str) -> str:
     """What is wrong with a file of the hub's cache, and what to do about it."""
-    fetch = f"{hinted('fetch', model=model)} deletes it and fetches it anew (or delete it yourself)"
-    return f"{fault.real} {fault.why}: truncated or altered; {fetch if model else 'delete it, and it is fetched anew'}"
+    fetch = hinted("fetch", model=model)
+    if fault.is_whole:
+        asks = f"{fetch} asks the hub, and mends it" if model else f"delete {fault.file}, and it is fetched anew"
+        return f"{_said(fault)}; {asks}"
+    mends = f"{fetch} deletes it and fetches it anew (or delete it yourself)" if model else "delete it, and it is fetched anew"
+    return f"{_said(fault)}; {mends}"
 
 
-def _lacks(folder: Path, tokenizer_only: bool) -> Path | None:
-    absent, file = lacking(folder), folder / "tokenizer_config.json"
+def _said(fault: Fault) -> str:
+    return f"{fault.real} {fault.why}: {'the link to it or the list is wrong' if fault.is_whole else 'truncated or altered'}"
+
+
+def _lacks(folder: Path, tokenizer_only: bool, what: str) -> Path | None:
+    try:
+        absent, file = lacking(folder), folder / "tokenizer_config.json"
+    except UserError as e:
+        raise UserError(f"{what}: {e}") from None
     return absent if absent is None or not tokenizer_only else None if file.is_file() else file
 
 
@@ -126,7 +142,7 @@ def _fetched(repo: HubRepo, what: str, tokenizer_only: bool) -> Path:
             for patterns in (SMALL,) if tokenizer_only else ((*SMALL, "*.safetensors"), ("*.bin", "*.pt")):
                 wanted = [file for file in files if any(fnmatch(file.path, pattern) for pattern in patterns)]
                 fetch_files(repo.hub, commit, wanted, root)
-                if (absent := _lacks(folder, tokenizer_only)) is None:
+                if (absent := _lacks(folder, tokenizer_only, what)) is None:
                     return folder
     raise UserError(f"{what}: {repo.hub}@{repo.revision} has no {absent}")
 
@@ -138,15 +154,28 @@ def _ref(root: Path, repo: HubRepo) -> Path:
 
 
 def _list(repo: HubRepo, folder: Path) -> None:
-    """Ask the hub what a snapshot that is here should be, where nobody here knows it; where it does not say, that is said."""
-    if all(expected(folder, file) for file in files_in(folder, (*SMALL, *WEIGHTS))) or listing(folder):
+    """Ask the hub what a snapshot that is here should be, where nobody here knows it or the list that is here says nothing.
+
+    Where the hub does not answer, that is said.
+    """
+    says_nothing = folder.is_dir() and list_file(folder).exists() and not listing(folder)
+    if not says_nothing and all(expected(folder, file) for file in files_in(folder, (*SMALL, *WEIGHTS))):
         return
     try:
-        with _told(repo, repo.hub):
-            commit, files = _asked(repo.model_copy(update={"revision": folder.name}))
-            write_listing(repository_folder(folder), commit, files)
+        _ask_for_list(repo, folder, repo.hub)
     except UserError as e:
         say(f"note: {repo.hub} in the cache cannot be checked: {e}")
+
+
+def _ask_for_list(repo: HubRepo, folder: Path, what: str) -> None:
+    """Put the hub's own list in place of the one that is here.
+
+    Raises:
+        UserError: as `from_hub`.
+    """
+    with _told(repo, what):
+        commit, files = _asked(repo.model_copy(update={"revision": folder.name}))
+        write_listing(repository_folder(folder), commit, files)
 
 
 def _asked(repo: HubRepo) -> tuple[str, list[HubFile]]:

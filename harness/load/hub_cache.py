@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 from harness.common.digests import GIT, SHA256, digest_of
 from harness.common.errors import UserError
 from harness.common.files import write_file
-from harness.common.plain_names import place, plain_parts, why_not_plain
+from harness.common.plain_names import place, plain_parts
 from harness.load.layout import why_not_whole
 
-SMALL = ("*.json", "*.model", "*.jinja")  # config and tokenizer
+SMALL = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken")  # config and tokenizer
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,11 +45,15 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A file in the cache that is not what the repository holds. real: the file that a link leads to, which is to be deleted."""
+    """A file in the cache that is not what the repository holds. real: the file that a link leads to, which is to be deleted.
+
+    is_whole: the file is what its own name says; the link to it or the list is wrong.
+    """
 
     file: Path
     real: Path
     why: str
+    is_whole: bool = False
 
 
 def repository_folder(folder: Path) -> Path:
@@ -69,47 +74,70 @@ def read_answer(values: Any) -> tuple[str, list[HubFile]]:
         for row in values["siblings"]:
             lfs = row.get("lfs") or {}
             file = HubFile(row["rfilename"], lfs.get("sha256") or row["blobId"], lfs.get("size", row["size"]))
-            if not _HASH.fullmatch(file.hash) or type(file.size) is not int:
+            if not _is_sound(file):
                 raise ValueError
-            if all(why_not_plain(part) is None for part in file.path.split("/")):
+            if _has_place(file.path):
                 found.append(file)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError("an answer that is no list of a repository's files") from None
     return commit, found
 
 
+def _is_sound(file: HubFile) -> bool:
+    return bool(_HASH.fullmatch(file.hash)) and type(file.size) is int and file.size >= 0
+
+
+def _has_place(path: str) -> bool:
+    try:
+        return bool(plain_parts("file of a repository", path))
+    except UserError:
+        return False
+
+
 def write_listing(root: Path, commit: str, files: Iterable[HubFile]) -> None:
-    """Keep the list where the hub's client keeps its own, and in its form. One that is there stays."""
-    file = place(root / "trees", "commit", commit, suffix=".json")
+    """Keep the hub's list where its client keeps its own, and in its form. It takes the place of one that is there."""
+    file = list_file(place(root / "snapshots", "commit", commit))
     rows = {
         f.path: {"size": f.size, "blob_id": f.hash} | ({"lfs_sha256": f.hash, "lfs_size": f.size} if f.kind == SHA256 else {})
         for f in files
     }
-    if not file.exists():
-        write_file(file, json.dumps({"format_version": 1, "files": rows}, indent=1) + "\n")
+    write_file(file, json.dumps({"format_version": 1, "files": rows}, indent=1) + "\n")
+
+
+def list_file(folder: Path) -> Path:
+    """Where the list of a snapshot's repository is, or would be."""
+    return place(repository_folder(folder) / "trees", "commit", folder.name, suffix=".json")
 
 
 def listing(folder: Path) -> dict[str, HubFile]:
-    """The files of a snapshot's repository by path; empty where no list was kept, or it cannot be read."""
+    """The files of a snapshot's repository by path; empty where no list was kept, or it cannot be read. Odd entries are none."""
     try:
-        file = place(repository_folder(folder) / "trees", "commit", folder.name, suffix=".json")
-        rows = json.loads(file.read_text(encoding="utf-8"))["files"]
-        return {
-            path: HubFile(path, row.get("lfs_sha256") or row["blob_id"], row.get("lfs_size", row["size"]))
-            for path, row in rows.items()
-            if all(why_not_plain(part) is None for part in path.split("/"))
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        rows = json.loads(list_file(folder).read_text(encoding="utf-8"))["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
         return {}
+    found = {}
+    for path, row in rows:
+        with suppress(KeyError, TypeError, AttributeError):
+            size = row["size"] if row.get("lfs_size") is None else row["lfs_size"]
+            one = HubFile(path, row.get("lfs_sha256") or row["blob_id"], size)
+            if _is_sound(one) and _has_place(path):
+                found[path] = one
+    return found
 
 
 def expected(folder: Path, file: Path) -> HubFile | None:
-    """What a file of a snapshot should be: by the list, else by the blob that it links to; None: nobody here knows."""
-    path = file.relative_to(folder).as_posix()
-    if (listed := listing(folder).get(path)) is not None:
-        return listed
+    """What a file of a snapshot should be: by the blob that it links to, and by the list, which has its size.
+
+    Where they contradict each other, that is the blob: it can be held against its name. None: nobody here knows.
+    """
+    path, named = file.relative_to(folder).as_posix(), _by_its_link(folder, file)
+    listed = listing(folder).get(path)
+    return named if listed is None or (named is not None and named.hash != listed.hash) else listed
+
+
+def _by_its_link(folder: Path, file: Path) -> HubFile | None:
     name = Path(os.readlink(file)).name if file.is_symlink() else ""
-    return HubFile(path, name, None) if _HASH.fullmatch(name) else None
+    return HubFile(file.relative_to(folder).as_posix(), name, None) if _HASH.fullmatch(name) else None
 
 
 def files_in(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -120,11 +148,20 @@ def files_in(folder: Path, patterns: Sequence[str]) -> list[Path]:
 def fault_of(folder: Path, file: Path, *, anew: bool = False) -> Fault | None:
     """What is wrong with a file of a snapshot; None where nothing is, or nothing can be told. anew: as `digest_of` has it."""
     wanted, real = expected(folder, file), file.resolve()
-    if (short := cut_short(folder, file)) is not None or wanted is None:
+    short, named = cut_short(folder, file), _by_its_link(folder, file)
+    if wanted is None or (short is not None and named is None):
         return short
     got = digest_of(real, wanted.kind, anew=anew)
-    named = "sha256" if wanted.kind == SHA256 else "git sha1"
-    return None if got == wanted.hash else Fault(file, real, f"has {named} {got}, expected {wanted.hash}")
+    if named is not None and got == named.hash:
+        listed = listing(folder).get(wanted.path)
+        if listed is None or (listed.hash == got and listed.size == real.stat().st_size):
+            return None
+        why = f"is what its name says, but {listed.path} has {listed.size} bytes and hash {listed.hash} by the list of files"
+        return Fault(file, real, why, is_whole=True)
+    if short is not None or got == wanted.hash:
+        return short
+    called = "sha256" if wanted.kind == SHA256 else "git sha1"
+    return Fault(file, real, f"has {called} {got}, expected {wanted.hash}")
 
 
 def cut_short(folder: Path, file: Path) -> Fault | None:
@@ -154,13 +191,34 @@ def put(root: Path, commit: str, file: HubFile, blob: Path) -> None:
         os.replace(blob, shown)
 
 
-def remove(fault: Fault) -> None:
-    """Take a faulty file out of the cache, with the links to it."""
-    for path in {*_links(fault.file), fault.real}:
-        path.unlink(missing_ok=True)
+def remove(folder: Path, fault: Fault) -> bool:
+    """Take a faulty file of a snapshot out of the cache with the links to it; -> whether the file itself was deleted.
+
+    What lies outside the cache is the user's and stays: only the link to it goes. So does only the link to a file that is whole.
+
+    Raises:
+        UserError: the file can neither be deleted nor unlinked.
+    """
+    own = [repository_folder(folder).resolve(), _cache().resolve()]
+    path, removed = fault.file, False
+    try:
+        while any(path.parent.resolve().is_relative_to(one) for one in own):
+            leads = path.parent / os.readlink(path) if path.is_symlink() else None
+            path.unlink(missing_ok=True)
+            removed = True
+            if leads is None:
+                return True
+            if fault.is_whole:
+                return False
+            path = leads
+    except OSError as e:
+        raise UserError(f"{path} {fault.why}, and it cannot be deleted ({e.strerror or e}); delete it yourself") from None
+    if not removed:
+        raise UserError(f"{fault.real} {fault.why}; it lies outside the cache, where nothing is deleted: delete it yourself")
+    return False
 
 
-def _links(path: Path) -> Iterator[Path]:
-    while path.is_symlink():
-        yield path
-        path = path.parent / os.readlink(path)
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)

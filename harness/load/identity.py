@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,14 @@ _SAYS_NOTHING = frozenset({
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "target_sha256",
     "weights_sha256", "license", "tags",
 })  # fmt: skip
-# files of a model's folder that are no part of its tokenizer; all others are taken to be
-_NO_TOKENIZER = ("*.safetensors", "*.bin", "*.pt", "*.gguf", "*.index.json", "*.md", "*.lock", "*.sha256", "config.json",
-                 "generation_config.json", "COMPLETE.json", "tau.json")  # fmt: skip
+# what transformers reads a tokenizer from: its `VOCAB_FILES_NAMES`, and what is beside them. All else (licences, notes, other
+# configs) is there or not by who fetched the folder.
+_TOKENIZER = (
+    "tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "vocab.*", "vocab-*.json", "*_vocab.json", "merges.txt", "*.spm", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json",
+    "normalizer.json", "*.tokenizer", "word_shape.json", "word_pronunciation.json",
+)  # fmt: skip
+_TEMPLATES = "additional_chat_templates"  # the one folder that it looks into
 # what the chat template is asked to render: one turn, and several
 PROBES: Sequence[Sequence[tuple[str, str]]] = (
     (("user", " One?\n"),),
@@ -66,13 +70,12 @@ def config_sha(folder: Path) -> str:
 
 
 def tokenizer_sha(folder: Path, how_read: str = "") -> str:
-    """16 hex digits over all files of a folder that a tokenizer may be read from, chat templates among them.
+    """16 hex digits over those files of a folder that a tokenizer may be read from, chat templates among them.
 
     how_read: what is done to them here beyond what transformers does; empty where that is nothing.
     """
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not any(fnmatch(path.name, odd) for odd in _NO_TOKENIZER)
-    )
+    found = {path for name in _TOKENIZER for path in folder.glob(name)} | {*folder.glob(f"{_TEMPLATES}/*.jinja")}
+    files = sorted(path for path in found if path.is_file())
     return _sha("".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in files) + how_read)
 
 

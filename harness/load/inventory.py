@@ -75,7 +75,8 @@ def _of_hub(part: str, repo: HubRepo) -> Iterator[Item]:
     listed = {path for path in listing(folder) if _is_model_file(path)}
     if any(path.endswith(".safetensors") for path in listed):
         listed = {path for path in listed if not fnmatch(path, "*.bin") and not fnmatch(path, "*.pt")}
-    for name in sorted(names | listed | set(_absent(folder))):
+    lacks, odd = _lacks(folder)
+    for name in sorted(names | listed | lacks):
         file = folder / name
         if not file.is_file():
             yield Item(part, where, name, None, pinned, "")
@@ -83,6 +84,8 @@ def _of_hub(part: str, repo: HubRepo) -> Iterator[Item]:
         fault = fault_of(folder, file, anew=True)
         if fault is not None:
             intact = f"no: {fault.real} {fault.why}"
+        elif odd is not None and odd.startswith(str(file)):
+            intact = f"no: {odd}"
         else:
             intact = YES if expected(folder, file) else "unknown: nothing here says what it should be"
         yield Item(part, where, name, file.stat().st_size, pinned, intact)
@@ -92,13 +95,13 @@ def _is_model_file(path: str) -> bool:
     return any(fnmatch(path, pattern) for pattern in (*SMALL, *WEIGHTS))
 
 
-def _absent(folder: Path) -> Iterator[str]:
-    """The first file that a folder lacks, if one is."""
+def _lacks(folder: Path) -> tuple[set[str], str | None]:
+    """(the first file that a folder lacks, if one is; what is wrong with the index that names them, or with config.json)."""
     try:
-        if (absent := lacking(folder)) is not None:
-            yield absent.relative_to(folder).as_posix()
-    except UserError:
-        return  # an index that cannot be read: its own row says so
+        absent = lacking(folder)
+    except UserError as e:
+        return set(), str(e)
+    return set() if absent is None else {absent.relative_to(folder).as_posix()}, None
 
 
 def _of_wheel(folder: Path) -> Iterator[Item]:

@@ -39,6 +39,8 @@ def weight_files(folder: Path) -> list[Path]:
             try:
                 shards = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
                 return [place(folder, "shard", shard) for shard in shards]
+            except UserError as e:
+                raise UserError(f"{index}: {e}") from None
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{index} is truncated or altered") from None
     for name in (MEDUSA_SAFE, MEDUSA_PICKLED):

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 import methods
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
@@ -173,7 +173,7 @@ def load(
     name = resolve_dtype(config.dtype if dtype == "auto" else dtype)
     try:
         # before the target's weights: what does not fit is found out in seconds
-        sizes = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        sizes = _sizes(config, folder)
         _check_config(config, folder, sizes)
         tokenizer = load_tokenizer(folder)
         check_declared(config, folder, sizes, tokenizer)
@@ -216,6 +216,23 @@ def _identity(
         stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
         engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
     )  # fmt: skip
+
+
+def _sizes(config: ModelConfig, folder: Path) -> Any:
+    """A model's config as transformers reads it.
+
+    Raises:
+        UserError: it does not.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as e:  # of a value of another type nearly any error may come
+        said = in_one_line(ValueError(" ".join(str(e).split()))).removeprefix("ValueError: ")
+        raise UserError(
+            f"cannot load model {config.name} from {folder}: transformers does not take its config.json: {said}"
+        ) from e
 
 
 def _check_config(config: ModelConfig, folder: Path, sizes: Any) -> None:

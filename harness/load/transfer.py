@@ -6,11 +6,12 @@ The hub's own client begins a file anew in each run and does not compare it with
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,23 +37,34 @@ class GaveUp(UserError):
 
 
 class Tries:
-    """Counts tries in a row that bring nothing new."""
+    """Counts tries in a row that bring nothing new. stop: no more is tried, nor waited for, once it is set."""
 
-    def __init__(self, what: str, attempts: int | None = None):
+    def __init__(self, what: str, attempts: int | None = None, stop: threading.Event | None = None):
         self.what, self.attempts, self.failed, self.had = what, attempts or ATTEMPTS, 0, 0
+        self.stop = stop or threading.Event()
+
+    def go_on(self) -> None:
+        """
+        Raises:
+            GaveUp: it is to stop.
+        """
+        if self.stop.is_set():
+            raise GaveUp(f"{self.what}: stopped")
 
     def again(self, why: str, has: int = 0) -> None:
         """Wait for the next try. has: bytes there are by now.
 
         Raises:
-            GaveUp: that was the last one.
+            GaveUp: that was the last one, or it is to stop.
         """
+        self.go_on()
         self.failed, self.had = (1, has) if has >= self.had + LEAST else (self.failed + 1, self.had)
         if self.failed >= self.attempts:
             raise GaveUp(f"{self.what}: {why}, {self.attempts} time{'s' * (self.attempts != 1)} in a row")
         wait_s = PAUSE_S * 2 ** (self.failed - 1)
         say(f"{self.what}: {why}; trying again in {wait_s:g} s ({self.failed} of {self.attempts})")
-        time.sleep(wait_s)
+        self.stop.wait(wait_s)
+        self.go_on()
 
 
 def ask(path: str, *, attempts: int = 3) -> Any:
@@ -102,14 +114,43 @@ def fetch_files(repo: str, commit: str, files: Sequence[HubFile], root: Path) ->
             for one in (file, *others):
                 put(root, commit, one, blob)
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        _at_once([partial(bring, *same) for same in by_hash.values()], stop)
+
+
+def _at_once(jobs: Sequence[Callable[[], object]], stop: threading.Event) -> None:
+    """Do the jobs in `AT_ONCE` threads. The first error ends it all: `stop` is set, and the others end at their next block.
+
+    Ctrl-C waits for no thread, as each may hang in a read for as long as the client's limit; so they are daemons.
+    """
+    waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+
+    def work() -> None:
+        while not stop.is_set():
             try:
-                for done in as_completed([pool.submit(bring, *same) for same in by_hash.values()]):
-                    done.result()
-            except BaseException:  # Ctrl-C as well: the other threads stop at their next block
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+                waiting.get_nowait()()
+                ended.put(None)
+            except queue.Empty:
+                return
+            except BaseException as e:
+                ended.put(e)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in jobs[:AT_ONCE]]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in jobs:
+            if (error := ended.get()) is not None:
+                raise error
+    except Exception:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        raise
+    finally:
+        stop.set()
 
 
 def _fetch(url: str, part: Path, file: HubFile, stop: threading.Event, step: Callable[[], object]) -> None:
@@ -127,7 +168,7 @@ def _fetch(url: str, part: Path, file: HubFile, stop: threading.Event, step: Cal
 
 def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Callable[[], object]) -> str:
     """Fetch what `part` lacks of a file; -> the hash of the whole."""
-    size, tries = file.size or 0, Tries(file.path)
+    size, tries = file.size or 0, Tries(file.path, stop=stop)
     with part.open("a+b") as out:
         if out.seek(0, 2) > size:
             out.truncate(0)
@@ -137,6 +178,7 @@ def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Ca
             digest.update(block)
         tries.had = out.tell()
         while (start := out.tell()) < size:
+            tries.go_on()
             why = "the connection ended early"
             try:
                 with _opened(url, start) as response:
@@ -146,8 +188,7 @@ def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Ca
                         digest, tries.had = hasher(file.kind, size), 0
                     since, there = time.monotonic(), out.tell()
                     for block in response.iter_raw():
-                        if stop.is_set():
-                            raise GaveUp(f"{file.path}: stopped")
+                        tries.go_on()
                         digest.update(block)
                         if out.tell() // STEP < (out.tell() + len(block)) // STEP:
                             step()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +17,20 @@ from typing import Any
 import pytest
 from command_line import harness, isolate, lines, measured, refused, run, tiny_copy
 from hub_stand_in import COMMIT, Faults, StandIn, flipped, stand_in
-from places import TINY
+from places import ROOT, TINY
 from safetensors.torch import load_file, save_file
 
+from harness.cli import KEPT
 from harness.common import digests
 from harness.common.errors import UserError
 from harness.common.files import hub_folder
 from harness.exchange.imported import token_counter
 from harness.load import transfer
+from harness.load.architecture import Architecture
+from harness.load.config import model_config
+from harness.load.declared import other_architecture
 from harness.load.hub import from_hub
+from harness.load.identity import tokenizer_sha
 from harness.load.sources import HubRepo
 
 REPO = "meta-llama/Llama-2-7b-chat-hf"
@@ -157,6 +166,40 @@ def test_a_server_that_never_answers_is_left_after_a_few_limits(hub: StandIn, mo
     began = time.monotonic()
     refused(fetch(model), f"cannot fetch {REPO}@c0ffeec0", "no answer in 0.3 s", "3 times in a row", "--model smollm2-135m")
     assert time.monotonic() - began < 30 * 0.3  # a multiple of the limit, whatever that is
+
+
+def test_ctrl_c_ends_a_fetch_that_hangs_in_a_read_or_waits_for_its_next_try(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    """In a process of its own. A read may take 10 minutes, which nobody waits for."""
+    hub.faults[SHARDS[0]] = Faults(stall_after=[700])
+    hub.faults[SHARDS[1]] = Faults(status=[(503, {})] * 5)
+    words = ["fetch", "--source", "bundled", "--model", str(model)]
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness", *words], cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while not (hub.starts(SHARDS[0]) and len(hub.starts(SHARDS[1])) > 1) and process.poll() is None:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=15)  # the server ends its answer after 30 s
+        finally:
+            process.kill()
+    assert process.returncode == 130 and said.endswith(f"interrupted: {KEPT['fetch']}\n"), said
+
+
+def test_nothing_is_tried_or_waited_for_after_a_stop(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PAUSE_S", 3600)
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    tries = transfer.Tries("it", stop=stop)
+    for _ in "ab":
+        with pytest.raises(transfer.GaveUp, match="it: stopped"):
+            tries.again("no answer")
 
 
 def test_a_web_page_in_place_of_json_or_of_a_file_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +343,99 @@ def test_a_copied_snapshot_is_checked_by_its_list_or_called_unchecked(hub: Stand
     assert record["target_sha"] == f"{REPO}@{COMMIT}"
 
 
+def list_of(folder: Path) -> Path:
+    return folder.parents[1] / "trees" / f"{COMMIT}.json"
+
+
+def without_links(folder: Path) -> None:
+    """A snapshot as a copy that followed the links has it."""
+    flat = folder.with_name("flat")
+    shutil.copytree(folder, flat)
+    shutil.rmtree(folder)
+    shutil.rmtree(folder.parents[1] / "blobs")
+    flat.rename(folder)
+
+
+@pytest.mark.parametrize("wrong", ["hash", "size", "types"])
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "copied"])
+def test_a_list_that_is_wrong_is_replaced_by_the_hubs_and_no_whole_file_is_deleted(
+    hub: StandIn, model: Path, tmp_path: Path, wrong: str, has_links: bool
+) -> None:
+    folder = fetched(model)
+    if not has_links:
+        without_links(folder)
+    listed = json.loads(list_of(folder).read_text())
+    for row in listed["files"].values():
+        row |= {"hash": {"blob_id": "0" * 40}, "size": {"size": row["size"] + 1}, "types": {"size": None, "blob_id": 3}}[wrong]
+        for key, value in (("lfs_sha256", "1" * 64), ("lfs_size", row["size"])):
+            if key in row:
+                row[key] = {"types": [None]}.get(wrong, value)
+    list_of(folder).write_text(json.dumps(listed))
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    if wrong == "hash":
+        refused(vanilla(tmp_path / "out", model), f"`harness fetch --model {model}`")
+    outcome = fetch(model)
+    assert outcome.code == 0 and "deleted" not in outcome.err, outcome.err
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    assert fetch(model, "--check").code == 0 and vanilla(tmp_path / "out", model).code == 0
+    assert "1" * 64 not in list_of(folder).read_text() and "null" not in list_of(folder).read_text()
+
+
+def test_a_link_to_another_whole_file_is_refused_and_fetch_mends_the_link_only(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    blobs = [(folder / shard).resolve() for shard in SHARDS]
+    (folder / SHARDS[0]).unlink()
+    (folder / SHARDS[0]).symlink_to(blobs[1])
+    refused(vanilla(tmp_path / "out", model), f"{blobs[1]} is what its name says", "asks the hub, and mends it")
+    asked = hub.starts(SHARDS[1])
+    outcome = fetch(model)
+    assert outcome.code == 0 and "the link to it is taken away" in outcome.err, outcome.err
+    assert [(folder / shard).resolve() for shard in SHARDS] == blobs and hub.starts(SHARDS[1]) == asked
+
+
+@pytest.mark.parametrize("text", ["{cut", '{"files":' * 3000, '{"files": []}', "[]"], ids=["cut", "deep", "list", "empty"])
+def test_a_list_that_cannot_be_read_is_asked_for_anew_and_a_flipped_bit_is_found(hub: StandIn, model: Path, text: str) -> None:
+    folder = fetched(model)
+    without_links(folder)
+    list_of(folder).write_text(text)
+    for name in (SHARDS[0], f"{WEIGHTS}.index.json"):
+        (folder / name).write_bytes(flipped((folder / name).read_bytes(), 0))
+    outcome = fetch(model)
+    assert outcome.code == 0, outcome.err
+    assert all((folder / name).read_bytes() == data for name, data in hub.repositories[REPO].items())
+    assert json.loads(list_of(folder).read_text())["files"].keys() == hub.repositories[REPO].keys()
+
+
+def test_nothing_is_deleted_where_the_hub_cannot_be_asked(hub: StandIn, model: Path) -> None:
+    folder = fetched(model)
+    blob = blob_of(folder / SHARDS[0])
+    blob.write_bytes(flipped(blob.read_bytes()))
+    hub.refusal = (418, {})
+    refused(fetch(model), "the hub refuses")
+    assert blob.exists()
+
+
+def test_a_users_file_outside_the_cache_is_never_deleted(hub: StandIn, model: Path, tmp_path: Path) -> None:
+    folder = fetched(model)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("config.json", SHARDS[0]):
+        (mine / name).write_bytes(b"{} of mine")
+        (folder / name).unlink()
+        (folder / name).symlink_to(mine / name)
+    outcome = fetch(model)
+    assert outcome.code == 0 and "the link to it is taken away" in outcome.err, outcome.err
+    assert all((mine / name).read_bytes() == b"{} of mine" for name in ("config.json", SHARDS[0]))
+    assert (folder / SHARDS[0]).read_bytes() == hub.repositories[REPO][SHARDS[0]]
+    shutil.rmtree(mine)
+    folder.rename(mine)  # the whole snapshot is a link to it
+    folder.symlink_to(mine)
+    (mine / "config.json").unlink()
+    (mine / "config.json").write_bytes(b"{} of mine")
+    refused(fetch(model), f"{mine / 'config.json'} has", "lies outside the cache", "delete it yourself")
+    assert (mine / "config.json").read_bytes() == b"{} of mine"
+
+
 def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: StandIn, model: Path, tmp_path: Path) -> None:
     hub.repositories[REPO]["../../../../evil.json"] = b"{}"
     fetched(model)
@@ -335,6 +471,47 @@ def test_a_tokenizer_for_answers_of_others_is_fetched_and_checked_in_the_same_wa
         token_counter("a/nothing")
     with pytest.raises(UserError, match="no tokenizer there .*is no repository of the hub"):
         token_counter("neither one nor other")
+
+
+def test_what_the_hubs_own_client_brings_beside_a_tokenizer_makes_no_other_target(hub: StandIn) -> None:
+    ours = from_hub(HubRepo(hub=REPO, revision=COMMIT), "it")
+    before = tokenizer_sha(ours)
+    for name in (
+        ".gitattributes",
+        "LICENSE.txt",
+        "README.md",
+        "USE_POLICY.md",
+        "original/tokenizer.model",
+        "original/params.json",
+    ):
+        (ours / name).parent.mkdir(exist_ok=True)
+        (ours / name).write_text("x")
+    assert tokenizer_sha(ours) == before
+    for name in ("vocab.txt", "merges.txt", "qwen.tiktoken", "spiece.model", "additional_chat_templates/tools.jinja"):
+        (ours / name).parent.mkdir(exist_ok=True)
+        (ours / name).write_text("x")
+        assert tokenizer_sha(ours) != before
+        before = tokenizer_sha(ours)
+
+
+def test_every_file_that_a_tokenizer_of_transformers_is_read_from_counts(tmp_path: Path) -> None:
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    names = {"chat_template.json"}
+    for kinds in TOKENIZER_MAPPING.values():
+        for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+            names |= {name for name in (getattr(kind, "vocab_files_names", None) or {}).values() if isinstance(name, str)}
+    assert {"tokenizer.model", "merges.txt", "vocab.json"} < names
+    before = tokenizer_sha(tmp_path)
+    for name in sorted(names):
+        (tmp_path / name).write_text(name)
+        assert tokenizer_sha(tmp_path) != before, name
+        before = tokenizer_sha(tmp_path)
+
+
+def test_the_tokenizer_of_the_tiny_model_is_what_it_was() -> None:
+    """Records of today stay records of the same target."""
+    assert tokenizer_sha(TINY.parent / "target") == "f59f8923e38c714b"
 
 
 # ---- fetch --check --------------------------------------------------------------------------------------------------
@@ -390,6 +567,22 @@ def test_check_of_a_model_whose_files_are_all_pinned_ends_well() -> None:
     refused(harness("fetch --check --model smollm2-135m"), "not present")
 
 
+def test_check_refuses_an_index_that_names_a_shard_outside_the_folder(hub: StandIn, model: Path) -> None:
+    index = f"{WEIGHTS}.index.json"
+    fetched(model)
+    for text, says in (
+        ('{"weight_map": {"a": "../../../evil.safetensors"}}', "shard name '../../../evil.safetensors' is no plain name"),
+        ('{"weight_map": 3}', "is truncated or altered"),
+    ):
+        hub.repositories[REPO][index] = text.encode()
+        shutil.rmtree(hub_folder(REPO, COMMIT).parents[1])
+        refused(fetch(model), f"model tiny: {hub_folder(REPO, COMMIT) / index}", says)
+        outcome = fetch(model, "--check")
+        refused(outcome, "model tiny", "1 not intact")
+        said = rows(outcome.out)[index]
+        assert f"intact: no: {hub_folder(REPO, COMMIT) / index}" in said and says in said
+
+
 # ---- another model than the YAML's ----------------------------------------------------------------------------------
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -417,6 +610,28 @@ def test_a_checkpoint_of_another_architecture_than_the_yamls_is_refused_with_bot
         assert not lines(folder / "none")
         dry = run(folder / "none", "--method vanilla --task gsm8k --dry-run --model", wrong)
         assert any(line.startswith("missing: model tiny: ") and says[0] in line for line in dry.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("vocab_size", 384.0, "384.0"), ("hidden_size", "64", "'64'"), ("num_hidden_layers", None, ""), ("rope_parameters", 3, "")],
+)  # fmt: skip
+def test_a_size_of_another_type_is_one_line(tmp_path: Path, key: str, value: object, says: str) -> None:
+    yaml = tiny_copy(tmp_path / "m")
+    file = yaml.parent / "target" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    refused(vanilla(tmp_path / "out", yaml), "model tiny", str(file.parent), "config.json", key if says else "", says)
+
+
+def test_heads_that_are_null_are_as_many_as_there_are_of_attention(tmp_path: Path) -> None:
+    sizes = own_sizes() | {"num_key_value_heads": 4}
+    yaml = tiny_copy(tmp_path / "m", architecture=json.dumps(sizes))
+    file = yaml.parent / "target" / "config.json"
+    values = json.loads(file.read_text()) | {"num_key_value_heads": None}
+    file.write_text(json.dumps(values))
+    assert other_architecture(model_config(str(yaml)), file.parent) is None
+    sizes = Architecture.of(file.parent)
+    assert sizes is not None and sizes.num_key_value_heads == values["num_attention_heads"] == 4
 
 
 def test_a_truncated_local_file_is_named(tmp_path: Path) -> None:

@@ -226,11 +226,8 @@ def test_a_piece_has_all_its_spaces(tmp_path: Path) -> None:
 
 
 def test_a_hub_tokenizer_that_counts_texts_is_read_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    from harness.exchange.imported import token_counter
+    from harness.exchange import imported
 
     kept = write_model(tmp_path / "hub", trained(), None)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repo, **how: repo)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **how: str(kept))
-    assert token_counter("somebody/theirs")(CODE) == (len(slow_ids(trained(), CODE, True)), 1)
+    monkeypatch.setattr(imported, "from_hub", lambda repo, what, **how: kept)
+    assert imported.token_counter("somebody/theirs")(CODE) == (len(slow_ids(trained(), CODE, True)), 1)
