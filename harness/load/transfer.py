@@ -168,7 +168,7 @@ def _fetch(url: str, part: Path, file: HubFile, stop: threading.Event, step: Cal
 
 def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Callable[[], object]) -> str:
     """Fetch what `part` lacks of a file; -> the hash of the whole."""
-    size, tries = file.size or 0, Tries(file.path, stop=stop)
+    size, tries, began_anew = file.size or 0, Tries(file.path, stop=stop), False
     with part.open("a+b") as out:
         if out.seek(0, 2) > size:
             out.truncate(0)
@@ -201,6 +201,12 @@ def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Ca
                             since, there = time.monotonic(), out.tell()
             except _Passing as e:
                 why = str(e)
+                if isinstance(e, _NoSuchRange) and not began_anew:
+                    say(f"{file.path}: {why}; beginning anew")
+                    out.truncate(0)
+                    out.seek(0)
+                    digest, tries.had, began_anew = hasher(file.kind, size), 0, True
+                    continue
             if out.tell() < size:
                 out.flush()
                 kept = f" ({out.tell()} of {size} bytes are here and kept)" if out.tell() else ""
@@ -210,6 +216,10 @@ def _resume(url: str, part: Path, file: HubFile, stop: threading.Event, step: Ca
 
 class _Passing(Exception):
     """A failure that may pass: the message says which."""
+
+
+class _NoSuchRange(_Passing):
+    """The server has nothing from the byte on that was asked for."""
 
 
 @contextmanager
@@ -222,6 +232,8 @@ def _opened(url: str, start: int = 0) -> Iterator[Any]:
         with limited_session().stream("GET", url, headers=headers) as response:
             if response.status_code in AGAIN:
                 raise _Passing(f"HTTP {response.status_code} {response.reason_phrase}".strip())
+            if start and response.status_code == 416:
+                raise _NoSuchRange(f"HTTP 416 from byte {start} on")
             hf_raise_for_status(response)
             if is_web_page(response):
                 raise _Passing(WEB_PAGE)

@@ -202,6 +202,37 @@ def test_nothing_is_tried_or_waited_for_after_a_stop(hub: StandIn, monkeypatch: 
             tries.again("no answer")
 
 
+def test_a_range_that_the_server_does_not_have_begins_the_file_anew_once(
+    hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 3)
+    hub.no_ranges = 1
+    hub.faults[SHARDS[1]] = Faults(stop_after=[1000])
+    assert (fetched(model) / SHARDS[1]).read_bytes() == hub.repositories[REPO][SHARDS[1]]
+    assert hub.starts(SHARDS[1]) == [0, 1000, 0]
+    shutil.rmtree(hub_folder(REPO, COMMIT).parents[1])
+    hub.no_ranges = 9
+    hub.faults[SHARDS[1]] = Faults(stop_after=[1000, 900])
+    refused(fetch(model), SHARDS[1], "HTTP 416 from byte 900 on")
+
+
+def test_what_arrived_is_said_to_be_kept_only_where_something_did(hub: StandIn, model: Path) -> None:
+    hub.silent = True
+    outcome = fetch(model)
+    refused(outcome, "no answer", "try again")
+    assert "arrived" not in outcome.err
+    hub.silent = False
+    hub.faults[SHARDS[0]] = Faults(status=[(503, {})] * 5)
+    refused(fetch(model), "HTTP 503", "what arrived whole or in part is kept")
+
+
+def test_a_file_in_a_folder_too_deep_is_left_out_as_are_other_odd_names(hub: StandIn, model: Path) -> None:
+    deep = "/".join("abcdefgh") + "/deep.json"
+    hub.repositories[REPO][deep] = b"{}"
+    fetched(model)
+    assert not any(asked.path.endswith("deep.json") for asked in hub.asked)
+
+
 def test_a_web_page_in_place_of_json_or_of_a_file_is_one_line(hub: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "ATTEMPTS", 2)
     hub.page_for_listing = True
