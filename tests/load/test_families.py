@@ -179,7 +179,10 @@ def test_a_sharded_target_that_is_not_whole_is_refused(copied: Any, tmp_path: Pa
     refused(run(out, VANILLA, yaml), f"no {shard} in {target}")
     assert f"missing: {target / shard}" in run(out, "--dry-run", VANILLA, yaml).out
     (target / shard).write_bytes(whole[:-500])
-    refused(run(out, VANILLA, yaml), "cannot load model")
+    refused(
+        run(out, VANILLA, yaml),
+        "cannot load model" if shard.endswith(".bin") else f"{shard} has {len(whole) - 500} bytes, by its header",
+    )
     (target / shard).write_bytes(whole)
     (target / index).write_text('{"weight_map": ')
     refused(run(out, VANILLA, yaml), f"{index} is truncated or altered")
