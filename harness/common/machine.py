@@ -71,7 +71,7 @@ def describe(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in _cpu_flags()],
+        "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in cpu_flags()],
         "n_cores": usable_cores(),
         "gpu": gpu,
         "cuda": torch.version.cuda,
@@ -124,7 +124,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """What this CPU can do, as /proc/cpuinfo names it; empty where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
