@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 import methods
-from harness.common.errors import UserError, in_one_line
+from harness.common.errors import UserError, in_one_line, say
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
@@ -28,7 +28,6 @@ from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
-from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
@@ -200,6 +199,8 @@ def load(
         }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
+    if target.notice:
+        say(f"{config.name}: {target.notice}")
     identity = _identity(config, folder, target_sha, tokenizer, template, target)
     return Loaded(config, target, tokenizer, name, identity, attached, ids_of)
 
@@ -207,14 +208,11 @@ def load(
 def _identity(
     config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, template: str, target: HFTarget
 ) -> TargetIdentity:  # fmt: skip
-    import transformers
-
-    module = type(target.model).__name__
     return TargetIdentity(
         weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder, how_read(tokenizer)),
         template=template,
         stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
-        engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
+        engine=target.engine,
     )  # fmt: skip
 
 

@@ -79,6 +79,10 @@ class LlamaTarget(HFTarget):
         self._cos = self._sin = torch.empty(0)
 
     @property
+    def engine(self) -> str:
+        return "lean"
+
+    @property
     def stock_model(self) -> Any:
         return self.model  # which never has another attention
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 
@@ -85,7 +86,14 @@ def cannot_verify(config: Any, kind: Any = None) -> str | None:
 
 
 class HFTarget:
-    """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer."""
+    """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer.
+
+    is_row_invariant: whether a row's numbers are the same bits whatever other rows are run beside it. notice: one line for the
+    user on the engine that was taken, or None.
+    """
+
+    is_row_invariant = False
+    notice: str | None = None
 
     def __init__(self, model: Any):
         config = model.config
@@ -107,6 +115,16 @@ class HFTarget:
         self.cache = TreeCache(of_layers, self._kv_heads, head_dim, model.dtype)
         self._clock = ForwardClock(self.devices[-1])
         self._n_pending = 0
+
+    @property
+    def engine(self) -> str:
+        """Whose forward runs, in words: part of what decides the tokens."""
+        return f"transformers {transformers.__version__} {type(self.model).__name__}"
+
+    @property
+    def engine_facts(self) -> dict[str, Any]:
+        """For a record's environment: what else there is to say of the engine."""
+        return {}
 
     @cached_property
     def stock_model(self) -> Any:

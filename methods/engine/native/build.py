@@ -150,7 +150,9 @@ def _loaded(file: Path, name: str, folder: Path) -> ctypes.CDLL:
                             tmp.write_bytes(code)
                             seal(tmp, file)
         except OSError as e:
-            raise NoNativeEngine(f"cannot write to the cache {file.parent}: {e.strerror or e} (HARNESS_CACHE sets another place)") from e
+            raise NoNativeEngine(
+                f"cannot write to the cache {file.parent}: {e.strerror or e} (HARNESS_CACHE sets another place)"
+            ) from e
         try:
             return ctypes.CDLL(str(file))
         except OSError as e:
