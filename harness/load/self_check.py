@@ -39,7 +39,7 @@ def make_target(model: Any) -> HFTarget:
     if bad := next((name for name, p in model.named_parameters() if not is_finite(p)), None):
         raise ValueError(f"its weights hold NaN or infinity ({bad})")
     try:
-        target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
+        target = target_type(model, model.dtype)(model)
     except AttributeError as e:
         raise ValueError(f"its modules go by other names than LLaMA's ({e})") from e
     try:
@@ -50,6 +50,11 @@ def make_target(model: Any) -> HFTarget:
         said = f"{type(e).__name__}: {(str(e).splitlines() or ['?'])[0]}"
         raise ValueError(f"it cannot run a tree in {name_of(target.dtype)}: {said}") from e
     return target
+
+
+def target_type(model: Any, dtype: torch.dtype) -> type[HFTarget]:
+    """Which engine runs a model of transformers in `dtype`, where it lies now; the model may be loaded in another dtype."""
+    return LlamaTarget if is_lean(model, dtype) else HFTarget
 
 
 def is_finite(tensor: Tensor) -> bool:
