@@ -145,8 +145,8 @@ class Prompts:
     usual: Sequence[Case]
     exact: Sequence[Case]
     coupled: Sequence[Prompt]
-    coupled_bits: Sequence[Prompt]
     scored: Sequence[Prompt]
+    coupled_bits: Sequence[Prompt] = ()
 
     @classmethod
     def of(cls, loaded: Loaded, level: Level) -> Prompts:
@@ -158,8 +158,7 @@ class Prompts:
         return cls(
             [*(Case(p, level.new_tokens) for p in usual), *beyond],
             [Case(p, level.new_tokens, tree, level.exact_guided) for p, tree in zip(exact, trees, strict=True)],
-            coupled, coupled_bits,
-            bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST),
+            coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST), coupled_bits,
         )  # fmt: skip
 
     def greedy(self, dtype: str, is_row_invariant: bool = False) -> Sequence[Case]:
