@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig, __version__
 
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
@@ -86,14 +85,12 @@ def cannot_verify(config: Any, kind: Any = None) -> str | None:
 
 
 class HFTarget:
-    """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer.
-
-    is_row_invariant: whether a row's numbers are the same bits whatever other rows are run beside it. notice: one line for the
-    user on the engine that was taken, or None.
-    """
+    """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer."""
 
     is_row_invariant = False
+    """Whether a row of any forward has the very bits that plain decoding of its path gives it."""
     notice: str | None = None
+    """One line for the user on the engine that was taken, where there is something to say."""
 
     def __init__(self, model: Any):
         config = model.config
@@ -116,14 +113,19 @@ class HFTarget:
         self._clock = ForwardClock(self.devices[-1])
         self._n_pending = 0
 
+    @classmethod
+    def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
+        """Whose forward runs a module of transformers in `dtype`, in short words. It is part of the target's identity."""
+        return f"transformers {__version__} {type(model).__name__}"
+
     @property
     def engine(self) -> str:
-        """Whose forward runs, in words: part of what decides the tokens."""
-        return f"transformers {transformers.__version__} {type(self.model).__name__}"
+        """Whose forward runs here, in short words."""
+        return self.engine_in(self.model, self.dtype)
 
     @property
     def engine_facts(self) -> dict[str, Any]:
-        """For a record's environment: what else there is to say of the engine."""
+        """What else a run's environment tells of the engine, as plain JSON: see `harness.common.machine.describe`."""
         return {}
 
     @cached_property

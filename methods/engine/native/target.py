@@ -22,7 +22,7 @@ class NativeTarget(HFTarget):
     is_row_invariant = True
 
     def __init__(self, model: Any, path: str | None = None):
-        """path: the machine code, one of `build.PATHS`; the best that this CPU has if None.
+        """path: the machine code, one of `build.PATHS`; what the environment asks for if None, else the best here.
 
         Raises:
             ValueError: the model is no plain LLaMA on the CPU.
@@ -33,7 +33,7 @@ class NativeTarget(HFTarget):
             raise ValueError(f"{type(model).__name__} with these settings has no native forward")
         model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config
-        self.path = path or build.best_path()
+        self.path = path or build.asked_path() or build.best_path()
         self.library = library.functions(self.path)
         heads, head_dim = c.num_attention_heads, self.cache.head_dim
         self.lm_head = NativeLinear(self.lm_head.weight, library=self.library)
@@ -43,6 +43,10 @@ class NativeTarget(HFTarget):
         )  # fmt: skip
         self.cache: Any = self.native.new_cache()
         self._n_positions = 0
+
+    @classmethod
+    def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
+        return f"native {build.asked_path() or build.best_path()}"
 
     @property
     def engine(self) -> str:
