@@ -82,7 +82,8 @@ class Method:
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
-        return (Path(self.file), engine / "target.py", engine / "llama.py", *(file for file in (drafting, brought) if file))
+        forwards = (engine / "target.py", engine / "llama.py", *_NATIVE)
+        return (Path(self.file), *forwards, *(file for file in (drafting, brought) if file))
 
     @property
     def needs_head(self) -> bool:
@@ -131,6 +132,7 @@ _METHODS: dict[str, Method] = {}
 
 
 _PACKAGE = Package("methods", Path(__file__).parent)
+_NATIVE = (_PACKAGE.folder / "engine/native/build.py", _PACKAGE.folder / "engine/native/target.py")
 
 
 def code_sha(name: str) -> str:
@@ -140,7 +142,12 @@ def code_sha(name: str) -> str:
 
 def engine_sha() -> str:
     """The hash of all of `methods.engine`, on which the tokens and times of every method may depend."""
-    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").glob("*.py"))), _PACKAGE)
+    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").rglob("*.py"))), _PACKAGE)
+
+
+def native_sha() -> str:
+    """The hash of the native engine: its C sources, the flags that they are compiled with, and what calls them."""
+    return closure_sha(_NATIVE, _PACKAGE)
 
 
 def method(

@@ -29,6 +29,7 @@ from harness.load.weights import drafter_folder, require_packages, weights_folde
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
 from methods.engine.llama import LlamaTarget
+from methods.engine.native import pages
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Loaded:
     """Everything that a run needs of a model. `identity`: what decides its tokens. `drafters`: those loaded, by kind.
 
     `reference`: what gives sentencepiece's ids of a text, where there is a file to say (`harness.load.sentencepiece_ids`).
+    `pages`: of what size the memory is in that weights lie in, on a CPU (`methods.engine.native.pages`).
     """
 
     config: ModelConfig
@@ -64,6 +66,7 @@ class Loaded:
     identity: TargetIdentity
     drafters: Mapping[str, LoadedDrafter] = field(default_factory=dict)
     reference: Reference | None = None
+    pages: str | None = None
 
     @property
     def target_sha(self) -> str:
@@ -201,7 +204,8 @@ def load(
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
     identity = _identity(config, folder, target_sha, tokenizer, template, target)
-    return Loaded(config, target, tokenizer, name, identity, attached, ids_of)
+    memory = pages.in_words(pages.collapse_large()) if target.device.type == "cpu" else None
+    return Loaded(config, target, tokenizer, name, identity, attached, ids_of, memory)
 
 
 def _identity(
