@@ -26,6 +26,8 @@ T = TypeVar("T")
 EAGLE = "eagle"
 ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
 """The module of `methods.engine` that drafts, for the kinds of drafters that have not given it their name."""
+NATIVE_DRAFTERS = ("draft_head", "draft_lm")
+"""Those of them that `methods.engine.native.drafters` runs in C, too."""
 
 DRAFTERS: dict[str, str] = {}
 """The kinds of drafters and what texts call them. `harness.load.kinds`, which knows all else of them, names them here."""
@@ -82,8 +84,9 @@ class Method:
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
+        native = engine / "native" / "drafters.py" if ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS else None
         forwards = (engine / "target.py", engine / "llama.py", *_NATIVE)
-        return (Path(self.file), *forwards, *(file for file in (drafting, brought) if file))
+        return (Path(self.file), *forwards, *(file for file in (drafting, native, brought) if file))
 
     @property
     def needs_head(self) -> bool:
@@ -132,7 +135,7 @@ _METHODS: dict[str, Method] = {}
 
 
 _PACKAGE = Package("methods", Path(__file__).parent)
-_NATIVE = (_PACKAGE.folder / "engine/native/build.py", _PACKAGE.folder / "engine/native/target.py")
+_NATIVE = (_PACKAGE.folder / "engine" / "native" / "target.py",)  # which imports what compiles the C
 
 
 def code_sha(name: str) -> str:
@@ -274,6 +277,11 @@ def drafter_of(name: str) -> str | None:
 def samples_drafts(name: str) -> bool:
     """Whether a method draws its drafts at T > 0; for the same rooms as `drafter_of`."""
     return _METHODS[name].samples_drafts if name in _METHODS else bool(_declared().get(name, {}).get("samples_drafts"))
+
+
+def is_external(name: str) -> bool:
+    """Whether a method is another's loop, on transformers' own module; for the same rooms as `drafter_of`."""
+    return _METHODS[name].external if name in _METHODS else bool(_declared().get(name, {}).get("external"))
 
 
 @cache

@@ -51,12 +51,14 @@ def _cpu_quota(root: Path) -> float | None:
 
 def describe(
     *, dtype: str, threads: int, target_sha: str, target_parts: Mapping[str, str], head_sha: str | None, engine_sha: str,
-    seed: int, n_devices: int, template: str, system: str, pages: str | None,
+    seed: int, n_devices: int, template: str, system: str, is_row_invariant: bool, engine_facts: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The environment of a run as plain JSON.
 
     n_devices: over how many the target's layers are spread. target_parts: what the target's identity is made of. engine_sha: the
-    hash of `methods.engine`. pages: of what size the memory is in that weights lie in; None where that is not the CPU's.
+    hash of `methods.engine`. is_row_invariant: whether each row of a forward has the bits of plain decoding. engine_facts: what
+    else the target's engine tells of itself: `pages`, how large those are that its weights lie in ("2 MB"), and `native`, what
+    compiled code runs (path, compiler, flags).
     """
     import torch
 
@@ -81,11 +83,12 @@ def describe(
         "threads": threads,
         "target_sha": target_sha,
         "target_parts": dict(target_parts),
+        "row_invariant": is_row_invariant,
+        **engine_facts,
         "head_sha": head_sha,
         "seed": seed,
         "template": template,
         "system": system,
-        "pages": pages,
         "omp": {k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ},
         "kernels": {k: v for k, v in sorted(os.environ.items()) if k.startswith(KERNELS) and not k.endswith("_NUM_THREADS")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

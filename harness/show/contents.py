@@ -14,6 +14,7 @@ from harness.ledger.trees import each_drafts
 from harness.metrics.acceptance import ArmSums, Counts, by_arm, counted, drafting_arms
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, summarise
+from harness.metrics.engines import engine_notes, of_cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Contents:
     drafted: tuple[ArmSums, ...]  # what the trees tell of acceptance, method by method
     audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
     audit_pages: tuple[str, ...]  # of these audits, as paths in the folder
-    footnotes: tuple[str, ...] = ()  # what of the folder could not be read
+    footnotes: tuple[str, ...] = ()  # which engine the records ran on, and what of the folder could not be read
 
 
 def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Contents:
@@ -42,10 +43,11 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
     audits = audits_of(folder)
     arms = Arms(records)
     summaries = summarise(arms)
+    footnotes = (*engine_notes(of_cells(summaries)), *records.footnotes)
     counts = counted(each_drafts(folder))
     progress.expect(len(drafting_arms(arms, counts)))
     drafted = []
     for arm in by_arm(arms, counts):
         progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
         drafted.append(arm)
-    return Contents(arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), records.footnotes)
+    return Contents(arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), footnotes)

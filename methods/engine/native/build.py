@@ -27,6 +27,7 @@ from harness.common.errors import UserError
 from harness.common.files import cache_dir, seal, unaltered, whole_file
 from harness.common.machine import cpu_flags
 
+VARIABLE = "HARNESS_ENGINE"  # `native:PATH` in it asks for a path; see methods/engine/engines.py
 FOLDER = Path(__file__).parent
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 INSTALL = "install gcc or clang (Debian: apt-get install gcc libc6-dev; macOS: xcode-select --install), or name one in CC"
@@ -64,6 +65,11 @@ class NoNativeEngine(Exception):
 
 class _NoExec(Exception):
     """The folder's file system does not let code run."""
+
+
+def asked_path() -> str | None:
+    """The path that the environment asks for; None: the best."""
+    return os.environ.get(VARIABLE, "").partition(":")[2] or None
 
 
 def paths_here() -> list[str]:

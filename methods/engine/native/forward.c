@@ -413,7 +413,8 @@ static void find_paths(Call *c)
     }
 }
 
-/* Run rows that hang on the text or on waiting ones; they wait, too. -> 0; 1: no memory, or no room; 2: a parent that is not there. */
+/* Run rows that hang on the text or on waiting ones; they wait, too. -> 0; 1: no memory, or no room; 2: a parent that is not
+   there. */
 int ne_run(const Model *m, Cache *k, const Rows *r)
 {
     Call c = {.m = m, .cache = k, .rows = r, .n = r->n, .first = k->n_waiting, .act = act_bytes(m->dtype), .tap = r->taps};
@@ -429,6 +430,7 @@ int ne_run(const Model *m, Cache *k, const Rows *r)
         for (int32_t above = parents[i]; above >= 0; above = parents[above]) n++;
         c.most_path = more(c.most_path, n);
     }
+    if (k->length + c.most_path > k->capacity) return 1; /* nor are there rotary rows for such a position */
     c.score_width = padded(k->length) + padded(c.most_path) + PANEL;
     c.unit = more(1, QUERIES / group_of(m));
     if (set_up(&c, more(1, r->threads))) return 1;

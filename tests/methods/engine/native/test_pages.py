@@ -129,8 +129,11 @@ def test_a_share_is_told_in_words_that_do_not_change_from_run_to_run() -> None:
     assert [pages.in_words(share) for share in (0, 0.19, 0.5, 0.8, 1)] == ["4 KB", "4 KB", "mixed", "2 MB", "2 MB"]
 
 
-def test_a_loaded_model_says_its_pages() -> None:
+@pytest.mark.parametrize("engine", ["native", "torch", "module"])
+def test_a_loaded_model_says_its_pages_on_every_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.load.config import model_config
     from harness.load.model import load
 
-    assert load(model_config(str(TINY)), "float32", drafters=()).pages in ("2 MB", "mixed", "4 KB")
+    monkeypatch.setenv("HARNESS_ENGINE", engine)
+    target = load(model_config(str(TINY)), "float32", drafters=()).target
+    assert target.engine_facts["pages"] in ("2 MB", "mixed", "4 KB")
