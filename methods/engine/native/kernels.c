@@ -134,8 +134,8 @@ INLINE void block_f32(int rows, const float *a, int64_t lda, const float *w, int
         for (int j = 0; j < VECTORS; j++) store(c + i * ldc + j * LANES, sum[i][j]);
 }
 
-/* The same in bfloat16: w [k / 2][64][2]. a: pairs of bfloat16 where PAIRS, else float32 rounded to it. */
-INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, int64_t k, float *c, int64_t ldc, int add,
+/* The same in bfloat16: w [k / 2][64][2]. a: bfloat16 if `pairs`, else float32. */
+INLINE void block_bf16(int rows, int pairs, const void *a, int64_t lda, const uint16_t *w, int64_t k, float *c, int64_t ldc, int add,
                        const char *ahead, int64_t lines)
 {
     V sum[MOST][VECTORS];
@@ -150,7 +150,7 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
         for (int j = 0; j < VECTORS; j++) b[j] = *(const LooseU *)(w + p * 2 * PANEL + j * 2 * LANES);
 #if PAIRS
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
+        for (int i = 0; pairs && i < rows; i++) {
             int32_t pair;
             memcpy(&pair, (const uint16_t *)a + i * lda + 2 * p, 4);
             const __m512i x = _mm512_set1_epi32(pair);
@@ -158,9 +158,9 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
             for (int j = 0; j < VECTORS; j++)
                 sum[i][j] = (V)_mm512_dpbf16_ps((__m512)sum[i][j], (__m512bh)x, (__m512bh)b[j]);
         }
-#else
+#endif
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
+        for (int i = 0; !pairs && i < rows; i++) {
             const float *x = (const float *)a + i * lda + 2 * p;
             const V even = all(x[0]), odd = all(x[1]);
 #pragma GCC unroll 8
@@ -169,7 +169,6 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
                 sum[i][j] += even * (V)(b[j] << 16);
             }
         }
-#endif
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -178,8 +177,8 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
 }
 
 /* One panel: c [rows, 64] (+)= a [rows, k] panel [k, 64]. Meanwhile `ahead`, the next panel, is fetched if it is not NULL. */
-INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
-                          int64_t dtype, const char *ahead)
+INLINE void panel_product(int pairs, const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc,
+                          int64_t rows, int add, int64_t dtype, const char *ahead)
 {
     const int64_t blocks = (rows + MOST - 1) / MOST, parts = PANEL / WIDE;
     const int64_t steps = dtype == FLOAT32 ? k : k / 2; /* of a block, each of which reads 256 bytes of the panel */
@@ -193,8 +192,8 @@ INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t
             fetched += 64 * lines * steps;
 #define F32(N) block_f32(N, (const float *)a + done * lda, lda, (const float *)panel + part * WIDE, k, out, ldc, add, next, lines)
 #define BF16(N)                                                                                                                 \
-    block_bf16(N, (const char *)a + done * lda * (PAIRS ? 2 : 4), lda, (const uint16_t *)panel + 2 * part * WIDE, k, out, ldc,  \
-               add, next, lines)
+    block_bf16(N, pairs, (const char *)a + done * lda * (pairs ? 2 : 4), lda, (const uint16_t *)panel + 2 * part * WIDE, k, out, \
+               ldc, add, next, lines)
 #define CASE(N) case N: if (dtype == FLOAT32) F32(N); else BF16(N); break
             switch (n) {
                 CASE(1); CASE(2); CASE(3);
@@ -205,12 +204,6 @@ INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t
         }
         done += n;
     }
-}
-
-void products(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
-              int64_t dtype)
-{
-    panel_product(a, lda, panel, k, c, ldc, rows, add, dtype, 0);
 }
 
 #ifdef NE_PATH_AMX
@@ -303,7 +296,7 @@ void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, in
             int add, int64_t dtype, const void *after)
 {
 #ifdef NE_PATH_AMX
-    if (dtype == BFLOAT16) {
+    if (dtype == BFLOAT16 && k % 32 == 0) {
         tile_matmul(a, lda, panels, n_panels, k, c, ldc, rows, add, after);
         return;
     }
@@ -311,17 +304,42 @@ void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, in
     const int64_t bytes = k * PANEL * (dtype == FLOAT32 ? 4 : 2);
     for (int64_t n = 0; n < n_panels; n++) {
         const char *panel = (const char *)panels + n * bytes;
-        panel_product(a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, n + 1 < n_panels ? panel + bytes : after);
+        panel_product(PAIRS, a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, n + 1 < n_panels ? panel + bytes : after);
     }
 }
 
-/* out [size] += e0 v0 + e1 v1, as a step of the chain of `products` does it. e: two numbers of an activation. size: a multiple of 64. */
-void weighted_pair(const void *e, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype)
+/* Weights of attention: whether they are kept as activations are. AMX would add 32 positions at once, so sums over values are not its. */
+#if defined(NE_PATH_AVX512_BF16)
+enum { WEIGHTS_ARE_ACTS = 1 };
+#elif defined(NE_PATH_AMX)
+enum { WEIGHTS_ARE_ACTS = 0 }; /* float32, not rounded */
+#else
+enum { WEIGHTS_ARE_ACTS = 1 };
+#endif
+
+int64_t weight_bytes(int64_t dtype) { return WEIGHTS_ARE_ACTS ? act_bytes(dtype) : 4; }
+
+/* weights [size] in place of scores -> what `weighted_sum` reads; size: a multiple of 64. */
+void to_weights(const float *x, void *w, int64_t size, int64_t dtype)
+{
+    if (WEIGHTS_ARE_ACTS) to_act(x, w, size, size, dtype);
+    else memcpy(w, x, 4 * size);
+}
+
+/* out [lines, 64] = weights [lines, places] values [places, 64], a panel of them; places: even. */
+void weighted_sum(const void *w, int64_t ldw, const void *values, int64_t places, float *out, int64_t ldo, int64_t lines,
+                  int64_t dtype)
+{
+    panel_product(PAIRS && WEIGHTS_ARE_ACTS, w, ldw, values, places, out, ldo, lines, 0, dtype, 0);
+}
+
+/* out [size] += w0 v0 + w1 v1, as a step of the chain of `weighted_sum`. w: two weights. size: a multiple of 64. */
+void weighted_pair(const void *w, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype)
 {
 #if PAIRS
-    if (dtype == BFLOAT16) {
+    if (dtype == BFLOAT16 && WEIGHTS_ARE_ACTS) {
         int32_t pair;
-        memcpy(&pair, e, 4);
+        memcpy(&pair, w, 4);
         for (int64_t i = 0; i < size; i += LANES) {
             const U both = (*(const LooseU *)(v0 + i) >> 16) | *(const LooseU *)(v1 + i);
             store(out + i, (V)_mm512_dpbf16_ps((__m512)load(out + i), (__m512bh)_mm512_set1_epi32(pair), (__m512bh)both));
@@ -329,7 +347,7 @@ void weighted_pair(const void *e, const float *v0, const float *v1, float *out, 
         return;
     }
 #endif
-    const float *x = e;
+    const float *x = w;
     for (int64_t i = 0; i < size; i += LANES) {
         V sum = load(out + i);
         if (dtype == FLOAT32) {
