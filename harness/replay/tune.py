@@ -10,9 +10,9 @@ Three steps, each on held-out training conversations that no other step uses, an
 
 The best of many is also the luckiest of them, so a figure that was used to choose is on the high side. That holds for the
 ranking and, less, for the fastest of five: hence the third step. It is a split and not a cross-fit, which would choose on all
-conversations but one, measure on that one, and go round. A cross-fitted figure uses every conversation. But where its folds choose
-differently it is of no single setting; its folds share conversations, so their spread gives no interval; and all five would have to
-decode every conversation, where here vanilla and the one that was chosen alone decode the last part.
+conversations but one, measure on that one, and go round. A cross-fitted figure uses every conversation. But where its folds
+choose differently it is of no single setting; its folds share conversations, so their spread gives no interval; and all five
+would have to decode every conversation, where here vanilla and the one that was chosen alone decode the last part.
 """
 
 from __future__ import annotations

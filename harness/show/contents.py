@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.common.errors import UserError
 from harness.common.names import label
 from harness.common.progress import Progress
 from harness.ledger.audit_words import audit_pages, audits_of
-from harness.ledger.ledger import read
+from harness.ledger.ledger import read, read_env
+from harness.ledger.record import Record
 from harness.ledger.trees import each_drafts
+from harness.ledger.tuned_presets import FILE, Entry, stored
 from harness.metrics.acceptance import ArmSums, Counts, by_arm, counted, drafting_arms
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, summarise
@@ -27,6 +31,8 @@ class Contents:
     audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
     audit_pages: tuple[str, ...]  # of these audits, as paths in the folder
     footnotes: tuple[str, ...] = ()  # what of the folder could not be read
+    tuned: tuple[Entry, ...] = ()  # what `harness tune` had found of the options that were measured
+    engines: Mapping[str, str] = field(default_factory=dict)  # of the targets' identities; read where there are such entries
 
 
 def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Contents:
@@ -48,4 +54,18 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
     for arm in by_arm(arms, counts):
         progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
         drafted.append(arm)
-    return Contents(arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), records.footnotes)
+    entries = tuple(stored(folder / FILE))
+    engines = _engines(folder, records) if entries else {}
+    return Contents(
+        arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), records.footnotes, entries, engines
+    )
+
+
+def _engines(folder: Path, records: Iterable[Record]) -> dict[str, str]:
+    """Whose forward ran, in words, by the target's identity; those of environments that say so."""
+    found = {}
+    for identity, env in {r["target_id"]: r["env"] for r in records}.items():
+        with suppress(UserError):  # the footnotes name it
+            parts = (read_env(folder, env or "") or {}).get("target_parts") or {}
+            found[identity] = str(parts.get("engine", ""))
+    return found
