@@ -77,8 +77,7 @@ def choices(
 
 
 def ranked_trees(
-    loaded: Loaded, m: methods.Method, options: Mapping[str, Any], *, temperature: float, answers: Sequence[Answer],
-    top_ks: Sequence[int] = TOP_KS, depths: Sequence[int] = DEPTHS, rounds: int | None = None,
+    loaded: Loaded, m: methods.Method, options: Mapping[str, Any], *, temperature: float, answers: Sequence[Answer]
 ) -> tuple[list[Choice], Costs]:  # fmt: skip
     """(all trees, best first; the costs that they were judged by). options: the method's, at which the rest of it is kept.
 
@@ -87,14 +86,13 @@ def ranked_trees(
     context = int(np.mean([len(a.prompt.ids) + len(a.ids) / 2 for a in answers]))
     say(f"measuring what steps cost at a context of {context} tokens ...")
     costs = measure_costs(
-        loaded, m, options, [a.prompt for a in answers], context=context, top_ks=top_ks, depths=depths,
-        temperature=temperature, rounds=rounds,
-    )  # fmt: skip
+        loaded, m, options, [a.prompt for a in answers], context=context, top_ks=TOP_KS, depths=DEPTHS, temperature=temperature
+    )
     drafts: dict[int, list[Ranks]] = {}
     n = sum(len(a.ids) - 1 for a in answers)
-    for top_k in top_ks:
+    for top_k in TOP_KS:
         say(f"drafting at {n} positions with top_k {top_k} ...")
-        drafts[top_k] = [answer_ranks(loaded, a, top_k, max(depths), options.get("frequent")) for a in answers]
+        drafts[top_k] = [answer_ranks(loaded, a, top_k, max(DEPTHS), options.get("frequent")) for a in answers]
     kinds = (False, True) if "stop_early" in options else (False,)
-    found = [choice for stops in kinds for choice in choices(drafts, costs, depths, TOTALS, stops)]
+    found = [choice for stops in kinds for choice in choices(drafts, costs, DEPTHS, TOTALS, stops)]
     return sorted(found, key=lambda c: -c.speedup), costs

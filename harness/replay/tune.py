@@ -148,7 +148,7 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
     tuning = Tuning(loaded, parts_of(prompts), budget, tell)
     for job in (job._replace(key=replace(job.key, engine=loaded.identity.engine)) for job in jobs):
         try:
-            found = _settled(tuning, job, (_replayed if job.arm.method.dynamic else _decoded)(tuning, job))
+            found = _found(tuning, job)
         except UserError as e:
             if job.arm.name in request.methods:
                 raise
@@ -216,6 +216,11 @@ def _jobs(arms: dict[str, Arm], config: ModelConfig, request: TuneRequest) -> li
             else:
                 found.append(Job(arm, key))
     return found
+
+
+def _found(tuning: Tuning, job: Job) -> Found:
+    """A job's best options: ranked, chosen by a race, and measured."""
+    return _settled(tuning, job, (_replayed if job.arm.method.dynamic else _decoded)(tuning, job))
 
 
 def _about(job: Job) -> str:

@@ -64,7 +64,7 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
 def _engines(folder: Path, records: Iterable[Record]) -> dict[str, str]:
     """Whose forward ran, in words, by the target's identity; those of environments that say so."""
     found = {}
-    for identity, env in {r["target_id"]: r["env"] for r in records}.items():
+    for identity, env in {r["target_id"] or "": r["env"] for r in records}.items():
         with suppress(UserError):  # the footnotes name it
             parts = (read_env(folder, env or "") or {}).get("target_parts") or {}
             found[identity] = str(parts.get("engine", ""))
