@@ -37,7 +37,7 @@ from harness.commands.options import (
     "--conversations",
     type=int,
     default=18,
-    help="Held-out training prompts: a third to rank on, a third to choose on, a third to measure on.",
+    help="Held-out training prompts: a quarter to rank on, a quarter to choose on, half to measure on.",
 )
 @option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
 @dtype_option

@@ -55,7 +55,9 @@ class Parts:
 
 
 def parts_of(prompts: Sequence[list[int]]) -> Parts:
-    """Thirds, in the order given; the last part, whose figure gets an interval, has what is left over, and at least 5.
+    """A quarter, a quarter, and the rest, in the order given.
+
+    The last part has half of them: its figure is the result, and there vanilla and one setting alone decode.
 
     Raises:
         UserError: there are too few.
@@ -66,9 +68,9 @@ def parts_of(prompts: Sequence[list[int]]) -> Parts:
             f"{n} held-out conversations are too few to tune on: at least {sum(LEAST)} are needed, {LEAST[0]} to rank options "
             f"on, {LEAST[1]} others to choose on, {LEAST[2]} others to measure what was chosen"
         )
-    third = min(n // 3, (n - LEAST[2]) // 2)
+    quarter = n // 4
     numbered = [Prompt(i, ids) for i, ids in enumerate(prompts)]
-    return Parts(numbered[:third], numbered[third : 2 * third], numbered[2 * third :])
+    return Parts(numbered[:quarter], numbered[quarter : 2 * quarter], numbered[2 * quarter :])
 
 
 @dataclass(frozen=True, slots=True)

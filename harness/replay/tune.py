@@ -56,7 +56,7 @@ class TuneRequest:
     methods: tuple[str, ...] = ("eagle2",)
     model: str = "smollm2-135m"
     temperatures: tuple[float, ...] = (0.0,)
-    conversations: int = 18
+    conversations: int = 20
     max_new_tokens: int | None = None
     dtype: str = "auto"
     threads: int | None = None

@@ -49,13 +49,13 @@ def tuned_table(summaries: Iterable[CellSummary], entries: Sequence[Entry], engi
                 row |= {f"{k} {what}": f"{form.format(own[k])} ({off[what][k]:+.1%})" for what, own in three.items()}
                 row[f"{k} measured"] = marked_text(speed, joint_mark(cells)) if k == "decode" else number(measured[k], form)
             rows.append(row | {"tasks": str(len(values))})
-            line: dict[str, Any] = {**asdict(setting), "method": cells[0].method, "tasks": len(values)}
+            line: dict[str, Any] = {**asdict(setting), "method": cells[0].method, "preset": cells[0].preset, "tasks": len(values)}
             for k, plain in (("τ", "tau"), ("cost", "cost"), ("decode", "decode_speedup")):
                 line |= {f"{what}_{plain}": own[k] for what, own in {**three, "measured": measured}.items()}
                 line |= {f"{what}_{plain}_off": own[k] for what, own in off.items()}
-            for k in ("tau", "speedup"):
+            for k, plain in (("tau", "tau"), ("speedup", "decode_speedup")):
                 low, high = entry.raced.get(f"{k}_ci95") or (None, None)
-                line |= {f"raced_{k}_low": low, f"raced_{k}_high": high}
+                line |= {f"raced_{plain}_low": low, f"raced_{plain}_high": high}
             numbers.append(
                 line | {"ranked_on": entry.predicted.get("conversations"), "raced_on": entry.raced.get("conversations")}
             )
