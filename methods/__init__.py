@@ -269,6 +269,11 @@ def samples_drafts(name: str) -> bool:
     return _METHODS[name].samples_drafts if name in _METHODS else bool(_declared().get(name, {}).get("samples_drafts"))
 
 
+def is_external(name: str) -> bool:
+    """Whether a method is another's loop, on transformers' own module; for the same rooms as `drafter_of`."""
+    return _METHODS[name].external if name in _METHODS else bool(_declared().get(name, {}).get("external"))
+
+
 @cache
 def _declared() -> dict[str, dict[str | None, Any]]:
     """What this folder's files register their methods with, as far as it is written out."""

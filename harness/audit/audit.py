@@ -11,7 +11,16 @@ from harness.audit.jobs import Plan
 from harness.audit.keeper import Finding, Keeper, Origin
 from harness.audit.layers import planned
 from harness.audit.levels import LEVELS, SCORE_DTYPE
-from harness.audit.prepare import chosen, ledger_pairs, loaded_or_row, loop_of, not_asked_for, scope_of
+from harness.audit.prepare import (
+    check_engine,
+    chosen,
+    ledger_pairs,
+    loaded_or_row,
+    loop_of,
+    measured_exactly,
+    not_asked_for,
+    scope_of,
+)
 from harness.audit.request import AuditRequest
 from harness.audit.store import Store
 from harness.audit.verdicts.all import in_order, judged
@@ -55,7 +64,7 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         recorded_taus.taus(head)  # a spoilt file is found out before hours are spent
     subjects = chosen(request.methods, config)
     pairs, rows = ledger_pairs(request.ledgers, config)
-    dtypes = tuple(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *level.dtypes)))
+    dtypes = list(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *level.dtypes)))
     with Store(request.out) as store:
         keeper = Keeper(store)
 
@@ -66,7 +75,7 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         fails = _Failures(inexact, tell)
         plan: Plan = ()
         origin, loop = None, None
-        for dtype in dtypes:
+        for dtype in dtypes:  # it may grow by the measured dtype once a model is loaded
             loaded, stages = None, [dtype]
             if loop is None or loop.lacks(plan, dtype):
                 loaded = loaded_or_row(request, config, dtype, subjects, rows, tell)
@@ -74,11 +83,15 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
                     continue
             if loop is None:
                 assert loaded is not None
-                origin = Origin.of(loaded, request.n_threads)
+                dtypes += [] if request.dtypes else measured_exactly(loaded, dtypes)
+                origin = Origin.of(loaded, request.n_threads, dtypes)
                 scope = scope_of(request, level, config, subjects, pairs, loaded, origin, rows)
                 plan = planned(scope, loaded, dtypes)
                 loop = loop_of(plan, scope, loaded, keeper, tell)
                 stages = ["", dtype]  # layer 1 runs no model: it comes once, and first
+            if loaded is not None:
+                assert origin is not None
+                check_engine(loaded, origin)
             for stage in (stage for stage in plan if stage.dtype in stages):
                 rows += loop.run(stage, loaded)
                 fails.tell_new(judge())

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.audit.probe.scores import FUNCTIONS
 from harness.audit.verdicts.acceptance import drafted, paired_taus, tau_change
-from harness.audit.verdicts.greedy import UNJUDGED, classify, kind_of
+from harness.audit.verdicts.greedy import LOSSY, UNJUDGED, classify, kind_of, must_be_identical
 from harness.audit.verdicts.replay import Control
 from harness.audit.verdicts.sampling import scores_of
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, by_cell
@@ -59,8 +59,8 @@ def divergence_data(findings: Iterable[Finding], known: Mapping[str, Control]) -
                 if not (d := f.get("divergence")):
                     continue
                 control, gap_tol = known.get(dtype), None
-                if dtype == "float64":
-                    name, gap_tol = "FAULT", 0.0
+                if must_be_identical(f):
+                    name, gap_tol = LOSSY if f.get("row_invariant") else "FAULT", 0.0
                 elif control is None:
                     name = classify(d, None)
                 else:
@@ -83,7 +83,7 @@ def gap_data(findings: Sequence[Finding], known: Mapping[str, Control]) -> pd.Da
         rows += [{**common, "method": CONTROL, "gap": g, "outputs": "", "class": ""} for g in sorted(noise)[-400:]]
         for (d, method), mine in by_cell(findings, "greedy", "ledger").items():
             whole = [f for f in mine if "divergence" in f]
-            if d != dtype or method == "vanilla" or not whole:
+            if d != dtype or method == "vanilla" or not whole or must_be_identical(whole[0]):
                 continue
             n_same = sum(not f["divergence"] for f in whole)
             cell = {**common, "method": method, "outputs": f"{n_same} of {len(whole)} identical"}

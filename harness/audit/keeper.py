@@ -15,6 +15,7 @@ from harness.audit.probe.subject import Subject
 from harness.audit.store import Store
 from harness.common.source_hash import Package, closure_sha
 from harness.ledger.record import canonical_hash
+from harness.load.identity import TargetIdentity
 from harness.load.model import Loaded
 
 
@@ -47,20 +48,25 @@ def machine(threads: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The models and the machine that findings come from. `target`: its identity. `drafters`, `frequent`: kind of drafter -> its
-    identity, and the hash of its list of frequent tokens. `where`: see `machine`."""
+    """The models and the machine that findings come from. `targets`: dtype -> the target's identity, in which its engine is.
+    `row_invariant`: the dtypes in which that engine is. `drafters`, `frequent`: kind of drafter -> its identity, and the hash of
+    its list of frequent tokens. `where`: see `machine`."""
 
     model: str
-    target: str
+    targets: Mapping[str, TargetIdentity]
+    row_invariant: frozenset[str]
     drafters: Mapping[str, str | None]
     frequent: Mapping[str, str | None]
     where: Mapping[str, Any]
 
     @classmethod
-    def of(cls, loaded: Loaded, threads: int) -> Origin:
+    def of(cls, loaded: Loaded, threads: int, dtypes: Sequence[str]) -> Origin:
+        """dtypes: all that are audited; the model is loaded in one of them."""
+        targets = {dtype: loaded.identity_in(dtype) for dtype in dtypes}
+        row_invariant = frozenset(dtype for dtype in dtypes if loaded.is_row_invariant_in(dtype))
         drafters = {kind: loaded.drafter_id(kind) for kind in methods.DRAFTERS}
         frequent = {kind: loaded.frequent_sha_of(kind) for kind in methods.DRAFTERS}
-        return cls(loaded.config.name, loaded.identity.id, drafters, frequent, machine(threads))
+        return cls(loaded.config.name, targets, row_invariant, drafters, frequent, machine(threads))
 
     @property
     def head(self) -> str | None:
@@ -69,7 +75,12 @@ class Origin:
     @property
     def facts(self) -> dict[str, Any]:
         """For the page."""
-        return {"model": self.model, "target": self.target, "head": self.head, **self.where}
+        dtypes: dict[str, list[str]] = {}
+        for dtype, target in self.targets.items():
+            dtypes.setdefault(target.engine, []).append(dtype)
+        engines = "; ".join(f"{engine} ({', '.join(names)})" for engine, names in dtypes.items())
+        first = next(iter(self.targets.values()))
+        return {"model": self.model, "target": first.id, "head": self.head, **self.where, "engine": engines}
 
     def about_law(self, kind: str, s: Subject, **more: Any) -> About:
         """Of a finding on stand-ins, which holds for every model and machine."""
@@ -80,14 +91,14 @@ class Origin:
         name, ids = prompt
         return {
             "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(ids)[:16],
-            "model": self.model, "target": self.target, "head": self.drafters.get(s.kind or ""),
+            "model": self.model, "target": self.targets[dtype].id, "head": self.drafters.get(s.kind or ""),
             "frequent": self.frequent.get(s.kind or "") if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
             "new_tokens": new_tokens, "audit": audit_sha(), **self.where, **more,
         }  # fmt: skip
 
     def about_ledger(self, kind: str, method: str, dtype: str, **more: Any) -> About:
         """Of an output in a ledger, which other code may have made."""
-        return {"kind": kind, "method": method, **more, "dtype": dtype, "model": self.model, "target": self.target,
+        return {"kind": kind, "method": method, **more, "dtype": dtype, "model": self.model, "target": self.targets[dtype].id,
                 "audit": audit_sha(), **self.where}  # fmt: skip
 
 

@@ -55,8 +55,8 @@ def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
     for dtype in dtypes:
         able, rows = able_subjects(scope, loaded, dtype)
         stages.append(greedy_stage(scope, dtype, able, rows))
-        if dtype == "float64":
-            stages.append(coupled_stage(scope, able))
+        if dtype == "float64" or dtype in scope.origin.row_invariant:
+            stages.append(coupled_stage(scope, dtype, able))
         if dtype == SCORE_DTYPE:
             stages += [again_stage(scope, dtype, able), score_stage(scope, loaded, able)]
         stages.append(ledger_stage(scope, dtype))
@@ -99,17 +99,17 @@ def law_stage(scope: Scope, s: Subject) -> Stage:
 
 def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequence[Verdict]) -> Stage:
     """Layers 2, 3 and 5: for each prompt the control, and then every method's greedy output beside it."""
-    level, jobs = scope.level, list[Job]()
+    level, jobs, has_bits = scope.level, list[Job](), dtype in scope.origin.row_invariant
     vanilla = next(s for s in scope.subjects if s.name == VANILLA)
-    for case in scope.prompts.greedy(dtype):
+    for case in scope.prompts.greedy(dtype, has_bits):
         prompt, n, n_prompt = case.prompt, case.new_tokens, len(case.prompt[1])
         params, text = greedy_params(case, scope.stop_ids), n_prompt + n
         is_long = not case.stops
         more = {"stops": False} if is_long else {}
         control = Job(
-            scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width, **more),
+            scope.origin.about("control", vanilla, dtype, prompt, n, width=level.width, **more, **_row_invariant(has_bits)),
             Work("control", VANILLA, dtype, n, n_prompt, text + n_prompt + SCORED_BY_CONTROL * n),
-            partial(findings.control_finding, prompt=prompt[1], params=params, width=level.width),
+            partial(findings.control_finding, prompt=prompt[1], params=params, width=level.width, has_bits=has_bits),
         )
         jobs.append(control)
         more |= {"guided": True} if case.guided else {}
@@ -120,10 +120,17 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
             own_n = min(n, EXTERNAL_TOKENS) if is_long and s.external else n
             own_params = replace(params, max_new_tokens=own_n)
             work = Work("greedy", s.name, dtype, own_n, n_prompt, n_prompt + own_n, pace=_pace(own, s))
-            about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more)
-            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided)
+            own_bits = has_bits and not s.external
+            about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more, **_row_invariant(own_bits))
+            make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided,
+                           has_bits=own_bits)  # fmt: skip
             jobs.append(Job(about, work, make, beside=control))
     return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
+
+
+def _row_invariant(has_bits: bool) -> dict[str, Any]:
+    """What a finding says of the engine that it is of, where no rounding is an excuse for other tokens."""
+    return {"row_invariant": True} if has_bits else {}
 
 
 def greedy_params(case: Case, stop_ids: frozenset[int]) -> SamplerParams:
@@ -136,24 +143,27 @@ def score_params(level: Level, name: str, repeat: int, stop_ids: frozenset[int])
     return SamplerParams(level.score_length, stops, temperature=SCORE_TEMPERATURE, key=stream_key(2, name, 1, repeat))
 
 
-def coupled_stage(scope: Scope, able: Sequence[Subject]) -> Stage:
-    """Layer 4 in float64: methods that draw the target's own tokens emit vanilla's ids at T = 1, too."""
-    level, jobs = scope.level, list[Job]()
-    if not scope.prompts.coupled:
-        return Stage("L4 float64", "float64")
-    rows = [Verdict.not_applicable("L4 same ids at T = 1, float64", s.name, why) for s in able if (why := _not_vanillas(s))]
+def coupled_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
+    """Layer 4 in float64 and on a row-invariant engine: methods that draw the target's own tokens emit vanilla's ids at T = 1."""
+    level, jobs, has_bits = scope.level, list[Job](), dtype in scope.origin.row_invariant
+    prompts, n_whole = scope.prompts.coupled, level.coupled_whole
+    if has_bits:
+        prompts, n_whole = scope.prompts.coupled_bits, max(n_whole, 1)
+    if not prompts:
+        return Stage(f"L4 {dtype}", dtype)
+    rows = [Verdict.not_applicable(f"L4 same ids at T = 1, {dtype}", s.name, why) for s in able if (why := _not_vanillas(s))]
     coupled = [s for s in able if s.name != VANILLA and not _not_vanillas(s)]
-    for i, prompt in enumerate(scope.prompts.coupled):
+    for i, prompt in enumerate(prompts):
         name, ids = prompt
         params = SamplerParams(level.new_tokens, scope.stop_ids, temperature=1.0, key=stream_key(1, name, 1, 0))
         plain = PlainText(ids, params)
         for own in coupled:
-            s = own if i < level.coupled_whole else own.with_options(level.exact_tree)
-            work = Work("coupled", s.name, "float64", level.new_tokens, len(ids), pace=_pace(own, s))
-            about = scope.origin.about("coupled", s, "float64", prompt, level.new_tokens)
+            s = own if i < n_whole else own.with_options(level.exact_tree)
+            work = Work("coupled", s.name, dtype, level.new_tokens, len(ids), pace=_pace(own, s))
+            about = scope.origin.about("coupled", s, dtype, prompt, level.new_tokens, **_row_invariant(has_bits))
             make = partial(findings.coupled_finding, subject=s, prompt=ids, params=params)
             jobs.append(Job(about, work, make, beside=plain))
-    return Stage("L4 float64", "float64", jobs, rows=rows)
+    return Stage(f"L4 same ids {dtype}", dtype, jobs, rows=rows)
 
 
 def again_stage(scope: Scope, dtype: str, able: Sequence[Subject]) -> Stage:
@@ -209,6 +219,7 @@ def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, pr
 def ledger_stage(scope: Scope, dtype: str) -> Stage:
     """Layer 3 on a ledger's greedy outputs, and the control over vanilla's texts in it: it checks as many positions, twice."""
     width, about, names = scope.level.width, scope.origin.about_ledger, {s.name for s in scope.subjects}
+    own = {s.name for s in scope.subjects if not s.external}
     pairs = [pair for pair in scope.pairs if pair.dtype == dtype and pair.method in names]
     texts = {(pair.vanilla_key, tuple(pair.vanilla["token_ids"])): pair for pair in pairs}
     jobs = []
@@ -219,8 +230,10 @@ def ledger_stage(scope: Scope, dtype: str) -> Stage:
         jobs.append(Job(of, work, partial(_control_in_ledger, scope.ledger_prompts, pair, width)))
     for pair in pairs:
         r = pair.record
+        # a record of schema 2 does not say which engine made it
+        has_bits = dtype in scope.origin.row_invariant and pair.method in own and r["target_id"] is not None
         of = about("ledger", pair.label, dtype, of=pair.key, vanilla=pair.vanilla_key, ids=pair.ids_sha, cell=r["cell"],
-                   prompt=f"{r['task']}/{r['sample_id']} turn {r['turn']}")  # fmt: skip
+                   prompt=f"{r['task']}/{r['sample_id']} turn {r['turn']}", **_row_invariant(has_bits))  # fmt: skip
         work = Work("ledger", pair.method, dtype, rows=0 if pair.at is None else r["n_prompt"] + pair.at)
         jobs.append(Job(of, work, partial(_in_ledger, scope.ledger_prompts, pair)))
     return Stage(f"L3 {dtype}, ledger", dtype, jobs)

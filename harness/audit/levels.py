@@ -139,32 +139,34 @@ class Prompts:
     """What a level runs on bundled prompts, as many as it needs, or fewer where fewer fit.
 
     `usual`: greedy outputs in float32 and, but for long ones, in 16 bits; `exact`: in float64; `coupled`: prompts of sampled
-    outputs in float64; `scored`: of the score test.
+    outputs in float64; `coupled_bits`: of those on a row-invariant engine; `scored`: of the score test.
     """
 
     usual: Sequence[Case]
     exact: Sequence[Case]
     coupled: Sequence[Prompt]
     scored: Sequence[Prompt]
+    coupled_bits: Sequence[Prompt] = ()
 
     @classmethod
     def of(cls, loaded: Loaded, level: Level) -> Prompts:
-        counts = (level.prompts, level.exact_prompts, level.coupled_prompts)
-        usual, exact, coupled = (bundled(loaded, n, level.room, level.shortest) for n in counts)
+        counts = (level.prompts, level.exact_prompts, level.coupled_prompts, max(level.coupled_prompts, 1))
+        usual, exact, coupled, coupled_bits = (bundled(loaded, n, level.room, level.shortest) for n in counts)
         long = long_prompt(loaded, level.long_tokens + level.width)
         trees = [{} if i < level.exact_whole else level.exact_tree for i in range(len(exact))]
         beyond = [Case(p, level.long_tokens, level.long_tree, guided=True, stops=False) for p in long]
         return cls(
             [*(Case(p, level.new_tokens) for p in usual), *beyond],
             [Case(p, level.new_tokens, tree, level.exact_guided) for p, tree in zip(exact, trees, strict=True)],
-            coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST),
+            coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST), coupled_bits,
         )  # fmt: skip
 
-    def greedy(self, dtype: str) -> Sequence[Case]:
-        """The greedy outputs in a dtype. Long ones are judged in float32 alone, where rounding hides least at a fair price."""
+    def greedy(self, dtype: str, is_row_invariant: bool = False) -> Sequence[Case]:
+        """The greedy outputs in a dtype. Long ones are judged where rounding hides least at a fair price: in float32, and in any
+        dtype on a row-invariant engine."""
         if dtype == "float64":
             return self.exact
-        return [case for case in self.usual if case.stops or dtype == "float32"]
+        return [case for case in self.usual if case.stops or dtype == "float32" or is_row_invariant]
 
     @property
     def has_long(self) -> bool:

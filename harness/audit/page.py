@@ -14,6 +14,7 @@ from harness.audit import figure_data, figures
 from harness.audit.levels import LONG, SCORE_LONGEST
 from harness.audit.probe.scores import ALPHA, POWER
 from harness.audit.verdicts.acceptance import LOST
+from harness.audit.verdicts.greedy import LOSSY
 from harness.audit.verdicts.replay import GAP_FACTOR, MEDIAN_FACTOR, MOST_NOISE, REPLAY_FACTOR, controls
 from harness.audit.verdicts.sampling import SHIFT
 from harness.audit.verdicts.verdict import Finding, Verdict, counted  # fmt: skip
@@ -52,7 +53,9 @@ LAYERS = {
         bits). Without it, a fault in the forwards that all methods share would excuse itself, because the control has it too.
         Where the control fails, that bound is the limit. After a prompt of {LONG} tokens drafters are guided: told the text at
         some steps, misled at others, so that paths of every length are walked. A
-        ledger and another's loop keep no logits. Only L3 and L4 judge them.""",
+        ledger and another's loop keep no logits. Only L3 and L4 judge them. On a row-invariant engine the rows of greedy outputs
+        are also compared with plain decoding's over the same text, by that engine, bit by bit (`same bits`): the logits behind
+        every token, the features that a drafter is given, and the control's many rows. Nothing is allowed there.""",
     ),
     "L3": (
         "greedy equality",
@@ -61,8 +64,9 @@ LAYERS = {
         both lie within gap_tol of the best, which is {GAP_FACTOR:g} x the largest movement of a gap that the control shows, over
         at least as many positions. All else is a `FAULT`: so is a difference after layer 2 was broken, and an output that ends
         early. Where the control fails, a gap is `unjudged`. Divergences may not be more frequent than the control's own (Fisher's
-        exact test, Holm over all rows). The bound is the exact one for the rate of outputs with a fault. Every
-        divergence with its class: `divergences.csv`.""",
+        exact test, Holm over all rows). On a row-invariant engine there is neither tolerance nor near-tie: every difference is
+        `{LOSSY}`, in whatever dtype, but in others' loops, which run transformers' module and have the rules above. The bound is
+        the exact one for the rate of outputs with a fault. Every divergence with its class: `divergences.csv`.""",
     ),
     "L4": (
         "sampling",
@@ -70,7 +74,8 @@ LAYERS = {
         six functions g a method, Holm-corrected over all methods at {ALPHA:g}, vanilla included. Each row says which shift of a
         mean the whole family of tests finds with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. Methods
         that draw the target's own tokens must emit, at every position, the one that the position's random number names in the law
-        of the logits that layer 2 looked at; at level full also vanilla's ids at T = 1 in float64. If they do, their rows of the
+        of the logits that layer 2 looked at; on a row-invariant engine also vanilla's ids at T = 1 in the dtype at hand, and at
+        level full in float64. If they do, their rows of the
         score test hold the same tokens as vanilla's, and confirm nothing more. To save time, trees are cut: at level quick to 12
         nodes in 6 levels, here, in float64 and after the long prompt; at level full to 8 nodes here (dynamic ones in 2 levels,
         lookahead's windows to 3), and in float64 to 15 after the first prompts. The rows say how often. All else has the trees

@@ -21,6 +21,7 @@ from harness.common.hints import hinted
 from harness.common.names import VANILLA, method_order
 from harness.ledger import ledger as records
 from harness.load.config import ModelConfig
+from harness.load.dtype import resolve_dtype
 from harness.load.model import Loaded
 
 Tell = Callable[[str], None]
@@ -81,6 +82,23 @@ def loaded_or_row(
         return None
 
 
+def measured_exactly(loaded: Loaded, dtypes: Sequence[str]) -> list[str]:
+    """The dtype in which `harness run` measures the model, if it is none of `dtypes` and its engine there is row-invariant: what
+    tables show is then judged as it was measured."""
+    own = resolve_dtype(loaded.config.dtype)
+    return [own] if own not in dtypes and loaded.is_row_invariant_in(own) else []
+
+
+def check_engine(loaded: Loaded, origin: Origin) -> None:
+    """
+    Raises:
+        UserError: another engine runs the model in this dtype than was planned for.
+    """
+    planned, found = origin.targets[loaded.dtype].engine, loaded.identity.engine
+    if planned != found:
+        raise UserError(f"in {loaded.dtype} the engine is {found}, and the audit was planned for {planned}: run it again")
+
+
 def scope_of(
     request: AuditRequest, level: Level, config: ModelConfig, subjects: Sequence[Subject], pairs: Sequence[LedgerPair],
     loaded: Loaded, origin: Origin, rows: list[Verdict],
@@ -92,8 +110,9 @@ def scope_of(
     """
     ledger_prompts = LedgerPrompts(request.prompts_dir)
     for pair in pairs:
-        known = pair.record["target_id"] or loaded.identity.id  # schema 2 does not say
-        if (pair.record["target_sha"], known) != (loaded.target_sha, loaded.identity.id):
+        here = origin.targets[pair.dtype].id if pair.dtype in origin.targets else loaded.identity_in(pair.dtype).id
+        known = pair.record["target_id"] or here  # schema 2 does not say
+        if (pair.record["target_sha"], known) != (loaded.target_sha, here):
             raise UserError(f"the ledger's records are of another {config.name} than the one at hand: weights, configuration, "
                             "tokenizer, prompt format, stop ids or engine differ")  # fmt: skip
         ledger_prompts.ids(pair, loaded)

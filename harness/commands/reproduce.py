@@ -131,6 +131,7 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
     """
     from harness.ledger.trees import each_drafts
     from harness.metrics.acceptance import acceptance_numbers, by_arm, counted
+    from harness.metrics.engines import engine_notes, of_records
     from harness.paper.figures_5_6 import drafts_table
     from harness.paper.plan import records_of
     from harness.paper.tables_1_3 import judged_table
@@ -166,4 +167,5 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(judged_table(item, judged))
-    return [replace(table, notes=(*table.notes, *recorded.footnotes)) for table in made], mixed
+    footnotes = (*engine_notes(of_records(recorded)), *recorded.footnotes)
+    return [replace(table, notes=(*table.notes, *footnotes)) for table in made], mixed

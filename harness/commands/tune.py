@@ -34,11 +34,9 @@ from harness.commands.options import (
 @model_option
 @option("--temperature", "temperatures", type=float, multiple=True, default=(0.0,), help="Repeatable (default: 0).")
 @option(
-    "--conversations",
-    type=int,
-    default=18,
+    "--conversations", type=int, default=20,
     help="Held-out training prompts: a quarter to rank on, a quarter to choose on, half to measure on.",
-)
+)  # fmt: skip
 @option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
 @dtype_option
 @threads_option

@@ -51,12 +51,14 @@ def _cpu_quota(root: Path) -> float | None:
 
 def describe(
     *, dtype: str, threads: int, target_sha: str, target_parts: Mapping[str, str], head_sha: str | None, engine_sha: str,
-    seed: int, n_devices: int, template: str, system: str,
+    seed: int, n_devices: int, template: str, system: str, is_row_invariant: bool, engine_facts: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The environment of a run as plain JSON.
 
     n_devices: over how many the target's layers are spread. target_parts: what the target's identity is made of. engine_sha: the
-    hash of `methods.engine`.
+    hash of `methods.engine`. is_row_invariant: whether each row of a forward has the bits of plain decoding. engine_facts: what
+    else the target's engine tells of itself: `pages`, how large those are that its weights lie in ("2 MB"), and `native`, what
+    compiled code runs (path, compiler, flags).
     """
     import torch
 
@@ -71,7 +73,7 @@ def describe(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in _cpu_flags()],
+        "cpu_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in cpu_flags()],
         "n_cores": usable_cores(),
         "gpu": gpu,
         "cuda": torch.version.cuda,
@@ -81,6 +83,8 @@ def describe(
         "threads": threads,
         "target_sha": target_sha,
         "target_parts": dict(target_parts),
+        "row_invariant": is_row_invariant,
+        **engine_facts,
         "head_sha": head_sha,
         "seed": seed,
         "template": template,
@@ -124,7 +128,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """What this CPU can do, as /proc/cpuinfo names it; empty where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -310,6 +310,12 @@ def check_cell(record: Mapping[str, Any], system: str, known: dict[str, tuple[An
     known[cell] = content
 
 
+_IN_ENV: tuple[tuple[str, type[Any], str], ...] = (
+    ("packages", dict, "an object"), ("target_parts", dict, "an object"), ("system", str, "a text"), ("pages", str, "a text"),
+    ("native", dict, "an object"), ("row_invariant", bool, "true or false"),
+)  # fmt: skip
+
+
 def env_of(text: bytes, name: str) -> dict[str, Any]:
     """The environment in a file, which its name is the hash of.
 
@@ -326,7 +332,7 @@ def env_of(text: bytes, name: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if own != name:
         raise ValueError(f"altered: the hash of what it holds is {own}")
-    for key, kind, what in (("packages", dict, "an object"), ("target_parts", dict, "an object"), ("system", str, "a text")):
+    for key, kind, what in _IN_ENV:
         if type(env.get(key, kind())) is not kind:
             raise _wrong(key, env[key], what)
     return env

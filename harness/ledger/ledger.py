@@ -323,6 +323,7 @@ def _placed(record: Record, envs: _Envs) -> Record:
     record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
     record["system"] = (env or {}).get("system", "paper")
     record["target_parts"] = (env or {}).get("target_parts")
+    record["row_invariant"] = (env or {}).get("row_invariant", False)
     return record
 
 

@@ -119,13 +119,14 @@ class Record(StoredRecord, total=False):
     machine: str  # what measured it, from the env file
     system: str  # the prompt format's system prompt, from the env file: paper, none or the text
     target_parts: dict[str, str] | None  # what target_id is made of, from the env file; None where that does not say
+    row_invariant: bool  # whether each row of a forward had the bits of plain decoding, from the env file
     cpu_s: float | None  # CPU seconds of the thread that decodes; earlier records lack it
     load: float | None  # of the machine over the last minute; earlier records lack it
     n_special: int  # special tokens that the tokenizer adds to a text; earlier records lack it, their tokenizers add none
     foreign: Foreign
 
 
-READ_BESIDE = frozenset({"machine", "system", "target_parts"})  # what `read` adds to a record from its env file
+READ_BESIDE = frozenset({"machine", "system", "target_parts", "row_invariant"})  # what `read` adds to a record from its env file
 
 
 def canonical_hash(obj: Any) -> str:

@@ -41,7 +41,7 @@ def steps_of(record: Mapping[str, Any]) -> Steps | None:
 
 _LEFT_OUT = frozenset({"trace", "text"})
 _KEPT = tuple(name for name in StoredRecord.__annotations__ if name not in _LEFT_OUT)
-_OPTIONAL = ("cpu_s", "load", "n_special", "machine", "system", "target_parts")
+_OPTIONAL = ("cpu_s", "load", "n_special", "machine", "system", "target_parts", "row_invariant")
 _OWN = frozenset({"key"})  # no two records have the same
 
 

@@ -15,7 +15,8 @@ from harness.load.kinds import ReadDrafter, TargetFacts, kind_named
 from harness.load.layout import weight_files, weights_digest
 from harness.load.prompt_text import load_tokenizer
 from harness.load.self_check import is_finite
-from methods.engine.draft_lm import LMDrafter, NarrowConfig, NarrowLM
+from methods.engine.draft_lm import NarrowConfig, NarrowLM
+from methods.engine.engines import lm_drafter
 
 
 def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -28,7 +29,7 @@ def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
     state, digest = read_state(folder, values)
     narrow = NarrowLM(narrow_config(folder, values))
     fill(narrow, state, folder)
-    return ReadDrafter(lambda t: LMDrafter(narrow.folded(t.embedding, t.lm_head.weight)), digest)
+    return ReadDrafter(lambda t: lm_drafter(t, narrow.folded(t.embedding, t.lm_head.weight)), digest)
 
 
 def narrow_config(folder: Path, values: dict[str, Any]) -> NarrowConfig:
@@ -98,4 +99,4 @@ def _whole_lm(folder: Path, values: dict[str, Any], target: TargetFacts) -> Read
     positive(folder / "config.json", "rope_theta", model.config.rope_parameters["rope_theta"])
     if bad := next((name for name, p in model.named_parameters() if not is_finite(p)), None):
         raise UserError(f"the draft LM in {folder}: {bad} holds NaN or infinity")
-    return ReadDrafter(lambda t: LMDrafter(model.to(t.lm_head.weight.device).eval()), weights_digest(files))
+    return ReadDrafter(lambda t: lm_drafter(t, model.to(t.lm_head.weight.device).eval()), weights_digest(files))

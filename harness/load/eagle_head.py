@@ -16,6 +16,7 @@ from harness.load.config_keys import check_keys, positive, rope_of, whole
 from harness.load.drafters import check_target, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.engines import eagle_drafter
 from methods.engine.target import HFTarget
 
 FREQUENT = "frequent.safetensors"
@@ -46,7 +47,7 @@ def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
 def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:
     """A drafter on the device of the last layer, whose output it reads, with a copy of the embedding there."""
     where = target.lm_head.weight.device
-    return EagleDrafter(head.to(where, target.dtype), target.embedding.to(where), target.lm_head, frequent)
+    return eagle_drafter(target, head.to(where, target.dtype), target.embedding.to(where), frequent)
 
 
 def load_frequent(folder: Path, vocab: int) -> tuple[torch.Tensor | None, str | None]:

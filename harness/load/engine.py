@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from harness.common.errors import UserError, in_one_line
 from harness.load.config import ModelConfig
-from harness.load.dtype import device
 from harness.load.weights import prepared_folder, weights_folder
 
 
@@ -15,36 +15,33 @@ def expected_engine(config: ModelConfig, dtype: str) -> str:
     """What `TargetIdentity.engine` will say of a model in a dtype (a name of torch's, not `auto`) on this machine.
 
     Only the model's config is read, so what is stored by engine can be looked up before anything is loaded. Weights that are not
-    here yet are fetched.
+    here yet are fetched, and the native engine is compiled if it was not.
 
     Raises:
-        UserError: the weights cannot be had, or transformers does not take their config.
+        UserError: the weights cannot be had, transformers does not take their config, or `HARNESS_ENGINE` asks for an engine that
+            cannot run the model here.
     """
     import torch
-    import transformers
 
-    from methods.engine.layer import PACKED_DTYPES
+    from methods.engine.engines import target_type
 
     folder = prepared_folder(config) or weights_folder(config)[0]
     try:
-        is_plain, name = _module(folder)
-    except Exception as e:  # of a value of another type nearly any error may come
-        raise UserError(f"cannot tell which engine runs model {config.name}: transformers does not take {folder}: "
-                        f"{in_one_line(e)}") from None  # fmt: skip
-    if is_plain and device().type == "cpu" and getattr(torch, dtype) in PACKED_DTYPES:
-        return "lean"
-    return f"transformers {transformers.__version__} {name}"
+        model, named = _without_weights(folder), getattr(torch, dtype)
+        return target_type(model, named).engine_in(model, named)
+    except Exception as e:  # of a config's value of another type nearly any error may come
+        raise UserError(f"cannot tell which engine runs model {config.name} of {folder}: {in_one_line(e)}") from None
 
 
 @cache
-def _module(folder: Path) -> tuple[bool, str]:
-    """(whether it is a plain LLaMA, the name of its class) of a folder's model, which is made without memory for weights."""
+def _without_weights(folder: Path) -> Any:
+    """A folder's model as transformers' module, on the device that it would be on, with no memory behind its weights."""
     import torch
     import transformers
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from methods.engine.llama import is_plain_llama
+    from harness.load.dtype import device
 
     sizes = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(sizes, trust_remote_code=False)
-    return is_plain_llama(model), type(model).__name__
+    with FakeTensorMode(), torch.device(device()):
+        return transformers.AutoModelForCausalLM.from_config(sizes, trust_remote_code=False)

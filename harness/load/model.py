@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 import methods
-from harness.common.errors import UserError, in_one_line
+from harness.common.errors import UserError, in_one_line, say
 from harness.load import chat, placement
 from harness.load.architecture import Architecture
 from harness.load.config import ModelConfig
@@ -28,7 +28,7 @@ from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
-from methods.engine.llama import LlamaTarget
+from methods.engine.engines import target_type
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ class Loaded:
     def target_sha(self) -> str:
         """The hash of the target's weights."""
         return self.identity.weights
+
+    def identity_in(self, dtype: str) -> TargetIdentity:
+        """The target's identity in a dtype, in which another engine may run it; nothing is loaded."""
+        named, model = getattr(torch, dtype), self.target.model
+        return replace(self.identity, engine=target_type(model, named).engine_in(model, named))
+
+    def is_row_invariant_in(self, dtype: str) -> bool:
+        """Whether the engine that runs the target in a dtype is row-invariant; nothing is loaded."""
+        return target_type(self.target.model, getattr(torch, dtype)).is_row_invariant
 
     def drafter_of(self, kind: str | None) -> Any:
         """The drafter of a kind of `harness.load.kinds`; None where none was loaded, or none is asked for."""
@@ -200,21 +209,20 @@ def load(
         }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
-    identity = _identity(config, folder, target_sha, tokenizer, template, target)
+    if target.notice:
+        say(f"{config.name}: {target.notice}")
+    identity = _identity(config, folder, target_sha, tokenizer, template, target.engine)
     return Loaded(config, target, tokenizer, name, identity, attached, ids_of)
 
 
 def _identity(
-    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, template: str, target: HFTarget
+    config: ModelConfig, folder: Path, weights: str, tokenizer: PreTrainedTokenizerBase, template: str, engine: str
 ) -> TargetIdentity:  # fmt: skip
-    import transformers
-
-    module = type(target.model).__name__
     return TargetIdentity(
         weights=weights, config=config_sha(folder), tokenizer=tokenizer_sha(folder, how_read(tokenizer)),
         template=template,
         stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))),
-        engine="lean" if isinstance(target, LlamaTarget) else f"transformers {transformers.__version__} {module}",
+        engine=engine,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from methods.engine.llama import LlamaTarget, is_lean
+from methods.engine.engines import target_of
 from methods.engine.target import HFTarget, grouped_attention
 from methods.engine.tree import Tree
 
@@ -39,7 +39,7 @@ def make_target(model: Any) -> HFTarget:
     if bad := next((name for name, p in model.named_parameters() if not is_finite(p)), None):
         raise ValueError(f"its weights hold NaN or infinity ({bad})")
     try:
-        target = LlamaTarget(model) if is_lean(model) else HFTarget(model)
+        target = target_of(model)
     except AttributeError as e:
         raise ValueError(f"its modules go by other names than LLaMA's ({e})") from e
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import methods
 from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
@@ -22,7 +23,9 @@ from harness.metrics.pairing import (
     Variant,
     compared,
     conversation_of,
+    engine_of,
     field,
+    is_row_invariant,
     side_of,
     variant_of,
     without_loops,
@@ -98,6 +101,19 @@ class CellSummary:
     is_apart: bool  # so were most of them: the machine may have been slower or faster then
     is_shared: bool  # other work shared the machine while it, or its baseline, was measured
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
+    engine: str  # whose forward ran, in words; empty where the records do not say
+    is_row_invariant: bool  # so that an exact method's outputs at T = 0 must be vanilla's
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is another's loop, which ran transformers' module and not the row-invariant engine of the others."""
+        return self.is_row_invariant and methods.is_external(self.method)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether outputs differ from vanilla's where no rounding can be the cause."""
+        differs = self.identical is not None and self.identical < (self.n_compared or 0)
+        return differs and self.exact and self.is_row_invariant and not self.is_beside
 
     @property
     def signs(self) -> str:
@@ -192,6 +208,8 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
         is_apart=2 * n_elsewhere > len(with_baseline),
         is_shared=was_shared(used) or was_shared(base[key] for key in with_baseline),
         n_incomplete=_n_incomplete(used),
+        engine=engine_of(first),
+        is_row_invariant=is_row_invariant(first),
     )
 
 

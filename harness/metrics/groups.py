@@ -10,6 +10,7 @@ from harness.metrics import marks
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
+from harness.metrics.engines import BESIDE, LOSSY_NOTE
 from harness.metrics.pairing import Setting, Variant
 
 MEAN = "six-task mean"
@@ -44,12 +45,12 @@ def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[Cel
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
     """A label for each variant: method and preset, with a hash of options, head or code only where two would read alike."""
-    exact = {s.variant: s.exact for s in summaries}
+    marks_of = {s.variant: mark_of(s.exact) + BESIDE * s.is_beside for s in summaries}
     names = {}
-    for variant in exact:
+    for variant in marks_of:
         method, preset, options, head, code = variant
-        twins = [v for v in exact if v[:2] == variant[:2] and v != variant]
-        text = label(method, preset) + mark_of(exact[variant])
+        twins = [v for v in marks_of if v[:2] == variant[:2] and v != variant]
+        text = label(method, preset) + marks_of[variant]
         if any(v[2] != options for v in twins):
             text += f" options {options[:6]}"
         if any(v[3] != head for v in twins):
@@ -141,6 +142,8 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     notes += marks.notes(marks.joined(s.signs for s in summaries))
     if any(not s.exact for s in summaries):
         notes.append(INEXACT)
+    if any(s.is_lossy for s in summaries):
+        notes.append(LOSSY_NOTE)
     if any(s.looped for s in summaries):
         notes.append("looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ.")
     return tuple(notes)

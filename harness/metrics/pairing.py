@@ -79,6 +79,16 @@ def _options_hash(options: Mapping[str, Any]) -> str:
     return _hashes[written]
 
 
+def engine_of(record: Record) -> str:
+    """Whose forward measured a record, in words; empty where it does not say."""
+    return (record.get("target_parts") or {}).get("engine", "")
+
+
+def is_row_invariant(record: Record) -> bool:
+    """Whether each row of a forward had the bits of plain decoding. False of records that do not say."""
+    return bool(record.get("row_invariant"))
+
+
 def conversation_of(record: Record) -> Conversation:
     return record["task"], record["source"], record["sample_id"]
 

@@ -25,8 +25,9 @@ from harness.ledger.record import Record
 from harness.load.config import known_models, model_config
 from harness.metrics import marks
 from harness.metrics.definitions import Estimate, speed_ratio, tau_difference
+from harness.metrics.engines import engine_notes, of_records
 from harness.metrics.groups import MEAN, weights_line
-from harness.metrics.pairing import Side, without_loops
+from harness.metrics.pairing import Side, is_row_invariant, without_loops
 from harness.metrics.steps import identical
 from harness.paper import published
 from harness.paper.claim_arms import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, ClaimArms
@@ -141,7 +142,8 @@ def _mean(
 
 
 def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
-    """The audit's word. Beside it stands the share of token-identical conversations, which has no threshold below float64."""
+    """The audit's word. Beside it stands the share of token-identical conversations. It has no threshold below float64, but on a
+    row-invariant engine, where all must be."""
     word = (audit or {}).get(DYNAMIC)
     if word is None:
         model = next((r["model"] for r in (*own.values(), *base.values())), "MODEL")
@@ -153,7 +155,9 @@ def _lossless(own: Side, base: Side, audit: Mapping[str, str] | None) -> Row:
 
     def found(of: Side) -> Outcome:
         n, total = identical(of, base)
-        return Outcome(Estimate(n / total if total else None, None, total), judged)
+        is_lossy = n < total and any(map(is_row_invariant, of.values()))
+        told = f"{NOT_SHOWN}: {total - n} differ on a row-invariant engine" if is_lossy else judged
+        return Outcome(Estimate(n / total if total else None, None, total), told)
 
     said = f": {word}" if word else ""
     test = f"audit in layers (harness verify{said}); effect: share of conversations identical to vanilla's"
@@ -287,7 +291,9 @@ def _claims_table(folder: Path, progress: Progress, records: Records) -> Table:
         sections.append(Section(title, (*facts, family_line(rows)), shown))
         numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
     signs = marks.notes(marks.joined(row["test"] for row in numbers))
-    return Table("claims", tuple(sections), (_NOTE, *signs, *records.footnotes), pd.DataFrame(numbers))
+    # a report has them among the footnotes already
+    footnotes = dict.fromkeys((*engine_notes(of_records(records)), *records.footnotes))
+    return Table("claims", tuple(sections), (_NOTE, *signs, *footnotes), pd.DataFrame(numbers))
 
 
 def _shown(row: Row, together: Pair) -> dict[str, str]:

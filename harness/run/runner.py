@@ -75,7 +75,8 @@ class Runner:
         self.env = machine.describe(
             dtype=loaded.dtype, threads=spec.threads, target_sha=loaded.target_sha, target_parts=loaded.identity.parts,
             head_sha=loaded.head_sha, engine_sha=methods.engine_sha(), seed=spec.seed, n_devices=len(loaded.target.devices),
-            template=loaded.config.template, system=loaded.config.system,
+            template=loaded.config.template, system=loaded.config.system, is_row_invariant=loaded.target.is_row_invariant,
+            engine_facts=loaded.target.engine_facts,
         )  # fmt: skip
         for cell in self.plan.cells_written():
             ledger.check_machine(cell.key, self.env)

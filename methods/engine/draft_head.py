@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from methods.engine.clock import ForwardClock
-from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, rotary_rows
+from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, linear_beside, rotary_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class EagleDrafter:
         self.head, self.embedding, self._lm_head, self._frequent = head.eval(), embedding, lm_head, frequent
         self._logits: Callable[[Tensor], Tensor] = lm_head
         self._names: Tensor | None = None
-        self._cut: dict[int, Linear] = {}
+        self._cut: dict[int, Any] = {}
         self._packed = packed
         weight, c = head.fc.weight, head.config
         self.device, self.dtype = weight.device, weight.dtype
@@ -191,13 +191,14 @@ class EagleDrafter:
             self._values = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._cos, self._sin = rotary_rows(*self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype))
 
-    def _cut_to(self, n: int) -> tuple[Linear, Tensor]:
+    def _cut_to(self, n: int) -> tuple[Any, Tensor]:
         """The LM head's rows of the n most frequent tokens (FR-Spec, arXiv 2502.14856), of all listed if there are fewer."""
         if self._frequent is None or n < 1:
             raise ValueError(f"frequent={n}: it must be at least 1, and the draft head needs a list of frequent tokens")
         names = self._frequent[:n].to(self.device)
         if n not in self._cut:
-            self._cut[n] = Linear(self._lm_head.weight.detach()[names].contiguous(), packed=self._packed)
+            rows = self._lm_head.weight.detach()[names].contiguous()
+            self._cut[n] = linear_beside(self._lm_head, rows, packed=self._packed)
         return self._cut[n], names
 
     def named(self, columns: Tensor) -> Tensor:

@@ -129,14 +129,25 @@ class LMDrafter:
             x = layer(x, rotary, attend_over(self._keys[i], self._values[i], at, mask))
         return x
 
-    @torch.inference_mode()
-    def observe(self, tokens: list[int], features: Tensor) -> None:
+    def _known(self, tokens: list[int]) -> list[int]:
+        """The entries that are the first of these tokens. The last token is run anew in any case, for what follows it."""
         path: list[int] = []
         for token in tokens[:-1]:
             entry = self._entry.get((path[-1] if path else -1, token))
             if entry is None:
                 break
             path.append(entry)
+        return path
+
+    def _note(self, tokens: Tensor, parents: Tensor) -> None:
+        """Number a level's entries, and remember what each stands for."""
+        for i, key in enumerate(zip(parents.tolist(), tokens.tolist(), strict=True)):
+            self._entry.setdefault(key, self._n_entries + i)
+        self._n_entries += len(tokens)
+
+    @torch.inference_mode()
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        path = self._known(tokens)
         at = self._n + len(path)
         ids = [*self._unread, *tokens[len(path) :]]
         with self._clock:
@@ -166,12 +177,10 @@ class LMDrafter:
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         m, mask = len(tokens), level_mask(sees, self._n, self.dtype, self._group, self.device)
-        for i, key in enumerate(zip(parents.tolist(), tokens.tolist(), strict=True)):
-            self._entry.setdefault(key, self._n_entries + i)
-        positions = torch.full((m,), self._n + self._level, device=self.device)
+        positions, at = torch.full((m,), self._n + self._level, device=self.device), self._n + self._n_entries
+        self._note(tokens, parents)
         with self._clock:
-            out = self._run(tokens.to(self.device), positions, self._n + self._n_entries, mask)
+            out = self._run(tokens.to(self.device), positions, at, mask)
             logits = self._lm_head(self._norm(out))
-        self._n_entries += m
         self._level += 1
         return logits

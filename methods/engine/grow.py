@@ -6,7 +6,7 @@ Counts are draft nodes, root excluded, and levels: the release's `--total-token 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,6 +44,9 @@ def best_children(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return tokens, logp.float().clamp_(max=0.0)  # rounding must not give a child more value than its parent
 
 
+BestChildren = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
 def by_score(scores: Tensor, k: int) -> Tensor:
     """Indices of the k best, ties to the lower index: a bare topk may keep a child and drop its equal parent."""
     return scores.sort(descending=True, stable=True).indices[:k]
@@ -76,7 +79,8 @@ def draft_pool(
     """
     logits = drafter.root_logits()
     here = logits.device
-    tokens, own = best_children(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
+    best: BestChildren = getattr(drafter, "best_children", best_children)  # the native engine's own
+    tokens, own = best(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
     values = bounds = own  # logs of the path product of confidences; what no node below ranks above when the kept are chosen
     expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
     entries = torch.full((1,), -1, device=here)  # their entry numbers in the drafter
@@ -103,7 +107,7 @@ def draft_pool(
         sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
         logits = drafter.expand(level_tokens[picked], entries[row], sees)
         expanded, entries = picked + levels[-2], torch.arange(before, before + m, device=here)
-        tokens, own = best_children(logits, top_k)
+        tokens, own = best(logits, top_k)
         values = own + level_values[picked, None]
         bounds = values if score == "value" else torch.minimum(own, all_bounds[-1][picked, None])
     all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*drafted, strict=True))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from methods.engine.clock import ForwardClock
 from methods.engine.draft_head import LMHead
-from methods.engine.layer import Linear
+from methods.engine.layer import Linear, linear_beside
 
 Accuracies = tuple[tuple[float, ...], ...]
 """[levels][ranks]: how often, on held-out text, a level's candidate of that rank is the target's token."""
@@ -116,7 +116,7 @@ class IndependentHeadsDrafter(_Heads):
     ):
         super().__init__(len(heads.heads), embedding, accuracies)
         self.heads, self._lm_head = heads.eval(), lm_head
-        self._linears = _linears(heads, packed)
+        self._linears = _linears(heads, lm_head, packed)
         self._feature = self._logits = torch.empty(0)
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -136,8 +136,11 @@ class IndependentHeadsDrafter(_Heads):
         return self._logits[level : level + 1]
 
 
-def _linears(heads: ResidualHeads, packed: bool) -> list[tuple[Linear, Linear]]:
-    return [(Linear(h.up.weight, h.up.bias, packed=packed), Linear(h.down.weight, packed=packed)) for h in heads.each]
+def _linears(heads: ResidualHeads, lm_head: LMHead, packed: bool) -> list[tuple[Linear, Linear]]:
+    return [
+        (linear_beside(lm_head, h.up.weight, h.up.bias, packed), linear_beside(lm_head, h.down.weight, packed=packed))
+        for h in heads.each
+    ]
 
 
 class PublishedHeadsDrafter(_Heads):
@@ -152,7 +155,7 @@ class PublishedHeadsDrafter(_Heads):
         self._feature = torch.empty(0)
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
-        self._feature = features[-1:].to(self.device)
+        self._feature = features[-1:].to(self.device, self.dtype)  # the native engine's are float32
 
     @torch.inference_mode()
     def _run(self, head: int) -> Tensor:
@@ -179,7 +182,7 @@ class SequentialHeadsDrafter(_Heads):
     ):
         super().__init__(len(heads.heads), embedding, accuracies)
         self.heads, self._lm_head = heads.eval(), lm_head
-        self._linears = _linears(heads, packed)
+        self._linears = _linears(heads, lm_head, packed)
         self._feature = torch.empty(0)  # [1, hidden]
         self._inputs = self._root = torch.empty(0)  # [nodes of the level run last, inputs]; the root's
         self._first = 0  # entry number of the first of them

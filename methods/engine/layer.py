@@ -43,6 +43,12 @@ class Linear:
         return result
 
 
+def linear_beside(lm_head: Any, weight: Tensor, bias: Tensor | None = None, packed: bool = True) -> Any:
+    """A linear map on the engine of an LM head: its own kind where it names one (`like`), else `Linear`."""
+    like = getattr(lm_head, "like", None)
+    return Linear(weight, bias, packed=packed) if like is None else like(weight, bias)
+
+
 @cache
 def _can_pack(dtype: torch.dtype) -> bool:
     try:

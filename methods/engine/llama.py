@@ -54,10 +54,10 @@ def _is_plain(layer: Any, eps: float) -> bool:
     )
 
 
-def is_lean(model: Any) -> bool:
-    """Whether `LlamaTarget` can run this model of transformers."""
+def is_lean(model: Any, dtype: torch.dtype | None = None) -> bool:
+    """Whether `LlamaTarget` can run this model of transformers; in another dtype, if one is given."""
     on = {(p.device.type, p.dtype) for p in model.parameters()}
-    return is_plain_llama(model) and model.dtype in PACKED_DTYPES and on == {("cpu", model.dtype)}
+    return is_plain_llama(model) and (dtype or model.dtype) in PACKED_DTYPES and on == {("cpu", model.dtype)}
 
 
 class LlamaTarget(HFTarget):
@@ -77,6 +77,14 @@ class LlamaTarget(HFTarget):
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
         self._cos = self._sin = torch.empty(0)
+
+    @classmethod
+    def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
+        return "lean"
+
+    @property
+    def engine(self) -> str:
+        return "lean"
 
     @property
     def stock_model(self) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig, __version__
 
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
@@ -87,6 +87,11 @@ def cannot_verify(config: Any, kind: Any = None) -> str | None:
 class HFTarget:
     """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer."""
 
+    is_row_invariant = False
+    """Whether a row of any forward has the very bits that plain decoding of its path gives it."""
+    notice: str | None = None
+    """One line for the user on the engine that was taken, where there is something to say."""
+
     def __init__(self, model: Any):
         config = model.config
         if why := cannot_verify(config, type(model)):
@@ -107,6 +112,21 @@ class HFTarget:
         self.cache = TreeCache(of_layers, self._kv_heads, head_dim, model.dtype)
         self._clock = ForwardClock(self.devices[-1])
         self._n_pending = 0
+
+    @classmethod
+    def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
+        """Whose forward runs a module of transformers in `dtype`, in short words. It is part of the target's identity."""
+        return f"transformers {__version__} {type(model).__name__}"
+
+    @property
+    def engine(self) -> str:
+        """Whose forward runs here, in short words."""
+        return self.engine_in(self.model, self.dtype)
+
+    @property
+    def engine_facts(self) -> dict[str, Any]:
+        """What else a run's environment tells of the engine, as plain JSON: see `harness.common.machine.describe`."""
+        return {}
 
     @cached_property
     def stock_model(self) -> Any:

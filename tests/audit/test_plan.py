@@ -41,7 +41,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def scope() -> Scope:
     loaded, level = shared_tiny_model("float32").loaded, LEVELS["quick"]
     subjects = chosen(["eagle2", "pld"], loaded.config)
-    origin, stop_ids = Origin.of(loaded, 1), frozenset(loaded.config.stop_ids)
+    origin, stop_ids = Origin.of(loaded, 1, ("float32", "float64")), frozenset(loaded.config.stop_ids)
     return Scope(level, "quick", subjects, {"eagle2"}, origin, stop_ids, Prompts.of(loaded, level), [], LedgerPrompts())
 
 

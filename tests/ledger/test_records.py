@@ -71,6 +71,7 @@ def test_what_is_read_is_what_was_appended_with_the_machine_added(tmp_path: Path
     (stored,) = read(tmp_path)
     assert stored.pop("machine") == "Example CPU 3000, no GPU, 2 cores, torch 2.13.0, transformers 5.23.0, engine " + "e9" * 8
     assert stored.pop("system") == "paper" and stored.pop("target_parts") is None
+    assert stored.pop("row_invariant") is False  # as the environment does not say
     assert stored == record(0, env=env, text="line\nbreak\u2028 and \ud800 half a pair")
 
 

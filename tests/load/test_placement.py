@@ -174,6 +174,8 @@ def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_mac
         "seed": 0,
         "template": "llama-2",
         "system": "none",
+        "is_row_invariant": False,
+        "engine_facts": {},
     }
     gpus = [machine_keys(describe(**told, n_devices=n))["gpu"] for n in (1, 2)]
     assert gpus == ["Voodoo", "2 x Voodoo"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from command_line import counted, isolate, run
 from places import TINY
+from row_by_row import RowByRow, run_on
 
 from harness.run.lossless_now import DIFFERS
+from methods.engine.llama import LlamaTarget
 
 FLIPS = """
 from dataclasses import replace
@@ -51,6 +54,26 @@ def test_a_run_tells_of_outputs_that_are_not_vanillas(
         assert said in done.err and f"harness verify --model {TINY} --results {tmp_path / 'out'}" in done.err
     else:
         assert "differ from vanilla" not in done.err
+
+
+@pytest.mark.parametrize(("engine", "code"), [(RowByRow, DIFFERS), (LlamaTarget, 0)])
+def test_on_a_row_invariant_engine_no_dtype_excuses_a_difference(
+    engine: type[LlamaTarget], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    run_on(monkeypatch, engine)
+    file = tmp_path / "flips.py"
+    file.write_text(FLIPS.format(exact=True))
+    done = run(tmp_path / "out", "--task gsm8k --method flips --method eagle2 --dtype bfloat16 --include", file)
+    assert done.code == code, done.err
+    is_lossy = engine is RowByRow
+    assert ("NOT LOSSLESS: 1 of 2 greedy outputs in bfloat16 differ from vanilla's (flips); the method or the engine" in done.err
+            ) == is_lossy  # fmt: skip
+    assert ("near ties do that" in done.err) == (not is_lossy)
+    (env,) = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("env-*.json")]
+    assert env["row_invariant"] is is_lossy and env["target_parts"]["engine"] == ("row by row" if is_lossy else "lean")
+    assert f"Engine of our loops: {env['target_parts']['engine']} (bfloat16" in done.out
+    assert ("0/1 lossy" in done.out) == is_lossy
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

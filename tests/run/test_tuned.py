@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from command_line import isolate, refused, run
 from places import TINY
-from tiny_model import shared_tiny_model
 
 from harness.common.errors import UserError
 from harness.ledger.tuned_presets import Entry, Key, save, stored
 from harness.load.config import model_config
 from harness.load.engine import expected_engine
+from harness.load.model import load
 from harness.run import tuned
+from methods.engine.native.build import VARIABLE
 
 KEY = Key("tiny", "t", "ab", "eagle2", 0.0, "float32", 1, "Some CPU", "lean")
 FIGURES = {"tau": 2.0, "speedup": 1.5}
@@ -33,8 +34,17 @@ def test_an_entry_is_found_again_by_all_of_its_key(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_the_engine_is_known_before_anything_is_loaded(dtype: str) -> None:
-    assert expected_engine(model_config(str(TINY)), dtype) == shared_tiny_model(dtype).loaded.identity.engine
+@pytest.mark.parametrize("asked", ["native:portable", "torch", "module"])
+def test_the_engine_is_known_before_anything_is_loaded(dtype: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, asked)
+    config = model_config(str(TINY))
+    assert expected_engine(config, dtype) == load(config, dtype, drafters=()).identity.engine
+
+
+def test_an_engine_that_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "steam")
+    with pytest.raises(UserError, match="^cannot tell which engine runs model tiny of .*HARNESS_ENGINE=steam: there is no such"):
+        expected_engine(model_config(str(TINY)), "float32")
 
 
 def test_what_was_tuned_on_another_engine_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ ENTRY = Entry(
     KEY, OPTIONS, {"tau": 2.1, "speedup": 1.5, "tau_ci95": [2.0, 2.2], "speedup_ci95": None, "conversations": 6},
     {"tau": 2.4, "speedup": 2.0, "conversations": 5},
 )  # fmt: skip
-ENGINES = {"71" * 8: "lean"}
 MACHINE = f"{ENV['cpu']}, no GPU, 2 cores"
 
 
@@ -37,15 +36,14 @@ def records(tasks: tuple[str, ...] = SIX_TASKS, **changes: Any) -> list[Record]:
     found = []
     for task in tasks:
         for i in range(5):
-            found.append(measured("vanilla", i, [1] * 10, 4.1, task=task, machine=MACHINE))
-            found.append(
-                measured("eagle2", i, [1] * 10, 2.6, task=task, machine=MACHINE, preset="tuned", options=OPTIONS, **changes)
-            )
+            where: dict[str, Any] = {"task": task, "machine": MACHINE, "target_parts": {"engine": "lean"}, **changes}
+            found.append(measured("vanilla", i, [1] * 10, 4.1, **where))
+            found.append(measured("eagle2", i, [1] * 10, 2.6, preset="tuned", options=OPTIONS, **where))
     return found
 
 
 def test_each_figure_stands_beside_what_was_measured_with_its_error() -> None:
-    table = tuned_table(summarise(records()), [ENTRY], ENGINES)
+    table = tuned_table(summarise(records()), [ENTRY])
     (section,) = table.sections
     (row,) = section.shown.to_dict("records")
     assert row == {
@@ -61,11 +59,11 @@ def test_each_figure_stands_beside_what_was_measured_with_its_error() -> None:
     assert numbers["raced_decode_speedup_off"] == pytest.approx(1.5 / 1.6 - 1) and numbers["measured_cost"] == pytest.approx(1.25)
     assert (numbers["raced_tau_low"], numbers["raced_tau_high"], numbers["raced_decode_speedup_low"]) == (2.0, 2.2, None)
     close = replace(ENTRY, raced=ENTRY.raced | {"speedup": 1.62})
-    assert "as raced: 1 of 1 within 5%" in markdown(tuned_table(summarise(records()), [close], ENGINES))
+    assert "as raced: 1 of 1 within 5%" in markdown(tuned_table(summarise(records()), [close]))
 
 
 def test_a_mean_of_fewer_tasks_is_not_called_that_of_six() -> None:
-    (section,) = tuned_table(summarise(records(("gsm8k", "alpaca"))), [ENTRY], ENGINES).sections
+    (section,) = tuned_table(summarise(records(("gsm8k", "alpaca"))), [ENTRY]).sections
     assert section.shown["tasks"].tolist() == ["2"] and "of the mean over the tasks measured" in section.conclusions[0]
 
 
@@ -74,10 +72,10 @@ def test_a_mean_of_fewer_tasks_is_not_called_that_of_six() -> None:
 )
 def test_an_entry_of_anything_else_is_not_held_against_what_was_measured(change: dict[str, Any]) -> None:
     other = replace(ENTRY, key=replace(KEY, **change))
-    assert not tuned_table(summarise(records()), [other], ENGINES).sections
-    assert not tuned_table(summarise(records()), [replace(ENTRY, options={"depth": 3, "total": 5})], ENGINES).sections
-    assert not tuned_table(summarise(records()), [ENTRY], {}).sections  # nobody knows which engine ran
-    assert not tuned_table(summarise(records()), [], ENGINES).sections
+    assert not tuned_table(summarise(records()), [other]).sections
+    assert not tuned_table(summarise(records()), [replace(ENTRY, options={"depth": 3, "total": 5})]).sections
+    assert not tuned_table(summarise(records(target_parts={})), [ENTRY]).sections  # nobody knows which engine ran
+    assert not tuned_table(summarise(records()), []).sections
 
 
 def test_a_ledger_of_tuned_options_has_the_table_and_another_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

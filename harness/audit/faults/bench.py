@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import pandas as pd
 
 import methods
-from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.faults.faults import BITS, EQUIVALENT, MUTANTS, Mutant
 from harness.audit.faults.metric import equal_arms, seen_when_recounted
 from harness.audit.figures import draw_mutants
 from harness.audit.layers import greedy_params, score_params
@@ -22,7 +22,7 @@ from harness.audit.request import FaultsRequest
 from harness.audit.verdicts.acceptance import acceptance_verdicts, drafts_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
-from harness.audit.verdicts.replay import controls, replay_verdicts
+from harness.audit.verdicts.replay import bits_verdicts, controls, replay_verdicts
 from harness.audit.verdicts.sampling import drawn_verdicts, score_verdicts
 from harness.audit.verdicts.verdict import Finding, Verdict
 from harness.common.errors import UserError, say
@@ -100,13 +100,20 @@ class Bench:
         self._greedy: dict[str, list[Finding]] = {}
 
     @property
+    def has_bits(self) -> bool:
+        """Whether the engine is row-invariant, so that every row must have plain decoding's bits."""
+        return self.loaded.target.is_row_invariant
+
+    @property
     def has_many_tokens(self) -> bool:
         return self.level.score_tokens >= MANY_TOKENS
 
     @cached_property
     def control(self) -> list[Finding]:
         made = [
-            findings.control_finding(self.loaded, case.prompt[1], greedy_params(case, self.stop_ids), self.level.width)
+            findings.control_finding(
+                self.loaded, case.prompt[1], greedy_params(case, self.stop_ids), self.level.width, self.has_bits
+            )
             for case in self.prompts.usual
         ]
         return [{**f, "kind": "control", "dtype": "float32", "method": "vanilla"} for f in made]
@@ -116,8 +123,9 @@ class Bench:
         if s.name not in self._greedy:
             self._greedy[s.name] = [
                 {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": case.prompt[0], "guided": case.guided,
+                 "row_invariant": self.has_bits,
                  **findings.guarded(partial(findings.greedy_finding, self.loaded, s.with_options(case.tree), case.prompt[1],
-                                            greedy_params(case, self.stop_ids), plain["ids"], case.guided))}
+                                            greedy_params(case, self.stop_ids), plain["ids"], case.guided, self.has_bits))}
                 for case, plain in zip(self.prompts.usual, self.control, strict=True)
             ]  # fmt: skip
         return self._greedy[s.name]
@@ -135,7 +143,7 @@ class Bench:
         return look
 
     def l2(self, s: Subject) -> Look:
-        return Look.of(replay_verdicts(self.runs(s), controls(self.control)))
+        return Look.of([*replay_verdicts(self.runs(s), controls(self.control)), *bits_verdicts(self.runs(s))])
 
     def l3(self, s: Subject) -> Look:
         return Look.of(greedy_verdicts(self.runs(s), controls(self.control)))
@@ -242,8 +250,8 @@ def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
 
 
 def all_outcomes(bench: Bench) -> Iterator[Outcome]:
-    """Of every fault, every equivalent change, and the fault of the metric."""
-    for m in (*MUTANTS, *EQUIVALENT):
+    """Of every fault that the engine can show, every equivalent change, and the fault of the metric."""
+    for m in (*MUTANTS, *(BITS if bench.has_bits else ()), *EQUIVALENT):
         yield run_mutant(bench, m)
     yield counts_differently()
 

@@ -28,7 +28,7 @@ from harness.audit.faults.rules import (
     shared_uniform,
     with_softmax,
 )
-from harness.audit.faults.wrappers import Spoilt, StaleDrafter, WrongHead, greedy_first, ignores_stop, overshoots
+from harness.audit.faults.wrappers import LastBit, Spoilt, StaleDrafter, WrongHead, greedy_first, ignores_stop, overshoots
 from harness.audit.probe.subject import Subject
 from methods.base import Decode
 from methods.engine.loop import Grow, speculative
@@ -142,6 +142,11 @@ MUTANTS: Sequence[Mutant] = (
     Mutant("35", "from output token 20 on the temperature is forgotten", L4, of(dynamic, late.greedy_late)),
     Mutant("36", "every 16th step's features into the head are stale", ("L5",), healthy, misled=late.StaleAtTimes),
 )  # fmt: skip
+# On a row-invariant engine, where every row must have the bits that plain decoding gives it. Elsewhere they are rounding.
+BITS: Sequence[Mutant] = (
+    spoilt("37", "the last bit of one logit of a tree's first draft", partial(LastBit, of="logits"), ("L2",)),
+    spoilt("38", "the last bit of one feature of a tree's first draft", partial(LastBit, of="features"), ("L2",)),
+)
 EQUIVALENT: Sequence[Mutant] = (
     drawn("E1", "the rule for deterministic drafts on sampled ones", (), sequential()),
     Mutant(

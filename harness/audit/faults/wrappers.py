@@ -42,6 +42,29 @@ class Spoilt:
         return n
 
 
+class LastBit:
+    """A target that turns the last bit of one number in the row of each tree's first draft: of its logits, or its features."""
+
+    def __init__(self, target: Any, of: str):
+        self._target, self._of = target, of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def verify(self, tree: Tree) -> Any:
+        features, logits = self._target.verify(tree)
+        row = min(1, len(tree) - 1)
+        return (with_last_bit(features, row), logits) if self._of == "features" else (features, with_last_bit(logits, row))
+
+
+@torch.inference_mode()
+def with_last_bit(rows: Tensor, row: int) -> Tensor:
+    """A copy of rows [n, d], in which the first number of one row has another last bit."""
+    rows = rows.clone()
+    rows[row : row + 1, :1].view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]).bitwise_xor_(1)
+    return rows
+
+
 class LatePositions(Tree):
     def depths(self) -> list[int]:
         return [d + 1 for d in super().depths()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.audit.probe.replay import Replayed
+from harness.audit.probe.replay import Replayed, same_bits
 from harness.load.model import Loaded
 from methods.engine.tree import chain
 
@@ -18,13 +18,17 @@ class Noise:
 
     `differences`: of single rows and of many rows from the plain forward. `gaps`: how far the gap between the reference's two
     best tokens moves between any two of these three. `flipped`: whether many rows anywhere name another token than a single row
-    does. `exposed`: positions up to the first of those; as with outputs, nothing after it is compared.
+    does. `exposed`: positions up to the first of those; as with outputs, nothing after it is compared. On a row-invariant engine
+    many rows and one are the same: there it is the plain forward, of transformers' module, that may name another token.
+
+    `other_bits`: positions that some row among many gives other bits than a single row does; empty where `one` holds no logits.
     """
 
     differences: list[float]
     gaps: list[float]
     flipped: bool
     exposed: int
+    other_bits: list[int]
 
 
 @torch.inference_mode()
@@ -47,7 +51,7 @@ def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noi
     alone, plain = gap(one.used, here), gap(one.reference, here)
     differences = list(one.differences) if has_own else []
     gaps = (alone - plain).abs().tolist() if has_own else []
-    ids, differs = torch.tensor(one.ids), torch.zeros(n, dtype=torch.bool)
+    ids, differs, other_bits = torch.tensor(one.ids), torch.zeros(n, dtype=torch.bool), set[int]()
     scored = 1  # the first token comes from the prefill in every arm
     target.prefill(one.prompt, n + width)
     for first in range(0, n - 1, stride):
@@ -57,11 +61,15 @@ def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noi
         at = torch.arange(first + 1, min(first + 1 + len(tokens), n))
         rows = rows[: len(at)].cpu()
         many = gap(rows, at)
+        if has_own:
+            other_bits |= {int(i) for i, same in zip(at, same_bits(rows, one.used[at]), strict=True) if not same}
         differences += (rows.double() - one.reference[at].double()).abs().amax(-1).tolist()
         gaps += torch.maximum((many - alone[at]).abs(), (many - plain[at]).abs()).tolist()
         fresh = at >= scored  # of two scorings of a position only the first counts: they are not two trials
         differs[at[fresh]] = rows.max(-1).indices[fresh] != ids[at[fresh]]
         scored = max(scored, int(at[-1]) + 1)
         target.commit(list(range(min(stride, len(tokens)))))
+    if target.is_row_invariant:
+        differs = one.reference.max(-1).indices != ids
     flips = differs.nonzero().flatten().tolist()
-    return Noise(differences, gaps, bool(flips), flips[0] + 1 if flips else n)
+    return Noise(differences, gaps, bool(flips), flips[0] + 1 if flips else n, sorted(other_bits))

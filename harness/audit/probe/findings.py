@@ -17,6 +17,7 @@ from harness.audit.probe.replay import (
     below_best,
     drafts_off,
     head_law,
+    other_bits,
     plain_forward,
     replayed,
     replayed_external,
@@ -75,11 +76,11 @@ def law_finding(subject: Subject, tree: str, case: law.Case) -> Finding:
     return {"deviation": max(f.deviation for f in found), "branches": sum(f.branches for f in found)}
 
 
-def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, width: int) -> Finding:
-    """The target alone. Every method's greedy text is compared with its text."""
+def control_finding(loaded: Loaded, prompt: list[int], params: SamplerParams, width: int, has_bits: bool = False) -> Finding:
+    """The target alone. Every method's greedy text is compared with its text. has_bits: the engine is row-invariant."""
     one = replayed(loaded, get("vanilla").build(), prompt, params, None)
     noise = control(loaded, one, width, SCORED_BY_CONTROL)
-    return {"ids": one.ids, **noise_of(noise)}
+    return {"ids": one.ids, **noise_of(noise), **({"other_bits": noise.other_bits} if has_bits else {})}
 
 
 def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], width: int) -> Finding:
@@ -90,12 +91,15 @@ def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], wi
 
 
 def greedy_finding(
-    loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int], guided: bool = False
+    loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int], guided: bool = False,
+    has_bits: bool = False,
 ) -> Finding:  # fmt: skip
     """Layers 2, 3 and 5: the logits used against the plain forward's, and where the ids first differ from vanilla's.
 
     guided: the drafter is told vanilla's text, see `guided`. Its tau says nothing; how its first drafts differ from those of the
     head over the whole text (`drafts`) does.
+
+    has_bits: the engine is row-invariant, and rows are compared with plain decoding's bit by bit, too.
     """
     vanilla, drafter = vanilla[: params.max_new_tokens], subject.drafter(loaded)
     told = GuidedDrafter(drafter, prompt, vanilla) if guided and drafter is not None and not subject.external else None
@@ -109,6 +113,9 @@ def greedy_finding(
         tau |= {"deepest": run.deepest}
         if subject.kind == EAGLE:
             tau |= {"drafts": rounded(drafts_off(loaded, run, told.first, told.names))}
+    if has_bits:
+        other = other_bits(loaded, run)
+        tau |= {"n_bits": other.n, "other_bits": other.logits, "other_features": other.features}
     return {**looks(run, subject), **tau, "n": len(run.ids), "divergence": divergence,
             "not_argmax": [] if subject.external else run.not_argmax}  # fmt: skip
 

@@ -29,8 +29,9 @@ from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
+from methods.engine.engines import target_type
 from methods.engine.layer import rotary_rows
-from methods.engine.llama import LlamaTarget, is_plain_llama
+from methods.engine.llama import LlamaTarget
 from methods.engine.target import grouped_attention
 
 # In float32, with 9 rows a tree, on one core of an AMD EPYC: 28 ms a lane and step instead of 52. 16 lanes gain nothing more.
@@ -116,11 +117,11 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
 def can_run_in_lanes(loaded: Loaded, subject: Subject) -> bool:
     """Whether the subject's generations can share forwards in the score test's dtype.
 
-    They can on the lean forward, in loops that ask the target for forwards. The dtype of `loaded` does not matter: plans are
-    made before the model is loaded in the score test's.
+    They can on the lean forward, in loops that ask the target for forwards; any other engine is judged by its own forwards, one
+    generation at a time. The dtype of `loaded` does not matter: plans are made before the model is loaded in the score test's.
     """
     is_planted = subject.spoilt is not None or subject.misled is not None  # a lane cannot have a copy of these wrappers
-    is_lean = is_plain_llama(loaded.target.model) and loaded.target.device.type == "cpu"
+    is_lean = target_type(loaded.target.model, torch.float32) is LlamaTarget
     return is_lean and not subject.external and not is_planted
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,10 +26,15 @@ from methods.engine.sampling import probabilities, uniform
 from methods.engine.teacher_forced import teacher_forced
 from methods.engine.tree import Tree
 
+Forward = tuple[Tensor, Tensor]
+"""Features [n_prompt + n - 1, hidden] after the final norm, logits [n, vocab] before each of n output tokens."""
+
 
 class Recording:
     """A target that keeps the logits rows that tokens were drawn from: the prefill's, each step's, and committed nodes'.
 
+    `given`: what the target gave as features of the prompt [n_prompt, hidden], and of each row after the prefill's [hidden]; None
+    where it gave none (`step`).
     `q`: output position -> the law that its draft was drawn from, if the tree brought one.
     `n_offside`: accepted paths that were not the first rows of their tree. Only these show a cache that keeps wrong rows.
     `n_branching`: trees in which there are such paths.
@@ -40,30 +45,33 @@ class Recording:
     def __init__(self, target: Any):
         self._target = target
         self.rows: list[Tensor] = []  # [vocab] each, in the order emitted
+        self.given: list[Tensor | None] = []
         self.q: dict[int, Tensor] = {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         self._tree: Tree | None = None
-        self._pending: Tensor | None = None
+        self._pending: Forward | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
-        self.rows, self.q = [], {}
+        self.rows, self.given, self.q = [], [], {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         features, logits = self._target.prefill(prompt_ids, room)
         self.rows.append(logits.clone())
+        self.given.append(features.clone())
         return features, logits
 
     def step(self, token: int) -> Tensor:
         logits: Tensor = self._target.step(token)
         self.rows.append(logits.clone())
+        self.given.append(None)
         self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + 1
         return logits
 
     def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
         features, logits = self._target.verify(tree)
-        self._tree, self._pending = tree, logits
+        self._tree, self._pending = tree, (features, logits)
         return features, logits
 
     def commit(self, path: list[int]) -> None:
@@ -71,7 +79,9 @@ class Recording:
         for i, node in enumerate(path):
             if self._tree.q is not None and node in self._tree.q:
                 self.q[len(self.rows) + i] = self._tree.q[node].cpu()
-        self.rows += list(self._pending[path].clone())
+        features, logits = self._pending
+        self.rows += list(logits[path].clone())
+        self.given += list(features[path].clone())
         self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + len(path)
         self.deepest = max(self.deepest, len(path) - 1)
         self.n_offside += path != list(range(len(path)))
@@ -94,6 +104,7 @@ class Replayed:
     n_emitted: int = 0
     deepest: int = 0
     q: dict[int, Tensor] = field(default_factory=dict)
+    given: Sequence[Tensor | None] = ()
     features: Tensor | None = None
 
     @property
@@ -122,10 +133,10 @@ class Replayed:
 ROUNDING = 1e-9  # of cumulated probabilities in float64, many rows at a time and one
 
 
-Forward = tuple[Tensor, Tensor]
-"""Features [n_prompt + n - 1, hidden] after the final norm, logits [n, vocab] before each of n output tokens."""
 KNOWN_TEXTS = 4
-_known: WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int], Forward]] = WeakKeyDictionary()
+_Known = WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int], Forward]]
+_known: _Known = WeakKeyDictionary()
+_known_steps: _Known = WeakKeyDictionary()
 
 
 def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
@@ -133,14 +144,73 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
 
     The last few texts of a target are kept: methods that are right emit one text, one method after another.
     """
-    known = _known.setdefault(loaded.target, OrderedDict())
+    return _once(_known, _forward, loaded, prompt, ids)
+
+
+def plain_steps(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+    """The same from the target's own forwards: logits of plain decoding, one token a forward, and features of a prefill of the
+    whole text. On a row-invariant engine every forward gives these bits. The last few texts are kept, as in `plain_forward`."""
+    return _once(_known_steps, _stepped, loaded, prompt, ids)
+
+
+def _once(
+    all_known: _Known, make: Callable[[Loaded, Sequence[int], Sequence[int]], Forward], loaded: Loaded, prompt: Sequence[int],
+    ids: Sequence[int],
+) -> Forward:  # fmt: skip
+    known = all_known.setdefault(loaded.target, OrderedDict())
     text = (*prompt, *ids), len(prompt)
     if text not in known:
-        known[text] = _forward(loaded, prompt, ids)
+        known[text] = make(loaded, prompt, ids)
         if len(known) > KNOWN_TEXTS:
             known.popitem(last=False)
     known.move_to_end(text)
     return known[text]
+
+
+@torch.inference_mode()
+def _stepped(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+    target, text = loaded.target, [*prompt, *ids[:-1]]
+    features = target.prefill(text, 0)[0].cpu().clone()
+    rows = [target.prefill(list(prompt), len(ids))[1].cpu().clone()]
+    rows += [target.step(token).cpu().clone() for token in ids[:-1]]
+    return features, torch.stack(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBits:
+    """Rows of one generation whose bits are not those of plain decoding. `logits`: output positions; `features`: places in the
+    text. `n`: how many rows were looked at, of both kinds."""
+
+    n: int
+    logits: list[int]
+    features: list[int]
+
+
+def other_bits(loaded: Loaded, run: Replayed) -> OtherBits:
+    """The logits that a generation's tokens were drawn from and the features that came with them, beside `plain_steps`, bit by
+    bit. It says something of a row-invariant engine alone."""
+    features, rows = plain_steps(loaded, run.prompt, run.ids)
+    logits = [i for i, same in enumerate(same_bits(run.used, rows)) if not same]
+    n_prompt, n_features, off = len(run.prompt), 0, list[int]()
+    for i, given in enumerate(run.given[: len(run.ids)]):
+        if given is not None:
+            given = given.cpu().reshape(-1, given.shape[-1])
+            first = 0 if i == 0 else n_prompt + i - 1
+            same = same_bits(given, features[first : first + len(given)])
+            off += [first + j for j, is_same in enumerate(same) if not is_same]
+            n_features += len(given)
+    return OtherBits(len(run.ids) + n_features, logits, off)
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def same_bits(a: Tensor, b: Tensor) -> list[bool]:
+    """Whether each row of a, [n, d], is b's to the last bit. They have one dtype."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        raise ValueError(f"rows of {a.dtype} {list(a.shape)} are compared with rows of {b.dtype} {list(b.shape)}")
+    whole = _INTEGERS[a.element_size()]
+    return (a.contiguous().view(whole) == b.contiguous().view(whole)).all(-1).tolist()
 
 
 @torch.inference_mode()
@@ -180,7 +250,7 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
     used = torch.stack(seen.rows[:n]).cpu()
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.deepest,
-                    seen.q, features)  # fmt: skip
+                    seen.q, seen.given, features)  # fmt: skip
 
 
 def replayed_external(

@@ -8,7 +8,7 @@ from harness.audit.verdicts.acceptance import acceptance_verdicts, drafts_verdic
 from harness.audit.verdicts.conduct import again_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
-from harness.audit.verdicts.replay import control_verdicts, controls, replay_verdicts
+from harness.audit.verdicts.replay import bits_verdicts, control_verdicts, controls, replay_verdicts
 from harness.audit.verdicts.sampling import coupled_verdicts, drawn_verdicts, score_verdicts
 from harness.audit.verdicts.verdict import Finding, Verdict
 from harness.common.names import method_order
@@ -22,7 +22,7 @@ def judged(f: Sequence[Finding], score_tokens: int, recorded: Mapping[tuple[str,
     known = controls(f)
     return in_order([
         *law_verdicts(f), *stop_verdicts(f), *control_verdicts(f, known), *replay_verdicts(f, known),
-        *greedy_verdicts(f, known), *coupled_verdicts(f), *drawn_verdicts(f), *score_verdicts(f, score_tokens),
+        *bits_verdicts(f), *greedy_verdicts(f, known), *coupled_verdicts(f), *drawn_verdicts(f), *score_verdicts(f, score_tokens),
         *acceptance_verdicts(f, recorded), *drafts_verdicts(f), *again_verdicts(f),
     ])  # fmt: skip
 

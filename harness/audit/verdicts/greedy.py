@@ -11,7 +11,12 @@ from harness.audit.verdicts.replay import GAP_FACTOR, Control
 from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyond, broken, by_cell, counted, share, unlikely
 from harness.metrics.intervals import holm
 
-UNJUDGED = "unjudged"
+UNJUDGED, LOSSY = "unjudged", "lossy"
+
+
+def must_be_identical(f: Finding) -> bool:
+    """Whether no difference from vanilla's ids can be rounding: in float64, and on a row-invariant engine in any dtype."""
+    return f["dtype"] == "float64" or bool(f.get("row_invariant"))
 
 
 def classify(divergence: Finding, gap_tol: float | None) -> str:
@@ -41,7 +46,7 @@ def greedy_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) -
                 continue
             row, p = _greedy_verdict(layer, dtype, method, mine, known.get(dtype))
             found.append(row)
-            if dtype != "float64":  # in float64 ids must be equal: there is no rate to test
+            if not must_be_identical(mine[0]):  # else there is no rate to test
                 tests.append((len(found) - 1, p))
     for (place, _), p in zip(tests, holm([p for _, p in tests]), strict=True):
         row = found[place]
@@ -68,11 +73,14 @@ def _greedy_verdict(
     smaller = on_smaller_trees(mine)
     checked = f"{counted(len(mine), 'output')}{smaller}, {counted(positions, 'token')}"
     cells = len({f.get("cell", i) for i, f in enumerate(mine)})
-    if dtype == "float64":
+    if must_be_identical(mine[0]):
         seen = f"fault rate under {rate_bound(len(diverged), len(mine)):.2%} of outputs (95 %)"
-        worst = f"{len(diverged)} differ" if diverged else "all identical"
+        worst, why = f"{len(diverged)} differ" if diverged else "all identical", ""
+        if diverged and mine[0].get("row_invariant"):
+            gap = max(max(d["gap_vanilla"], d["gap_method"]) for d in diverged)
+            why = f"{LOSSY}, whatever the gap (here {gap:.2g}): this engine does not round one row unlike another"
         return Verdict(
-            layer, method, checked, worst, "identical", seen, not diverged, cells=cells, ratio=beyond(len(diverged))
+            layer, method, checked, worst, "identical", seen, not diverged, why, cells=cells, ratio=beyond(len(diverged))
         ), 1.0
     if control is None:
         return Verdict.missing(layer, method, f"no control in {dtype}"), 1.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, broken, by_cell, counted, share
+from harness.audit.verdicts.verdict import EXACT_DTYPES, Finding, Verdict, beyond, broken, by_cell, counted, share
 
 REPLAY_FACTOR = 20.0  # times the control's largest difference
 MEDIAN_FACTOR = 3.0  # times the control's median, in 16 bits
@@ -99,6 +99,31 @@ def control_verdicts(findings: Iterable[Finding], known: Mapping[str, Control]) 
             Verdict(f"L2 control, {dtype}", "all", f"the target alone, {counted(control.n, 'position')}", f"{what}{noise:.1e}",
                     f"{most:g} = more than rounding", seen, not why, why, cells=len(mine), ratio=noise / most)
         )  # fmt: skip
+    return found
+
+
+def bits_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
+    """L2 on a row-invariant engine: every row's bits are plain decoding's. First the target alone, then each method."""
+    found, threshold, seen = [], "none: every row has plain decoding's bits", "the last bit of one number"
+    for (dtype, _), mine in by_cell(findings, "control").items():
+        whole = [f for f in mine if "other_bits" in f]
+        if whole:
+            n, at = sum(len(f["ids"]) - 1 for f in whole), [i for f in whole for i in f["other_bits"]]
+            worst = f"{counted(len(at), 'row')} with other bits, the first at token {min(at)}" if at else "none with other bits"
+            why = f"lossy: this engine is not row-invariant in {dtype}" if at else ""
+            checked = f"the target alone, {counted(n, 'position')} among many rows"
+            found.append(Verdict(f"L2 control, same bits, {dtype}", "all", checked, worst, threshold, seen, not at, why,
+                                 cells=len(whole), ratio=beyond(len(at))))  # fmt: skip
+    for (dtype, method), mine in by_cell(findings, "greedy").items():
+        whole = [f for f in mine if "other_bits" in f]
+        if not whole:
+            continue
+        n, rows = sum(f["n_bits"] for f in whole), sum(len(f["other_bits"]) for f in whole)
+        features = sum(len(f["other_features"]) for f in whole)
+        worst = f"{counted(rows, 'row')} of logits and {features:,} of features with other bits" if rows or features else "none"
+        why = "lossy: it was given other numbers than plain decoding has" if rows or features else ""
+        found.append(Verdict(f"L2 same bits, {dtype}", method, counted(n, "row"), worst, threshold, seen, not (rows or features),
+                             why, cells=len(whole), ratio=beyond(rows + features)))  # fmt: skip
     return found
 
 

@@ -12,9 +12,10 @@ from harness.metrics.intervals import holm
 
 
 def coupled_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
-    """L4, identical ids at T > 0 in float64, for methods that draw the target's own tokens."""
-    found, layer = [], "L4 same ids at T = 1, float64"
-    for (_, method), mine in by_cell(findings, "coupled").items():
+    """L4, identical ids at T > 0 in float64 and on a row-invariant engine, for methods that draw the target's own tokens."""
+    found = []
+    for (dtype, method), mine in by_cell(findings, "coupled").items():
+        layer = f"L4 same ids at T = 1, {dtype}"
         if failed := broken(layer, method, mine):
             found.append(failed)
             continue

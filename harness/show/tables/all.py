@@ -36,7 +36,7 @@ TABLES = (
                 lambda c, progress: acceptance_table(progress.each(c.drafted, "acceptance of method"))),
     LedgerTable("paired", "EAGLE-2 against the others", lambda c, _: paired_table(c.records, c.summaries)),
     LedgerTable("tuned", "Tuned options: predicted, raced and measured",
-                lambda c, _: tuned_table(c.summaries, c.tuned, c.engines)),
+                lambda c, _: tuned_table(c.summaries, c.tuned)),
     LedgerTable("cells", "Every cell", lambda c, _: cells_table(c.summaries)),
     LedgerTable("official", "What the reference's own scripts would have printed", lambda c, _: official_table(c.summaries)),
     LedgerTable("mt_bench_by_category", "MT-bench by category", lambda c, _: categories_table(c.records, c.summaries)),

@@ -8,6 +8,7 @@ from harness.common.names import label
 from harness.forms.table import NOTHING, bracketed, number, times
 from harness.metrics.cells import CellSummary, SixTaskMean
 from harness.metrics.definitions import Estimate
+from harness.metrics.engines import LOSSY
 
 
 def audit_text(audit: Mapping[str, str], cell: CellSummary) -> str:
@@ -44,4 +45,6 @@ def fewer_prompts_mark(prompts: int, most: int) -> str:
 
 
 def fraction_text(cell: CellSummary) -> str:
-    return NOTHING if cell.identical is None else f"{cell.identical}/{cell.n_compared}"
+    if cell.identical is None:
+        return NOTHING
+    return f"{cell.identical}/{cell.n_compared}" + (f" {LOSSY}" if cell.is_lossy else "")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
+import methods
 from harness.common.names import label
 from harness.forms.table import Section, Table, number, one_line
 from harness.ledger.record import Record
@@ -15,6 +16,7 @@ from harness.metrics.cells import CellSummary
 from harness.metrics.comparisons import Comparison, comparisons
 from harness.metrics.definitions import Estimate
 from harness.metrics.divergences import Divergence, divergences
+from harness.metrics.engines import BESIDE
 from harness.metrics.groups import (
     by_setting,
     facts,
@@ -23,7 +25,7 @@ from harness.metrics.groups import (
     notes_of,
     shown_cells,
 )
-from harness.metrics.pairing import Setting, setting_of
+from harness.metrics.pairing import Setting, is_row_invariant, setting_of
 from harness.show.tables.cell_text import estimated_text
 
 _PAIRED_NOTE = one_line("""
@@ -69,9 +71,10 @@ def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary
     found = divergences(records)
     keys = {d.key for d in found}
     settings = {r["key"]: setting_of(r) for r in records if r["key"] in keys}
+    beside = {r["key"] for r in records if r["key"] in keys and is_row_invariant(r) and methods.is_external(r["method"])}
     rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
     for d in found:
-        rows[settings[d.key]].append(_divergence_row(d))
+        rows[settings[d.key]].append(_divergence_row(d, BESIDE * (d.key in beside)))
     sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
                 for setting, group in by_setting(shown_cells(summaries)) if setting in rows]  # fmt: skip
     numbers = [{**asdict(settings[d.key]), **asdict(d)} for d in found]
@@ -95,9 +98,9 @@ def _comparison_row(c: Comparison) -> dict[str, str]:
     }
 
 
-def _divergence_row(d: Divergence) -> dict[str, str]:
+def _divergence_row(d: Divergence, mark: str) -> dict[str, str]:
     return {
-        "method": label(d.method, d.preset) + mark_of(d.exact),
+        "method": label(d.method, d.preset) + mark_of(d.exact) + mark,
         "task": d.task,
         "source": d.source,
         "sample": d.sample_id,

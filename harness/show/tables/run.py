@@ -10,6 +10,7 @@ import pandas as pd
 from harness.forms.table import Section, Table, bracketed, number
 from harness.forms.terminal import print_table
 from harness.metrics.cells import CellSummary
+from harness.metrics.engines import engine_notes, of_cells
 from harness.metrics.groups import by_setting, facts, labelled_cells, notes_of, task_label
 from harness.show.tables.cell_text import fraction_text, speedup_text, tau_text
 from harness.show.tables.cells import cell_numbers
@@ -24,7 +25,7 @@ def run_table(summaries: Iterable[CellSummary]) -> Table:
     sections = tuple(
         Section(setting.title(), facts(group), _run_rows(group), conclusions(group)) for setting, group in by_setting(summaries)
     )
-    return Table("run", sections, (_NOTE, *notes_of(summaries)), cell_numbers(summaries))
+    return Table("run", sections, (_NOTE, *notes_of(summaries), *engine_notes(of_cells(summaries))), cell_numbers(summaries))
 
 
 def print_run_table(summaries: Iterable[CellSummary], file: TextIO | None = None) -> None:

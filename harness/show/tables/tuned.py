@@ -24,8 +24,8 @@ _NOTE = one_line("""
     token. Cost: vanilla steps a step, which is τ over the decode speedup.""")
 
 
-def tuned_table(summaries: Iterable[CellSummary], entries: Sequence[Entry], engines: Mapping[str, str]) -> Table:
-    """A row a method at the preset `tuned`, in the tables' order. engines: of the targets' identities, whose forward ran.
+def tuned_table(summaries: Iterable[CellSummary], entries: Sequence[Entry]) -> Table:
+    """A row a method at the preset `tuned`, in the tables' order.
 
     Without sections where there are no entries. A method whose options, machine or engine no entry has is named above the rows.
     """
@@ -35,7 +35,7 @@ def tuned_table(summaries: Iterable[CellSummary], entries: Sequence[Entry], engi
         for name, cells in labelled(group):
             if cells[0].preset != "tuned":
                 continue
-            entry = next((e for e in entries if _holds(e, cells[0], engines.get(setting.target_id, ""))), None)
+            entry = next((e for e in entries if _holds(e, cells[0])), None)
             values = [(c.tau, c.decode_speedup) for c in cells if c.tau is not None and c.decode_speedup is not None]
             if entry is None or not values:
                 lacking.append(name)
@@ -67,12 +67,12 @@ def tuned_table(summaries: Iterable[CellSummary], entries: Sequence[Entry], engi
     return Table("tuned", tuple(sections), (_NOTE, *notes_of(shown)), pd.DataFrame(numbers))
 
 
-def _holds(entry: Entry, cell: CellSummary, engine: str) -> bool:
+def _holds(entry: Entry, cell: CellSummary) -> bool:
     """Whether an entry is of what a cell was measured with."""
     key = entry.key
     same = (key.model, key.method, key.temperature, key.dtype, key.threads, key.engine)
     return (
-        same == (cell.model, cell.method, cell.temperature, cell.dtype, cell.threads, engine)
+        same == (cell.model, cell.method, cell.temperature, cell.dtype, cell.threads, cell.engine)
         and key.machine in cell.machine
         and dict(entry.options) == dict(cell.options)
     )

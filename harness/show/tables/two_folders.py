@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+import methods
 from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
 from harness.forms.table import Section, Table, number, one_line
@@ -16,9 +17,10 @@ from harness.ledger.ledger import read
 from harness.ledger.record import NEW_IN_3, SCHEMA, Record
 from harness.metrics import marks
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
+from harness.metrics.engines import BESIDE, engine_notes, of_records
 from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
 from harness.metrics.marks import joined, signs_of_records
-from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, measured, side_of, variant_of, without_loops
+from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, is_row_invariant, measured, side_of, variant_of, without_loops
 from harness.metrics.steps import identical
 from harness.show.tables.cell_text import estimated_text, marked_text
 
@@ -68,8 +70,10 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
         numbers += [{**key._asdict(), "in": side} for key in sorted(mine.keys() - theirs.keys(), key=_cell_order)]
     sections.insert(0, Section("A against B", top, pd.DataFrame()))
     signs = joined(sign for change in changes.values() for sign in (change.signs_a, change.signs_b))
+    engines = [f"{side}: {note}" for side, records in (("A", records_a), ("B", records_b))
+               for note in engine_notes(of_records(records))]  # fmt: skip
     notes = (_NOTE, *marks.notes(signs), *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
-             *records_a.footnotes, *records_b.footnotes)  # fmt: skip
+             *engines, *records_a.footnotes, *records_b.footnotes)  # fmt: skip
     return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -103,6 +107,11 @@ class _Cell:
     @property
     def exact(self) -> bool:
         return next(iter(self.own.values()))["exact"]
+
+    @property
+    def is_beside(self) -> bool:
+        first = next(iter(self.own.values()))
+        return is_row_invariant(first) and methods.is_external(first["method"])
 
     @property
     def schema(self) -> int:
@@ -276,7 +285,9 @@ def _numbers(c: Change) -> dict[str, Any]:
 
 
 def _row(key: _Key, cell: _Cell, task: str | None, c: Change) -> dict[str, str]:
-    row = {"method": label(key.method, key.preset) + mark_of(cell.exact)} | ({"task": task} if task else {})
+    row = {"method": label(key.method, key.preset) + mark_of(cell.exact) + BESIDE * cell.is_beside} | (
+        {"task": task} if task else {}
+    )
     return (
         row
         | {

@@ -1,0 +1,87 @@
+"""Which engine runs a model: the native one where it can, else torch's kernels, else transformers' own module.
+
+`HARNESS_ENGINE` chooses another: `native`, `native:PATH` (a kind of machine code, `methods.engine.native.build.PATHS`), `torch`
+or `module`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.engine.draft_head import EagleDrafter, EagleHead
+from methods.engine.draft_lm import LMDrafter
+from methods.engine.layer import PACKED_DTYPES
+from methods.engine.llama import LlamaTarget, is_lean
+from methods.engine.native import build
+from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
+from methods.engine.native.target import NativeTarget
+from methods.engine.target import HFTarget
+
+CHOICES = ("native", *(f"native:{path}" for path in build.PATHS), "torch", "module")
+COSTS = "decoding takes two to three times as long, and bfloat16 outputs may differ from vanilla's at near-ties"
+RUNS = "it runs plain LLaMAs in float32 and bfloat16 on a CPU"
+
+
+def target_type(model: Any, dtype: torch.dtype) -> type[HFTarget]:
+    """The engine that runs a model of transformers in `dtype`, where it lies now; the model may be loaded in another dtype.
+
+    Raises:
+        ValueError: `HARNESS_ENGINE` names no engine, or one that cannot run this model or on this machine.
+    """
+    asked = os.environ.get(build.VARIABLE) or "best"
+    if asked not in (*CHOICES, "best"):
+        raise ValueError(f"{build.VARIABLE}={asked}: there is no such engine; choose from {', '.join(CHOICES)}")
+    if asked == "module":
+        return HFTarget
+    if not is_lean(model, dtype):
+        # float64 is what exactness is checked in, whatever the engine
+        if asked.startswith("native") and dtype != torch.float64:
+            raise ValueError(f"{build.VARIABLE}={asked}: the native engine does not run {type(model).__name__} here: {RUNS}")
+        return HFTarget
+    if asked == "torch" or (asked == "best" and _no_native_engine()):
+        return LlamaTarget
+    if why := _no_native_engine():
+        raise ValueError(f"{build.VARIABLE}={asked}: {why}")
+    return NativeTarget
+
+
+def target_of(model: Any) -> HFTarget:
+    """A target on the engine of `target_type`. Its `notice` says why that is not the native one, where none was asked for.
+
+    Raises:
+        ValueError: as `target_type` does.
+    """
+    kind = target_type(model, model.dtype)
+    target = kind(model)
+    if kind is not NativeTarget and not os.environ.get(build.VARIABLE):
+        # on a GPU, and in a dtype of one's own choice, nobody expects it
+        if kind is HFTarget and model.device.type == "cpu" and model.dtype in PACKED_DTYPES:
+            target.notice = f"the native engine does not run {type(model).__name__} ({RUNS}): {COSTS}"
+        elif kind is LlamaTarget:
+            target.notice = f"no native engine ({_no_native_engine()}): {COSTS}"
+    return target
+
+
+def _no_native_engine() -> str | None:
+    """Why there is none on this machine, or not the one asked for; None where there is."""
+    try:
+        build.library(build.asked_path())
+    except build.NoNativeEngine as e:
+        return str(e)
+    return None
+
+
+def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent: Tensor | None) -> EagleDrafter:
+    """A drafter with an EAGLE head, on the engine of its target."""
+    if isinstance(target, NativeTarget):
+        return NativeEagleDrafter(head, embedding, target.lm_head, frequent)
+    return EagleDrafter(head, embedding, target.lm_head, frequent)
+
+
+def lm_drafter(target: HFTarget, model: Any) -> LMDrafter:
+    """A drafter with a draft LM, on the engine of its target."""
+    return NativeLMDrafter(model, target.library) if isinstance(target, NativeTarget) else LMDrafter(model)

@@ -1,0 +1,116 @@
+"""Drafters on the native engine: the EAGLE head and the draft LM, a level of the tree in one call.
+
+They draft what the torch ones do, but for rounding. A node's logits do not depend on what other nodes are run beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.engine.draft_head import EagleDrafter, EagleHead
+from methods.engine.draft_lm import LMDrafter
+from methods.engine.native.library import NativeCache, NativeLinear, NativeModel, best_children
+
+
+class NativeEagleDrafter(EagleDrafter):
+    """`EagleDrafter` with the C forward. Features and logits are float32 in either dtype."""
+
+    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: NativeLinear, frequent: Tensor | None = None):
+        super().__init__(head, embedding, lm_head, frequent, packed=False)
+        c, layer = head.config, head.layer
+        self._native = NativeModel(
+            [layer], embedding, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim,
+            eps=c.rms_norm_eps, fc=NativeLinear(head.fc.weight, head.fc.bias, lm_head.library), library=lm_head.library,
+        )  # fmt: skip
+        self._cache = self._native.new_cache()
+        self._whole = self._head = lm_head  # of the target; `_head`: it, or cut to the frequent tokens
+
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
+        self._head, self._names = self._whole, None
+        if frequent is not None:
+            self._head, self._names = self._cut_to(frequent)
+        reserve(self._cache, self._native, room, lambda positions: self.head.rotary(positions, torch.float32))
+
+    @torch.inference_mode()
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        with self._clock:
+            self._cache.n_waiting = 0
+            out, _ = self._native.run(self._cache, torch.tensor(tokens), None, None, features=features)
+        self._hidden = out[-1:]
+
+    def rewind(self, n: int) -> None:
+        self._cache.length -= n
+
+    @torch.inference_mode()
+    def root_logits(self) -> Tensor:
+        with self._clock:
+            return self._head(self._hidden[:1])
+
+    def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return best_children(self._native.library, logits, min(k, logits.shape[1]))
+
+    @torch.inference_mode()
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        with self._clock:
+            features = self._hidden[parents + 1]
+            out, logits = self._native.run(self._cache, tokens, parents, self._head, features=features)
+        self._hidden = torch.cat([self._hidden, out])
+        return logits
+
+
+class NativeLMDrafter(LMDrafter):
+    """`LMDrafter` with the C forward. Logits are float32 in either dtype."""
+
+    def __init__(self, model: Any, library: Any):
+        super().__init__(model, packed=False)
+        c = model.config
+        self._native = NativeModel(
+            list(model.model.layers), self.embedding, heads=c.num_attention_heads, kv_heads=self._kv_heads,
+            head_dim=self._head_dim, eps=c.rms_norm_eps, final_norm=model.model.norm.weight, library=library,
+        )  # fmt: skip
+        self._cache = self._native.new_cache()
+        self._head = NativeLinear(model.lm_head.weight, library=library)
+
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
+        super().start(0, frequent, first)
+        reserve(self._cache, self._native, room + 1, self._rotary)
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.model.model.rotary_emb(torch.empty(0), positions[None])
+        return cos[0], sin[0]
+
+    @torch.inference_mode()
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        path = self._known(tokens)
+        ids = [*self._unread, *tokens[len(path) :]]
+        with self._clock:
+            self._native.commit(self._cache, path)
+            out, _ = self._native.run(self._cache, torch.tensor(ids), None, None)
+            self._hidden = out[-1:]
+        self._unread, self._n_entries = [], 0
+        self._entry.clear()
+
+    def rewind(self, n: int) -> None:
+        self._cache.length -= n
+
+    @torch.inference_mode()
+    def root_logits(self) -> Tensor:
+        with self._clock:
+            return self._head(self._hidden)
+
+    @torch.inference_mode()
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        self._note(tokens, parents)
+        with self._clock:
+            return self._native.run(self._cache, tokens, parents, self._head)[1]
+
+
+def reserve(cache: NativeCache, model: NativeModel, room: int, rotary: Any) -> None:
+    """Empty a cache and make room for so many tokens and drafts. rotary: positions [n] -> cos and sin [n, head_dim]."""
+    before = cache.capacity
+    cache.reserve(room)
+    if cache.capacity > before:
+        model.turn_by(*rotary(torch.arange(cache.capacity)))

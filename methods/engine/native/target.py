@@ -1,0 +1,113 @@
+"""A plain LLaMA as the target, on the native engine: every row's numbers are those of plain decoding, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.engine.llama import is_lean
+from methods.engine.native import build, library, pages
+from methods.engine.native.library import NativeLinear, NativeModel
+from methods.engine.target import HFTarget
+from methods.engine.tree import Tree
+
+
+class NativeTarget(HFTarget):
+    """`HFTarget` with the C forward. Features and logits are float32 in either dtype: they are never rounded to bfloat16."""
+
+    is_row_invariant = True
+
+    def __init__(self, model: Any, path: str | None = None):
+        """path: the machine code, one of `build.PATHS`; what the environment asks for if None, else the best here.
+
+        Raises:
+            ValueError: the model is no plain LLaMA on the CPU.
+            build.NoNativeEngine: nothing can be compiled or run here.
+        """
+        super().__init__(model)
+        if not is_lean(model):
+            raise ValueError(f"{type(model).__name__} with these settings has no native forward")
+        model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
+        c = model.config
+        self.path = path or build.asked_path() or build.best_path()
+        self.library = library.functions(self.path)
+        heads, head_dim = c.num_attention_heads, self.cache.head_dim
+        self.lm_head = NativeLinear(self.lm_head.weight, library=self.library)
+        self.native = NativeModel(
+            list(self.body.layers), self.embedding, heads=heads, kv_heads=self._kv_heads, head_dim=head_dim, eps=c.rms_norm_eps,
+            final_norm=self.body.norm.weight, library=self.library,
+        )  # fmt: skip
+        self.cache: Any = self.native.new_cache()
+        self._n_positions = 0
+
+    @classmethod
+    def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
+        return f"native {build.asked_path() or build.best_path()}"
+
+    @property
+    def engine(self) -> str:
+        return f"native {self.path}"
+
+    @property
+    def engine_facts(self) -> dict[str, Any]:
+        return {"native": build.describe(self.path), "pages": pages.in_words(pages.granted(self.lm_head._panels))}
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a plain step reads: all layers and the LM head."""
+        return self.native.bytes + self.lm_head.bytes
+
+    @property
+    def stock_model(self) -> Any:
+        return self.model  # which never has another attention
+
+    @contextmanager
+    def shallow(self, layers: list[int]) -> Iterator[None]:
+        every = list(range(len(self.body.layers)))
+        self.native.only(layers)
+        try:
+            with super().shallow(layers):
+                yield
+        finally:
+            self.native.only(every)
+
+    def _reserve(self, capacity: int) -> None:
+        self.cache.reserve(capacity)
+        if self._n_positions < self.cache.capacity:
+            positions = torch.arange(self.cache.capacity)[None]
+            cos, sin = self.body.rotary_emb(torch.empty(0), positions)
+            self.native.turn_by(cos[0], sin[0])
+            self._n_positions = self.cache.capacity
+
+    @torch.inference_mode()
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        with self._clock:
+            self._reserve(len(prompt_ids) + room)
+            features, logits = self.native.run(self.cache, torch.tensor(prompt_ids), None, self.lm_head, 1)
+        return features, logits[0]
+
+    @torch.inference_mode()
+    def step(self, token: int) -> Tensor:
+        with self._clock:
+            logits = self.native.run(self.cache, torch.tensor([token]), None, self.lm_head)[1]
+        return logits[0]
+
+    @torch.inference_mode()
+    def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        ids, parents = torch.tensor(tree.tokens), torch.tensor(tree.parents)
+        with self._clock:
+            self.cache.n_waiting = 0
+            features, logits = self.native.run(self.cache, ids, parents, self.lm_head)
+        self._n_pending = len(tree)
+        return features, logits
+
+    @torch.inference_mode()
+    def commit(self, path: list[int]) -> None:
+        if not path or path[0] != 0 or path[-1] >= self._n_pending:
+            raise ValueError(f"path {path} is not one of the {self._n_pending} nodes last verified")
+        self.native.commit(self.cache, path)
+        self._n_pending = 0
