@@ -151,8 +151,18 @@ def test_the_claim_of_losslessness_is_not_shown_by_an_audit_where_outputs_differ
 
 
 def test_what_an_engine_tells_of_itself_is_in_the_environment() -> None:
-    told: dict[str, Any] = {"dtype": "float32", "threads": 1, "target_sha": "t", "target_parts": {"engine": "native avx2"},
-                            "engine_sha": "e", "head_sha": None, "seed": 0, "template": "chatml", "system": "none", "n_devices": 1}  # fmt: skip
+    told: dict[str, Any] = {
+        "dtype": "float32",
+        "threads": 1,
+        "target_sha": "t",
+        "target_parts": {"engine": "native avx2"},
+        "engine_sha": "e",
+        "head_sha": None,
+        "seed": 0,
+        "template": "chatml",
+        "system": "none",
+        "n_devices": 1,
+    }
     facts = {"pages": "2 MB", "native": {"path": "avx2", "compiler": "gcc 13.3.0", "flags": "-O3"}}
     env = describe(**told, is_row_invariant=True, engine_facts=facts)
     assert env["row_invariant"] is True and {key: env[key] for key in facts} == facts

@@ -64,7 +64,7 @@ int64_t act_bytes(int64_t dtype);
 void to_act(const float *x, void *a, int64_t size, int64_t padded, int64_t dtype);
 void round_row(float *x, int64_t size, int64_t dtype);
 void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc, int64_t rows,
-            int add, int64_t dtype);
+            int add, int64_t dtype, const void *after);
 void products(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
               int64_t dtype);
 void weighted_pair(const void *e, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype);

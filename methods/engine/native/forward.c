@@ -291,7 +291,7 @@ static void add_product(Call *c, const Linear *l, const char *a, float *into, in
 {
     const int64_t n_panels = l->n / PANEL, from = n_panels * thread / threads, to = n_panels * (thread + 1) / threads;
     const char *panels = (const char *)l->panels + from * l->k * PANEL * number_bytes(c->m->dtype);
-    matmul(a, l->k, panels, to - from, l->k, into + from * PANEL, ldc, rows, add, c->m->dtype);
+    matmul(a, l->k, panels, to - from, l->k, into + from * PANEL, ldc, rows, add, c->m->dtype, 0);
 }
 
 /* y = norm(x), and that as an activation; without a weight y is x. */

@@ -269,47 +269,49 @@ INLINE void tile_product(const uint16_t *a, int64_t lda, int64_t first, const ui
 }
 
 static void tile_matmul(const uint16_t *a, int64_t lda, const char *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc,
-                        int64_t rows, int add)
+                        int64_t rows, int add, const char *after)
 {
     const int64_t blocks = (rows + 31) / 32, bytes = 2 * k * PANEL;
     const int64_t lines = (64 + 2 * blocks - 1) / (2 * blocks); /* a step reads half of 64 lines */
     int64_t set = -1;
     for (int64_t n = 0; n < n_panels; n++, panels += bytes) {
-        int64_t done = 0, fetched = 0;
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t here = (rows - done + blocks - block - 1) / (blocks - block);
-            const int64_t first = here > 16 ? (here + 1) / 2 : here, second = here - first;
-            if (set != 32 * first + second) set_tiles(first, second);
-            set = 32 * first + second;
-            for (int half = 0; half < 2; half++) {
-                const char *next = rows > 1 && n + 1 < n_panels && fetched < bytes ? panels + bytes + fetched : 0;
+        const char *following = n + 1 < n_panels ? panels + bytes : after;
+        int64_t fetched = 0;
+        for (int half = 0; half < 2; half++) { /* half a panel stays in the first cache for all blocks of rows */
+            const uint16_t *w = (const uint16_t *)panels + 64 * half;
+            int64_t done = 0;
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t here = (rows - done + blocks - block - 1) / (blocks - block);
+                const int64_t first = here > 16 ? (here + 1) / 2 : here, second = here - first;
+                if (set != 32 * first + second) set_tiles(first, second);
+                set = 32 * first + second;
+                const char *next = following && fetched < bytes ? following + fetched : 0;
                 fetched += 64 * lines * (k / 32);
                 float *out = c + done * ldc + n * PANEL + 32 * half;
-                const uint16_t *w = (const uint16_t *)panels + 64 * half;
                 if (second) tile_product(a + done * lda, lda, first, w, k, out, ldc, add, 0, next, lines);
                 else tile_product(a + done * lda, lda, first, w, k, out, ldc, add, 1, next, lines);
+                done += here;
             }
-            done += here;
         }
     }
     _tile_release();
 }
 #endif
 
-/* c [rows, 64 n_panels] (+)= a [rows, k] W^T, over panels that lie one behind the other. */
+/* c [rows, 64 n_panels] (+)= a [rows, k] W^T, over panels that lie one behind the other. `after`: what is read next, or NULL. */
 void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc, int64_t rows,
-            int add, int64_t dtype)
+            int add, int64_t dtype, const void *after)
 {
 #ifdef NE_PATH_AMX
     if (dtype == BFLOAT16) {
-        tile_matmul(a, lda, panels, n_panels, k, c, ldc, rows, add);
+        tile_matmul(a, lda, panels, n_panels, k, c, ldc, rows, add, after);
         return;
     }
 #endif
     const int64_t bytes = k * PANEL * (dtype == FLOAT32 ? 4 : 2);
     for (int64_t n = 0; n < n_panels; n++) {
         const char *panel = (const char *)panels + n * bytes;
-        panel_product(a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, rows > MOST && n + 1 < n_panels ? panel + bytes : 0);
+        panel_product(a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, n + 1 < n_panels ? panel + bytes : after);
     }
 }
 
