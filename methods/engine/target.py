@@ -121,6 +121,11 @@ class HFTarget:
         return f"transformers {__version__} {type(model).__name__}"
 
     @property
+    def runs_module(self) -> bool:
+        """Whether its forwards are those of transformers' module."""
+        return True
+
+    @property
     def engine(self) -> str:
         """Whose forward runs here, in short words."""
         return self.engine_in(self.model, self.dtype)
