@@ -39,8 +39,18 @@ INLINE V load(const float *p) { return *(const LooseV *)p; }
 INLINE void store(float *p, V v) { *(LooseV *)p = v; }
 INLINE V all(float x) { return x - (V){0}; }
 
-#if PAIRS
+#if defined(__AVX512F__)
 #include <immintrin.h>
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+#include <immintrin.h>
+INLINE V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE V smaller(V a, V b) { return (V)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+INLINE V either(I which, V a, V b) { return (V)(((I)a & which) | ((I)b & ~which)); }
+INLINE V larger(V a, V b) { return either(a > b, a, b); }
+INLINE V smaller(V a, V b) { return either(a < b, a, b); }
 #endif
 
 /* ------------------------------------------------------------------ rounding */
@@ -388,8 +398,7 @@ void rms_norm(const float *x, const float *weight, float *y, int64_t size, float
 /* exp by 2^n times a polynomial (Cephes' expf), to about 1 ulp; below -87 it is exp(-87), about 1e-38. */
 INLINE V exponential(V x)
 {
-    const I low = x < all(-87.0f), high = x > all(88.0f);
-    x = (V)(((I)x & ~(low | high)) | ((I)all(-87.0f) & low) | ((I)all(88.0f) & high));
+    x = smaller(larger(x, all(-87.0f)), all(88.0f));
     const V shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     const V whole = x * all(1.44269504088896341f) + shift;
     const V n = whole - shift;
@@ -405,6 +414,20 @@ INLINE V exponential(V x)
     return p * (V)(((I)whole - (I)shift + 127) << 23);
 }
 
+/* The greatest of x [size], which is at least one. */
+INLINE float greatest_of(const float *x, int64_t size)
+{
+    V top[4] = {all(-INFINITY), all(-INFINITY), all(-INFINITY), all(-INFINITY)};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= size; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) top[j] = larger(load(x + i + j * LANES), top[j]);
+    float greatest = -INFINITY, lanes[LANES];
+    store(lanes, larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    for (int j = 0; j < LANES; j++) greatest = lanes[j] > greatest ? lanes[j] : greatest;
+    for (; i < size; i++) greatest = x[i] > greatest ? x[i] : greatest;
+    return greatest;
+}
+
 /* y = silu(gate) * up, each [size]; size: a multiple of 64. */
 void silu_times(const float *gate, const float *up, float *y, int64_t size)
 {
@@ -418,15 +441,7 @@ void silu_times(const float *gate, const float *up, float *y, int64_t size)
 void softmax_row(float *scores, int64_t length, int64_t padded, float scale, float *total)
 {
     for (int64_t i = length; i < padded; i++) scores[i] = -INFINITY;
-    V top = all(-INFINITY);
-    for (int64_t i = 0; i < padded; i += LANES) {
-        const V s = load(scores + i);
-        const I more = s > top;
-        top = (V)(((I)s & more) | ((I)top & ~more));
-    }
-    float greatest = -INFINITY, lanes[LANES];
-    store(lanes, top);
-    for (int i = 0; i < LANES; i++) greatest = lanes[i] > greatest ? lanes[i] : greatest;
+    const float greatest = greatest_of(scores, length);
     V sum = {0};
     for (int64_t i = 0; i < padded; i += LANES) {
         const V e = exponential((load(scores + i) - all(greatest)) * all(scale));
@@ -443,19 +458,7 @@ void softmax_row(float *scores, int64_t length, int64_t padded, float scale, flo
 /* The k best entries of a row of logits, ties to the lower index, and their log-probabilities (at most 0). k <= vocab. */
 void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens, float *logp)
 {
-    float greatest = -INFINITY;
-    V top = all(-INFINITY);
-    int64_t i = 0;
-    for (; i + LANES <= vocab; i += LANES) {
-        const V s = load(logits + i);
-        const I more = s > top;
-        top = (V)(((I)s & more) | ((I)top & ~more));
-    }
-    float lanes[LANES];
-    store(lanes, top);
-    for (int j = 0; j < LANES; j++) greatest = lanes[j] > greatest ? lanes[j] : greatest;
-    for (int64_t j = i; j < vocab; j++) greatest = logits[j] > greatest ? logits[j] : greatest;
-
+    const float greatest = greatest_of(logits, vocab);
     /* One pass: the sum of exponentials, and the entries that beat the least of the k best so far. */
     int64_t n = 0;
     float least = -INFINITY;
@@ -463,21 +466,14 @@ void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens,
     enum { STRETCH = 1024 };
     for (int64_t begin = 0; begin < vocab; begin += STRETCH) {
         const int64_t end = begin + STRETCH < vocab ? begin + STRETCH : vocab;
-        V part = {0};
-        I any = {0};
+        V part[2] = {{0}, {0}};
         int64_t j = begin;
-        for (; j + LANES <= end; j += LANES) {
-            const V s = load(logits + j);
-            part += exponential(s - all(greatest));
-            any |= s > all(least);
-        }
-        float rest = total_of(part);
-        int32_t found[LANES], some = n < k || j < end;
-        memcpy(found, &any, sizeof any);
-        for (int64_t t = j; t < end; t++) rest += expf(logits[t] - greatest);
+        for (; j + 2 * LANES <= end; j += 2 * LANES)
+            for (int half = 0; half < 2; half++) part[half] += exponential(load(logits + j + half * LANES) - all(greatest));
+        float rest = total_of(part[0] + part[1]);
+        for (; j < end; j++) rest += expf(logits[j] - greatest);
         sum += rest;
-        for (int t = 0; t < LANES; t++) some |= found[t];
-        if (!some) continue;
+        if (n == k && !(greatest_of(logits + begin, end - begin) > least)) continue;
         for (int64_t t = begin; t < end; t++) {
             if (n == k && !(logits[t] > least)) continue;
             int64_t place = n < k ? n++ : k - 1;
@@ -501,8 +497,11 @@ void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens,
 double read_all(const void *from, int64_t bytes)
 {
     U sum[4] = {{0}, {0}, {0}, {0}};
-    for (int64_t i = 0; i < bytes; i += 4 * BYTES)
-        for (int j = 0; j < 4; j++) sum[j] ^= *(const LooseU *)((const char *)from + i + j * BYTES);
+    for (int64_t i = 0; i < bytes; i += 256) {
+        const char *here = (const char *)from + i, *ahead = here + 8192;
+        fetch(&ahead, 4);
+        for (int j = 0; j < 256 / BYTES; j++) sum[j % 4] ^= *(const LooseU *)(here + j * BYTES);
+    }
     U x = sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
     double out = 0;
     for (int i = 0; i < LANES; i++) out += x[i];
