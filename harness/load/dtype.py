@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from harness.common.files import cache_dir, whole_file
-from methods.engine.layer import Linear
+from methods.engine.engines import linear_here
 
 
 def device() -> torch.device:
@@ -22,8 +22,8 @@ def resolve_dtype(dtype: str) -> str:
     """The dtype that `auto` means here; any other is returned as it is.
 
     It is bfloat16 where the matmuls of a plain decoding step are at least 1.3 times as fast in it as in float32, else float32. A
-    baseline in the slower one would flatter every method. This is probed once per machine, torch version and number of threads;
-    the figures are kept in the cache.
+    baseline in the slower one would flatter every method. This is probed once per machine, engine, torch version and number of
+    threads; the figures are kept in the cache.
     """
     if dtype != "auto":
         return dtype
@@ -33,13 +33,14 @@ def resolve_dtype(dtype: str) -> str:
     from harness.common.machine import cpu_name
 
     name = torch.cuda.get_device_name() if where.type == "cuda" else cpu_name()
-    key = f"{name}|{platform.machine()}|torch {torch.__version__}|{torch.get_num_threads()} threads"
+    linear = linear_here(where)
+    key = f"{name}|{platform.machine()}|{linear.engine}|torch {torch.__version__}|{torch.get_num_threads()} threads"
     file = cache_dir() / "step-probe.json"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError, RecursionError):  # what is spoilt is measured again
         known = {k: {d: float(t[d]) for d in ("bfloat16", "float32")} for k, t in dict(json.loads(file.read_text())).items()}
     if key not in known:
-        known[key] = {d: _probe(getattr(torch, d), where) for d in ("bfloat16", "float32")}
+        known[key] = {d: _probe(getattr(torch, d), where, linear) for d in ("bfloat16", "float32")}
         try:
             with whole_file(file) as tmp:
                 tmp.write_text(json.dumps(known, indent=1))
@@ -48,9 +49,9 @@ def resolve_dtype(dtype: str) -> str:
     return "bfloat16" if known[key]["bfloat16"] * 1.3 <= known[key]["float32"] else "float32"
 
 
-def _probe(dtype: torch.dtype, where: torch.device) -> float:
+def _probe(dtype: torch.dtype, where: torch.device, linear: Any) -> float:
     """Median seconds of one row through matrices of 32 M weights in all, run as decoding runs them. Few caches hold so many."""
-    matrices = [Linear(torch.randn(2048, 2048, device=where).to(dtype)) for _ in range(8)]
+    matrices = [linear(torch.randn(2048, 2048, device=where).to(dtype)) for _ in range(8)]
     row = torch.randn(1, 2048, device=where).to(dtype)
     times = []
     with torch.inference_mode():

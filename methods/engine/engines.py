@@ -14,10 +14,11 @@ from torch import Tensor
 
 from methods.engine.draft_head import EagleDrafter, EagleHead
 from methods.engine.draft_lm import LMDrafter
-from methods.engine.layer import PACKED_DTYPES
+from methods.engine.layer import PACKED_DTYPES, Linear
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.native import build
 from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
+from methods.engine.native.library import NativeLinear
 from methods.engine.native.target import NativeTarget
 from methods.engine.target import HFTarget
 
@@ -73,6 +74,12 @@ def _no_native_engine() -> str | None:
     except build.NoNativeEngine as e:
         return str(e)
     return None
+
+
+def linear_here(device: torch.device) -> type[Linear] | type[NativeLinear]:
+    """The linear map with which a plain LLaMA decodes on a device of this machine."""
+    asked = os.environ.get(build.VARIABLE) or "native"
+    return NativeLinear if device.type == "cpu" and asked.startswith("native") and not _no_native_engine() else Linear
 
 
 def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent: Tensor | None) -> EagleDrafter:

@@ -24,6 +24,8 @@ class Linear:
     `packed=False` keeps to `F.linear`: the plain path that tests compare with.
     """
 
+    engine = "torch"
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None, packed: bool = True):
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.packed: Tensor | None = None

@@ -246,7 +246,7 @@ def test_auto_is_bfloat16_where_that_is_clearly_faster_probed_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {torch.bfloat16: 1.0, torch.float32: 2.0}
-    monkeypatch.setattr(dtypes, "_probe", lambda dtype, where: seconds[dtype])
+    monkeypatch.setattr(dtypes, "_probe", lambda dtype, where, linear: seconds[dtype])
     assert resolve_dtype("auto") == "bfloat16"
     (known,) = json.loads((tmp_path / "cache" / "step-probe.json").read_text()).values()
     assert known == {"bfloat16": 1.0, "float32": 2.0}
@@ -260,7 +260,7 @@ def test_auto_is_bfloat16_where_that_is_clearly_faster_probed_once_and_kept(
 def test_a_cache_that_cannot_be_written_only_costs_the_probe_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(dtypes, "_probe", lambda dtype, where: 1.0)
+    monkeypatch.setattr(dtypes, "_probe", lambda dtype, where, linear: 1.0)
     assert resolve_dtype("auto") == "float32"
 
 

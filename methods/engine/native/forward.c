@@ -421,6 +421,13 @@ static void find_paths(Call *c)
     }
 }
 
+/* As many threads as have something to do: meeting takes longer than a share of fewer weights. The bits do not depend on it. */
+static int64_t useful(int64_t weights, int64_t threads)
+{
+    enum { LEAST = 1 << 17 };
+    return more(1, less(threads, weights / LEAST));
+}
+
 /* Run rows that hang on the text or on waiting ones; they wait, too. -> 0; 1: no memory, or no room; 2: a parent that is not
    there. */
 int ne_run(const Model *m, Cache *k, const Rows *r)
@@ -441,9 +448,11 @@ int ne_run(const Model *m, Cache *k, const Rows *r)
     if (k->length + c.most_path > k->capacity) return 1; /* nor are there rotary rows for such a position */
     c.score_width = padded(k->length) + padded(c.most_path) + PANEL;
     c.unit = more(1, QUERIES / group_of(m));
-    if (set_up(&c, more(1, r->threads))) return 1;
+    const Layer *l = m->layers;
+    const int64_t threads = useful(l->qkv.n * l->qkv.k + l->gate_up.n * l->gate_up.k, r->threads);
+    if (set_up(&c, threads)) return 1;
     find_paths(&c);
-    on_threads(run_rows, &c, r->threads);
+    on_threads(run_rows, &c, threads);
     k->n_waiting = c.first + c.n;
     return 0;
 }
@@ -497,7 +506,7 @@ int ne_linear(const Linear *l, int64_t dtype, const float *x, int64_t rows, int6
     Product p = {l, x, y, 0, rows, width, dtype};
     p.act = aligned_alloc(256, (4 * rows * l->k + 255) / 256 * 256);
     if (!p.act) return 1;
-    on_threads(run_product, &p, threads);
+    on_threads(run_product, &p, useful(l->n * l->k, threads));
     free(p.act);
     return 0;
 }
@@ -521,7 +530,7 @@ void ne_best(const float *logits, int64_t rows, int64_t stride, int64_t vocab, i
              int64_t threads)
 {
     Best b = {logits, rows, stride, vocab, k, tokens, logp};
-    on_threads(run_best, &b, threads < rows ? threads : rows);
+    on_threads(run_best, &b, less(rows, useful(rows * vocab, threads)));
 }
 
 typedef struct {

@@ -96,6 +96,8 @@ def packed(weight: Tensor) -> Tensor:
 class NativeLinear:
     """x [.., in] -> x @ weight.T + bias [.., out] in float32; then `silu`, `+ plus` or `* times`, as `engine.layer.Linear`."""
 
+    engine = "native"
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None, library: Any = None):
         self.weight, self.library = weight.detach(), library if library is not None else functions()
         self.bias = None if bias is None else bias.detach().float().contiguous()

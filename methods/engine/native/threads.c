@@ -7,7 +7,7 @@
 
 #include "engine.h"
 
-enum { MOST_THREADS = 256, SPINS = 4000 };
+enum { MOST_THREADS = 256, SPINS = 500, IDLE_SPINS = 4000 }; /* before a thread lets others run; before it sleeps */
 
 static pthread_mutex_t one_work = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
@@ -42,7 +42,7 @@ static void *serve(void *number)
     const int64_t me = (int64_t)(intptr_t)number;
     long seen = 0;
     for (;;) {
-        for (int64_t spins = 0; spins < SPINS && atomic_load(&generation) == seen; spins++) breathe(0);
+        for (int64_t spins = 0; spins < IDLE_SPINS && atomic_load(&generation) == seen; spins++) breathe(0);
         pthread_mutex_lock(&lock);
         while (atomic_load(&generation) == seen) pthread_cond_wait(&wake, &lock);
         seen = atomic_load(&generation);
