@@ -33,11 +33,12 @@ PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read lik
 
 def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree for two timings to be compared, by the names that messages give them."""
-    packages, gpu = env.get("packages", {}), env.get("gpu")
+    packages, gpu, native = env.get("packages", {}), env.get("gpu"), env.get("native") or {}
     return {
         "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
         "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
         "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"), "kernels": env.get("kernels") or None,
+        "pages": env.get("pages"), "native": f"{native.get('path')} {native.get('flags')}" if native else None,
     }  # fmt: skip
 
 
@@ -46,9 +47,12 @@ def machine_label(env: Mapping[str, Any]) -> str:
     keys = machine_keys(env)
     on = f"{keys['gpu']}, CUDA {keys['cuda']}, driver {keys['driver'] or 'unknown'}" if keys["gpu"] else "no GPU"
     kernels = "".join(f", {name}={value}" for name, value in (keys["kernels"] or {}).items())
+    path, _, flags = (keys["native"] or "").partition(" ")
+    of_engine = f", native {path}, flags {canonical_hash({'flags': flags})[:8]}" if path else ""
+    of_engine += f", pages of {keys['pages']}" if keys["pages"] else ""
     return (
         f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
-        f"engine {keys['engine'] or UNKNOWN_ENGINE}{kernels}"
+        f"engine {keys['engine'] or UNKNOWN_ENGINE}{of_engine}{kernels}"
     )
 
 

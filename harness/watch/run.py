@@ -29,7 +29,6 @@ from harness.watch.check import (
 )
 from harness.watch.seen import Seen, watched_drafter, watched_target
 from methods.base import Decode, Generation, SamplerParams
-from methods.engine.target import HFTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def watched(
     check_finite(seen, names)
     with users_code():  # what was returned may be of a user's own types
         made = check_form(made, params, vocab_size, external)
-    n_own = seen.n_prefills + len(seen.sizes) if _runs_module(target) else 0
+    n_own = seen.n_prefills + len(seen.sizes) if target.runs_module else 0
     clocks = Clocks(
         wall, after[0] - inside[0], after[1] - inside[1], max(wall - cpu, 0.0), _n_forwards(target) - started_before,
         len(runs) - n_own,
@@ -141,11 +140,6 @@ def _seconds(target: Any, drafter: Any) -> tuple[float, float]:
 def _n_forwards(target: Any) -> int:
     n: int = target._clock.n_started
     return n
-
-
-def _runs_module(target: Any) -> bool:
-    """Whether the target's forwards run transformers' module, or a lean forward of its own."""
-    return getattr(target._forward, "__func__", None) is HFTarget._forward
 
 
 @contextmanager

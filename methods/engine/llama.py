@@ -83,6 +83,10 @@ class LlamaTarget(HFTarget):
         return "lean"
 
     @property
+    def runs_module(self) -> bool:
+        return False
+
+    @property
     def engine(self) -> str:
         return "lean"
 

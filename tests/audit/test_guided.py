@@ -13,9 +13,10 @@ from tiny_model import shared_tiny_model
 from torch import Tensor
 
 import methods
-from harness.audit.faults import late
+from harness.audit.faults import forwards, late
 from harness.audit.faults.bench import Bench, run_mutant
 from harness.audit.faults.faults import MUTANTS, Mutant, healthy, spoilt
+from harness.audit.faults.forwards import Misgiven
 from harness.audit.faults.rules import Options, dynamic
 from harness.audit.layers import greedy_params
 from harness.audit.levels import LEVELS, LONG, Case, Prompts
@@ -110,10 +111,10 @@ def test_a_guided_drafter_is_told_the_text_at_some_steps_and_misled_at_others() 
 # ---- faults of the engine are seen through every kind of drafter ----
 
 ENGINE: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
-    "mask beyond 256": (late.blind_beyond, DRAFTING),
-    "positions beyond 256": (late.one_further_beyond, DRAFTING),
+    "mask beyond 256": (partial(Misgiven, change=forwards.blind_beyond), DRAFTING),
+    "positions beyond 256": (forwards.one_further_beyond, DRAFTING),
     "long paths in the cache": (late.LongPathsKeepParent, ["sps", "eagle1", "eagle2", "eagle2-fr"]),
-    "siblings five levels down": (late.DeepSeeEachOther, ["eagle1", "eagle2", "eagle2-fr"]),
+    "siblings five levels down": (partial(Misgiven, change=forwards.deep_see_each_other), ["eagle1", "eagle2", "eagle2-fr"]),
 }
 
 
@@ -148,7 +149,7 @@ def test_what_a_short_output_on_a_short_prompt_shows_of_the_new_faults_is_little
 
 def rotary_reused(target: Any) -> Any:
     """The rotary table has 256 rows, and positions beyond begin again."""
-    return late._with_forward(target, lambda positions, mask: (positions % 256, mask))
+    return forwards.at_other_positions(target, lambda positions: positions % 256)
 
 
 def stops_late(tree: Options) -> Decode:

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from make_ledger import ENV, FOLDER, METHODS, base_record, output_of
 from places import ROOT
 
 from harness.common.errors import UserError
-from harness.ledger.ledger import RECORDS, Ledger, has_records, read, read_env
+from harness.ledger.ledger import RECORDS, Ledger, has_records, machine_label, read, read_env
 from harness.ledger.record import (
     CELL_FIELDS,
     NEW_IN_3,
@@ -37,6 +38,7 @@ from harness.ledger.record import (
     sample_key,
     validate,
 )
+from harness.metrics.pairing import one_environment
 
 
 def record(sample: int | str = 0, **changes: Any) -> dict[str, Any]:
@@ -283,6 +285,8 @@ def test_an_environment_is_stored_once_whenever_it_was_made(tmp_path: Path) -> N
         ({"gpu": "H100"}, "gpu", "None", "H100"),
         ({"n_cores": 64}, "n_cores", "2", "64"),
         ({"packages": {"torch": "2.14.0"}}, "torch", "2.13.0", "2.14.0"),
+        ({"pages": "2 MB"}, "pages", "None", "2 MB"),
+        ({"native": {"path": "avx2", "flags": "-O3"}}, "native", "None", "avx2 -O3"),
     ],
 )
 def test_a_cell_from_another_machine_is_refused_with_the_key_and_both_values(
@@ -296,6 +300,27 @@ def test_a_cell_from_another_machine_is_refused_with_the_key_and_both_values(
         ledger.check_machine("another cell", ENV | change)
         with pytest.raises(UserError, match=f"{cell}.*{key} was .*{there}.*here it is .*{here}"):
             ledger.check_machine(cell, ENV | change)
+
+
+def test_records_of_other_pages_or_other_compiled_code_are_of_another_machine(tmp_path: Path) -> None:
+    native = {"path": "avx512", "flags": "-O3 -mavx512f", "compiler": "gcc 12", "passed_over": {}}
+    first = ENV | {"pages": "2 MB", "native": native}
+    others = [
+        first | {"pages": "4 KB"},
+        first | {"native": native | {"path": "avx2"}},
+        first | {"native": native | {"flags": "-O2"}},
+    ]
+    with Ledger(tmp_path) as ledger:
+        for i, env in enumerate([first, first, *others]):
+            ledger.append(record(i, env=ledger.write_env(env)))
+    found = read(tmp_path)
+    assert found[0]["machine"] == found[1]["machine"]
+    assert re.fullmatch(re.escape(machine_label(ENV)) + ", native avx512, flags [0-9a-f]{8}, pages of 2 MB", found[0]["machine"])
+    assert len({r["machine"] for r in found}) == 4 == len(list(tmp_path.glob("env-*.json")))
+    with pytest.raises(UserError, match="mixed environments: machine of the records"):
+        one_environment(found, tmp_path)
+    with Ledger(tmp_path) as ledger, pytest.raises(UserError, match="pages was '2 MB', here it is '4 KB'"):
+        ledger.check_machine(found[0]["cell"], first | {"pages": "4 KB"})
 
 
 def test_a_cell_whose_environment_is_gone_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from harness.audit.faults import late
+from harness.audit.faults import forwards, late
+from harness.audit.faults.forwards import Misgiven
 from harness.audit.faults.rules import (
     SMALL,
     WHOLE,
@@ -28,7 +29,7 @@ from harness.audit.faults.rules import (
     shared_uniform,
     with_softmax,
 )
-from harness.audit.faults.wrappers import LastBit, Spoilt, StaleDrafter, WrongHead, greedy_first, ignores_stop, overshoots
+from harness.audit.faults.wrappers import LastBit, StaleDrafter, WrongHead, WrongRows, greedy_first, ignores_stop, overshoots
 from harness.audit.probe.subject import Subject
 from methods.base import Decode
 from methods.engine.loop import Grow, speculative
@@ -115,12 +116,12 @@ MUTANTS: Sequence[Mutant] = (
     Mutant("12", "first token by argmax at T > 0", L1, greedy_first),
     Mutant("13", "temperature applied twice", L1, of(dynamic, hotter), L4, temperature=0.7),
     Mutant("14", "each node read by its parent's row", ("L1", "L3"), of(dynamic, parents_row)),
-    spoilt("15", "tree positions one too large", partial(Spoilt, fault="position")),
-    spoilt("16", "positions counted through the tree", partial(Spoilt, fault="flat")),
-    spoilt("17", "a node sees its neighbour", partial(Spoilt, fault="sibling")),
-    spoilt("18", "the cache keeps the first rows, not the path's", partial(Spoilt, fault="first rows")),
-    spoilt("19", "the cache is one row short", partial(Spoilt, fault="one short")),
-    spoilt("20", "a rejected row stays in the cache", partial(Spoilt, fault="not cropped")),
+    spoilt("15", "tree positions one too large", partial(Misgiven, change=forwards.one_further)),
+    spoilt("16", "positions counted through the tree", partial(Misgiven, change=forwards.through_the_tree)),
+    spoilt("17", "a node sees its neighbour", partial(Misgiven, change=forwards.neighbour)),
+    spoilt("18", "the cache keeps the first rows, not the path's", partial(WrongRows, fault="first rows")),
+    spoilt("19", "the cache is one row short", partial(WrongRows, fault="one short")),
+    spoilt("20", "a rejected row stays in the cache", partial(WrongRows, fault="not cropped")),
     Mutant("21", "a stop id inside an accepted block ignored", ("stop",), ignores_stop),
     Mutant("22", "the budget overshot", ("stop", "L3"), overshoots),
     Mutant("23", "stale features into the head", ("L5",), healthy, misled=StaleDrafter),
@@ -128,13 +129,13 @@ MUTANTS: Sequence[Mutant] = (
     Mutant("25", "typical acceptance: likely tokens always taken", ("L1", "L4"), of(dynamic, sequential(threshold=0.3)), L4),
     # 26, the baseline's tokens counted differently, is a fault of a metric: see `bench.counts_differently`
     # From here on: faults that show only at long context, deep in a tree, late in an output, or once in many steps.
-    spoilt("27", "beyond 256 cached tokens a tree does not see the later ones", late.blind_beyond),
-    spoilt("28", "positions one too large from 256 on", late.one_further_beyond, ("L2",)),
+    spoilt("27", "beyond 256 cached tokens a tree does not see the later ones", partial(Misgiven, change=forwards.blind_beyond)),
+    spoilt("28", "positions one too large from 256 on", forwards.one_further_beyond, ("L2",)),
     Mutant(
         "29", "a node five levels down read by its grandparent's row", ("L1", "L3"), of(dynamic, late.grandparents_row),
         deep=DEEP,
     ),
-    spoilt("30", "nodes five levels down see each other", late.DeepSeeEachOther, ("L2",)),
+    spoilt("30", "nodes five levels down see each other", partial(Misgiven, change=forwards.deep_see_each_other), ("L2",)),
     spoilt("31", "of a path of over five nodes the last row in the cache is its parent's", late.LongPathsKeepParent),
     Mutant("32", "from output token 20 on the bonus is the second best", ("L3",), of(dynamic, late.second_best_late)),
     Mutant("33", "every 16th step takes a draft unverified", ("L3",), at_times(late.unverified_at_times)),

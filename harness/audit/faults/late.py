@@ -1,65 +1,22 @@
-"""Faults that a short output on a short prompt does not show: beyond 256 tokens, five levels down, late, or every 16th step."""
+"""Faults that a short output does not show: five levels down, late, or every 16th step. Those beyond 256 tokens: `forwards`."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.audit.faults.forwards import DEEP
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
 from methods.engine.verify import Accepted, Verify, walk
 
-BEYOND, DEEP, LATE, TIMES = 256, 5, 20, 16
+LATE, TIMES = 20, 16
 
 
 # ---- in the target ----
-
-
-def _with_forward(target: Any, change: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]) -> Any:
-    """The same target, but its forwards get positions and mask as `change` gives them."""
-    changed = copy.copy(target)
-    changed._forward = lambda ids, positions, mask: target._forward(ids, *change(positions, mask))
-    return changed
-
-
-def blind_beyond(target: Any) -> Any:
-    """Rows of a tree see of the cache only the first 256 tokens."""
-
-    def change(positions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if mask is not None and target.length > BEYOND:
-            mask = mask.clone()
-            mask[..., BEYOND : target.length] = torch.finfo(mask.dtype).min
-        return positions, mask
-
-    return _with_forward(target, change)
-
-
-def one_further_beyond(target: Any) -> Any:
-    return _with_forward(target, lambda positions, mask: (positions + (positions >= BEYOND), mask))
-
-
-class DeepSeeEachOther:
-    """A target in whose mask the nodes of each level from the fifth on see one another."""
-
-    def __init__(self, target: Any):
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def verify(self, tree: Tree) -> Any:
-        return self._target.verify(_DeepSeeEachOther(tree.tokens, tree.parents, tree.q))
-
-
-class _DeepSeeEachOther(Tree):
-    def ancestors(self) -> Tensor:
-        depths = torch.tensor(self.depths())
-        return super().ancestors() | ((depths[:, None] == depths) & (depths >= DEEP))
 
 
 class LongPathsKeepParent:

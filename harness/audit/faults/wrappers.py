@@ -15,18 +15,14 @@ from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
 
 
-class Spoilt:
-    """A target with one fault. All else is the target's own."""
+class WrongRows:
+    """A target whose cache keeps other rows than it is told to. All else is the target's own."""
 
     def __init__(self, target: Any, fault: str):
         self._target, self._fault = target, fault
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
-
-    def verify(self, tree: Tree) -> Any:
-        spoilt = {"position": LatePositions, "flat": _FlatPositions, "sibling": _SeesSibling}.get(self._fault)
-        return self._target.verify(spoilt(tree.tokens, tree.parents, tree.q) if spoilt else tree)
 
     def commit(self, path: list[int]) -> None:
         if self._fault == "first rows":
@@ -63,24 +59,6 @@ def with_last_bit(rows: Tensor, row: int) -> Tensor:
     rows = rows.clone()
     rows[row : row + 1, :1].view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]).bitwise_xor_(1)
     return rows
-
-
-class LatePositions(Tree):
-    def depths(self) -> list[int]:
-        return [d + 1 for d in super().depths()]
-
-
-class _FlatPositions(Tree):
-    def depths(self) -> list[int]:
-        return list(range(len(self.tokens)))
-
-
-class _SeesSibling(Tree):
-    def ancestors(self) -> Tensor:
-        sees = super().ancestors().clone()
-        for i in range(2, len(self.tokens)):
-            sees[i, i - 1] = True
-        return sees
 
 
 class StaleDrafter:

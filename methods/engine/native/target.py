@@ -49,6 +49,10 @@ class NativeTarget(HFTarget):
         return f"native {build.asked_path() or build.best_path()}"
 
     @property
+    def runs_module(self) -> bool:
+        return False
+
+    @property
     def engine(self) -> str:
         return f"native {self.path}"
 
