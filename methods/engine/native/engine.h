@@ -75,6 +75,7 @@ void silu_times(const float *gate, const float *up, float *y, int64_t size);
 void softmax_row(float *scores, int64_t length, int64_t padded, float scale, float *total);
 void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens, float *logp);
 double read_all(const void *from, int64_t bytes);
+double peak_operations(int64_t rounds);
 
 /* threads.c */
 typedef void (*Work)(void *what, int64_t thread, int64_t threads);

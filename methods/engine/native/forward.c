@@ -543,3 +543,16 @@ void ne_read(const void *from, int64_t bytes, int64_t threads)
     Reading r = {from, bytes};
     on_threads(run_read, &r, threads);
 }
+
+static void run_peak(void *what, int64_t thread, int64_t threads)
+{
+    (void)thread, (void)threads;
+    peak_operations(*(int64_t *)what);
+}
+
+/* float32 operations that so many threads did in as many rounds: how many a second is what no product can beat. */
+double ne_peak(int64_t rounds, int64_t threads)
+{
+    on_threads(run_peak, &rounds, threads);
+    return (double)threads * rounds * peak_operations(1);
+}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+import time
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ne_linear": (c_int, [POINTER(_Linear), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
     "ne_best": (None, [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
     "ne_read": (None, [c_void_p, c_int64, c_int64]),
+    "ne_peak": (c_double, [c_int64, c_int64]),
 }
 
 
@@ -292,3 +294,17 @@ def best_children(library: Any, logits: Tensor, k: int) -> tuple[Tensor, Tensor]
 def _check(failed: int) -> None:
     if failed:
         raise RuntimeError(f"the native engine refuses: {FAILURES.get(failed, failed)}")
+
+
+def read_rate(library: Any, block: Tensor, threads: int) -> float:
+    """Bytes a second that so many threads read of a block of memory, as a forward reads weights. Raises nothing."""
+    began = time.perf_counter()
+    library.ne_read(block.data_ptr(), n_bytes := block.numel() * block.element_size() // 256 * 256, threads)
+    return n_bytes / (time.perf_counter() - began)
+
+
+def peak_rate(library: Any, threads: int, rounds: int = 2_000_000) -> float:
+    """float32 operations a second of so many threads at best: multiply-adds from registers."""
+    began = time.perf_counter()
+    done: float = library.ne_peak(rounds, threads)
+    return done / (time.perf_counter() - began)
