@@ -185,7 +185,7 @@ def check_tree(case: Case, path: str) -> None:
 
 @each_path
 @given(case=cases)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @example(case=Case("tiny", torch.bfloat16, 64, 70, "chain", 2))
 @example(case=Case("72, three heads a group", torch.bfloat16, 127, 70, "star", 3))
 @example(case=Case("192, four heads a group", torch.float32, 65, 70, "any", 2))
@@ -331,7 +331,7 @@ def case_width(case: Case) -> int:
 @pytest.mark.parametrize("kind", ["eagle", "lm"])
 @each_path
 @given(case=cases)
-@settings(max_examples=4)
+@settings(max_examples=2)
 @example(case=Case("72, three heads a group", torch.bfloat16, 126, 71, "star", 2))
 @example(case=Case("tiny", torch.float32, 20, 71, "any", 3))
 def test_a_draft_does_not_depend_on_what_is_drafted_beside_it(case: Case, path: str, kind: str) -> None:
