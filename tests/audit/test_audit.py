@@ -21,6 +21,7 @@ from harness.audit.estimate import Progress, Rates, Work, known_rates
 from harness.audit.faults import bench as bench_module
 from harness.audit.faults.bench import Bench, counts_differently, run_mutant
 from harness.audit.faults.faults import EQUIVALENT, MUTANTS, Mutant
+from harness.audit.faults.forwards import Misgiven, one_further
 from harness.audit.levels import LEVELS
 from harness.audit.probe import findings, lanes
 from harness.audit.probe.replay import head_law, replayed
@@ -366,8 +367,7 @@ def test_a_fault_of_the_forwards_that_all_methods_share_does_not_excuse_itself(
 
     def faulty(*args: Any) -> Any:
         loaded = real(*args)
-        forward = loaded.target._forward
-        loaded.target._forward = lambda ids, positions, mask: forward(ids, positions + (mask is not None), mask)
+        loaded.target.verify = Misgiven(loaded.target, one_further).verify
         return loaded
 
     monkeypatch.setattr(prepare, "load_in", faulty)
