@@ -86,7 +86,7 @@ for model in "${models[@]}"; do
   harness fetch --model "$model" ${source[@]+"${source[@]}"} ${include[@]+"${include[@]}"} || { leave_out $? && continue; }
 
   if $tune; then
-    tuning=(harness tune --method all --model "$model" --temperature 0 --temperature 1 --conversations 8 --max-new-tokens 128)
+    tuning=(harness tune --method all --model "$model" --temperature 0 --temperature 1 --max-new-tokens 128)
     tuning+=(${include[@]+"${include[@]}"} ${same[@]+"${same[@]}"})
     say "${tuning[*]}"
     "${tuning[@]}" >&2 || { leave_out $? && continue; }

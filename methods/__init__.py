@@ -26,6 +26,8 @@ T = TypeVar("T")
 EAGLE = "eagle"
 ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
 """The module of `methods.engine` that drafts, for the kinds of drafters that have not given it their name."""
+NATIVE_DRAFTERS = ("draft_head", "draft_lm")
+"""Those of them that `methods.engine.native.drafters` runs in C, too."""
 
 DRAFTERS: dict[str, str] = {}
 """The kinds of drafters and what texts call them. `harness.load.kinds`, which knows all else of them, names them here."""
@@ -82,7 +84,9 @@ class Method:
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
-        return (Path(self.file), engine / "target.py", engine / "llama.py", *(file for file in (drafting, brought) if file))
+        native = engine / "native" / "drafters.py" if ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS else None
+        forwards = (engine / "target.py", engine / "llama.py", *_NATIVE)
+        return (Path(self.file), *forwards, *(file for file in (drafting, native, brought) if file))
 
     @property
     def needs_head(self) -> bool:
@@ -131,6 +135,7 @@ _METHODS: dict[str, Method] = {}
 
 
 _PACKAGE = Package("methods", Path(__file__).parent)
+_NATIVE = (_PACKAGE.folder / "engine" / "native" / "target.py",)  # which imports what compiles the C
 
 
 def code_sha(name: str) -> str:
@@ -140,7 +145,12 @@ def code_sha(name: str) -> str:
 
 def engine_sha() -> str:
     """The hash of all of `methods.engine`, on which the tokens and times of every method may depend."""
-    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").glob("*.py"))), _PACKAGE)
+    return closure_sha(tuple(sorted((_PACKAGE.folder / "engine").rglob("*.py"))), _PACKAGE)
+
+
+def native_sha() -> str:
+    """The hash of the native engine: its C sources, the flags that they are compiled with, and what calls them."""
+    return closure_sha(_NATIVE, _PACKAGE)
 
 
 def method(

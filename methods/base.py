@@ -165,7 +165,8 @@ class Drafter(Protocol):
         are the same for all: the drafter does not look at drafted tokens.
 
         tokens [m]; parents [m]: each node's parent as an entry number, -1 for the root; sees [m, entries + m] bool: the
-        entries (this level's included) each node attends to, all observed pairs besides.
+        entries (this level's included) each node attends to, all observed pairs besides. A drafter whose `reads_masks` is False
+        finds them by `parents`, and may be given any `sees`.
         """
         ...
 

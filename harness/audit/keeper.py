@@ -21,8 +21,8 @@ from harness.load.model import Loaded
 
 @cache
 def audit_sha() -> str:
-    """Hash of the audit's own code that makes findings. Findings of other code are made anew."""
-    return _sha("findings", "law", "ledger_pairs")
+    """Hash of the code that makes findings: the audit's own, and the native engine it replays on. Others are made anew."""
+    return canonical_hash([_sha("findings", "law", "ledger_pairs"), methods.native_sha()])[:16]
 
 
 @cache

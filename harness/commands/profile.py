@@ -218,7 +218,7 @@ def trees_of(config: ModelConfig, head: Path | None, total: int) -> tuple[Arm, .
 
 
 def _known_best(config: ModelConfig, spec: RunSpec, request: ProfileRequest) -> dict[str, float]:
-    """The best decode speedup that `harness tune` predicted over all trees, by method, where it was run here."""
+    """The best decode speedup that `harness tune` raced, by method, where it was run here."""
     from harness.run.tuned import find_tuned
 
     best = {}
@@ -231,5 +231,5 @@ def _known_best(config: ModelConfig, spec: RunSpec, request: ProfileRequest) -> 
                 )  # fmt: skip
             except UserError:
                 continue
-            best[arm.name] = float(found.predicted["speedup"])
+            best[arm.name] = float(found.raced["speedup"])
     return best

@@ -23,7 +23,7 @@ from harness.commands.options import (
 @click.command(
     "tune",
     epilog=examples(
-        "harness tune --method eagle2 --conversations 6 --max-new-tokens 96",
+        "harness tune --method eagle2 --conversations 9 --max-new-tokens 96",
         "harness tune --method all --temperature 0 --temperature 1",
     ),
 )
@@ -33,7 +33,10 @@ from harness.commands.options import (
 )  # fmt: skip
 @model_option
 @option("--temperature", "temperatures", type=float, multiple=True, default=(0.0,), help="Repeatable (default: 0).")
-@option("--conversations", type=int, default=16, help="Held-out training prompts to tune on.")
+@option(
+    "--conversations", type=int, default=20,
+    help="Held-out training prompts: a quarter to rank on, a quarter to choose on, half to measure on.",
+)  # fmt: skip
 @option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
 @dtype_option
 @threads_option
@@ -41,7 +44,10 @@ from harness.commands.options import (
 @option("--save", type=PATH, default=None, help="Where to save it (default: the cache folder).")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:
-    """Find the options that pay best on this machine, and save them as `--preset tuned`."""
+    """Find the options that pay best on this machine, and save them as `--preset tuned`.
+
+    Settings are ranked, the best five are raced on other conversations, and what a race on others again measures is saved.
+    """
     from harness.load.config import model_config
     from harness.replay.tune import TuneRequest, tune
 

@@ -1,7 +1,8 @@
 """Hashes of code: whether a record was measured, or a finding made, by the code that is here now.
 
-A hash covers the files that certain modules import, directly or not, within one package (their import closure). It covers what
-the code does, not how it is laid out: docstrings, comments and empty lines change nothing, nor does moving a module.
+A hash covers the files that certain modules import, directly or not, within one package (their import closure), and the C sources
+beside them. It covers what the code does, not how it is laid out: docstrings, comments and empty lines change nothing, nor does
+moving a module.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import re
 import tokenize
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 OURS = ("harness", "methods", "tasks", "models")
+C = (".c", ".h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Package:
 def closure(roots: Collection[Path], package: Package) -> set[Path]:
     """The files of `package` that the roots reach by imports, and the roots; of a root elsewhere also what lies beside it.
 
-    The package's own `__init__.py` is left out: it describes what is in the package, and imports all of it.
+    Of C all sources and headers in the folder of a file of the package: they are compiled together. The package's own
+    `__init__.py` is left out: it describes what is in the package, and imports all of it.
     """
     found: set[Path] = set()
     waiting = [root.resolve() for root in roots]
@@ -37,7 +41,10 @@ def closure(roots: Collection[Path], package: Package) -> set[Path]:
         file = waiting.pop()
         if file not in found and file.is_file():
             found.add(file)
-            waiting += _imported(file, package)
+            if file.suffix not in C:
+                waiting += _imported(file, package)
+                if package.folder.resolve() in file.parents:
+                    waiting += (beside for beside in file.parent.iterdir() if beside.suffix in C)
     return found
 
 
@@ -101,6 +108,8 @@ def _working_text(file: Path, package: str) -> str:
     Not among them: docstrings, comments, imports of our own modules, and what `@method(...)` tells the registry.
     """
     text = file.read_text(encoding="utf-8-sig")
+    if file.suffix in C:
+        return _working_c(text)
     lines, idle, names = text.split("\n"), set[int](), set[str]()
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -120,3 +129,16 @@ def _working_text(file: Path, package: str) -> str:
             idle.add(token.start[0])
     working = [line.rstrip() for i, line in enumerate(lines, start=1) if i not in idle and line.strip()]
     return "\n".join([*sorted(names), *working])
+
+
+_QUOTED_OR_IDLE = re.compile(
+    r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""  # which may hold what looks like a comment
+    r"""|(?:[ \t]|//[^\n]*|/\*.*?\*/)+""",
+    re.DOTALL,
+)
+
+
+def _working_c(text: str) -> str:
+    """C without comments, empty lines and indents."""
+    lines = (line.strip() for line in _QUOTED_OR_IDLE.sub(lambda found: found[1] or " ", text).split("\n"))
+    return "\n".join(line for line in lines if line)

@@ -20,19 +20,19 @@ from harness.forms.figure import RC, save_figure
 def profile_rows(profiles: Sequence[Profile], base: Profile, limit: Ceiling, best: Mapping[str, float]) -> pd.DataFrame:
     """A row for each method and part: milliseconds a step, the same in vanilla steps, and the share of the step.
 
-    Beside them the ceilings: a vanilla step at the memory's bandwidth, and the best decode speedup predicted over all trees
-    (`best`, by method).
+    Beside them the ceilings: a vanilla step at the memory's bandwidth, and the decode speedup that `harness tune` raced
+    with the options it chose (`best`, by method).
     """
     rows = [
         {"method": p.method, "preset": p.preset, "part": part, "ms": ms, "vanilla_steps": ms / base.total, "share": ms / p.total,
-         "tau": p.tau, "steps": p.steps, "bandwidth_limit_ms": limit.step_ms, "best_predicted": best.get(p.method)}
+         "tau": p.tau, "steps": p.steps, "bandwidth_limit_ms": limit.step_ms, "best_raced": best.get(p.method)}
         for p in profiles for part in all_parts(profiles) if (ms := p.parts.get(part)) is not None
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mapping[str, float]) -> str:
-    """The profile as Markdown, with the ceilings. best: the best predicted decode speedup over all trees, by method."""
+    """The profile as Markdown, with the ceilings. best: the decode speedup that `harness tune` raced, by method."""
     base = profiles[0]
     lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step).", ""]
     parts = all_parts(profiles)
@@ -49,7 +49,7 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
         ("outside both models", lambda p: f"{outside(p):.1%}"),
         ("τ", lambda p: f"{p.tau:.2f}"),
         ("decode speedup", lambda p: f"{p.tau * base.total / p.total:.2f}×"),
-        ("best tree predicted by `harness tune`", lambda p: f"{best[p.method]:.2f}×" if p.method in best else ""),
+        ("best options raced by `harness tune`", lambda p: f"{best[p.method]:.2f}×" if p.method in best else ""),
     ):
         shown = [value(p) for p in profiles]
         if any(shown):
@@ -89,9 +89,9 @@ def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> li
                     left[name] += width
         for i, name in enumerate(names):
             tau = float(rows[(rows["method"] == name[0]) & (rows["preset"] == name[1])]["tau"].iloc[0])
-            best = rows[(rows["method"] == name[0]) & (rows["preset"] == name[1])]["best_predicted"].iloc[0]
+            best = rows[(rows["method"] == name[0]) & (rows["preset"] == name[1])]["best_raced"].iloc[0]
             said = f"  {left[name]:.2f} for τ {tau:.2f}: {tau / left[name]:.2f}×" + (
-                "" if pd.isna(best) else f" (best tree predicted: {best:.2f}×)"
+                "" if pd.isna(best) else f" (best options raced: {best:.2f}×)"
             )
             axes.text(left[name], i, said, va="center", fontsize=8.5)
         limit = rows["bandwidth_limit_ms"].iloc[0] * rows["vanilla_steps"].iloc[0] / rows["ms"].iloc[0]

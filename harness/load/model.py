@@ -29,6 +29,7 @@ from harness.load.weights import drafter_folder, require_packages, weights_folde
 from methods.base import Drafter
 from methods.engine.draft_head import EagleDrafter
 from methods.engine.engines import target_type
+from methods.engine.native import pages
 from methods.engine.target import HFTarget, cannot_verify
 
 if TYPE_CHECKING:
@@ -209,6 +210,8 @@ def load(
         }
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
+    if target.device.type == "cpu" and not target.is_row_invariant:  # the native engine's weights lie in pages of its own
+        target.pages = pages.in_words(pages.collapse_large())
     if target.notice:
         say(f"{config.name}: {target.notice}")
     identity = _identity(config, folder, target_sha, tokenizer, template, target.engine)

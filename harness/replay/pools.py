@@ -49,9 +49,9 @@ def answer_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """At every position of an answer that a step may start from: (`path_ranks` [positions, depth, depth], `levels_run`
     [positions, TOTALS], what is drafted where drafting stops early)."""
-    drafter, n_prompt = loaded.drafter, len(answer.prompt)
+    drafter, n_prompt = loaded.drafter, len(answer.prompt.ids)
     assert drafter is not None
-    text = [*answer.prompt, *answer.ids]
+    text = [*answer.prompt.ids, *answer.ids]
     features, _ = loaded.target.prefill(text[:-1], 1)
     drafter.start(len(text) + top_k * depth, frequent)
     seen, rows, run = 0, [], []

@@ -1,4 +1,4 @@
-"""The held-out prompts that trees are tuned on, and the target's answers to them."""
+"""The held-out conversations that options are tuned on, in three parts, and the target's answers to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import methods
+from harness.common.errors import UserError
 from harness.load.model import Loaded
+from harness.metrics.intervals import MIN_UNITS
 from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
@@ -15,6 +17,7 @@ from tasks import sharegpt
 from tasks.overlap import without_overlap
 
 LONGEST = 1100  # tokens of a prompt: articles are among the tasks' prompts, so among these too
+LEAST = (2, 2, MIN_UNITS)  # conversations of each part
 
 
 def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[str], seed: int = 0) -> list[list[int]]:
@@ -31,26 +34,66 @@ def held_out_prompts(loaded: Loaded, n: int, longest: int, evaluation: Iterable[
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A prompt's token ids, and those that vanilla answered."""
+class Prompt:
+    """A held-out prompt: token ids, and its number among the held-out ones, which its random stream depends on."""
 
-    prompt: list[int]
+    number: int
     ids: list[int]
 
 
-def params(loaded: Loaded, i: int, temperature: float, max_new_tokens: int) -> SamplerParams:
-    """How the i-th prompt is decoded: whatever the method, with the same random stream."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Held-out prompts in three parts that have none in common.
+
+    rank: settings are ranked on these. choose: the best five are raced on these, and the fastest is chosen. measure: the chosen
+    one is raced on these, which no choice has used: what is measured here is what is stored.
+    """
+
+    rank: list[Prompt]
+    choose: list[Prompt]
+    measure: list[Prompt]
+
+
+def parts_of(prompts: Sequence[list[int]]) -> Parts:
+    """A quarter, a quarter, and the rest, in the order given.
+
+    The last part has half of them: its figure is the result, and there vanilla and one setting alone decode.
+
+    Raises:
+        UserError: there are too few.
+    """
+    n = len(prompts)
+    if n < sum(LEAST):
+        raise UserError(
+            f"{n} held-out conversations are too few to tune on: at least {sum(LEAST)} are needed, {LEAST[0]} to rank options "
+            f"on, {LEAST[1]} others to choose on, {LEAST[2]} others to measure what was chosen"
+        )
+    quarter = n // 4
+    numbered = [Prompt(i, ids) for i, ids in enumerate(prompts)]
+    return Parts(numbered[:quarter], numbered[quarter : 2 * quarter], numbered[2 * quarter :])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt, and the token ids that vanilla answered."""
+
+    prompt: Prompt
+    ids: list[int]
+
+
+def params(loaded: Loaded, prompt: Prompt, temperature: float, max_new_tokens: int) -> SamplerParams:
+    """How a prompt is decoded: whatever the method, with the same random stream."""
     stop = frozenset(loaded.config.stop_ids)
-    return SamplerParams(max_new_tokens, stop, temperature=temperature, key=stream_key(0, f"tune/{i}", 1, 0))
+    return SamplerParams(max_new_tokens, stop, temperature=temperature, key=stream_key(0, f"tune/{prompt.number}", 1, 0))
 
 
-def vanilla_answers(loaded: Loaded, prompts: Sequence[list[int]], temperature: float, max_new_tokens: int) -> list[Answer]:
-    """What vanilla answers to prompts (token ids), those left out whose answer is one token: no step follows it."""
+def vanilla_answers(loaded: Loaded, prompts: Sequence[Prompt], temperature: float, max_new_tokens: int) -> list[Answer]:
+    """What vanilla answers to prompts, those left out whose answer is one token: no step follows it."""
     decode = methods.get("vanilla").build()
     found = []
-    for i, prompt in enumerate(prompts):
-        how = params(loaded, i, temperature, max_new_tokens)
-        ids = watched(decode, prompt, loaded.target, None, how, names_of(loaded, None)).generation.token_ids
+    for prompt in prompts:
+        how = params(loaded, prompt, temperature, max_new_tokens)
+        ids = watched(decode, prompt.ids, loaded.target, None, how, names_of(loaded, None)).generation.token_ids
         if len(ids) > 1:
             found.append(Answer(prompt, ids))
     return found

@@ -1,13 +1,24 @@
 """`harness tune`: each method's best options on this machine for each temperature, saved as the preset `tuned`.
 
-A dynamic tree has hundreds of settings: they are replayed from one drafting (`trees`). Of other methods a handful of candidates
-is raced (`race`). Both use held-out training prompts, never a task's.
+Three steps, each on held-out training conversations that no other step uses, and never on a task's:
+
+1. Rank. A dynamic tree has a thousand settings: they are replayed from one drafting, over measured costs (`trees`). Of other
+   methods a handful of candidates is decoded with (`race`). What comes out is a prediction.
+2. Choose. The best five are raced: they decode, interleaved with vanilla in one process. The fastest is chosen.
+3. Measure. The one chosen is raced against vanilla once more. What is measured here is what is stored and printed as the result,
+   with its interval; the prediction stands beside it, with its error.
+
+The best of many is also the luckiest of them, so a figure that was used to choose is on the high side. That holds for the
+ranking and, less, for the fastest of five: hence the third step. It is a split and not a cross-fit, which would choose on all
+conversations but one, measure on that one, and go round. A cross-fitted figure uses every conversation. But where its folds
+choose differently it is of no single setting; its folds share conversations, so their spread gives no interval; and all five
+would have to decode every conversation, where here vanilla and the one that was chosen alone decode the last part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +26,22 @@ import methods
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
+from harness.ledger import tuned_presets
 from harness.load.config import ModelConfig
+from harness.load.engine import expected_engine
 from harness.load.model import Loaded, load
 from harness.load.weights import drafter_folders
-from harness.replay.prompts import LONGEST, held_out_prompts
-from harness.replay.race import race
+from harness.metrics.definitions import Estimate
+from harness.replay.prompts import LEAST, LONGEST, Answer, Parts, held_out_prompts, parts_of, vanilla_answers
+from harness.replay.race import Raced, race
 from harness.replay.trees import ranked_trees
 from harness.run import tuned
 from harness.run.arms import check_given, check_heads, lacks, make_arms
 from harness.run.request import RunRequest, need
 from methods import Arm
 from tasks.overlap import checked_prompts
+
+RACED = 5  # of those ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +56,7 @@ class TuneRequest:
     methods: tuple[str, ...] = ("eagle2",)
     model: str = "smollm2-135m"
     temperatures: tuple[float, ...] = (0.0,)
-    conversations: int = 16
+    conversations: int = 20
     max_new_tokens: int | None = None
     dtype: str = "auto"
     threads: int | None = None
@@ -53,20 +69,55 @@ class TuneRequest:
                 temperature=temperature, max_new_tokens=self.max_new_tokens, dtype=self.dtype, threads=self.threads
             )  # checks
         bounded("--conversations", self.conversations)
+        least = sum(LEAST)
+        need(self.conversations >= least, f"--conversations is {self.conversations}; tuning takes at least {least}: {LEAST[0]} "
+             f"to rank options on, {LEAST[1]} others to choose on, {LEAST[2]} others to measure what was chosen")  # fmt: skip
 
 
 class Job(NamedTuple):
     """A method to tune, at the options it begins with, and what the result will hold for."""
 
     arm: Arm
-    key: tuned.Key
+    key: tuned_presets.Key
+
+
+class Ranked(NamedTuple):
+    """Options, and what was predicted of them: at least tau and decode speedup."""
+
+    options: Mapping[str, Any]
+    predicted: Mapping[str, Any]
 
 
 class Found(NamedTuple):
-    """Options to run with, and what is expected of them: at least tau and decode speedup."""
+    """Options to run with, and tau and decode speedup as the race measured them and as they were predicted."""
 
-    options: dict[str, Any]
-    predicted: dict[str, Any]
+    options: Mapping[str, Any]
+    raced: Mapping[str, Any]
+    predicted: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What all jobs have in common. `tell` prints; `budget`: new tokens of an answer."""
+
+    loaded: Loaded
+    parts: Parts
+    budget: int
+    tell: Callable[[str], None]
+    _answers: dict[float, list[Answer]] = field(default_factory=dict)
+
+    def answers(self, temperature: float) -> list[Answer]:
+        """Vanilla's answers to the prompts that settings are ranked on, decoded once a temperature.
+
+        Raises:
+            UserError: none has more than one token.
+        """
+        if temperature not in self._answers:
+            say(f"answering {len(self.parts.rank)} held-out training prompts at T = {temperature:g} ...")
+            self._answers[temperature] = vanilla_answers(self.loaded, self.parts.rank, temperature, self.budget)
+        if not self._answers[temperature]:
+            raise UserError("none of the held-out prompts has an answer of more than one token: there is nothing to tune on")
+        return self._answers[temperature]
 
 
 def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None]) -> None:
@@ -78,7 +129,8 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
     arms = _arms(config, request)
     budget = request.max_new_tokens or config.max_new_tokens
     need(budget >= 2, f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")
-    tuned.check(request.save)  # found out before hours are spent
+    file = request.save or tuned.found_here()
+    tuned_presets.check(file)  # found out before hours are spent
     keep_freed_memory()
     jobs = _jobs(arms, config, request)
     if not jobs:
@@ -93,23 +145,22 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
                         f"model's {config.context_length}")  # fmt: skip
     if len(prompts) < request.conversations:
         say(f"only {len(prompts)} held-out prompts are there; --conversations is {request.conversations}")
-    for job in jobs:
-        name, key = job.arm.name, job.key
+    tuning = Tuning(loaded, parts_of(prompts), budget, tell)
+    for job in (job._replace(key=replace(job.key, engine=loaded.identity.engine)) for job in jobs):
         try:
-            found = (_replayed if job.arm.method.dynamic else _raced)(loaded, job, prompts, budget, tell)
+            found = _found(tuning, job)
         except UserError as e:
-            if name in request.methods:
+            if job.arm.name in request.methods:
                 raise
             say(f"left out: {e}")
             continue
-        if found.predicted["speedup"] <= 1:
-            tell(f"speculation does not pay on this machine: the best found is at {found.predicted['speedup']:.2f}x of vanilla")
-        entry = tuned.Entry(key, found.options, found.predicted | {"conversations": len(prompts)})
-        path = tuned.save(entry, request.save)
-        say(f"saved in {path}{_use(path, key, config)}")
+        if found.raced["speedup"] <= 1:
+            tell(f"speculation does not pay on this machine: the fastest found is at {found.raced['speedup']:.2f}x of vanilla")
+        path = tuned_presets.save(tuned_presets.Entry(job.key, *found), file)
+        say(f"saved in {path}{_use(path, job.key, config)}")
 
 
-def _use(path: Path, key: tuned.Key, config: ModelConfig) -> str:
+def _use(path: Path, key: tuned_presets.Key, config: ModelConfig) -> str:
     """Which command takes what was saved, or why none does."""
     read = (tuned.found_here(), tuned.shipped_with(config))
     if path.resolve() not in [file.resolve() for file in read]:
@@ -148,8 +199,9 @@ def _first_arm(m: methods.Method, config: ModelConfig, head: Path | None) -> Arm
 
 def _jobs(arms: dict[str, Arm], config: ModelConfig, request: TuneRequest) -> list[Job]:
     """One a method and temperature, without those of `all` that were tuned before."""
-    there = tuned.stored(request.save) if request.save else tuned.entries(tuned.shipped_with(config))
+    there = tuned_presets.stored(request.save) if request.save else tuned.entries(tuned.shipped_with(config))
     known = {e.key for e in there if e.key.method in arms and tuned.is_current(e)}
+    engine = ""
     found = []
     for name, arm in arms.items():
         for temperature in request.temperatures:
@@ -157,6 +209,8 @@ def _jobs(arms: dict[str, Arm], config: ModelConfig, request: TuneRequest) -> li
                 config, name, request.head or config.head_folder, temperature=temperature, dtype=request.dtype,
                 threads=request.threads,
             )  # fmt: skip
+            engine = engine or expected_engine(config, key.dtype)
+            key = replace(key, engine=engine)
             if name not in request.methods and key in known:
                 say(f"{name} at T = {temperature:g} was tuned before")
             else:
@@ -164,59 +218,136 @@ def _jobs(arms: dict[str, Arm], config: ModelConfig, request: TuneRequest) -> li
     return found
 
 
+def _found(tuning: Tuning, job: Job) -> Found:
+    """A job's best options: ranked, chosen by a race, and measured."""
+    return _settled(tuning, job, (_replayed if job.arm.method.dynamic else _decoded)(tuning, job))
+
+
 def _about(job: Job) -> str:
     key = job.key
-    return f"{job.arm.name} on {key.model}, T = {key.temperature:g}, {key.dtype}, {key.threads} threads, {key.machine}:"
+    where = f"{key.dtype}, {key.threads} threads, engine {key.engine}, {key.machine}"
+    return f"{job.arm.name} on {key.model}, T = {key.temperature:g}, {where}:"
 
 
-def _replayed(loaded: Loaded, job: Job, prompts: Sequence[list[int]], budget: int, tell: Callable[[str], None]) -> Found:
-    """The best dynamic tree of all.
+def _replayed(tuning: Tuning, job: Job) -> list[Ranked]:
+    """The best dynamic trees of all, by replay.
 
-    On a CPU it is drafted with `stop_early`, where the method has it: that only saves. On a GPU a host sync a level is its price,
-    which is not known here.
+    On a CPU they are drafted with `stop_early`, where the method has it: that only saves. On a GPU a host sync a level is its
+    price, which is not known here.
     """
-    arm = job.arm
-    stops = "stop_early" in arm.options and loaded.target.device.type == "cpu"
-    trees, costs = ranked_trees(
-        loaded, temperature=job.key.temperature, frequent=arm.options.get("frequent"), prompts=prompts, max_new_tokens=budget,
-        can_stop=stops,
-    )  # fmt: skip
-    ranked = [c for c in trees if c.stop_early is stops]
-    tell(_about(job))
-    tell(f"one vanilla step takes {costs.step * 1e3:.1f} ms at a context of {costs.context} tokens")
-    given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
+    arm, answers = job.arm, tuning.answers(job.key.temperature)
     as_given = arm.options.get("stop_early", False)
-    paper = [("paper", c) for c in trees if (c.top_k, c.depth, c.total) == given and c.stop_early is as_given]
-    for what, c in [*((f"{i}.", c) for i, c in enumerate(ranked[:5], start=1)), *paper]:
-        tell(
-            f"{what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
-            f"c_draft {c.c_draft:.2f}, decode speedup {c.speedup:.2f}x"
+    stops = "stop_early" in arm.options and (as_given or tuning.loaded.target.device.type == "cpu")
+    options = {**arm.options, **({"stop_early": stops} if "stop_early" in arm.options else {})}
+    trees, costs = ranked_trees(tuning.loaded, arm.method, options, temperature=job.key.temperature, answers=answers)
+    best = [c for c in trees if c.stop_early is stops][:RACED]
+    given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
+    paper = [c for c in trees if (c.top_k, c.depth, c.total) == given and c.stop_early is as_given]
+    tuning.tell(_about(job))
+    tuning.tell(f"predicted on {len(answers)} conversations, where a vanilla step takes {costs.step * 1e3:.1f} ms "
+                f"at a context of {costs.context} tokens:")  # fmt: skip
+    for what, c in [*((f"{i}.", c) for i, c in enumerate(best, start=1)), *(("paper", c) for c in paper)]:
+        tuning.tell(
+            f"  {what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
+            f"c_draft {c.c_draft:.2f}, c_other {c.c_other:.2f}, decode speedup {c.speedup:.2f}x"
         )
-    best = ranked[0]
-    chosen = {"top_k": best.top_k, "depth": best.depth, "total": best.total} | ({"stop_early": True} if stops else {})
-    return Found({**arm.options, **chosen}, {
-        "tau": round(best.tau, 3), "speedup": round(best.speedup, 3), "c_verify": round(best.c_verify, 3),
-        "c_draft": round(best.c_draft, 3), "step_ms": round(costs.step * 1e3, 2), "context": costs.context,
-    })  # fmt: skip
+    return [
+        Ranked({**options, "top_k": c.top_k, "depth": c.depth, "total": c.total}, {
+            "by": "replay", "tau": round(c.tau, 3), "speedup": round(c.speedup, 3), "c_verify": round(c.c_verify, 3),
+            "c_draft": round(c.c_draft, 3), "c_other": round(c.c_other, 3), "step_ms": round(costs.step * 1e3, 2),
+            "context": costs.context, "conversations": len(answers),
+        }) for c in best
+    ]  # fmt: skip
 
 
-def _raced(loaded: Loaded, job: Job, prompts: Sequence[list[int]], budget: int, tell: Callable[[str], None]) -> Found:
-    """The best of the method's candidates and of the options it has."""
+def _decoded(tuning: Tuning, job: Job) -> list[Ranked]:
+    """The best of the method's candidates and of the options it has, by decoding."""
     arm = job.arm
     tried: list[dict[str, Any]] = []
     for options in (dict(arm.options), *({**arm.options, **c} for c in arm.method.candidates)):
         try:
-            check_heads((replace(arm, options=options),), loaded)
+            check_heads((replace(arm, options=options),), tuning.loaded)
         except UserError:  # too few heads for this tree, or none that say how good they are
             continue
         tried += [options] if options not in tried else []
     if not tried:
         raise UserError(f"the heads of {job.key.model} can draft none of the trees that {arm.name} is tuned over")
-    ranked = race(loaded, arm.method, tried, temperature=job.key.temperature, prompts=prompts, max_new_tokens=budget)
-    tell(_about(job))
+    ranked = race(
+        tuning.loaded, arm.method, tried, temperature=job.key.temperature, prompts=tuning.parts.rank, max_new_tokens=tuning.budget
+    )
+    tuning.tell(_about(job))
+    tuning.tell(f"predicted on {len(tuning.parts.rank)} conversations:")
     for i, r in enumerate(ranked, start=1):
         what = "paper" if arm.preset == "paper" and r.options == arm.options else f"{i}."
-        changed = " ".join(f"{k}={v}" for k, v in r.options.items() if v != arm.options[k])
-        tell(f"{what:6} {changed or '(its defaults)'}: tau {r.tau:.2f}, decode speedup {r.speedup:.2f}x")
-    best = ranked[0]
-    return Found(dict(best.options), {"tau": round(float(best.tau), 3), "speedup": round(float(best.speedup), 3)})
+        tuning.tell(f"  {what:6} {_changed(job, r.options)}: tau {_value(r.tau):.2f}, decode speedup {_value(r.speedup):.2f}x")
+    return [
+        Ranked(r.options, {
+            "by": "decoding", "tau": round(_value(r.tau), 3), "speedup": round(_value(r.speedup), 3),
+            "step_ms": round(r.vanilla_step * 1e3, 2), "conversations": r.prompts,
+        }) for r in ranked[:RACED]
+    ]  # fmt: skip
+
+
+def _settled(tuning: Tuning, job: Job, ranked: Sequence[Ranked]) -> Found:
+    """The fastest of those ranked best, by a race on other conversations, and its figures from a race on others again."""
+
+    def raced(tried: Sequence[Ranked], part: Sequence[Any]) -> list[tuple[Raced, Ranked]]:
+        found = race(
+            tuning.loaded, job.arm.method, [r.options for r in tried], temperature=job.key.temperature, prompts=part,
+            max_new_tokens=tuning.budget,
+        )  # fmt: skip
+        return [(r, next(given for given in tried if given.options == r.options)) for r in found]
+
+    chosen = ranked[0]
+    if len(ranked) > 1:
+        heat = raced(ranked, tuning.parts.choose)
+        tuning.tell(f"raced on {len(tuning.parts.choose)} others, to choose:")
+        for i, (r, given) in enumerate(heat, start=1):
+            tuning.tell(
+                f"  {f'{i}.':6} {_changed(job, r.options)}: tau {_value(r.tau):.2f}, decode speedup {_value(r.speedup):.2f}x "
+                f"(predicted {given.predicted['tau']:.2f} and {given.predicted['speedup']:.2f}x)"
+            )
+        chosen = heat[0][1]
+    (result, _), *_ = raced([chosen], tuning.parts.measure)
+    made = {
+        "tau": round(_value(result.tau), 3), "tau_ci95": _ends(result.tau), "speedup": round(_value(result.speedup), 3),
+        "speedup_ci95": _ends(result.speedup), "step_ms": round(result.vanilla_step * 1e3, 2), "conversations": result.prompts,
+        "chosen_on": len(tuning.parts.choose) if len(ranked) > 1 else 0,
+    }  # fmt: skip
+    tuning.tell(
+        f"raced on {result.prompts} others that no choice has used: {_changed(job, result.options)}: "
+        f"tau {_with_ends(result.tau)}, decode speedup {_with_ends(result.speedup, 'x')}"
+    )
+    tuning.tell(f"  {_errors(made, chosen.predicted)}")
+    return Found(dict(chosen.options), made, dict(chosen.predicted))
+
+
+def _errors(raced: Mapping[str, Any], predicted: Mapping[str, Any]) -> str:
+    """What was predicted, and by how much of what was raced it is off, in tau, in the cost of a step, and in speed."""
+
+    def off(ratio: Callable[[Mapping[str, Any]], float]) -> str:
+        return f"{ratio(predicted) / ratio(raced) - 1:+.1%}"
+
+    return (
+        f"predicted: tau {predicted['tau']:.2f} ({off(lambda x: x['tau'])}), decode speedup {predicted['speedup']:.2f}x "
+        f"({off(lambda x: x['speedup'])}); cost of a step {off(lambda x: x['tau'] / x['speedup'])}"
+    )
+
+
+def _changed(job: Job, options: Mapping[str, Any]) -> str:
+    changed = " ".join(f"{k}={v}" for k, v in options.items() if v != job.arm.options[k])
+    return changed or "(its defaults)"
+
+
+def _value(estimate: Estimate) -> float:
+    assert estimate.value is not None  # a race without a step is refused
+    return estimate.value
+
+
+def _ends(estimate: Estimate) -> list[float] | None:
+    return [round(end, 3) for end in estimate.ci95] if estimate.ci95 else None
+
+
+def _with_ends(estimate: Estimate, unit: str = "") -> str:
+    interval = f" [{estimate.ci95[0]:.2f}, {estimate.ci95[1]:.2f}]" if estimate.ci95 else " (no interval)"
+    return f"{_value(estimate):.2f}{unit}{interval}"

@@ -20,7 +20,7 @@ from harness.ledger.record import Record
 from harness.load.config import ModelConfig
 from harness.run.progress import Work, interruptible, progress
 from harness.run.request import RunRequest
-from harness.run.tuned import find_tuned
+from harness.run.tuned import find_tuned, keep_beside
 
 if TYPE_CHECKING:  # these import torch
     from harness.run.plan import RunSpec
@@ -133,6 +133,8 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
     specs = [run_spec(config, request) for request in requests]
     check_given(requests[0].head, (arm.method for spec in specs for arm in spec.arms))
     with session(config, requests[0], specs) as runners:
+        for request, spec in zip(requests, specs, strict=True):
+            keep_beside(config, request, spec.arms)
         n_failed = measure(runners)
         cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
         recorded = runners[0].ledger.records

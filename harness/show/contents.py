@@ -11,6 +11,7 @@ from harness.common.progress import Progress
 from harness.ledger.audit_words import audit_pages, audits_of
 from harness.ledger.ledger import read
 from harness.ledger.trees import each_drafts
+from harness.ledger.tuned_presets import FILE, Entry, stored
 from harness.metrics.acceptance import ArmSums, Counts, by_arm, counted, drafting_arms
 from harness.metrics.arms import Arms
 from harness.metrics.cells import CellSummary, summarise
@@ -28,6 +29,7 @@ class Contents:
     audits: Mapping[str, Mapping[str, str]]  # model -> method -> the audit's word; empty where it was not run
     audit_pages: tuple[str, ...]  # of these audits, as paths in the folder
     footnotes: tuple[str, ...] = ()  # which engine the records ran on, and what of the folder could not be read
+    tuned: tuple[Entry, ...] = ()  # what `harness tune` had found of the options that were measured
 
 
 def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Contents:
@@ -50,4 +52,6 @@ def read_contents(folder: Path, progress: Progress, strict: bool = False) -> Con
     for arm in by_arm(arms, counts):
         progress.step(f"trees of {label(arm[0]['method'], arm[0]['preset'])}")
         drafted.append(arm)
-    return Contents(arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), footnotes)
+    return Contents(
+        arms, tuple(summaries), counts, tuple(drafted), audits, audit_pages(folder), footnotes, tuple(stored(folder / FILE))
+    )

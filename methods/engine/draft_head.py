@@ -22,6 +22,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from methods.engine.clock import ForwardClock
+from methods.engine.grow import best_children
 from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, linear_beside, rotary_rows
 
 
@@ -232,6 +233,11 @@ class EagleDrafter:
     def root_logits(self) -> Tensor:
         with self._clock:
             return self._logits(self._hidden[:1])
+
+    def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k likeliest children of each row and their log-probabilities: the head's own law, so its clock runs."""
+        with self._clock:
+            return best_children(logits, k)
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ def draft_pool(
     """
     logits = drafter.root_logits()
     here = logits.device
-    best: BestChildren = getattr(drafter, "best_children", best_children)  # the native engine's own
+    best: BestChildren = getattr(drafter, "best_children", best_children)
+    masks: bool = getattr(drafter, "reads_masks", True)  # else it follows `parents`
     tokens, own = best(logits, top_k)  # [expanded nodes, k]: their children and the children's confidence
     values = bounds = own  # logs of the path product of confidences; what no node below ranks above when the kept are chosen
     expanded = torch.full((1,), -1, device=here)  # generation numbers of the expanded nodes; -1 = the root
@@ -88,7 +89,7 @@ def draft_pool(
     drafted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     all_bounds: list[Tensor] = []
     frontiers: list[Tensor] = []
-    levels = [0]
+    levels, n_entries = [0], 0
     for level in range(1, depth + 1):
         k, level_tokens, level_values = tokens.shape[1], drafter.named(tokens.flatten()), values.flatten()
         drafted.append((level_tokens, expanded.repeat_interleave(k), own.flatten(), level_values))
@@ -103,10 +104,12 @@ def draft_pool(
                 break
         if level == depth or not len(picked):
             break
-        row, m, before = picked // k, len(picked), sees.shape[1]  # row: which expanded node each one hangs on
-        sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
+        row, m = picked // k, len(picked)  # row: which expanded node each one hangs on
+        if masks:
+            sees = torch.cat([sees[row], torch.eye(m, dtype=torch.bool, device=here)], dim=1)
         logits = drafter.expand(level_tokens[picked], entries[row], sees)
-        expanded, entries = picked + levels[-2], torch.arange(before, before + m, device=here)
+        expanded, entries = picked + levels[-2], torch.arange(n_entries, n_entries + m, device=here)
+        n_entries += m
         tokens, own = best(logits, top_k)
         values = own + level_values[picked, None]
         bounds = values if score == "value" else torch.minimum(own, all_bounds[-1][picked, None])

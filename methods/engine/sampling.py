@@ -31,6 +31,8 @@ def uniform(key: int, purpose: bytes, position: int, attempt: int = 0) -> float:
 
 def argmax(logits: Tensor) -> int:
     """The one argmax of the harness: lowest index on ties (torch.max's documented choice). logits: [vocab]."""
+    if logits.device.type == "cpu" and logits.dtype != torch.bfloat16:
+        return int(logits.numpy().argmax())  # the first of equals, too, in a tenth of the time
     return int(logits.max(-1).indices)
 
 

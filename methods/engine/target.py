@@ -91,6 +91,8 @@ class HFTarget:
     """Whether a row of any forward has the very bits that plain decoding of its path gives it."""
     notice: str | None = None
     """One line for the user on the engine that was taken, where there is something to say."""
+    pages: str | None = None
+    """Of what size the memory is in that the weights lie in (`methods.engine.native.pages`), set where that was asked for."""
 
     def __init__(self, model: Any):
         config = model.config
@@ -131,7 +133,7 @@ class HFTarget:
     @property
     def engine_facts(self) -> dict[str, Any]:
         """What else a run's environment tells of the engine, as plain JSON: see `harness.common.machine.describe`."""
-        return {}
+        return {} if self.pages is None else {"pages": self.pages}
 
     @cached_property
     def stock_model(self) -> Any:

@@ -11,11 +11,9 @@ import click
 import pytest
 from command_line import harness, isolate, measured, run, tiny_copy
 from places import TINY
-from tiny_model import shared_tiny_model
 
 from harness.cli import cli
 from harness.common.hints import hinted
-from harness.replay import costs
 from harness.replay import tune as tuning
 from harness.run import tuned
 from harness.run.lossless_now import tell_differences
@@ -24,9 +22,9 @@ from harness.run.lossless_now import tell_differences
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
-    prompts = shared_tiny_model("float32").prompts[:1]
-    monkeypatch.setattr(tuning, "held_out_prompts", lambda *_: prompts)
-    monkeypatch.setattr(costs, "ROUNDS", 1)
+    figures = {"tau": 2.0, "speedup": 1.5}
+    monkeypatch.setattr(tuning, "held_out_prompts", lambda *_: [[1, 2]] * 9)
+    monkeypatch.setattr(tuning, "_found", lambda _, job: tuning.Found(dict(job.arm.options), figures, figures))
 
 
 def hints(said: str) -> list[str]:
@@ -65,7 +63,7 @@ def test_what_was_not_tuned_names_the_command_that_tunes_it_for_this_run(tmp_pat
 
 
 def test_what_was_tuned_names_the_command_that_uses_it(tmp_path: Path) -> None:
-    done = harness(f"tune --method pld --model {TINY} --max-new-tokens 8 --conversations 1", ASKED)
+    done = harness(f"tune --method pld --model {TINY} --max-new-tokens 8 --conversations 9", ASKED)
     assert done.code == 0, done.err
     (use,) = hints(done.err)
     assert use == f"run --model {TINY} --method pld --task all --preset tuned --temperature 0 --dtype float32 --threads 1"
@@ -75,7 +73,7 @@ def test_what_was_tuned_names_the_command_that_uses_it(tmp_path: Path) -> None:
 
 def test_options_saved_where_no_run_looks_are_not_said_to_be_used(tmp_path: Path) -> None:
     yaml = tiny_copy(tmp_path / "model")
-    words = f"tune --method pld --model {yaml} --max-new-tokens 8 --conversations 1 {ASKED} --save"
+    words = f"tune --method pld --model {yaml} --max-new-tokens 8 --conversations 9 {ASKED} --save"
     said = harness(words, tmp_path / "own.json").err.splitlines()[-1]
     shipped = tmp_path / "model" / "tiny.tuned.json"
     assert said == (f"saved in {tmp_path / 'own.json'}, where no run looks: `--preset tuned` reads {tuned.found_here()} and "

@@ -83,16 +83,16 @@ def test_tuning_that_is_stopped_keeps_what_was_saved_and_goes_on_from_there(
 ) -> None:
     raced: list[str] = []
 
-    def found(loaded: Any, job: tuning.Job, *rest: object) -> tuning.Found:
+    def found(_: tuning.Tuning, job: tuning.Job) -> tuning.Found:
         raced.append(job.arm.name)
         if len(raced) == 3:
             ask_to_stop()
-        return tuning.Found(dict(job.arm.options), {"tau": 2.0, "speedup": 1.5})
+        figures = {"tau": 2.0, "speedup": 1.5}
+        return tuning.Found(dict(job.arm.options), figures, figures)
 
-    monkeypatch.setattr(tuning, "_replayed", found)
-    monkeypatch.setattr(tuning, "_raced", found)
-    monkeypatch.setattr(tuning, "held_out_prompts", lambda *_: [[1, 2, 3]])
-    words = f"tune --method all {ON_TINY} --dtype float32 --max-new-tokens 8 --conversations 1"
+    monkeypatch.setattr(tuning, "_found", found)
+    monkeypatch.setattr(tuning, "held_out_prompts", lambda *_: [[1, 2, 3]] * 9)
+    words = f"tune --method all {ON_TINY} --dtype float32 --max-new-tokens 8 --conversations 9"
     stopped = harness(words)
     assert stopped.code == 143 and stopped.err.splitlines()[-1] == f"interrupted: {KEPT['tune']}"
     saved = json.loads((tmp_path / "cache" / "tuned.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from places import ROOT
 
 import methods
@@ -80,3 +81,63 @@ def test_a_copy_of_the_code_is_the_same_code_and_an_edited_engine_is_other_code_
     assert copied("same", "\n# a comment\n") == now
     edited = copied("edited", "\nEDITED = True\n")
     assert all(now[m] != edited[m] for m in now)
+
+
+def test_an_edited_line_of_c_or_flag_of_its_compiler_is_other_code_and_a_comment_is_not(tmp_path: Path) -> None:
+    def shas(name: str, file: str, old: str, new: str) -> list[str]:
+        """Of all of the engine, of a method and of the native engine, with `old` replaced."""
+        package = Package("methods", tmp_path / name / "methods")
+        shutil.copytree(ROOT / "methods", package.folder, ignore=shutil.ignore_patterns("__pycache__"))
+        edited = package.folder / "engine" / "native" / file
+        text = edited.read_text()
+        assert old in text
+        edited.write_text(text.replace(old, new, 1))
+
+        def there(files: tuple[Path, ...]) -> str:
+            return closure_sha(tuple(package.folder / file.relative_to(ROOT / "methods") for file in files), package)
+
+        every = tuple(sorted((ROOT / "methods" / "engine").rglob("*.py")))
+        return [there(every), there(methods.get("vanilla").sources), there(methods._NATIVE)]
+
+    include = '#include "engine.h"'
+    now = [methods.engine_sha(), methods.code_sha("vanilla"), methods.native_sha()]
+    assert shas("same", "kernels.c", include, f"// a comment \"\n\n  {include} /* it's another\n of two lines */") == now
+    for name, (file, old, new) in {
+        "c": ("kernels.c", include, f"{include}\nint edited;"),
+        "h": ("engine.h", "PANEL = 64", "PANEL = 32"),
+        "flags": ("build.py", '"-O3"', '"-O2"'),
+    }.items():
+        assert all(a != b for a, b in zip(shas(name, file, old, new), now, strict=True)), name
+
+
+def test_every_method_depends_on_the_native_forward_and_those_that_draft_natively_on_its_drafters() -> None:
+    for name in methods.names():
+        found = {file.relative_to(ROOT / "methods" / "engine").as_posix() for file in closure(methods.get(name).sources, METHODS)
+                 if ROOT / "methods" / "engine" in file.parents}  # fmt: skip
+        assert {"native/target.py", "native/build.py", "native/forward.c", "native/kernels.c", "native/engine.h"} <= found
+        drafts = methods.ENGINES.get(methods.get(name).drafter or "") in methods.NATIVE_DRAFTERS
+        assert ("native/drafters.py" in found) == drafts
+
+
+def test_findings_that_another_native_engine_made_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.audit import keeper
+
+    now = keeper.audit_sha()
+    keeper.audit_sha.cache_clear()
+    monkeypatch.setattr(methods, "native_sha", lambda: "another")
+    assert keeper.audit_sha() != now
+    keeper.audit_sha.cache_clear()
+
+
+def test_text_in_c_that_looks_like_a_comment_counts(tmp_path: Path) -> None:
+    def sha_with(text: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "pack"
+        folder.mkdir(parents=True)
+        (folder / "a.py").write_text("x = 1\n")
+        (folder / "a.c").write_text(text)
+        return closure_sha((folder / "a.py",), Package("pack", folder))
+
+    plain = 'char *a = "/* no \\" comment */"; char b = \'"\'; // one\n'
+    assert sha_with(plain) == sha_with(plain.replace("// one", "/* another */"))
+    assert sha_with(plain) != sha_with(plain.replace("no", "not"))
+    assert sha_with(plain) != sha_with(plain.replace("b =", "c ="))

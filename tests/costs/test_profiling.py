@@ -70,7 +70,7 @@ def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
     ):
         assert word in done.out
     assert " 0.443 MB " in done.out and not re.search(r"(?<![\d.])0(\.0+)? (MB|ms)", done.out)
-    assert "best tree predicted" not in done.out  # nothing was tuned here
+    assert "best options raced" not in done.out  # nothing was tuned here
     rows = pd.read_csv(tmp_path / "p" / "profile.csv")
     assert set(rows["method"]) == {"vanilla", "eagle1", "eagle2"}
     assert rows.groupby("method")["share"].sum().tolist() == pytest.approx([1.0] * 3)

@@ -1,11 +1,12 @@
-"""`harness tune`: what is replayed is what decoding does; the choice, its place in the cache, and the preset it becomes."""
+"""`harness tune`: what is replayed is what decoding does; the race that settles it, and the preset that its winner becomes."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,21 @@ from tiny_model import TinyModel, shared_tiny_model
 import methods
 from harness.common.errors import UserError
 from harness.ledger import ledger as records
+from harness.ledger.tuned_presets import Entry, Key, save, stored
 from harness.load.config import model_config
+from harness.load.engine import expected_engine
 from harness.load.model import Loaded
+from harness.metrics.intervals import MIN_UNITS
 from harness.replay import costs
 from harness.replay import tune as tuning
-from harness.replay.costs import Costs, measure_costs
+from harness.replay.costs import Costs, Decoded, Work, fitted, measure_costs
 from harness.replay.pools import ABSENT, TOTALS, answer_ranks, levels_run, path_ranks, replayed_tau
-from harness.replay.prompts import vanilla_answers
-from harness.replay.race import FAIR_TRIAL, HOPELESS, race
+from harness.replay.prompts import LEAST, Prompt, parts_of, vanilla_answers
+from harness.replay.race import FAIR_TRIAL, HOPELESS, Raced, race
 from harness.replay.trees import choices
 from harness.run import tiers, tuned
 from harness.run.request import RunRequest
+from methods import Arm
 from methods.base import Decode, SamplerParams
 from methods.engine.grow import dynamic_tree
 from methods.engine.loop import Context
@@ -38,7 +43,12 @@ from methods.engine.sampling import Chooser, stream_key
 from methods.engine.tree import Tree
 from tasks import overlap as command
 
-KEY = tuned.Key("tiny", "t", "ab", "eagle2", 0.0, "float32", 1, "Some CPU")
+FIGURES = {"tau": 2.0, "speedup": 1.5}
+N = sum(LEAST)  # the fewest conversations that can be tuned on
+
+
+def numbered(prompts: Sequence[list[int]]) -> list[Prompt]:
+    return [Prompt(i, ids) for i, ids in enumerate(prompts)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -47,7 +57,7 @@ def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
     temperature: float, method: str, frequent: int | None, tiny: TinyModel
 ) -> None:
     """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
-    answers = vanilla_answers(tiny.loaded, tiny.prompts[:4], temperature, 24)
+    answers = vanilla_answers(tiny.loaded, numbered(tiny.prompts[:4]), temperature, 24)
     for top_k in (2, 5):
         drafts = [answer_ranks(tiny.loaded, a, top_k, 5, frequent) for a in answers]
         ranks = [r for r, _ in drafts]
@@ -66,9 +76,9 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(tiny: TinyModel) -> N
     """At total 3 most drafts end early with `stop_early`: the head runs as often as `levels_run` says."""
     drafter = tiny.loaded.drafter
     assert drafter is not None
-    (answer,) = vanilla_answers(tiny.loaded, tiny.prompts[:1], 0.0, 12)
+    (answer,) = vanilla_answers(tiny.loaded, numbered(tiny.prompts[:1]), 0.0, 12)
     _, run = answer_ranks(tiny.loaded, answer, 3, 6, None)
-    text, n = [*answer.prompt, *answer.ids], len(answer.prompt)
+    text, n = [*answer.prompt.ids, *answer.ids], len(answer.prompt.ids)
     features, _ = tiny.loaded.target.prefill(text[:-1], 1)
     drafter.start(len(text) + 40, None)
     calls, seen, real = list[int](), 0, drafter.expand
@@ -119,10 +129,13 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
                 break
 
 
+FREE = (0.0,) * 5  # what is outside both models, where it costs nothing
+
+
 def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
     ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
-    cheap = Costs(10, 1.0, 0.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
+    cheap = Costs(10, 1.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2}, FREE)
     best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
     assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2
     dear = replace(cheap, verify={1: 1.0, 2: 1.2, 5: 3.0})
@@ -132,52 +145,85 @@ def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
 def test_only_a_draft_that_stops_early_is_charged_less_than_all_its_levels() -> None:
     """Every draft could end after one of its two levels."""
     ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 1))]}
-    costs = Costs(10, 1.0, 0.0, {1: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2})
+    costs = Costs(10, 1.0, {1: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2}, FREE)
     whole, stopped = (choices(ranks, costs, (2,), (2,), stops)[0] for stops in (False, True))
     assert (whole.c_draft, whole.stop_early, stopped.c_draft, stopped.stop_early) == (0.2, False, 0.1, True)
     assert whole.tau == stopped.tau
 
 
-def test_costs_cover_what_was_asked_and_lie_between_their_neighbours() -> None:
+def test_what_is_outside_both_models_makes_a_step_dearer_and_a_smaller_tree_the_best() -> None:
+    """Every level, row, node and token has its price; the same drafts as above."""
+    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
+    inside = Costs(10, 2.0, {1: 2.0, 5: 2.0}, {(2, 1): 0.2, (2, 2): 0.4}, FREE)
+    priced = replace(inside, outside=(0.1, 0.02, 0.03, 0.04, 0.05))
+    (best,) = [c for c in choices(ranks, priced, (2,), (4,)) if c.total == 4]
+    assert best.tau == pytest.approx(40 / 14)
+    assert best.c_other == pytest.approx((0.1 + 2 * 0.02 + (1 + 2) * 0.03 + 4 * 0.04 + best.tau * 0.05) / 2)
+    assert best.cost == pytest.approx(1 + 0.2 + best.c_other) and best.speedup == pytest.approx(best.tau / best.cost)
+    dear_nodes = replace(inside, outside=(0.0, 0.0, 0.0, 2.0, 0.0))
+    assert (choices(ranks, inside, (1, 2), (1, 4))[0].total, choices(ranks, dear_nodes, (1, 2), (1, 4))[0].total) == (4, 1)
+
+
+@given(
+    prices=st.lists(st.floats(0, 1e-3), min_size=5, max_size=5).filter(any),
+    works=st.lists(st.tuples(*[st.integers(1, 60)] * 5), min_size=12, max_size=12),
+)
+def test_the_fit_gives_back_what_decodes_took_and_no_price_under_nothing(
+    prices: list[float], works: list[tuple[int, ...]]
+) -> None:
+    decodes = [
+        Decoded(work, 0.5 + float(np.dot(prices, work.counts)), 0.5) for work in (Work(*map(float, counts)) for counts in works)
+    ]
+    found = fitted(decodes)
+    assert min(found) >= 0
+    for d in decodes:
+        assert np.dot(found, d.work.counts) == pytest.approx(d.seconds - d.inside_s, rel=1e-3, abs=1e-9)
+
+
+def test_costs_cover_what_was_asked_and_lie_between_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = shared_tiny_model("float32")
-    costs = measure_costs(tiny.loaded, 40, (2, 4), (1, 3), 0.0, None, rounds=2, rows=(1, 8, 16))
-    assert set(costs.verify) == {1, 8, 16} and set(costs.draft) == {(2, 1), (2, 3), (4, 1), (4, 3)}
-    assert min(*costs.verify.values(), *costs.draft.values(), costs.step) > 0
-    assert costs.verify_s(12) == pytest.approx((costs.verify[8] + costs.verify[16]) / 2)
+    monkeypatch.setattr(costs, "PROBE_TOKENS", 12)
+    m = methods.get("eagle2")
+    found = measure_costs(
+        tiny.loaded, m, m.options, numbered(tiny.prompts[:2]), context=40, top_ks=(2, 4), depths=(1, 3), temperature=0.0,
+        rounds=2, rows=(1, 8, 16),
+    )  # fmt: skip
+    assert set(found.verify) == {1, 8, 16} and set(found.draft) == {(2, 1), (2, 3), (4, 1), (4, 3)}
+    assert min(*found.verify.values(), *found.draft.values(), found.step) > 0
+    assert found.verify_s(12) == pytest.approx((found.verify[8] + found.verify[16]) / 2)
+    assert min(found.outside) >= 0 and found.outside_s(Work(1, 3, 9, 8, 2)) > 0
 
 
-# ---- where it is kept ----
+def test_whole_decodes_are_counted_as_they_were(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of top_k 3 and depth 2, drafted whole: two levels, and rows of logits for the root and three nodes."""
+    monkeypatch.setattr(costs, "PROBES", ((3, 2, 5),))
+    monkeypatch.setattr(costs, "PROBE_TOKENS", 12)
+    m = methods.get("eagle2")
+    vanilla, (made, _) = costs._probed(tiny.loaded, m, m.options, numbered(tiny.prompts[:2]), 0.0)
+    steps = made.work.steps
+    assert made.work == Work(steps, 2 * steps, 4 * steps, 5 * steps, 11) and 0 < made.inside_s < made.seconds
+    assert [d.work for d in vanilla] == [Work(11, 0, 0, 0, 11)] * 2
 
 
-PREDICTED = {"tau": 2.0, "speedup": 1.5}
+# ---- the conversations ----
 
 
-def test_an_entry_is_found_again_by_all_of_its_key_and_a_newer_one_replaces_it(tmp_path: Path) -> None:
-    file = tmp_path / "tuned.json"
-    tuned.save(tuned.Entry(KEY, {"total": 4}, PREDICTED), file)
-    tuned.save(tuned.Entry(replace(KEY, temperature=1.0), {"total": 5}, PREDICTED), file)
-    tuned.save(tuned.Entry(KEY, {"total": 6}, PREDICTED), file)
-    assert tuned.lookup(KEY, file).options == {"total": 6} and len(json.loads(file.read_text())) == 2
-    for change in ({"machine": "Other CPU"}, {"head": "cd"}, {"threads": 2}, {"dtype": "bfloat16"}, {"temperature": 0.5}):
-        with pytest.raises(UserError, match="harness tune --model tiny"):
-            tuned.lookup(replace(KEY, **change), file)
+@given(n=st.integers(N, 60))
+def test_every_conversation_is_in_one_part_and_the_last_part_is_large_enough_for_an_interval(n: int) -> None:
+    prompts = [[i] for i in range(n)]
+    parts = parts_of(prompts)
+    assert [p.ids for p in (*parts.rank, *parts.choose, *parts.measure)] == prompts
+    assert [p.number for p in (*parts.rank, *parts.choose, *parts.measure)] == list(range(n))
+    assert len(parts.rank) == len(parts.choose) >= 2 and len(parts.measure) >= MIN_UNITS
+    assert len(parts.measure) >= n / 2
 
 
-def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "tuned.json"
-    row = {"key": asdict(KEY), "options": {"total": 4}, "predicted": PREDICTED}
-    spoilt_rows: list[Any] = [
-        row | {"predicted": {"tau": 2.0}}, row | {"predicted": PREDICTED | {"tau": "2.0"}}, row | {"options": [4]}, 1, "k", None,
-        row | {"predicted": PREDICTED | {"speedup": float("nan")}}, row | {"key": row["key"] | {"temperature": "0"}},
-        row | {"key": row["key"] | {"threads": None}}, row | {"key": row["key"] | {"machine": 5}},
-    ]  # fmt: skip
-    spoilt_files = ('[{"key": {}}]', "{}", "null", "[" * 100_000, "rubbish", *(json.dumps([r]) for r in spoilt_rows))
-    for spoilt in spoilt_files:
-        file.write_text(spoilt)
-        with pytest.raises(UserError, match="no list of tuned presets"):
-            tuned.lookup(KEY, file)
-    file.write_text(json.dumps([row]))
-    assert tuned.lookup(KEY, file).predicted == PREDICTED
+def test_too_few_conversations_say_how_many_there_are_and_are_needed() -> None:
+    with pytest.raises(UserError, match=rf"^8 held-out conversations are too few .* at least {N} are needed, 2 to rank"):
+        parts_of([[1]] * (N - 1))
+
+
+# ---- the preset ----
 
 
 def test_a_preset_of_other_options_than_the_method_has_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +232,11 @@ def test_a_preset_of_other_options_than_the_method_has_is_not_taken(tmp_path: Pa
     config = model_config(str(TINY))
     key = tuned.tuned_key(config, "eagle2", config.head_folder, temperature=0.0, dtype="float32", threads=1)
     older = {"top_k": 2, "depth": 2, "total": 4}
-    tuned.save(tuned.Entry(key, older, PREDICTED))
+    key = replace(key, engine=expected_engine(config, "float32"))
+    save(Entry(key, older, FIGURES, FIGURES), tuned.found_here())
     refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned"), "its options were others (stop_early)",
             f"harness tune --model {TINY} --method eagle2")  # fmt: skip
-    tuned.save(tuned.Entry(key, older | {"stop_early": True}, PREDICTED))
+    save(Entry(key, older | {"stop_early": True}, FIGURES, FIGURES), tuned.found_here())
     assert run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --limit 1").code == 0
     (r, *_) = [r for r in records.read(tmp_path / "out") if r["method"] == "eagle2"]
     assert r["options"] == older | {"stop_early": True}
@@ -197,7 +244,7 @@ def test_a_preset_of_other_options_than_the_method_has_is_not_taken(tmp_path: Pa
 
 @pytest.mark.parametrize("file", sorted((ROOT / "models").glob("*.tuned.json")), ids=lambda file: file.name)
 def test_every_shipped_preset_names_all_options_of_its_method(file: Path) -> None:
-    assert all(tuned.is_current(entry) for entry in tuned.stored(file))
+    assert all(tuned.is_current(entry) for entry in stored(file))
 
 
 # ---- the command ----
@@ -217,17 +264,20 @@ def test_tuning_says_when_prompts_it_must_not_use_are_not_there(monkeypatch: pyt
 def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Held-out prompts without ShareGPT, few timings, and an empty cache."""
     isolate(monkeypatch, tmp_path)
-    questions = shared_tiny_model("float32").prompts[:2]
+    questions = sorted(shared_tiny_model("float32").prompts, key=len)[:N]
     monkeypatch.setattr(
         tuning, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
     )
     monkeypatch.setattr(costs, "ROUNDS", 1)
+    monkeypatch.setattr(costs, "PROBES", ((1, 1, 1), (2, 2, 4)))
+    monkeypatch.setattr(costs, "PROBED", 1)
+    monkeypatch.setattr("harness.replay.trees.TOP_KS", (2, 10))
 
 
 def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = f"--model {TINY} --dtype float32 --threads 1 --max-new-tokens 12 --conversations 2 --temperature 0"
+    command = f"--model {TINY} --dtype float32 --threads 1 --max-new-tokens 12 --conversations {N} --temperature 0"
     missing = run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned")
     refused(missing, "no tuned preset of eagle2 for tiny at T = 0", f"harness tune --model {TINY} --method eagle2")
     found = harness("tune", command)
@@ -239,7 +289,7 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
     assert entry["options"]["stop_early"] is True
     assert {k: made.cells["eagle2", "gsm8k"]["settings"][k] for k in entry["options"]} == entry["options"]
-    assert "predicted" in made.err and "measured" in made.err
+    assert "raced on held-out training prompts: tau" in made.err and "measured here" in made.err
     row = RunRequest(methods=("eagle2",), tasks=("gsm8k",), limit=1, beside=tiers.TUNED, on_overflow="skip")
     monkeypatch.setitem(tiers.TIERS, "small", (row, replace(row, temperature=1.0)))
     tier = harness("matrix --tier small", "--model", TINY, "--source bundled --max-new-tokens 6 --dtype float32 --threads 1",
@@ -249,8 +299,8 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     assert trees == {(m, "paper", t) for m in ("vanilla", "eagle2") for t in (0.0, 1.0)} | {("eagle2", "tuned", 0.0)}
     assert (
         "left out at T = 1, as not tuned for this machine: sps, pld," in tier.err
-        and "T = 0: predicted" in tier.err
-        and "T = 1: predicted" not in tier.err
+        and "T = 0: raced" in tier.err
+        and "T = 1: raced" not in tier.err
     )
     refused(run(tmp_path / "out", "--method eagle2 --task gsm8k --preset tuned --temperature 1"), "T = 1")
     every = run(tmp_path / "every", "--method all --task gsm8k --preset tuned")
@@ -267,8 +317,8 @@ def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(
     monkeypatch.setattr("harness.replay.race.HOPELESS", 0.0)  # both to the end
     pld = methods.get("pld")
     tried = [dict(pld.options) | {"n_draft": n} for n in (1, 10)]
-    found = race(tiny.loaded, pld, tried, temperature=0.0, prompts=tiny.prompts[:3], max_new_tokens=24)
-    assert found == sorted(found, key=lambda r: -r.speedup) and min(r.speedup for r in found) > 0
+    found = race(tiny.loaded, pld, tried, temperature=0.0, prompts=numbered(tiny.prompts[:3]), max_new_tokens=24)
+    assert found == sorted(found, key=lambda r: -r.rank) and min(r.rank for r in found) > 0
     for r in found:
         tokens = forwards = 0
         for i, prompt in enumerate(tiny.prompts[:3]):
@@ -276,7 +326,7 @@ def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(
             made = tiny.decode("pld", prompt, params, **r.options)
             assert made.trace is not None
             tokens, forwards = tokens + len(made.token_ids) - 1, forwards + len(made.trace.accepted)
-        assert r.tau == pytest.approx(tokens / forwards)
+        assert r.tau.value == pytest.approx(tokens / forwards)
 
 
 class Sleepy:
@@ -307,39 +357,78 @@ def test_what_is_far_behind_leaves_the_race(tiny: TinyModel) -> None:
 
     slow = replace(pld, build=build)
     tried = [{"n_draft": n} for n in (10, 2)]
-    found = race(tiny.loaded, slow, tried, temperature=0.0, prompts=tiny.prompts[:5], max_new_tokens=8)
+    found = race(tiny.loaded, slow, tried, temperature=0.0, prompts=numbered(tiny.prompts[:5]), max_new_tokens=8)
     assert decoded == {2: 1 + 5, 10: 1 + FAIR_TRIAL}  # the first prompt warms up
-    assert [r.options["n_draft"] for r in found] == [2, 10] and 0 < found[1].speedup < HOPELESS * found[0].speedup
+    assert [r.options["n_draft"] for r in found] == [2, 10] and 0 < found[1].rank < HOPELESS * found[0].rank
+
+
+def test_the_race_decides_and_what_is_stored_is_measured_where_nothing_was_chosen(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven were ranked. The race turns their order round, and on the last part the winner is slower than it was before."""
+    raced: list[tuple[list[int], list[int]]] = []
+
+    def made_up(loaded: Loaded, m: methods.Method, tried: Sequence[Any], *, prompts: Sequence[Prompt], **_: Any) -> list[Raced]:
+        raced.append(([options["n_draft"] for options in tried], [p.number for p in prompts]))
+        speed = {options["n_draft"]: options["n_draft"] if len(tried) > 1 else 1.25 for options in tried}
+        found = [
+            Raced(options, np.array([[10 / speed[options["n_draft"]], 10, 5, 10, 10, 10]] * len(prompts)).T) for options in tried
+        ]
+        return sorted(found, key=lambda r: -r.rank)
+
+    monkeypatch.setattr(tuning, "race", made_up)
+    told: list[str] = []
+    pld = methods.get("pld")
+    key = Key("tiny", "t", "", "pld", 0.0, "float32", 1, "Some CPU", "lean")
+    common = tuning.Tuning(tiny.loaded, parts_of([[1, 2]] * 12), 8, told.append)
+    ranked = [tuning.Ranked({**pld.options, "n_draft": n}, {"tau": 2.2, "speedup": 3 - n / 4}) for n in range(1, 6)]
+    found = tuning._settled(common, tuning.Job(Arm(pld, "paper", pld.options), key), ranked)
+    assert raced == [([1, 2, 3, 4, 5], [3, 4, 5]), ([5], [6, 7, 8, 9, 10, 11])]
+    assert found.options["n_draft"] == 5 and found.predicted == {"tau": 2.2, "speedup": 1.75}
+    assert (found.raced["tau"], found.raced["speedup"], found.raced["speedup_ci95"]) == (2.0, 1.25, [1.25, 1.25])
+    assert (found.raced["conversations"], found.raced["chosen_on"]) == (6, 3)
+    assert told[-1].strip() == "predicted: tau 2.20 (+10.0%), decode speedup 1.75x (+40.0%); cost of a step -21.4%"
 
 
 def test_a_method_without_a_dynamic_tree_is_tuned_by_decoding_with_its_candidates(prompts: None, tmp_path: Path) -> None:
     command = f"--method pld --model {TINY} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 50"
     found = harness("tune", command)
     assert found.code == 0, found.err
-    assert "only 2 held-out prompts are there; --conversations is 50" in found.err
+    assert f"only {N} held-out prompts are there; --conversations is 50" in found.err
     assert "pld on tiny, T = 0" in found.out and "(its defaults): tau" in found.out and "n_draft=3 max_ngram" not in found.err
-    assert found.out.count("decode speedup") == 1 + len(methods.get("pld").candidates)
+    ranked, chosen, measured = (
+        found.out.index(part) for part in ("predicted on 2", "raced on 2 others, to", "raced on 5 others")
+    )
+    assert found.out[ranked:chosen].count("decode speedup") == 1 + len(methods.get("pld").candidates)
+    assert found.out[chosen:measured].count("decode speedup") == tuning.RACED
+    assert "predicted: tau" in found.out[measured:] and "cost of a step" in found.out[measured:]
     made = run(tmp_path / "out", "--method pld --task gsm8k --preset tuned --json")
     assert made.code == 0, made.err
     (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
-    assert entry["predicted"]["conversations"] == 2  # those there were, not those asked for
+    # those there were, not those asked for
+    assert (entry["predicted"]["conversations"], entry["raced"]["chosen_on"], entry["raced"]["conversations"]) == LEAST
+    low, high = entry["raced"]["speedup_ci95"]
+    assert (
+        low < high
+        and entry["key"]["engine"] == expected_engine(model_config(str(TINY)), "float32")
+        and entry["predicted"]["by"] == "decoding"
+    )
     assert made.cells["pld", "gsm8k"]["settings"] == entry["options"] and made.cells["pld", "gsm8k"]["preset"] == "tuned"
 
 
 def test_all_tunes_every_exact_method_with_weights_here_once(
     prompts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(loaded: Loaded, job: tuning.Job, *rest: object) -> tuning.Found:
+    def found(common: tuning.Tuning, job: tuning.Job) -> tuning.Found:
         arm = job.arm
         if arm.name == "lookahead":
             raise UserError("lookahead cannot be raced")
-        assert arm.method.drafter is None or loaded.drafter_of(arm.method.drafter) is not None
-        return tuning.Found(dict(arm.options), {"tau": 2.0, "speedup": 1.5})
+        assert arm.method.drafter is None or common.loaded.drafter_of(arm.method.drafter) is not None
+        return tuning.Found(dict(arm.options), FIGURES, FIGURES)
 
-    monkeypatch.setattr(tuning, "_replayed", found)
-    monkeypatch.setattr(tuning, "_raced", found)
+    monkeypatch.setattr(tuning, "_found", found)
     bare = tiny_copy(tmp_path / "bare", drafters="{medusa: medusa}")
-    command = f"--model {bare} --dtype float32 --threads 1 --max-new-tokens 8 --conversations 2 --temperature 0"
+    command = f"--model {bare} --dtype float32 --threads 1 --max-new-tokens 8 --conversations {N} --temperature 0"
     first = harness("tune --method all", command)
     assert first.code == 0, first.err
     saved = {(e["key"]["method"], e["key"]["temperature"]) for e in json.loads((tmp_path / "cache" / "tuned.json").read_text())}
@@ -370,6 +459,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
         [f"--method eagle2 --head {TINY.parent / 'medusa'}", "holds a set of Medusa heads, and none of eagle2 drafts with one"],
         ["--temperature -1", "--temperature is -1"],
         ["--conversations 0", "--conversations is 0"],
+        ["--conversations 8", "--conversations is 8; tuning takes at least 9: 2 to rank options on, 2 others to choose on"],
         ["--dtype int4", "unknown dtype"],
         ["--max-new-tokens 1", "--max-new-tokens is 1"],
         ["--max-new-tokens 2560 --method pld", "no held-out prompt of at most 0 tokens"],

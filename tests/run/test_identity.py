@@ -190,15 +190,15 @@ def test_the_engines_hash_covers_every_file_of_it(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "methods", copy, ignore=shutil.ignore_patterns("__pycache__"))
 
     def sha(folder: Path) -> str:
-        return closure_sha(tuple(sorted((folder / "engine").glob("*.py"))), Package("methods", folder))
+        return closure_sha(tuple(sorted((folder / "engine").rglob("*.py"))), Package("methods", folder))
 
     assert sha(copy) == methods.engine_sha()
-    for i, file in enumerate(sorted((copy / "engine").glob("*.py"))):
-        if file.name == "__init__.py":
-            continue
+    files = [file for file in sorted((copy / "engine").rglob("*.*")) if file.name != "__init__.py"]
+    assert {file.suffix for file in files} == {".py", ".c", ".h"}
+    for i, file in enumerate(files):
         edited = tmp_path / str(i) / "methods"  # files are read once a process
         shutil.copytree(copy, edited)
-        (edited / "engine" / file.name).write_text(file.read_text() + "\nEDITED = 1\n")
+        (edited / file.relative_to(copy)).write_text(file.read_text() + "\nEDITED = 1\n")
         assert sha(edited) != methods.engine_sha(), file.name
 
 

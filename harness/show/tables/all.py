@@ -13,6 +13,7 @@ from harness.show.tables.acceptance import acceptance_table
 from harness.show.tables.cells import categories_table, cells_table, official_table
 from harness.show.tables.main import main_table, means_table, models_table
 from harness.show.tables.paired import divergences_table, paired_table
+from harness.show.tables.tuned import tuned_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ TABLES = (
     LedgerTable("acceptance", "Acceptance in the drafted trees",
                 lambda c, progress: acceptance_table(progress.each(c.drafted, "acceptance of method"))),
     LedgerTable("paired", "EAGLE-2 against the others", lambda c, _: paired_table(c.records, c.summaries)),
+    LedgerTable("tuned", "Tuned options: predicted, raced and measured",
+                lambda c, _: tuned_table(c.summaries, c.tuned)),
     LedgerTable("cells", "Every cell", lambda c, _: cells_table(c.summaries)),
     LedgerTable("official", "What the reference's own scripts would have printed", lambda c, _: official_table(c.summaries)),
     LedgerTable("mt_bench_by_category", "MT-bench by category", lambda c, _: categories_table(c.records, c.summaries)),

@@ -59,6 +59,9 @@ PATHS = {"amx": _AMX, "avx512_bf16": _BF16, "avx512": _AVX512, "avx2": _AVX2, "p
 class NoNativeEngine(Exception):
     """There is no native engine here; the text is one line that says why."""
 
+    def __init__(self, why: str):
+        super().__init__(" ".join(why.split())[:500])
+
 
 class _NoExec(Exception):
     """The folder's file system does not let code run."""
@@ -92,7 +95,7 @@ def library(path: str | None = None, folder: Path = FOLDER) -> ctypes.CDLL:
     """
     found = _library(best_path(folder) if path is None else path, folder)
     if isinstance(found, NoNativeEngine):
-        raise NoNativeEngine(*found.args)
+        raise NoNativeEngine(str(found))
     return found
 
 
@@ -165,7 +168,7 @@ def _loaded(file: Path, name: str, folder: Path) -> ctypes.CDLL:
             if "failed to map segment" in str(e):
                 raise _NoExec(f"{file.parent} is mounted noexec") from e
             why = e
-    raise NoNativeEngine(f"the native engine's library does not load: {_one_line(str(why))}")
+    raise NoNativeEngine(f"the native engine's library does not load: {why}")
 
 
 def _is_whole(file: Path) -> bool:
@@ -207,7 +210,10 @@ def _key(name: str, folder: Path) -> str:
 @cache
 def _compiler() -> tuple[tuple[str, ...], str]:
     """The compiler's command, and the first line of its version."""
-    asked = shlex.split(os.environ.get("CC", ""))
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError as e:
+        raise NoNativeEngine(f"CC names no C compiler: {os.environ['CC']!r}: {e}") from None
     for words in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
         if program := shutil.which(words[0]):
             command = (program, *words[1:])
@@ -236,14 +242,9 @@ def _run(command: list[str]) -> str:
             command, capture_output=True, text=True, errors="replace", env=os.environ | {"LC_ALL": "C"}, timeout=LONGEST_COMPILE
         )
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise NoNativeEngine(f"the C compiler {command[0]} does not run: {_one_line(str(e))}") from e
+        raise NoNativeEngine(f"the C compiler {command[0]} does not run: {e}") from e
     if done.returncode != 0:
         lines = [line for line in f"{done.stderr}\n{done.stdout}".splitlines() if line.strip()]
-        first = next((line for line in lines if "error" in line.lower()), (lines or [f"exit status {done.returncode}"])[0])
-        raise NoNativeEngine(f"the C compiler {command[0]} fails: {_one_line(first)}")
+        first = next((line for line in lines if "error:" in line), (lines or [f"exit status {done.returncode}"])[0])
+        raise NoNativeEngine(f"the C compiler {command[0]} fails: {first}")
     return done.stdout
-
-
-def _one_line(text: str, most: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."

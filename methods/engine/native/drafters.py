@@ -18,6 +18,8 @@ from methods.engine.native.library import NativeCache, NativeLinear, NativeModel
 class NativeEagleDrafter(EagleDrafter):
     """`EagleDrafter` with the C forward. Features and logits are float32 in either dtype."""
 
+    reads_masks = False
+
     def __init__(self, head: EagleHead, embedding: Tensor, lm_head: NativeLinear, frequent: Tensor | None = None):
         super().__init__(head, embedding, lm_head, frequent, packed=False)
         c, layer = head.config, head.layer
@@ -50,7 +52,8 @@ class NativeEagleDrafter(EagleDrafter):
             return self._head(self._hidden[:1])
 
     def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return best_children(self._native.library, logits, min(k, logits.shape[1]))
+        with self._clock:
+            return best_children(self._native.library, logits, min(k, logits.shape[1]))
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:

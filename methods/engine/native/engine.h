@@ -64,10 +64,12 @@ int64_t act_bytes(int64_t dtype);
 void to_act(const float *x, void *a, int64_t size, int64_t padded, int64_t dtype);
 void round_row(float *x, int64_t size, int64_t dtype);
 void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc, int64_t rows,
-            int add, int64_t dtype);
-void products(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
-              int64_t dtype);
-void weighted_pair(const void *e, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype);
+            int add, int64_t dtype, const void *after);
+int64_t weight_bytes(int64_t dtype);
+void to_weights(const float *x, void *w, int64_t size, int64_t dtype);
+void weighted_sum(const void *w, int64_t ldw, const void *values, int64_t places, float *out, int64_t ldo, int64_t lines,
+                  int64_t dtype);
+void weighted_pair(const void *w, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype);
 void rms_norm(const float *x, const float *weight, float *y, int64_t size, float eps);
 void silu_times(const float *gate, const float *up, float *y, int64_t size);
 void softmax_row(float *scores, int64_t length, int64_t padded, float scale, float *total);

@@ -13,7 +13,7 @@
 #include <unistd.h>
 #endif
 
-enum { QUERIES = 12 }; /* rows of one product of attention: they share what is read of keys and values */
+enum { QUERIES = 16 }; /* rows of one product of attention: they share what is read of keys and values */
 
 static int64_t padded(int64_t size) { return (size + PANEL - 1) / PANEL * PANEL; }
 static int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -236,36 +236,35 @@ static void attend(Call *c, int64_t layer, int64_t head, int64_t from, int64_t t
 {
     const Model *m = c->m;
     Cache *k = c->cache;
-    const int64_t d = m->head_dim, wide = padded(d), group = group_of(m), lines = (to - from) * group, act = c->act;
+    const int64_t d = m->head_dim, wide = padded(d), group = group_of(m), lines = (to - from) * group;
     const int64_t length = k->length, waiting = c->first + c->n, all_waiting = padded(waiting), kv = m->kv_heads * d;
+    const int64_t each = weight_bytes(m->dtype);
     const int64_t even = length & ~(int64_t)1; /* pairs of positions are added together: the text's last may stand alone */
     const float scale = 1 / sqrtf(d);
     float *scores = (float *)scratch, *own = scores + lines * c->score_width, *out = own + lines * all_waiting;
     float *total = out + lines * wide, *before = total + lines, *none = before + wide;
     char *weights = (char *)(none + wide);
-    const char *queries = c->q_act + query_at(c, head, from, 0) * act;
+    const char *queries = c->q_act + query_at(c, head, from, 0) * c->act;
     memset(before, 0, 8 * wide); /* `before` and `none` */
 
     /* scores with the text: c [lines, positions], a panel of keys after the other */
     const char *keys = keys_of(m, k, layer, head), *fresh = waiting_keys_of(m, k, layer, head);
-    for (int64_t place = 0; place < length; place += PANEL)
-        products(queries, d, keys + place * d * number_bytes(m->dtype), d, scores + place, c->score_width, lines, 0, m->dtype);
-    for (int64_t place = 0; place < waiting; place += PANEL)
-        products(queries, d, fresh + place * d * number_bytes(m->dtype), d, own + place, all_waiting, lines, 0, m->dtype);
+    matmul(queries, d, keys, padded(length) / PANEL, d, scores, c->score_width, lines, 0, m->dtype, 0);
+    matmul(queries, d, fresh, all_waiting / PANEL, d, own, all_waiting, lines, 0, m->dtype, 0);
     for (int64_t line = 0; line < lines; line++) {
         const int64_t row = c->first + from + line / group, n = c->depth[row] + 1, end = length + n;
         const int32_t *path = c->paths + row * c->most_path;
         float *s = scores + line * c->score_width;
         for (int64_t j = 0; j < n; j++) s[length + j] = own[line * all_waiting + path[j]];
         softmax_row(s, end, padded(end), scale, total + line);
-        to_act(s, weights + line * c->score_width * act, padded(end), padded(end), m->dtype);
+        to_weights(s, weights + line * c->score_width * each, padded(end), m->dtype);
     }
 
     /* out [lines, head_dim]: weights times values, over the text's pairs, then over each row's own */
     const char *values = values_of(m, k, layer, head);
     for (int64_t j = 0; j < wide; j += PANEL)
-        products(weights, c->score_width, values + j * k->capacity * number_bytes(m->dtype), even, out + j, wide, lines, 0,
-                 m->dtype);
+        weighted_sum(weights, c->score_width, values + j * k->capacity * number_bytes(m->dtype), even, out + j, wide, lines,
+                     m->dtype);
     if (even < length) last_value(m, k, layer, head, before);
     for (int64_t line = 0; line < lines; line++) {
         const int64_t i = from + line / group, row = c->first + i, h = head * group + line % group, n = c->depth[row] + 1;
@@ -279,19 +278,27 @@ static void attend(Call *c, int64_t layer, int64_t head, int64_t from, int64_t t
                 const float *v = j < 0 ? before : j < n ? fresh_values + path[j] * kv : none;
                 memcpy(pair[one], v, 4 * d);
             }
-            weighted_pair(weights + (line * c->score_width + place) * act, pair[0], pair[1], o, wide, m->dtype);
+            weighted_pair(weights + (line * c->score_width + place) * each, pair[0], pair[1], o, wide, m->dtype);
         }
         float *into = c->attended + i * padded(m->heads * d) + h * d;
         for (int64_t j = 0; j < d; j++) into[j] = o[j] / total[line];
     }
 }
 
-static void add_product(Call *c, const Linear *l, const char *a, float *into, int64_t ldc, int add, int64_t thread,
-                        int64_t threads, int64_t rows)
+/* The first panel of a thread's share of a linear map. */
+static const char *share(const Linear *l, int64_t dtype, int64_t thread, int64_t threads)
+{
+    return (const char *)l->panels + l->n / PANEL * thread / threads * l->k * PANEL * number_bytes(dtype);
+}
+
+/* into [rows, ..] (+)= a W^T, this thread's columns. then: the map whose weights are read next, or NULL. */
+static void add_product(Call *c, const Linear *l, const Linear *then, const char *a, float *into, int64_t ldc, int add,
+                        int64_t thread, int64_t threads, int64_t rows)
 {
     const int64_t n_panels = l->n / PANEL, from = n_panels * thread / threads, to = n_panels * (thread + 1) / threads;
-    const char *panels = (const char *)l->panels + from * l->k * PANEL * number_bytes(c->m->dtype);
-    matmul(a, l->k, panels, to - from, l->k, into + from * PANEL, ldc, rows, add, c->m->dtype);
+    const int64_t dtype = c->m->dtype;
+    matmul(a, l->k, share(l, dtype, thread, threads), to - from, l->k, into + from * PANEL, ldc, rows, add, dtype,
+           then ? share(then, dtype, thread, threads) : 0);
 }
 
 /* y = norm(x), and that as an activation; without a weight y is x. */
@@ -310,11 +317,12 @@ static void run_layer(Call *c, int64_t index, int64_t thread, int64_t threads)
 {
     const Model *m = c->m;
     const Layer *l = m->layers + index;
+    const Linear *next = index + 1 < m->n_layers ? &l[1].qkv : c->rows->n_logits ? c->rows->lm_head : 0;
     const int64_t n = c->n, hidden = padded(m->hidden), inner = padded(m->intermediate), heads = padded(m->heads * m->head_dim);
     norm(c, l->norm1, thread, threads);
     meet(threads);
     tap(c, thread, c->y, hidden, m->hidden);
-    add_product(c, &l->qkv, c->y_act, c->qkv, l->qkv.n, 0, thread, threads, n);
+    add_product(c, &l->qkv, &l->o, c->y_act, c->qkv, l->qkv.n, 0, thread, threads, n);
     meet(threads);
     tap(c, thread, c->qkv, l->qkv.n, (m->heads + 2 * m->kv_heads) * m->head_dim);
     if (c->tap) meet(threads);
@@ -330,13 +338,13 @@ static void run_layer(Call *c, int64_t index, int64_t thread, int64_t threads)
     for (int64_t i = thread; i < n; i += threads)
         to_act(c->attended + i * heads, c->attended_act + i * heads * c->act, m->heads * m->head_dim, heads, m->dtype);
     meet(threads);
-    add_product(c, &l->o, c->attended_act, c->x, hidden, 1, thread, threads, n);
+    add_product(c, &l->o, &l->gate_up, c->attended_act, c->x, hidden, 1, thread, threads, n);
     meet(threads);
     tap(c, thread, c->x, hidden, m->hidden);
     norm(c, l->norm2, thread, threads);
     meet(threads);
     tap(c, thread, c->y, hidden, m->hidden);
-    add_product(c, &l->gate_up, c->y_act, c->gates, 2 * inner, 0, thread, threads, n);
+    add_product(c, &l->gate_up, &l->down, c->y_act, c->gates, 2 * inner, 0, thread, threads, n);
     meet(threads);
     tap(c, thread, c->gates, 2 * inner, 2 * inner);
     if (c->tap) meet(threads);
@@ -347,7 +355,7 @@ static void run_layer(Call *c, int64_t index, int64_t thread, int64_t threads)
     }
     meet(threads);
     tap(c, thread, c->gates, 2 * inner, m->intermediate);
-    add_product(c, &l->down, c->gates_act, c->x, hidden, 1, thread, threads, n);
+    add_product(c, &l->down, next, c->gates_act, c->x, hidden, 1, thread, threads, n);
     meet(threads);
     tap(c, thread, c->x, hidden, m->hidden);
 }
@@ -387,7 +395,7 @@ static void run_rows(void *what, int64_t thread, int64_t threads)
     }
     meet(threads);
     if (m->fc.n) {
-        add_product(c, &m->fc, c->y_act, c->x, stride, 1, thread, threads, n);
+        add_product(c, &m->fc, &m->layers[0].qkv, c->y_act, c->x, stride, 1, thread, threads, n);
         meet(threads);
     }
     for (int64_t layer = 0; layer < m->n_layers; layer++) run_layer(c, layer, thread, threads);
@@ -396,8 +404,8 @@ static void run_rows(void *what, int64_t thread, int64_t threads)
     tap(c, thread, c->y, stride, hidden);
     for (int64_t i = thread; i < n; i += threads) memcpy(r->hidden + i * hidden, c->y + i * stride, 4 * hidden);
     if (r->lm_head && r->n_logits)
-        add_product(c, r->lm_head, c->y_act + (n - r->n_logits) * stride * c->act, r->logits, r->lm_head->n, 0, thread, threads,
-                    r->n_logits);
+        add_product(c, r->lm_head, 0, c->y_act + (n - r->n_logits) * stride * c->act, r->logits, r->lm_head->n, 0, thread,
+                    threads, r->n_logits);
 }
 
 /* Depths and paths of all waiting rows. */
@@ -480,7 +488,7 @@ static void run_product(void *what, int64_t thread, int64_t threads)
     meet(threads);
     const Model m = {.dtype = p->dtype};
     Call c = {.m = &m};
-    add_product(&c, p->l, p->act, p->y, p->l->n, 0, thread, threads, p->rows);
+    add_product(&c, p->l, 0, p->act, p->y, p->l->n, 0, thread, threads, p->rows);
 }
 
 /* y [rows, l.n] = x [rows, width] W^T. -> 0; 1: no memory. */

@@ -39,8 +39,18 @@ INLINE V load(const float *p) { return *(const LooseV *)p; }
 INLINE void store(float *p, V v) { *(LooseV *)p = v; }
 INLINE V all(float x) { return x - (V){0}; }
 
-#if PAIRS
+#if defined(__AVX512F__)
 #include <immintrin.h>
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+#include <immintrin.h>
+INLINE V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE V smaller(V a, V b) { return (V)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+INLINE V either(I which, V a, V b) { return (V)(((I)a & which) | ((I)b & ~which)); }
+INLINE V larger(V a, V b) { return either(a > b, a, b); }
+INLINE V smaller(V a, V b) { return either(a < b, a, b); }
 #endif
 
 /* ------------------------------------------------------------------ rounding */
@@ -134,8 +144,8 @@ INLINE void block_f32(int rows, const float *a, int64_t lda, const float *w, int
         for (int j = 0; j < VECTORS; j++) store(c + i * ldc + j * LANES, sum[i][j]);
 }
 
-/* The same in bfloat16: w [k / 2][64][2]. a: pairs of bfloat16 where PAIRS, else float32 rounded to it. */
-INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, int64_t k, float *c, int64_t ldc, int add,
+/* The same in bfloat16: w [k / 2][64][2]. a: bfloat16 if `pairs`, else float32. */
+INLINE void block_bf16(int rows, int pairs, const void *a, int64_t lda, const uint16_t *w, int64_t k, float *c, int64_t ldc, int add,
                        const char *ahead, int64_t lines)
 {
     V sum[MOST][VECTORS];
@@ -150,7 +160,7 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
         for (int j = 0; j < VECTORS; j++) b[j] = *(const LooseU *)(w + p * 2 * PANEL + j * 2 * LANES);
 #if PAIRS
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
+        for (int i = 0; pairs && i < rows; i++) {
             int32_t pair;
             memcpy(&pair, (const uint16_t *)a + i * lda + 2 * p, 4);
             const __m512i x = _mm512_set1_epi32(pair);
@@ -158,9 +168,9 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
             for (int j = 0; j < VECTORS; j++)
                 sum[i][j] = (V)_mm512_dpbf16_ps((__m512)sum[i][j], (__m512bh)x, (__m512bh)b[j]);
         }
-#else
+#endif
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
+        for (int i = 0; !pairs && i < rows; i++) {
             const float *x = (const float *)a + i * lda + 2 * p;
             const V even = all(x[0]), odd = all(x[1]);
 #pragma GCC unroll 8
@@ -169,7 +179,6 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
                 sum[i][j] += even * (V)(b[j] << 16);
             }
         }
-#endif
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -178,8 +187,8 @@ INLINE void block_bf16(int rows, const void *a, int64_t lda, const uint16_t *w, 
 }
 
 /* One panel: c [rows, 64] (+)= a [rows, k] panel [k, 64]. Meanwhile `ahead`, the next panel, is fetched if it is not NULL. */
-INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
-                          int64_t dtype, const char *ahead)
+INLINE void panel_product(int pairs, const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc,
+                          int64_t rows, int add, int64_t dtype, const char *ahead)
 {
     const int64_t blocks = (rows + MOST - 1) / MOST, parts = PANEL / WIDE;
     const int64_t steps = dtype == FLOAT32 ? k : k / 2; /* of a block, each of which reads 256 bytes of the panel */
@@ -193,8 +202,8 @@ INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t
             fetched += 64 * lines * steps;
 #define F32(N) block_f32(N, (const float *)a + done * lda, lda, (const float *)panel + part * WIDE, k, out, ldc, add, next, lines)
 #define BF16(N)                                                                                                                 \
-    block_bf16(N, (const char *)a + done * lda * (PAIRS ? 2 : 4), lda, (const uint16_t *)panel + 2 * part * WIDE, k, out, ldc,  \
-               add, next, lines)
+    block_bf16(N, pairs, (const char *)a + done * lda * (pairs ? 2 : 4), lda, (const uint16_t *)panel + 2 * part * WIDE, k, out, \
+               ldc, add, next, lines)
 #define CASE(N) case N: if (dtype == FLOAT32) F32(N); else BF16(N); break
             switch (n) {
                 CASE(1); CASE(2); CASE(3);
@@ -205,12 +214,6 @@ INLINE void panel_product(const void *a, int64_t lda, const void *panel, int64_t
         }
         done += n;
     }
-}
-
-void products(const void *a, int64_t lda, const void *panel, int64_t k, float *c, int64_t ldc, int64_t rows, int add,
-              int64_t dtype)
-{
-    panel_product(a, lda, panel, k, c, ldc, rows, add, dtype, 0);
 }
 
 #ifdef NE_PATH_AMX
@@ -269,57 +272,84 @@ INLINE void tile_product(const uint16_t *a, int64_t lda, int64_t first, const ui
 }
 
 static void tile_matmul(const uint16_t *a, int64_t lda, const char *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc,
-                        int64_t rows, int add)
+                        int64_t rows, int add, const char *after)
 {
     const int64_t blocks = (rows + 31) / 32, bytes = 2 * k * PANEL;
     const int64_t lines = (64 + 2 * blocks - 1) / (2 * blocks); /* a step reads half of 64 lines */
     int64_t set = -1;
     for (int64_t n = 0; n < n_panels; n++, panels += bytes) {
-        int64_t done = 0, fetched = 0;
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t here = (rows - done + blocks - block - 1) / (blocks - block);
-            const int64_t first = here > 16 ? (here + 1) / 2 : here, second = here - first;
-            if (set != 32 * first + second) set_tiles(first, second);
-            set = 32 * first + second;
-            for (int half = 0; half < 2; half++) {
-                const char *next = rows > 1 && n + 1 < n_panels && fetched < bytes ? panels + bytes + fetched : 0;
+        const char *following = n + 1 < n_panels ? panels + bytes : after;
+        int64_t fetched = 0;
+        for (int half = 0; half < 2; half++) { /* half a panel stays in the first cache for all blocks of rows */
+            const uint16_t *w = (const uint16_t *)panels + 64 * half;
+            int64_t done = 0;
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t here = (rows - done + blocks - block - 1) / (blocks - block);
+                const int64_t first = here > 16 ? (here + 1) / 2 : here, second = here - first;
+                if (set != 32 * first + second) set_tiles(first, second);
+                set = 32 * first + second;
+                const char *next = following && fetched < bytes ? following + fetched : 0;
                 fetched += 64 * lines * (k / 32);
                 float *out = c + done * ldc + n * PANEL + 32 * half;
-                const uint16_t *w = (const uint16_t *)panels + 64 * half;
                 if (second) tile_product(a + done * lda, lda, first, w, k, out, ldc, add, 0, next, lines);
                 else tile_product(a + done * lda, lda, first, w, k, out, ldc, add, 1, next, lines);
+                done += here;
             }
-            done += here;
         }
     }
     _tile_release();
 }
 #endif
 
-/* c [rows, 64 n_panels] (+)= a [rows, k] W^T, over panels that lie one behind the other. */
+/* c [rows, 64 n_panels] (+)= a [rows, k] W^T, over panels that lie one behind the other. `after`: what is read next, or NULL. */
 void matmul(const void *a, int64_t lda, const void *panels, int64_t n_panels, int64_t k, float *c, int64_t ldc, int64_t rows,
-            int add, int64_t dtype)
+            int add, int64_t dtype, const void *after)
 {
 #ifdef NE_PATH_AMX
-    if (dtype == BFLOAT16) {
-        tile_matmul(a, lda, panels, n_panels, k, c, ldc, rows, add);
+    if (dtype == BFLOAT16 && k % 32 == 0) {
+        tile_matmul(a, lda, panels, n_panels, k, c, ldc, rows, add, after);
         return;
     }
 #endif
     const int64_t bytes = k * PANEL * (dtype == FLOAT32 ? 4 : 2);
     for (int64_t n = 0; n < n_panels; n++) {
         const char *panel = (const char *)panels + n * bytes;
-        panel_product(a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, rows > MOST && n + 1 < n_panels ? panel + bytes : 0);
+        panel_product(PAIRS, a, lda, panel, k, c + n * PANEL, ldc, rows, add, dtype, n + 1 < n_panels ? panel + bytes : after);
     }
 }
 
-/* out [size] += e0 v0 + e1 v1, as a step of the chain of `products` does it. e: two numbers of an activation. size: a multiple of 64. */
-void weighted_pair(const void *e, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype)
+/* Weights of attention: whether they are kept as activations are. AMX would add 32 positions at once, so sums over values are not its. */
+#if defined(NE_PATH_AVX512_BF16)
+enum { WEIGHTS_ARE_ACTS = 1 };
+#elif defined(NE_PATH_AMX)
+enum { WEIGHTS_ARE_ACTS = 0 }; /* float32, not rounded */
+#else
+enum { WEIGHTS_ARE_ACTS = 1 };
+#endif
+
+int64_t weight_bytes(int64_t dtype) { return WEIGHTS_ARE_ACTS ? act_bytes(dtype) : 4; }
+
+/* weights [size] in place of scores -> what `weighted_sum` reads; size: a multiple of 64. */
+void to_weights(const float *x, void *w, int64_t size, int64_t dtype)
+{
+    if (WEIGHTS_ARE_ACTS) to_act(x, w, size, size, dtype);
+    else memcpy(w, x, 4 * size);
+}
+
+/* out [lines, 64] = weights [lines, places] values [places, 64], a panel of them; places: even. */
+void weighted_sum(const void *w, int64_t ldw, const void *values, int64_t places, float *out, int64_t ldo, int64_t lines,
+                  int64_t dtype)
+{
+    panel_product(PAIRS && WEIGHTS_ARE_ACTS, w, ldw, values, places, out, ldo, lines, 0, dtype, 0);
+}
+
+/* out [size] += w0 v0 + w1 v1, as a step of the chain of `weighted_sum`. w: two weights. size: a multiple of 64. */
+void weighted_pair(const void *w, const float *v0, const float *v1, float *out, int64_t size, int64_t dtype)
 {
 #if PAIRS
-    if (dtype == BFLOAT16) {
+    if (dtype == BFLOAT16 && WEIGHTS_ARE_ACTS) {
         int32_t pair;
-        memcpy(&pair, e, 4);
+        memcpy(&pair, w, 4);
         for (int64_t i = 0; i < size; i += LANES) {
             const U both = (*(const LooseU *)(v0 + i) >> 16) | *(const LooseU *)(v1 + i);
             store(out + i, (V)_mm512_dpbf16_ps((__m512)load(out + i), (__m512bh)_mm512_set1_epi32(pair), (__m512bh)both));
@@ -327,7 +357,7 @@ void weighted_pair(const void *e, const float *v0, const float *v1, float *out, 
         return;
     }
 #endif
-    const float *x = e;
+    const float *x = w;
     for (int64_t i = 0; i < size; i += LANES) {
         V sum = load(out + i);
         if (dtype == FLOAT32) {
@@ -368,8 +398,7 @@ void rms_norm(const float *x, const float *weight, float *y, int64_t size, float
 /* exp by 2^n times a polynomial (Cephes' expf), to about 1 ulp; below -87 it is exp(-87), about 1e-38. */
 INLINE V exponential(V x)
 {
-    const I low = x < all(-87.0f), high = x > all(88.0f);
-    x = (V)(((I)x & ~(low | high)) | ((I)all(-87.0f) & low) | ((I)all(88.0f) & high));
+    x = smaller(larger(x, all(-87.0f)), all(88.0f));
     const V shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     const V whole = x * all(1.44269504088896341f) + shift;
     const V n = whole - shift;
@@ -385,6 +414,20 @@ INLINE V exponential(V x)
     return p * (V)(((I)whole - (I)shift + 127) << 23);
 }
 
+/* The greatest of x [size], which is at least one. */
+INLINE float greatest_of(const float *x, int64_t size)
+{
+    V top[4] = {all(-INFINITY), all(-INFINITY), all(-INFINITY), all(-INFINITY)};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= size; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) top[j] = larger(load(x + i + j * LANES), top[j]);
+    float greatest = -INFINITY, lanes[LANES];
+    store(lanes, larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    for (int j = 0; j < LANES; j++) greatest = lanes[j] > greatest ? lanes[j] : greatest;
+    for (; i < size; i++) greatest = x[i] > greatest ? x[i] : greatest;
+    return greatest;
+}
+
 /* y = silu(gate) * up, each [size]; size: a multiple of 64. */
 void silu_times(const float *gate, const float *up, float *y, int64_t size)
 {
@@ -398,15 +441,7 @@ void silu_times(const float *gate, const float *up, float *y, int64_t size)
 void softmax_row(float *scores, int64_t length, int64_t padded, float scale, float *total)
 {
     for (int64_t i = length; i < padded; i++) scores[i] = -INFINITY;
-    V top = all(-INFINITY);
-    for (int64_t i = 0; i < padded; i += LANES) {
-        const V s = load(scores + i);
-        const I more = s > top;
-        top = (V)(((I)s & more) | ((I)top & ~more));
-    }
-    float greatest = -INFINITY, lanes[LANES];
-    store(lanes, top);
-    for (int i = 0; i < LANES; i++) greatest = lanes[i] > greatest ? lanes[i] : greatest;
+    const float greatest = greatest_of(scores, length);
     V sum = {0};
     for (int64_t i = 0; i < padded; i += LANES) {
         const V e = exponential((load(scores + i) - all(greatest)) * all(scale));
@@ -423,19 +458,7 @@ void softmax_row(float *scores, int64_t length, int64_t padded, float scale, flo
 /* The k best entries of a row of logits, ties to the lower index, and their log-probabilities (at most 0). k <= vocab. */
 void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens, float *logp)
 {
-    float greatest = -INFINITY;
-    V top = all(-INFINITY);
-    int64_t i = 0;
-    for (; i + LANES <= vocab; i += LANES) {
-        const V s = load(logits + i);
-        const I more = s > top;
-        top = (V)(((I)s & more) | ((I)top & ~more));
-    }
-    float lanes[LANES];
-    store(lanes, top);
-    for (int j = 0; j < LANES; j++) greatest = lanes[j] > greatest ? lanes[j] : greatest;
-    for (int64_t j = i; j < vocab; j++) greatest = logits[j] > greatest ? logits[j] : greatest;
-
+    const float greatest = greatest_of(logits, vocab);
     /* One pass: the sum of exponentials, and the entries that beat the least of the k best so far. */
     int64_t n = 0;
     float least = -INFINITY;
@@ -443,21 +466,14 @@ void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens,
     enum { STRETCH = 1024 };
     for (int64_t begin = 0; begin < vocab; begin += STRETCH) {
         const int64_t end = begin + STRETCH < vocab ? begin + STRETCH : vocab;
-        V part = {0};
-        I any = {0};
+        V part[2] = {{0}, {0}};
         int64_t j = begin;
-        for (; j + LANES <= end; j += LANES) {
-            const V s = load(logits + j);
-            part += exponential(s - all(greatest));
-            any |= s > all(least);
-        }
-        float rest = total_of(part);
-        int32_t found[LANES], some = n < k || j < end;
-        memcpy(found, &any, sizeof any);
-        for (int64_t t = j; t < end; t++) rest += expf(logits[t] - greatest);
+        for (; j + 2 * LANES <= end; j += 2 * LANES)
+            for (int half = 0; half < 2; half++) part[half] += exponential(load(logits + j + half * LANES) - all(greatest));
+        float rest = total_of(part[0] + part[1]);
+        for (; j < end; j++) rest += expf(logits[j] - greatest);
         sum += rest;
-        for (int t = 0; t < LANES; t++) some |= found[t];
-        if (!some) continue;
+        if (n == k && !(greatest_of(logits + begin, end - begin) > least)) continue;
         for (int64_t t = begin; t < end; t++) {
             if (n == k && !(logits[t] > least)) continue;
             int64_t place = n < k ? n++ : k - 1;
@@ -481,8 +497,11 @@ void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens,
 double read_all(const void *from, int64_t bytes)
 {
     U sum[4] = {{0}, {0}, {0}, {0}};
-    for (int64_t i = 0; i < bytes; i += 4 * BYTES)
-        for (int j = 0; j < 4; j++) sum[j] ^= *(const LooseU *)((const char *)from + i + j * BYTES);
+    for (int64_t i = 0; i < bytes; i += 256) {
+        const char *here = (const char *)from + i, *ahead = here + 8192;
+        fetch(&ahead, 4);
+        for (int j = 0; j < 256 / BYTES; j++) sum[j % 4] ^= *(const LooseU *)(here + j * BYTES);
+    }
     U x = sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
     double out = 0;
     for (int i = 0; i < LANES; i++) out += x[i];
