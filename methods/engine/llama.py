@@ -87,10 +87,6 @@ class LlamaTarget(HFTarget):
         return False
 
     @property
-    def engine(self) -> str:
-        return "lean"
-
-    @property
     def stock_model(self) -> Any:
         return self.model  # which never has another attention
 

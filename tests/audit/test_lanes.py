@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny_model import STOP_IDS, shared_tiny_model
+from tiny_model import STOP_IDS, TinyModel, fresh_tiny_model, shared_tiny_model
 
 import methods
 from harness.audit.faults.faults import MUTANTS
@@ -17,9 +17,24 @@ from harness.audit.probe.lanes import LaneJob
 from harness.audit.probe.subject import Subject
 from harness.common.errors import UserError
 from methods.base import SamplerParams
+from methods.engine.native.build import VARIABLE
 
-TINY = shared_tiny_model("float32")
+
+
+def on_torch() -> TinyModel:
+    """The tiny model on the engine that lanes share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "torch")
+        return fresh_tiny_model("float32")
+
+
+TINY = on_torch()
 OWN = [name for name in methods.names() if not methods.get(name).external]
+
+
+@pytest.fixture(autouse=True)
+def torch_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "torch")
 
 
 def subject(name: str) -> Subject:
@@ -179,3 +194,9 @@ def test_planted_faults_and_other_loops_run_one_at_a_time() -> None:
 
 def test_plans_do_not_hang_on_the_dtype_that_is_loaded_while_planning() -> None:
     assert lanes.can_run_in_lanes(shared_tiny_model("float64").loaded, subject("vanilla"))
+
+
+def test_the_native_engine_shares_no_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forwards over a few rows cost what reading the weights costs: more rows together gain nothing."""
+    monkeypatch.delenv(VARIABLE)
+    assert not lanes.can_run_in_lanes(shared_tiny_model("float32").loaded, subject("vanilla"))
