@@ -1,0 +1,150 @@
+"""What was found on one engine, as a table of operators by rows, a table of what comes of it at the end, and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from harness.forms.table import NOTHING, Section, Table
+from harness.localise.engines import ENTERING
+from harness.localise.findings import AGAIN, Findings, First, Setting, Sum
+
+CELL = "a cell is the most ulp between a row and its plain step, and in how many layers they differ"
+OWN = f"Operators, each on the plain steps' inputs, so that a difference is its own; {CELL}."
+CARRIED = f"What each operator made; a difference may be carried on from one before; {CELL}."
+END = "What comes of it: forwards that simply run, compared with plain steps."
+MEANING = (
+    "A plain step computes one row. A prefill begins a text; chains and trees stand behind a context. Every row is compared, bit by "
+    "bit, with the plain step of the same token after the same path. An ulp is the spacing of the dtype's numbers at the value, "
+    "or at the root mean square of its row where that is larger."
+)
+
+
+def table(title: str, findings: Findings, facts: Sequence[str], sentence: str) -> Table:
+    """title: the engine and the dtype. facts: what was compared on what. sentence: `conclusion`, the table's last line."""
+    operators = Section(f"{title}: which operator", (*facts, OWN if findings.own else CARRIED), by_operator(findings))
+    end = Section(f"{title}: at the end", (END,), at_the_end(findings), _warnings(findings))
+    return Table("localise", (operators, end), (MEANING, sentence), numbers(findings))
+
+
+def by_operator(findings: Findings) -> pd.DataFrame:
+    """A row an operator, in the order of computing, a column a number of rows; what shapes of forwards differ is summed up."""
+    rows = []
+    for name in dict.fromkeys(o.name for o in findings.operators):
+        cells = {n: _cell(findings, name, n) for n in counts(findings)}
+        if any(cells.values()) or not name.startswith(ENTERING):  # it nearly always is what another operator made
+            rows.append({"operator": name} | {_rows(n): text or NOTHING for n, text in cells.items()})
+    return pd.DataFrame(rows)
+
+
+def counts(findings: Findings) -> list[int]:
+    """The numbers of rows, ascending."""
+    return sorted({setting.rows for setting in findings.settings})
+
+
+def _cell(findings: Findings, name: str, n: int) -> str:
+    layers, most = set(), 0.0
+    for setting in findings.at_rows(n):
+        for operator, found in findings.blamed[setting].items():
+            if operator.name == name and found.differing:
+                layers.add(operator.layer)
+                most = max(most, found.ulp)
+    if not layers:
+        return ""
+    return ulp(most) if layers == {None} else f"{ulp(most)}, {len(layers)} {'layer' if len(layers) == 1 else 'layers'}"
+
+
+def ulp(value: float) -> str:
+    """`3 ulp`; `under 1 ulp`."""
+    return "under 1 ulp" if value < 0.75 else f"{value:.0f} ulp"
+
+
+def _rows(n: int) -> str:
+    return f"{n} row" if n == 1 else f"{n} rows"
+
+
+def at_the_end(findings: Findings) -> pd.DataFrame:
+    """A row a setting: the first operator to blame, rows that differ at the end, and argmaxes that flip."""
+    rows = []
+    for setting in sorted(findings.settings, key=lambda s: s.rows):
+        found, end = findings.first(setting), findings.end[setting]
+        rows.append({
+            "rows": str(setting.rows), "shape": setting.shape, "first operator": str(found.operator) if found else NOTHING,
+            "it differs by": ulp(found.sum.ulp) if found else NOTHING,
+            "rows differ at the end": _share(end.differing, end.rows), "argmaxes flip": _share(end.flips, end.rows),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part}/{whole} ({part / whole:.0%})" if part else f"0/{whole}"
+
+
+def _warnings(findings: Findings) -> tuple[str, ...]:
+    said = []
+    if names := sorted({o.name for o in findings.not_compared}):
+        said.append(f"Not compared, as they do not make one row for each row: {', '.join(names)}.")
+    return tuple(said)
+
+
+def conclusion(title: str, findings: Findings) -> str:
+    """The finding in a sentence or two; title: the engine and the dtype."""
+    again = [s for s in findings.settings if s.shape == AGAIN]
+    if unlike := next((found for s in again if (found := findings.first_carried(s))), None):
+        return (
+            f"{title}: the same plain step done again gives other bits, from {unlike.operator} on: what differs here is not due to "
+            "the number of rows."
+        )
+    named = [(n, found) for n in counts(findings) if (found := _first_at(findings, n))]
+    most = counts(findings)[-1]
+    ends = [findings.end[s] for n in counts(findings) for s in findings.at_rows(n)]
+    if not named and not any(end.differing for end in ends):
+        watched = "no operator of any layer changes a bit" if findings.own else "no logit of any row changes a bit"
+        return f"{title}: {watched}, at any of these row counts."
+    said = f"{title}: no operator that is watched differs by itself"
+    if named:
+        n, (setting, found) = named[0]
+        said = f"{title}: the first operator is {found.operator}, at {_rows(n)} ({setting.shape}), {ulp(found.sum.ulp)}"
+    at_most = [findings.end[s] for s in findings.at_rows(most)]
+    total = sum(end.rows for end in at_most)
+    differ, flip = sum(end.differing for end in at_most) / total, sum(end.flips for end in at_most) / total
+    return f"{said}; at {_rows(most)} {differ:.0%} of rows differ at the end and {flip:.0%} of argmaxes flip."
+
+
+def _first_at(findings: Findings, n: int) -> tuple[Setting, First] | None:
+    """Over all shapes of n rows the operator that comes first in a forward, and a shape in which it differs most."""
+    found = [(s, first) for s in findings.at_rows(n) if (first := findings.first(s))]
+    place = {operator: i for i, operator in enumerate(findings.operators)}
+    return min(found, key=lambda one: (place[one[1].operator], -one[1].sum.ulp), default=None)
+
+
+def numbers(findings: Findings) -> pd.DataFrame:
+    """A row a setting and operator that differs: by itself (`own_*`), and in forwards that simply run (`carried_*`)."""
+    rows = []
+    for setting in findings.settings:
+        for operator in findings.operators:
+            own, carried = (sums[setting].get(operator, Sum()) for sums in (findings.own, findings.carried))
+            if own.differing or carried.differing:
+                rows.append({
+                    "shape": setting.shape, "rows": setting.rows, "layer": operator.layer, "operator": operator.name,
+                    "compared": max(own.rows, carried.rows), "own_differ": own.differing, "own_ulp": own.ulp,
+                    "carried_differ": carried.differing, "carried_ulp": carried.ulp,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """All of it as plain JSON: `settings`, and `operators` that differ (see `numbers`)."""
+    settings = []
+    for setting in findings.settings:
+        found = findings.first(setting)
+        settings.append({
+            "shape": setting.shape, "rows": setting.rows, **asdict(findings.end[setting]),
+            "first": {"layer": found.operator.layer, "operator": found.operator.name, **asdict(found.sum)} if found else None,
+        })  # fmt: skip
+    rows = numbers(findings)
+    operators = [] if rows.empty else rows.astype(object).where(rows.notna(), None).to_dict(orient="records")
+    return {"settings": settings, "operators": operators, "not_compared": sorted({str(o) for o in findings.not_compared})}
