@@ -7,12 +7,22 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import dtype_option, examples, include_all, include_option, model_option, option, threads_option
+from harness.commands.options import (
+    PATH,
+    dtype_option,
+    examples,
+    include_all,
+    include_option,
+    model_option,
+    option,
+    threads_option,
+)
 from harness.common.bounds import bounded
-from harness.common.errors import UserError, unknown
+from harness.common.errors import UserError
+from harness.localise import ENGINES
 from harness.run.request import DTYPES, one_of
 
-ENGINES = ("native", "torch", "module", "all")
+CHOICES = (*ENGINES, "all")
 PRINTED = "-"
 
 
@@ -33,7 +43,7 @@ class LocaliseRequest:
     def __post_init__(self) -> None:
         for n in self.rows:
             bounded("--rows", n)
-        one_of("engine", self.engine, ENGINES)
+        one_of("engine", self.engine, CHOICES)
         one_of("dtype", self.dtype, DTYPES)
         bounded("--threads", self.threads)
 
@@ -48,16 +58,16 @@ def _rows(text: str) -> tuple[int, ...]:
 @click.command("localise", epilog=examples("harness localise", "harness localise --engine module --dtype float32 --rows 1,8,64"))
 @model_option
 @option("--rows", default="1,2,5,26,60", metavar="N,N,..", help="Rows of a forward.")
-@option("--engine", default="all", metavar="|".join(ENGINES), help="Which forward is looked into; all: those this model has.")
+@option("--engine", default="all", metavar="|".join(CHOICES), help="Which forward is looked into; all: those this model has.")
 @dtype_option
 @threads_option
-@option("--json", "json_to", is_flag=False, flag_value=PRINTED, default=None, metavar="[FILE]",
+@option("--json", "json_to", type=PATH, is_flag=False, flag_value=PRINTED, default=None, metavar="[FILE]",
         help="Write the results as one JSON value to FILE; without FILE print it on the last line.")  # fmt: skip
 @include_option
 def command(
-    model: str, rows: str, engine: str, dtype: str, threads: int | None, json_to: str | None, includes: tuple[Path, ...]
+    model: str, rows: str, engine: str, dtype: str, threads: int | None, json_to: Path | None, includes: tuple[Path, ...]
 ) -> None:
-    """Find the operator whose result for one row changes with the number of rows: the first, by how many ulp, what comes of it."""
+    """Find the operator whose result for a row changes with the number of rows: which layer's, by how many ulp, with what end."""
     import json
 
     from harness.common.files import write_file
@@ -67,8 +77,9 @@ def command(
     request = LocaliseRequest(model=model, rows=_rows(rows), engine=engine, dtype=dtype, threads=threads)
     include_all(includes)
     found = localise(request.model, rows=request.rows, engine=request.engine, dtype=request.dtype, threads=request.threads)
-    for one in found.tables:
+    for i, one in enumerate(found.tables):
+        click.echo() if i else None
         print_table(one)
     if json_to is not None:
         text = json.dumps(found.value)
-        click.echo(text) if json_to == PRINTED else write_file(Path(json_to), text + "\n")
+        click.echo(text) if str(json_to) == PRINTED else write_file(json_to, text + "\n")

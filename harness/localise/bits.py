@@ -31,13 +31,15 @@ def row_differences(found: Tensor, wanted: Tensor) -> RowDifferences:
     """
     n = len(wanted)
     others = ~same_bits(found, wanted).reshape(n, -1)
-    differs = others.any(dim=1)
-    if not differs.any():
-        return RowDifferences(differs.cpu(), torch.zeros(n, dtype=torch.float64))
-    a, b = found.reshape(n, -1).double(), wanted.reshape(n, -1).double()
-    least = b.square().mean(dim=1, keepdim=True).sqrt()
-    ulp = ((a - b).abs() / spacing(torch.maximum(b.abs(), least), wanted.dtype)).masked_fill(~others, 0.0)
-    return RowDifferences(differs.cpu(), ulp.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(dim=1).cpu())
+    differs, most = others.any(dim=1), torch.zeros(n, dtype=torch.float64, device=wanted.device)
+    if differs.any():
+        row, column = others.nonzero(as_tuple=True)
+        flat = wanted.reshape(n, -1)
+        a, b = found.reshape(n, -1)[row, column].double(), flat[row, column].double()
+        least = flat.double().square().mean(dim=1).sqrt()[row]
+        ulp = (a - b).abs() / spacing(torch.maximum(b.abs(), least), wanted.dtype)
+        most.scatter_reduce_(0, row, ulp.nan_to_num(nan=torch.inf, posinf=torch.inf), "amax")
+    return RowDifferences(differs.cpu(), most.cpu())
 
 
 def spacing(size: Tensor, dtype: torch.dtype) -> Tensor:

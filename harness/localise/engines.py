@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.common.errors import UserError
 from harness.load.model import Loaded
+from harness.localise import ENGINES
 from harness.localise.tape import Operator
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.target import HFTarget, grouped_attention
 from methods.engine.tree import Tree
 
-ENGINES = ("native", "torch", "module")
 LM_HEAD = Operator(None, "LM head")
 ENTERING = "what enters"
 See = Callable[[Operator, Tensor], None]
@@ -125,6 +126,7 @@ def _leaving(path: str, see: See) -> Callable[..., None]:
     return hook
 
 
+@cache
 def operator_at(path: str, form: str = "{}") -> Operator:
     """`layers.3.mlp.down_proj` -> layer 3's `mlp.down_proj`; `layers.3` -> its `output`."""
     first, _, rest = path.partition(".")

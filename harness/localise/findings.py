@@ -26,12 +26,12 @@ class Setting(NamedTuple):
 class Sum:
     """Over all forwards of a setting: rows compared, rows that differ, and the most ulp."""
 
-    rows: int = 0
+    compared: int = 0
     differing: int = 0
     ulp: float = 0.0
 
     def add(self, found: RowDifferences) -> None:
-        self.rows += len(found.differs)
+        self.compared += len(found.differs)
         self.differing += int(found.differs.sum())
         self.ulp = max(self.ulp, float(found.ulp.max()))
 
@@ -40,13 +40,13 @@ class Sum:
 class End:
     """Logits at the end of all forwards of a setting: rows compared, rows that differ, rows whose argmax is another."""
 
-    rows: int = 0
+    compared: int = 0
     differing: int = 0
     flips: int = 0
 
     def add(self, found: Tensor, wanted: Tensor) -> None:
         """found, wanted: logits [n, vocab]."""
-        self.rows += len(found)
+        self.compared += len(found)
         self.differing += int((~same_bits(found, wanted)).any(dim=1).sum())
         self.flips += int((found.argmax(dim=1) != wanted.argmax(dim=1)).sum())
 
@@ -69,7 +69,7 @@ class Findings:
     carried: what differs when forwards simply run. not_compared: operators that do not make one row for each row.
     """
 
-    operators: list[Operator] = field(default_factory=list)
+    operators: dict[Operator, None] = field(default_factory=dict)
     own: defaultdict[Setting, Sums] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Sum)))
     carried: defaultdict[Setting, Sums] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Sum)))
     end: defaultdict[Setting, End] = field(default_factory=lambda: defaultdict(End))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from methods.engine.tree import Tree, chain
 
 CONTEXT = 128  # tokens before a chain or a tree
 DEEPEST = 8  # level of a tree
-MOST_TREES = 8  # of one size, and one text
+MOST_TREES = 4  # of one size, and one text
 _SEED = 21
 
 
@@ -51,11 +52,7 @@ def _prefills(engine: Watched, text: list[int], rows: Sequence[int], findings: F
     engine.empty(max(rows))
     plain = [_step(engine, token) for token in text[: max(rows)]]
     for n in rows:
-
-        def prefill(see: See, n: int = n) -> Tensor:
-            return engine.prefill(text[:n], max(rows), see)
-
-        _compare(engine, prefill, plain[:n], Setting(PREFILL, n), findings)
+        _compare(engine, partial(engine.prefill, text[:n], max(rows)), plain[:n], Setting(PREFILL, n), findings)
 
 
 def _chains(engine: Watched, text: list[int], rows: Sequence[int], findings: Findings) -> None:
@@ -72,7 +69,7 @@ def _chains(engine: Watched, text: list[int], rows: Sequence[int], findings: Fin
     engine.rewind(CONTEXT)
     for n in rows:
         tree = chain(tokens[0], tokens[1:n])
-        _compare(engine, lambda see, tree=tree: engine.verify(tree, see), plain[:n], Setting(CHAIN, n), findings)
+        _compare(engine, partial(engine.verify, tree), plain[:n], Setting(CHAIN, n), findings)
 
 
 def _trees(engine: Watched, text: list[int], rows: Sequence[int], findings: Findings) -> None:
@@ -84,10 +81,8 @@ def _trees(engine: Watched, text: list[int], rows: Sequence[int], findings: Find
     engine.rewind(CONTEXT)
     for n in rows:
         for nodes in parts(parents, n, chance):
-            part = part_of(tree, nodes)
-            _compare(
-                engine, lambda see, part=part: engine.verify(part, see), [plain[i] for i in nodes], Setting(TREE, n), findings
-            )
+            forward = partial(engine.verify, part_of(tree, nodes))
+            _compare(engine, forward, [plain[i] for i in nodes], Setting(TREE, n), findings)
 
 
 def _unseen(operator: Operator, made: Tensor) -> None:
@@ -98,7 +93,7 @@ def _compare(
     engine: Watched, forward: Callable[[See], Tensor], plain: Sequence[Plain], setting: Setting, findings: Findings
 ) -> None:  # fmt: skip
     values = [one.values for one in plain]
-    findings.operators = findings.operators or list(values[0])
+    findings.operators.update(dict.fromkeys(values[0]))
     if engine.is_whole:
         corrected = Comparer(values, correct=True)
         forward(corrected)
@@ -113,7 +108,7 @@ def _compare(
 
 
 def _walked(engine: Watched, root: int, parents: Sequence[int]) -> tuple[Tree, list[Plain]]:
-    """The tree of these parents, and the plain step of each node after its path: depth first, so that the cache holds the path."""
+    """The tree of these parents, and each node's plain step. It is walked depth first, so that the cache holds the path."""
     tree = Tree([root] * len(parents), list(parents))
     depths, children = tree.depths(), tree.children()
     plain: dict[int, Plain] = {}
@@ -140,7 +135,7 @@ def random_parents(n: int, chance: random.Random) -> list[int]:
 
 
 def parts(parents: Sequence[int], n: int, chance: random.Random) -> list[list[int]]:
-    """Different sets of n nodes that are trees themselves: the first n nodes, then random ones, as many as hold all nodes once."""
+    """Different sets of n nodes that are trees themselves: the first n nodes, then random ones, about as many nodes in all."""
     found = [list(range(n))]
     for _ in range(min(MOST_TREES, -(-len(parents) // n)) - 1):
         nodes = {0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from harness.common.progress import showing_progress
 from harness.forms.table import Table
 from harness.load.config import ModelConfig, model_config
 from harness.load.model import Loaded, load
-from harness.localise import show
-from harness.localise.engines import ENGINES, engines, why_not
+from harness.localise import ENGINES, show
+from harness.localise.engines import engines, why_not
 from harness.localise.forwards import CONTEXT, find
 
-TEXTS = 3
+TEXTS = 2
 PROMPTS = 4  # of each task, of which the texts are cut
 
 
@@ -58,7 +59,7 @@ def localise(model: str, *, rows: Sequence[int], engine: str, dtype: str, thread
         progress.expect(3 * TEXTS * len(chosen))
         for name, watched in chosen:
             progress.step(name)
-            findings = find(watched, texts, rows, lambda name=name: progress.step(name))
+            findings = find(watched, texts, rows, partial(progress.step, name))
             sentence = show.conclusion(f"{watched.title}, {loaded.dtype}", findings)
             made.append(show.table(f"{watched.title}, {loaded.dtype}", findings, facts, sentence))
             found_by.append({"engine": name, "title": watched.title, "finding": sentence, **show.as_json(findings)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,16 +18,16 @@ OWN = f"Operators, each on the plain steps' inputs, so that a difference is its 
 CARRIED = f"What each operator made; a difference may be carried on from one before; {CELL}."
 END = "What comes of it: forwards that simply run, compared with plain steps."
 MEANING = (
-    "A plain step computes one row. A prefill begins a text; chains and trees stand behind a context. Every row is compared, bit by "
-    "bit, with the plain step of the same token after the same path. An ulp is the spacing of the dtype's numbers at the value, "
-    "or at the root mean square of its row where that is larger."
+    "A plain step computes one row. A prefill begins a text; chains and trees stand behind a context. Every row is compared, "
+    "bit by bit, with the plain step of the same token after the same path. An ulp is the spacing of the dtype's numbers at the "
+    "value, or at the root mean square of its row where that is larger; counts are rounded up."
 )
 
 
 def table(title: str, findings: Findings, facts: Sequence[str], sentence: str) -> Table:
     """title: the engine and the dtype. facts: what was compared on what. sentence: `conclusion`, the table's last line."""
     operators = Section(f"{title}: which operator", (*facts, OWN if findings.own else CARRIED), by_operator(findings))
-    end = Section(f"{title}: at the end", (END,), at_the_end(findings), _warnings(findings))
+    end = Section(f"{title}: at the end", (END,), at_the_end(findings), _not_compared(findings))
     return Table("localise", (operators, end), (MEANING, sentence), numbers(findings))
 
 
@@ -58,8 +59,8 @@ def _cell(findings: Findings, name: str, n: int) -> str:
 
 
 def ulp(value: float) -> str:
-    """`3 ulp`; `under 1 ulp`."""
-    return "under 1 ulp" if value < 0.75 else f"{value:.0f} ulp"
+    """`3 ulp`, rounded up; `no number` where one of two is NaN or infinite."""
+    return f"{math.ceil(value - 1e-6) or 1} ulp" if math.isfinite(value) else "no number"
 
 
 def _rows(n: int) -> str:
@@ -74,7 +75,7 @@ def at_the_end(findings: Findings) -> pd.DataFrame:
         rows.append({
             "rows": str(setting.rows), "shape": setting.shape, "first operator": str(found.operator) if found else NOTHING,
             "it differs by": ulp(found.sum.ulp) if found else NOTHING,
-            "rows differ at the end": _share(end.differing, end.rows), "argmaxes flip": _share(end.flips, end.rows),
+            "rows differ at the end": _share(end.differing, end.compared), "argmaxes flip": _share(end.flips, end.compared),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -83,35 +84,33 @@ def _share(part: int, whole: int) -> str:
     return f"{part}/{whole} ({part / whole:.0%})" if part else f"0/{whole}"
 
 
-def _warnings(findings: Findings) -> tuple[str, ...]:
-    said = []
-    if names := sorted({o.name for o in findings.not_compared}):
-        said.append(f"Not compared, as they do not make one row for each row: {', '.join(names)}.")
-    return tuple(said)
+def _not_compared(findings: Findings) -> tuple[str, ...]:
+    names = sorted({o.name for o in findings.not_compared})
+    return (f"Not compared, as they do not make one row for each row: {', '.join(names)}.",) if names else ()
 
 
 def conclusion(title: str, findings: Findings) -> str:
-    """The finding in a sentence or two; title: the engine and the dtype."""
-    again = [s for s in findings.settings if s.shape == AGAIN]
-    if unlike := next((found for s in again if (found := findings.first_carried(s))), None):
-        return (
-            f"{title}: the same plain step done again gives other bits, from {unlike.operator} on: what differs here is not due to "
-            "the number of rows."
-        )
-    named = [(n, found) for n in counts(findings) if (found := _first_at(findings, n))]
+    """The finding in a sentence; title: the engine and the dtype."""
+    for setting in findings.settings:
+        if setting.shape == AGAIN and (other := findings.first_carried(setting)):
+            return (
+                f"{title}: the same plain step done again gives other bits, from {other.operator} on: what differs here need not "
+                "be due to the number of rows."
+            )
+    first = next((found for n in counts(findings) if (found := _first_at(findings, n))), None)
+    if first is None and not any(end.differing for end in findings.end.values()):
+        what = "operator of any layer" if findings.own else "logit of any row"
+        return f"{title}: no {what} changes a bit, at any of these row counts."
+    if first is None:
+        said = "no operator that is watched differs by itself"
+    else:
+        setting, (operator, differing) = first
+        said = f"the first operator is {operator}, at {_rows(setting.rows)} ({setting.shape}), {ulp(differing.ulp)}"
     most = counts(findings)[-1]
-    ends = [findings.end[s] for n in counts(findings) for s in findings.at_rows(n)]
-    if not named and not any(end.differing for end in ends):
-        watched = "no operator of any layer changes a bit" if findings.own else "no logit of any row changes a bit"
-        return f"{title}: {watched}, at any of these row counts."
-    said = f"{title}: no operator that is watched differs by itself"
-    if named:
-        n, (setting, found) = named[0]
-        said = f"{title}: the first operator is {found.operator}, at {_rows(n)} ({setting.shape}), {ulp(found.sum.ulp)}"
-    at_most = [findings.end[s] for s in findings.at_rows(most)]
-    total = sum(end.rows for end in at_most)
-    differ, flip = sum(end.differing for end in at_most) / total, sum(end.flips for end in at_most) / total
-    return f"{said}; at {_rows(most)} {differ:.0%} of rows differ at the end and {flip:.0%} of argmaxes flip."
+    ends = [findings.end[setting] for setting in findings.at_rows(most)]
+    rows = sum(end.compared for end in ends)
+    differ, flip = sum(end.differing for end in ends) / rows, sum(end.flips for end in ends) / rows
+    return f"{title}: {said}; at {_rows(most)} {differ:.0%} of rows differ at the end and {flip:.0%} of argmaxes flip."
 
 
 def _first_at(findings: Findings, n: int) -> tuple[Setting, First] | None:
@@ -130,14 +129,14 @@ def numbers(findings: Findings) -> pd.DataFrame:
             if own.differing or carried.differing:
                 rows.append({
                     "shape": setting.shape, "rows": setting.rows, "layer": operator.layer, "operator": operator.name,
-                    "compared": max(own.rows, carried.rows), "own_differ": own.differing, "own_ulp": own.ulp,
+                    "compared": max(own.compared, carried.compared), "own_differ": own.differing, "own_ulp": own.ulp,
                     "carried_differ": carried.differing, "carried_ulp": carried.ulp,
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """All of it as plain JSON: `settings`, and `operators` that differ (see `numbers`)."""
+    """All of it as plain JSON: `settings`, and `operators` that differ (see `numbers`). An ulp that is infinite is null."""
     settings = []
     for setting in findings.settings:
         found = findings.first(setting)
@@ -145,6 +144,18 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "shape": setting.shape, "rows": setting.rows, **asdict(findings.end[setting]),
             "first": {"layer": found.operator.layer, "operator": found.operator.name, **asdict(found.sum)} if found else None,
         })  # fmt: skip
-    rows = numbers(findings)
-    operators = [] if rows.empty else rows.astype(object).where(rows.notna(), None).to_dict(orient="records")
-    return {"settings": settings, "operators": operators, "not_compared": sorted({str(o) for o in findings.not_compared})}
+    operators = numbers(findings).astype(object)
+    return {
+        "settings": _plain(settings),
+        "operators": _plain(operators.where(operators.notna(), None).to_dict(orient="records")),
+        "not_compared": sorted({str(o) for o in findings.not_compared}),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no number that is infinite or none."""
+    if isinstance(value, dict):
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What watches a forward: it is shown what each operator makes, in order, and keeps it or compares it with what plain steps made."""
+"""What watches a forward: it is shown what each operator makes, in order, and keeps it or compares it with plain steps."""
 
 from __future__ import annotations
 
