@@ -66,14 +66,15 @@ class Findings:
     """Of one engine. operators: in the order of computing.
 
     own: what differs where every operator has its inputs from the plain steps; empty where the engine cannot be given them.
-    carried: what differs when forwards simply run. not_compared: operators that do not make one row for each row.
+    carried: what differs when forwards simply run. left_out: operators, by their first calls, that do not make one row for each
+    row, and were not compared.
     """
 
     operators: dict[Operator, None] = field(default_factory=dict)
     own: defaultdict[Setting, Sums] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Sum)))
     carried: defaultdict[Setting, Sums] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Sum)))
     end: defaultdict[Setting, End] = field(default_factory=lambda: defaultdict(End))
-    not_compared: set[Operator] = field(default_factory=set)
+    left_out: set[Operator] = field(default_factory=set)
 
     @property
     def settings(self) -> list[Setting]:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.localise.engines import See, Watched
+from harness.localise.engines import LM_HEAD, See, Watched
 from harness.localise.findings import AGAIN, CHAIN, PREFILL, TREE, Findings, Setting
-from harness.localise.tape import Comparer, Operator, Recorder
+from harness.localise.tape import Comparer, Operator, Recorder, Shapes, not_by_row
 from methods.engine.tree import Tree, chain
 
 CONTEXT = 128  # tokens before a chain or a tree
@@ -33,7 +33,7 @@ def find(engine: Watched, texts: Sequence[Sequence[int]], rows: Sequence[int], d
 
     texts: token ids, `CONTEXT` and as many more as the most rows. done: called three times a text.
     """
-    findings = Findings()
+    findings = Findings(left_out=_left_out(engine, list(texts[0])))
     for text in texts:
         for compare in (_prefills, _chains, _trees):
             compare(engine, list(text), sorted(set(rows)), findings)
@@ -41,8 +41,16 @@ def find(engine: Watched, texts: Sequence[Sequence[int]], rows: Sequence[int], d
     return findings
 
 
-def _step(engine: Watched, token: int) -> Plain:
-    recorder = Recorder()
+def _left_out(engine: Watched, text: list[int]) -> set[Operator]:
+    """The operators that cannot be compared row by row."""
+    one, many = Shapes(), Shapes()
+    engine.prefill(text[:CONTEXT], 1, many)
+    engine.step(text[CONTEXT], one)
+    return not_by_row({o: shape for o, shape in one.shapes.items() if o != LM_HEAD}, many.shapes, CONTEXT)
+
+
+def _step(engine: Watched, token: int, findings: Findings) -> Plain:
+    recorder = Recorder(findings.left_out)
     logits = engine.step(token, recorder)
     return Plain(recorder.values, logits[0].clone())
 
@@ -50,7 +58,7 @@ def _step(engine: Watched, token: int) -> Plain:
 def _prefills(engine: Watched, text: list[int], rows: Sequence[int], findings: Findings) -> None:
     """The first rows of a text, into an empty cache."""
     engine.empty(max(rows))
-    plain = [_step(engine, token) for token in text[: max(rows)]]
+    plain = [_step(engine, token, findings) for token in text[: max(rows)]]
     for n in rows:
         _compare(engine, partial(engine.prefill, text[:n], max(rows)), plain[:n], Setting(PREFILL, n), findings)
 
@@ -59,7 +67,7 @@ def _chains(engine: Watched, text: list[int], rows: Sequence[int], findings: Fin
     """The rows behind the context, and first one plain step twice: what differs there is not due to the number of rows."""
     tokens = text[CONTEXT : CONTEXT + max(rows)]
     engine.prefill(text[:CONTEXT], max(rows), _unseen)
-    plain = [_step(engine, token) for token in tokens]
+    plain = [_step(engine, token, findings) for token in tokens]
 
     def again(see: See) -> Tensor:
         engine.rewind(CONTEXT)
@@ -77,7 +85,7 @@ def _trees(engine: Watched, text: list[int], rows: Sequence[int], findings: Find
     chance = random.Random(_SEED)
     engine.prefill(text[:CONTEXT], max(rows), _unseen)
     parents = random_parents(max(rows), chance)
-    tree, plain = _walked(engine, text[CONTEXT], parents)
+    tree, plain = _walked(engine, text[CONTEXT], parents, findings)
     engine.rewind(CONTEXT)
     for n in rows:
         for nodes in parts(parents, n, chance):
@@ -99,15 +107,15 @@ def _compare(
         forward(corrected)
         for operator, found in corrected.found.items():
             findings.own[setting][operator].add(found)
-        findings.not_compared |= corrected.not_compared
     free = Comparer(values, correct=False)
     logits = forward(free)
+    findings.left_out |= {operator._replace(call=1) for operator in free.not_compared}
     for operator, found in free.found.items():
         findings.carried[setting][operator].add(found)
     findings.end[setting].add(logits, torch.stack([one.logits for one in plain[-len(logits) :]]))
 
 
-def _walked(engine: Watched, root: int, parents: Sequence[int]) -> tuple[Tree, list[Plain]]:
+def _walked(engine: Watched, root: int, parents: Sequence[int], findings: Findings) -> tuple[Tree, list[Plain]]:
     """The tree of these parents, and each node's plain step. It is walked depth first, so that the cache holds the path."""
     tree = Tree([root] * len(parents), list(parents))
     depths, children = tree.depths(), tree.children()
@@ -116,7 +124,7 @@ def _walked(engine: Watched, root: int, parents: Sequence[int]) -> tuple[Tree, l
     while waiting:
         node = waiting.pop()
         engine.rewind(CONTEXT + depths[node])
-        plain[node] = _step(engine, tree.tokens[node])
+        plain[node] = _step(engine, tree.tokens[node], findings)
         likeliest = plain[node].logits.topk(min(len(children[node]), len(plain[node].logits))).indices.tolist()
         for child, token in zip(children[node], likeliest, strict=False):
             tree.tokens[child] = token

@@ -27,14 +27,14 @@ MEANING = (
 def table(title: str, findings: Findings, facts: Sequence[str], sentence: str) -> Table:
     """title: the engine and the dtype. facts: what was compared on what. sentence: `conclusion`, the table's last line."""
     operators = Section(f"{title}: which operator", (*facts, OWN if findings.own else CARRIED), by_operator(findings))
-    end = Section(f"{title}: at the end", (END,), at_the_end(findings), _not_compared(findings))
+    end = Section(f"{title}: at the end", (END,), at_the_end(findings), _left_out(findings))
     return Table("localise", (operators, end), (MEANING, sentence), numbers(findings))
 
 
 def by_operator(findings: Findings) -> pd.DataFrame:
     """A row an operator, in the order of computing, a column a number of rows; what shapes of forwards differ is summed up."""
     rows = []
-    for name in dict.fromkeys(o.name for o in findings.operators):
+    for name in dict.fromkeys(o.label for o in findings.operators):
         cells = {n: _cell(findings, name, n) for n in counts(findings)}
         if any(cells.values()) or not name.startswith(ENTERING):  # it nearly always is what another operator made
             rows.append({"operator": name} | {_rows(n): text or NOTHING for n, text in cells.items()})
@@ -50,7 +50,7 @@ def _cell(findings: Findings, name: str, n: int) -> str:
     layers, most = set(), 0.0
     for setting in findings.at_rows(n):
         for operator, found in findings.blamed[setting].items():
-            if operator.name == name and found.differing:
+            if operator.label == name and found.differing:
                 layers.add(operator.layer)
                 most = max(most, found.ulp)
     if not layers:
@@ -84,8 +84,8 @@ def _share(part: int, whole: int) -> str:
     return f"{part}/{whole} ({part / whole:.0%})" if part else f"0/{whole}"
 
 
-def _not_compared(findings: Findings) -> tuple[str, ...]:
-    names = sorted({o.name for o in findings.not_compared})
+def _left_out(findings: Findings) -> tuple[str, ...]:
+    names = sorted({o.name for o in findings.left_out})
     return (f"Not compared, as they do not make one row for each row: {', '.join(names)}.",) if names else ()
 
 
@@ -128,7 +128,7 @@ def numbers(findings: Findings) -> pd.DataFrame:
             own, carried = (sums[setting].get(operator, Sum()) for sums in (findings.own, findings.carried))
             if own.differing or carried.differing:
                 rows.append({
-                    "shape": setting.shape, "rows": setting.rows, "layer": operator.layer, "operator": operator.name,
+                    "shape": setting.shape, "rows": setting.rows, "layer": operator.layer, "operator": operator.label,
                     "compared": max(own.compared, carried.compared), "own_differ": own.differing, "own_ulp": own.ulp,
                     "carried_differ": carried.differing, "carried_ulp": carried.ulp,
                 })  # fmt: skip
@@ -142,13 +142,13 @@ def as_json(findings: Findings) -> dict[str, Any]:
         found = findings.first(setting)
         settings.append({
             "shape": setting.shape, "rows": setting.rows, **asdict(findings.end[setting]),
-            "first": {"layer": found.operator.layer, "operator": found.operator.name, **asdict(found.sum)} if found else None,
+            "first": {"layer": found.operator.layer, "operator": found.operator.label, **asdict(found.sum)} if found else None,
         })  # fmt: skip
     operators = numbers(findings).astype(object)
     return {
         "settings": _plain(settings),
         "operators": _plain(operators.where(operators.notna(), None).to_dict(orient="records")),
-        "not_compared": sorted({str(o) for o in findings.not_compared}),
+        "left_out": sorted({str(o) for o in findings.left_out}),
     }
 
 

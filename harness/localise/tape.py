@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +14,19 @@ from harness.localise.bits import RowDifferences, row_differences
 
 
 class Operator(NamedTuple):
-    """A place in a forward. layer: None outside the layers."""
+    """A place in a forward. layer: None outside the layers. call: which, where it is called several times."""
 
     layer: int | None
     name: str
+    call: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its name in any layer."""
+        return self.name if self.call == 1 else f"{self.name}, call {self.call}"
 
     def __str__(self) -> str:
-        return self.name if self.layer is None else f"layer {self.layer}'s {self.name}"
+        return f"the {self.label}" if self.layer is None else f"layer {self.layer}'s {self.label}"
 
 
 class Tape(ABC):
@@ -33,26 +39,40 @@ class Tape(ABC):
         if not made.is_floating_point():
             return
         self._times[operator] += 1
-        times = self._times[operator]
-        self.take(operator if times == 1 else Operator(operator.layer, f"{operator.name}, call {times}"), made)
+        self.take(operator._replace(call=self._times[operator]), made)
 
     @abstractmethod
     def take(self, operator: Operator, made: Tensor) -> None:
-        """made: of an operator whose name is its own within this forward."""
+        """Each operator comes once in a forward: its calls are told apart."""
+
+
+class Shapes(Tape):
+    """Keeps the shape of what each operator made: `shapes`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[Operator, torch.Size] = {}
+
+    def take(self, operator: Operator, made: Tensor) -> None:
+        self.shapes[operator] = made.shape
 
 
 class Recorder(Tape):
     """Keeps what each operator of a plain step made: `values`, in the order of computing.
 
     What passes unchanged from one operator into the next (the same tensor, with the same bits) is kept once, under the first.
+    left_out: operators, by their first calls, of which nothing is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: Container[Operator] = ()) -> None:
         super().__init__()
+        self._left_out = left_out
         self.values: dict[Operator, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, Operator]] = {}  # by id; the tensors stay alive, so that no id is used again
 
     def take(self, operator: Operator, made: Tensor) -> None:
+        if operator._replace(call=1) in self._left_out:
+            return
         shown, first = self._shown.get(id(made), (None, operator))
         if shown is made and torch.equal(made, self.values[first]):
             return
@@ -77,7 +97,7 @@ class Comparer(Tape):
     def take(self, operator: Operator, made: Tensor) -> None:
         plain = [values[operator] for values in self._plain if operator in values]
         if not plain:
-            return  # passed on unchanged in the plain steps: compared where it was made
+            return  # left out; or passed on unchanged in the plain steps, and compared where it was made
         rows = by_row(made, plain[0].shape, len(self._plain))
         if rows is None or len(plain) < len(self._plain) or made.dtype != plain[0].dtype:
             self.not_compared.add(operator)
@@ -88,6 +108,18 @@ class Comparer(Tape):
             rows.copy_(wanted)
 
 
+def not_by_row(one: Mapping[Operator, torch.Size], many: Mapping[Operator, torch.Size], n: int) -> set[Operator]:
+    """By the shapes of a plain step and of a forward over n rows, the operators that do not make one row for each row.
+
+    They are named by their first calls. An expert is one: it is called for the rows that are sent to it, in an order of its own.
+    """
+    return {
+        operator._replace(call=1)
+        for operator in {**one, **many}
+        if operator not in one or operator not in many or row_dim(one[operator], many[operator], n) is None
+    }
+
+
 def by_row(made: Tensor, one: torch.Size, n: int) -> Tensor | None:
     """made, of n rows at once -> [n, *one]: a view, one row's shape behind the rows. None where it is not of n rows.
 
@@ -95,9 +127,13 @@ def by_row(made: Tensor, one: torch.Size, n: int) -> Tensor | None:
     """
     if n == 1:
         return made[None] if made.shape == one else None
-    if made.dim() != len(one):
+    dim = row_dim(one, made.shape, n)
+    return None if dim is None else made.movedim(dim, 0).unsqueeze(dim + 1)
+
+
+def row_dim(one: torch.Size, many: torch.Size, n: int) -> int | None:
+    """The dimension of n > 1 rows: the only one in which these shapes differ, 1 in one and n in the other. None without one."""
+    if len(one) != len(many):
         return None
-    other = [dim for dim in range(made.dim()) if made.shape[dim] != one[dim]]
-    if len(other) != 1 or one[other[0]] != 1 or made.shape[other[0]] != n:
-        return None
-    return made.movedim(other[0], 0).unsqueeze(other[0] + 1)
+    other = [dim for dim, sizes in enumerate(zip(one, many, strict=True)) if sizes[0] != sizes[1]]
+    return other[0] if len(other) == 1 and (one[other[0]], many[other[0]]) == (1, n) else None

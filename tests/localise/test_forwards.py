@@ -9,6 +9,7 @@ import torch
 from tiny_model import TinyModel
 
 from harness.localise.engines import WatchedModule
+from harness.localise.findings import Findings
 from harness.localise.forwards import CONTEXT, DEEPEST, MOST_TREES, _unseen, _walked, part_of, parts, random_parents
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
@@ -33,7 +34,7 @@ def test_a_nodes_plain_step_is_the_last_of_plain_steps_along_its_path(tiny: Tiny
     text = tiny.prompts[-1] * 9
     engine = WatchedModule(HFTarget(tiny.loaded.target.model), "module")
     engine.prefill(text[:CONTEXT], 20, _unseen)
-    tree, plain = _walked(engine, text[CONTEXT], random_parents(20, random.Random(1)))
+    tree, plain = _walked(engine, text[CONTEXT], random_parents(20, random.Random(1)), Findings())
     assert len({one.logits.argmax().item() for one in plain}) > 1
     for node in range(20):
         path, at = [], node

@@ -109,7 +109,7 @@ def test_operators_that_compute_row_by_row_show_no_difference(invariant: TinyMod
     assert done.code == 0, done.err
     assert last_lines(done.out) == [f"the torch path, float32: {NONE}", f"transformers' LlamaForCausalLM, float32: {NONE}"]
     for engine in done.value["engines"]:
-        assert engine["operators"] == [] and engine["not_compared"] == []
+        assert engine["operators"] == [] and engine["left_out"] == []
         assert {(s["differing"], s["flips"], s["first"]) for s in engine["settings"]} == {(0, 0, None)}
         shapes = {(s["shape"], s["rows"]) for s in engine["settings"]}
         assert shapes == {(s, n) for s in ("prefill", "chain", "tree") for n in (1, 2, 5, 9)} | {("plain step, again", 1)}
@@ -124,10 +124,15 @@ def test_a_planted_fault_is_named_by_operator_layer_rows_and_ulp_on_both_engines
     done = harness(COMMAND, "--json")
     assert done.code == 0, done.err
     for engine, name in zip(done.value["engines"], ("up projection x gate", "mlp.up_proj"), strict=True):
-        assert f"the first operator is layer 1's {name}, at 5 rows (prefill), {ulps} ulp; at 9 rows 100% of rows" in engine["finding"]
+        assert (
+            f"the first operator is layer 1's {name}, at 5 rows (prefill), {ulps} ulp; at 9 rows 100% of rows"
+            in engine["finding"]
+        )
         assert engine["finding"] in done.out.splitlines()
         own = [o for o in engine["operators"] if o["own_differ"]]
-        assert {(o["layer"], o["operator"], o["own_ulp"], o["own_differ"] == o["compared"]) for o in own} == {(1, name, ulps, True)}
+        assert {(o["layer"], o["operator"], o["own_ulp"], o["own_differ"] == o["compared"]) for o in own} == {
+            (1, name, ulps, True)
+        }
         assert {(o["shape"], o["rows"]) for o in own} == {(s, n) for s in ("prefill", "chain", "tree") for n in (5, 9)}
         after = {o["operator"] for o in engine["operators"] if o["carried_differ"] and not o["own_differ"]}
         assert "LM head" in after and not {"input norm", "input_layernorm", "attention"} & after  # those behind it alone
@@ -206,7 +211,7 @@ def test_an_engine_that_shows_its_logits_alone_is_judged_by_them(invariant: Tiny
     assert finding == "the native engine, float32: no logit of any row changes a bit, at any of these row counts."
     target._layers[1].up = with_a_fault(target._layers[1].up)
     finding = harness(COMMAND, "--engine native --json").value["engines"][0]["finding"]
-    assert finding.startswith("the native engine, float32: the first operator is LM head, at 5 rows (")
+    assert finding.startswith("the native engine, float32: the first operator is the LM head, at 5 rows (")
 
 
 def test_another_architecture_has_the_module_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +225,10 @@ def test_another_architecture_has_the_module_alone(monkeypatch: pytest.MonkeyPat
     done = harness(COMMAND, "--json")
     assert done.code == 0 and "engine torch is left out: it is for plain LLaMA models" in done.err
     (engine,) = done.value["engines"]
-    assert engine["title"] == "transformers' Qwen3MoeForCausalLM" and "self_attn.q_norm" in done.out and "mlp" in done.out
+    assert engine["title"] == "transformers' Qwen3MoeForCausalLM" and "\nself_attn.q_norm " in done.out
+    inside = [f"layer {i}'s {what}mlp.experts.act_fn" for i in (0, 1) for what in ("", "what enters ")]
+    assert engine["left_out"] == sorted(inside) and "Not compared, as they do not make one row for each row: mlp.ex" in done.out
+    assert "mlp.experts" in {o["operator"] for o in engine["operators"]}  # what they make together is
     refused(harness(COMMAND, "--engine torch"), "engine torch: model tiny cannot have it", "not for Qwen3MoeForCausalLM")
 
 

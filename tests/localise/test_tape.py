@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.localise.tape import Comparer, Operator, Recorder, by_row
+from harness.localise.tape import Comparer, Operator, Recorder, Shapes, by_row, not_by_row
 
 A, B = Operator(0, "a"), Operator(0, "b")
 
@@ -33,6 +33,20 @@ def test_what_does_not_make_one_row_for_each_row_is_not_compared() -> None:
     assert compared.found == {} and compared.not_compared == {A, B}
 
 
+def test_what_is_called_for_other_rows_or_at_other_times_is_known_beforehand_and_not_kept() -> None:
+    one, many, expert = Shapes(), Shapes(), Operator(1, "expert")
+    for tape, n, sent in ((one, 1, [1]), (many, 3, [3, 2])):  # the first of its calls could be taken for all rows in order
+        tape(A, torch.rand(1, n, 8))
+        for rows in sent:
+            tape(expert, torch.rand(rows, 8))
+        tape(B, torch.rand(n, 8))
+    assert not_by_row(one.shapes, many.shapes, 3) == {expert}
+    record = Recorder({expert})
+    for operator in (A, expert, expert):
+        record(operator, torch.rand(1, 8))
+    assert list(record.values) == [A]
+
+
 def test_a_value_that_is_passed_on_is_kept_once_and_a_changed_one_again() -> None:
     record, made = Recorder(), torch.rand(1, 8)
     record(A, made)
@@ -41,7 +55,7 @@ def test_a_value_that_is_passed_on_is_kept_once_and_a_changed_one_again() -> Non
     assert list(record.values) == [A]
     made += 1
     record(B, made)
-    assert list(record.values) == [A, Operator(0, "b, call 2")] and not torch.equal(*record.values.values())
+    assert list(record.values) == [A, Operator(0, "b", 2)] and not torch.equal(*record.values.values())
 
 
 def test_rows_are_compared_and_where_asked_put_right_in_place() -> None:
