@@ -25,7 +25,7 @@ from harness.common.users_files import place_in_users_file
 WORKFLOW: dict[str, Sequence[str]] = {
     "Prepare": ("list", "fetch", "data"),
     "Measure": ("run", "matrix", "reproduce", "tune", "profile"),
-    "Check": ("verify", "claims"),
+    "Check": ("verify", "localise", "claims"),
     "Show": ("table", "plot", "report"),
     "Train": ("train",),
     "Exchange": ("import", "export"),

@@ -32,6 +32,7 @@ BOUNDS: dict[str, Bound] = {
     "conversations": Bound(100_000, "there are not so many held-out prompts"),
     "context": _CONTEXT,
     "tree": _TREE,
+    "rows": _TREE,
     "answer_tokens": Bound(10**10, "a drafter of these sizes learns from a thousandth of that"),
     "text_tokens": Bound(10**10, "ShareGPT has no more"),
     "tokens": Bound(10**12, "that is more than targets are trained on"),

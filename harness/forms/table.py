@@ -81,7 +81,8 @@ TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setti
                  "audit",
                  "figure", "from",
                  "claim", "test", "on", "verdict, no loops",
-                 "layer", "worst value", "threshold", "smallest detectable effect", "function", "what"}  # fmt: skip
+                 "layer", "worst value", "threshold", "smallest detectable effect", "function", "what",
+                 "operator", "shape", "first operator"}  # fmt: skip
 
 
 def markdown(table: Table) -> str:

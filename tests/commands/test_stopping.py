@@ -63,6 +63,7 @@ main()
         "tune --method pld",
         "train eagle --out OUT",
         "profile --method eagle2 --out OUT",
+        "localise --engine torch",
     ],
     ids=lambda words: words.split()[0],
 )

@@ -72,6 +72,8 @@ def test_the_command_line_refuses_what_cannot_be_meant_before_anything_is_loaded
         ("profile --sweep --tree 1000000", "--tree is 1,000,000; it may be at most 4,096"),
         ("profile --context 64", "--context is for --sweep, which is not asked for"),
         ("profile --tree 8", "--tree is for --sweep, which is not asked for"),
+        ("localise --rows 1,100000", "--rows is 100,000; it may be at most 4,096"),
+        ("localise --threads 999", "--threads is 999"),
         ("verify --threads 999", "--threads is 999"),
         ("verify --prompts tests", "--prompts tests is where a ledger's prompts are looked up, and no --results is given"),
         ("train eagle --out x --threads 999", "--threads is 999"),
