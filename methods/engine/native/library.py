@@ -278,6 +278,16 @@ class NativeModel:
             _check(self.library.ne_run(self.c, cache.c, rows))
         return hidden, logits if lm_head is None else logits[:, : lm_head.weight.shape[0]]
 
+    def tap_sizes(self) -> dict[str, int]:
+        """What `taps` of `run` is filled with: "layer.operator" -> numbers a row, in order. A tap [n, size] follows the other."""
+        c = self.c
+        of_queries, of_keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        each = {"first norm": c.hidden, "query, key and value": of_queries + 2 * of_keys, "rotary": of_queries + of_keys,
+                "attention": of_queries, "output and residual": c.hidden, "second norm": c.hidden,
+                "gate and up": 2 * up_to(c.intermediate), "activation": c.intermediate, "down and residual": c.hidden}  # fmt: skip
+        sizes = {f"{layer}.{name}": size for layer in range(c.n_layers) for name, size in each.items()}
+        return sizes | {f"{c.n_layers}.final norm": c.hidden}
+
     def commit(self, cache: NativeCache, path: list[int]) -> None:
         """Keep the waiting rows `path`, each of which hangs on the one before; drop the others."""
         _check(self.library.ne_commit(self.c, cache.c, (c_int32 * len(path))(*path), len(path)))

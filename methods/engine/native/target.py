@@ -110,6 +110,16 @@ class NativeTarget(HFTarget):
         return features, logits
 
     @torch.inference_mode()
+    def tapped(self, tree: Tree) -> dict[str, Tensor]:
+        """What every operator gives for the nodes of a tree: "layer.operator" -> [nodes, size], in order; the logits last."""
+        sizes, n = self.native.tap_sizes(), len(tree)
+        taps = torch.empty(n * sum(sizes.values()))
+        self.cache.n_waiting = 0
+        _, logits = self.native.run(self.cache, torch.tensor(tree.tokens), torch.tensor(tree.parents), self.lm_head, taps=taps)
+        found = dict(zip(sizes, taps.split([n * size for size in sizes.values()]), strict=True))
+        return {name: x.view(n, -1) for name, x in found.items()} | {f"{self.native.c.n_layers}.logits": logits}
+
+    @torch.inference_mode()
     def commit(self, path: list[int]) -> None:
         if not path or path[0] != 0 or path[-1] >= self._n_pending:
             raise ValueError(f"path {path} is not one of the {self._n_pending} nodes last verified")
