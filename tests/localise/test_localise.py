@@ -28,6 +28,7 @@ NONE = "no operator of any layer changes a bit, at any of these row counts."
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
+    monkeypatch.setattr(localise, "TEXTS", 1)
 
 
 def attended_by_row(
