@@ -20,7 +20,6 @@ from methods.base import SamplerParams
 from methods.engine.native.build import VARIABLE
 
 
-
 def on_torch() -> TinyModel:
     """The tiny model on the engine that lanes share."""
     with pytest.MonkeyPatch.context() as patch:

@@ -200,8 +200,9 @@ def test_planted_bits_are_killed_and_no_equivalent_change_is_flagged(monkeypatch
     assert bench.l2(EQUIVALENT[0].subject()).what is None
 
 
-def test_one_bit_is_no_fault_where_rows_round_unlike_each_other() -> None:
-    bench = Bench(shared_tiny_model("float32").loaded, LEVELS["quick"])
+def test_one_bit_is_no_fault_where_rows_round_unlike_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on(monkeypatch, LlamaTarget)
+    bench = Bench(fresh_tiny_model("float32").loaded, LEVELS["quick"])
     assert not bench.has_bits
     assert not run_mutant(bench, BITS[0]).right  # so it is not planted there
 
