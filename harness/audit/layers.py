@@ -31,12 +31,14 @@ from methods.base import SamplerParams
 from methods.engine.sampling import stream_key
 
 AGAIN_TOKENS = 10
+REJECTED = 8  # drafts of an output that were not accepted and are looked at all the same, on a row-invariant engine
 EXTERNAL_TOKENS = 32  # of others' loops after a long prompt: they took a quarter of a quick audit
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What every layer's plan is made from. `named`: methods that were asked for by name. `stop_ids`: the model's."""
+    """What every layer's plan is made from. `named`: methods that were asked for by name. `stop_ids`: the model's.
+    `measured`: the dtype in which runs measure the model."""
 
     level: Level
     level_name: str
@@ -47,6 +49,7 @@ class Scope:
     prompts: Prompts
     pairs: Sequence[LedgerPair]
     ledger_prompts: LedgerPrompts
+    measured: str
 
 
 def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
@@ -121,9 +124,11 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
             own_params = replace(params, max_new_tokens=own_n)
             work = Work("greedy", s.name, dtype, own_n, n_prompt, n_prompt + own_n, pace=_pace(own, s))
             own_bits = has_bits and not s.external
-            about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more, **_row_invariant(own_bits))
+            rejected = REJECTED if own_bits and dtype == scope.measured else 0
+            looked = {"rejected": rejected} if rejected else {}
+            about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more, **_row_invariant(own_bits), **looked)
             make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided,
-                           has_bits=own_bits)  # fmt: skip
+                           has_bits=own_bits, rejected=rejected)  # fmt: skip
             jobs.append(Job(about, work, make, beside=control))
     return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
 

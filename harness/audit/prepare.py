@@ -130,7 +130,8 @@ def scope_of(
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
         rows.append(Verdict.missing("L4 score test", "all", why))
     stop_ids, named = frozenset(config.stop_ids), set(request.methods)
-    return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts)
+    return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts,
+                 resolve_dtype(config.dtype))  # fmt: skip
 
 
 def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell) -> Loop:

@@ -122,13 +122,13 @@ def cheat():
 """
 
 FALSE_TIMES = """
-@method("cheat", line="plain decoding that halves its times")
+@method("cheat", line="plain decoding that tells a tenth of its times")
 def cheat():
     def decode(*given):
         made = plain(*given)
         trace = made.trace
         for column in (trace.verify_s, trace.target_s):
-            column[:] = [seconds / 2 for seconds in column]
+            column[:] = [seconds / 10 for seconds in column]
         return made
 
     return decode
@@ -216,7 +216,9 @@ def test_a_method_that_cheats_is_caught(name: str, tmp_path: Path) -> None:
     outcome = harness(VERIFY, "--method cheat --include", file, "--out", tmp_path / "audit")
     refused(outcome, "cheat fails L", sentence)
     if error:
-        done = run(tmp_path / "runs", "--task gsm8k --method cheat --include", file)
+        # 8 of the tiny model's forwards take less than what clocks may differ by
+        long = "--max-new-tokens 200" if name == "false times" else ""
+        done = run(tmp_path / "runs", f"--task gsm8k --method cheat {long} --include", file)
         refused(done, "1 generations failed")
         (record,) = (r for r in counted(tmp_path / "runs") if r["method"] == "cheat")
         assert record["status"] == "error" and error in record["error"] and not record["token_ids"]

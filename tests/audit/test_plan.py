@@ -42,7 +42,9 @@ def scope() -> Scope:
     loaded, level = shared_tiny_model("float32").loaded, LEVELS["quick"]
     subjects = chosen(["eagle2", "pld"], loaded.config)
     origin, stop_ids = Origin.of(loaded, 1, ("float32", "float64")), frozenset(loaded.config.stop_ids)
-    return Scope(level, "quick", subjects, {"eagle2"}, origin, stop_ids, Prompts.of(loaded, level), [], LedgerPrompts())
+    return Scope(
+        level, "quick", subjects, {"eagle2"}, origin, stop_ids, Prompts.of(loaded, level), [], LedgerPrompts(), "float32"
+    )
 
 
 def test_nothing_is_generated_while_planning() -> None:

@@ -18,15 +18,19 @@ from harness.audit import page
 from harness.audit.audit import Report, audit
 from harness.audit.faults.bench import Bench, run_mutant
 from harness.audit.faults.faults import BITS, EQUIVALENT
-from harness.audit.faults.wrappers import with_last_bit
+from harness.audit.faults.wrappers import RejectedBits, with_last_bit
 from harness.audit.keeper import Origin
 from harness.audit.levels import LEVELS, Prompts
 from harness.audit.prepare import check_engine
-from harness.audit.probe import replay
+from harness.audit.probe import findings, replay
+from harness.audit.probe.stand_ins import texts_of
+from harness.audit.probe.subject import Subject
 from harness.audit.request import AuditRequest
 from harness.audit.verdicts.greedy import greedy_verdicts
-from harness.audit.verdicts.replay import Control
+from harness.audit.verdicts.replay import Control, bits_verdicts
 from harness.common.errors import UserError
+from methods import get
+from methods.base import SamplerParams
 from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
@@ -189,6 +193,43 @@ def test_long_outputs_are_judged_in_16_bits_on_a_row_invariant_engine() -> None:
 # ---- planted faults ----
 
 
+def test_rejected_drafts_are_kept_with_the_text_that_they_hang_on() -> None:
+    tiny = shared_tiny_model("float32")
+    prompt, params = tiny.prompts[0], SamplerParams(20)
+    seen = replay.Recording(tiny.spy())
+    made = tiny.decode("eagle2", prompt, params, target=seen)
+    rejected, spy = seen.rejected, seen._target
+    assert len(rejected) == len(spy.trees) > 3 and len({len(r.path) for r in rejected}) > 1
+    for draft, tree, path in zip(rejected, spy.trees, spy.paths, strict=True):
+        assert tree.tokens[0] == made.token_ids[draft.at - 1]
+        texts = texts_of(tree)
+        node = texts.index((tree.tokens[0], *draft.path))
+        assert node not in path and texts.count(texts[node]) == 1
+
+
+def test_some_rejected_drafts_are_compared_with_plain_decoding_of_their_paths() -> None:
+    loaded, prompt = shared_tiny_model("float32").loaded, shared_tiny_model("float32").prompts[0]
+    s = Subject.of(get("eagle2"), loaded.config)
+    vanilla = shared_tiny_model("float32").vanilla(prompt, params := SamplerParams(20)).token_ids
+    for subject, wrong in ((s, False), (replace(s, spoilt=RejectedBits), True)):
+        finding = findings.greedy_finding(loaded, subject, prompt, params, vanilla, has_bits=True, rejected=3)
+        assert finding["n_rejected"] == 3 and not finding["other_bits"] and not finding["other_features"]
+        assert len(finding["other_rejected"]) == (3 if wrong else 0)
+        [row] = bits_verdicts([{"kind": "greedy", "dtype": "float32", "method": "eagle2", **finding}])
+        assert row.passed is not wrong and row.checked.endswith(", 3 rejected drafts")
+        assert row.worst == ("0 rows of logits and 0 of features and 3 rejected drafts with other bits" if wrong else "none")
+    without = findings.greedy_finding(loaded, s, prompt, params, vanilla, has_bits=True)
+    assert "n_rejected" not in without
+
+
+def test_rejected_drafts_are_looked_at_in_the_measured_dtype_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.audit.prepare.resolve_dtype", lambda _: "bfloat16")
+    request = AuditRequest(model=str(TINY), out=tmp_path, threads=1, methods=("pld",), dtypes=("float32", "bfloat16"))
+    rows = {v.layer: v for v in audit(request, tell=lambda _: None).rows if v.method == "pld"}
+    assert "rejected" in rows["L2 same bits, bfloat16"].checked
+    assert rows["L2 same bits, float32"].passed and "rejected" not in rows["L2 same bits, float32"].checked
+
+
 @pytest.mark.slow
 def test_planted_bits_are_killed_and_no_equivalent_change_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     run_on(monkeypatch, RowByRow)
@@ -196,12 +237,14 @@ def test_planted_bits_are_killed_and_no_equivalent_change_is_flagged(monkeypatch
     for mutant in BITS:
         outcome = run_mutant(bench, mutant)
         assert outcome.right and "other bits" in str(outcome.seen["L2"]), outcome
+        assert ("0 rows of logits and 0 of features" in str(outcome.seen["L2"])) is (mutant.number == "39")
     assert bench.l2(bench.healthy).what is None
     assert bench.l2(EQUIVALENT[0].subject()).what is None
 
 
-def test_one_bit_is_no_fault_where_rows_round_unlike_each_other() -> None:
-    bench = Bench(shared_tiny_model("float32").loaded, LEVELS["quick"])
+def test_one_bit_is_no_fault_where_rows_round_unlike_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on(monkeypatch, LlamaTarget)
+    bench = Bench(fresh_tiny_model("float32").loaded, LEVELS["quick"])
     assert not bench.has_bits
     assert not run_mutant(bench, BITS[0]).right  # so it is not planted there
 

@@ -12,7 +12,7 @@ import methods
 from harness.audit.faults.faults import BITS, EQUIVALENT, MUTANTS, Mutant
 from harness.audit.faults.metric import equal_arms, seen_when_recounted
 from harness.audit.figures import draw_mutants
-from harness.audit.layers import greedy_params, score_params
+from harness.audit.layers import REJECTED, greedy_params, score_params
 from harness.audit.levels import LEVELS, LONG, SCORE_LONGEST, Level, Prompts
 from harness.audit.prepare import load_in
 from harness.audit.probe import findings, lanes, law
@@ -125,7 +125,8 @@ class Bench:
                 {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": case.prompt[0], "guided": case.guided,
                  "row_invariant": self.has_bits,
                  **findings.guarded(partial(findings.greedy_finding, self.loaded, s.with_options(case.tree), case.prompt[1],
-                                            greedy_params(case, self.stop_ids), plain["ids"], case.guided, self.has_bits))}
+                                            greedy_params(case, self.stop_ids), plain["ids"], case.guided, self.has_bits,
+                                            REJECTED))}
                 for case, plain in zip(self.prompts.usual, self.control, strict=True)
             ]  # fmt: skip
         return self._greedy[s.name]

@@ -29,7 +29,16 @@ from harness.audit.faults.rules import (
     shared_uniform,
     with_softmax,
 )
-from harness.audit.faults.wrappers import LastBit, StaleDrafter, WrongHead, WrongRows, greedy_first, ignores_stop, overshoots
+from harness.audit.faults.wrappers import (
+    LastBit,
+    RejectedBits,
+    StaleDrafter,
+    WrongHead,
+    WrongRows,
+    greedy_first,
+    ignores_stop,
+    overshoots,
+)
 from harness.audit.probe.subject import Subject
 from methods.base import Decode
 from methods.engine.loop import Grow, speculative
@@ -147,6 +156,7 @@ MUTANTS: Sequence[Mutant] = (
 BITS: Sequence[Mutant] = (
     spoilt("37", "the last bit of one logit of a tree's first draft", partial(LastBit, of="logits"), ("L2",)),
     spoilt("38", "the last bit of one feature of a tree's first draft", partial(LastBit, of="features"), ("L2",)),
+    spoilt("39", "the last bit of one logit of each rejected draft", RejectedBits, ("L2",)),
 )
 EQUIVALENT: Sequence[Mutant] = (
     drawn("E1", "the rule for deterministic drafts on sampled ones", (), sequential()),

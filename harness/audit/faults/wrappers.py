@@ -13,6 +13,7 @@ from methods.base import Decode, Generation, SamplerParams
 from methods.engine.loop import speculative
 from methods.engine.sampling import Chooser
 from methods.engine.tree import Tree
+from methods.engine.verify import walk
 
 
 class WrongRows:
@@ -51,6 +52,23 @@ class LastBit:
         features, logits = self._target.verify(tree)
         row = min(1, len(tree) - 1)
         return (with_last_bit(features, row), logits) if self._of == "features" else (features, with_last_bit(logits, row))
+
+
+class RejectedBits:
+    """A target that turns the last bit of one logit of each draft that a greedy walk does not accept."""
+
+    def __init__(self, target: Any):
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def verify(self, tree: Tree) -> Any:
+        features, logits = self._target.verify(tree)
+        kept = walk(tree, logits, Chooser(SamplerParams(1)), 0).path
+        for row in set(range(len(tree))) - set(kept):
+            logits = with_last_bit(logits, row)
+        return features, logits
 
 
 @torch.inference_mode()

@@ -92,14 +92,15 @@ def ledger_control_finding(loaded: Loaded, prompt: list[int], ids: list[int], wi
 
 def greedy_finding(
     loaded: Loaded, subject: Subject, prompt: list[int], params: SamplerParams, vanilla: list[int], guided: bool = False,
-    has_bits: bool = False,
+    has_bits: bool = False, rejected: int = 0,
 ) -> Finding:  # fmt: skip
     """Layers 2, 3 and 5: the logits used against the plain forward's, and where the ids first differ from vanilla's.
 
     guided: the drafter is told vanilla's text, see `guided`. Its tau says nothing; how its first drafts differ from those of the
     head over the whole text (`drafts`) does.
 
-    has_bits: the engine is row-invariant, and rows are compared with plain decoding's bit by bit, too.
+    has_bits: the engine is row-invariant, and rows are compared with plain decoding's bit by bit, too. rejected: of how many
+    rejected drafts at most.
     """
     vanilla, drafter = vanilla[: params.max_new_tokens], subject.drafter(loaded)
     told = GuidedDrafter(drafter, prompt, vanilla) if guided and drafter is not None and not subject.external else None
@@ -114,8 +115,10 @@ def greedy_finding(
         if subject.kind == EAGLE:
             tau |= {"drafts": rounded(drafts_off(loaded, run, told.first, told.names))}
     if has_bits:
-        other = other_bits(loaded, run)
+        other = other_bits(loaded, run, rejected)
         tau |= {"n_bits": other.n, "other_bits": other.logits, "other_features": other.features}
+        if rejected:
+            tau |= {"n_rejected": other.n_rejected, "other_rejected": other.rejected}
     return {**looks(run, subject), **tau, "n": len(run.ids), "divergence": divergence,
             "not_argmax": [] if subject.external else run.not_argmax}  # fmt: skip
 

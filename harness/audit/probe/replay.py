@@ -8,6 +8,7 @@ target alone: it scores vanilla's text one row at a time and many at a time, and
 from __future__ import annotations
 
 import copy
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.audit.probe.scores import summands
+from harness.audit.probe.stand_ins import texts_of
 from harness.load.model import Loaded
 from harness.watch.run import names_of, watched
 from methods.base import Decode, SamplerParams
@@ -30,6 +32,16 @@ Forward = tuple[Tensor, Tensor]
 """Features [n_prompt + n - 1, hidden] after the final norm, logits [n, vocab] before each of n output tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A draft that was not accepted. `at`: how many output tokens there are, its tree's root the last; `path`: the tokens from
+    below the root down to it; `logits`: [vocab], its own."""
+
+    at: int
+    path: Sequence[int]
+    logits: Tensor
+
+
 class Recording:
     """A target that keeps the logits rows that tokens were drawn from: the prefill's, each step's, and committed nodes'.
 
@@ -40,12 +52,14 @@ class Recording:
     `n_branching`: trees in which there are such paths.
     `n_forwards`, `n_emitted`: target forwards after the prefill, and the tokens they gave, before any cutting.
     `deepest`: the most drafts that one of them accepted.
+    `rejected`: one draft of each forward that was not accepted, if there was any, wherever in the tree.
     """
 
     def __init__(self, target: Any):
         self._target = target
         self.rows: list[Tensor] = []  # [vocab] each, in the order emitted
         self.given: list[Tensor | None] = []
+        self.rejected: list[Rejected] = []
         self.q: dict[int, Tensor] = {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         self._tree: Tree | None = None
@@ -55,7 +69,7 @@ class Recording:
         return getattr(self._target, name)
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
-        self.rows, self.given, self.q = [], [], {}
+        self.rows, self.given, self.rejected, self.q = [], [], [], {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         features, logits = self._target.prefill(prompt_ids, room)
         self.rows.append(logits.clone())
@@ -80,6 +94,9 @@ class Recording:
             if self._tree.q is not None and node in self._tree.q:
                 self.q[len(self.rows) + i] = self._tree.q[node].cpu()
         features, logits = self._pending
+        if off := sorted(set(range(1, len(self._tree))) - set(path)):
+            node = random.Random(self.n_forwards).choice(off)  # of every depth, and the same whenever it is run
+            self.rejected.append(Rejected(len(self.rows), texts_of(self._tree)[node][1:], logits[node].clone()))
         self.rows += list(logits[path].clone())
         self.given += list(features[path].clone())
         self.n_forwards, self.n_emitted = self.n_forwards + 1, self.n_emitted + len(path)
@@ -106,6 +123,7 @@ class Replayed:
     q: dict[int, Tensor] = field(default_factory=dict)
     given: Sequence[Tensor | None] = ()
     features: Tensor | None = None
+    rejected: Sequence[Rejected] = ()
 
     @property
     def differences(self) -> list[float]:
@@ -179,16 +197,20 @@ def _stepped(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forwa
 @dataclass(frozen=True, slots=True)
 class OtherBits:
     """Rows of one generation whose bits are not those of plain decoding. `logits`: output positions; `features`: places in the
-    text. `n`: how many rows were looked at, of both kinds."""
+    text; `rejected`: output positions of the trees that rejected drafts hung in. `n`: how many rows were looked at, of the first
+    two kinds; `n_rejected`: of the third."""
 
     n: int
     logits: list[int]
     features: list[int]
+    n_rejected: int
+    rejected: list[int]
 
 
-def other_bits(loaded: Loaded, run: Replayed) -> OtherBits:
+def other_bits(loaded: Loaded, run: Replayed, most_rejected: int = 0) -> OtherBits:
     """The logits that a generation's tokens were drawn from and the features that came with them, beside `plain_steps`, bit by
-    bit. It says something of a row-invariant engine alone."""
+    bit, and the logits of up to `most_rejected` rejected drafts beside plain decoding of their paths. It says something of a
+    row-invariant engine alone."""
     features, rows = plain_steps(loaded, run.prompt, run.ids)
     logits = [i for i, same in enumerate(same_bits(run.used, rows)) if not same]
     n_prompt, n_features, off = len(run.prompt), 0, list[int]()
@@ -199,7 +221,24 @@ def other_bits(loaded: Loaded, run: Replayed) -> OtherBits:
             same = same_bits(given, features[first : first + len(given)])
             off += [first + j for j, is_same in enumerate(same) if not is_same]
             n_features += len(given)
-    return OtherBits(len(run.ids) + n_features, logits, off)
+    drafts = [r for r in run.rejected if r.at <= len(run.ids)]
+    if len(drafts) > most_rejected:
+        drafts = [drafts[i * len(drafts) // most_rejected] for i in range(most_rejected)]
+    return OtherBits(len(run.ids) + n_features, logits, off, len(drafts), _other_drafts(loaded, run, drafts))
+
+
+@torch.inference_mode()
+def _other_drafts(loaded: Loaded, run: Replayed, drafts: Sequence[Rejected]) -> list[int]:
+    """`at` of those drafts, in ascending order of it, whose logits are not those of plain decoding of their paths."""
+    if not drafts:
+        return []
+    target, wrong = loaded.target, list[int]()
+    target.prefill([*run.prompt, *run.ids], max(len(draft.path) for draft in drafts))
+    for draft in reversed(drafts):  # so that what the cache holds before each is the text
+        target.cache.length = len(run.prompt) + draft.at
+        rows = [target.step(token) for token in draft.path]
+        wrong += [] if same_bits(draft.logits[None], rows[-1][None])[0] else [draft.at]
+    return wrong[::-1]
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -250,7 +289,7 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
     used = torch.stack(seen.rows[:n]).cpu()
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.deepest,
-                    seen.q, seen.given, features)  # fmt: skip
+                    seen.q, seen.given, features, seen.rejected)  # fmt: skip
 
 
 def replayed_external(

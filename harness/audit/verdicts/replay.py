@@ -119,11 +119,16 @@ def bits_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
         if not whole:
             continue
         n, rows = sum(f["n_bits"] for f in whole), sum(len(f["other_bits"]) for f in whole)
-        features = sum(len(f["other_features"]) for f in whole)
-        worst = f"{counted(rows, 'row')} of logits and {features:,} of features with other bits" if rows or features else "none"
-        why = "lossy: it was given other numbers than plain decoding has" if rows or features else ""
-        found.append(Verdict(f"L2 same bits, {dtype}", method, counted(n, "row"), worst, threshold, seen, not (rows or features),
-                             why, cells=len(whole), ratio=beyond(rows + features)))  # fmt: skip
+        features, rejected = sum(len(f["other_features"]) for f in whole), sum(len(f.get("other_rejected", ())) for f in whole)
+        n_rejected = sum(f.get("n_rejected", 0) for f in whole)
+        checked = counted(n, "row") + (f", {counted(n_rejected, 'rejected draft')}" if n_rejected else "")
+        parts = f"{counted(rows, 'row')} of logits and {features:,} of features"
+        parts += f" and {counted(rejected, 'rejected draft')}" if rejected else ""
+        wrong = rows + features + rejected
+        why = "lossy: it was given other numbers than plain decoding has" if wrong else ""
+        worst = f"{parts} with other bits" if wrong else "none"
+        found.append(Verdict(f"L2 same bits, {dtype}", method, checked, worst, threshold, seen, not wrong, why, cells=len(whole),
+                             ratio=beyond(wrong)))  # fmt: skip
     return found
 
 

@@ -48,7 +48,8 @@ class _Chunk:
         return at
 
 
-_chunk: _Chunk | None = None
+# The one that small tensors share now. A name that is bound anew would look like one that a user's file replaced.
+_small: list[_Chunk] = []
 _lock = threading.Lock()
 
 
@@ -57,7 +58,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
     Small ones share a mapping. A mapping is freed with the last of its tensors.
     """
-    global _chunk
     size = math.prod(shape) * dtype.itemsize
     if size == 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype)
@@ -65,9 +65,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if size > CHUNK // 4:
             chunk = _Chunk(-(-size // HUGE) * HUGE)
         else:
-            if _chunk is None or _chunk.used + size > _chunk.end:
-                _chunk = _Chunk(CHUNK)
-            chunk = _chunk
+            if not _small or _small[0].used + size > _small[0].end:
+                _small[:] = [_Chunk(CHUNK)]
+            chunk = _small[0]
         at = chunk.take(size)
     flat = torch.frombuffer(chunk.memory, dtype=torch.uint8, count=size, offset=at)  # which keeps the mapping
     return flat.view(dtype).view(shape)

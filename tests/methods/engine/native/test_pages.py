@@ -57,7 +57,7 @@ def test_ordinary_memory_is_said_to_be_so() -> None:
 
 
 def test_small_tensors_share_a_mapping_and_large_ones_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_chunk", None)
+    monkeypatch.setattr(pages, "_small", [])
     start = pages.empty((1,), torch.uint8).data_ptr()
     small = [pages.empty((1000,), torch.uint8).data_ptr() - start for _ in range(50)]
     assert max(small) - min(small) <= 1024 * 49
@@ -73,10 +73,10 @@ def test_a_mapping_is_freed_with_the_last_of_its_tensors(monkeypatch: pytest.Mon
     assert mapped(address) and part.fill_(1).sum() == 5
     del part
     assert not mapped(address)
-    monkeypatch.setattr(pages, "_chunk", None)
+    monkeypatch.setattr(pages, "_small", [])
     small = [pages.empty((5 << 20,), torch.uint8) for _ in range(2)]
     address = small[0].data_ptr()
-    pages._chunk = None
+    pages._small.clear()
     small.pop()
     assert mapped(address)
     small.pop()
