@@ -204,7 +204,7 @@ SEEN = {
 def test_what_is_told_must_be_what_was_seen(name: str, loaded: Loaded) -> None:
     change, why = SEEN[name]
     with pytest.raises(BadGeneration) as refusal:
-        made_by(loaded, "eagle2", SamplerParams(40), decoding(change))
+        made_by(loaded, "eagle2", SamplerParams(200), decoding(change))  # enough of them that clocks' slack hides nothing
     assert why in str(refusal.value)
 
 
@@ -358,5 +358,5 @@ def test_a_model_whose_own_functions_were_replaced_is_noticed(loaded: Loaded, mo
     made_by(loaded, "vanilla")
     step = loaded.target.step
     monkeypatch.setattr(loaded.target, "step", lambda token: step(token))
-    with pytest.raises(BadGeneration, match="LlamaTarget.step was replaced by .*test_check.py"):
+    with pytest.raises(BadGeneration, match=f"{type(loaded.target).__name__}.step was replaced by .*test_check.py"):
         made_by(loaded, "vanilla")

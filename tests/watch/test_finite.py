@@ -15,7 +15,6 @@ import methods
 from harness.watch.check import BadGeneration
 from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
-from methods.engine.draft_head import EagleDrafter
 from methods.engine.target import HFTarget
 
 
@@ -25,13 +24,14 @@ def test_a_target_whose_logits_are_not_finite_gives_no_number(
     value: float, temperature: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolate(monkeypatch, tmp_path)
-    real = HFTarget.prefill
+    kind = type(shared_tiny_model("float32").loaded.target)
+    real = kind.prefill
 
     def prefill(self: HFTarget, prompt_ids: list[int], room: int) -> tuple[torch.Tensor, torch.Tensor]:
         features, logits = real(self, prompt_ids, room)
         return features, logits + value if len(prompt_ids) > 20 else logits  # loading tries a few tokens
 
-    monkeypatch.setattr(HFTarget, "prefill", prefill)
+    monkeypatch.setattr(kind, "prefill", prefill)
     done = run(tmp_path, f"--task gsm8k --method pld --temperature {temperature}")
     refused(done, "2 generations failed")
     assert "1.00×" not in done.out
@@ -80,8 +80,9 @@ def test_a_drafter_whose_logits_are_not_finite_is_named(
 
 def test_a_run_records_such_a_drafter_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(monkeypatch, tmp_path)
-    real = EagleDrafter.root_logits
-    monkeypatch.setattr(EagleDrafter, "root_logits", lambda self: real(self) * math.nan)
+    kind = type(shared_tiny_model("float32").loaded.drafter)
+    real = kind.root_logits
+    monkeypatch.setattr(kind, "root_logits", lambda self: real(self) * math.nan)
     refused(run(tmp_path, "--task gsm8k --method eagle2"), "1 generations failed")
     assert {r["method"]: r["status"] for r in counted(tmp_path)} == {"vanilla": "ok", "eagle2": "error"}
 
