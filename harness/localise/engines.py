@@ -17,8 +17,9 @@ from harness.load.model import Loaded
 from harness.localise import ENGINES
 from harness.localise.tape import Operator
 from methods.engine.llama import LlamaTarget, is_lean
+from methods.engine.native.target import NativeTarget
 from methods.engine.target import HFTarget, grouped_attention
-from methods.engine.tree import Tree
+from methods.engine.tree import Tree, chain
 
 LM_HEAD = Operator(None, "LM head")
 ENTERING = "what enters"
@@ -212,6 +213,38 @@ def _watched_layer(layer: Any, i: int, see: See) -> Any:
     return called
 
 
+class WatchedNative(Watched):
+    """The native engine, which shows every operator of a step and of a tree; nothing in it can be overwritten."""
+
+    target: NativeTarget
+
+    def step(self, token: int, see: See) -> Tensor:
+        logits = self._tapped(Tree([token], [-1]), see)
+        self.target.commit([0])
+        return logits
+
+    def verify(self, tree: Tree, see: See) -> Tensor:
+        return self._tapped(tree, see)
+
+    @torch.inference_mode()
+    def prefill(self, ids: list[int], room: int, see: See) -> Tensor:
+        self.empty(len(ids) + room)
+        self._tapped(chain(ids[0], ids[1:]), lambda operator, made: None if operator == LM_HEAD else see(operator, made))
+        features, _ = self.target.prefill(ids, room)
+        return self.target.lm_head(features)
+
+    def empty(self, room: int) -> None:
+        self.target.reserve(room)
+
+    def _tapped(self, tree: Tree, see: See) -> Tensor:
+        *operators, (_, logits) = self.target.tapped(tree).items()
+        for name, made in operators:
+            layer, _, operator = name.partition(".")
+            see(Operator(int(layer) if operator != "final norm" else None, operator), made)
+        see(LM_HEAD, logits)
+        return logits
+
+
 def engines(loaded: Loaded, name: str) -> list[tuple[str, Watched]]:
     """The engines of that name; of `all`, those that this model can have.
 
@@ -239,7 +272,8 @@ def _engine(loaded: Loaded, name: str) -> Watched:
         raise UserError(f"engine {name}: model {loaded.config.name} cannot have it: {why}")
     target = loaded.target
     if name == "native":
-        return Watched(target, "the native engine")
+        shows = isinstance(target, NativeTarget)
+        return (WatchedNative if shows else Watched)(target, "the native engine")
     if name == "torch":
         return WatchedLlama(target if isinstance(target, LlamaTarget) else LlamaTarget(target.model), "the torch path")
     module = target if type(target) is HFTarget else HFTarget(target.model)

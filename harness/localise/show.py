@@ -99,7 +99,7 @@ def conclusion(title: str, findings: Findings) -> str:
             )
     first = next((found for n in counts(findings) if (found := _first_at(findings, n))), None)
     if first is None and not any(end.differing for end in findings.end.values()):
-        what = "operator of any layer" if findings.own else "logit of any row"
+        what = "operator of any layer" if len(findings.operators) > 1 else "logit of any row"
         return f"{title}: no {what} changes a bit, at any of these row counts."
     if first is None:
         said = "no operator that is watched differs by itself"

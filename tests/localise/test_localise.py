@@ -19,7 +19,9 @@ from torch import Tensor
 
 from harness.localise import engines, localise
 from methods.engine import llama
+from methods.engine.native.target import NativeTarget
 from methods.engine.target import HFTarget
+from methods.engine.tree import Tree
 
 COMMAND = f"localise --model {TINY} --dtype float32 --threads 1 --rows 1,2,5,9"
 NONE = "no operator of any layer changes a bit, at any of these row counts."
@@ -29,6 +31,7 @@ NONE = "no operator of any layer changes a bit, at any of these row counts."
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
     monkeypatch.setattr(localise, "TEXTS", 1)
+    monkeypatch.setenv("HARNESS_ENGINE", "torch")
 
 
 def attended_by_row(
@@ -253,3 +256,25 @@ def test_another_architecture_has_the_module_alone(monkeypatch: pytest.MonkeyPat
 )
 def test_bad_input_is_one_line(words: str, part: str) -> None:
     refused(harness(COMMAND, words), part)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_the_native_engine_no_operator_changes_a_bit(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.delenv("HARNESS_ENGINE")
+    done = harness(COMMAND.replace("float32", dtype), "--engine native")
+    assert done.code == 0 and f"{dtype}: {NONE}" in done.out and "attention" in done.out and "Not compared" not in done.out
+
+
+def test_a_fault_on_the_native_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HARNESS_ENGINE")
+    real = NativeTarget.tapped
+
+    def tapped(self: NativeTarget, tree: Tree) -> dict[str, Tensor]:
+        found = real(self, tree)
+        if len(tree) > 4:
+            found["1.attention"] = torch.nextafter(found["1.attention"], torch.tensor(torch.inf))
+        return found
+
+    monkeypatch.setattr(NativeTarget, "tapped", tapped)
+    done = harness(COMMAND, "--engine native")
+    assert "the first operator is layer 1's attention, at 5 rows" in done.out, done.out

@@ -284,7 +284,8 @@ class NativeModel:
         of_queries, of_keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
         each = {"first norm": c.hidden, "query, key and value": of_queries + 2 * of_keys, "rotary": of_queries + of_keys,
                 "attention": of_queries, "output and residual": c.hidden, "second norm": c.hidden,
-                "gate and up": 2 * up_to(c.intermediate), "activation": c.intermediate, "down and residual": c.hidden}  # fmt: skip
+                "gate and up": 2 * up_to(c.intermediate), "activation": c.intermediate,
+                "down and residual": c.hidden}  # fmt: skip
         sizes = {f"{layer}.{name}": size for layer in range(c.n_layers) for name, size in each.items()}
         return sizes | {f"{c.n_layers}.final norm": c.hidden}
 

@@ -79,7 +79,8 @@ class NativeTarget(HFTarget):
         finally:
             self.native.only(every)
 
-    def _reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int) -> None:
+        """Empty the cache and make room for so many tokens, nodes of a tree included."""
         self.cache.reserve(capacity)
         if self._n_positions < self.cache.capacity:
             positions = torch.arange(self.cache.capacity)[None]
@@ -90,7 +91,7 @@ class NativeTarget(HFTarget):
     @torch.inference_mode()
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         with self._clock:
-            self._reserve(len(prompt_ids) + room)
+            self.reserve(len(prompt_ids) + room)
             features, logits = self.native.run(self.cache, torch.tensor(prompt_ids), None, self.lm_head, 1)
         return features, logits[0]
 
@@ -116,6 +117,7 @@ class NativeTarget(HFTarget):
         taps = torch.empty(n * sum(sizes.values()))
         self.cache.n_waiting = 0
         _, logits = self.native.run(self.cache, torch.tensor(tree.tokens), torch.tensor(tree.parents), self.lm_head, taps=taps)
+        self._n_pending = n
         found = dict(zip(sizes, taps.split([n * size for size in sizes.values()]), strict=True))
         return {name: x.view(n, -1) for name, x in found.items()} | {f"{self.native.c.n_layers}.logits": logits}
 
