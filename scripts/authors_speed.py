@@ -296,6 +296,8 @@ def main() -> None:
         serve(lambda: authors(str(options.checkout), options.threads, options.target, options.head))
     elif options.child == "ours":
         serve(lambda: ours(options.threads))
+    elif not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.parent}")
     elif options.n < 2:
         parser.error("--n: there is no step to time in fewer than 2 tokens")
     elif options.checkout is None or not (options.checkout / "eagle" / "model" / "ea_model.py").is_file():

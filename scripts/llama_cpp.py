@@ -240,6 +240,8 @@ def main() -> None:
         serve(lambda: llama_cpp(options.model_file, options.threads, options.child == "llama.cpp"))
     elif options.child is not None:
         serve(lambda: ours(options.threads))
+    elif not options.out.resolve().parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.parent}")
     elif options.n < 2:
         parser.error("--n: there is no step to time in fewer than 2 tokens")
     elif options.python is None and any(name.startswith("llama.cpp") for name in options.engines):
