@@ -12,6 +12,7 @@ from row_by_row import RowByRow, run_on
 
 from harness.run.lossless_now import DIFFERS
 from methods.engine.llama import LlamaTarget
+from methods.engine.native.build import VARIABLE
 
 FLIPS = """
 from dataclasses import replace
@@ -33,18 +34,22 @@ def flips():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "exact", "code", "said"),
+    ("engine", "dtype", "exact", "code", "said"),
     [
-        ("float64", True, DIFFERS, "NOT LOSSLESS: 1 of 1 greedy outputs in float64 differ from vanilla's (flips)"),
-        ("float32", True, 0, "warning: 1 of 1 greedy outputs in float32 differ from vanilla's (flips); only near ties may"),
-        ("bfloat16", True, 0, "1 of 1 greedy outputs in bfloat16 differ from vanilla's (flips); near ties do that"),
-        ("float64", False, 0, ""),
+        ("torch", "float64", True, DIFFERS, "NOT LOSSLESS: 1 of 1 greedy outputs in float64 differ from vanilla's (flips)"),
+        ("torch", "float32", True, 0, "warning: 1 of 1 greedy outputs in float32 differ from vanilla's (flips); only near ties"),
+        ("torch", "bfloat16", True, 0, "1 of 1 greedy outputs in bfloat16 differ from vanilla's (flips); near ties do that"),
+        ("torch", "float64", False, 0, ""),
+        ("native", "float32", True, DIFFERS, "NOT LOSSLESS: 1 of 1 greedy outputs in float32 differ from vanilla's (flips)"),
+        ("native", "bfloat16", True, DIFFERS, "NOT LOSSLESS: 1 of 1 greedy outputs in bfloat16 differ from vanilla's (flips)"),
+        ("native", "bfloat16", False, 0, ""),
     ],
 )
 def test_a_run_tells_of_outputs_that_are_not_vanillas(
-    dtype: str, exact: bool, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, dtype: str, exact: bool, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolate(monkeypatch, tmp_path)
+    monkeypatch.setenv(VARIABLE, engine)
     file = tmp_path / "flips.py"
     file.write_text(FLIPS.format(exact=exact))
     done = run(tmp_path / "out", "--task gsm8k --method flips --dtype", dtype, "--include", file)

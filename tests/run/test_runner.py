@@ -510,17 +510,17 @@ def test_a_failing_first_turn_is_a_failure_where_only_later_turns_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.load import self_check
-    from methods.engine.target import HFTarget
 
-    real = HFTarget.step
+    kind = type(shared_tiny_model("float32").loaded.target)
+    real = kind.step
 
-    def step(self: HFTarget, token: int) -> Any:
+    def step(self: Any, token: int) -> Any:
         if self.length < 20:  # loading tries a few tokens
             return real(self, token)
         raise RuntimeError("no steps today")
 
     monkeypatch.setattr(self_check, "check", lambda target: None)  # which would refuse the model
-    monkeypatch.setattr(HFTarget, "step", step)  # vanilla's alone: the others verify trees
+    monkeypatch.setattr(kind, "step", step)  # vanilla's alone: the others verify trees
     outcome = run(tmp_path, "--method pld --task mt_bench --no-baseline")
     refused(outcome, "1 generations failed")
     assert {(r["method"], r["turn"], r["status"]) for r in counted(tmp_path)} == {("pld", 1, "ok"), ("vanilla", 1, "error")}
