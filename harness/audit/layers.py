@@ -38,7 +38,8 @@ EXTERNAL_TOKENS = 32  # of others' loops after a long prompt: they took a quarte
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What every layer's plan is made from. `named`: methods that were asked for by name. `stop_ids`: the model's.
-    `measured`: the dtype in which runs measure the model."""
+    `whole`: the dtypes in which sampled ids must be vanilla's and rejected drafts are looked at: of those with a row-invariant
+    engine the one in which runs measure the model; all of them if that is not audited."""
 
     level: Level
     level_name: str
@@ -49,7 +50,7 @@ class Scope:
     prompts: Prompts
     pairs: Sequence[LedgerPair]
     ledger_prompts: LedgerPrompts
-    measured: str
+    whole: frozenset[str]
 
 
 def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
@@ -58,7 +59,7 @@ def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
     for dtype in dtypes:
         able, rows = able_subjects(scope, loaded, dtype)
         stages.append(greedy_stage(scope, dtype, able, rows))
-        if dtype == "float64" or dtype in scope.origin.row_invariant:
+        if dtype == "float64" or dtype in scope.whole:
             stages.append(coupled_stage(scope, dtype, able))
         if dtype == SCORE_DTYPE:
             stages += [again_stage(scope, dtype, able), score_stage(scope, loaded, able)]
@@ -124,7 +125,7 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
             own_params = replace(params, max_new_tokens=own_n)
             work = Work("greedy", s.name, dtype, own_n, n_prompt, n_prompt + own_n, pace=_pace(own, s))
             own_bits = has_bits and not s.external
-            rejected = REJECTED if own_bits and dtype == scope.measured else 0
+            rejected = REJECTED if own_bits and dtype in scope.whole else 0
             looked = {"rejected": rejected} if rejected else {}
             about = scope.origin.about("greedy", s, dtype, prompt, own_n, **more, **_row_invariant(own_bits), **looked)
             make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided,

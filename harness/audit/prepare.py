@@ -131,7 +131,7 @@ def scope_of(
         rows.append(Verdict.missing("L4 score test", "all", why))
     stop_ids, named = frozenset(config.stop_ids), set(request.methods)
     return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts,
-                 resolve_dtype(config.dtype))  # fmt: skip
+                 frozenset({resolve_dtype(config.dtype)}) & origin.row_invariant or origin.row_invariant)  # fmt: skip
 
 
 def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell) -> Loop:

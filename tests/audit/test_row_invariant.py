@@ -222,12 +222,18 @@ def test_some_rejected_drafts_are_compared_with_plain_decoding_of_their_paths() 
     assert "n_rejected" not in without
 
 
-def test_rejected_drafts_are_looked_at_in_the_measured_dtype_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_drafts_and_sampled_ids_are_looked_at_in_the_measured_dtype_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.audit.prepare.resolve_dtype", lambda _: "bfloat16")
     request = AuditRequest(model=str(TINY), out=tmp_path, threads=1, methods=("pld",), dtypes=("float32", "bfloat16"))
     rows = {v.layer: v for v in audit(request, tell=lambda _: None).rows if v.method == "pld"}
     assert "rejected" in rows["L2 same bits, bfloat16"].checked
     assert rows["L2 same bits, float32"].passed and "rejected" not in rows["L2 same bits, float32"].checked
+    assert rows["L4 same ids at T = 1, bfloat16"].passed and "L4 same ids at T = 1, float32" not in rows
+    only = replace(request, dtypes=("float32",), out=tmp_path / "only")
+    rows = {v.layer: v for v in audit(only, tell=lambda _: None).rows if v.method == "pld"}
+    assert "rejected" in rows["L2 same bits, float32"].checked and rows["L4 same ids at T = 1, float32"].passed
 
 
 @pytest.mark.slow
