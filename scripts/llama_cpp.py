@@ -23,6 +23,7 @@ wrong. Later tokens may differ, as sums are rounded in other places: the number 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import tempfile
 import time
@@ -72,9 +73,12 @@ def ours(threads: int) -> tuple[dict[str, Any], Answer]:
 
 def llama_cpp(model_file: str, threads: int, is_mapped: bool) -> tuple[dict[str, Any], Answer]:
     """A child that decodes with llama.cpp. It runs in the environment that llama.cpp was built in."""
+    sys.path.remove(str(Path(__file__).resolve().parent))  # where this file has the package's name
     import llama_cpp as c
     import numpy as np
 
+    quiet = c.llama_log_callback(lambda level, text, data: None)  # it would tell of every tensor
+    c.llama_log_set(quiet, ctypes.c_void_p(0))
     c.llama_backend_init()
     settings = c.llama_model_default_params()
     settings.use_mmap = is_mapped
@@ -89,8 +93,8 @@ def llama_cpp(model_file: str, threads: int, is_mapped: bool) -> tuple[dict[str,
     vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
 
     def next_token(tokens: list[int]) -> int:
-        batch = c.llama_batch_get_one((c.llama_token * len(tokens))(*tokens), len(tokens))
-        if status := c.llama_decode(context, batch):
+        ids = (c.llama_token * len(tokens))(*tokens)  # a batch does not keep them alive
+        if status := c.llama_decode(context, c.llama_batch_get_one(ids, len(tokens))):
             raise ValueError(f"llama_decode returned {status}")
         return int(np.ctypeslib.as_array(c.llama_get_logits_ith(context, -1), (vocab,)).argmax())
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +42,8 @@ def serve(start: Callable[[], tuple[dict[str, Any], Answer]]) -> None:
         write({**facts, "python": platform.python_version()})
         for line in sys.stdin:
             write({**answer(json.loads(line)), "memory": memory()})
+    except BrokenPipeError:  # nobody asks any more
+        os._exit(1)
     except (Exception, SystemExit) as e:
         write({"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"})
         sys.exit(1)
@@ -103,7 +106,7 @@ class Child:
 
 
 def prompts_of(model: str, n: int, shortest: int, longest: int) -> list[list[int]]:
-    """Token ids of the first `n` prompts of the bundled tasks, one a task in turn, that have so many tokens."""
+    """Token ids of `n` prompts of the bundled tasks, one of each task in turn, that have so many tokens."""
     import tasks
     from harness.load.config import model_config
     from harness.load.model import encode
@@ -112,16 +115,15 @@ def prompts_of(model: str, n: int, shortest: int, longest: int) -> list[list[int
 
     config = model_config(model)
     tokenizer = load_tokenizer(tokenizer_folder(config))
-    found: list[list[int]] = []
+    by_task: list[list[list[int]]] = []
     for task in tasks.names():
-        for prompt in tasks.load(task, source="bundled").prompts:
-            ids = encode(config, tokenizer, render(config, tokenizer, [("user", prompt.turns[0])]), None, prompt.id)
-            if shortest <= len(ids) <= longest:
-                found.append(ids)
-                break
-    if len(found) < n:
-        sys.exit(f"only {len(found)} of the bundled tasks have a prompt of {shortest} to {longest} tokens; {n} are needed")
-    return found[:n]
+        texts = [(prompt.id, prompt.turns[0]) for prompt in tasks.load(task, source="bundled").prompts]
+        ids = (encode(config, tokenizer, render(config, tokenizer, [("user", text)]), None, name) for name, text in texts)
+        by_task.append([found for found in ids if shortest <= len(found) <= longest])
+    in_turn = [ids for one_each in zip_longest(*by_task) for ids in one_each if ids is not None]
+    if len(in_turn) < n:
+        sys.exit(f"only {len(in_turn)} of the bundled prompts have {shortest} to {longest} tokens; {n} are needed")
+    return in_turn[:n]
 
 
 def rounds(children: Sequence[Child], prompts: Sequence[list[int]], n_rounds: int, **request: Any) -> list[list[list[Any]]]:
