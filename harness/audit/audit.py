@@ -100,7 +100,7 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
             raise UserError(rows[-1].why)
         recorded = recorded_taus.recorded(head, keeper.touched)
         rows += _of_included(request)
-        rows = in_order([*rows, *not_asked_for(level, dtypes, subjects, pairs), *judge()])
+        rows = in_order([*rows, *not_asked_for(scope, dtypes, subjects, pairs), *judge()])
         if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
             _record(head, keeper.touched, rows, tell)
     written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact)

@@ -12,7 +12,6 @@ from harness.audit.estimate import PACE_IN_LANES, PACE_SMALLER, Work
 from harness.audit.jobs import Job, PlainText, Plan, Sample, ScoreTest, Stage
 from harness.audit.keeper import Origin, lanes_sha
 from harness.audit.levels import (
-    SCORE_DTYPE,
     SCORE_TEMPERATURE,
     Case,
     Level,
@@ -39,7 +38,8 @@ EXTERNAL_TOKENS = 32  # of others' loops after a long prompt: they took a quarte
 class Scope:
     """What every layer's plan is made from. `named`: methods that were asked for by name. `stop_ids`: the model's.
     `whole`: the dtypes in which sampled ids must be vanilla's and rejected drafts are looked at: of those with a row-invariant
-    engine the one in which runs measure the model; all of them if that is not audited."""
+    engine the one in which runs measure the model; all of them if that is not audited. `score_dtype`: of the score test and of
+    two decodes of one prompt."""
 
     level: Level
     level_name: str
@@ -51,6 +51,7 @@ class Scope:
     pairs: Sequence[LedgerPair]
     ledger_prompts: LedgerPrompts
     whole: frozenset[str]
+    score_dtype: str
 
 
 def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
@@ -61,8 +62,8 @@ def planned(scope: Scope, loaded: Loaded, dtypes: Sequence[str]) -> Plan:
         stages.append(greedy_stage(scope, dtype, able, rows))
         if dtype == "float64" or dtype in scope.whole:
             stages.append(coupled_stage(scope, dtype, able))
-        if dtype == SCORE_DTYPE:
-            stages += [again_stage(scope, dtype, able), score_stage(scope, loaded, able)]
+        if dtype == scope.score_dtype:
+            stages += [again_stage(scope, dtype, able), score_stage(scope, dtype, loaded, able)]
         stages.append(ledger_stage(scope, dtype))
     return stages
 
@@ -194,16 +195,16 @@ def _not_vanillas(s: Subject) -> str:
     return "" if s.exact else "it declares itself inexact"
 
 
-def score_stage(scope: Scope, loaded: Loaded, able: Sequence[Subject]) -> Stage:
-    """Layer 4's score test in float32: sampled outputs, until there are enough tokens."""
+def score_stage(scope: Scope, dtype: str, loaded: Loaded, able: Sequence[Subject]) -> Stage:
+    """Layer 4's score test: sampled outputs, until there are enough tokens."""
     level, tests = scope.level, list[ScoreTest]()
-    own_draws = f"L4 own draws, T > 0, {SCORE_DTYPE}"
+    own_draws = f"L4 own draws, T > 0, {dtype}"
     rows = [Verdict.not_applicable(own_draws, s.name, why) for s in able if (why := _not_vanillas(s))]
     for own, s in ((own, own.with_options(level.score_tree)) for own in able if scope.prompts.scored):
         n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s) else 1
         sample = partial(_sample, scope, s, n_lanes, _pace(own, s))
         tests.append(ScoreTest(s, scope.prompts.scored, level.score_tokens, level.score_length, n_lanes, sample))
-    return Stage(f"L4 {SCORE_DTYPE}", SCORE_DTYPE, tests=tests, rows=rows)
+    return Stage(f"L4 {dtype}", dtype, tests=tests, rows=rows)
 
 
 def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, prompt: Prompt) -> Sample:
@@ -211,13 +212,13 @@ def _sample(scope: Scope, s: Subject, n_lanes: int, pace: float, repeat: int, pr
     params = score_params(scope.level, name, repeat, scope.stop_ids)
     shared: dict[str, Any] = {"abreast": lanes_sha()} if n_lanes > 1 else {}  # the key by which stored findings name it
     shared |= {} if scope.level.score_stops else {"stops": False}
-    about = origin.about("sampled", s, SCORE_DTYPE, prompt, n, repeat=repeat, temperature=SCORE_TEMPERATURE, lanes=n_lanes,
+    about = origin.about("sampled", s, scope.score_dtype, prompt, n, repeat=repeat, temperature=SCORE_TEMPERATURE, lanes=n_lanes,
                          **shared)  # fmt: skip
     # the test's q is the EAGLE head's, whatever the method drafts with
     own = origin.drafters.get(s.kind or "") if s.kind != methods.EAGLE else None
     about["head"] = f"{own} {origin.head}" if own else origin.head
     in_lanes = PACE_IN_LANES if n_lanes > 1 else 1.0
-    work = Work("sampled", s.name, SCORE_DTYPE, n, len(ids), len(ids) + n, scored=True, pace=pace * in_lanes)
+    work = Work("sampled", s.name, scope.score_dtype, n, len(ids), len(ids) + n, scored=True, pace=pace * in_lanes)
     make = partial(findings.sampled_finding, subject=s, prompt=ids, params=params)
     return Sample(Job(about, work, make), ids, params)
 

@@ -130,8 +130,9 @@ def scope_of(
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
         rows.append(Verdict.missing("L4 score test", "all", why))
     stop_ids, named = frozenset(config.stop_ids), set(request.methods)
+    own = {resolve_dtype(config.dtype)} & origin.row_invariant  # what tables show is then judged as it was measured
     return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts,
-                 frozenset({resolve_dtype(config.dtype)}) & origin.row_invariant or origin.row_invariant)  # fmt: skip
+                 frozenset(own) or origin.row_invariant, min(own, default=SCORE_DTYPE))  # fmt: skip
 
 
 def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell) -> Loop:
@@ -160,12 +161,12 @@ def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell
 
 
 def not_asked_for(
-    level: Level, dtypes: Sequence[str], subjects: Sequence[Subject], pairs: Sequence[LedgerPair]
+    scope: Scope, dtypes: Sequence[str], subjects: Sequence[Subject], pairs: Sequence[LedgerPair]
 ) -> list[Verdict]:  # fmt: skip
     """Rows for what the choice of dtypes and methods leaves out."""
     rows = []
-    goes_too = {SCORE_DTYPE: ", the score test of layer 4 with it", "float64": ", vanilla's own ids with it"}
-    for dtype in level.dtypes:
+    goes_too = {scope.score_dtype: ", the score test of layer 4 with it", "float64": ", vanilla's own ids with it"}
+    for dtype in scope.level.dtypes:
         if dtype not in dtypes:
             why = f"this dtype was not asked for{goes_too.get(dtype, '')}"
             rows.append(Verdict.not_applicable(f"all of {dtype}", "all", why))

@@ -43,7 +43,17 @@ def scope() -> Scope:
     subjects = chosen(["eagle2", "pld"], loaded.config)
     origin, stop_ids = Origin.of(loaded, 1, ("float32", "float64")), frozenset(loaded.config.stop_ids)
     return Scope(
-        level, "quick", subjects, {"eagle2"}, origin, stop_ids, Prompts.of(loaded, level), [], LedgerPrompts(), frozenset()
+        level,
+        "quick",
+        subjects,
+        {"eagle2"},
+        origin,
+        stop_ids,
+        Prompts.of(loaded, level),
+        [],
+        LedgerPrompts(),
+        frozenset(),
+        "float32",
     )
 
 

@@ -231,9 +231,12 @@ def test_rejected_drafts_and_sampled_ids_are_looked_at_in_the_measured_dtype_alo
     assert "rejected" in rows["L2 same bits, bfloat16"].checked
     assert rows["L2 same bits, float32"].passed and "rejected" not in rows["L2 same bits, float32"].checked
     assert rows["L4 same ids at T = 1, bfloat16"].passed and "L4 same ids at T = 1, float32" not in rows
+    assert rows["L6 conduct, asked again"].passed and "L4 score test, T > 0, bfloat16" in rows
+    assert "L4 score test, T > 0, float32" not in rows
     only = replace(request, dtypes=("float32",), out=tmp_path / "only")
     rows = {v.layer: v for v in audit(only, tell=lambda _: None).rows if v.method == "pld"}
     assert "rejected" in rows["L2 same bits, float32"].checked and rows["L4 same ids at T = 1, float32"].passed
+    assert "L4 score test, T > 0, float32" in rows
 
 
 @pytest.mark.slow
