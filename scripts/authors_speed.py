@@ -1,7 +1,7 @@
 """EAGLE-2 at the paper's tree by its authors' code and by this project's, on the same weights. Nothing here depends on it.
 
-The authors' code (github SafeAILab/EAGLE, commit bfeb532 or later of branch main, with `eagle/model/ea_model.py`) is a checkout
-outside this repository, with an environment of its own: it needs an old transformers.
+The authors' code (github SafeAILab/EAGLE at commit bfeb532, EAGLE-2's first release; later ones take other arguments) is a
+checkout outside this repository, with an environment of its own: it needs an old transformers.
 
     python3 -m venv /tmp/eagle-venv
     /tmp/eagle-venv/bin/pip install torch==2.13.0 "numpy<2" transformers==4.36.2 safetensors accelerate

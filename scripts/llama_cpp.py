@@ -11,7 +11,7 @@ llama.cpp is built once, in an environment of its own, for the CPU that it will 
 
 Engines (`--engines`, the first is compared with each of the others): `native` and `torch` are this project's; `llama.cpp` maps
 its file into memory, as it does by default, so its weights lie in 4 KB pages; `llama.cpp-copy` reads the file into memory of its
-own, which the kernel may back with 2 MB pages. How much is in 2 MB pages is printed of each.
+own, which lies in 2 MB pages where the kernel hands these out unasked. How much is in 2 MB pages is printed of each.
 The model file is written from this project's weights, rounded to bfloat16 (norms stay float32, as llama.cpp has them), with the
 tokenizer and settings of the file that the weights came from. llama.cpp is called through its C functions, one for each token.
 
