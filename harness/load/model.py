@@ -211,7 +211,8 @@ def load(
     except torch.OutOfMemoryError as e:
         raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
     if target.device.type == "cpu" and not target.is_row_invariant:  # the native engine's weights lie in pages of its own
-        target.pages = pages.in_words(pages.collapse_large())
+        share = pages.collapse_large()
+        target.pages = pages.in_words(share) if pages.matter(target.model) else None
     if target.notice:
         say(f"{config.name}: {target.notice}")
     identity = _identity(config, folder, target_sha, tokenizer, template, target.engine)

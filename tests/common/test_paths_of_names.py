@@ -50,6 +50,10 @@ OURS = {
     "harness/train/pipeline.py": {"work / part"},  # held_out, answers, texts
     "harness/train/report.py": {"folder / name"},  # training, calibration
     "harness/train/save.py": {"out / name"},  # curve.jsonl, calibration.jsonl
+    "methods/engine/native/build.py": {  # the compiled library, and a folder of this user's own
+        "Path(scratch) / f'engine{SUFFIX}'",
+        "Path(tempfile.gettempdir()) / f'draft-tree-harness-native-{os.getuid()}'",
+    },
     "tasks/paper_files.py": {"kept.with_name(f'{kept.name}.old')"},
 }
 """Where the name is one of ours, or the user's own path. Nothing that a YAML, a record or an answer file says gets there."""

@@ -142,6 +142,11 @@ def _share(mappings: list[_Mapping]) -> float:
     return sum(m.huge for m in mappings) / resident if resident else 0.0
 
 
+def matter(model: torch.nn.Module) -> bool:
+    """Whether a model is so large that the size of its pages shows in its speed: smaller ones stay in the CPU's caches."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) >= CHUNK
+
+
 def in_words(share: float) -> str:
     """For a record's environment: "2 MB", "4 KB", or "mixed", as a share would differ from run to run."""
     return "2 MB" if share >= 0.8 else "4 KB" if share < 0.2 else "mixed"

@@ -58,7 +58,10 @@ class NativeTarget(HFTarget):
 
     @property
     def engine_facts(self) -> dict[str, Any]:
-        return {"native": build.describe(self.path), "pages": pages.in_words(pages.granted(self.lm_head._panels))}
+        facts: dict[str, Any] = {"native": build.describe(self.path)}
+        if pages.matter(self.model):
+            facts["pages"] = pages.in_words(pages.granted(self.lm_head._panels))
+        return facts
 
     @property
     def weight_bytes(self) -> int:

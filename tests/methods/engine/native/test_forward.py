@@ -116,7 +116,7 @@ def begin(target: NativeTarget, text: list[int], room: int = 400) -> None:
     if text:
         target.prefill(text, room)
     else:
-        target._reserve(room)
+        target.reserve(room)
 
 
 def step(target: NativeTarget, token: int) -> tuple[Tensor, Tensor]:
@@ -631,7 +631,7 @@ def test_a_target_says_what_it_is() -> None:
     target = fresh_target("tiny", torch.bfloat16, "portable")
     assert target.is_row_invariant and not LlamaTarget.is_row_invariant
     assert target.engine == "native portable"
-    assert target.engine_facts["native"]["path"] == "portable" and target.engine_facts["pages"] in ("2 MB", "4 KB", "mixed")
+    assert target.engine_facts["native"]["path"] == "portable"
     weights = sum(p.numel() for name, p in target.model.named_parameters() if "proj" in name or "lm_head" in name)
     if target.model.config.tie_word_embeddings:
         weights += target.embedding.numel()
