@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, bool]] = {
     "192, four heads a group": (192, 4, 1, 64, 300, True),
     "72, wide heads": (72, 2, 1, 128, 100, False),
     "64, whole panels": (64, 4, 2, 32, 128, False),
+    "264, for threads": (264, 4, 2, 66, 600, False),  # the engine shares few weights among threads: these are enough for four
 }
 
 

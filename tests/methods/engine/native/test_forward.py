@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -33,6 +34,7 @@ from methods.engine.native.target import NativeTarget
 from methods.engine.tree import Tree, chain
 
 MODELS = ["tiny", *SHAPES]
+LARGEST = "264, for threads"  # fewer weights are one thread's
 PATHS = build.paths_here()  # where one of them does not compile, its tests fail
 DTYPES = [torch.float32, torch.bfloat16]
 KINDS = ("any", "deep", "chain", "star")
@@ -186,17 +188,19 @@ def check_tree(case: Case, path: str) -> None:
 @each_path
 @given(case=cases)
 @settings(max_examples=5)
-@example(case=Case("tiny", torch.bfloat16, 64, 70, "chain", 2))
-@example(case=Case("72, three heads a group", torch.bfloat16, 127, 70, "star", 3))
-@example(case=Case("192, four heads a group", torch.float32, 65, 70, "any", 2))
+@example(case=Case(LARGEST, torch.bfloat16, 64, 70, "chain", 2))
+@example(case=Case(LARGEST, torch.float32, 65, 26, "any", 3))
+@example(case=Case("72, three heads a group", torch.bfloat16, 127, 70, "star"))
+@example(case=Case("192, four heads a group", torch.bfloat16, 65, 70, "any"))
 @example(case=Case("48, one head a group", torch.bfloat16, 0, 26, "deep"))
-@example(case=Case("72, wide heads", torch.bfloat16, 300, 61, "any", 2))
-@example(case=Case("72, wide heads", torch.float32, 129, 5, "deep", 3))
+@example(case=Case("72, wide heads", torch.bfloat16, 300, 61, "any"))
+@example(case=Case("72, wide heads", torch.float32, 129, 5, "deep"))
 def test_every_node_of_a_tree_is_plain_decoding_of_its_path(case: Case, path: str) -> None:
     check_tree(case, path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @each_path
 @given(case=cases)
 @SLOW
@@ -224,7 +228,7 @@ def test_the_number_of_threads_changes_no_bit(path: str, dtype: torch.dtype) -> 
     text, tree = [rng.randrange(VOCAB) for _ in range(131)], Tree([5, 6, 7, 8, 9], [-1, 0, 0, 1, 3])
     found = []
     for n in (1, 2, 3, 2):
-        target = fresh_target("192, four heads a group", dtype, path)
+        target = fresh_target(LARGEST, dtype, path)
         with threads(n):
             out = [*target.prefill(text, 40), *target.verify(tree)]
             target.commit([0, 1, 3])
@@ -236,7 +240,7 @@ def test_the_number_of_threads_changes_no_bit(path: str, dtype: torch.dtype) -> 
 @each_path
 def test_two_models_run_at_once_do_not_mix(path: str) -> None:
     texts = [[(i * k) % VOCAB for i in range(1, 200)] for k in (7, 11)]
-    targets = [target_of("192, four heads a group", torch.bfloat16, path, which) for which in range(2)]
+    targets = [target_of(LARGEST, torch.bfloat16, path, which) for which in range(2)]
 
     def decode(which: int) -> list[Tensor]:
         return [targets[which].prefill(texts[which], 4)[1] for _ in range(5)]
@@ -332,13 +336,14 @@ def case_width(case: Case) -> int:
 @each_path
 @given(case=cases)
 @settings(max_examples=2)
-@example(case=Case("72, three heads a group", torch.bfloat16, 126, 71, "star", 2))
-@example(case=Case("tiny", torch.float32, 20, 71, "any", 3))
+@example(case=Case("72, three heads a group", torch.bfloat16, 126, 71, "star"))
+@example(case=Case(LARGEST, torch.bfloat16, 20, 71, "any", 3))
 def test_a_draft_does_not_depend_on_what_is_drafted_beside_it(case: Case, path: str, kind: str) -> None:
     check_drafter(kind, case, path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", ["eagle", "lm"])
 @each_path
 @given(case=cases)
@@ -542,7 +547,7 @@ def test_the_best_children_are_those_of_a_stable_sort(case: tuple[Tensor, int], 
 
 @each_path
 def test_the_best_children_do_not_depend_on_the_rows_beside_them_nor_on_threads(path: str) -> None:
-    logits = torch.randn(9, 1500, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(9, 50_000, generator=torch.Generator().manual_seed(0))
     functions = library.functions(path)
     with threads(3):
         tokens, logp = best_children(functions, logits, 10)
@@ -590,6 +595,49 @@ def test_what_is_no_path_of_the_tree_is_not_committed(path: list[int]) -> None:
         target.commit(path)
 
 
+@pytest.mark.xfail(strict=True, reason="the engine reads past the embedding: garbage, or a segmentation fault further out")
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
+    target = fresh_target("64, whole panels", torch.float32)
+    calls = (
+        lambda: target.prefill([5, token], 4),
+        lambda: target.prefill([5], 40) and target.step(token),
+        lambda: target.prefill([5], 40) and target.verify(chain(5, [token])),
+    )
+    for call in calls:
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            call()
+
+
+@pytest.mark.xfail(strict=True, reason="numbers that were never written are returned")
+@pytest.mark.parametrize("what", ["an empty text", "logits of a long text", "more than all"])
+def test_what_would_give_numbers_that_were_never_written_is_refused(what: str) -> None:
+    target = fresh_target("64, whole panels", torch.float32)
+    target.prefill([5], 300)
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        if what == "an empty text":
+            target.prefill([], 4)
+        elif what == "logits of a long text":  # only those of the last chunk are computed
+            target.native.run(target.cache, torch.arange(100), None, target.lm_head)
+        else:
+            best_children(target.library, torch.zeros(1, 5), 6)
+
+
+@pytest.mark.xfail(strict=True, reason="softmax makes numbers of NaN and of infinity, where torch's passes NaN on")
+@each_dtype
+@each_path
+def test_scores_that_overflow_make_logits_that_are_not_finite(path: str, dtype: torch.dtype) -> None:
+    """A wrong number must not look like a right one: what is not finite is found by `harness.watch` and by the self-check."""
+    module = copy.deepcopy(module_of("72, wide heads", dtype))
+    with torch.no_grad():
+        for layer in module.model.layers:
+            layer.self_attn.q_proj.weight *= 1e25
+            layer.self_attn.k_proj.weight *= 1e25
+    text = list(range(20))
+    assert not LlamaTarget(copy.deepcopy(module)).prefill(text, 1)[1].isfinite().any()
+    assert not NativeTarget(module, path).prefill(text, 1)[1].isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="LlamaForCausalLM with these settings has no native forward"):
@@ -606,7 +654,7 @@ def test_a_path_that_is_none_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
-    target = fresh_target("192, four heads a group", torch.bfloat16)
+    target = fresh_target(LARGEST, torch.bfloat16)
     text = list(range(3, 83))
     with threads(2):
         wanted = target.prefill(text, 8)[1]  # the workers exist now, and do not in a child
@@ -617,6 +665,8 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
             status = 1
             try:
                 status = 0 if all(same_bits(target.prefill(text, 8)[1], wanted) for _ in range(3)) else 3
+                if Path("/proc/self/task").is_dir() and len(list(Path("/proc/self/task").iterdir())) < 2:
+                    status = 4  # nothing was shared, so nothing is shown
             finally:
                 os._exit(status)
         _, status = os.waitpid(child, 0)

@@ -85,6 +85,7 @@ def test_a_methods_ids_are_vanillas(name: str, temperature: float, options: dict
 
 @pytest.mark.slow
 @pytest.mark.embedded
+@pytest.mark.timeout(1200)
 @each_arm
 def test_a_methods_ids_on_the_embedded_target_are_vanillas(name: str, temperature: float, options: dict[str, Any]) -> None:
     from harness.load.model import weights_folder
