@@ -25,7 +25,7 @@ typedef struct {
 
 /* A LLaMA, or an EAGLE head: then `fc.n` > 0 and a row is fc([embedding of its token; feature]). */
 typedef struct {
-    int64_t hidden, heads, kv_heads, head_dim, intermediate, n_layers, dtype;
+    int64_t hidden, heads, kv_heads, head_dim, intermediate, n_layers, vocab, dtype;
     float eps, unused;
     const Layer *layers;
     const float *final_norm; /* [hidden], or NULL */

@@ -429,7 +429,7 @@ static int64_t useful(int64_t weights, int64_t threads)
 }
 
 /* Run rows that hang on the text or on waiting ones; they wait, too. -> 0; 1: no memory, or no room; 2: a parent that is not
-   there. */
+   there; 3: a token outside the vocabulary. */
 int ne_run(const Model *m, Cache *k, const Rows *r)
 {
     Call c = {.m = m, .cache = k, .rows = r, .n = r->n, .first = k->n_waiting, .act = act_bytes(m->dtype), .tap = r->taps};
@@ -438,6 +438,7 @@ int ne_run(const Model *m, Cache *k, const Rows *r)
     for (int64_t i = 0; i < c.n; i++) {
         const int32_t above = r->parents ? r->parents[i] : (int32_t)(c.first + i) - 1;
         if (above < -1 || above >= c.first + i) return 2;
+        if (r->ids[i] < 0 || r->ids[i] >= m->vocab) return 3;
         parents[c.first + i] = above;
     }
     for (int64_t i = 0; i < c.first + c.n; i++) { /* the longest path, before there is room to note paths */

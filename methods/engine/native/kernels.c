@@ -398,7 +398,7 @@ void rms_norm(const float *x, const float *weight, float *y, int64_t size, float
 /* exp by 2^n times a polynomial (Cephes' expf), to about 1 ulp; below -87 it is exp(-87), about 1e-38. */
 INLINE V exponential(V x)
 {
-    x = smaller(larger(x, all(-87.0f)), all(88.0f));
+    x = smaller(all(88.0f), larger(all(-87.0f), x)); /* in this order NaN stays NaN */
     const V shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
     const V whole = x * all(1.44269504088896341f) + shift;
     const V n = whole - shift;

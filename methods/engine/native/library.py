@@ -15,7 +15,10 @@ from methods.engine.native import build, pages
 
 PANEL = 64  # engine.h
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-FAILURES = {1: "no memory or no room for so many tokens", 2: "a row hangs on one that is not there"}
+FAILURES = {
+    1: "no memory or no room for so many tokens", 2: "a row hangs on one that is not there", 3: "a token outside the vocabulary",
+}  # fmt: skip
+CHUNK = 64  # engine.h
 
 
 class _Linear(ctypes.Structure):
@@ -30,7 +33,7 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "n_layers", "dtype")),
+        *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "n_layers", "vocab", "dtype")),
         ("eps", c_float), ("unused", c_float), ("layers", POINTER(_Layer)), ("final_norm", c_void_p), ("embedding", c_void_p),
         ("fc", _Linear), ("cos", c_void_p), ("sin", c_void_p),
     ]  # fmt: skip
@@ -204,7 +207,8 @@ class NativeModel:
         self._layers = (_Layer * len(modules))(*(self._layer(module) for module in modules))
         self.c = _Model(
             hidden=embedding.shape[1], heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-            intermediate=len(modules[0].mlp.gate_proj.weight), n_layers=len(modules), dtype=DTYPES[self.dtype], eps=eps,
+            intermediate=len(modules[0].mlp.gate_proj.weight), n_layers=len(modules), vocab=len(embedding),
+            dtype=DTYPES[self.dtype], eps=eps,
             layers=self._layers,
             final_norm=None if final_norm is None else self._float(final_norm), embedding=self.embedding.data_ptr(),
             fc=_Linear() if fc is None else fc.c,
@@ -254,10 +258,18 @@ class NativeModel:
 
         parents [n]: the waiting row that each hangs on, -1 the text's last token; the rows then wait. None: the rows are a text,
         which is committed. n_logits: of the last rows; all if None. features [n, hidden]: an EAGLE head's.
+
+        Raises:
+            ValueError: no rows, other numbers of parents or features, or more logits of a text than its last chunk has rows.
+            RuntimeError: no room, a parent that is not there, or a token outside the vocabulary.
         """
         n = len(ids)
         ids = ids.to(torch.int32)
         n_logits = 0 if lm_head is None else n if n_logits is None else n_logits
+        if not n or n_logits > (n if parents is not None else (n - 1) % CHUNK + 1):
+            raise ValueError(f"{n_logits} rows of logits of {n} tokens: a text gives those of its last {CHUNK} or fewer")
+        if (parents is not None and len(parents) != n) or (features is not None and features.shape != (n, self.hidden_size)):
+            raise ValueError(f"{n} tokens need as many parents, and features of {self.hidden_size} numbers each")
         hidden = torch.empty(n, self.hidden_size)
         logits = torch.empty(n_logits, lm_head.n_columns if lm_head is not None else 0)
         rows = _Rows(n=n, ids=ids.data_ptr(), hidden=hidden.data_ptr(), logits=logits.data_ptr(), n_logits=n_logits,
@@ -297,6 +309,8 @@ class NativeModel:
 def best_children(library: Any, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """logits [m, vocab] float32 -> (the k best entries of each row, ties to the lower index; their log-probabilities)."""
     m, vocab = logits.shape
+    if not 0 < k <= vocab or logits.dtype != torch.float32 or logits.stride(1) != 1:
+        raise ValueError(f"the {k} best of {vocab} entries in {logits.dtype} were asked for; float32, and at most all of them")
     tokens, logp = torch.empty(m, k, dtype=torch.int64), torch.empty(m, k)
     library.ne_best(
         logits.data_ptr(), m, logits.stride(0), vocab, k, tokens.data_ptr(), logp.data_ptr(), torch.get_num_threads()
