@@ -223,6 +223,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
         draws = sampled and not context.chooser.greedy
+        choose: BestChildren | None = getattr(drafter, "best_children", None)
         token_of: dict[tuple[int, ...], int] = {}
         q: dict[int, Tensor] = {}
         offers: dict[tuple[int, ...], list[int]] = {}
@@ -234,7 +235,8 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
             if context.keeps_trees:  # else a level's logits are let go at once
                 rows.update(zip(parents, logits.expand(len(parents), -1), strict=True))
             if not draws:
-                best: list[list[int]] = best_tokens(logits, ranks).tolist()
+                chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
+                best: list[list[int]] = chosen.tolist()
                 for path, ids in zip(parents, best if len(best) > 1 else best * len(parents), strict=True):
                     offers[path] = ids
                 return

@@ -58,7 +58,8 @@ class NativeEagleDrafter(EagleDrafter):
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         with self._clock:
-            features = self._hidden[parents + 1]
+            # by NumPy: torch shares such a gather among its threads, which then spin on the CPUs of ours
+            features = torch.from_numpy(self._hidden.numpy()[parents.numpy() + 1])
             out, logits = self._native.run(self._cache, tokens, parents, self._head, features=features)
         self._hidden = torch.cat([self._hidden, out])
         return logits

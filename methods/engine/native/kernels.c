@@ -511,17 +511,20 @@ double read_all(const void *from, int64_t bytes)
 /* Multiply-adds of float32 from registers alone: how fast these can be at best. -> operations that were done. */
 double peak_operations(int64_t rounds)
 {
-    V sum[16];
-    for (int i = 0; i < 16; i++) sum[i] = all((float)i);
+    enum { CHAINS = 10 }; /* enough to hide the latency, few enough for registers */
+    V sum[CHAINS];
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++) sum[i] = all((float)i);
     V x = all(0.999f), y = all(1e-3f);
     for (int64_t r = 0; r < rounds; r++) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) sum[i] = sum[i] * x + y;
+        for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + y;
         __asm__ volatile("" : "+m"(rounds)); /* or the compiler might do it in one go */
     }
     V total = {0};
-    for (int i = 0; i < 16; i++) total += sum[i];
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++) total += sum[i];
     volatile float sink = total_of(total);
     (void)sink;
-    return 2.0 * 16 * LANES * rounds;
+    return 2.0 * CHAINS * LANES * rounds;
 }
