@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.engine.draft_head import EagleDrafter, EagleHead
 from methods.engine.draft_lm import LMDrafter
-from methods.engine.native.library import NativeCache, NativeLinear, NativeModel, best_children
+from methods.engine.native.library import NativeLinear, NativeModel, best_children
 
 
 class NativeEagleDrafter(EagleDrafter):
@@ -34,7 +34,7 @@ class NativeEagleDrafter(EagleDrafter):
         self._head, self._names = self._whole, None
         if frequent is not None:
             self._head, self._names = self._cut_to(frequent)
-        reserve(self._cache, self._native, room, lambda positions: self.head.rotary(positions, torch.float32))
+        self._native.reserve(self._cache, room, lambda positions: self.head.rotary(positions, torch.float32))
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -80,7 +80,7 @@ class NativeLMDrafter(LMDrafter):
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         super().start(0, frequent, first)
-        reserve(self._cache, self._native, room + 1, self._rotary)
+        self._native.reserve(self._cache, room + 1, self._rotary)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.model.model.rotary_emb(torch.empty(0), positions[None])
@@ -110,11 +110,3 @@ class NativeLMDrafter(LMDrafter):
         self._note(tokens, parents)
         with self._clock:
             return self._native.run(self._cache, tokens, parents, self._head)[1]
-
-
-def reserve(cache: NativeCache, model: NativeModel, room: int, rotary: Any) -> None:
-    """Empty a cache and make room for so many tokens and drafts. rotary: positions [n] -> cos and sin [n, head_dim]."""
-    before = cache.capacity
-    cache.reserve(room)
-    if cache.capacity > before:
-        model.turn_by(*rotary(torch.arange(cache.capacity)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -245,6 +246,13 @@ class NativeModel:
         """The rotary tables [positions, head_dim], as many positions as the cache has room for."""
         self._rotary = cos.float().contiguous(), sin.float().contiguous()
         self.c.cos, self.c.sin = (x.data_ptr() for x in self._rotary)
+
+    def reserve(self, cache: NativeCache, room: int, rotary: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Empty a cache and make room for so many tokens and drafts. rotary: positions [n] -> cos and sin [n, head_dim]."""
+        before = cache.capacity
+        cache.reserve(room)
+        if cache.capacity > before:
+            self.turn_by(*rotary(torch.arange(cache.capacity)))
 
     def new_cache(self) -> NativeCache:
         c = self.c

@@ -42,7 +42,6 @@ class NativeTarget(HFTarget):
             final_norm=self.body.norm.weight, library=self.library,
         )  # fmt: skip
         self.cache: Any = self.native.new_cache()
-        self._n_positions = 0
 
     @classmethod
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
@@ -84,12 +83,11 @@ class NativeTarget(HFTarget):
 
     def reserve(self, capacity: int) -> None:
         """Empty the cache and make room for so many tokens, nodes of a tree included."""
-        self.cache.reserve(capacity)
-        if self._n_positions < self.cache.capacity:
-            positions = torch.arange(self.cache.capacity)[None]
-            cos, sin = self.body.rotary_emb(torch.empty(0), positions)
-            self.native.turn_by(cos[0], sin[0])
-            self._n_positions = self.cache.capacity
+        self.native.reserve(self.cache, capacity, self._rotary)
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.body.rotary_emb(torch.empty(0), positions[None])
+        return cos[0], sin[0]
 
     @torch.inference_mode()
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
