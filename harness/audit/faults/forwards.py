@@ -90,7 +90,7 @@ def at_other_positions(target: Any, change: Callable[[Tensor], Tensor]) -> Any:
     native: Any = copy.copy(target.native)
     changed.native = native
     native.c = type(native.c).from_buffer_copy(native.c)  # with rotary tables of its own
-    changed._n_positions = 0
+    native.n_positions = 0
 
     def turn_elsewhere(cos: Tensor, sin: Tensor) -> None:
         places = change(torch.arange(len(cos))).clamp(max=len(cos) - 1)

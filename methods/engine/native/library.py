@@ -215,6 +215,7 @@ class NativeModel:
             fc=_Linear() if fc is None else fc.c,
         )  # fmt: skip
         self.hidden_size: int = embedding.shape[1]
+        self.n_positions = 0  # of the rotary tables: `turn_by`
         self.bytes: int = sum(linear.bytes for linear in self._kept if isinstance(linear, NativeLinear))
 
     def _float(self, weight: Tensor) -> int:
@@ -243,15 +244,15 @@ class NativeModel:
         self.c.layers, self.c.n_layers = self._chosen, len(layers)
 
     def turn_by(self, cos: Tensor, sin: Tensor) -> None:
-        """The rotary tables [positions, head_dim], as many positions as the cache has room for."""
+        """The rotary tables [positions, head_dim], at least as many positions as the cache has room for."""
         self._rotary = cos.float().contiguous(), sin.float().contiguous()
+        self.n_positions = len(cos)
         self.c.cos, self.c.sin = (x.data_ptr() for x in self._rotary)
 
     def reserve(self, cache: NativeCache, room: int, rotary: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         """Empty a cache and make room for so many tokens and drafts. rotary: positions [n] -> cos and sin [n, head_dim]."""
-        before = cache.capacity
         cache.reserve(room)
-        if cache.capacity > before:
+        if cache.capacity > self.n_positions:
             self.turn_by(*rotary(torch.arange(cache.capacity)))
 
     def new_cache(self) -> NativeCache:
@@ -269,8 +270,11 @@ class NativeModel:
 
         Raises:
             ValueError: no rows, other numbers of parents or features, or more logits of a text than its last chunk has rows.
-            RuntimeError: no room, a parent that is not there, or a token outside the vocabulary.
+            RuntimeError: no room, a parent that is not there, a token outside the vocabulary, or a cache longer than the tables
+                of `turn_by`.
         """
+        if cache.capacity > self.n_positions:
+            raise RuntimeError(f"a cache of {cache.capacity} tokens; the rotary tables end at {self.n_positions}: `reserve` makes both")
         n = len(ids)
         ids = ids.to(torch.int32)
         n_logits = 0 if lm_head is None else n if n_logits is None else n_logits

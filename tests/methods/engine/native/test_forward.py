@@ -262,6 +262,18 @@ def test_a_long_text_after_a_short_one_and_back() -> None:
         assert same_bits(target.verify(chain(5, [6] * 100))[1], fresh.verify(chain(5, [6] * 100))[1])
 
 
+def test_a_model_makes_rotary_tables_for_a_cache_that_another_made_room_in() -> None:
+    first, text = fresh_target("tiny", torch.float32), list(range(3, 73))
+    before = first.prefill(text, 300)[1]
+    second = copy.copy(first)
+    second.native = copy.copy(first.native)
+    second.native.n_positions = 0  # with tables of its own to make
+    with pytest.raises(RuntimeError, match="a cache of 512 tokens; the rotary tables end at 0"):
+        second.native.run(first.cache, torch.tensor([1]), None, None)
+    assert same_bits(second.prefill(text, 300)[1], before)
+    assert second.native.n_positions == first.cache.capacity
+
+
 @each_dtype
 def test_some_of_its_layers_are_a_model_of_those_layers(dtype: torch.dtype) -> None:
     target, text = fresh_target("tiny", dtype), list(range(3, 73))
