@@ -274,7 +274,7 @@ class NativeModel:
                 of `turn_by`.
         """
         if cache.capacity > self.n_positions:
-            raise RuntimeError(f"a cache of {cache.capacity} tokens; the rotary tables end at {self.n_positions}: `reserve` makes both")
+            raise RuntimeError(f"a cache of {cache.capacity} tokens; the rotary tables end at {self.n_positions}")
         n = len(ids)
         ids = ids.to(torch.int32)
         n_logits = 0 if lm_head is None else n if n_logits is None else n_logits
