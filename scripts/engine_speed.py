@@ -54,7 +54,8 @@ def of_a_step(loaded: Loaded, **changes: Any) -> dict[str, float]:
     method = methods.get("eagle2")
     prompt = loaded.encode(loaded.render([("user", "Write a long story about a dragon and a village near the sea.")]))
     decode = method.build(**method.resolve("paper", changes, {}))
-    made = decode(prompt, loaded.target, loaded.drafter_of(method.drafter), SamplerParams(64, key=7))
+    with loaded.target.decoding():
+        made = decode(prompt, loaded.target, loaded.drafter_of(method.drafter), SamplerParams(64, key=7))
     trace = made.trace
     assert trace is not None
     steps = [d + v for d, v in zip(trace.draft_s, trace.verify_s, strict=True)]

@@ -112,10 +112,11 @@ def _seconds_a_token(loaded: Loaded, s: Subject, prompt: list[int], row: float =
     """(seconds of a token, of a row of the prefill). `row`: known seconds of a row, for a loop that tells no prefill apart."""
     params = SamplerParams(WARM_UP_TOKENS, temperature=1.0)
     decode, drafter = s.full(), s.drafter(loaded)
-    decode(prompt, loaded.target, drafter, replace(params, max_new_tokens=2))  # the first forwards allocate, compile
-    started = time.perf_counter()
-    made = decode(prompt, loaded.target, drafter, params)
-    spent = time.perf_counter() - started
+    with loaded.target.decoding():
+        decode(prompt, loaded.target, drafter, replace(params, max_new_tokens=2))  # the first forwards allocate, compile
+        started = time.perf_counter()
+        made = decode(prompt, loaded.target, drafter, params)
+        spent = time.perf_counter() - started
     prefill_s = made.prefill_s if made.trace else row * len(prompt)
     return max((spent - prefill_s) / max(len(made.token_ids) - 1, 1), 0.0), prefill_s / len(prompt)
 

@@ -127,7 +127,8 @@ def _decode_when_told(model: str, dtype: str, threads: int, includes: Sequence[P
     print(f"{DONE}0", flush=True)
     for _ in sys.stdin:
         started = process_time()
-        decode(list(ids), loaded.target, None, SamplerParams(TOKENS))
+        with loaded.target.decoding():
+            decode(list(ids), loaded.target, None, SamplerParams(TOKENS))
         print(f"{DONE}{process_time() - started}", flush=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter, process_time, thread_time  # by name, before any file of a user's is loaded
 from typing import Any
@@ -79,7 +79,7 @@ def watched(
         target.synchronise()
         started, cpu_started, all_started = perf_counter(), thread_time(), process_time()
         try:
-            with users_code():
+            with users_code(), nullcontext() if external else target.decoding():
                 made = decode(list(prompt_ids), its_target, its_drafter, params)
         except Exception:
             _put_back(settings)

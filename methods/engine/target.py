@@ -6,7 +6,7 @@ import copy
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -124,6 +124,10 @@ class HFTarget:
     def runs_module(self) -> bool:
         """Whether its forwards are those of transformers' module."""
         return True
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """What a method decodes inside of, so that nothing between the forwards slows them."""
+        return nullcontext()
 
     @property
     def engine(self) -> str:

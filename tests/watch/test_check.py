@@ -23,6 +23,8 @@ from harness.watch import originals
 from harness.watch.check import BadGeneration, check_cores, check_form
 from harness.watch.run import built, names_of, watched
 from methods.base import Decode, Generation, SamplerParams, Trace
+from methods.engine.native.library import n_threads
+from methods.engine.target import HFTarget
 
 PARAMS = SamplerParams(12)
 
@@ -311,7 +313,7 @@ def test_what_is_only_like_a_generation_is_refused(what: str, loaded: Loaded) ->
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "the number of threads"),
+        (lambda: torch.set_num_threads(torch.get_num_threads() + 2), "the number of threads"),
         (lambda: sys.setprofile(lambda *_: None), "sys.setprofile"),
         (lambda: torch.set_default_dtype(torch.float64), "torch's default dtype"),
         (lambda: os.chdir("/"), "the working folder"),
@@ -333,6 +335,29 @@ def test_what_a_method_leaves_changed_is_put_back_and_fails_it(
     with pytest.raises((BadGeneration, ValueError), match=named):
         made_by(loaded, "vanilla", PARAMS, leaves)
     assert (torch.get_num_threads(), torch.get_default_dtype(), os.getcwd()) == before and sys.getprofile() is None
+
+
+def test_while_a_method_decodes_on_the_native_engine_torch_has_one_thread_and_the_engine_all(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, found = methods.get("vanilla").build(), []
+
+    def looks(*given: Any) -> Generation:
+        found.append((torch.get_num_threads(), n_threads()))
+        return plain(*given)
+
+    before = torch.get_num_threads()
+    try:
+        for n in (3, 1):
+            torch.set_num_threads(n)
+            made_by(loaded, "vanilla", PARAMS, looks)
+            assert (torch.get_num_threads(), n_threads()) == (n, n)
+        monkeypatch.setattr(type(loaded.target), "decoding", HFTarget.decoding)  # of an engine that is torch's
+        torch.set_num_threads(3)
+        made_by(loaded, "vanilla", PARAMS, looks)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(1, 3), (1, 1), (3, 3)]
 
 
 def test_more_cores_than_given_are_noticed() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -66,6 +68,36 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
+class _OfThisThread(threading.local):
+    n_threads: int | None = None  # of the native functions; None: torch's number
+
+
+_own = _OfThisThread()
+
+
+def n_threads() -> int:
+    """On how many threads the native functions run."""
+    return torch.get_num_threads() if _own.n_threads is None else _own.n_threads
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Meanwhile torch runs on one thread, and the native functions on as many as torch had.
+
+    After an operation on several threads torch's own wait for the next one awake, for milliseconds, on the CPUs that the native
+    functions then lack. A largest logit is enough for it: torch shares out everything of more than 32,768 numbers.
+    """
+    before, outer = torch.get_num_threads(), _own.n_threads
+    _own.n_threads = n_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _own.n_threads = outer
+        if torch.get_num_threads() == 1:  # what a method made of it is not hidden
+            torch.set_num_threads(before)
+
+
 def functions(path: str | None = None) -> Any:
     """The library of a path of machine code (None: the best here), its functions' types declared.
 
@@ -125,7 +157,7 @@ class NativeLinear:
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
         out = torch.empty(len(rows), self.n_columns)
         _check(self.library.ne_linear(
-            self.c, DTYPES[self.weight.dtype], rows.data_ptr(), len(rows), rows.shape[1], out.data_ptr(), torch.get_num_threads()
+            self.c, DTYPES[self.weight.dtype], rows.data_ptr(), len(rows), rows.shape[1], out.data_ptr(), n_threads()
         ))  # fmt: skip
         y = out[:, : self.weight.shape[0]].view(*x.shape[:-1], -1)
         y = y if self.bias is None else y + self.bias
@@ -285,7 +317,7 @@ class NativeModel:
         hidden = torch.empty(n, self.hidden_size)
         logits = torch.empty(n_logits, lm_head.n_columns if lm_head is not None else 0)
         rows = _Rows(n=n, ids=ids.data_ptr(), hidden=hidden.data_ptr(), logits=logits.data_ptr(), n_logits=n_logits,
-                     threads=torch.get_num_threads())  # fmt: skip
+                     threads=n_threads())  # fmt: skip
         if lm_head is not None:
             rows.lm_head = ctypes.pointer(lm_head.c)
         if features is not None:
@@ -325,7 +357,7 @@ def best_children(library: Any, logits: Tensor, k: int) -> tuple[Tensor, Tensor]
         raise ValueError(f"the {k} best of {vocab} entries in {logits.dtype} were asked for; float32, and at most all of them")
     tokens, logp = torch.empty(m, k, dtype=torch.int64), torch.empty(m, k)
     library.ne_best(
-        logits.data_ptr(), m, logits.stride(0), vocab, k, tokens.data_ptr(), logp.data_ptr(), torch.get_num_threads()
+        logits.data_ptr(), m, logits.stride(0), vocab, k, tokens.data_ptr(), logp.data_ptr(), n_threads()
     )  # fmt: skip
     return tokens, logp
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.engine.llama import is_lean
 from methods.engine.native import build, library, pages
-from methods.engine.native.library import NativeLinear, NativeModel
+from methods.engine.native.library import NativeLinear, NativeModel, torch_on_one_thread
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
 
@@ -80,6 +80,9 @@ class NativeTarget(HFTarget):
                 yield
         finally:
             self.native.only(every)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        return torch_on_one_thread()
 
     def reserve(self, capacity: int) -> None:
         """Empty the cache and make room for so many tokens, nodes of a tree included."""
