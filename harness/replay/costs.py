@@ -16,39 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 import methods
+from harness.costs.outside import Work, fitted, plain_outside, probed
 from harness.load.model import Loaded
 from harness.replay.prompts import Prompt, params
-from harness.watch.run import names_of, watched
-from methods.base import Decode, Generation, SamplerParams
-from methods.engine.draft_head import EagleDrafter
+from harness.watch.run import names_of
 from methods.engine.grow import draft_pool
 from methods.engine.tree import chain
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 16, 17, 21, 25, 29, 32, 33, 41, 49, 60)  # a matmul's cost steps at tiles of 16
 
 ROUNDS = 9  # repeats of every timing; medians are used
-PROBES = ((1, 1, 1), (4, 1, 4), (1, 6, 6), (4, 3, 8), (10, 2, 24), (10, 6, 24), (10, 6, 59))  # top_k, depth, total
 PROBED = 2  # prompts that each of them decodes
 PROBE_TOKENS = 48  # at most, of each
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is done outside both models, as counts: target forwards, draft levels, rows of logits that children are picked from,
-    nodes verified, and tokens emitted."""
-
-    steps: float
-    levels: float
-    rows: float
-    nodes: float
-    tokens: float
-
-    @property
-    def counts(self) -> tuple[float, ...]:
-        return self.steps, self.levels, self.rows, self.nodes, self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +55,6 @@ class Costs:
         return float(np.dot(self.outside, work.counts))
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One whole decode: what was done outside both models, and what all of it took, in seconds, the prefill left out.
-
-    `inside_s`: of `seconds` those inside the target and the drafter.
-    """
-
-    work: Work
-    seconds: float
-    inside_s: float
-
-
-def fitted(decodes: Sequence[Decoded]) -> tuple[float, ...]:
-    """Seconds of a unit of each count of `Work`, none under 0, that come nearest to what decodes took outside both models.
-
-    Least squares over seconds a step, so that long decodes count no more than short ones.
-    """
-    counts = np.array([np.array(d.work.counts) / d.work.steps for d in decodes])
-    seconds = np.array([(d.seconds - d.inside_s) / d.work.steps for d in decodes])
-    scale = counts.max(axis=0)
-    return tuple(float(x) for x in nnls(counts / scale, seconds)[0] / scale)
-
-
 def measure_costs(
     loaded: Loaded, m: methods.Method, options: Mapping[str, Any], prompts: Sequence[Prompt], *, context: int,
     top_ks: Sequence[int], depths: Sequence[int], temperature: float, rounds: int | None = None, rows: Sequence[int] = ROWS,
@@ -106,11 +64,14 @@ def measure_costs(
     Raises:
         UserError: no prompt has an answer of more than one token.
     """
-    plain, inside = _inside(loaded, context, top_ks, depths, options.get("frequent"), rounds or ROUNDS, rows)
-    vanilla, decodes = _probed(loaded, m, options, prompts[:PROBED], temperature)
+    with loaded.target.decoding():
+        plain, inside = _inside(loaded, context, top_ks, depths, options.get("frequent"), rounds or ROUNDS, rows)
+    probes = [(prompt.ids, params(loaded, prompt, temperature, PROBE_TOKENS)) for prompt in prompts[:PROBED]]
+    names = names_of(loaded, m.drafter)
+    vanilla, decodes = probed(loaded.target, loaded.drafter_of(m.drafter), names, m, options, probes)
     return Costs(
         context,
-        plain + sum(d.seconds - d.inside_s for d in vanilla) / sum(d.work.steps for d in vanilla),
+        plain + plain_outside(vanilla),
         {n: inside["verify", n] for n in rows},
         {(k, d): inside["tree", k, d] + inside["observe"] for k, d in itertools.product(top_ks, depths)},
         fitted(decodes),
@@ -124,7 +85,9 @@ def _inside(
 ) -> tuple[float, dict[Hashable, float]]:  # fmt: skip
     """(seconds inside the target of a plain step, those inside either model of everything else).
 
-    Medians over rounds. Everything is interleaved, so that a drift of the machine hits all alike.
+    Medians over rounds. Everything is interleaved, so that a drift of the machine hits all alike. A plain step goes before
+    whatever the drafter does, as in decoding the target does: else a small head's weights would still lie in the processor's
+    cache.
     """
     target, drafter = loaded.target, loaded.drafter
     assert drafter is not None  # dynamic trees are an EAGLE head's
@@ -162,57 +125,8 @@ def _inside(
         for n in rows:
             timed(("verify", n), partial(verify, n))
         for k, d in itertools.product(top_ks, depths):
-            observe()
-            timed(("tree", k, d), partial(draft_pool, drafter, k, d))
+            step()
             timed("observe", observe)
+            timed(("tree", k, d), partial(draft_pool, drafter, k, d))
     middle = {name: median(times[1:]) for name, times in samples.items()}
     return middle["step"], middle
-
-
-class _Counted:
-    """A drafter whose levels and rows of logits are counted; all else is the drafter's own."""
-
-    def __init__(self, drafter: EagleDrafter):
-        self._drafter = drafter
-        self.levels = self.rows = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drafter, name)
-
-    def root_logits(self) -> torch.Tensor:
-        self.levels, self.rows = self.levels + 1, self.rows + 1
-        return self._drafter.root_logits()
-
-    def expand(self, tokens: torch.Tensor, parents: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
-        self.levels, self.rows = self.levels + 1, self.rows + len(tokens)
-        return self._drafter.expand(tokens, parents, sees)
-
-
-def _probed(
-    loaded: Loaded, m: methods.Method, options: Mapping[str, Any], prompts: Sequence[Prompt], temperature: float
-) -> tuple[list[Decoded], list[Decoded]]:  # fmt: skip
-    """(vanilla's decodes, those with trees of several sizes): interleaved, prompt after prompt, after one that warms up."""
-    decodes = [methods.get("vanilla").build()]
-    decodes += [m.build(**{**options, "top_k": k, "depth": d, "total": n}) for k, d, n in PROBES]
-    found: list[list[Decoded]] = [[] for _ in decodes]
-    for i, prompt in enumerate([prompts[0], *prompts]):
-        for j in np.roll(range(len(decodes)), i):
-            made = _decoded(loaded, decodes[j], m.drafter if j else None, prompt, temperature)
-            if i and made.work.steps:
-                found[j].append(made)
-    return found[0], [made for own in found[1:] for made in own]
-
-
-def _decoded(loaded: Loaded, decode: Decode, kind: str | None, prompt: Prompt, temperature: float) -> Decoded:
-    counted: list[_Counted] = []
-
-    def counting(ids: list[int], target: Any, drafter: Any, how: SamplerParams) -> Generation:
-        counted.append(_Counted(drafter))
-        return decode(ids, target, counted[0] if drafter is not None else None, how)
-
-    how = params(loaded, prompt, temperature, PROBE_TOKENS)
-    seen = watched(counting, prompt.ids, loaded.target, loaded.drafter_of(kind), how, names_of(loaded, kind))
-    made, t = seen.generation, seen.generation.trace
-    assert t is not None
-    work = Work(len(t.accepted), counted[0].levels, counted[0].rows, sum(t.tree_size), len(made.token_ids) - 1)
-    return Decoded(work, seen.wall_s - made.prefill_s, sum(t.target_s) + sum(t.drafter_s))

@@ -17,8 +17,9 @@ import numpy as np
 
 import methods
 from harness.common.errors import say
+from harness.costs.outside import Work
 from harness.load.model import Loaded
-from harness.replay.costs import Costs, Work, measure_costs
+from harness.replay.costs import Costs, measure_costs
 from harness.replay.pools import TOTALS, answer_ranks, replayed_tau
 from harness.replay.prompts import Answer
 

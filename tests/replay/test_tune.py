@@ -20,6 +20,8 @@ from tiny_model import TinyModel, shared_tiny_model
 
 import methods
 from harness.common.errors import UserError
+from harness.costs import outside
+from harness.costs.outside import Work
 from harness.ledger import ledger as records
 from harness.ledger.tuned_presets import Entry, Key, save, stored
 from harness.load.config import model_config
@@ -28,7 +30,7 @@ from harness.load.model import Loaded
 from harness.metrics.intervals import MIN_UNITS
 from harness.replay import costs
 from harness.replay import tune as tuning
-from harness.replay.costs import Costs, Decoded, Work, fitted, measure_costs
+from harness.replay.costs import Costs, measure_costs
 from harness.replay.pools import ABSENT, TOTALS, answer_ranks, levels_run, path_ranks, replayed_tau
 from harness.replay.prompts import LEAST, Prompt, parts_of, vanilla_answers
 from harness.replay.race import FAIR_TRIAL, HOPELESS, Raced, race
@@ -164,22 +166,6 @@ def test_what_is_outside_both_models_makes_a_step_dearer_and_a_smaller_tree_the_
     assert (choices(ranks, inside, (1, 2), (1, 4))[0].total, choices(ranks, dear_nodes, (1, 2), (1, 4))[0].total) == (4, 1)
 
 
-@given(
-    prices=st.lists(st.floats(0, 1e-3), min_size=5, max_size=5).filter(any),
-    works=st.lists(st.tuples(*[st.integers(1, 60)] * 5), min_size=12, max_size=12),
-)
-def test_the_fit_gives_back_what_decodes_took_and_no_price_under_nothing(
-    prices: list[float], works: list[tuple[int, ...]]
-) -> None:
-    decodes = [
-        Decoded(work, 0.5 + float(np.dot(prices, work.counts)), 0.5) for work in (Work(*map(float, counts)) for counts in works)
-    ]
-    found = fitted(decodes)
-    assert min(found) >= 0
-    for d in decodes:
-        assert np.dot(found, d.work.counts) == pytest.approx(d.seconds - d.inside_s, rel=1e-3, abs=1e-9)
-
-
 def test_costs_cover_what_was_asked_and_lie_between_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = shared_tiny_model("float32")
     monkeypatch.setattr(costs, "PROBE_TOKENS", 12)
@@ -192,17 +178,6 @@ def test_costs_cover_what_was_asked_and_lie_between_their_neighbours(monkeypatch
     assert min(*found.verify.values(), *found.draft.values(), found.step) > 0
     assert found.verify_s(12) == pytest.approx((found.verify[8] + found.verify[16]) / 2)
     assert min(found.outside) >= 0 and found.outside_s(Work(1, 3, 9, 8, 2)) > 0
-
-
-def test_whole_decodes_are_counted_as_they_were(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tree of top_k 3 and depth 2, drafted whole: two levels, and rows of logits for the root and three nodes."""
-    monkeypatch.setattr(costs, "PROBES", ((3, 2, 5),))
-    monkeypatch.setattr(costs, "PROBE_TOKENS", 12)
-    m = methods.get("eagle2")
-    vanilla, (made, _) = costs._probed(tiny.loaded, m, m.options, numbered(tiny.prompts[:2]), 0.0)
-    steps = made.work.steps
-    assert made.work == Work(steps, 2 * steps, 4 * steps, 5 * steps, 11) and 0 < made.inside_s < made.seconds
-    assert [d.work for d in vanilla] == [Work(11, 0, 0, 0, 11)] * 2
 
 
 # ---- the conversations ----
@@ -269,7 +244,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         tuning, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
     )
     monkeypatch.setattr(costs, "ROUNDS", 1)
-    monkeypatch.setattr(costs, "PROBES", ((1, 1, 1), (2, 2, 4)))
+    monkeypatch.setattr(outside, "PROBES", ((1, 1, 1), (2, 2, 4)))
     monkeypatch.setattr(costs, "PROBED", 1)
     monkeypatch.setattr("harness.replay.trees.TOP_KS", (2, 10))
 

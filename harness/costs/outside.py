@@ -1,0 +1,117 @@
+"""What a step costs outside both models: the tree, its mask, acceptance, the cache, the loop, the checks of a watched run.
+
+It is fitted to whole decodes with trees of several sizes, of which the time inside the models is taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+import methods
+from harness.watch.check import Names
+from harness.watch.run import watched
+from methods.base import Decode, Generation, SamplerParams
+from methods.engine.draft_head import EagleDrafter
+
+PROBES = ((1, 1, 1), (4, 1, 4), (1, 6, 6), (4, 3, 8), (10, 2, 24), (10, 6, 24), (10, 6, 59))  # top_k, depth, total
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done outside both models, as counts: target forwards, draft levels, rows of logits that children are picked from,
+    nodes verified, and tokens emitted."""
+
+    steps: float
+    levels: float
+    rows: float
+    nodes: float
+    tokens: float
+
+    @property
+    def counts(self) -> tuple[float, ...]:
+        return self.steps, self.levels, self.rows, self.nodes, self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One whole decode: what was done outside both models, and what all of it took, in seconds, the prefill left out.
+
+    `inside_s`: of `seconds` those inside the target and the drafter.
+    """
+
+    work: Work
+    seconds: float
+    inside_s: float
+
+
+def fitted(decodes: Sequence[Decoded]) -> tuple[float, ...]:
+    """Seconds of a unit of each count of `Work`, none under 0, that come nearest to what decodes took outside both models.
+
+    Least squares over seconds a step, so that long decodes count no more than short ones.
+    """
+    counts = np.array([np.array(d.work.counts) / d.work.steps for d in decodes])
+    seconds = np.array([(d.seconds - d.inside_s) / d.work.steps for d in decodes])
+    scale = counts.max(axis=0)
+    return tuple(float(x) for x in nnls(counts / scale, seconds)[0] / scale)
+
+
+def probed(
+    target: Any, drafter: Any, names: Names, m: methods.Method, options: Mapping[str, Any],
+    prompts: Sequence[tuple[list[int], SamplerParams]],
+) -> tuple[list[Decoded], list[Decoded]]:  # fmt: skip
+    """(vanilla's decodes, those of a dynamic method with trees of several sizes): interleaved, prompt after prompt, after one
+    that warms up. options: the method's, of which top_k, depth and total are changed. Without a drafter only vanilla decodes."""
+    decodes = [methods.get("vanilla").build()]
+    if drafter is not None:
+        decodes += [m.build(**{**options, "top_k": k, "depth": d, "total": n}) for k, d, n in PROBES]
+    found: list[list[Decoded]] = [[] for _ in decodes]
+    for i, (ids, how) in enumerate([prompts[0], *prompts]):
+        for j in np.roll(range(len(decodes)), i):
+            made = _decoded(decodes[j], ids, target, drafter if j else None, how, names)
+            if i and made.work.steps:
+                found[j].append(made)
+    return found[0], [made for own in found[1:] for made in own]
+
+
+def plain_outside(vanilla: Sequence[Decoded]) -> float:
+    """Seconds outside the target of a step of plain decoding."""
+    return sum(d.seconds - d.inside_s for d in vanilla) / sum(d.work.steps for d in vanilla)
+
+
+class _Counted:
+    """A drafter whose levels and rows of logits are counted; all else is the drafter's own."""
+
+    def __init__(self, drafter: EagleDrafter):
+        self._drafter = drafter
+        self.levels = self.rows = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafter, name)
+
+    def root_logits(self) -> torch.Tensor:
+        self.levels, self.rows = self.levels + 1, self.rows + 1
+        return self._drafter.root_logits()
+
+    def expand(self, tokens: torch.Tensor, parents: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+        self.levels, self.rows = self.levels + 1, self.rows + len(tokens)
+        return self._drafter.expand(tokens, parents, sees)
+
+
+def _decoded(decode: Decode, ids: list[int], target: Any, drafter: Any, how: SamplerParams, names: Names) -> Decoded:
+    counted: list[_Counted] = []
+
+    def counting(ids: list[int], target: Any, drafter: Any, how: SamplerParams) -> Generation:
+        counted.append(_Counted(drafter))
+        return decode(ids, target, counted[0] if drafter is not None else None, how)
+
+    seen = watched(counting, ids, target, drafter, how, names)
+    made, t = seen.generation, seen.generation.trace
+    assert t is not None
+    work = Work(len(t.accepted), counted[0].levels, counted[0].rows, sum(t.tree_size), len(made.token_ids) - 1)
+    return Decoded(work, seen.wall_s - made.prefill_s, sum(t.target_s) + sum(t.drafter_s))
