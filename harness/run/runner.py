@@ -108,17 +108,22 @@ class Runner:
     # ---- before anything is timed ----
 
     def check_prompts(self) -> None:
-        """Find first turns that have other ids than sentencepiece's, or, where that is an error, do not fit: before anything is
-        measured. Later turns are checked when they are encoded.
+        """Find turns that have other ids than sentencepiece's, or, where that is an error, may not fit: before anything is
+        measured. A later turn has the answers before it, each of as many tokens as the budget allows.
 
         Raises:
             UserError: names the prompt, and its length or its first wrong id.
         """
         for prompts in self.spec.prompt_sets:
             for p in prompts.prompts:
-                why = self._overflow(p, 1, len(self._encoded(p, 1, self.loaded.render([("user", p.turns[0])]))))
-                if why and self.spec.on_overflow == "error":
-                    raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
+                dialogue: list[tuple[str, str]] = []
+                for i, turn in enumerate(p.turns):
+                    dialogue.append(("user", turn))
+                    n = len(self._encoded(p, i + 1, self.loaded.render(dialogue)))
+                    why = self._overflow(p, i + 1, n, i * self.spec.max_new_tokens)
+                    if why and self.spec.on_overflow == "error":
+                        raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
+                    dialogue.append(("assistant", ""))
 
     def warm_up(self) -> dict[str, float]:
         """A short generation per method (recorded, marked); -> seconds per token of each, for the estimate of time."""
@@ -279,13 +284,14 @@ class Runner:
     def _encoded(self, prompt: Prompt, turn: int, rendered: str) -> list[int]:
         return self.loaded.encode(rendered, f"prompt {prompt.id} turn {turn}")
 
-    def _overflow(self, prompt: Prompt, turn: int, n_tokens: int) -> str | None:
-        """Why a prompt does not fit with its budget, if it does not."""
+    def _overflow(self, prompt: Prompt, turn: int, n_tokens: int, n_answers: int = 0) -> str | None:
+        """Why a prompt does not fit with its budget, if it does not. n_answers: tokens that answers to come may add to it."""
         room = self.loaded.config.context_length - self.spec.max_new_tokens
-        if n_tokens <= room:
+        if n_tokens + n_answers <= room:
             return None
+        has = f"may have {n_tokens + n_answers} tokens, {n_answers} of them answers" if n_answers else f"has {n_tokens} tokens"
         return (
-            f"prompt {prompt.id} turn {turn} has {n_tokens} tokens; with {self.spec.max_new_tokens} new ones it exceeds the "
+            f"prompt {prompt.id} turn {turn} {has}; with {self.spec.max_new_tokens} new ones it exceeds the "
             f"context of {self.loaded.config.context_length}"
         )
 

@@ -463,6 +463,14 @@ def test_a_prompt_that_does_not_fit_ends_the_run_each_time_until_it_may_be_skipp
         validate(record)
 
 
+def test_a_later_turn_that_may_not_fit_ends_the_run_before_anything_is_measured(tmp_path: Path, cramped: str) -> None:
+    questions(tmp_path / "prompts", "mt_bench", ("Who?", "And?"), ("Who?", LONG_TEXT))
+    out, command = tmp_path / "out", f"--method pld --task mt_bench {cramped}"
+    refused(run(out, command), "prompt 2 turn 2 may have", "8 of them answers; with 8 new ones it exceeds the context of 100")
+    assert not (out / "records.jsonl").read_text()
+    assert run(out, command, "--limit 1").code == 0
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_conversation_ends_at_the_turn_that_does_not_fit(tmp_path: Path, cramped: str, temperature: int) -> None:
     out = tmp_path / "out"
