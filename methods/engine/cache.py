@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from methods.engine.transfer import sent
+
 
 class TreeCache(Cache):
     """`length` committed tokens; a forward over n tokens writes its keys and values at [length, length + n).
@@ -49,6 +51,11 @@ class TreeCache(Cache):
         values[:, :, self.length : end] = value_states
         return keys[:, :, :end], values[:, :, :end]
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The whole buffers of a layer's keys and values [kv_heads, capacity, head_dim], what is not committed included."""
+        device, slot = self._where[layer]
+        return self._keys[device][slot, 0], self._values[device][slot, 0]
+
     def append(self, n: int) -> None:
         """Commit the first n tokens of the last forward."""
         self.length += n
@@ -57,7 +64,7 @@ class TreeCache(Cache):
         """Commit the tokens of the last forward at the offsets `path` (increasing), in that order; drop the others."""
         if path != list(range(len(path))):
             for device in self._counts:
-                index = torch.tensor(path, device=device) + self.length
+                index = sent(path, device) + self.length
                 end = self.length + len(path)
                 for buffer in (self._keys[device], self._values[device]):
                     buffer[:, :, :, self.length : end] = buffer.index_select(3, index)

@@ -24,6 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from methods.engine.clock import ForwardClock
 from methods.engine.grow import best_children
 from methods.engine.layer import DecoderLayer, Linear, attend_over, causal, level_mask, linear_beside, rotary_rows
+from methods.engine.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ class EagleDrafter:
         at, m = self._n_pairs, len(tokens)
         mask = causal(m, at, self.dtype, self._group, self.device)
         with self._clock:
-            ids = torch.tensor(tokens, device=self.device)
+            ids = sent(tokens, self.device)
             out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
             self._hidden = out[-1:]
         self._n_pairs, self._n_entries, self._level = at + m, 0, 0
@@ -246,8 +247,8 @@ class EagleDrafter:
         # a whole level shares one position: that of the pair (feature after the parent, this token)
         positions = torch.full((m,), pairs + self._level, device=self.device)
         with self._clock:
-            features = self._hidden[(parents + 1).to(self.device)]
-            out = self._run(tokens.to(self.device), features, positions, pairs + self._n_entries, mask)
+            features = self._hidden[sent(parents + 1, self.device)]
+            out = self._run(sent(tokens, self.device), features, positions, pairs + self._n_entries, mask)
             logits = self._logits(out)
         self._hidden = torch.cat([self._hidden, out])
         self._n_entries += m

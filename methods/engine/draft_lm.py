@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaM
 from methods.engine.clock import ForwardClock
 from methods.engine.layer import DecoderLayer, Linear, Norm, attend_over, causal, level_mask, rotary_rows
 from methods.engine.llama import is_plain_llama
+from methods.engine.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +153,12 @@ class LMDrafter:
         ids = [*self._unread, *tokens[len(path) :]]
         with self._clock:
             if path != list(range(len(path))):
-                index = torch.tensor(path, device=self.device) + self._n
+                index = sent(path, self.device) + self._n
                 for kept in (self._keys, self._values):
                     kept[:, :, self._n : at] = kept.index_select(2, index)
             positions = torch.arange(at, at + len(ids), device=self.device)
             mask = causal(len(ids), at, self.dtype, self._group, self.device)
-            self._hidden = self._norm(self._run(torch.tensor(ids, device=self.device), positions, at, mask)[-1:])
+            self._hidden = self._norm(self._run(sent(ids, self.device), positions, at, mask)[-1:])
         self._unread, self._n, self._n_entries, self._level = [], at + len(ids), 0, 0
         self._entry.clear()
 
@@ -180,7 +181,7 @@ class LMDrafter:
         positions, at = torch.full((m,), self._n + self._level, device=self.device), self._n + self._n_entries
         self._note(tokens, parents)
         with self._clock:
-            out = self._run(tokens.to(self.device), positions, at, mask)
+            out = self._run(sent(tokens, self.device), positions, at, mask)
             logits = self._lm_head(self._norm(out))
         self._level += 1
         return logits

@@ -1,7 +1,7 @@
 """Which engine runs a model: the native one where it can, else torch's kernels, else transformers' own module.
 
-`HARNESS_ENGINE` chooses another: `native`, `native:PATH` (a kind of machine code, `methods.engine.native.build.PATHS`), `torch`
-or `module`.
+`HARNESS_ENGINE` chooses another: `native`, `native:PATH` (a kind of machine code, `methods.engine.native.build.PATHS`), `torch`,
+`static` (steps of fixed shapes, which a GPU replays as graphs) or `module`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from methods.engine.native import build
 from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.library import NativeLinear
 from methods.engine.native.target import NativeTarget
+from methods.engine.static.drafter import StaticEagleDrafter
+from methods.engine.static.target import StaticTarget
 from methods.engine.target import HFTarget
 
-CHOICES = ("native", *(f"native:{path}" for path in build.PATHS), "torch", "module")
+CHOICES = ("native", *(f"native:{path}" for path in build.PATHS), "torch", "static", "module")
 COSTS = "decoding takes two to three times as long, and bfloat16 outputs may differ from vanilla's at near-ties"
 RUNS = "it runs plain LLaMAs in float32 and bfloat16 on a CPU"
 
@@ -43,6 +45,12 @@ def target_type(model: Any, dtype: torch.dtype) -> type[HFTarget]:
         if asked.startswith("native") and dtype != torch.float64:
             raise ValueError(f"{build.VARIABLE}={asked}: the native engine does not run {type(model).__name__} here: {RUNS}")
         return HFTarget
+    if asked == "static":
+        return StaticTarget
+    if model.device.type != "cpu":
+        if asked.startswith("native"):
+            raise ValueError(f"{build.VARIABLE}={asked}: the native engine does not run on {model.device}: {RUNS}")
+        return LlamaTarget
     if asked == "torch" or (asked == "best" and _no_native_engine()):
         return LlamaTarget
     if why := _no_native_engine():
@@ -62,7 +70,7 @@ def target_of(model: Any) -> HFTarget:
         # on a GPU, and in a dtype of one's own choice, nobody expects it
         if kind is HFTarget and model.device.type == "cpu" and model.dtype in PACKED_DTYPES:
             target.notice = f"the native engine does not run {type(model).__name__} ({RUNS}): {COSTS}"
-        elif kind is LlamaTarget:
+        elif kind is LlamaTarget and model.device.type == "cpu":
             target.notice = f"no native engine ({_no_native_engine()}): {COSTS}"
     return target
 
@@ -86,6 +94,8 @@ def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent
     """A drafter with an EAGLE head, on the engine of its target."""
     if isinstance(target, NativeTarget):
         return NativeEagleDrafter(head, embedding, target.lm_head, frequent)
+    if isinstance(target, StaticTarget):
+        return StaticEagleDrafter(head, embedding, target.lm_head, frequent)
     return EagleDrafter(head, embedding, target.lm_head, frequent)
 
 

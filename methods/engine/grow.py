@@ -6,6 +6,7 @@ Counts are draft nodes, root excluded, and levels: the release's `--total-token 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -152,14 +153,19 @@ def dynamic_tree(
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
+        whole: Callable[..., tuple[Pool, Tensor]] | None = getattr(drafter, "drafted", None)
+        fixed = not stop_early and (not rerank or score == "value")  # nothing is read back on the way
+        if whole is not None and fixed:
+            pool, kept = whole((top_k, depth, total, score, rerank), draft)
+        else:
+            pool, kept = draft(drafter)
+        return kept_tree(pool, kept, context.root)
+
+    def draft(drafter: Drafter) -> tuple[Pool, Tensor]:
         pool = draft_pool(drafter, top_k, depth, score, total if stop_early else None, rerank)
         if not rerank:
-            kept = torch.cat(pool.expanded)[:total]
-        elif score == "value":
-            kept = by_score(pool.value, total).sort().values
-        else:
-            kept = _best_first(pool, total)
-        return kept_tree(pool, kept, context.root)
+            return pool, torch.cat(pool.expanded)[:total]
+        return pool, by_score(pool.value, total).sort().values if score == "value" else _best_first(pool, total)
 
     return Grow(tree, max(total, top_k * depth), frequent)
 
@@ -203,6 +209,49 @@ def paths_of(words: str, option: str = "shape") -> list[tuple[int, ...]]:
     return [tuple(map(int, word)) for word in words.split()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A level of a static tree: `rows`, `ranks` [n]: which node of those expanded before each hangs on, and as its which best
+    child. `expanded` [m]: those that have children, None at the last level; `above` [m]: the drafter's entry that each of them
+    hangs on; `sees` [m, entries]: those that it attends to, itself among them."""
+
+    rows: Tensor
+    ranks: Tensor
+    expanded: Tensor | None
+    above: Tensor
+    sees: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A static tree as tensors on a device. `parents`: of the whole tree, as `Tree` has them."""
+
+    levels: list[_Level]
+    parents: list[int]
+
+    @classmethod
+    def of(cls, ordered: Sequence[tuple[int, ...]], device: torch.device) -> _Layout:
+        """ordered: paths, shorter ones first."""
+        place: dict[tuple[int, ...], int] = {(): 0} | {path: i for i, path in enumerate(ordered, start=1)}
+        with_children = {path[:-1] for path in ordered}
+        levels: list[_Level] = []
+        above: list[int] = []
+        before: list[tuple[int, ...]] = [()]
+        entry: dict[tuple[int, ...], int] = {(): -1}
+        for depth in range(1, max(map(len, ordered), default=0) + 1):
+            paths = [path for path in ordered if len(path) == depth]
+            now = [path for path in paths if path in with_children]
+            n = len(above)
+            entry |= {path: n + i for i, path in enumerate(now)}
+            above += [entry[path[:-1]] for path in now]
+            rows, ranks = (torch.tensor(column, device=device) for column in
+                           ([before.index(path[:-1]) for path in paths], [path[-1] for path in paths]))  # fmt: skip
+            expanded = torch.tensor([paths.index(path) for path in now], device=device) if now else None
+            levels.append(_Level(rows, ranks, expanded, torch.tensor(above[n:]), ancestors(above)[n:]))
+            before = now
+        return cls(levels, [-1, *(place[path[:-1]] for path in ordered)])
+
+
 def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool = True) -> Grow:
     """A tree of fixed shape (EAGLE-1, Medusa): path (2, 0) is the best child of the third-best child of the root.
 
@@ -217,15 +266,35 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         if (path[:-1] and path[:-1] not in index) or (path[-1] and better not in index) or path[-1] >= ranks:
             raise ValueError(f"path {path} hangs on nothing, lacks a better sibling, or its rank is not under {ranks}")
     depth = max(map(len, ordered))
-    levels = [[p for p in ordered if len(p) == d] for d in range(1, depth + 1)]
-    expanded = [[p for p in level if any(c[:-1] == p for c in ordered)] for level in levels]
+    n_children = Counter(path[:-1] for path in ordered)
 
-    def tree(drafter: Drafter | None, context: Context) -> Tree:
-        assert drafter is not None
-        draws = sampled and not context.chooser.greedy
+    @cache  # of a vocabulary with fewer tokens than `ranks`, nodes of the ranks that are lacking are left out
+    def layout(n_ranks: int, device: torch.device) -> _Layout:
+        return _Layout.of([path for path in ordered if max(path) < n_ranks], device)
+
+    def best_tree(drafter: Drafter, context: Context) -> Tree:
         choose: BestChildren | None = getattr(drafter, "best_children", None)
+        levels: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, and for their confidence each one's row of these logits
+        logits = drafter.root_logits()
+        chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
+        shape = layout(chosen.shape[1], chosen.device)
+        for level in shape.levels:
+            rows = level.rows if len(chosen) > 1 else torch.zeros_like(level.rows)  # a head's one row serves its whole level
+            tokens = chosen[rows, level.ranks]
+            levels.append((tokens, rows, logits if context.keeps_trees else logits[:0]))
+            if level.expanded is not None:
+                logits = drafter.expand(tokens[level.expanded], level.above, level.sees)
+                chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
+        ids: list[int] = torch.cat([tokens for tokens, _, _ in levels]).tolist()  # the one host sync
+
+        def confidence() -> list[float]:
+            own = (rows.double().softmax(-1)[at, tokens].tolist() for tokens, at, rows in levels)
+            return [c for level in own for c in level]
+
+        return Tree([context.root, *ids], shape.parents, confidence=confidence if context.keeps_trees else None)
+
+    def drawn_tree(drafter: Drafter, context: Context) -> Tree:
         token_of: dict[tuple[int, ...], int] = {}
-        q: dict[int, Tensor] = {}
         offers: dict[tuple[int, ...], list[int]] = {}
         entry: dict[tuple[int, ...], int] = {}
         laws: dict[tuple[int, ...], Tensor] = {}
@@ -234,24 +303,18 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
             if context.keeps_trees:  # else a level's logits are let go at once
                 rows.update(zip(parents, logits.expand(len(parents), -1), strict=True))
-            if not draws:
-                chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
-                best: list[list[int]] = chosen.tolist()
-                for path, ids in zip(parents, best if len(best) > 1 else best * len(parents), strict=True):
-                    offers[path] = ids
-                return
             for row, path in enumerate(parents):
                 laws[path] = context.chooser.law(logits[row])
                 node = index[path] + 1 if path else 0
-                offers[path] = context.chooser.children(laws[path], ranks, context.position, node)
+                offers[path] = context.chooser.children(laws[path], n_children[path], context.position, node)
 
         offer([()], drafter.root_logits())
         above: list[int] = []  # of each of the drafter's entries the one it hangs on
-        for level, to_expand in zip(levels, expanded, strict=True):
-            for path in level:
+        for level in range(1, depth + 1):
+            for path in (p for p in ordered if len(p) == level):
                 if path[:-1] in offers and path[-1] < len(offers[path[:-1]]):
                     token_of[path] = offers[path[:-1]][path[-1]]
-            live = [p for p in to_expand if p in token_of]
+            live = [p for p in ordered if len(p) == level and n_children[p] and p in token_of]
             if not live:
                 break
             n = len(above)
@@ -261,17 +324,19 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
             offer(live, drafter.expand(tokens, torch.tensor(above[n:]), ancestors(above)[n:]))
         kept = [p for p in ordered if p in token_of]
         place = {(): 0} | {p: i for i, p in enumerate(kept, start=1)}
-        if draws:
-            q = {place[p[:-1]]: laws[p[:-1]] for p in kept}
 
         def confidence() -> list[float]:
             own = torch.stack([rows[p[:-1]] for p in kept]).double().softmax(-1)
             return own.gather(-1, torch.tensor([[token_of[p]] for p in kept], device=own.device)).flatten().tolist()
 
         return Tree(
-            [context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)], q if draws else None,
-            confidence if context.keeps_trees else None,
+            [context.root, *(token_of[p] for p in kept)], [-1, *(place[p[:-1]] for p in kept)],
+            {place[p[:-1]]: laws[p[:-1]] for p in kept}, confidence if context.keeps_trees else None,
         )  # fmt: skip
+
+    def tree(drafter: Drafter | None, context: Context) -> Tree:
+        assert drafter is not None
+        return (drawn_tree if sampled and not context.chooser.greedy else best_tree)(drafter, context)
 
     return Grow(tree, len(ordered))
 

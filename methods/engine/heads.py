@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from methods.engine.clock import ForwardClock
 from methods.engine.draft_head import LMHead
 from methods.engine.layer import Linear, linear_beside
+from methods.engine.transfer import sent
 
 Accuracies = tuple[tuple[float, ...], ...]
 """[levels][ranks]: how often, on held-out text, a level's candidate of that rank is the target's token."""
@@ -207,7 +208,7 @@ class SequentialHeadsDrafter(_Heads):
         level, n = self._next_level(), len(self._inputs)
         with self._clock:
             # parents stand in the level above: entries are numbered level by level
-            above = self._inputs[parents.to(self.device) - self._first]
-            self._inputs = torch.cat([above, F.embedding(tokens.to(self.device), self.embedding)], dim=-1)
+            above = self._inputs[sent(parents, self.device) - self._first]
+            self._inputs = torch.cat([above, F.embedding(sent(tokens, self.device), self.embedding)], dim=-1)
             self._first += n
             return self._run(level, self._inputs)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.transfer import sent
+
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -151,5 +153,5 @@ def causal(n: int, before: int, dtype: torch.dtype, group: int, device: torch.de
 def level_mask(sees: Tensor, before: int, dtype: torch.dtype, group: int, device: torch.device) -> Tensor:
     """The mask of a level of entries: sees [m, entries + m], and all of the `before` tokens ahead of them."""
     blocked = torch.zeros(len(sees), before + sees.shape[1], dtype=torch.bool, device=device)
-    blocked[:, before:] = ~sees.to(device)
+    blocked[:, before:] = ~sent(sees, device)
     return additive(blocked, dtype, group)

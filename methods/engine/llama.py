@@ -1,9 +1,9 @@
-"""A lean LLaMA forward for CPUs, on the weights of transformers' module: the same numbers in a third of the calls.
+"""A lean LLaMA forward on the weights of transformers' module: the same numbers in a third of the calls, half on a GPU.
 
-At one row a forward through transformers' module graph spends as long between its matmuls as in them, and its matmuls
-repack their weights at every call. Both arms of every ratio run on this. What it does not know (attention bias, other
-activations, other rotary tables), float64 (where transformers' norms still round to float32, and
-exactness is what counts) and every GPU stay with `HFTarget`.
+At one row a forward through transformers' module graph spends as long between its matmuls as in them. On a CPU its matmuls repack
+their weights at every call, too. Both arms of every ratio run on this. What it does not know (attention bias, other activations,
+other rotary tables) and float64 (where transformers' norms still round to float32, and exactness is what counts) stay with
+`HFTarget`. Layers may lie on several GPUs: what they share goes over once a device, not once a layer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, Norm, rotary_rows
 from methods.engine.target import HFTarget, cannot_verify, grouped_attention
+from methods.engine.transfer import sent
 
 LEAN_ROPE = ("default", "linear", "llama3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -56,8 +57,9 @@ def _is_plain(layer: Any, eps: float) -> bool:
 
 def is_lean(model: Any, dtype: torch.dtype | None = None) -> bool:
     """Whether `LlamaTarget` can run this model of transformers; in another dtype, if one is given."""
-    on = {(p.device.type, p.dtype) for p in model.parameters()}
-    return is_plain_llama(model) and (dtype or model.dtype) in PACKED_DTYPES and on == {("cpu", model.dtype)}
+    on = {p.device.type for p in model.parameters()}
+    known = {frozenset({"cpu"}): PACKED_DTYPES, frozenset({"cuda"}): (*PACKED_DTYPES, torch.float16)}.get(frozenset(on), ())
+    return is_plain_llama(model) and (dtype or model.dtype) in known and {p.dtype for p in model.parameters()} == {model.dtype}
 
 
 class LlamaTarget(HFTarget):
@@ -76,7 +78,9 @@ class LlamaTarget(HFTarget):
         ]
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
-        self._cos = self._sin = torch.empty(0)
+        self._of_layers = self.cache.devices  # which each layer lies on
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._n_positions = 0
 
     @classmethod
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
@@ -92,25 +96,30 @@ class LlamaTarget(HFTarget):
 
     @contextmanager
     def shallow(self, layers: list[int]) -> Iterator[None]:
-        every = self._layers
-        self._layers = [every[i] for i in layers]
+        every, of_every = self._layers, self._of_layers
+        self._layers, self._of_layers = [every[i] for i in layers], [of_every[i] for i in layers]
         try:
             with super().shallow(layers):
                 yield
         finally:
-            self._layers = every
+            self._layers, self._of_layers = every, of_every
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
-        if len(self._cos) < self.cache.capacity:
-            cos, sin = self.body.rotary_emb(self.embedding[:0], torch.arange(self.cache.capacity)[None])
-            self._cos, self._sin = rotary_rows(cos[0], sin[0])
-        n, rotary = len(ids), (self._cos[positions], self._sin[positions])
-        x = F.embedding(torch.tensor(ids), self.embedding)
-        for i, layer in enumerate(self._layers):
+        if self._n_positions < self.cache.capacity:
+            self._n_positions = self.cache.capacity
+            cos, sin = self.body.rotary_emb(self.embedding[:0], torch.arange(self._n_positions, device=self.device)[None])
+            table = rotary_rows(cos[0], sin[0])
+            self._tables = {device: (table[0].to(device), table[1].to(device)) for device in self.devices}
+        n, x, here = len(ids), F.embedding(sent(ids, self.device), self.embedding), None
+        for i, (layer, device) in enumerate(zip(self._layers, self._of_layers, strict=True)):
+            if device != here:
+                here, x, places = device, x.to(device), positions.to(device)
+                cos, sin = self._tables[device]
+                rotary, seen = (cos[places], sin[places]), None if mask is None else mask.to(device)
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i) -> Tensor:
+            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i, seen: Tensor | None = seen) -> Tensor:
                 keys, values = self.cache.update(k[None], v[None], i)
-                return grouped_attention(None, q[None], keys, values, mask, self._scale)[0].view(n, -1)
+                return grouped_attention(None, q[None], keys, values, seen, self._scale)[0].view(n, -1)
 
             x = layer(x, rotary, attend)
         return self._norm(x)

@@ -13,6 +13,7 @@ from methods.base import Decode, Drafter, Generation, SamplerParams, Target, Tra
 from methods.engine.clock import wait_for
 from methods.engine.sampling import Chooser
 from methods.engine.stopping import Output
+from methods.engine.transfer import sent
 from methods.engine.tree import Tree
 from methods.engine.verify import Verify, walk
 
@@ -80,7 +81,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
             over = output.extend(new)
             verified = time.perf_counter()
             if drafter is not None and not over:
-                drafter.observe(new, features[accepted.path])
+                drafter.observe(new, features[sent(accepted.path, features.device)])
             ended = time.perf_counter()
             before, inside = inside, (target.forward_s, _forward_s(drafter))
             trace.add(

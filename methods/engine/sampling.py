@@ -7,7 +7,9 @@ resume, reordering and sharding, and every walking method draws vanilla's tokens
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from methods.base import SamplerParams
+from methods.engine.transfer import sent
 
 
 def stream_key(seed: int, sample_id: str, turn: int, repeat: int) -> int:
@@ -60,6 +63,54 @@ def inverse_cdf(p: Tensor, u: float) -> int:
     return token
 
 
+def inverse_cdfs(p: Tensor, u: Tensor) -> Tensor:
+    """`inverse_cdf` of many rows, without reading anything back: p [n, vocab] and u [n] float64 -> tokens [n]."""
+    cdf = p.cumsum(-1)
+    found = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).max(-1, keepdim=True).indices  # the last with any mass
+    beyond = found > last  # u * total rounded up to the end
+    found = torch.where(beyond, last, found)
+    return torch.where(p.gather(-1, found) > 0, found, last)[:, 0]
+
+
+class _Urn:
+    """Tokens drawn one after another, none twice, with the probabilities that are left. q: [vocab] float64.
+
+    By inverse CDF in two steps, the block and the token in it: a draw touches two short rows, not the vocabulary.
+    """
+
+    BLOCK = 256
+
+    def __init__(self, q: Tensor):
+        self.left = np.zeros(-(-len(q) // self.BLOCK) * self.BLOCK)
+        self.left[: len(q)] = q.numpy(force=True)
+        self.blocks = self.left.reshape(-1, self.BLOCK)
+        self.sums = self.blocks.sum(1)
+
+    def draw(self, u: float) -> int:
+        """The token whose interval of what is left holds u, and take it out; -1 where nothing is left."""
+        ends = self.sums.cumsum()
+        if ends[-1] <= 0:
+            return -1
+        at = u * ends[-1]
+        block = self._last_with_mass(self.sums, int(np.searchsorted(ends, at, side="right")))
+        before = ends[block] - self.sums[block]
+        own = self.blocks[block]
+        token = self._last_with_mass(own, int(np.searchsorted(own.cumsum(), at - before, side="right")))
+        own[token] = 0.0
+        self.sums[block] = own.sum()
+        return block * self.BLOCK + token
+
+    @staticmethod
+    def _last_with_mass(masses: np.ndarray, i: int) -> int:
+        """i, or where rounding led to the end or to nothing, the last before it that has mass; else the first after it."""
+        if i < len(masses) and masses[i] > 0:
+            return i
+        there = masses.nonzero()[0]
+        below = there[there < i]
+        return int(below[-1] if len(below) else there[0])
+
+
 @dataclass(slots=True)
 class Chooser:
     """All the randomness of one generation. The audit puts one in its place that walks every branch."""
@@ -86,19 +137,29 @@ class Chooser:
             return argmax(logits)
         return self.draw(self.law(logits), position)
 
+    def tokens(self, logits: Tensor, positions: Sequence[int]) -> list[int]:
+        """The target's token at the output position of each row, read from the device once. logits: [n, vocab]."""
+        if self.greedy:
+            return logits.max(-1).indices.tolist()
+        u = torch.tensor([self.uniform_of_token(position) for position in positions], dtype=torch.float64)
+        return inverse_cdfs(self.law(logits), sent(u, logits.device)).tolist()
+
     def draw(self, p: Tensor, position: int) -> int:
-        return inverse_cdf(p, uniform(self.params.key, b"token", position))
+        return inverse_cdf(p, self.uniform_of_token(position))
+
+    def uniform_of_token(self, position: int) -> float:
+        """The number in [0, 1) that decides the token at an output position, whoever draws it."""
+        return uniform(self.params.key, b"token", position)
 
     def accept(self, probability: float, position: int, attempt: int) -> bool:
         """A Bernoulli draw; its stream is apart from that of tokens and drafts."""
         return uniform(self.params.key, b"accept", position, attempt) < probability
 
     def children(self, q: Tensor, k: int, position: int, node: int) -> list[int]:
-        """Up to k distinct tokens drawn from q [vocab] without replacement, in order of draw: the k first arrivals of
-        exponential clocks with rates q. A single one is drawn by inverse CDF, which is cheaper."""
-        if k == 1:
-            return [inverse_cdf(q, uniform(self.params.key, b"draft", position, node))]
-        digest = hashlib.blake2b(struct.pack(">QQQ", self.params.key, position, node) + b"draft", digest_size=16).digest()
-        clocks = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big"))).standard_exponential(len(q))
-        rates = q / torch.from_numpy(clocks).to(q.device)
-        return rates.topk(min(k, int((q > 0).sum()))).indices.tolist()
+        """Up to k distinct tokens drawn from q [vocab] without replacement, in order of draw; a zero is never drawn.
+
+        Each has a uniform of its own, so fewer are the first of more.
+        """
+        urn = _Urn(q)
+        drawn = (urn.draw(uniform(self.params.key, b"draft", position, node + (rank << 32))) for rank in range(k))
+        return list(itertools.takewhile(lambda token: token >= 0, drawn))

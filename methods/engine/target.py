@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, GenerationC
 
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
+from methods.engine.transfer import sent
 from methods.engine.tree import Tree
 
 
@@ -183,7 +184,7 @@ class HFTarget:
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         """-> features [n, hidden]: the last hidden state after the final norm."""
         out = self.body(
-            input_ids=torch.tensor([ids], device=self.device),
+            input_ids=sent([ids], self.device),
             position_ids=positions[None],
             attention_mask=mask,
             past_key_values=self.cache,
@@ -215,8 +216,8 @@ class HFTarget:
         blocked = ~tree.ancestors()
         mask = torch.zeros(n, length + n, dtype=self.dtype)
         mask[:, length:].masked_fill_(blocked, torch.finfo(self.dtype).min)  # additive: bool masks are wrong under eager
-        mask = mask.repeat(self._group, 1)[None, None].to(self.device, non_blocking=True)
-        positions = length + torch.tensor(tree.depths()).to(self.device, non_blocking=True)
+        mask = sent(mask.repeat(self._group, 1)[None, None], self.device)
+        positions = length + sent(tree.depths(), self.device)
         with self._clock:
             features = self._forward(tree.tokens, positions, mask)
             logits = self.lm_head(features)

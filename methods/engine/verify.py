@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from methods.engine.sampling import Chooser
+from methods.engine.sampling import Chooser, inverse_cdfs
+from methods.engine.transfer import at_once, sent
 from methods.engine.tree import Tree
 
 
@@ -36,9 +38,10 @@ def walk(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Accepte
     by_parent: dict[tuple[int, int], int] = {}
     for node in range(len(tree) - 1, 0, -1):  # from the back, so that the first of equal siblings stays
         by_parent[tree.parents[node], tree.tokens[node]] = node
+    drawn = chooser.tokens(logits, [position + d for d in tree.depths()]) if _all_at_once(logits, chooser) else None
     path = [0]
     while True:
-        token = chooser.token(logits[path[-1]], position + len(path) - 1)
+        token = drawn[path[-1]] if drawn else chooser.token(logits[path[-1]], position + len(path) - 1)
         child = by_parent.get((path[-1], token))
         if child is None:
             return Accepted(path, token)
@@ -50,6 +53,8 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
     if chooser.greedy or tree.q is None:
         return walk(tree, logits, chooser, position)
     children = tree.children()
+    if _all_at_once(logits, chooser):
+        return _rejection_at_once(tree, children, logits, chooser, position)
     path = [0]
     while True:
         at = position + len(path) - 1
@@ -76,6 +81,50 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
             q = q / left
         else:
             return Accepted(path, chooser.draw(p, at))
+
+
+def _all_at_once(logits: Tensor, chooser: Chooser) -> bool:
+    """Whether every node's draw is made on the device and read back once. A chooser of another kind is asked draw by draw."""
+    return at_once(logits.device) and type(chooser) is Chooser
+
+
+def _rejection_at_once(
+    tree: Tree, children: list[list[int]], logits: Tensor, chooser: Chooser, position: int
+) -> Accepted:  # fmt: skip
+    """`rejection` with every node's ratios and draws made on the device, all nodes side by side, and read back once.
+
+    [m, vocab] are p and q of the m nodes with children. Attempt r is with each one's r-th child, where it has one.
+    """
+    assert tree.q is not None
+    inner, here = [node for node in tree.q if children[node]], logits.device
+    laws = chooser.law(logits)
+    p, q = laws[sent(inner, here)], torch.stack([tree.q[node] for node in inner]).to(here)
+    ratios = []
+    for r in range(max(len(children[node]) for node in inner)):
+        has = [len(children[node]) > r for node in inner]
+        token = sent([[tree.tokens[children[node][r]] if h else 0] for node, h in zip(inner, has, strict=True)], here)
+        tried, own = sent(has, here)[:, None], q.gather(-1, token)
+        ratios.append(torch.where(own > 0, p.gather(-1, token) / own, 0.0))
+        residual = (p - q).clamp_(min=0)
+        mass = residual.sum(-1, keepdim=True)
+        p = torch.where(tried & (mass > 0), residual / mass, p)
+        struck = q.scatter(-1, token, 0.0)
+        left = struck.sum(-1, keepdim=True)
+        q = torch.where(tried, torch.where(left > 0, struck / left, struck), q)
+    laws[sent(inner, here)] = p  # what is drawn from where no child is taken
+    u = [chooser.uniform_of_token(position + depth) for depth in tree.depths()]
+    drawn = inverse_cdfs(laws, sent(torch.tensor(u, dtype=torch.float64), here))
+    numbers: list[float] = torch.cat([*(ratio[:, 0] for ratio in ratios), drawn.double()]).tolist()  # the one host sync
+    row, m = {node: i for i, node in enumerate(inner)}, len(inner)
+    path = [0]
+    while True:
+        node, at = path[-1], position + len(path) - 1
+        tries = enumerate(children[node]) if node in row else ()
+        ratio_of = [numbers[r * m + row[node]] for r, _ in enumerate(children[node])] if node in row else []
+        taken = next((c for r, c in tries if ratio_of[r] > 0 and chooser.accept(min(1.0, ratio_of[r]), at, r)), None)
+        if taken is None:
+            return Accepted(path, int(numbers[len(ratios) * m + node]))
+        path.append(taken)
 
 
 def typical(epsilon: float, delta: float) -> Verify:

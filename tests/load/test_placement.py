@@ -17,7 +17,9 @@ from harness.load.config import model_config, paper_models
 from harness.load.eagle_head import beside_last_layer
 from harness.load.kinds import KINDS, eagle_parameters
 from harness.load.placement import Need, device_map, need, on_gpus, split
+from methods.engine import llama
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
 
@@ -104,9 +106,10 @@ def put(module: nn.Module, device: torch.device) -> None:
                     store[name] = nn.Parameter(torch.zeros(tensor.shape, device=device), requires_grad=False)
 
 
-@pytest.fixture
-def spread(monkeypatch: pytest.MonkeyPatch) -> HFTarget:
-    """A target whose first half is on the CPU and whose second half is on torch's `meta` device, dispatched as over GPUs.
+@pytest.fixture(params=[HFTarget, LlamaTarget])
+def spread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HFTarget:
+    """A target, on transformers' module and on the lean forward. Its first half is on the CPU and its second half on torch's
+    `meta` device, dispatched as over GPUs.
 
     Meta tensors have no numbers but a device: an operation over both devices fails as it would on two GPUs.
     """
@@ -120,7 +123,9 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> HFTarget:
         put(model.get_submodule(name), device)
     names = {name: device.type for name, device in placed.items()}
     accelerate.dispatch_model(model, names, main_device="cpu", skip_keys=model._skip_keys_device_placement)
-    return HFTarget(model)
+    monkeypatch.setattr(llama, "is_lean", lambda model: True)
+    made: HFTarget = request.param(model)
+    return made
 
 
 def test_a_target_over_two_devices_prefills_steps_verifies_and_commits(spread: HFTarget) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.engine.native.library import NativeModel
 from methods.engine.native.target import NativeTarget
+from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
 
 BEYOND, DEEP = 256, 5  # tokens of a text; levels of a tree
@@ -116,7 +117,7 @@ def _masked(target: Any, tree: Tree, given: Given) -> tuple[Tensor, Tensor]:
         return features
 
     changed._forward = forward
-    features, logits = changed.verify(tree)
+    features, logits = HFTarget.verify(changed, tree)  # of its kinds the one whose forward can be given another mask
     target._n_pending = len(tree)
     return features, logits
 

@@ -29,7 +29,7 @@ class NativeTarget(HFTarget):
             build.NoNativeEngine: nothing can be compiled or run here.
         """
         super().__init__(model)
-        if not is_lean(model):
+        if self.device.type != "cpu" or not is_lean(model):
             raise ValueError(f"{type(model).__name__} with these settings has no native forward")
         model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config

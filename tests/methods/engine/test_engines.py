@@ -119,7 +119,7 @@ def test_an_engine_that_is_none_is_refused(asked: str, monkeypatch: pytest.Monke
         target_of(a_model())
     line = str(e.value)
     assert line.startswith(f"HARNESS_ENGINE={asked}: there is no such engine; choose from native, native:amx, ")
-    assert line.endswith(", native:portable, torch, module") and "\n" not in line
+    assert line.endswith(", native:portable, torch, static, module") and "\n" not in line
 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from scipy import stats
 
 from methods.base import SamplerParams
-from methods.engine.sampling import Chooser, argmax, inverse_cdf, probabilities, stream_key, uniform
+from methods.engine.sampling import Chooser, _Urn, argmax, inverse_cdf, probabilities, stream_key, uniform
 
 ALMOST_ONE = 1 - 2**-53
 SAMPLED = SamplerParams(8, temperature=1.0, key=123)
@@ -118,7 +118,7 @@ def test_random_numbers_are_those_that_recorded_results_were_drawn_with() -> Non
     assert stream_key(0, "gsm8k/1", 1, 0) == 2988722099848425758
     assert [uniform(7, b"token", 0), uniform(7, b"accept", 3, 2)] == [0.24006139007815974, 0.5482242835073033]
     q = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2], dtype=torch.float64)
-    assert Chooser(SAMPLED).children(q, 9, 4, 1) == [3, 4, 1, 0]
+    assert Chooser(SAMPLED).children(q, 9, 4, 1) == [3, 1, 4, 0]  # since each child has a uniform of its own
 
 
 def test_a_stream_is_named_by_everything_that_makes_a_sample() -> None:
@@ -165,6 +165,27 @@ def test_children_are_distinct_possible_and_as_many_as_there_are() -> None:
         children = Chooser(SAMPLED).children(q, 10, position, 0)
         assert sorted(children) == [1, 3, 4]
         assert Chooser(SAMPLED).children(q, 2, position, 0) == children[:2]
+
+
+def test_children_over_several_blocks_are_drawn_as_the_numbers_say() -> None:
+    """u lies in the interval of one token of what is left; a token that was drawn has none."""
+    q = torch.zeros(700, dtype=torch.float64)
+    q[[3, 300, 301, 699]] = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    for position in range(40):
+        left, found = q.clone(), Chooser(SAMPLED).children(q, 9, position, 5)
+        assert sorted(found) == [3, 300, 301, 699]
+        for rank, token in enumerate(found):
+            at = uniform(SAMPLED.key, b"draft", position, 5 + (rank << 32)) * float(left.sum())
+            assert float(left[:token].sum()) - 1e-12 <= at <= float(left[: token + 1].sum()) + 1e-12
+            left[token] = 0
+
+
+def test_rounding_at_the_ends_draws_no_token_without_mass() -> None:
+    q = torch.zeros(49_152, dtype=torch.float64)
+    q[[7, 256, 40_000]] = 1e-300
+    for u in (0.0, 0.5, ALMOST_ONE):
+        urn = _Urn(q)
+        assert sorted(urn.draw(u) for _ in range(3)) == [7, 256, 40_000] and urn.draw(u) == -1
 
 
 def test_nodes_and_positions_draw_their_own_children() -> None:
