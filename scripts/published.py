@@ -2,9 +2,9 @@
 
     python scripts/published.py COLLECTION.csv [--check]     # --check: change nothing; exit 1 where the two differ
 
-A row is taken if it is the paper's own and in `OWN`, or if it is another's `speedup` or tau of a cell that the paper's tables and
-figures have: the same model, method, task and temperature. Means count where they are of the same six tasks. Every row
-taken gets the definition of its number, and where that is known from.
+A row is taken if it is the paper's own and in `OWN`, or if it is another's `speedup` or tau of a cell that the paper's tables
+and figures have: the same model, method, task and temperature. So are EAGLE-1's acceptance rates by depth. Means count where
+they are of the same six tasks. Every row taken gets the definition of its number, and where that is known from.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from harness.paper.published import MEAN, PAPER, SAME  # noqa: E402
 
 OWN = ("Table 1", "Table 2", "Table 3 (ablation)", "Figure 1", "Figure 2", "Figure 6 / Sec 3.2", "Abstract")
 RATE = ("EAGLE-1 (arXiv 2401.15077v3)", "Table 4", "LLaMA2-Chat-7B", "Vanilla HF FP16", "tokens_per_s")
+RATES = ("EAGLE-1 (arXiv 2401.15077v3)", "Table 2")  # of acceptance by depth, `0-alpha` and so on
 REPEATED = {("EAGLE-1 (arXiv 2401.15077v3)", "Table 8")}  # the numbers of its Table 1 once more
 OTHER_MEANS = {"EAGLE-3", "GTO"}  # their means are of five and of three tasks
 METRICS = {"speedup": "speedup", "tau": "tau", "tau_mean_of_questions": "tau"}
@@ -65,7 +66,7 @@ def selected(collection: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     rows = [row for row in collection if row["value"]]
     of_cells = [row for row in rows if row["paper"] == PAPER and row["metric"] in METRICS]
     wanted = {_cell(row) for row in of_cells}
-    return [_defined(row) for row in rows if _is_own(row) or _is_rate(row) or _is_of(row, wanted)]
+    return [_defined(row) for row in rows if _is_own(row) or _is_rate(row) or _is_of_a_depth(row) or _is_of(row, wanted)]
 
 
 def _cell(row: dict[str, str]) -> tuple[str, ...]:
@@ -79,6 +80,10 @@ def _is_own(row: dict[str, str]) -> bool:
 
 def _is_rate(row: dict[str, str]) -> bool:
     return tuple(row[key] for key in ("paper", "table", "model", "method", "metric")) == RATE
+
+
+def _is_of_a_depth(row: dict[str, str]) -> bool:
+    return (row["paper"], row["table"]) == RATES and row["metric"].endswith("-alpha")
 
 
 def _is_of(row: dict[str, str], wanted: set[tuple[str, ...]]) -> bool:

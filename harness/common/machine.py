@@ -137,6 +137,12 @@ def cpu_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in text.splitlines() if line.startswith("flags")), set())
 
 
+def commit_here() -> str | None:
+    """The commit of the checkout that this code is in, `-dirty` behind it where files were changed; None outside of one."""
+    commit, is_dirty = _git()
+    return commit and f"{commit}{'-dirty' if is_dirty else ''}"
+
+
 def _git() -> tuple[str | None, bool | None]:
     here = Path(__file__).resolve().parent
 

@@ -92,6 +92,8 @@ class _Counted:
         self.levels = self.rows = 0
 
     def __getattr__(self, name: str) -> Any:
+        if name == "drafted":  # a draft made as a whole has no levels to count
+            raise AttributeError(name)
         return getattr(self._drafter, name)
 
     def root_logits(self) -> torch.Tensor:

@@ -1,0 +1,144 @@
+"""`harness predict`: what the paper's tau would give on a machine whose costs were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.commands.options import PATH, examples, include_all, include_option, json_option, option
+from harness.common.bounds import bounded
+from harness.common.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.costs.table import CostTable
+    from harness.load.config import ModelConfig
+
+
+@click.command("predict", epilog=examples("harness predict", "harness predict --costs results/costs --model vicuna-7b"))
+@option("--costs", type=PATH, default=None, metavar="DIR|FILE", help="Tables of `harness costs` (default: those shipped).")
+@option("--model", "models", multiple=True, metavar="NAME", help="Targets of the paper; repeatable (default: all with costs).")
+@option("--prompt-tokens", type=int, default=None, help="Of a prompt (default: the task's mean).")
+@option("--answer-tokens", type=int, default=None, help="Of an answer (default: 256).")
+@option("--results", type=PATH, default=None, metavar="DIR", help="Instead: hold the model against a ledger's decode speedups.")
+@option("--out", type=PATH, default=None, help="Also write the tables there.")
+@json_option
+@include_option
+def command(
+    costs: Path | None, models: tuple[str, ...], prompt_tokens: int | None, answer_tokens: int | None, results: Path | None,
+    out: Path | None, as_json: bool, includes: tuple[Path, ...],
+) -> None:  # fmt: skip
+    """Predict the paper's speedups from its tau and from measured costs: which are consistent, which not and by how much.
+
+    No weights are needed: `harness costs --random-weights` measures a target's costs on the machine at hand.
+    """
+    bounded("--prompt-tokens", prompt_tokens)
+    bounded("--answer-tokens", answer_tokens, least=2)
+    include_all(includes)
+    if results is not None:
+        _against_ledger(costs, results, out, as_json)
+        return
+    from harness.common.files_written import files_written
+    from harness.costs.splits import checked
+    from harness.forms.table import json_rows, write_forms
+    from harness.forms.terminal import print_table
+    from harness.load.config import paper_model
+    from harness.paper.prediction import ANSWER, PROMPTS, Lengths, chain_rates, deeper_levels, predict
+    from harness.paper.prediction_tables import deeper_table, predictions_table, splits_table
+
+    wanted = {paper_model(name).name for name in models}
+    found = [(table, config) for table in _tables(costs) if (config := _of_the_paper(table))]
+    kept = [(table, config) for table, config in found if not wanted or table.model in wanted]
+    if lacking := sorted(wanted - {table.model for table, _ in kept}):
+        there = ", ".join(sorted({table.model for table, _ in found})) or "none"
+        raise UserError(f"no costs of {lacking[0]} there; targets of the paper with costs: {there}; "
+                        f"`harness costs --model {lacking[0]} --random-weights` measures them")  # fmt: skip
+    if not kept:
+        raise UserError(f"{costs or 'the shipped tables'}: no costs of a target of the paper there")
+    answer = answer_tokens or ANSWER
+    lengths = {task: Lengths(prompt_tokens or n, answer) for task, n in PROMPTS.items()}
+    default = Lengths(prompt_tokens or round(sum(PROMPTS.values()) / len(PROMPTS)), answer)
+    told = f"prompts of {prompt_tokens}" if prompt_tokens else "prompts of each task's mean"
+    tables = [predictions_table([
+        (table, predict(table, config, lengths, default), [f"{told} tokens, answers of {answer}", *_about(table)])
+        for table, config in kept
+    ])]  # fmt: skip
+    levels = [(table, whose, deeper_levels(table, rates, default.context)) for table, config in kept if table.has_head
+              for whose, rates in chain_rates(config)]  # fmt: skip
+    tables += [deeper_table(levels)] if levels else []
+    tables.append(splits_table(checked()))
+    for i, table in enumerate(tables):
+        click.echo() if i else None
+        print_table(table)
+    if out is not None:
+        click.echo(files_written([file for table in tables for file in write_forms(table, out)]), err=True)
+    if as_json:
+        click.echo(json_rows(tables[:1]))
+
+
+def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json: bool) -> None:
+    from harness.common.files_written import files_written
+    from harness.forms.table import json_rows, write_forms
+    from harness.forms.terminal import print_table
+    from harness.ledger.ledger import read, read_env
+    from harness.paper.held_against import against
+    from harness.paper.prediction_tables import held_table
+
+    records = list(read(results))
+    where = {name: _where(read_env(results, name) or {}) for name in {r["env"] for r in records}}
+    shown = []
+    for table in _tables(costs):
+        m = table.machine
+        wanted = (table.model, m.dtype, m.threads, m.gpu or m.cpu, m.engine)
+        mine = [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]
+        if mine and table.frequent is None:
+            shown.append(held_table(table, against(table, mine)))
+    if not shown:
+        raise UserError(f"{costs or 'the shipped tables'}: no costs of what {results} was measured on; `harness costs` with its "
+                        "--model, --dtype and --threads measures them")  # fmt: skip
+    for i, one in enumerate(shown):
+        click.echo() if i else None
+        print_table(one)
+    if out is not None:
+        click.echo(files_written([file for one in shown for file in write_forms(one, out)]), err=True)
+    if as_json:
+        click.echo(json_rows(shown))
+
+
+def _where(env: Mapping[str, Any]) -> tuple[str, str]:
+    """The processor that a ledger was measured on, and the engine."""
+    return env.get("gpu") or env.get("cpu", ""), (env.get("target_parts") or {}).get("engine", "")
+
+
+def _tables(costs: Path | None) -> list[CostTable]:
+    from importlib import resources
+
+    from harness.costs.table import read
+
+    if costs is None:
+        with resources.as_file(resources.files("harness.costs") / "tables") as folder:
+            return [read(file) for file in sorted(folder.rglob("*.json"))]
+    if not costs.exists():
+        raise UserError(f"--costs {costs}: no such file or folder")
+    files = [costs] if costs.is_file() else sorted(costs.rglob("*.json"))
+    if not files:
+        raise UserError(f"--costs {costs}: no table of costs there")
+    return [read(file) for file in files]
+
+
+def _of_the_paper(table: CostTable) -> ModelConfig | None:
+    """The paper's target that costs are of; None where they are of another model."""
+    from harness.load.config import model_config, paper_models
+
+    return model_config(table.model) if table.model in paper_models().values() else None
+
+
+def _about(table: CostTable) -> list[str]:
+    said = ["random weights"] if table.random_weights else []
+    if table.is_scaled:
+        said.append(f"{table.layers_measured} of {table.architecture.num_hidden_layers} layers measured, the others scaled")
+    if table.frequent:
+        said.append(f"the draft head over {table.frequent:,} frequent tokens")
+    return ["; ".join(said)] if said else []

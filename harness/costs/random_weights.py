@@ -1,0 +1,99 @@
+"""A target of any LLaMA's sizes without its weights: random ones cost the same to read and to multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.common.errors import UserError
+from harness.load.architecture import Architecture
+from harness.load.placement import BYTES, TREE_TOKENS, WORKSPACE, need
+from harness.load.preflight import free_memory
+from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.engines import eagle_drafter, target_of
+from methods.engine.target import HFTarget
+
+EPS, ROPE_THETA = 1e-5, 10_000.0  # which cost nothing, whatever they are
+SPREAD = 0.02  # of the weights
+LEAST_LAYERS = 2  # where not all are there
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A target and its draft head, if it has one. The target's first `layers` of `of` are there."""
+
+    target: HFTarget
+    drafter: EagleDrafter | None
+    layers: int
+    of: int
+
+
+def layers_that_fit(sizes: Architecture, dtype: str, context: int, room: int, *, copies: int) -> int:
+    """How many of a target's layers fit into `room` bytes beside its embedding, LM head and draft head.
+
+    copies: how often an engine holds its weights: a CPU's has them once more, packed.
+
+    Raises:
+        UserError: not even two, by whose difference the others' cost is known; or the only one that it has.
+    """
+    size = BYTES[dtype]
+    what = need(sizes, dtype, context, drafters=size * (sizes.n_layer + 2 * sizes.hidden_size**2 + sizes.n_kv(context)))
+    fixed = what.first + copies * what.last + (copies - 1) * what.embedding
+    layer = copies * size * sizes.n_layer + size * sizes.n_kv(context + TREE_TOKENS)
+    n = int((room - fixed) // layer)
+    least = min(LEAST_LAYERS, sizes.num_hidden_layers)
+    if n < least:
+        raise UserError(
+            f"{least} of its layers with the embedding, LM head and draft head take {(fixed + least * layer) / 1e9:.1f} GB in "
+            f"{dtype}; {max(room, 0) / 1e9:.1f} GB are free here"
+        )
+    return min(n, sizes.num_hidden_layers)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a target may take on a device."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return int(free) - WORKSPACE
+
+
+def random_target(sizes: Architecture, dtype: str, context: int, device: torch.device, layers: int) -> Stand:
+    """A target of these sizes with `layers` layers, and an EAGLE head for it, with random weights.
+
+    context: tokens that its rotary table has to reach.
+    """
+    named = getattr(torch, dtype)
+    config = LlamaConfig(
+        hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_hidden_layers=layers,
+        num_attention_heads=sizes.num_attention_heads, num_key_value_heads=sizes.num_key_value_heads,
+        vocab_size=sizes.vocab_size, tie_word_embeddings=sizes.tie_word_embeddings, rms_norm_eps=EPS,
+        max_position_embeddings=context, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+    )  # fmt: skip
+    with torch.device("meta"):
+        empty: Any = LlamaForCausalLM(config).to(named)
+    model = empty.to_empty(device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its table is computed, not loaded
+    model.tie_weights()
+    _fill(model)
+    with torch.device(device):
+        head = EagleHead(
+            HeadConfig(
+                hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
+                num_attention_heads=sizes.num_attention_heads, num_key_value_heads=sizes.num_key_value_heads,
+                rms_norm_eps=EPS, rope_theta=ROPE_THETA, vocab_size=sizes.vocab_size,
+            )
+        ).to(named)  # fmt: skip
+    _fill(head)
+    target = target_of(model.requires_grad_(False))
+    frequent = torch.arange(sizes.vocab_size)  # which tokens they are costs nothing
+    drafter = eagle_drafter(target, head.requires_grad_(False), target.embedding, frequent)
+    return Stand(target, drafter, layers, sizes.num_hidden_layers)
+
+
+@torch.no_grad()
+def _fill(module: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    for name, parameter in module.named_parameters():
+        parameter.fill_(1.0) if "norm" in name else parameter.uniform_(-SPREAD, SPREAD)

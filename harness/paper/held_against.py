@@ -1,0 +1,158 @@
+"""The cost model held against a ledger: decode speedups predicted from its tau, its trees and costs, beside the measured ones.
+
+Of a method nothing is taken but what its records count: tokens, and the nodes of each tree. All seconds come from a table of
+costs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import methods
+from harness.common.names import SIX_TASKS, method_order
+from harness.costs.table import CostTable
+from harness.costs.work import StepWork, work_of
+from harness.ledger.record import Record
+
+WITHIN = 0.05
+CONTEXT_STEP = 32  # contexts are told apart no finer
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A method's decode speedup over the tasks of a ledger, measured and predicted, and each cost of a step in plain steps.
+
+    `why`: what it was not predicted for. `verify`, `draft`, `other`: (measured, predicted).
+    """
+
+    method: str
+    preset: str
+    temperature: float
+    tau: float
+    measured: float
+    predicted: float | None = None
+    verify: tuple[float, float] | None = None
+    draft: tuple[float, float] | None = None
+    other: tuple[float, float] | None = None
+    why: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Of what was measured; + where the model says more."""
+        return None if self.predicted is None else self.predicted / self.measured - 1
+
+    @property
+    def most_off(self) -> str:
+        """The cost that is furthest off, in plain steps."""
+        parts = {name: p[1] - p[0] for name in ("verify", "draft", "other") if (p := getattr(self, name)) is not None}
+        if not parts:
+            return ""
+        name = max(parts, key=lambda n: abs(parts[n]))
+        return f"c_{name} {parts[name]:+.2f}"
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Seconds and counts of a cell's steps; `predicted`: milliseconds by the table, of each part."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    target: float = 0.0
+    drafter: float = 0.0
+    predicted: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, record: Record, prices: _Prices, work: StepWork | None) -> None:
+        trace: Any = record["trace"]
+        self.steps += len(trace["accepted"])
+        self.tokens += sum(n + 1 for n in trace["accepted"])
+        self.seconds += sum(trace["draft_s"]) + sum(trace["verify_s"])
+        self.target += sum(trace["target_s"])
+        self.drafter += sum(trace["drafter_s"])
+        if work is None:
+            return
+        context = record["n_prompt"]
+        for nodes, accepted in zip(trace["tree_size"], trace["accepted"], strict=True):
+            near = max(round(context / CONTEXT_STEP), 1) * CONTEXT_STEP
+            for part, ms in zip(("verify", "draft", "other"), prices.step(work, nodes, accepted + 1, near), strict=True):
+                self.predicted[part] += ms
+            context += accepted + 1
+
+
+def against(table: CostTable, records: Iterable[Record]) -> list[Held]:
+    """Every cell of a ledger whose records have traces, vanilla's own among them, in the order of tables.
+
+    Tasks are pooled; each method's plain steps are vanilla's on the same prompts.
+    """
+    cells: dict[tuple[float, str, str], dict[tuple[str, str, int], Record]] = defaultdict(dict)
+    for r in records:
+        if r["status"] == "ok" and not r["is_warmup"] and r["trace"] and r["trace"]["accepted"] and r["task"] in SIX_TASKS:
+            cells[r["temperature"], r["method"], r["preset"]][r["task"], r["sample_id"], r["turn"]] = r
+    found = []
+    for temperature, name, preset in sorted(cells, key=lambda cell: (cell[0], method_order(cell[1]), cell[2])):
+        own = cells[temperature, name, preset]
+        plain = cells.get((temperature, "vanilla", "paper"), {})
+        both = own.keys() & plain.keys()
+        if not both:
+            continue
+        options = next(iter(own.values()))["options"]
+        work, why = _work(name, options, temperature)
+        base, cell, prices = _Sums(), _Sums(), _Prices(table)
+        for key in both:
+            base.add(plain[key], prices, StepWork(1, is_plain=True))
+            cell.add(own[key], prices, work)
+        found.append(_held(name, preset, temperature, base, cell, why))
+    return found
+
+
+def _held(name: str, preset: str, temperature: float, base: _Sums, cell: _Sums, why: str) -> Held:
+    plain_s, plain_ms = base.seconds / base.steps, sum(base.predicted.values()) / base.steps
+    tau = cell.tokens / cell.steps
+    measured = tau * plain_s / (cell.seconds / cell.steps)
+    if why:
+        return Held(name, preset, temperature, tau, measured, why=why)
+    took = {"verify": cell.target, "draft": cell.drafter, "other": cell.seconds - cell.target - cell.drafter}
+    verify, draft, other = (
+        (s / cell.steps / plain_s, cell.predicted[part] / cell.steps / plain_ms) for part, s in took.items()
+    )  # fmt: skip
+    predicted = tau * plain_ms / (sum(cell.predicted.values()) / cell.steps)
+    return Held(name, preset, temperature, tau, measured, predicted, verify, draft, other)
+
+
+def _work(name: str, options: Any, temperature: float) -> tuple[StepWork | None, str]:
+    if name not in methods.names():
+        return None, "a method that is not registered here"
+    m = methods.get(name)
+    if m.drafter is not None and not m.needs_head:
+        return None, f"{methods.DRAFTERS[m.drafter]}: no costs"
+    if m.drafter is None and not m.external:
+        return StepWork(1, is_plain=name == "vanilla"), ""  # its rows stand in the records
+    found = work_of(m, {**m.options, **dict(options or {})}, temperature)
+    return found, "" if found else "how often it drafts depends on the text"
+
+
+class _Prices:
+    """Milliseconds by a table of costs, each looked up once."""
+
+    def __init__(self, table: CostTable):
+        self.outside = table.outside
+        self.verify = cache(lambda rows, context: table.verify(rows, context).ms)
+        self.plain = cache(lambda context: table.plain(context).ms)
+        self._observe = cache(lambda tokens, context: table.observe(tokens, context).ms)
+        self._levels = cache(
+            lambda work, context: work.root * table.root(context).ms + sum(table.level(n, context).ms for n in work.levels)
+        )
+
+    def step(self, work: StepWork, nodes: int, tokens: int, context: int) -> tuple[float, float, float]:
+        """(target, drafter, outside both) of a step that verified so many nodes and emitted so many tokens."""
+        o = self.outside
+        if work.is_plain:
+            return self.plain(context), 0.0, o.plain
+        rows = work.root + sum(work.levels)
+        other = o.step + o.level * work.depth + o.row * rows + o.node * nodes + o.token * tokens
+        draft = self._observe(tokens, context) + self._levels(work, context) if work.depth else 0.0
+        return self.verify(nodes + 1, context), draft, other

@@ -1,0 +1,223 @@
+"""What the paper's tau would give on a machine whose costs were measured: a speedup for each cell of its tables.
+
+    decode speedup = tau / (c_verify + c_draft + c_other)
+
+The costs are of one step, in steps of plain decoding (EAGLE-2, arXiv 2406.16858, reports tau and speedup, not costs). tau is
+of the target and the text and hardly of the machine; costs are of the machine alone. So a published speedup is consistent with
+a machine where its tau and the machine's costs give it. Where they do not, the paper's machine had another cost of a step,
+which tau over speedup tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import methods
+from harness.costs.table import CostTable, Figure, Sum
+from harness.costs.work import StepWork, work_of
+from harness.load.config import ModelConfig
+from harness.paper.published import ITEMS, Item, PaperCell, cells, numbers
+
+ANSWER = 256  # tokens
+# Mean tokens of the paper's prompts, template included, by SmolLM2's tokenizer: results/smollm2-135m-claims, the first 40 of each
+# task; of mt_bench both turns, with a first answer of at most 64 tokens.
+PROMPTS = {"mt_bench": 128, "humaneval": 174, "gsm8k": 95, "alpaca": 41, "cnn_dm": 774, "natural_questions": 42}
+WITHIN = 0.05  # a published speedup so near to the predicted one, or within its interval, is consistent
+
+
+class Range(NamedTuple):
+    """A predicted number, with the interval that the costs' own noise gives it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Of one step of a method in plain steps, and `plain_ms`, the milliseconds of one of those."""
+
+    plain_ms: float
+    verify: float
+    draft: float
+    other: float
+    variance: float  # of their sum
+
+    @property
+    def total(self) -> float:
+        return self.verify + self.draft + self.other
+
+    def speedup(self, tau: float) -> Range:
+        """The decode speedup that a tau gives."""
+        spread = 1.96 * math.sqrt(self.variance)
+        return Range(tau / self.total, tau / (self.total + spread), tau / max(self.total - spread, 1e-9))
+
+
+def step_costs(table: CostTable, work: StepWork, tau: float, context: int) -> StepCosts:
+    """What a step of such work costs. tau: how many accepted tokens the head runs over after it.
+
+    Raises:
+        ValueError: the method drafts with a head, and none was measured.
+    """
+    plain = table.plain(context)
+    o = table.outside
+    if work.is_plain:
+        return StepCosts(plain.ms + o.plain, 1.0, 0.0, 0.0, 0.0)
+    drafting: list[Figure] = []
+    if work.depth:
+        if not table.has_head:
+            raise ValueError(f"the costs of {table.model} were measured without a draft head")
+        drafting = [table.observe(tau, context), *[table.root(context)] * work.root]
+        drafting += [table.level(n, context) for n in work.levels]
+    verify, draft = table.verify(work.rows, context), Sum.of(drafting)
+    rows = work.root + sum(work.levels)
+    other = o.step + o.level * work.depth + o.row * rows + o.node * work.nodes + o.token * tau
+    base = plain.ms + o.plain
+    total = verify.ms + draft.ms + other
+    relative = (verify.variance + draft.variance) / total**2 + plain.variance / base**2
+    return StepCosts(base, verify.ms / base, draft.ms / base, other / base, (total / base) ** 2 * relative)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A cell of the paper's tables, and what its tau gives here. `costs`, `decode`, `end_to_end`: None where `why` says."""
+
+    item: Item
+    cell: PaperCell
+    tau: float
+    published: float | None
+    costs: StepCosts | None = None
+    decode: Range | None = None
+    end_to_end: float | None = None
+    why: str = ""
+
+    @property
+    def needed(self) -> float | None:
+        """What a step must have cost on the paper's machine: tau over speedup."""
+        return self.tau / self.published if self.published else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether tau and this machine's costs give the published speedup."""
+        if self.decode is None:
+            return f"not predicted: {self.why}"
+        if self.published is None:
+            return "no published speedup"
+        off = self.published / self.decode.value - 1
+        if abs(off) <= WITHIN or self.decode.low <= self.published <= self.decode.high:
+            return "consistent"
+        return f"published is {abs(off):.0%} {'higher' if off > 0 else 'lower'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a prompt, and of an answer."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def context(self) -> int:
+        """The mean context of a step."""
+        return self.prompt + self.answer // 2
+
+
+def predict(table: CostTable, config: ModelConfig, lengths: Mapping[str, Lengths], default: Lengths) -> list[Predicted]:
+    """Every cell of Tables 1 to 3 that the paper has for a target. lengths: by task; `default` where it is none of them."""
+    found = []
+    for item in ITEMS:
+        if item.kind == "table":
+            for cell in cells(item):
+                if cell.model == config.paper and cell.tau:
+                    found.append(_predicted(item, cell, table, config, lengths.get(cell.task_here, default)))
+    return found
+
+
+def _predicted(item: Item, cell: PaperCell, table: CostTable, config: ModelConfig, lengths: Lengths) -> Predicted:
+    tau = cell.tau[0].value
+    bare = Predicted(item, cell, tau, cell.speedup[0].value if cell.speedup else None)
+
+    def lacking(why: str) -> Predicted:
+        return Predicted(item, cell, tau, bare.published, why=why)
+
+    if cell.method_here is None:
+        return lacking("no method of ours")
+    m = methods.get(cell.method_here)
+    options = m.resolve("paper", {}, config.presets if m.needs_head else {})
+    work = work_of(m, options, cell.temperature)
+    if work is None:
+        return lacking("its draft depends on the text" if m.drafter is None else f"{methods.DRAFTERS[m.drafter]}: no costs")
+    if work.depth and not table.has_head:
+        return lacking("no draft head was measured")
+    costs = step_costs(table, work, tau, lengths.context)
+    return Predicted(item, cell, tau, bare.published, costs, costs.speedup(tau), end_to_end(table, costs, work, tau, lengths))
+
+
+def end_to_end(table: CostTable, costs: StepCosts, work: StepWork, tau: float, lengths: Lengths) -> float:
+    """The speedup of a whole answer, its prefill included: the target's and, where there is a head, the head's."""
+    prefill = _per_token(table, lengths.prompt, head=False)
+    both = prefill + (_per_token(table, lengths.prompt, head=True) if work.depth else 0.0)
+    steps = max(lengths.answer - 1, 1)
+    return (prefill + steps * costs.plain_ms) / (both + steps / tau * costs.total * costs.plain_ms)
+
+
+def _per_token(table: CostTable, tokens: int, *, head: bool) -> float:
+    """Milliseconds of a prefill of so many tokens; outside the contexts measured, in proportion."""
+    known = {c.tokens: f.ms for c in table.contexts if (f := c.head_prefill if head else c.prefill) is not None}
+    if not known:
+        return 0.0
+    least, most = min(known), max(known)
+    if tokens <= least:
+        return known[least] * tokens / least
+    if tokens >= most:
+        return known[most] * tokens / most
+    below, above = max(t for t in known if t <= tokens), min(t for t in known if t >= tokens)
+    if below == above:
+        return known[below]
+    return known[below] + (known[above] - known[below]) * (tokens - below) / (above - below)
+
+
+@dataclass(frozen=True, slots=True)
+class Deeper:
+    """One level more of a chain: what it adds to tau, what it may cost to pay and what it costs here, both in plain steps.
+
+    `tau`, `speedup`: of the chain with this level as its last.
+    """
+
+    depth: int
+    gain: float
+    pays_under: float
+    costs: float
+    tau: float
+    speedup: float
+
+    @property
+    def pays(self) -> bool:
+        return self.costs < self.pays_under
+
+
+def deeper_levels(table: CostTable, rates: Sequence[float], context: int) -> list[Deeper]:
+    """Of a chain of drafts with these acceptance rates by depth: what each level may cost to pay, and what it costs here.
+
+    With d levels tau is 1 + a1 + a1 a2 + ... and a step costs C; with none it is plain decoding. A further level pays where what
+    it adds to C, over C, is less than what it adds to tau, over tau.
+    """
+    found, tau, reached, before = [], 1.0, 1.0, 1.0
+    for depth, rate in enumerate(rates, start=1):
+        reached *= rate
+        after = step_costs(table, StepWork(depth + 1, (1,) * (depth - 1), 1), tau + reached, context).total
+        found.append(Deeper(depth, reached, before * reached / tau, after - before, tau + reached, (tau + reached) / after))
+        tau, before = tau + reached, after
+    return found
+
+
+def chain_rates(config: ModelConfig) -> list[tuple[str, tuple[float, ...]]]:
+    """What EAGLE-1's paper reports of a target: acceptance rates by depth of a chain, and in words of what."""
+    found: dict[str, dict[str, float]] = {}
+    for n in numbers():
+        if n.model == config.paper and n.metric.endswith("-alpha"):
+            found.setdefault(f"{n.model}, {n.task}, T = {n.temperature}", {})[n.metric] = n.value
+    return [(whose, tuple(rates[key] for key in sorted(rates))) for whose, rates in found.items()]

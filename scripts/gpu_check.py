@@ -1,0 +1,128 @@
+"""What `gpu_check.sh` runs: each part is a process of its own with a time limit, and leaves a JSON file.
+
+The parts, what is worth most first:
+
+1. tiny: every method on the tiny model of the tests in float32, launched call by call and as graphs: all outputs vanilla's.
+2. costs of vicuna-7b, llama3-instruct-8b and vicuna-13b, random weights: as graphs, call by call, on transformers' module.
+3. predict: what the paper's tau would give with these costs.
+4. train: 200 steps of a draft head for the tiny model.
+5. embedded: EAGLE-2 and vanilla on the embedded target, where its weights are in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "tests/tiny/tiny.yaml"
+LEAST_S = 20  # a part is not begun with less time left
+MODELS = ("vicuna-7b", "llama3-instruct-8b", "vicuna-13b")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A command of the harness. `engine`: HARNESS_ENGINE; `most_s`: seconds that it may take."""
+
+    name: str
+    words: tuple[str, ...]
+    engine: str
+    most_s: float
+
+
+def parts(out: Path, on_cpu: bool) -> Iterator[Part]:
+    """All parts in order. On a CPU, where this is a rehearsal, sizes are cut to what a minute can do."""
+    engines = ("static", "torch", "module")
+    few = ("--limit", "1", "--max-new-tokens", "8" if on_cpu else "32")
+    for engine in engines[:2]:
+        for temperature in ("0", "1"):
+            words = ("run", "--model", str(TINY), "--method", "all", "--task", "all", "--source", "bundled", *few, "--dtype",
+                     "float32", "--temperature", temperature, "--out", str(out / f"tiny-{engine}"), "--json")  # fmt: skip
+            yield Part(f"tiny, {engine}, T = {temperature}", words, engine, 60)
+    for model in MODELS:
+        for engine in engines:
+            cut = ("--layers", "2", "--context", "128", "--rounds", "1") if on_cpu else ("--context", "512", "--rounds", "5")
+            words = ("costs", "--model", model, "--random-weights", *cut, "--dtype", "bfloat16" if on_cpu else "float16", "--out",
+                     str(out / "costs" / engine), "--json")  # fmt: skip
+            yield Part(f"costs, {model}, {engine}", words, engine, 120)
+    yield Part("predict", ("predict", "--costs", str(out / "costs"), "--out", str(out / "predicted"), "--json"), "", 30)
+    train = ("train", "eagle", "--model", str(TINY), "--work", str(out / "work"), "--out", str(out / "head"), "--answer-tokens",
+             "2000", "--text-tokens", "0", "--tokens", "20000")  # fmt: skip
+    yield Part("train", train, "torch" if on_cpu else "", 90)
+    for engine in engines[:2]:
+        there = ("--out", str(out / f"embedded-{engine}"), "--json")
+        words = ("run", "--method", "eagle2", "--task", "gsm8k", "--source", "bundled", *few, *there)
+        yield Part(f"embedded, {engine}", words, engine, 60)
+
+
+def run(part: Part, on_cpu: bool, seconds: float) -> dict[str, object]:
+    """Run a part for at most so many seconds; -> what came of it."""
+    environment = os.environ | ({"HARNESS_ENGINE": part.engine} if part.engine else {})
+    if on_cpu:
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *part.words], env=environment, capture_output=True, text=True, timeout=seconds
+        )
+        code: int | None = done.returncode
+        out, err = done.stdout, done.stderr
+    except subprocess.TimeoutExpired as e:
+        code, out, err = None, (e.stdout or b"").decode(errors="replace"), (e.stderr or b"").decode(errors="replace")
+    value = None
+    if "--json" in part.words and code is not None and out.strip():
+        try:
+            value = json.loads(out.splitlines()[-1])
+        except ValueError:
+            pass
+    return {"part": part.name, "engine": part.engine, "command": " ".join(part.words), "exit": code,
+            "seconds": round(time.monotonic() - began, 1), "result": value, "stderr": err[-2000:]}  # fmt: skip
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    given = parser.parse_args()
+    import torch
+
+    on_cpu = given.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        print("no CUDA device is seen here; `--device cpu` rehearses on the CPU", file=sys.stderr)
+        return 2
+    out: Path = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    name = "CPU" if on_cpu else torch.cuda.get_device_name()
+    ends, found, failed = time.monotonic() + 60 * given.minutes, list[dict[str, object]](), 0
+    for part in parts(out, on_cpu):
+        left = ends - time.monotonic()
+        if left < LEAST_S:
+            made: dict[str, object] = {"part": part.name, "engine": part.engine, "exit": None, "stderr": "no time was left"}
+        else:
+            print(f"{part.name} ...", file=sys.stderr, flush=True)
+            made = run(part, on_cpu, min(part.most_s, left))
+            wrong = [c for c in made["result"] if c.get("identical", 1) != 1] if part.name.startswith("tiny, ") and isinstance(
+                made["result"], list) else []  # fmt: skip
+            if wrong and part.name.endswith("T = 0"):
+                made["not vanilla's"] = wrong
+            failed += made["exit"] != 0 or "not vanilla's" in made
+        found.append(made)
+        whole = {"device": name, "torch": torch.__version__, "minutes": given.minutes, "parts": found}
+        file = out / "summary.json"
+        file.with_suffix(".tmp").write_text(json.dumps(whole, indent=1) + "\n")
+        file.with_suffix(".tmp").replace(file)
+    for made in found:
+        print(f"{'ok' if made['exit'] == 0 else made['exit']!s:5} {made.get('seconds', 0):6} s  {made['part']}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
