@@ -2,12 +2,13 @@
 
 So a drift of the machine hits all parts alike. A plain step comes before whatever the draft head does, as in decoding a forward
 of the target does: else a small head's weights would still lie in the processor's cache, and cost less than they do. A target of
-which not all layers fit is measured whole and with half of its layers: each round's difference is what the layers that are not
-there would add.
+which not all layers fit is measured whole and with half of its layers: their difference is what the layers that are not there
+would add.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -63,13 +64,17 @@ class _Samples:
         return self.plan.layers_measured // 2
 
     def figure(self, name: Any) -> Figure:
-        """Of all layers: those that are not there cost what those between half and whole do."""
-        whole, half = self.whole[name], self.half.get(name)
-        missing = self.plan.layers - self.plan.layers_measured
-        if not missing or half is None:  # a draft head has all of its layers
-            return Figure.of(whole)
-        a_layer = [(w - h) / (self.plan.layers_measured - self.n_half) for w, h in zip(whole, half, strict=True)]
-        return Figure.of([max(w + missing * a, w) for w, a in zip(whole, a_layer, strict=True)])
+        """Of all layers: those that are not there cost what those between half and whole do.
+
+        From the medians of both and not round by round: what disturbs one of them would be scaled up with the layers.
+        """
+        whole, missing = Figure.of(self.whole[name]), self.plan.layers - self.plan.layers_measured
+        if not missing or name not in self.half:  # a draft head has all of its layers
+            return whole
+        half, times = Figure.of(self.half[name]), missing / (self.plan.layers_measured - self.n_half)
+        ms = max(whole.ms + times * (whole.ms - half.ms), whole.ms)
+        spread = 1.96 * math.sqrt((1 + times) ** 2 * whole.variance + times**2 * half.variance)
+        return Figure(ms, max(ms - spread, whole.low), ms + spread)
 
 
 @torch.inference_mode()

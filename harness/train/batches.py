@@ -47,6 +47,10 @@ class Batch:
     trained: Tensor
     prompt: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(x.to(device, non_blocking=True) for x in (self.ids, self.features, self.trained, self.prompt)))
+
 
 def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
     """Conversations as one batch, each cut to `max_length` tokens."""
@@ -67,17 +71,17 @@ def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
 MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
 
 
-def held_out_batches(items: list[Conversation], hidden: int) -> Iterator[tuple[slice, Batch]]:
-    """(which of the items in order of length, their batch), so that texts of one length share a batch."""
+def held_out_batches(items: list[Conversation], embedding: Tensor) -> Iterator[tuple[slice, Batch]]:
+    """(which of the items in order of length, their batch where the embedding is), so that texts of one length share a batch."""
     items = sorted(items, key=lambda c: len(c.ids))
     for first in range(0, len(items), 8):
         here = slice(first, first + 8)
-        yield here, collate(items[here], MOST_HELD_OUT, hidden)
+        yield here, collate(items[here], MOST_HELD_OUT, embedding.shape[1]).to(embedding.device)
 
 
 def target_tokens(batch: Batch, lm_head: Tensor) -> Tensor:
     """The target's argmax after each pair [b, n-1], 0 where the pair is not trained."""
-    target = torch.zeros(batch.trained.shape, dtype=torch.long)
+    target = torch.zeros(batch.trained.shape, dtype=torch.long, device=batch.ids.device)
     target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
     return target
 
@@ -116,7 +120,7 @@ def some_pairs(embedding: Tensor, pool: list[Conversation], settings: TrainSetti
     chosen = np.random.default_rng(settings.seed).permutation(len(pool))
     inputs, truth, n = [], [], 0
     for i in chosen:
-        batch = collate([pool[i]], settings.max_length, embedding.shape[1])
+        batch = collate([pool[i]], settings.max_length, embedding.shape[1]).to(embedding.device)
         rows = (batch.trained | batch.prompt)[0]
         pair = torch.cat([F.embedding(batch.ids[0, 1:], embedding), batch.features[0, :-1]], dim=-1)
         inputs.append(pair[rows].float())

@@ -58,7 +58,7 @@ def resume(
     if not file.exists():
         return Progress()
     try:
-        saved = torch.load(file, weights_only=True)  # numbers alone: a folder of somebody else's runs no code
+        saved = torch.load(file, weights_only=True, map_location="cpu")  # numbers alone: a folder of somebody else's runs no code
     except Exception as e:  # of a corrupted pickle nearly any error may come
         raise UserError(f"{file} is no checkpoint that can be read ({in_one_line(e)}); move it away") from None
     now, before = _plain(settings), _plain(TrainSettings()) | saved["settings"]  # a setting added since has its default

@@ -69,7 +69,7 @@ def initialise(head: EagleHead, embedding: Tensor, pool: list[Conversation], set
         mean = torch.zeros_like(mean)
     if settings.linear_start:
         x = (x - mean) / std
-        offset = y.mean(0) if head.fc.bias is not None else torch.zeros(y.shape[1])
+        offset = y.mean(0) if head.fc.bias is not None else torch.zeros_like(y[0])
         gram = (x.T @ x).double()
         gram.diagonal().add_(1e-3 * len(x))
         head.fc.weight.copy_(torch.linalg.solve(gram, (x.T @ (y - offset)).double()).T)

@@ -44,15 +44,16 @@ def is_looping(ids: list[int], window: int = 48, gram: int = 6) -> bool:
 class Sampler:
     """Next tokens of many conversations: the argmax, or a draw at T = 1 by Gumbel-max with noise from a recycled table."""
 
-    def __init__(self, generator: torch.Generator, vocab: int, n_slots: int):
+    def __init__(self, generator: torch.Generator, vocab: int, n_slots: int, device: torch.device):
+        """generator: of the CPU; device: where logits will be."""
         self.generator, self.size = generator, 4 * vocab * n_slots
         noise = torch.rand(self.size + 1, generator=generator).clamp_(1e-9, 1 - 1e-7)
-        self.gumbel = noise.log_().neg_().log_().neg_()
+        self.gumbel = noise.log_().neg_().log_().neg_().to(device)
 
     def __call__(self, logits: torch.Tensor, greedy: list[bool]) -> list[int]:
         """logits [n, vocab] -> n tokens."""
         tokens = logits.max(-1).indices
-        rows = torch.tensor([i for i, g in enumerate(greedy) if not g])
+        rows = torch.tensor([i for i, g in enumerate(greedy) if not g], device=logits.device)
         if len(rows):
             sampled = logits[rows]
             offset = int(torch.randint(self.size - sampled.numel(), (1,), generator=self.generator))
@@ -104,7 +105,7 @@ def answers(
     n_slots = min(n_slots, len(prompts))
     prefix = list(commonprefix(prompts))[: min(map(len, prompts)) - 1]  # of each prompt at least one token is to be run
     llama = BatchedLlama(model, n_slots, prefix)
-    sampler = Sampler(generator, model.config.vocab_size, n_slots)
+    sampler = Sampler(generator, model.config.vocab_size, n_slots, llama.device)
     is_greedy = (torch.rand(len(prompts), generator=generator) < greedy_share).tolist()
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))  # taken from the end
     active: list[Open] = []  # the conversation in slot 0, 1, ...

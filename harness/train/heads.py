@@ -96,11 +96,11 @@ def held_out_accuracies(head: ResidualHeads, embedding: Tensor, lm_head: Tensor,
     items = [item for item in items if item.greedy] or items
     n = len(head.heads)
     hits, pairs = np.zeros((n, RANKS)), np.zeros((n, 1))
-    for _, batch in held_out_batches(items, embedding.shape[1]):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    for _, batch in held_out_batches(items, embedding):
+        with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             target = target_tokens(batch, lm_head)
             for k, (out, valid) in enumerate(predicted_features(head, embedding, batch, n)):
                 best = F.linear(out[valid].to(torch.bfloat16), lm_head).topk(RANKS).indices
-                hits[k] += (best == target[valid][:, None]).sum(0).numpy()
+                hits[k] += (best == target[valid][:, None]).sum(0).numpy(force=True)
                 pairs[k] += len(best)
     return [[round(float(x), 4) for x in row] for row in hits / np.maximum(pairs, 1)]

@@ -31,8 +31,8 @@ def held_out_acceptance(
     again for prompts of each length in `PROMPTS` that occurs.
     """
     n, top1, top10, chained = (np.zeros(len(items)) for _ in range(4))  # by conversation
-    for here, batch in held_out_batches(items, embedding.shape[1]):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    for here, batch in held_out_batches(items, embedding):
+        with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             target = target_tokens(batch, lm_head)
             right = batch.trained  # where the chain's tokens so far are all the target's
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
@@ -40,11 +40,11 @@ def held_out_acceptance(
                 logits, wanted = F.linear(out[asked].to(torch.bfloat16), lm_head), target[asked][:, None]
                 right = torch.zeros_like(valid)
                 right[asked] = logits.max(-1).indices == wanted[:, 0]
-                chained[here] += right.sum(-1).numpy()
+                chained[here] += right.sum(-1).numpy(force=True)
                 if s == 0:
                     among = torch.zeros_like(valid)
                     among[asked] = (logits > logits.gather(1, wanted)).sum(-1) < 10
-                    n[here], top1[here], top10[here] = (x.sum(-1).numpy() for x in (valid, right, among))
+                    n[here], top1[here], top10[here] = (x.sum(-1).numpy(force=True) for x in (valid, right, among))
     found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
     lengths, least = np.array([c.n_prompt for c in sorted(items, key=lambda c: len(c.ids))]), 0
     for kind, most in PROMPTS.items():
@@ -74,17 +74,17 @@ def calibration(
     s > 1 the drafter reads its own features, and the s - 1 tokens before are the answer's.
     """
     sums = np.zeros((depth, n_bins, 4))
-    for _, batch in held_out_batches(items, embedding.shape[1]):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    for _, batch in held_out_batches(items, embedding):
+        with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
                 target = F.linear(batch.features[:, 1:][valid], lm_head).float()
                 best = p.topk(top_k)
                 hit = best.indices == target.max(-1).indices[:, None]
                 mass = target.softmax(-1).gather(1, best.indices)
-                bins = (best.values * n_bins).long().clamp_(max=n_bins - 1).flatten().numpy()
+                bins = (best.values * n_bins).long().clamp_(max=n_bins - 1).flatten().numpy(force=True)
                 for column, values in enumerate((torch.ones_like(mass), best.values, hit.float(), mass)):
-                    sums[s, :, column] += np.bincount(bins, weights=values.flatten().double().numpy(), minlength=n_bins)
+                    sums[s, :, column] += np.bincount(bins, weights=values.flatten().double().numpy(force=True), minlength=n_bins)
     return [
         {"depth": s + 1, "bin": round(b / n_bins, 3), "n": int(n), "confidence": round(c / n, 4), "accepted": round(a / n, 4),
          "sampled": round(m / n, 4)}

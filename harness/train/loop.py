@@ -47,9 +47,10 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `head` in place, on `pool`, over `settings.tokens` positions -> the learning curve, a row a check on `held`.
 
-    Deterministic for given settings, data and thread count. It goes on from `folder/checkpoint.pt`, with a new epoch where the
-    pool has grown. embedding, lm_head: [vocab, hidden] bf16, frozen. Conversations of which `max_length` leaves nothing to train
-    are left out. Inputs are normalised while training (`NormalisedInput`); `trainer.shipped` undoes that.
+    It trains where `embedding` is. Deterministic for given settings, data and thread count. It goes on from
+    `folder/checkpoint.pt`, with a new epoch where the pool has grown. embedding, lm_head: [vocab, hidden] bf16, frozen.
+    Conversations of which `max_length` leaves nothing to train are left out. Inputs are normalised while training
+    (`NormalisedInput`); `trainer.shipped` undoes that.
 
     In a row of the curve, `loss` and `train_top1` are means over the steps since the row before. `train_top1` is of the first
     256 positions scored in each step: with noise on, some of them of prompts, among the rows of the cross-entropy only. Beside
@@ -66,9 +67,11 @@ def train(
         )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
+    device = embedding.device
+    head.to(device)
     trainer.initialise(head, embedding, pool, settings)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
-    frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy())
+    frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy()).to(device)
     optimizers, pool_tokens = make_optimizers(head, settings), int(counts.sum())
     progress = resume(folder, head, optimizers, settings, pool_tokens, say)
     started = time.monotonic() - progress.seconds
@@ -84,7 +87,7 @@ def train(
         if progress.at >= len(order):
             progress.epoch, progress.at = progress.epoch + 1, 0
             order = batches(pool, settings, progress.epoch)
-        batch = collate([pool[i] for i in order[progress.at]], settings.max_length, embedding.shape[1])
+        batch = collate([pool[i] for i in order[progress.at]], settings.max_length, embedding.shape[1]).to(device)
         done = progress.seen / settings.tokens
         warm = min(1.0, (progress.step + 1) / settings.warmup_steps)
         cool = min(1.0, (1 - done) / settings.cooldown)
@@ -143,32 +146,38 @@ def batch_loss(
 
     frequent: token ids [rows] that every cross-entropy is over. What is trained of the batch is chosen here, in place.
     """
+    here = batch.ids.device
     if not settings.first_pair:
         first = batch.trained.int().argmax(-1)
-        batch.trained[torch.arange(len(first)), first] = False
-    batch.trained |= batch.prompt & (torch.rand(batch.prompt.shape) < settings.prompt_share)
+        batch.trained[torch.arange(len(first), device=here), first] = False
+    batch.trained |= batch.prompt & _some(batch.prompt, settings.prompt_share)
     lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
-    total, agree = torch.zeros(()), 0.0
+    total, agree = torch.zeros((), device=here), 0.0
     truth = batch.features[:, 1:]
-    scored = batch.trained & (torch.rand(batch.trained.shape) < settings.ce_share)
+    scored = batch.trained & _some(batch.trained, settings.ce_share)
     scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
     wanted = wanted_of(truth[scored], lm_rows)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(here.type, dtype=torch.bfloat16):
         for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
-            here = valid & scored
-            if not here.any():
+            asked = valid & scored
+            if not asked.any():
                 continue  # a mean over nothing would spoil the weights
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=here)
             if settings.feature_weight:
                 loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
             if settings.ce_weight:
-                rows_here = wanted if s == 0 else wanted[here[scored]]
-                loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[here].to(lm_rows.dtype), lm_rows, rows_here)
+                rows_here = wanted if s == 0 else wanted[asked[scored]]
+                loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[asked].to(lm_rows.dtype), lm_rows, rows_here)
             if s == 0:
-                few = F.linear(out[here][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
+                few = F.linear(out[asked][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
                 agree = float((few == wanted[:256].max(-1).indices).float().mean())
             total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
     return total, agree
+
+
+def _some(like: Tensor, share: float) -> Tensor:
+    """[like's shape] bool: a share of the places, by chance of the CPU's, which is the same wherever training runs."""
+    return (torch.rand(like.shape) < share).to(like.device)
 
 
 def make_optimizers(head: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:

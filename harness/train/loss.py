@@ -21,7 +21,7 @@ class SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, lm_rows: Tensor, wanted: Tensor) -> Tensor:
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=predicted.device)
         gradient = torch.empty_like(predicted)
         for i in range(0, len(predicted), LOSS_ROWS):
             here = slice(i, i + LOSS_ROWS)
@@ -49,10 +49,10 @@ def scored_rows(frequent: Tensor, ids: Tensor, vocab: int) -> Tensor:
 
     There are as many others as make a multiple of ROUND_ROWS, so that kernels of one size serve all batches.
     """
-    wanted = torch.zeros(vocab, dtype=torch.bool)
+    wanted = torch.zeros(vocab, dtype=torch.bool, device=ids.device)
     wanted[frequent] = True
     wanted[ids.flatten()] = True
     n = int(wanted.sum())
     others = (~wanted).nonzero()[:, 0]
-    wanted[others[torch.randperm(len(others))[: -n % ROUND_ROWS]]] = True
+    wanted[others[torch.randperm(len(others))[: -n % ROUND_ROWS].to(ids.device)]] = True
     return wanted.nonzero()[:, 0]

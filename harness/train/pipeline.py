@@ -29,10 +29,12 @@ from harness.train.request import TrainRequest
 from harness.train.save import save_drafter
 from harness.train.texts import exchange_ids, held_out_texts, prompt_ids, training_texts
 from methods.engine.llama import is_plain_llama
+from methods.engine.target import HFTarget
 from tasks import sharegpt
 from tasks.overlap import checked_prompts, evaluation_prompts
 
-SLOTS = 64  # conversations answered side by side, a thread
+SLOTS, MOST_SLOTS = 64, 512  # conversations answered side by side: a thread of a CPU; on a GPU at most
+LONGEST = 1024  # tokens that room is made for
 MAX_ANSWER = 256  # tokens of an answer
 SHARD_PROMPTS = 1024  # their answers have about 130,000 tokens
 FEW, FEW_PROMPTS = 50_000, 32  # answer tokens up to which shards are small, and how small
@@ -53,6 +55,9 @@ def train_drafter(request: TrainRequest) -> None:
     work = request.work or place(cache_dir() / "train", "model", config.name)
     request.out.mkdir(parents=True, exist_ok=True)
     loaded = load(config, "bfloat16", drafters=())
+    where = loaded.target.device
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{torch.cuda.get_device_name(where)} has no bfloat16, which drafters are trained in")
     if not is_plain_llama(loaded.target.model):
         raise UserError(
             f"model {config.name}: drafters can be trained for plain LLaMA models only (no biases, SiLU, fixed rotary table)"
@@ -62,7 +67,7 @@ def train_drafter(request: TrainRequest) -> None:
     checked = evaluation_prompts()
     evaluation = checked_prompts(checked)
     dialogues = sharegpt.split(sharegpt.conversations())
-    make_answers(loaded, dialogues, evaluation, request, work, SLOTS * threads)
+    make_answers(loaded, dialogues, evaluation, request, work, slots(loaded.target, threads))
     if settings.tokens == 0:
         say("no training was asked for (--tokens 0): done")
         return
@@ -100,6 +105,16 @@ def train_drafter(request: TrainRequest) -> None:
     )  # fmt: skip
     use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
     say(f"written to {request.out}: {what}; to use it: {use}")
+
+
+def slots(target: HFTarget, threads: int) -> int:
+    """How many conversations are answered side by side: on a GPU as many as half of its free memory holds the keys of."""
+    if target.device.type != "cuda":
+        return SLOTS * threads
+    c, cache = target.model.config, target.cache
+    of_one = 2 * c.num_hidden_layers * cache.kv_heads * cache.head_dim * LONGEST * 2  # keys and values, two bytes each
+    free = torch.cuda.mem_get_info(target.device)[0]
+    return max(1, min(MOST_SLOTS, free // 2 // of_one))
 
 
 def make_answers(

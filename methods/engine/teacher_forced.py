@@ -28,14 +28,14 @@ def teacher_forced(
     Entry i of pass s predicts f_{i+1} from t_{i+1} and a feature f_i. In pass 1 that is the true f_i. In pass s > 1 it is what
     pass s-1 predicted; the entry then sees keys of true features up to i-s+1, and keys of the passes 2 .. s after them.
     """
-    n = ids.shape[1]
+    own = torch.arange(ids.shape[1] - 1, device=ids.device)
     embedded = F.embedding(ids[:, 1:], embedding)
-    rotary = head.rotary(torch.arange(n - 1), embedding.dtype)
+    rotary = head.rotary(own, embedding.dtype)
     given = features[:, :-1].float()
     if noise:
         given = given + torch.empty_like(given).uniform_(-noise, noise)
     group = head.config.num_attention_heads // head.config.num_key_value_heads
-    distance = torch.arange(n - 1)[:, None] - torch.arange(n - 1)[None]  # from a query back to a key
+    distance = own[:, None] - own[None]  # from a query back to a key
     keys: list[Tensor] = []
     values: list[Tensor] = []
     for s in range(1, levels + 1):

@@ -64,8 +64,13 @@ def test_layers_that_are_not_there_cost_what_half_of_those_that_are_add() -> Non
     samples = _Samples(Plan((1,), layers_measured=4, layers=32))
     samples.whole = {"plain": [10.0, 12.0, 11.0], "level": [1.0, 2.0, 3.0]}
     samples.half = {"plain": [6.0, 8.0, 7.0]}  # 2 layers less: 2 ms a layer
-    assert samples.figure("plain") == (11 + 28 * 2, 10 + 28 * 2, 12 + 28 * 2)
+    found = samples.figure("plain")
+    assert found.ms == 11 + 28 * 2
+    # each median is known to within 1; the whole counts 15 times, the half 14 times
+    assert found.high - found.ms == pytest.approx((15**2 + 14**2) ** 0.5) == found.ms - found.low
     assert samples.figure("level") == (2, 1, 3)  # the head's: all of it is there
+    samples.whole["plain"] = [5.0] * 3  # less than the half: noise, and no layer costs less than nothing
+    assert samples.figure("plain").ms == 5
 
 
 @pytest.mark.parametrize("layers", [2, 4])

@@ -30,6 +30,7 @@ from harness.train.generate import Answer, Sampler
 from harness.train.held_out import calibration, frequent_tokens, held_out_acceptance
 from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
+from harness.train.pipeline import slots
 from harness.train.report import write_report
 from harness.train.texts import exchange_ids, held_out_texts, training_texts
 from harness.train.trainers import EAGLE
@@ -558,7 +559,7 @@ def test_prompts_share_their_first_tokens_and_slots_may_move(tiny_model_32: Tiny
 
 def test_what_is_sampled_follows_the_softmax() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(4000, 1)
-    sampler = Sampler(torch.Generator().manual_seed(0), 4, 4000)
+    sampler = Sampler(torch.Generator().manual_seed(0), 4, 4000, torch.device("cpu"))
     drawn = sampler(logits.to(torch.bfloat16), [False] * 3999 + [True])
     assert drawn[-1] == 2
     shares = np.bincount(drawn[:-1], minlength=4) / 3999
@@ -675,3 +676,16 @@ def test_calibration_bins_hold_every_child_once() -> None:
     for r in rows:
         assert r["bin"] - 1e-6 <= r["confidence"] <= r["bin"] + 0.1 + 1e-6
         assert 0 <= r["accepted"] <= 1 and 0 <= r["sampled"] <= 1
+
+
+@pytest.mark.parametrize(("free", "n"), [(10**6, 1), (300 * 2**20, 75), (10**12, 512)])
+def test_on_a_gpu_as_many_conversations_are_answered_at_once_as_fit(free: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 layers, 2 heads of 64: keys and values of 1,024 tokens take 2 MiB a conversation."""
+    target = SimpleNamespace(
+        device=torch.device("cuda"), cache=SimpleNamespace(kv_heads=2, head_dim=64),
+        model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=4)),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    assert slots(target, 2) == n  # type: ignore[arg-type]
+    target.device = torch.device("cpu")
+    assert slots(target, 2) == 128  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.engine.llama import LlamaTarget
 from methods.engine.native.library import NativeModel
 from methods.engine.native.target import NativeTarget
-from methods.engine.target import HFTarget
+from methods.engine.static.target import StaticTarget
 from methods.engine.tree import Tree
 
 BEYOND, DEEP = 256, 5  # tokens of a text; levels of a tree
@@ -84,7 +85,7 @@ def one_further_beyond(target: Any) -> Any:
 
 def at_other_positions(target: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A target all of whose positions are changed, in prefills and steps as in trees. change: [n] -> [n]."""
-    changed = copy.copy(target)
+    changed = _with_a_forward(target)
     if not isinstance(target, NativeTarget):
         changed._forward = lambda ids, positions, mask: target._forward(ids, change(positions), mask)
         return changed
@@ -104,9 +105,17 @@ def at_other_positions(target: Any, change: Callable[[Tensor], Tensor]) -> Any:
 # ---- how an engine is given it ----
 
 
+def _with_a_forward(target: Any) -> Any:
+    """A copy that can be given another forward: one with steps of fixed shapes makes its masks and positions on the device."""
+    changed = copy.copy(target)
+    if isinstance(target, StaticTarget):
+        changed.__class__ = LlamaTarget
+    return changed
+
+
 def _masked(target: Any, tree: Tree, given: Given) -> tuple[Tensor, Tensor]:
     """Through the mask and the positions of the target's own forward."""
-    changed = copy.copy(target)
+    changed = _with_a_forward(target)
 
     def forward(ids: list[int], positions: Tensor, mask: Tensor) -> Tensor:
         blocked = torch.zeros(mask.shape[-2] // len(ids), len(ids), mask.shape[-1], dtype=torch.bool)
@@ -117,7 +126,7 @@ def _masked(target: Any, tree: Tree, given: Given) -> tuple[Tensor, Tensor]:
         return features
 
     changed._forward = forward
-    features, logits = HFTarget.verify(changed, tree)  # of its kinds the one whose forward can be given another mask
+    features, logits = changed.verify(tree)
     target._n_pending = len(tree)
     return features, logits
 
