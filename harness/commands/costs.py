@@ -21,6 +21,8 @@ from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.run.request import DTYPES, one_of
 
+LEAST_CONTEXT = 8  # tokens, as many as a step may accept
+
 
 @click.command(
     "costs", epilog=examples("harness costs", "harness costs --model vicuna-7b --random-weights --layers 4 --context 512")
@@ -48,7 +50,7 @@ def command(
     for name, value in (("--layers", layers), ("--frequent", frequent), ("--rounds", rounds), ("--threads", threads)):
         bounded(name, value)
     for context in contexts:
-        bounded("--context", context, least=2)
+        bounded("--context", context, least=LEAST_CONTEXT)
     one_of("dtype", dtype, DTYPES)
     if layers is not None and not random_weights:
         raise UserError("--layers is of random weights, which --random-weights asks for")

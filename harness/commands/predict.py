@@ -14,7 +14,6 @@ from harness.common.errors import UserError
 
 if TYPE_CHECKING:
     from harness.costs.table import CostTable
-    from harness.load.config import ModelConfig
 
 
 @click.command("predict", epilog=examples("harness predict", "harness predict --costs results/costs --model vicuna-7b"))
@@ -42,14 +41,15 @@ def command(
         return
     from harness.common.files_written import files_written
     from harness.costs.splits import checked
+    from harness.costs.table import read_all
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.load.config import paper_model
-    from harness.paper.prediction import ANSWER, PROMPTS, Lengths, chain_rates, deeper_levels, predict
+    from harness.paper.prediction import chain_rates, deeper_levels, lengths_of, paper_config, predict
     from harness.paper.prediction_tables import deeper_table, predictions_table, splits_table
 
     wanted = {paper_model(name).name for name in models}
-    found = [(table, config) for table in _tables(costs) if (config := _of_the_paper(table))]
+    found = [(table, config) for table in read_all(costs) if table.frequent is None and (config := paper_config(table.model))]
     kept = [(table, config) for table, config in found if not wanted or table.model in wanted]
     if lacking := sorted(wanted - {table.model for table, _ in kept}):
         there = ", ".join(sorted({table.model for table, _ in found})) or "none"
@@ -57,12 +57,10 @@ def command(
                         f"`harness costs --model {lacking[0]} --random-weights` measures them")  # fmt: skip
     if not kept:
         raise UserError(f"{costs or 'the shipped tables'}: no costs of a target of the paper there")
-    answer = answer_tokens or ANSWER
-    lengths = {task: Lengths(prompt_tokens or n, answer) for task, n in PROMPTS.items()}
-    default = Lengths(prompt_tokens or round(sum(PROMPTS.values()) / len(PROMPTS)), answer)
+    lengths, default = lengths_of(prompt_tokens, answer_tokens)
     told = f"prompts of {prompt_tokens}" if prompt_tokens else "prompts of each task's mean"
     tables = [predictions_table([
-        (table, predict(table, config, lengths, default), [f"{told} tokens, answers of {answer}", *_about(table)])
+        (table, predict(table, config, lengths, default), [f"{told} tokens, answers of {default.answer}", *_about(table)])
         for table, config in kept
     ])]  # fmt: skip
     levels = [(table, whose, deeper_levels(table, rates, default.context)) for table, config in kept if table.has_head
@@ -80,6 +78,7 @@ def command(
 
 def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json: bool) -> None:
     from harness.common.files_written import files_written
+    from harness.costs.table import read_all
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.ledger.ledger import read, read_env
@@ -88,13 +87,17 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
 
     records = list(read(results))
     where = {name: _where(read_env(results, name) or {}) for name in {r["env"] for r in records}}
-    shown = []
-    for table in _tables(costs):
+    tables: dict[tuple[Any, ...], list[CostTable]] = {}
+    for table in read_all(costs):
         m = table.machine
-        wanted = (table.model, m.dtype, m.threads, m.gpu or m.cpu, m.engine)
-        mine = [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]
-        if mine and table.frequent is None:
-            shown.append(held_table(table, against(table, mine)))
+        own = tables.setdefault((table.model, m.dtype, m.threads, m.gpu or m.cpu, m.engine), [])
+        if table.frequent in [other.frequent for other in own]:
+            raise UserError(f"--costs has two tables of {table.model} on {m.label}: name one file")
+        own.append(table)
+    shown = []
+    for wanted, own in tables.items():
+        if mine := [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]:
+            shown.append(held_table(own[0], against(own, mine)))
     if not shown:
         raise UserError(f"{costs or 'the shipped tables'}: no costs of what {results} was measured on; `harness costs` with its "
                         "--model, --dtype and --threads measures them")  # fmt: skip
@@ -110,29 +113,6 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
 def _where(env: Mapping[str, Any]) -> tuple[str, str]:
     """The processor that a ledger was measured on, and the engine."""
     return env.get("gpu") or env.get("cpu", ""), (env.get("target_parts") or {}).get("engine", "")
-
-
-def _tables(costs: Path | None) -> list[CostTable]:
-    from importlib import resources
-
-    from harness.costs.table import read
-
-    if costs is None:
-        with resources.as_file(resources.files("harness.costs") / "tables") as folder:
-            return [read(file) for file in sorted(folder.rglob("*.json"))]
-    if not costs.exists():
-        raise UserError(f"--costs {costs}: no such file or folder")
-    files = [costs] if costs.is_file() else sorted(costs.rglob("*.json"))
-    if not files:
-        raise UserError(f"--costs {costs}: no table of costs there")
-    return [read(file) for file in files]
-
-
-def _of_the_paper(table: CostTable) -> ModelConfig | None:
-    """The paper's target that costs are of; None where they are of another model."""
-    from harness.load.config import model_config, paper_models
-
-    return model_config(table.model) if table.model in paper_models().values() else None
 
 
 def _about(table: CostTable) -> list[str]:

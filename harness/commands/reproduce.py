@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.forms.table import Table
     from harness.paper.dry_run import Wanted
     from harness.paper.plan import ReproduceRequest
+    from harness.paper.prediction import Predictions
 
 
 @click.command(
@@ -51,12 +52,14 @@ if TYPE_CHECKING:
 @option("--dry-run", is_flag=True, help="Say how long it takes and what is missing; measure nothing.")
 @option("--cells", is_flag=True, help="With --dry-run: list every cell, too.")
 @option("--no-run", is_flag=True, help="Measure nothing: report what the folder holds.")
+@option("--costs", type=PATH, default=None, metavar="DIR|FILE", help="Tables of `harness costs`: adds what they predict.")
 @option("--results", type=PATH, default=Path("results/reproduce"), help="The ledger's folder.")
 @option("--out", type=PATH, default=None, help="Where tables go (default: RESULTS/tables).")
 @json_option
 @include_option
 def command(
-    dry_run: bool, cells: bool, no_run: bool, out: Path | None, as_json: bool, includes: tuple[Path, ...], **options: Any
+    dry_run: bool, cells: bool, no_run: bool, costs: Path | None, out: Path | None, as_json: bool, includes: tuple[Path, ...],
+    **options: Any,
 ) -> None:  # fmt: skip
     """Measure what is missing of the paper's tables and figures; print ours, the paper's, others' and a verdict."""
     from harness.ledger.ledger import check_is_no_file
@@ -79,8 +82,14 @@ def command(
         check_is_no_file(request.results)
         if not request.results.is_dir():
             raise UserError(f"--no-run reports what a folder holds, and there is no {request.results}")
+    predictions: Predictions = {}
+    if costs is not None:
+        from harness.costs.table import read_all
+        from harness.paper.prediction import predictions_of
+
+        predictions = predictions_of(read_all(costs))
     failed, left_out = (0, []) if no_run else _measured(wanted, request)
-    tables, mixed = _reproduced(wanted, request)
+    tables, mixed = _reproduced(wanted, request, predictions)
     _show(tables, out or request.results / "tables", as_json)
     from harness.run.session import tell_failures
 
@@ -123,7 +132,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
         click.echo(json_rows(tables))
 
 
-def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table], list[str]]:
+def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predictions) -> tuple[list[Table], list[str]]:
     """A table an item, from what the folder holds now; and the models whose records cannot be judged together.
 
     Raises:
@@ -166,6 +175,6 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest) -> tuple[list[Table],
         for c, cells in found:
             ours = measurements[c.name]
             judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
-        made.append(judged_table(item, judged))
+        made.append(judged_table(item, judged, predictions))
     footnotes = (*engine_notes(of_records(recorded)), *recorded.footnotes)
     return [replace(table, notes=(*table.notes, *footnotes)) for table in made], mixed

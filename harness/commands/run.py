@@ -62,7 +62,12 @@ if TYPE_CHECKING:
 @repeats_option
 @option("--no-baseline", "baseline", is_flag=True, flag_value=False, default=True, help="Do not measure vanilla along.")
 @trees_option
-@option("--on-overflow", type=click.Choice(["error", "skip"]), default="error", help="What a prompt too long for the model is.")
+@option(
+    "--on-overflow",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    help="What a prompt too long for the model is; later turns are counted with answers of the whole budget.",
+)
 @head_option
 @option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
 @option("--out", type=PATH, default=Path("results/runs"), help="The ledger's folder.")

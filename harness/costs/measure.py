@@ -81,8 +81,8 @@ class _Samples:
 def inside(target: Any, drafter: Any, context: int, plan: Plan) -> AtContext:
     """What is inside the two models at one context. drafter: an EAGLE head's, or None."""
     random = torch.Generator().manual_seed(context)
-    ids = torch.randint(100, target.vocab_size, (context,), generator=random).tolist()
-    drafts = torch.randint(100, target.vocab_size, (max(plan.rows),), generator=random)
+    ids = _some_ids(target, context, random)
+    drafts = torch.tensor(_some_ids(target, max(plan.rows), random))
     room = max(plan.rows) + 64
     samples = _Samples(plan)
     clocks = [target, *([drafter] if drafter is not None else [])]
@@ -117,7 +117,7 @@ def inside(target: Any, drafter: Any, context: int, plan: Plan) -> AtContext:
             if hasattr(drafter, "drafted"):
                 of_whole_drafts(into, n)
                 continue
-            timed(into, "root", lambda: drafter.best_children(drafter.root_logits(), CHILDREN))
+            timed(into if n == plan.levels[-1] else None, "root", lambda: drafter.best_children(drafter.root_logits(), CHILDREN))
             given = drafts[:n], torch.full((n,), -1), torch.eye(n, dtype=torch.bool)
             timed(into, ("level", n), partial(_level, drafter, given))
 
@@ -127,7 +127,8 @@ def inside(target: Any, drafter: Any, context: int, plan: Plan) -> AtContext:
         for depth in (1, 1 + DEEPER):
             timed(found, depth, partial(drafter.drafted, ("costs", n, depth), partial(draft_pool, top_k=n, depth=depth)))
         if into is not None:
-            into.setdefault("root", []).append(found[1][0])
+            if n == plan.levels[-1]:  # one figure a round
+                into.setdefault("root", []).append(found[1][0])
             into.setdefault(("level", n), []).append(max(found[1 + DEEPER][0] - found[1][0], 0.0) / DEEPER)
 
     def prefill(into: dict[Any, list[float]] | None) -> torch.Tensor:
@@ -163,6 +164,12 @@ def inside(target: Any, drafter: Any, context: int, plan: Plan) -> AtContext:
     )
 
 
+def _some_ids(target: Any, n: int, random: torch.Generator) -> list[int]:
+    """Token ids, none of the first, which may be special."""
+    ids: list[int] = torch.randint(min(100, target.vocab_size // 2), target.vocab_size, (n,), generator=random).tolist()
+    return ids
+
+
 def _level(drafter: Any, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     drafter.best_children(drafter.expand(*given), CHILDREN)
 
@@ -173,10 +180,7 @@ def outside(target: Any, drafter: Any, name: str, context: int, m: methods.Metho
     m, options: EAGLE-2, and its own. Without a draft head only vanilla decodes, and the rest is taken for 0.
     """
     random = torch.Generator().manual_seed(0)
-    prompts = [
-        (torch.randint(100, target.vocab_size, (context,), generator=random).tolist(), SamplerParams(PROBE_TOKENS, key=i))
-        for i in range(PROBED)
-    ]
+    prompts = [(_some_ids(target, context, random), SamplerParams(PROBE_TOKENS, key=i)) for i in range(PROBED)]
     names = Names(f"the target {name}", f"the draft head of {name}")
     vanilla, trees = probed(target, drafter, names, m, options, prompts)
     of_work = fitted(trees) if drafter is not None else (0.0,) * 5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,15 @@ class _Counted:
         self.levels = self.rows = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name == "drafted":  # a draft made as a whole has no levels to count
-            raise AttributeError(name)
-        return getattr(self._drafter, name)
+        found = getattr(self._drafter, name)
+        return partial(self._drafted, found) if name == "drafted" else found
+
+    def _drafted(self, whole: Any, key: Any, draft: Any) -> Any:
+        """A draft that is made as a whole."""
+        pool, kept = whole(key, draft)
+        self.levels += len(pool.levels)
+        self.rows += 1 + sum(map(len, pool.expanded[:-1]))
+        return pool, kept
 
     def root_logits(self) -> torch.Tensor:
         self.levels, self.rows = self.levels + 1, self.rows + 1

@@ -29,8 +29,7 @@ def _section(table: CostTable, c: AtContext) -> Section:
         {"rows": str(n), "target": _cell(c.verify.get(n), c.plain), "a level": _cell((c.level or {}).get(n), c.plain),
          "observed": _cell((c.observe or {}).get(n), c.plain)} for n in rows
     ])  # fmt: skip
-    per_token = 1 if c.tokens == 0 else c.tokens
-    facts = [f"a plain step: {_ms(c.plain)} ms; the prefill: {c.prefill.ms:.0f} ms, {c.prefill.ms / per_token:.2f} ms a token"]
+    facts = [f"a plain step: {_ms(c.plain)} ms; the prefill: {c.prefill.ms:.0f} ms, {c.prefill.ms / c.tokens:.2f} ms a token"]
     if c.root is not None and c.head_prefill is not None:
         facts.append(f"the draft head's logits after the root: {_ms(c.root)} ms; its prefill: {c.head_prefill.ms:.0f} ms")
     return Section(f"{table.model}, {table.machine.label}, a context of {c.tokens:,} tokens", tuple(facts), shown)

@@ -98,7 +98,10 @@ def _random(config: ModelConfig, sizes: Architecture, dtype: str, wanted: Wanted
     if layers < (wanted.layers or n):
         tell(f"{layers} layers fit into the memory that is free")
     tell(f"making random weights for {layers} of {n} layers of {config.name} in {dtype} ...")
-    return random_target(sizes, dtype, config.context_length, where, layers)
+    try:
+        return random_target(sizes, dtype, config.context_length, where, layers)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{layers} layers of {config.name} do not fit into the memory that is free; try fewer --layers") from None
 
 
 def _loaded(config: ModelConfig, dtype: str, tell: Callable[[str], None]) -> Stand:
@@ -125,7 +128,9 @@ def _machine(target: Any, dtype: str, threads: int) -> Machine:
 
 def file_of(table: CostTable, folder: Path) -> Path:
     """Where a table of costs is kept: a folder a machine, a file a model."""
-    cut = f".frequent-{table.frequent}" if table.frequent else ""
+    cut = (f".frequent-{table.frequent}" if table.frequent else "") + (
+        f".layers-{table.layers_measured}" if table.is_scaled else ""
+    )
     return place(place(folder, "machine", slug(table.machine.label)), "model", table.model, suffix=f"{cut}.json")
 
 

@@ -96,7 +96,7 @@ def _verifications_of_ltd() -> list[Checked]:
 
 
 def _saved_by_radar() -> list[Checked]:
-    """RADAR stops drafting early. What that saves by the price of a call is less than what its outputs show."""
+    """RADAR stops drafting early. What its outputs show to be saved is 0.6 to 1.3 of the price of the calls, by task."""
     (call,) = _found("RADAR", "call_ms")
     made = []
     for calls in _found("RADAR", "calls"):

@@ -94,7 +94,8 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
     decode = arm.method.build(**arm.options)
 
     def run(ids: list[int], target: Any, drafter: Any) -> Generation:
-        return decode(ids, target, drafter, params)
+        with loaded.target.decoding():
+            return decode(ids, target, drafter, params)
 
     run(prompts[0], loaded.target, own)  # warm
     steps = tokens = 0

@@ -7,7 +7,9 @@ were measured, and between two contexts, a cost is read off the straight line th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal, NamedTuple
@@ -49,13 +51,19 @@ class Sum(NamedTuple):
 
     @classmethod
     def of(cls, figures: Sequence[Figure]) -> Sum:
-        """Of parts that were measured apart: their errors are taken for independent."""
-        return cls(sum(f.ms for f in figures), sum(f.variance for f in figures))
+        """Of parts that were measured apart: their errors are taken for independent. One that counts twice errs twice."""
+        return cls(sum(f.ms for f in figures), sum(n**2 * f.variance for f, n in Counter(figures).items()))
 
 
 def _checked(figure: Figure) -> Figure:
     if not (all(map(math.isfinite, figure)) and 0 <= figure.low <= figure.ms <= figure.high):
         raise ValueError(f"{list(figure)}: expected milliseconds, and an interval around them")
+    return figure
+
+
+def _over_nothing(figure: Figure) -> Figure:
+    if figure.low <= 0:
+        raise ValueError(f"{list(figure)}: expected more than no time")
     return figure
 
 
@@ -72,7 +80,7 @@ class AtContext(pydantic.BaseModel, extra="forbid", frozen=True):
     """
 
     tokens: int = pydantic.Field(ge=1)
-    plain: _Figure
+    plain: Annotated[_Figure, pydantic.AfterValidator(_over_nothing)]
     verify: _Rows
     root: _Figure | None = None
     level: _Rows | None = None
@@ -142,7 +150,7 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
         return all(c.level is not None and c.observe is not None and c.root is not None for c in self.contexts)
 
     def at(self, context: int, part: Callable[[AtContext], Figure | None]) -> Figure:
-        """A part at a context: between the two measured nearest to it; beyond the first and the last, theirs."""
+        """A part at a context: on the line through the two measured nearest to it; before the first, its own."""
         found = {c.tokens: f for c in self.contexts if (f := part(c)) is not None}
         return _between(found, context)
 
@@ -164,8 +172,13 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 def _between(figures: Mapping[int, Figure], x: float) -> Figure:
+    """On the line through the two neighbours; beyond the last, on that through the last two, but not under the last."""
     known = sorted(figures)
-    return Figure(*(float(np.interp(x, known, [figures[k][i] for k in known])) for i in range(3)))
+    if x <= known[-1] or len(known) < 2:
+        return Figure(*(float(np.interp(x, known, [figures[k][i] for k in known])) for i in range(3)))
+    (k, before), (last, end) = ((n, figures[n]) for n in known[-2:])
+    more = max(end.ms - before.ms, 0.0) * (x - last) / (last - k)
+    return Figure(end.ms + more, end.low + more, end.high + more)
 
 
 def read(file: Path) -> CostTable:
@@ -181,6 +194,23 @@ def read(file: Path) -> CostTable:
         first = e.errors()[0] if isinstance(e, pydantic.ValidationError) else None
         why = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}" if first else in_one_line(e)
         raise UserError(f"{file} is no table of costs that `harness costs` writes: {why}") from None
+
+
+def read_all(where: Path | None) -> list[CostTable]:
+    """The tables of costs in a folder or a file; those that are part of the package if none is named.
+
+    Raises:
+        UserError: there is none, or one that cannot be read.
+    """
+    if where is None:
+        with resources.as_file(resources.files("harness.costs") / "tables") as folder:
+            return [read(file) for file in sorted(folder.rglob("*.json"))]
+    if not where.exists():
+        raise UserError(f"--costs {where}: no such file or folder")
+    files = [where] if where.is_file() else sorted(where.rglob("*.json"))
+    if not files:
+        raise UserError(f"--costs {where}: no table of costs there")
+    return [read(file) for file in files]
 
 
 def as_json(table: CostTable) -> str:

@@ -7,7 +7,7 @@ costs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ import methods
 from harness.common.names import SIX_TASKS, method_order
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
-from harness.ledger.record import Record
+from harness.ledger.record import Record, canonical_hash
 
 WITHIN = 0.05
 CONTEXT_STEP = 32  # contexts are told apart no finer
@@ -83,15 +83,17 @@ class _Sums:
             context += accepted + 1
 
 
-def against(table: CostTable, records: Iterable[Record]) -> list[Held]:
+def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held]:
     """Every cell of a ledger whose records have traces, vanilla's own among them, in the order of tables.
 
-    Tasks are pooled; each method's plain steps are vanilla's on the same prompts.
+    Tasks are pooled; each method's plain steps are vanilla's on the same prompts. tables: of one target on one machine, which
+    differ in how many frequent tokens the head's logits are over.
     """
-    cells: dict[tuple[float, str, str], dict[tuple[str, str, int], Record]] = defaultdict(dict)
+    prices = {table.frequent: _Prices(table) for table in tables}
+    cells: dict[tuple[float, str, str], dict[tuple[str, str, int, int], Record]] = defaultdict(dict)
     for r in records:
         if r["status"] == "ok" and not r["is_warmup"] and r["trace"] and r["trace"]["accepted"] and r["task"] in SIX_TASKS:
-            cells[r["temperature"], r["method"], r["preset"]][r["task"], r["sample_id"], r["turn"]] = r
+            cells[r["temperature"], r["method"], r["preset"]][r["task"], r["sample_id"], r["turn"], r["repeat"]] = r
     found = []
     for temperature, name, preset in sorted(cells, key=lambda cell: (cell[0], method_order(cell[1]), cell[2])):
         own = cells[temperature, name, preset]
@@ -99,12 +101,16 @@ def against(table: CostTable, records: Iterable[Record]) -> list[Held]:
         both = own.keys() & plain.keys()
         if not both:
             continue
+        several = {canonical_hash(r["options"]) for r in own.values()}
         options = next(iter(own.values()))["options"]
-        work, why = _work(name, options, temperature)
-        base, cell, prices = _Sums(), _Sums(), _Prices(table)
+        work, why = _work(name, options, temperature) if len(several) == 1 else (None, "records of several options")
+        over = (options or {}).get("frequent") if work and work.depth else next(iter(prices))
+        if over not in prices:
+            work, why = None, f"no costs of a head over {'all' if over is None else f'{over:,} frequent'} tokens"
+        base, cell, own_prices = _Sums(), _Sums(), prices.get(over) or next(iter(prices.values()))
         for key in both:
-            base.add(plain[key], prices, StepWork(1, is_plain=True))
-            cell.add(own[key], prices, work)
+            base.add(plain[key], own_prices, StepWork(1, is_plain=True))
+            cell.add(own[key], own_prices, work)
         found.append(_held(name, preset, temperature, base, cell, why))
     return found
 

@@ -11,14 +11,15 @@ which tau over speedup tells.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import methods
+from harness.common.errors import UserError
 from harness.costs.table import CostTable, Figure, Sum
 from harness.costs.work import StepWork, work_of
-from harness.load.config import ModelConfig
+from harness.load.config import ModelConfig, model_config, paper_models
 from harness.paper.published import ITEMS, Item, PaperCell, cells, numbers
 
 ANSWER = 256  # tokens
@@ -87,6 +88,7 @@ class Predicted:
 
     item: Item
     cell: PaperCell
+    machine: str
     tau: float
     published: float | None
     costs: StepCosts | None = None
@@ -112,6 +114,10 @@ class Predicted:
         return f"published is {abs(off):.0%} {'higher' if off > 0 else 'lower'}"
 
 
+Predictions = Mapping[tuple[str, str, str, float], Predicted]
+"""By our model, the paper's method and task, and temperature."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Tokens of a prompt, and of an answer."""
@@ -123,6 +129,34 @@ class Lengths:
     def context(self) -> int:
         """The mean context of a step."""
         return self.prompt + self.answer // 2
+
+
+def lengths_of(prompt_tokens: int | None = None, answer_tokens: int | None = None) -> tuple[dict[str, Lengths], Lengths]:
+    """(by task, where it is none of them): the lengths given, or each task's mean prompt and ANSWER."""
+    answer, mean = answer_tokens or ANSWER, round(sum(PROMPTS.values()) / len(PROMPTS))
+    return {task: Lengths(prompt_tokens or n, answer) for task, n in PROMPTS.items()}, Lengths(prompt_tokens or mean, answer)
+
+
+def paper_config(model: str) -> ModelConfig | None:
+    """A target of the paper, by our name; None where it is none of them."""
+    return model_config(model) if model in paper_models().values() else None
+
+
+def predictions_of(tables: Iterable[CostTable]) -> Predictions:
+    """Of every target of the paper that tables of costs are of. Those with a head over frequent tokens alone are not its EAGLE's.
+
+    Raises:
+        UserError: two tables are of one target.
+    """
+    found, of_target = {}, dict[str, str]()
+    for table in tables:
+        if table.frequent is None and (config := paper_config(table.model)):
+            if other := of_target.get(table.model):
+                raise UserError(f"--costs has two tables of {table.model}: on {other}; on {table.machine.label}: name one file")
+            of_target[table.model] = table.machine.label
+            for p in predict(table, config, *lengths_of()):
+                found[table.model, p.cell.method, p.cell.task, p.cell.temperature] = p
+    return found
 
 
 def predict(table: CostTable, config: ModelConfig, lengths: Mapping[str, Lengths], default: Lengths) -> list[Predicted]:
@@ -138,10 +172,10 @@ def predict(table: CostTable, config: ModelConfig, lengths: Mapping[str, Lengths
 
 def _predicted(item: Item, cell: PaperCell, table: CostTable, config: ModelConfig, lengths: Lengths) -> Predicted:
     tau = cell.tau[0].value
-    bare = Predicted(item, cell, tau, cell.speedup[0].value if cell.speedup else None)
+    bare = Predicted(item, cell, table.machine.label, tau, cell.speedup[0].value if cell.speedup else None)
 
     def lacking(why: str) -> Predicted:
-        return Predicted(item, cell, tau, bare.published, why=why)
+        return replace(bare, why=why)
 
     if cell.method_here is None:
         return lacking("no method of ours")
@@ -153,7 +187,8 @@ def _predicted(item: Item, cell: PaperCell, table: CostTable, config: ModelConfi
     if work.depth and not table.has_head:
         return lacking("no draft head was measured")
     costs = step_costs(table, work, tau, lengths.context)
-    return Predicted(item, cell, tau, bare.published, costs, costs.speedup(tau), end_to_end(table, costs, work, tau, lengths))
+    whole = end_to_end(table, costs, work, tau, lengths)
+    return replace(bare, costs=costs, decode=costs.speedup(tau), end_to_end=whole)
 
 
 def end_to_end(table: CostTable, costs: StepCosts, work: StepWork, tau: float, lengths: Lengths) -> float:

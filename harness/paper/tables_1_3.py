@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
+from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
 from harness.metrics import marks
 from harness.metrics.by_definition import NOT_STATED, OF_QUESTIONS, OF_QUESTIONS_FROM_0, OTHER_TAUS, POOLED, WORDS
 from harness.metrics.cells import speed_mark
 from harness.metrics.definitions import Estimate
 from harness.metrics.groups import APART, SHARED_MACHINE
 from harness.metrics.groups import MEAN as SIX_TASK_MEAN
+from harness.paper.prediction import Predictions
 from harness.paper.published import MEAN, OURS_DIFFER, Item, Number, third_parties
 from harness.paper.verdict import DIFFERS, PARTS, UNCONFIRMED, Judged, Ours, ReportedModel
 
@@ -29,11 +30,16 @@ _DEFINED = one_line("""
     A number of others that is not averaged as the paper's says how it is, with ours by that definition beside it where there is
     one.""")
 _PAPERS = {"speedup": (OF_QUESTIONS,), "tau": (POOLED, OF_QUESTIONS_FROM_0)}  # with which the table has columns of ours
+_PREDICTED = "Predicted: the decode speedup that the paper's τ would give on {} (`harness predict`)."
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper. We did not read it there, so it is not confirmed."
 
 
-def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
-    """Table 1, 2 or 3 or Figure 1 or 2: our cells beside the paper's, a section a model and temperature."""
+def judged_table(item: Item, judged: Sequence[Judged], predictions: Predictions | None = None) -> Table:
+    """Table 1, 2 or 3 or Figure 1 or 2: our cells beside the paper's, a section a model and temperature.
+
+    predictions: shown in a column of their own, where there are any.
+    """
+    predictions = predictions or {}
     groups: dict[tuple[ReportedModel, float], list[Judged]] = {}
     for j in judged:
         groups.setdefault((j.target, j.cell.temperature), []).append(j)
@@ -42,8 +48,10 @@ def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
         theirs = dict.fromkeys(n.model for j in group for n in j.cell.speedup)
         stands_in = "" if target.paper else f" (not in the paper, whose numbers are of {', '.join(theirs)})"
         title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
-        sections.append(Section(title, target.facts, pd.DataFrame([_row(j) for j in group])))
+        sections.append(Section(title, target.facts, pd.DataFrame([_row(j, predictions) for j in group])))
     notes = [_NOTE]
+    if of_machines := dict.fromkeys(p.machine for j in judged if (p := predictions.get(_key(j))) and p.decode):
+        notes.append(_PREDICTED.format(", ".join(of_machines)))
     if any(_as_defined(n, j) for j in judged for metric in ("speedup", "tau") for n in third_parties(j.cell, metric)):
         notes.append(_DEFINED)
     if any(not n.confirmed for j in judged for n in j.cell.tau + j.cell.speedup):
@@ -55,11 +63,17 @@ def judged_table(item: Item, judged: Sequence[Judged]) -> Table:
     notes += marks.notes(marks.joined(j.ours.signs for j in judged if j.ours))
     notes += [f"{DIFFERS} {name}: {how}" for name, how in OURS_DIFFER.items()
               if any(j.ours and j.cell.method_here == name for j in judged)]  # fmt: skip
-    return Table(f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j) for j in judged]))
+    return Table(
+        f"{item.kind}{item.number}", tuple(sections), tuple(notes), pd.DataFrame([_numbers(item, j, predictions) for j in judged])
+    )
 
 
-def _row(j: Judged) -> dict[str, str]:
-    c, o = j.cell, j.ours
+def _key(j: Judged) -> tuple[str, str, str, float]:
+    return j.target.name, j.cell.method, j.cell.task, j.cell.temperature
+
+
+def _row(j: Judged, predictions: Predictions) -> dict[str, str]:
+    c, o, p = j.cell, j.ours, predictions.get(_key(j))
     return {
         "method": c.method_here or c.method,
         "task": SIX_TASK_MEAN if c.task == MEAN else c.task_here,
@@ -68,6 +82,7 @@ def _row(j: Judged) -> dict[str, str]:
         "by questions": _ours(o.speedup_of_questions, speed_mark(o.is_apart, o.is_shared) + o.signs) if o else NOTHING,
         "paper's": _published(c.speedup),
         "others'": _others(j, "speedup"),
+        **({"predicted": times(p.decode.value) if p and p.decode else NOTHING} if predictions else {}),
         "τ": _ours(o.tau, "") if o else NOTHING,
         "τ by questions, from 0": number(o.taus.get(OF_QUESTIONS_FROM_0)) if o else NOTHING,
         "paper's τ": _published(c.tau),
@@ -112,8 +127,8 @@ def _as_defined(n: Number, j: Judged) -> str:
     return f" ({WORDS[name]}{f'; ours {number(ours.value)}' if ours else ''})"
 
 
-def _numbers(item: Item, j: Judged) -> dict[str, Any]:
-    c, o = j.cell, j.ours
+def _numbers(item: Item, j: Judged, predictions: Predictions) -> dict[str, Any]:
+    c, o, p = j.cell, j.ours, predictions.get(_key(j))
     row: dict[str, Any] = {
         "item": item.name, "model": j.target.name, "paper_model": j.target.paper, "temperature": c.temperature,
         "method": c.method_here, "paper_method": c.method, "task": c.task_here, "source": o and o.source,
@@ -138,4 +153,11 @@ def _numbers(item: Item, j: Judged) -> dict[str, Any]:
             f"{n.text} ({n.definition}; {n.paper}, {n.table}; {n.source}; confirmed: {'yes' if n.confirmed else 'secondary'})"
             for n in third_parties(c, name)
         )
+    if predictions:
+        decode = p.decode if p else None
+        row |= {
+            "predicted": decode and decode.value,
+            "predicted_low": decode and decode.low,
+            "predicted_high": decode and decode.high,
+        }
     return row | {"verdict": j.verdict}

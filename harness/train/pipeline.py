@@ -56,6 +56,10 @@ def train_drafter(request: TrainRequest) -> None:
     request.out.mkdir(parents=True, exist_ok=True)
     loaded = load(config, "bfloat16", drafters=())
     where = loaded.target.device
+    if len(loaded.target.devices) > 1:
+        raise UserError(
+            f"{config.name} lies on {len(loaded.target.devices)} GPUs; drafters are trained for targets that fit on one"
+        )
     if where.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f"{torch.cuda.get_device_name(where)} has no bfloat16, which drafters are trained in")
     if not is_plain_llama(loaded.target.model):

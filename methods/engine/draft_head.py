@@ -167,7 +167,7 @@ class EagleDrafter:
         self.head, self.embedding, self._lm_head, self._frequent = head.eval(), embedding, lm_head, frequent
         self._logits: Callable[[Tensor], Tensor] = lm_head
         self._names: Tensor | None = None
-        self._cut: dict[int, Any] = {}
+        self._cut: dict[int, tuple[Any, Tensor]] = {}  # the rows of so many frequent tokens, and which they are
         self._packed = packed
         weight, c = head.fc.weight, head.config
         self.device, self.dtype = weight.device, weight.dtype
@@ -197,11 +197,11 @@ class EagleDrafter:
         """The LM head's rows of the n most frequent tokens (FR-Spec, arXiv 2502.14856), of all listed if there are fewer."""
         if self._frequent is None or n < 1:
             raise ValueError(f"frequent={n}: it must be at least 1, and the draft head needs a list of frequent tokens")
-        names = self._frequent[:n].to(self.device)
         if n not in self._cut:
+            names = self._frequent[:n].to(self.device)
             rows = self._lm_head.weight.detach()[names].contiguous()
-            self._cut[n] = linear_beside(self._lm_head, rows, packed=self._packed)
-        return self._cut[n], names
+            self._cut[n] = linear_beside(self._lm_head, rows, packed=self._packed), names
+        return self._cut[n]
 
     def named(self, columns: Tensor) -> Tensor:
         return columns if self._names is None else self._names[columns]

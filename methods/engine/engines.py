@@ -44,6 +44,10 @@ def target_type(model: Any, dtype: torch.dtype) -> type[HFTarget]:
         # float64 is what exactness is checked in, whatever the engine
         if asked.startswith("native") and dtype != torch.float64:
             raise ValueError(f"{build.VARIABLE}={asked}: the native engine does not run {type(model).__name__} here: {RUNS}")
+        if asked == "static" and dtype != torch.float64:
+            raise ValueError(
+                f"{build.VARIABLE}=static: steps of fixed shapes are a plain LLaMA's, not {type(model).__name__}'s here"
+            )
         return HFTarget
     if asked == "static":
         return StaticTarget

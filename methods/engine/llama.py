@@ -62,6 +62,16 @@ def is_lean(model: Any, dtype: torch.dtype | None = None) -> bool:
     return is_plain_llama(model) and (dtype or model.dtype) in known and {p.dtype for p in model.parameters()} == {model.dtype}
 
 
+def share(attention: Any, fused: Tensor) -> None:
+    """Let a module's three projections be rows of the fused one [q + k + v, hidden]: a second copy would take a GPU's memory."""
+    at = 0
+    for name in ("q_proj", "k_proj", "v_proj"):
+        projection = getattr(attention, name)
+        rows = projection.weight.shape[0]
+        projection.weight = torch.nn.Parameter(fused[at : at + rows], requires_grad=False)
+        at += rows
+
+
 class LlamaTarget(HFTarget):
     """`HFTarget` with its own forward. `packed=False` uses plain matmuls: the path that tests compare with."""
 
@@ -78,7 +88,10 @@ class LlamaTarget(HFTarget):
         ]
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
-        self._of_layers = self.cache.devices  # which each layer lies on
+        self._placed = list(enumerate(self.cache.devices))  # of each layer its place in the cache, and the device it lies on
+        if self.device.type != "cpu":
+            for module, layer in zip(self.body.layers, self._layers, strict=True):
+                share(module.self_attn, layer.qkv.weight)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._n_positions = 0
 
@@ -96,13 +109,13 @@ class LlamaTarget(HFTarget):
 
     @contextmanager
     def shallow(self, layers: list[int]) -> Iterator[None]:
-        every, of_every = self._layers, self._of_layers
-        self._layers, self._of_layers = [every[i] for i in layers], [of_every[i] for i in layers]
+        every, placed = self._layers, self._placed
+        self._layers, self._placed = [every[i] for i in layers], [placed[i] for i in layers]
         try:
             with super().shallow(layers):
                 yield
         finally:
-            self._layers, self._of_layers = every, of_every
+            self._layers, self._placed = every, placed
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         if self._n_positions < self.cache.capacity:
@@ -111,7 +124,7 @@ class LlamaTarget(HFTarget):
             table = rotary_rows(cos[0], sin[0])
             self._tables = {device: (table[0].to(device), table[1].to(device)) for device in self.devices}
         n, x, here = len(ids), F.embedding(sent(ids, self.device), self.embedding), None
-        for i, (layer, device) in enumerate(zip(self._layers, self._of_layers, strict=True)):
+        for layer, (i, device) in zip(self._layers, self._placed, strict=True):
             if device != here:
                 here, x, places = device, x.to(device), positions.to(device)
                 cos, sin = self._tables[device]
@@ -122,4 +135,4 @@ class LlamaTarget(HFTarget):
                 return grouped_attention(None, q[None], keys, values, seen, self._scale)[0].view(n, -1)
 
             x = layer(x, rotary, attend)
-        return self._norm(x)
+        return self._norm(x.to(self.devices[-1]))

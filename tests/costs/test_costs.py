@@ -113,7 +113,9 @@ def test_the_command_measures_sizes_without_weights(
     assert "2 of 4 layers were measured" in done.out and "The weights are random" in done.out
     rows = json.loads(done.out.splitlines()[-1])
     assert {row["part"] for row in rows} == {"plain", "verify", "prefill", "root", "head_prefill", "level", "observe"}
-    assert file.name == "sized.json" and file.parent.name.endswith(f"1-threads-float32-{session.slug(table.machine.engine)}")
+    assert file.name == "sized.layers-2.json" and file.parent.name.endswith(
+        f"1-threads-float32-{session.slug(table.machine.engine)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_the_command_measures_sizes_without_weights(
         ("--random-weights --layers 1", "it takes at least 2, whose difference tells what the others cost"),
         ("--random-weights --layers 5", "--layers is 5; sized has 4"),
         ("--layers 2", "--layers is of random weights"),
-        ("--random-weights --context 1", "--context is 1; it must be at least 2"),
+        ("--random-weights --context 7", "--context is 7; it must be at least 8"),
         ("--random-weights --context 600", "--context 600: none leaves 512 of the model's 1024 tokens for trees"),
         ("--random-weights --frequent 513", "--frequent is 513; sized has 512 tokens"),
         ("--random-weights --rounds 0", "--rounds is 0"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_costs import at, table
+from made_up_costs import at, figure, table
 
 from harness.common.errors import UserError
 from harness.costs.table import Figure, Sum, as_json, read
@@ -22,12 +22,17 @@ def test_an_interval_is_of_order_statistics(n: int, beyond: int) -> None:
 def test_variances_of_parts_add_up() -> None:
     found = Sum.of([Figure(1, 1 - 1.96, 1 + 1.96), Figure(2, 2 - 2 * 1.96, 2 + 2 * 1.96)])
     assert found.ms == 3 and found.variance == pytest.approx(5) and Sum.of([]) == (0, 0)
+    twice = Sum.of([Figure(1, 1 - 1.96, 1 + 1.96)] * 2)  # one measurement, which errs the same both times
+    assert twice.ms == 2 and twice.variance == pytest.approx(4)
 
 
 def test_costs_between_two_that_were_measured_lie_on_the_line_through_both() -> None:
     t = table(at(100), at(300, plain=14))
-    assert t.verify(16, 100).ms == 12 and t.verify(38, 100).ms == pytest.approx(16) and t.verify(99, 100).ms == 20
-    assert t.plain(200).ms == pytest.approx(12) and t.plain(5).ms == 10 and t.plain(900).ms == 14
+    assert t.verify(16, 100).ms == 12 and t.verify(38, 100).ms == pytest.approx(16)
+    assert t.verify(104, 100).ms == pytest.approx(28)  # beyond the last it goes on as between the last two
+    assert t.plain(200).ms == pytest.approx(12) and t.plain(5).ms == 10 and t.plain(500).ms == pytest.approx(18)
+    falling = table(at(100, verify={1: figure(10), 8: figure(9)}))
+    assert falling.verify(80, 100).ms == 9  # and never under it
     assert t.observe(2.5, 100).ms == pytest.approx(1.15) and t.level(10, 250).low == pytest.approx(1.8)
     assert t.has_head and not t.is_scaled
 
@@ -55,7 +60,7 @@ def test_a_file_that_is_no_table_is_refused(change: dict[str, Any], why: str, tm
         read(file)
 
 
-@pytest.mark.parametrize("spoilt", [[1, 2, 3], [float("nan"), 1, 2], [-1, -2, 3], [1, 1], "x"])
+@pytest.mark.parametrize("spoilt", [[0, 0, 0], [1, 2, 3], [float("nan"), 1, 2], [-1, -2, 3], [1, 1], "x"])
 def test_a_figure_that_cannot_be_is_refused(spoilt: Any, tmp_path: Path) -> None:
     value = json.loads(as_json(table()))
     value["contexts"][0]["plain"] = spoilt

@@ -138,6 +138,9 @@ def test_a_target_over_two_devices_prefills_steps_verifies_and_commits(spread: H
     assert features.shape == (3, 32) and logits.shape == (3, 64)
     spread.commit([0, 2])
     assert spread.step(9).shape == (64,) and spread.length == 7
+    with spread.shallow([0, 1]):  # which all lie on the first device; what follows the layers lies on the last
+        features, logits = spread.prefill([1, 2, 3, 4], 20)
+        assert features.shape == (4, 32) and logits.shape == (64,)
 
 
 def drafts(drafter: EagleDrafter, features: torch.Tensor) -> torch.Tensor:

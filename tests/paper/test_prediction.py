@@ -14,6 +14,7 @@ from made_up_costs import at, figure, table
 from places import TINY
 
 import methods
+from harness.common.errors import UserError
 from harness.costs.splits import checked, points
 from harness.costs.table import Outside, as_json
 from harness.costs.work import StepWork, work_of
@@ -26,10 +27,13 @@ from harness.paper.prediction import (
     deeper_levels,
     end_to_end,
     predict,
+    predictions_of,
     step_costs,
 )
 from harness.paper.prediction_tables import held_table
 from harness.paper.published import ITEMS, cells
+from harness.paper.tables_1_3 import judged_table
+from harness.paper.verdict import ReportedModel, judge
 from methods.eagle1 import SHAPE
 
 SMALL_COSTS = f"--model {TINY} --dtype float32 --threads 1 --context 32 --rounds 1"
@@ -242,6 +246,30 @@ def test_prompts_have_a_length_for_each_task() -> None:
     assert set(PROMPTS) == {c.task_here for c in cells(ITEMS[0]) if c.task != "Mean"}
 
 
+def test_the_papers_tables_have_predictions_in_a_column() -> None:
+    t = table(at(100), at(1000))
+    found = predictions_of([table(model="mine"), t])
+    target = ReportedModel("vicuna-7b", "Vicuna-7B", 512)
+    judged = [judge(c, target, None) for c in cells(ITEMS[0]) if c.model == "Vicuna-7B"]
+    made = judged_table(ITEMS[0], judged, found)
+    shown = pd.concat([s.shown for s in made.sections])
+    own = shown[shown["method"] == "eagle2"]["predicted"]
+    assert len(own) == 14 and all(cell.endswith("×") for cell in own)
+    assert set(shown[shown["method"] == "medusa"]["predicted"]) <= {"—"}
+    first = found["vicuna-7b", "EAGLE-2", "MT-bench", 0.0]
+    row = made.numbers[(made.numbers["method"] == "eagle2") & (made.numbers["task"] == "mt_bench")].iloc[0]
+    assert first.decode and row["predicted"] == first.decode.value and any(t.machine.label in note for note in made.notes)
+    assert "predicted" not in judged_table(ITEMS[0], judged).sections[0].shown.columns
+
+
+def test_two_tables_of_one_target_are_not_taken_for_one(tmp_path: Path) -> None:
+    slower = table(at(100, plain=12.0), machine=table().machine.model_copy(update={"threads": 1}))
+    with pytest.raises(UserError, match="--costs has two tables of vicuna-7b: on a CPU, 2 threads, .*; on a CPU, 1 threads"):
+        predictions_of([table(), slower])
+    cut = table(frequent=64)
+    assert predictions_of([table(), cut]) == predictions_of([table()]) and predictions_of([cut]) == {}
+
+
 # ---- held against a ledger ----
 
 
@@ -259,24 +287,29 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
             "draft_s": [sum(s[1:]) / 1e3 for s in steps], "verify_s": [s[0] / 1e3 for s in steps],
             "target_s": [s[0] / 1e3 for s in steps], "drafter_s": [s[1] / 1e3 for s in steps],
         }  # fmt: skip
-        return {"status": "ok", "is_warmup": False, "trace": trace, "task": "gsm8k", "sample_id": "1", "turn": 1, "n_prompt": 100,
-                "temperature": 0.0, "method": method, "preset": "paper", "options": {}, **changes}  # fmt: skip
+        what = {"task": "gsm8k", "sample_id": "1", "turn": 1, "repeat": 0, "n_prompt": 100, "temperature": 0.0}
+        how = {"status": "ok", "is_warmup": False, "method": method, "preset": "paper", "options": {}}
+        return what | how | {"trace": trace, **changes}
 
     vanilla = record("vanilla", [(10, 0, 0.1)] * 12, 0)
-    found = against(t, [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3)])
+    found = against([t], [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3)])
     base, own = found
     assert (base.method, base.measured, base.predicted) == ("vanilla", pytest.approx(1), pytest.approx(1))
     assert own.measured == pytest.approx(4 * plain_s / ((20 + drafting + other) / 1e3))
     assert own.error == pytest.approx(0, abs=1e-9) and own.draft and own.draft[0] == pytest.approx(own.draft[1])
-    slower = against(t, [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
+    slower = against([t], [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
     assert slower.error is not None and slower.error > 0.1 and slower.most_off == "c_verify -0.50"
     text = held_table(t, [*found, slower])
     assert list(text.sections[0].shown["verdict"]) == ["within 5%", "within 5%", "missed: c_verify -0.50"]
     assert text.sections[0].conclusions == ("1 of 2 decode speedups are within 5% of what is predicted.",)
     unknown = against(
-        t, [vanilla, record("eagle2", [(20, 1, 1)], 3, options={"stop_early": True}), record("sps", [(20, 1, 1)], 2)]
+        [t], [vanilla, record("eagle2", [(20, 1, 1)], 3, options={"stop_early": True}), record("sps", [(20, 1, 1)], 2)]
     )
     assert [h.why for h in unknown[1:]] == ["draft LM: no costs", "how often it drafts depends on the text"]
+    cut = record("eagle2-fr", [(20, drafting, other)] * 3, 3, options={"frequent": 64})
+    assert against([t], [vanilla, cut])[1].why == "no costs of a head over 64 frequent tokens"
+    both = against([t, t.model_copy(update={"frequent": 64})], [vanilla, cut])[1]
+    assert both.why == "" and both.error == pytest.approx(own.error, abs=1e-9)
 
 
 def test_the_command_holds_a_ledger_against_the_costs_of_the_same_machine(tmp_path: Path) -> None:

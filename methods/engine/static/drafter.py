@@ -39,11 +39,12 @@ class StaticEagleDrafter(EagleDrafter):
         self._last = torch.zeros(1, dtype=torch.long, device=self.device)
         self._all_hidden = torch.zeros(1 + ENTRIES, head.config.hidden_size, dtype=self.dtype, device=self.device)
         self._recording = False
+        self._over: int | None = None  # frequent tokens that logits are over: others are other operations
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
-        before, logits = self._capacity, self._logits
+        before, self._over = self._capacity, frequent
         super().start(room + max(OBSERVED) + ENTRIES, frequent, first)
-        if self._capacity > before or self._logits is not logits:
+        if self._capacity > before:
             self.replayer.forget()
 
     @torch.inference_mode()
@@ -89,7 +90,7 @@ class StaticEagleDrafter(EagleDrafter):
     def root_logits(self) -> Tensor:
         self._n_entries = self._level = 0
         self._note_pairs()
-        return self._timed(("root",), lambda: self._logits(self._all_hidden[:1]))
+        return self._timed(("root", self._over), lambda: self._logits(self._all_hidden[:1]))
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
@@ -145,4 +146,4 @@ class StaticEagleDrafter(EagleDrafter):
                 self._recording = False
 
         with self._clock:
-            return self.replayer(("draft", key, keys), recorded)
+            return self.replayer(("draft", key, self._over, keys), recorded)

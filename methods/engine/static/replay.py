@@ -19,16 +19,15 @@ WARM_UPS = 2  # before a recording: kernels are chosen and memory is taken
 class Replayer:
     """Records computations by key and replays them. On a CPU, and where recording was refused, it just runs them.
 
-    All recordings of a device share one pool of memory: they never run at the same time.
+    Its recordings share one pool of memory, which nobody else's do: what one of them gave is good until another is replayed.
     """
-
-    _pools: dict[torch.device, Any] = {}
 
     def __init__(self, device: torch.device):
         self.device = device
         self.records = device.type == "cuda"
         self.refused: str | None = None
         self._known: dict[Hashable, tuple[Any, Any]] = {}
+        self._pool: Any = None
 
     def __call__(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The results of `compute`, in buffers that the next replay of the key overwrites.
@@ -58,14 +57,16 @@ class Replayer:
                 compute()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        pool = self._pools.setdefault(self.device, torch.cuda.graph_pool_handle())
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = compute()
         return graph, results
 
     def forget(self) -> None:
         """Drop all recordings: the buffers that they read are gone."""
         self._known.clear()
+        self._pool = None  # one whose recordings are all gone takes no new ones
 
 
 def bucket(n: int, sizes: tuple[int, ...]) -> int | None:

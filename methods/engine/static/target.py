@@ -6,8 +6,6 @@ that are kept, where the next forward writes. Prompts, and trees of more rows th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,15 +82,6 @@ class StaticTarget(LlamaTarget):
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
         return "lean static"
 
-    @contextmanager
-    def shallow(self, layers: list[int]) -> Iterator[None]:
-        self.replayer.forget()  # other layers are other operations
-        try:
-            with super().shallow(layers):
-                yield
-        finally:
-            self.replayer.forget()
-
     @torch.inference_mode()
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         before = self.cache.capacity
@@ -125,7 +114,8 @@ class StaticTarget(LlamaTarget):
     def _replayed(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         keys = min(-(-(self.cache.length + inputs.rows) // KEYS) * KEYS, self.cache.capacity)
         self._length.fill_(self.cache.length)
-        return self.replayer((inputs.rows, keys), lambda: self._rows(inputs, keys))
+        layers = tuple(i for i, _ in self._placed)
+        return self.replayer((layers, inputs.rows, keys), lambda: self._rows(inputs, keys))
 
     def _rows(self, inputs: _Inputs, keys: int) -> tuple[Tensor, Tensor]:
         """-> features [rows, hidden], logits [rows, vocab]; keys and values are written behind those of the text."""
@@ -134,7 +124,7 @@ class StaticTarget(LlamaTarget):
         mask = additive(visible(inputs.sees, self._length, keys), self.dtype, self._group)
         cos, sin = self._tables[self.device]
         x = F.embedding(inputs.ids, self.embedding)
-        for i, layer in enumerate(self._layers):
+        for layer, (i, _) in zip(self._layers, self._placed, strict=True):
             own_keys, own_values = self.cache.of_layer(i)
 
             x = layer(x, (cos[places], sin[places]), attend_in(own_keys, own_values, at, keys, mask))
