@@ -63,8 +63,10 @@ def load_in(
 
     from harness.common.machine import keep_freed_memory
     from harness.load.model import load
+    from harness.load.placement import let_go
 
     keep_freed_memory()
+    let_go()  # the model of the dtype before
     torch.set_num_threads(threads)
     return load(config, dtype, head=head, drafters=drafters)
 

@@ -6,6 +6,7 @@ and their copy of the embedding stand on the last GPU used. The last layer is th
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,15 @@ def device_map(layers: list[int]) -> dict[str, int]:
     named = {f"model.layers.{i}": device for i, device in enumerate(layers)}
     ends = {"model.embed_tokens": layers[0], "model.rotary_emb": layers[0], "model.norm": layers[-1], "lm_head": layers[-1]}
     return named | ends
+
+
+def let_go() -> None:
+    """Free what is no longer referred to, on GPUs too: a model may be as large as half of one, and the next is loaded beside it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_on_gpus() -> list[int]:

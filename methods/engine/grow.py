@@ -303,8 +303,9 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         def offer(parents: list[tuple[int, ...]], logits: Tensor) -> None:
             if context.keeps_trees:  # else a level's logits are let go at once
                 rows.update(zip(parents, logits.expand(len(parents), -1), strict=True))
+            of_level = context.chooser.draft_law(logits)
             for row, path in enumerate(parents):
-                laws[path] = context.chooser.law(logits[row])
+                laws[path] = of_level[row]
                 node = index[path] + 1 if path else 0
                 offers[path] = context.chooser.children(laws[path], n_children[path], context.position, node)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ from harness.load.architecture import Architecture
 from harness.load.config import model_config, paper_models
 from harness.load.eagle_head import beside_last_layer
 from harness.load.kinds import KINDS, eagle_parameters
-from harness.load.placement import Need, device_map, need, on_gpus, split
+from harness.load.placement import Need, device_map, let_go, need, on_gpus, split
 from methods.engine import llama
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.llama import LlamaTarget
@@ -159,6 +161,18 @@ def test_the_head_stands_beside_the_last_layer_with_its_own_copy_of_the_embeddin
     assert drafts(drafter, features).shape == (2, 64)
     with pytest.raises(RuntimeError, match="device"):  # this is noticed here, too
         drafts(EagleDrafter(head, spread.embedding, spread.lm_head), features)
+
+
+def test_what_is_let_go_of_is_freed_on_gpus_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.self = self
+
+    kept, emptied = weakref.ref(Ring()), list[bool]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(kept() is None))
+    let_go()
+    assert emptied == [True]  # what only a cycle held is gone before the GPU's memory is asked for
 
 
 def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_machine(

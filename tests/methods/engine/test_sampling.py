@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from scipy import stats
 
 from methods.base import SamplerParams
-from methods.engine.sampling import Chooser, _Urn, argmax, inverse_cdf, probabilities, stream_key, uniform
+from methods.engine.sampling import Chooser, _Urn, argmax, draft_probabilities, inverse_cdf, probabilities, stream_key, uniform
 
 ALMOST_ONE = 1 - 2**-53
 SAMPLED = SamplerParams(8, temperature=1.0, key=123)
@@ -154,6 +154,16 @@ def test_what_was_drawn_before_does_not_matter() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_no_temperature_is_greedy(temperature: float) -> None:
     assert Chooser(SamplerParams(1, temperature=temperature)).greedy
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.sampled_from([0.3, 1.0, 2.0]), top_p=st.sampled_from([0.7, 1.0]))
+def test_a_drafts_law_is_the_processed_one_but_for_rounding_and_sums_to_one(seed: int, temperature: float, top_p: float) -> None:
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(seed)) * 4
+    exact, drafts = probabilities(logits, temperature, top_p), draft_probabilities(logits, temperature, top_p)
+    assert drafts.dtype == torch.float64 and float((drafts.sum(-1) - 1).abs().max()) < 1e-14
+    if top_p == 1:  # a cut may fall between two that rounding swaps
+        assert float((exact - drafts).abs().max()) < 1e-6
+    assert torch.equal(draft_probabilities(logits.double(), temperature, top_p), probabilities(logits.double(), temperature, top_p))
 
 
 # ---- sampled children ----
