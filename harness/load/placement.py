@@ -75,7 +75,7 @@ def device_map(layers: list[int]) -> dict[str, int]:
 
 
 def let_go() -> None:
-    """Free what is no longer referred to, on GPUs too: a model may be as large as half of one, and the next is loaded beside it."""
+    """Free what is no longer referred to, on GPUs too: a model may be as large as half of one, and another is loaded next."""
     import torch
 
     gc.collect()

@@ -163,7 +163,9 @@ def test_a_drafts_law_is_the_processed_one_but_for_rounding_and_sums_to_one(seed
     assert drafts.dtype == torch.float64 and float((drafts.sum(-1) - 1).abs().max()) < 1e-14
     if top_p == 1:  # a cut may fall between two that rounding swaps
         assert float((exact - drafts).abs().max()) < 1e-6
-    assert torch.equal(draft_probabilities(logits.double(), temperature, top_p), probabilities(logits.double(), temperature, top_p))
+    assert torch.equal(
+        draft_probabilities(logits.double(), temperature, top_p), probabilities(logits.double(), temperature, top_p)
+    )
 
 
 # ---- sampled children ----
