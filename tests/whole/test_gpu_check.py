@@ -1,0 +1,64 @@
+"""`scripts/gpu_check.py`: its parts in order, what it writes after each, and one that differs or has no time left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import ROOT
+
+
+@pytest.fixture
+def check() -> Any:
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts/gpu_check.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def summary(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return found
+
+
+def test_what_is_worth_most_comes_first_and_a_rehearsal_leaves_no_kind_of_part_out(check: Any, tmp_path: Path) -> None:
+    on_gpu, on_cpu = ([p.name.split(",")[0] for p in check.parts(tmp_path, on)] for on in (False, True))
+    assert list(dict.fromkeys(on_gpu)) == ["tiny", "costs", "predict", "train", "embedded"] == list(dict.fromkeys(on_cpu))
+    assert on_gpu.count("costs") == 9
+
+
+def test_each_part_is_written_at_once_and_one_that_differs_fails_the_check(
+    check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+
+    def run(part: Any, on_cpu: bool, seconds: float) -> dict[str, Any]:
+        seen.append(len(summary(tmp_path)["parts"]) if (tmp_path / "summary.json").exists() else 0)
+        same = part.name != "tiny, torch, T = 0"
+        cells = [{"identical": None, "prompts": 6}, {"identical": 6 if same else 5, "prompts": 6}]
+        return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": cells, "stderr": ""}
+
+    monkeypatch.setattr(check, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--device", "cpu"])
+    assert check.main() == 1
+    assert seen == list(range(len(seen)))
+    (wrong,) = [p for p in summary(tmp_path)["parts"] if "not vanilla's" in p]
+    assert wrong["part"] == "tiny, torch, T = 0" and wrong["not vanilla's"] == [{"identical": 5, "prompts": 6}]
+    assert "differs" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--device", "cpu", "--minutes", "0.1"])
+    assert check.main() == 1
+    assert {p["stderr"] for p in summary(tmp_path)["parts"]} == {"no time was left"}
+
+
+def test_without_a_gpu_it_says_how_to_rehearse(
+    check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path / "out")])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert check.main() == 2 and "--device cpu" in capsys.readouterr().err and not (tmp_path / "out").exists()
