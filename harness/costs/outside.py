@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,15 +92,7 @@ class _Counted:
         self.levels = self.rows = 0
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._drafter, name)
-        return partial(self._drafted, found) if name == "drafted" else found
-
-    def _drafted(self, whole: Any, key: Any, draft: Any) -> Any:
-        """A draft that is made as a whole."""
-        pool, kept = whole(key, draft)
-        self.levels += len(pool.levels)
-        self.rows += 1 + sum(map(len, pool.expanded[:-1]))
-        return pool, kept
+        return getattr(self._drafter, name)
 
     def root_logits(self) -> torch.Tensor:
         self.levels, self.rows = self.levels + 1, self.rows + 1
@@ -112,11 +103,21 @@ class _Counted:
         return self._drafter.expand(tokens, parents, sees)
 
 
+class _CountedWhole(_Counted):
+    """The same of a drafter that makes a whole draft at a time."""
+
+    def drafted(self, key: Any, draft: Any) -> Any:
+        pool, kept = self._drafter.drafted(key, draft)  # type: ignore[attr-defined]
+        self.levels += len(pool.levels)
+        self.rows += 1 + sum(map(len, pool.expanded[:-1]))
+        return pool, kept
+
+
 def _decoded(decode: Decode, ids: list[int], target: Any, drafter: Any, how: SamplerParams, names: Names) -> Decoded:
     counted: list[_Counted] = []
 
     def counting(ids: list[int], target: Any, drafter: Any, how: SamplerParams) -> Generation:
-        counted.append(_Counted(drafter))
+        counted.append((_CountedWhole if hasattr(type(drafter), "drafted") else _Counted)(drafter))
         return decode(ids, target, counted[0] if drafter is not None else None, how)
 
     seen = watched(counting, ids, target, drafter, how, names)

@@ -31,8 +31,6 @@ class _Timed:
         self._settle = settle
 
     def __getattr__(self, name: str) -> Any:
-        if name == "drafted":  # a draft made as a whole cannot be taken apart
-            raise AttributeError(name)
         value = getattr(self._inner, name)
         if name not in self._watched:
             return value

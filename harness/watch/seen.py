@@ -7,7 +7,6 @@ was made, and read when the generation is over.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -103,19 +102,11 @@ def watched_drafter(drafter: Any, seen: Seen) -> Any:
             seen.drafted += [(drafted_for, logits[-1].amax()), (drafted_for, logits[:, 0].amax())]
         return logits
 
-    def drafted(whole: Any, key: Any, draft: Any) -> Any:
-        """A draft that is made as a whole: its confidences are not finite where its logits are not."""
-        pool, kept = whole(key, draft)
-        seen.n_drafter_calls += len(pool.levels)
-        seen.drafted.append((len(seen.sizes), pool.confidence.amax()))
-        return pool, kept
-
     class WatchedDrafter:
         __slots__ = ()
 
         def __getattr__(self, name: str) -> Any:
-            found = getattr(drafter, name)
-            return partial(drafted, found) if name == "drafted" else found
+            return getattr(drafter, name)
 
         def observe(self, tokens: list[int], features: Tensor) -> None:
             seen.n_drafter_calls += 1
@@ -127,7 +118,17 @@ def watched_drafter(drafter: Any, seen: Seen) -> Any:
         def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
             return kept(drafter.expand(tokens, parents, sees))
 
-    return WatchedDrafter()
+    class WatchedWhole(WatchedDrafter):
+        __slots__ = ()
+
+        def drafted(self, key: Any, draft: Any) -> Any:
+            """A draft that is made as a whole: its confidences are not finite where its logits are not."""
+            pool, kept = drafter.drafted(key, draft)
+            seen.n_drafter_calls += len(pool.levels)
+            seen.drafted.append((len(seen.sizes), pool.confidence.amax()))
+            return pool, kept
+
+    return WatchedWhole() if hasattr(type(drafter), "drafted") else WatchedDrafter()
 
 
 def first_not_finite(largest: list[Tensor]) -> tuple[int, float] | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,7 +154,9 @@ def dynamic_tree(
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        whole: Callable[..., tuple[Pool, Tensor]] | None = getattr(drafter, "drafted", None)
+        # by its class: whatever wraps a drafter to change what it gives must not be passed by
+        given: Any = drafter
+        whole: Callable[..., tuple[Pool, Tensor]] | None = given.drafted if hasattr(type(given), "drafted") else None
         fixed = not stop_early and (not rerank or score == "value")  # nothing is read back on the way
         if whole is not None and fixed:
             pool, kept = whole((top_k, depth, total, score, rerank), draft)

@@ -167,6 +167,30 @@ def test_layers_on_several_devices_are_refused(tmp_path: Path, monkeypatch: pyte
         StaticTarget(model)
 
 
+def test_a_drafter_in_a_wrapping_that_changes_it_is_asked_call_by_call(engines: dict[str, TinyModel]) -> None:
+    tiny = engines["static"]
+
+    class Backwards:
+        """Gives the worst token for the best: nothing that it drafts is kept."""
+
+        def __init__(self, drafter: Any):
+            self.drafter = drafter
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.drafter, name)
+
+        def root_logits(self) -> torch.Tensor:
+            return -self.drafter.root_logits()
+
+    decode, params = methods.get("eagle2").build(), SamplerParams(30)
+    plain, spoilt = (
+        decode(tiny.prompts[0], tiny.loaded.target, d, params)
+        for d in (tiny.loaded.drafter_of("eagle"), Backwards(tiny.loaded.drafter_of("eagle")))
+    )
+    assert plain.trace and spoilt.trace and sum(spoilt.trace.accepted) == 0 < sum(plain.trace.accepted)
+    assert plain.token_ids == spoilt.token_ids
+
+
 def test_the_whole_draft_is_one_recording() -> None:
     with pytest.MonkeyPatch.context() as m:
         m.setenv("HARNESS_ENGINE", "static")
