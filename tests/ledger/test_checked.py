@@ -207,9 +207,8 @@ def test_what_is_left_out_is_counted_below_every_table_claim_and_on_the_page_and
     compared = harness("table --compare", clean, ledger)
     assert compared.code == 0 and footnote in " ".join(compared.out.split())  # it is broken where a line is full
     page = harness("report --generations 0 --results", ledger)
-    assert (
-        page.code == 0 and "<dt>notes</dt>" in (ledger / "report.html").read_text() and footnote in (ledger / "report.html").read_text()
-    )
+    written = (ledger / "report.html").read_text()
+    assert page.code == 0 and "<dt>notes</dt>" in written and footnote in written
     assert footnote in api.read(ledger).attrs["footnotes"][0] and len(api.read(ledger)) == 5
     for command in ("table", "plot", "claims", "report", "export --out out"):
         refused(harness(command, "--strict --results", ledger), f"{RECORDS}:3: not JSON", "(and 7 more); without --strict")
