@@ -37,6 +37,9 @@ def command(
     bounded("--answer-tokens", answer_tokens, least=2)
     include_all(includes)
     if results is not None:
+        for name, value in (("--model", models), ("--prompt-tokens", prompt_tokens), ("--answer-tokens", answer_tokens)):
+            if value:
+                raise UserError(f"{name} is of the paper's tables; --results tells its own models and lengths")
         _against_ledger(costs, results, out, as_json)
         return
     from harness.common.files_written import files_written
@@ -97,17 +100,16 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
     shown = []
     for wanted, own in tables.items():
         if mine := [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]:
-            shown.append(held_table(own[0], against(own, mine)))
+            shown.append((own[0], against(own, mine)))
     if not shown:
         raise UserError(f"{costs or 'the shipped tables'}: no costs of what {results} was measured on; `harness costs` with its "
                         "--model, --dtype and --threads measures them")  # fmt: skip
-    for i, one in enumerate(shown):
-        click.echo() if i else None
-        print_table(one)
+    held = held_table(shown)
+    print_table(held)
     if out is not None:
-        click.echo(files_written([file for one in shown for file in write_forms(one, out)]), err=True)
+        click.echo(files_written(write_forms(held, out)), err=True)
     if as_json:
-        click.echo(json_rows(shown))
+        click.echo(json_rows([held]))
 
 
 def _where(env: Mapping[str, Any]) -> tuple[str, str]:

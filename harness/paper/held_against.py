@@ -104,7 +104,7 @@ def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held
         several = {canonical_hash(r["options"]) for r in own.values()}
         options = next(iter(own.values()))["options"]
         work, why = _work(name, options, temperature) if len(several) == 1 else (None, "records of several options")
-        over = (options or {}).get("frequent") if work and work.depth else next(iter(prices))
+        over = (options or {}).get("frequent") if work and work.depth else None if None in prices else next(iter(prices))
         if over not in prices:
             work, why = None, f"no costs of a head over {'all' if over is None else f'{over:,} frequent'} tokens"
         base, cell, own_prices = _Sums(), _Sums(), prices.get(over) or next(iter(prices.values()))

@@ -122,8 +122,13 @@ def splits_table(found: Sequence[Checked]) -> Table:
     return Table("splits", (Section("Published times beside the model's", (), shown, (said,)),), (_SPLITS,), numbers)
 
 
-def held_table(table: CostTable, found: Sequence[Held]) -> Table:
-    """A ledger's decode speedups beside those that its tau and trees and these costs give."""
+def held_table(found: Sequence[tuple[CostTable, Sequence[Held]]]) -> Table:
+    """A ledger's decode speedups beside those that its tau and trees and costs give, a section a target on a machine."""
+    sections, numbers = zip(*(_held(table, held) for table, held in found), strict=True)
+    return Table("held", tuple(sections), (_HELD,), pd.concat(numbers, ignore_index=True))
+
+
+def _held(table: CostTable, found: Sequence[Held]) -> tuple[Section, pd.DataFrame]:
     shown = pd.DataFrame([
         {"method": label(h.method, h.preset), "T": f"{h.temperature:g}", "τ": number(h.tau), "measured": times(h.measured),
          "predicted": times(h.predicted), "off": NOTHING if h.error is None else f"{h.error:+.1%}",
@@ -139,8 +144,7 @@ def held_table(table: CostTable, found: Sequence[Held]) -> Table:
          **{f"c_{p}_{w}": (v := getattr(h, p)) and v[i] for p in ("verify", "draft", "other") for i, w in
             enumerate(("measured", "predicted"))}, "why": h.why} for h in found
     ])  # fmt: skip
-    title = f"{table.model} on {table.machine.label}"
-    return Table("held", (Section(title, (), shown, (said,) if said else ()),), (_HELD,), numbers)
+    return Section(f"{table.model} on {table.machine.label}", (), shown, (said,) if said else ()), numbers
 
 
 def _pair(pair: tuple[float, float] | None) -> str:

@@ -230,6 +230,8 @@ def test_shipped_tables_are_read_from_the_package() -> None:
         ("--costs spoilt", "is no table of costs that `harness costs` writes"),
         ("--costs here --prompt-tokens 0", "--prompt-tokens is 0"),
         ("--costs here --answer-tokens 1", "--answer-tokens is 1; it must be at least 2"),
+        ("--costs here --results here --model vicuna-7b", "--model is of the paper's tables"),
+        ("--costs here --results here --prompt-tokens 9", "--prompt-tokens is of the paper's tables"),
     ],
 )
 def test_what_cannot_be_predicted_is_said(words: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +301,8 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
     assert own.error == pytest.approx(0, abs=1e-9) and own.draft and own.draft[0] == pytest.approx(own.draft[1])
     slower = against([t], [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
     assert slower.error is not None and slower.error > 0.1 and slower.most_off == "c_verify -0.50"
-    text = held_table(t, [*found, slower])
+    text = held_table([(t, [*found, slower]), (t, found)])
+    assert len(text.sections) == 2 and len(text.numbers) == 5  # one file holds both
     assert list(text.sections[0].shown["verdict"]) == ["within 5%", "within 5%", "missed: c_verify -0.50"]
     assert text.sections[0].conclusions == ("1 of 2 decode speedups are within 5% of what is predicted.",)
     unknown = against(
