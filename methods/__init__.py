@@ -58,7 +58,8 @@ class Method:
 
     `options`: every option with its default; `presets`: named changes to them. `exact`: the output distribution is the
     target's. `drafter`: the kind of drafter that it drafts with, None where it has none. `external`: somebody else's loop,
-    measured for comparison only.
+    measured for comparison only. `group`: whose word asks for it, where `all` does not. `replay_only`: it knows what vanilla will
+    say, so that it is no method but a bound, and only `harness replay` has it.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Method:
     file: str
     small: Sequence[Mapping[str, Any]]
     types: Mapping[str, type] = field(default_factory=dict)
+    group: str = ""
+    replay_only: bool = False
     levels: Callable[[Mapping[str, Any]], int] | None = None
 
     @property
@@ -166,6 +169,8 @@ def method(
     dynamic: bool = False,
     candidates: Sequence[Mapping[str, Any]] = (),
     external: bool = False,
+    group: str = "",
+    replay_only: bool = False,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
@@ -179,6 +184,7 @@ def method(
     samples_drafts: at T > 0 drafts are sampled and verified by rejection. The law is the target's, the ids are not vanilla's.
     dynamic: top_k, depth and total make a dynamic tree, ranked by value and reranked. `harness tune` chooses them by replay.
     candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
+    group: its methods are asked for by this word; `all` leaves them out. replay_only: as in `Method`.
 
     Raises:
         UserError: an option without a default, an unknown kind of drafter, a value of the wrong type, or a name that is taken or
@@ -210,7 +216,7 @@ def method(
         _METHODS[name] = Method(
             name=name, line=line, build=_failing_alone(build), options={k: p.default for k, p in parameters.items()},
             presets=presets or {}, exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts,
-            dynamic=dynamic, candidates=tuple(candidates), external=external, file=file,
+            dynamic=dynamic, candidates=tuple(candidates), external=external, group=group, replay_only=replay_only, file=file,
             small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
             levels=_guarded(levels) if levels is not None else None,
         )  # fmt: skip
@@ -249,10 +255,19 @@ def _as_type(name: str, option: str, value: Any, kind: type) -> Any:
         raise UserError(f"option {option} of {name} takes {kind.__name__}, not {value!r}") from None
 
 
-def names(exact: bool | None = None) -> list[str]:
-    """All methods, or those of this repository's own loops that are (not) exact: `--method all` is names(exact=True)."""
+POLICIES = "policies"
+GROUPS = (POLICIES,)
+"""Words that ask for the methods of a group, which `all` leaves out."""
+
+
+def names(exact: bool | None = None, group: str = "") -> list[str]:
+    """All methods of a group, or those of this repository's own loops that are (not) exact: `--method all` is names(exact=True).
+
+    The methods of `policies/` are a group of their own; those of "" are in none.
+    """
     _scan()
-    return sorted(n for n, m in _METHODS.items() if exact is None or (m.exact is exact and not m.external))
+    own = {n: m for n, m in _METHODS.items() if m.group == group}
+    return sorted(n for n, m in own.items() if exact is None or (m.exact is exact and not m.external))
 
 
 def get(name: str) -> Method:
@@ -288,7 +303,7 @@ def is_external(name: str) -> bool:
 def _declared() -> dict[str, dict[str | None, Any]]:
     """What this folder's files register their methods with, as far as it is written out."""
     found: dict[str, dict[str | None, Any]] = {}
-    for file in Path(__file__).parent.glob("*.py"):
+    for file in (file for folder in (".", POLICIES) for file in (Path(__file__).parent / folder).glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "method" and node.args:
                 if isinstance(node.args[0], ast.Constant):
@@ -320,6 +335,7 @@ def _scan() -> None:
     global _scanned
     if not _scanned:
         _scanned = True
-        for module in pkgutil.iter_modules(__path__):
-            if not module.ispkg and module.name != "base":
-                importlib.import_module(f"{__name__}.{module.name}")
+        for folder in ("", POLICIES):
+            for module in pkgutil.iter_modules([str(Path(__file__).parent / folder)]):
+                if not module.ispkg and module.name != "base":
+                    importlib.import_module(".".join(filter(None, (__name__, folder, module.name))))

@@ -9,7 +9,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -277,22 +277,26 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
 
     def best_tree(drafter: Drafter, context: Context) -> Tree:
         choose: BestChildren | None = getattr(drafter, "best_children", None)
-        levels: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, and for their confidence each one's row of these logits
+        levels: list[tuple[Tensor, Callable[[], Tensor]]] = []  # tokens, and what gives the logs of their confidence
+
+        def chosen_of(logits: Tensor) -> tuple[Tensor, Tensor | None]:
+            return (best_tokens(logits, ranks), None) if choose is None else choose(logits, ranks)
+
         logits = drafter.root_logits()
-        chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
+        chosen, logs = chosen_of(logits)
         shape = layout(chosen.shape[1], chosen.device)
         for level in shape.levels:
             rows = level.rows if len(chosen) > 1 else torch.zeros_like(level.rows)  # a head's one row serves its whole level
             tokens = chosen[rows, level.ranks]
-            levels.append((tokens, rows, logits if context.keeps_trees else logits[:0]))
+            kept = (logits if context.keeps_trees and logs is None else logits[:0], logs, rows, level.ranks)
+            levels.append((tokens, partial(_logs_of, tokens, *kept)))
             if level.expanded is not None:
                 logits = drafter.expand(tokens[level.expanded], level.above, level.sees)
-                chosen = best_tokens(logits, ranks) if choose is None else choose(logits, ranks)[0]
-        ids: list[int] = torch.cat([tokens for tokens, _, _ in levels]).tolist()  # the one host sync
+                chosen, logs = chosen_of(logits)
+        ids: list[int] = torch.cat([tokens for tokens, _ in levels]).tolist()  # the one host sync
 
         def confidence() -> list[float]:
-            own = (rows.double().softmax(-1)[at, tokens].tolist() for tokens, at, rows in levels)
-            return [c for level in own for c in level]
+            return [c for _, own in levels for c in own().double().exp().tolist()]
 
         return Tree([context.root, *ids], shape.parents, confidence=confidence if context.keeps_trees else None)
 
@@ -343,6 +347,11 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
         return (drawn_tree if sampled and not context.chooser.greedy else best_tree)(drafter, context)
 
     return Grow(tree, len(ordered))
+
+
+def _logs_of(tokens: Tensor, logits: Tensor, logs: Tensor | None, rows: Tensor, ranks: Tensor) -> Tensor:
+    """Log-probabilities of nodes: each is child `ranks` of row `rows`."""
+    return logs[rows, ranks] if logs is not None else logits.double().log_softmax(-1)[rows, tokens]
 
 
 def sampled_chain(gamma: int) -> Grow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,19 +102,24 @@ class LedgerPrompts:
         self._known: dict[tuple[Any, ...], dict[str, Any]] = {}  # (task, source, seed) -> prompts by id
 
     def ids(self, pair: LedgerPair, loaded: Any) -> list[int]:
+        """`ids_of` a pair's record."""
+        return self.ids_of(pair.record, pair.turns, loaded)
+
+    def ids_of(self, record: Record, turns: Sequence[Record], loaded: Any) -> list[int]:
         """The token ids of a record's prompt: rendered anew, and checked against the hash in the record.
+
+        turns: vanilla's greedy answers to the same conversation's turns.
 
         Raises:
             UserError: the prompt, or the answer that its later turn follows, is not here or is another.
         """
-        record = pair.record
         where = f"{record['task']} {record['sample_id']} turn {record['turn']} ({record['source']})"
         prompt = self._prompts_of(record).get(record["sample_id"])
         if prompt is None:
             raise UserError(f"the prompt of {where} is not among the prompts here")
         chains: list[list[Record]] = [[]]  # rows of answers to the turns before the record's
         for turn in range(1, record["turn"]):
-            answers = [r for r in pair.turns if r["turn"] == turn]
+            answers = [r for r in turns if r["turn"] == turn]
             chains = [[*chain, r] for chain in chains for r in answers]
         for chain in chains:
             dialogue = [("user", prompt.turns[0])]

@@ -1,0 +1,90 @@
+"""A method decodes a known text again, from the drafter's kept rows: the same trees and accept lengths as live, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.common.errors import UserError, in_one_line
+from harness.replay.known import KnownChooser, KnownTarget, KnownText
+from harness.replay.rows import RowsDrafter
+from methods import Arm, Method
+from methods.base import DraftedTree, SamplerParams
+from methods.engine.grow import draft_pool
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a method's steps did, a column entry each: `accepted` draft tokens, `sizes` of the trees, and `calls`: the rows of
+    each call of the drafter, that after the root first. `tokens`: of the answer; `trees`: where they were asked for."""
+
+    tokens: int
+    accepted: list[int]
+    sizes: list[int]
+    calls: list[list[int]]
+    trees: list[DraftedTree]
+    asked: int
+    lacking: int
+
+
+def cannot_be_replayed(m: Method, temperature: float) -> str | None:
+    """Why a method's steps do not follow from vanilla's answer; None where they do."""
+    if m.external:
+        return f"method {m.name} is another's loop, which a replay cannot run"
+    if m.samples_drafts and temperature > 0:
+        return f"method {m.name} draws its drafts at T = {temperature:g}: its answers are not vanilla's, so it has to be run"
+    if not m.exact:
+        return f"method {m.name} does not keep the target's law: its answers are not vanilla's, so it has to be run"
+    if m.drafter is not None and not m.needs_head:
+        return f"method {m.name} drafts with another drafter than the EAGLE head, whose rows are kept: it has to be run"
+    return None
+
+
+@torch.inference_mode()
+def replayed(
+    arm: Arm, text: KnownText, params: SamplerParams, drafter: RowsDrafter | None, *, trees: bool = False
+) -> Replayed:  # fmt: skip
+    """Decode `text` again by an arm. params: those of vanilla's answer, stop ids included.
+
+    Raises:
+        UserError: the method asks for what a replay cannot know, or its answer is another than vanilla's.
+    """
+    how = SamplerParams(
+        params.max_new_tokens, params.stop_ids, params.temperature, params.top_p, params.key,
+        lambda p: KnownChooser(p, text.tokens), trees,
+    )  # fmt: skip
+    before = (drafter.asked, drafter.lacking) if drafter else (0, 0)
+    target: Any = KnownTarget()
+    try:
+        made = arm.method.build(**arm.options)(text.prompt, target, drafter, how)
+    except UserError as e:
+        raise UserError(f"method {arm.name} cannot be replayed: {e}") from None
+    except IndexError as e:
+        raise UserError(f"method {arm.name} cannot be replayed: it goes beyond what is known ({in_one_line(e)})") from None
+    if made.token_ids != text.answer:
+        raise UserError(f"method {arm.name} gave another answer in replay than vanilla's: it is not exact, or the ledger's answer "
+                        "is of other stop ids")  # fmt: skip
+    t = made.trace
+    calls = [c for c in drafter.calls if c] if drafter else [[] for _ in (t.accepted if t else [])]
+    if t is None or len(calls) != len(t.accepted):
+        calls = [] if t is None else calls + [[] for _ in range(len(t.accepted) - len(calls))]
+    asked, lacking = (drafter.asked - before[0], drafter.lacking - before[1]) if drafter else (0, 0)
+    return Replayed(len(made.token_ids), list(t.accepted) if t else [], list(t.tree_size) if t else [], calls,
+                    list(t.trees) if t else [], asked, lacking)  # fmt: skip
+
+
+def draft_rows(drafter: RowsDrafter, text: KnownText, positions: Sequence[int], top_k: int, depth: int) -> None:
+    """The one drafting pass: EAGLE-2's whole pool at every position of an answer that a step may start from."""
+    ids, n = text.ids, len(text.prompt)
+    nothing = torch.empty(0, 0)
+    drafter.start(len(ids) + top_k * depth, drafter.frequent)
+    seen = 0
+    for position in positions:
+        now = n + position - 1
+        drafter.observe(ids[seen + 1 : now + 1], nothing)
+        seen = now
+        draft_pool(drafter, top_k, depth)
+

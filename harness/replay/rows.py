@@ -1,0 +1,179 @@
+"""What a drafter says after paths of drafted tokens, over one known text: kept, so that any tree is drafted from it.
+
+A node's logits depend on its path only. So whatever tree asks for a node is told the same, and a node that was never asked for
+is drafted when one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.common.errors import UserError
+from methods.base import Drafter
+from methods.engine.grow import best_children
+
+CHILDREN = 10  # of each node that are kept
+
+Column = NDArray[Any]
+
+
+class Rows:
+    """Nodes that the drafter was run on, a row each, with the `CHILDREN` likeliest tokens after them.
+
+    Columns [rows]: `position`, how many tokens of the answer stand before the draft; `parent`, the row of the node above, -1 for
+    the root; `token`, the node's own, -1 for the root. [rows, CHILDREN]: `children`, tokens; `logs`, their log-probabilities.
+    """
+
+    def __init__(self, columns: Sequence[Column] | None = None) -> None:
+        self._blocks: list[tuple[Column, ...]] = [tuple(columns)] if columns is not None else []
+        self._joined: tuple[Column, ...] | None = None
+        self._roots: dict[int, int] = {}
+        self._below: dict[tuple[int, int], int] = {}
+        self.n = 0
+        for block in self._blocks:
+            self._number(block)
+
+    def _number(self, block: tuple[Column, ...]) -> None:
+        for row, (position, parent, token) in enumerate(zip(*(c.tolist() for c in block[:3]), strict=True), start=self.n):
+            if parent < 0:
+                self._roots[position] = row
+            else:
+                self._below[parent, token] = row
+        self.n += len(block[0])
+
+    def add(self, position: int, parents: Sequence[int], tokens: Sequence[int], children: Tensor, logs: Tensor) -> list[int]:
+        """Rows of one level of a draft; -> their numbers. children, logs [m, at least CHILDREN if the vocabulary has them]."""
+        m = len(parents)
+        block = (np.full(m, position, np.int32), np.array(parents, np.int32), np.array(tokens, np.int32),
+                 children.to(torch.int32).numpy(force=True), logs.float().numpy(force=True))  # fmt: skip
+        first = self.n
+        self._blocks.append(block)
+        self._joined = None
+        self._number(block)
+        return list(range(first, first + m))
+
+    def root(self, position: int) -> int | None:
+        return self._roots.get(position)
+
+    def below(self, row: int, token: int) -> int | None:
+        return self._below.get((row, token))
+
+    def columns(self) -> tuple[Column, ...]:
+        """position, parent, token, children, logs."""
+        if self._joined is None:
+            self._joined = tuple(np.concatenate(column) for column in zip(*self._blocks, strict=True))
+            self._blocks = [self._joined]
+        return self._joined
+
+    def children(self, rows: Sequence[int], k: int) -> tuple[Tensor, Tensor]:
+        """(tokens, log-probabilities) [m, k] of the likeliest children of rows, best first."""
+        _, _, _, children, logs = self.columns()
+        return torch.from_numpy(children[rows, :k].astype(np.int64)), torch.from_numpy(logs[rows, :k])
+
+
+class RowsDrafter:
+    """A drafter over a known text that answers from `Rows`; the real one is run on what they lack, and they keep it.
+
+    text: the token ids of prompt and answer. features: gives the target's over it [n, hidden], once they are needed.
+    `calls`: of each step so far the rows of each call of the drafter, that after the root first. `asked`, `lacking`: rows that
+    trees asked for, and those of them that had to be drafted.
+    """
+
+    forward_s = 0.0
+
+    def __init__(
+        self, real: Drafter, rows: Rows, text: Sequence[int], n_prompt: int, features: Callable[[], Tensor],
+        frequent: int | None = None,
+    ) -> None:  # fmt: skip
+        self._real, self._rows, self._text, self._n_prompt, self._features = real, rows, text, n_prompt, features
+        self.frequent = frequent
+        self.reads_masks: bool = getattr(real, "reads_masks", True)
+        self._best = getattr(real, "best_children", best_children)
+        self._real_pairs = -1  # that the real one has observed; -1: not started
+        self.calls: list[list[int]] = []
+        self.asked = self.lacking = 0
+        self._room = 0
+
+    def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
+        if frequent != self.frequent:
+            told = ["the whole vocabulary" if n is None else f"{n:,} frequent tokens" for n in (frequent, self.frequent)]
+            raise UserError(f"a method drafts over {told[0]}, and the pool is over {told[1]}: it needs a pool of its own")
+        self._room = max(room, self._room)
+        self._pairs, self._real_pairs, self.calls = 0, -1, []
+        self._step: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def observe(self, tokens: list[int], features: Tensor) -> None:
+        self._pairs += len(tokens)
+        self._entries: list[int] = []
+        self._step, self._issued = [], -1  # this step's calls; how many of them the real one was given, -1: none, not even the root's
+        self.calls.append([])
+
+    def named(self, columns: Tensor) -> Tensor:
+        return columns
+
+    @property
+    def _position(self) -> int:
+        return self._pairs - self._n_prompt + 1
+
+    def root_logits(self) -> Tensor:
+        self.calls[-1].append(1)
+        self.asked += 1
+        row = self._rows.root(self._position)
+        if row is None:
+            self.lacking += 1
+            row = self._rows.add(self._position, [-1], [-1], *self._issue())[0]
+        self._root = row
+        return torch.tensor([[row]])
+
+    def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """logits: what `root_logits` or `expand` gave, rows by number."""
+        held = self._rows.columns()[3].shape[1]
+        if k > held and held == CHILDREN:
+            raise UserError(f"a node is asked for {k} children, and the pool holds the {CHILDREN} likeliest")
+        return self._rows.children(logits[:, 0].tolist(), k)
+
+    def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
+        above = [self._entries[p] if p >= 0 else self._root for p in parents.tolist()]
+        own = tokens.tolist()
+        self.calls[-1].append(len(own))
+        self.asked += len(own)
+        self._step.append((tokens, parents, sees))
+        found = [self._rows.below(row, token) for row, token in zip(above, own, strict=True)]
+        new = [i for i, row in enumerate(found) if row is None]
+        if new:
+            self.lacking += len(new)
+            children, logs = self._issue()
+            added = self._rows.add(self._position, [above[i] for i in new], [own[i] for i in new], children[new], logs[new])
+            for i, row in zip(new, added, strict=True):
+                found[i] = row
+        rows = [row for row in found if row is not None]
+        self._entries += rows
+        return torch.tensor(rows)[:, None]
+
+    def _issue(self) -> tuple[Tensor, Tensor]:
+        """Run the real drafter through this step's calls that it was not given; -> the best children after the last of them."""
+        if self._issued < 0:
+            self._bring_here()
+            logits, self._issued = self._real.root_logits(), 0
+        for tokens, parents, sees in self._step[self._issued :]:
+            logits, self._issued = self._real.expand(tokens, parents, sees), self._issued + 1
+        columns, logs = self._best(logits, CHILDREN)
+        return self._real.named(columns), logs
+
+    def _bring_here(self) -> None:
+        """The real drafter, with this step's text observed and nothing drafted."""
+        features, text, there = self._features(), self._text, self._real_pairs
+        if there < 0:
+            self._real.start(len(text) + self._room, self.frequent, text[0])
+            there = 0
+        elif there == self._pairs:  # drafted here before: the last pair once more drops the entries
+            self._real.rewind(1)  # type: ignore[attr-defined]
+            there -= 1
+        self._real.observe(list(text[there + 1 : self._pairs + 1]), features[there : self._pairs])
+        self._real_pairs = self._pairs
