@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from harness.replay.known import KnownChooser, KnownTarget, KnownText
 from harness.replay.rows import RowsDrafter
 from methods import Arm, Method
 from methods.base import DraftedTree, SamplerParams
-from methods.engine.grow import draft_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +72,4 @@ def replayed(
     asked, lacking = (drafter.asked - before[0], drafter.lacking - before[1]) if drafter else (0, 0)
     return Replayed(len(made.token_ids), list(t.accepted) if t else [], list(t.tree_size) if t else [], calls,
                     list(t.trees) if t else [], asked, lacking)  # fmt: skip
-
-
-def draft_rows(drafter: RowsDrafter, text: KnownText, positions: Sequence[int], top_k: int, depth: int) -> None:
-    """The one drafting pass: EAGLE-2's whole pool at every position of an answer that a step may start from."""
-    ids, n = text.ids, len(text.prompt)
-    nothing = torch.empty(0, 0)
-    drafter.start(len(ids) + top_k * depth, drafter.frequent)
-    seen = 0
-    for position in positions:
-        now = n + position - 1
-        drafter.observe(ids[seen + 1 : now + 1], nothing)
-        seen = now
-        draft_pool(drafter, top_k, depth)
 

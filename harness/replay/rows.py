@@ -16,9 +16,10 @@ from torch import Tensor
 
 from harness.common.errors import UserError
 from methods.base import Drafter
-from methods.engine.grow import best_children
+from methods.engine.grow import best_children, draft_pool
 
 CHILDREN = 10  # of each node that are kept
+PLACES = 16  # drafted in one forward
 
 Column = NDArray[Any]
 
@@ -48,9 +49,15 @@ class Rows:
         self.n += len(block[0])
 
     def add(self, position: int, parents: Sequence[int], tokens: Sequence[int], children: Tensor, logs: Tensor) -> list[int]:
-        """Rows of one level of a draft; -> their numbers. children, logs [m, at least CHILDREN if the vocabulary has them]."""
+        """`add_many` at one position."""
+        return self.add_many([position] * len(parents), parents, tokens, children, logs)
+
+    def add_many(
+        self, positions: Sequence[int], parents: Sequence[int], tokens: Sequence[int], children: Tensor, logs: Tensor
+    ) -> list[int]:  # fmt: skip
+        """Rows, a position each; -> their numbers. children, logs: [m, at least CHILDREN if the vocabulary has them]."""
         m = len(parents)
-        block = (np.full(m, position, np.int32), np.array(parents, np.int32), np.array(tokens, np.int32),
+        block = (np.array(positions, np.int32), np.array(parents, np.int32), np.array(tokens, np.int32),
                  children.to(torch.int32).numpy(force=True), logs.float().numpy(force=True))  # fmt: skip
         first = self.n
         self._blocks.append(block)
@@ -155,6 +162,67 @@ class RowsDrafter:
         rows = [row for row in found if row is not None]
         self._entries += rows
         return torch.tensor(rows)[:, None]
+
+    def draft(self, positions: Sequence[int], top_k: int, depth: int) -> None:
+        """The one drafting pass: EAGLE-2's whole pool at every position given, rising, each once.
+
+        Where the drafter runs many places of a text in one forward, it does; else place after place.
+        """
+        if hasattr(self._real, "hang"):
+            self._draft_at_once(positions, top_k, depth)
+            return
+        nothing = torch.empty(0, 0)
+        self.start(top_k * depth, self.frequent)
+        for position in positions:
+            now = self._n_prompt + position - 1
+            self.observe(list(self._text[self._pairs + 1 : now + 1]), nothing)
+            draft_pool(self, top_k, depth)
+
+    def _draft_at_once(self, positions: Sequence[int], top_k: int, depth: int) -> None:
+        """The same trees, level by level over `PLACES` positions: the answer's pairs are entries, and drafts hang on them."""
+        real: Any = self._real
+        text, features = list(self._text), self._features()
+        first = self._n_prompt + positions[0] - 1  # pairs before the first draft
+        n = positions[-1] - positions[0]  # further ones, each an entry
+        real.start(len(text), self.frequent, text[0])
+        real.observe(text[1 : first + 1], features[:first])
+        logits = real.root_logits()
+        if n:
+            logits = torch.cat([logits, real.hang(text[first + 1 : first + n + 1], features[first : first + n])])
+        columns, logs = self._best(logits, CHILDREN)
+        roots = {p: i for i, p in enumerate(range(positions[0], positions[-1] + 1))}
+        for some in (positions[i : i + PLACES] for i in range(0, len(positions), PLACES)):
+            at = torch.tensor([roots[p] for p in some])
+            self._draft_some(some, at - 1, real.named(columns[at]), logs[at], top_k, depth)
+            real.drop_entries(n)
+        self._real_pairs = -1
+
+    def _draft_some(self, positions: Sequence[int], roots: Tensor, tokens: Tensor, logs: Tensor, top_k: int, depth: int) -> None:
+        """roots [b]: the entries that drafts hang on; tokens, logs [b, CHILDREN]: what follows them."""
+        b = len(positions)
+        numbers = torch.tensor(self._rows.add_many(positions, [-1] * b, [-1] * b, tokens, logs))[:, None]  # [b, m] rows
+        self.asked += b
+        self.lacking += b
+        entries = roots[:, None]  # [b, m]
+        k = min(top_k, tokens.shape[1])
+        level_tokens, values = tokens[:, None, :k], logs[:, None, :k]  # [b, m, k]
+        for _ in range(depth - 1):
+            flat = values.flatten(1)
+            picked = flat.sort(dim=1, descending=True, stable=True).indices[:, :top_k]  # as `by_score`
+            row, m = picked // k, picked.shape[1]
+            own = level_tokens.flatten(1).gather(1, picked)
+            first = self._real.n_entries  # type: ignore[attr-defined]
+            logits = self._real.expand(own.flatten(), entries.gather(1, row).flatten(), torch.empty(0))
+            columns, logs = self._best(logits, CHILDREN)
+            names = self._real.named(columns)
+            above = numbers.gather(1, row)
+            where = [p for p in positions for _ in range(m)]
+            numbers = torch.tensor(self._rows.add_many(where, above.flatten().tolist(), own.flatten().tolist(), names, logs))
+            numbers, entries = numbers.view(b, m), torch.arange(first, first + b * m).view(b, m)
+            self.asked += b * m
+            self.lacking += b * m
+            level_tokens = names.view(b, m, -1)[:, :, :k]
+            values = logs.view(b, m, -1)[:, :, :k] + flat.gather(1, picked)[:, :, None]
 
     def _issue(self) -> tuple[Tensor, Tensor]:
         """Run the real drafter through this step's calls that it was not given; -> the best children after the last of them."""

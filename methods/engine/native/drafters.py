@@ -65,6 +65,28 @@ class NativeEagleDrafter(EagleDrafter):
         return logits
 
 
+    @torch.inference_mode()
+    def hang(self, tokens: list[int], features: Tensor) -> Tensor:
+        """Further pairs as entries, each on the one before: drafts may then hang on any of them. -> logits after each [m, columns].
+
+        tokens [m], features [m, hidden]: as of `observe`, which they follow. Drafts over many places of one text are so one tree.
+        """
+        first = self._cache.n_waiting
+        parents = torch.arange(first - 1, first - 1 + len(tokens))
+        with self._clock:
+            out, logits = self._native.run(self._cache, torch.tensor(tokens), parents, self._head, features=features)
+        self._hidden = torch.cat([self._hidden, out])
+        return logits
+
+    @property
+    def n_entries(self) -> int:
+        return self._cache.n_waiting
+
+    def drop_entries(self, n: int) -> None:
+        """Drop all entries but the first n."""
+        self._cache.n_waiting, self._hidden = n, self._hidden[: n + 1]
+
+
 class NativeLMDrafter(LMDrafter):
     """`LMDrafter` with the C forward. Logits are float32 in either dtype."""
 
