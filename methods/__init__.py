@@ -270,6 +270,12 @@ def names(exact: bool | None = None, group: str = "") -> list[str]:
     return sorted(n for n, m in own.items() if exact is None or (m.exact is exact and not m.external))
 
 
+def registered() -> list[Method]:
+    """Every method, whatever group it is in."""
+    _scan()
+    return list(_METHODS.values())
+
+
 def get(name: str) -> Method:
     _scan()
     if name not in _METHODS:

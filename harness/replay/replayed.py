@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.common.errors import UserError, in_one_line
-from harness.replay.known import KnownChooser, KnownTarget, KnownText
+from harness.replay.known import BEYOND, KnownChooser, KnownTarget, KnownText
 from harness.replay.rows import RowsDrafter
 from methods import Arm, Method
 from methods.base import DraftedTree, SamplerParams
@@ -38,6 +38,12 @@ def cannot_be_replayed(m: Method, temperature: float) -> str | None:
         return f"method {m.name} does not keep the target's law: its answers are not vanilla's, so it has to be run"
     if m.drafter is not None and not m.needs_head:
         return f"method {m.name} drafts with another drafter than the EAGLE head, whose rows are kept: it has to be run"
+    if m.drafter is None:
+        n = 16
+        try:  # on a text that says the same again and again: whatever drafts from the text drafts here
+            replayed(Arm(m, "paper", m.options), KnownText([1] * n, [1] * n, [1] * BEYOND), SamplerParams(n), None)
+        except UserError as e:
+            return str(e)
     return None
 
 

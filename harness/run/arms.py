@@ -36,8 +36,11 @@ def make_arms(
     config: ModelConfig,
     head: Path | None,
     tuned: Callable[[str], Mapping[str, Any]] | None = None,
+    *,
+    replays: bool = False,
 ) -> tuple[methods.Arm, ...]:
-    """Methods by name with their options resolved; `all` = the exact ones of this repository that the model has weights for.
+    """Methods by name with their options resolved; `all` = the exact ones of this repository that the model has weights for; a
+    group's word = its own. replays: whether those that know the answer may be among them.
 
     head: the draft head's folder, if there is one. tuned: method -> options, for the preset `tuned`; methods without options
     to tune keep `paper`, those of `all` that were not tuned are left out. A `--set` option must belong to at least one of the
@@ -49,11 +52,12 @@ def make_arms(
     wanted: list[str] = []
     folders = drafter_folders(config, head)
     for name in names:
-        known = (
-            [n for n in methods.names(exact=True) if lacks(methods.get(n), config, folders) is None] if name == "all" else [name]
-        )
+        several = methods.names(exact=True, group="" if name == "all" else name) if name in ("all", *methods.GROUPS) else None
+        if several is not None and not replays:
+            several = [n for n in several if not methods.get(n).replay_only]
+        known = [name] if several is None else [n for n in several if lacks(methods.get(n), config, folders) is None]
         wanted += [n for n in known if n not in wanted]
-        for n in (n for n in methods.names(exact=True) if name == "all" and n not in known):
+        for n in (n for n in several or () if n not in known):
             print(f"left out: {lacks(methods.get(n), config, folders)}", file=sys.stderr)
     chosen = [methods.get(name) for name in wanted]
     for option in changes:
@@ -61,12 +65,14 @@ def make_arms(
             nearest = unknown("option", option, {o for m in chosen for o in m.options})
             raise UserError(f"{nearest} (of {', '.join(wanted)})")
     for option in config.presets.get(preset, {}):
-        everything = {o for name in methods.names() for o in methods.get(name).options}
+        everything = {o for m in methods.registered() for o in m.options}
         if option not in everything:
             raise UserError(f"preset {preset!r} of model {config.name}: {unknown('option', option, everything)}")
     arms: list[methods.Arm] = []
     untuned: list[str] = []
     for m in chosen:
+        if m.replay_only and not replays:
+            raise UserError(f"method {m.name} knows what vanilla will say: it is a bound that only `harness replay` has")
         lacking = lacks(m, config, folders)
         if lacking:
             raise UserError(lacking)

@@ -1,0 +1,117 @@
+"""Replays as lines of `replays.jsonl`, a line a method and turn, beside the ledger whose answers were replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from harness.common.errors import UserError, in_one_line
+from harness.ledger.record import canonical_hash
+
+FILE = "replays.jsonl"
+_Counts = list[Annotated[int, pydantic.Field(ge=0)]]
+
+
+class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
+    """One turn, decoded again by one method.
+
+    `answer`: the key of vanilla's record. `tokens`: of the answer. `accepted`, `sizes`, `calls`: as `Replayed` has them.
+    `asked`, `lacking`: rows that the trees asked for, and those that had to be drafted for them.
+    """
+
+    schema_version: int = 1
+    answer: str
+    model: str
+    target_id: str
+    head_id: str | None
+    dtype: str
+    method: str
+    preset: str
+    options: dict[str, Any]
+    code_sha: str
+    task: str
+    source: str
+    sample_id: str
+    turn: int
+    repeat: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    n_prompt: int
+    tokens: int
+    accepted: _Counts
+    sizes: _Counts
+    calls: list[_Counts]
+    asked: int
+    lacking: int
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What is replayed once."""
+        return self.answer, self.method, canonical_hash(self.options), self.code_sha
+
+    @pydantic.model_validator(mode="after")
+    def _columns_agree(self) -> Replay:
+        n = len(self.accepted)
+        if len(self.sizes) != n or len(self.calls) != n or any(a > s for a, s in zip(self.accepted, self.sizes, strict=True)):
+            raise ValueError("columns of other lengths, or more accepted than drafted")
+        if not 1 + sum(self.accepted) + n >= self.tokens >= 1:
+            raise ValueError("its steps do not make up its tokens")
+        return self
+
+
+def read(folder: Path) -> list[Replay]:
+    """The replays of a folder, each once; a torn last line is left out.
+
+    Raises:
+        UserError: a line that is none.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    found: dict[tuple[str, ...], Replay] = {}
+    lines = path.read_bytes().split(b"\n")
+    for i, line in enumerate(lines[:-1], start=1):
+        try:
+            replay = Replay.model_validate_json(line)
+        except ValueError as e:
+            raise UserError(f"{path}, line {i}, is no replay: {in_one_line(e)}; delete the file, and it is made again") from None
+        found.setdefault(replay.key, replay)
+    return list(found.values())
+
+
+def append(folder: Path, replays: Iterable[Replay]) -> None:
+    """Add lines; what a kill tore is cut off first.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = folder / FILE
+    text = "".join(replay.model_dump_json() + "\n" for replay in replays)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if size := file.tell():
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(text.encode())
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
+
+
+def as_mapping(replay: Replay) -> Mapping[str, Any]:
+    return json.loads(replay.model_dump_json())  # type: ignore[no-any-return]
+
+
+def of_methods(replays: Iterable[Replay]) -> Iterator[tuple[tuple[float, str, str, str], list[Replay]]]:
+    """Replays of one temperature and method with its options together: (temperature, method, preset, hash of the options)."""
+    found: dict[tuple[float, str, str, str], list[Replay]] = {}
+    for r in replays:
+        found.setdefault((r.temperature, r.method, r.preset, canonical_hash(r.options)), []).append(r)
+    yield from found.items()

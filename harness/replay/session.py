@@ -1,0 +1,275 @@
+"""`harness replay`: vanilla's answers, one drafting pass over them, and any tree's steps from that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import methods
+import tasks
+from harness.audit.probe.ledger_pairs import LedgerPrompts
+from harness.common.bounds import bounded
+from harness.common.errors import UserError, duration, say
+from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.options import parse_changes
+from harness.common.progress import showing_progress
+from harness.ledger.ledger import read
+from harness.ledger.record import Record, canonical_hash
+from harness.load.config import ModelConfig, model_config
+from harness.load.model import Loaded, load
+from harness.replay import record
+from harness.replay.known import KnownText
+from harness.replay.record import Replay
+from harness.replay.replayed import cannot_be_replayed, replayed
+from harness.replay.rows import Rows, RowsDrafter
+from harness.replay.store import Drawn, Store
+from harness.replay.texts import Answered, answered, known_text
+from harness.run.arms import make_arms
+from harness.run.request import MoreTrees, RunRequest, need
+from harness.run.session import carry_out, tell_failures
+from harness.run.tuned import find_tuned
+from methods import Arm
+
+TOP_K, DEPTH = 10, 8  # of the pass; what trees ask for beyond it is drafted then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRequest:
+    """One `harness replay`. `results`: a ledger with vanilla's answers; None: they are made, in `out`, as a run makes them.
+
+    policies: `METHOD[+PRESET][+KEY=VALUE]...`, or a group's word. limit: conversations a task. out: where the rows and replays
+    go; None: beside the ledger.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+
+    policies: tuple[str, ...]
+    results: Path | None = None
+    tasks: tuple[str, ...] = ("all",)
+    model: str | None = None
+    temperatures: tuple[float, ...] = ()
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    source: str = "auto"
+    prompts_dir: Path | None = None
+    dtype: str = "auto"
+    threads: int | None = None
+    head: Path | None = None
+    out: Path | None = None
+    top_k: int = TOP_K
+    depth: int = DEPTH
+
+    def __post_init__(self) -> None:
+        need(bool(self.policies), "at least one --policy must be named")
+        need(self.results is not None or self.out is not None, "name the ledger to replay (--results), or where to make one (--out)")
+        for name in ("limit", "max_new_tokens", "threads", "top_k", "depth"):
+            bounded(f"--{name.replace('_', '-')}", getattr(self, name))
+
+    @property
+    def folder(self) -> Path:
+        found = self.out or self.results
+        assert found is not None
+        return found
+
+
+def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> list[Arm]:
+    """The methods to replay, with their options; of a group those that can be replayed.
+
+    Raises:
+        UserError: an unknown one, or one that cannot be replayed.
+    """
+    found: list[Arm] = []
+    head = request.head or config.head_folder
+
+    def tuned(method: str) -> dict[str, object]:
+        return dict(find_tuned(config, method, head, temperature=temperature, dtype=request.dtype, threads=request.threads).options)
+
+    for text in request.policies:
+        is_group = text in (*methods.GROUPS, "all")
+        more = MoreTrees(text) if is_group else MoreTrees.parsed(text)
+        for arm in make_arms((more.method,), more.preset, parse_changes(more.changes), config, head, tuned, replays=True):
+            if why := cannot_be_replayed(arm.method, temperature):
+                if not is_group:
+                    raise UserError(why)
+                continue
+            if all((arm.name, arm.options) != (other.name, other.options) for other in found):
+                found.append(arm)
+    return found
+
+
+def answers_made(config: ModelConfig, request: ReplayRequest) -> None:
+    """Vanilla's answers, measured where they are not there yet."""
+    requests = [
+        RunRequest(methods=("vanilla",), tasks=request.tasks, model=config.given, temperature=t, limit=request.limit,
+                   max_new_tokens=request.max_new_tokens, source=request.source, prompts_dir=request.prompts_dir,
+                   dtype=request.dtype, threads=request.threads, out=request.folder)
+        for t in request.temperatures or (0.0,)
+    ]  # fmt: skip
+    tell_failures(carry_out(config, requests).n_failed)
+
+
+def _chosen(records: Iterable[Record], request: ReplayRequest) -> list[Record]:
+    """Vanilla's records of the tasks, temperatures and conversations asked for."""
+    names = {n for name in request.tasks for n in (tasks.names() if name == "all" else [name])}
+    for name in names:
+        tasks.get(name)
+    own = [r for r in records if not r["is_warmup"] and r["task"] in names]
+    if request.temperatures:
+        own = [r for r in own if r["temperature"] in request.temperatures]
+    if request.limit is None:
+        return own
+    first: dict[str, dict[str, None]] = {}
+    for r in own:
+        first.setdefault(r["task"], {}).setdefault(r["sample_id"])
+    kept = {(task, sample) for task, samples in first.items() for sample in list(samples)[: request.limit]}
+    return [r for r in own if (r["task"], r["sample_id"]) in kept]
+
+
+@dataclass(slots=True)
+class Told:
+    """What a replay took, in seconds and counts, for its last line."""
+
+    drafting_s: float = 0.0
+    positions: int = 0
+    replaying_s: float = 0.0
+    tokens: int = 0
+    asked: int = 0
+    lacking: int = 0
+
+    @property
+    def lines(self) -> list[str]:
+        found = []
+        if self.positions:
+            found.append(f"drafted at {self.positions:,} positions in {duration(self.drafting_s)}")
+        if self.tokens:
+            rate = self.tokens / max(self.replaying_s, 1e-9)
+            share = self.lacking / max(self.asked, 1)
+            found.append(f"replayed {self.tokens:,} tokens at {rate:,.0f} tokens/s; {share:.1%} of the rows that trees asked for were "
+                         "not in the pool, and were drafted then")  # fmt: skip
+        return found
+
+
+def replay(request: ReplayRequest) -> list[Replay]:
+    """Everything asked for that was not replayed before; -> all replays asked for, those that were there among them.
+
+    Raises:
+        UserError: bad input; the ledger, the rows or the replays cannot be read or written.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(request.threads or usable_cores())
+    if request.results is None:
+        answers_made(model_config(request.model or "smollm2-135m"), request)
+    records = _chosen(read(request.results or request.folder), request)
+    if not records:
+        raise UserError(f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures")
+    config = model_config(request.model or records[0]["model"])
+    dtype = request.dtype if request.dtype != "auto" else records[0]["dtype"]
+    request = replace(request, dtype=dtype)
+    say(f"loading {config.title} ...")
+    loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})
+    own = answered(records, loaded)
+    arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
+    done = {r.key: r for r in record.read(request.folder)}
+    prompts, told = LedgerPrompts(request.prompts_dir), Told()
+    found: list[Replay] = []
+    with showing_progress("replay") as progress:
+        for answer in progress.each(own, "answer"):
+            found += _of_answer(loaded, answer, arms[answer.record["temperature"]], done, prompts, request, told)
+    for line in told.lines:
+        say(line)
+    return found
+
+
+def _of_answer(
+    loaded: Loaded, answer: Answered, arms: Sequence[Arm], done: dict[tuple[str, str, str, str], Replay], prompts: LedgerPrompts,
+    request: ReplayRequest, told: Told,
+) -> list[Replay]:  # fmt: skip
+    r = answer.record
+    params = replace(answer.params, stop_ids=frozenset(loaded.config.stop_ids))
+    found: dict[int, Replay] = {}
+    by_frequent: dict[int | None, list[int]] = {}
+    for i, arm in enumerate(arms):
+        key = (r["key"], arm.name, canonical_hash(arm.options), methods.code_sha(arm.name))
+        if key in done:
+            found[i] = done[key]
+        else:
+            by_frequent.setdefault(arm.options.get("frequent"), []).append(i)
+    for frequent, wanted in by_frequent.items():
+        drafting = any(arms[i].method.drafter for i in wanted)
+        store, text, rows, features = _rows_of(loaded, answer, prompts, request, told, frequent, drafting)
+        drafter = None
+        if drafting:
+            assert loaded.drafter is not None
+            drafter = RowsDrafter(loaded.drafter, rows, text.ids, len(text.prompt), features, frequent)
+        before, new = rows.n, []
+        began = time.perf_counter()
+        with loaded.target.decoding():
+            for i in wanted:
+                made = replayed(arms[i], text, params, drafter if arms[i].method.drafter else None)
+                told.tokens, told.asked, told.lacking = told.tokens + made.tokens, told.asked + made.asked, told.lacking + made.lacking
+                new.append(_as_record(loaded, answer, arms[i], made))
+                found[i] = new[-1]
+        told.replaying_s += time.perf_counter() - began
+        if rows.n > before and store is not None:
+            store.write(r["key"], text, rows)
+        record.append(request.folder, new)
+    return [found[i] for i in sorted(found)]
+
+
+def _rows_of(loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: ReplayRequest, told: Told,
+             frequent: int | None, drafting: bool):  # type: ignore[no-untyped-def]  # fmt: skip
+    """(store, text, rows, features): read, or drafted and kept."""
+    key = answer.record["key"]
+    made: list[torch.Tensor] = []
+
+    def fresh() -> KnownText:
+        text, features = known_text(loaded, prompts, answer)
+        made.append(features)
+        return text
+
+    def features() -> torch.Tensor:
+        if not made:
+            fresh()
+        return made[0]
+
+    if not drafting:
+        return None, fresh(), Rows(), features
+    if loaded.drafter is None:
+        raise UserError(f"{loaded.config.name} has no EAGLE head, whose drafts are replayed")
+    head = loaded.drafter_id(methods.EAGLE, with_frequent=frequent is not None) or ""
+    drawn = Drawn(loaded.config.name, loaded.identity.id, head, loaded.dtype, str(frequent or ""))
+    store = Store(request.folder, drawn)
+    there = store.read(key)
+    if there is not None:
+        text, rows = there
+        if text.answer != list(answer.record["token_ids"]):
+            raise UserError(f"the pool of {key} is over another answer than the ledger's: delete {request.folder}/pools")
+        return store, text, rows, features
+    text, rows = fresh(), Rows()
+    positions = range(1, len(text.answer))
+    if len(positions):
+        drafter = RowsDrafter(loaded.drafter, rows, text.ids, len(text.prompt), features, frequent)
+        began = time.perf_counter()
+        with loaded.target.decoding(), torch.inference_mode():
+            drafter.draft(positions, request.top_k, request.depth)
+        told.drafting_s += time.perf_counter() - began
+        told.positions += len(positions)
+        store.write(key, text, rows)
+    return store, text, rows, features
+
+
+def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made) -> Replay:  # type: ignore[no-untyped-def]
+    r = answer.record
+    kind = arm.method.drafter
+    copied = ("model", "task", "source", "sample_id", "turn", "repeat", "temperature", "top_p", "max_new_tokens", "n_prompt", "dtype")
+    head = loaded.drafter_id(kind, with_frequent=arm.options.get("frequent") is not None) if kind else None
+    return Replay(
+        answer=r["key"], target_id=loaded.identity.id, head_id=head, method=arm.name, preset=arm.preset, options=dict(arm.options),
+        code_sha=methods.code_sha(arm.name), tokens=made.tokens, accepted=made.accepted, sizes=made.sizes, calls=made.calls,
+        asked=made.asked, lacking=made.lacking, **{name: r[name] for name in copied},
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Drafted rows on the disk: a file a text, in a folder a drafter. Never tracked: one command makes them again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from harness.common.errors import UserError
+from harness.common.files import whole_file
+from harness.common.plain_names import made_plain, place
+from harness.ledger.record import ids_sha
+from harness.replay.known import KnownText
+from harness.replay.rows import Rows
+
+FOLDER = "pools"
+COLUMNS = ("position", "parent", "token", "children", "logs")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What rows hang on: who drafted them, over which columns, on whose features. Hashes, and counts as text."""
+
+    model: str
+    target_id: str
+    head_id: str
+    dtype: str
+    frequent: str
+
+    @property
+    def folder(self) -> str:
+        over = f"-{self.frequent}" if self.frequent else ""
+        return made_plain(f"{self.model}-{self.dtype}-{self.target_id[:8]}-{self.head_id[:8]}{over}")
+
+
+class Store:
+    """The rows of one drafter in a folder.
+
+    Raises:
+        UserError: a file that is of another drafter, or cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, drawn: Drawn):
+        self._folder, self.drawn = place(folder / FOLDER, "pool", drawn.folder), drawn
+
+    def _path(self, key: str) -> Path:
+        return place(self._folder, "record", key, suffix=".safetensors")
+
+    def read(self, key: str) -> tuple[KnownText, Rows] | None:
+        """A text's rows, and the text; None where they were not drafted yet. key: of vanilla's record."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                told = file.metadata() or {}
+                for name, value in asdict(self.drawn).items():
+                    if told.get(name) != value:
+                        raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; here it is "
+                                        f"{value!r}): delete the folder, and they are drafted anew")  # fmt: skip
+                texts = [file.get_tensor(name).tolist() for name in ("prompt", "answer", "beyond")]
+                rows = Rows([file.get_tensor(name) for name in COLUMNS])
+        except (SafetensorError, OSError, ValueError) as e:
+            raise UserError(f"{path} cannot be read ({e}): delete it, and it is drafted anew") from None
+        text = KnownText(*texts)
+        if told.get("text") != ids_sha(text.ids):
+            raise UserError(f"{path} is altered: delete it, and it is drafted anew")
+        return text, rows
+
+    def write(self, key: str, text: KnownText, rows: Rows) -> None:
+        columns = dict(zip(COLUMNS, rows.columns(), strict=True))
+        parts = {"prompt": text.prompt, "answer": text.answer, "beyond": text.beyond}
+        arrays = {**columns, **{name: np.array(ids, np.int32) for name, ids in parts.items()}}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(self._path(key)) as fresh:
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, fresh,
+                          {**asdict(self.drawn), "text": ids_sha(text.ids)})  # fmt: skip
+        except (OSError, SafetensorError) as e:
+            raise UserError(f"cannot write {self._path(key)}: {e}") from None
