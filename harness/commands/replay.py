@@ -33,7 +33,13 @@ from harness.commands.options import (
 )
 @option("--policy", "policies", multiple=True, required=True, metavar="METHOD[+PRESET][+KEY=VALUE]...|policies|all",
         help="What to replay; repeatable.")  # fmt: skip
-@option("--results", type=PATH, default=None, metavar="DIR", help="A ledger with vanilla's answers (default: they are made, in --out).")
+@option(
+    "--results",
+    type=PATH,
+    default=None,
+    metavar="DIR",
+    help="A ledger with vanilla's answers (default: they are made, in --out).",
+)
 @option("--model", default=None, metavar="NAME|YAML", help="Target model (default: the ledger's, else smollm2-135m).")
 @option("--task", "tasks", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable (default: all).")
 @option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable (default: the ledger's; 0 where none is).")
@@ -41,7 +47,9 @@ from harness.commands.options import (
 @budget_option
 @source_option
 @prompts_option
-@option("--costs", "costs", type=PATH, multiple=True, metavar="DIR|FILE", help="Tables of `harness costs`, for speeds; repeatable.")
+@option(
+    "--costs", "costs", type=PATH, multiple=True, metavar="DIR|FILE", help="Tables of `harness costs`, for speeds; repeatable."
+)
 @dtype_option
 @threads_option
 @head_option

@@ -78,4 +78,3 @@ def replayed(
     asked, lacking = (drafter.asked - before[0], drafter.lacking - before[1]) if drafter else (0, 0)
     return Replayed(len(made.token_ids), list(t.accepted) if t else [], list(t.tree_size) if t else [], calls,
                     list(t.trees) if t else [], asked, lacking)  # fmt: skip
-

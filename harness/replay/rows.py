@@ -118,7 +118,10 @@ class RowsDrafter:
     def observe(self, tokens: list[int], features: Tensor) -> None:
         self._pairs += len(tokens)
         self._entries: list[int] = []
-        self._step, self._issued = [], -1  # this step's calls; how many of them the real one was given, -1: none, not even the root's
+        self._step, self._issued = (
+            [],
+            -1,
+        )  # this step's calls; how many of them the real one was given, -1: none, not even the root's
         self.calls.append([])
 
     def named(self, columns: Tensor) -> Tensor:
@@ -162,6 +165,10 @@ class RowsDrafter:
         rows = [row for row in found if row is not None]
         self._entries += rows
         return torch.tensor(rows)[:, None]
+
+    def made(self, calls: int) -> None:
+        """This step needed so many calls only: of a draft that was looked at further than it went."""
+        del self.calls[-1][calls:]
 
     def draft(self, positions: Sequence[int], top_k: int, depth: int) -> None:
         """The one drafting pass: EAGLE-2's whole pool at every position given, rising, each once.

@@ -66,7 +66,10 @@ class ReplayRequest:
 
     def __post_init__(self) -> None:
         need(bool(self.policies), "at least one --policy must be named")
-        need(self.results is not None or self.out is not None, "name the ledger to replay (--results), or where to make one (--out)")
+        need(
+            self.results is not None or self.out is not None,
+            "name the ledger to replay (--results), or where to make one (--out)",
+        )
         for name in ("limit", "max_new_tokens", "threads", "top_k", "depth"):
             bounded(f"--{name.replace('_', '-')}", getattr(self, name))
 
@@ -87,7 +90,9 @@ def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> 
     head = request.head or config.head_folder
 
     def tuned(method: str) -> dict[str, object]:
-        return dict(find_tuned(config, method, head, temperature=temperature, dtype=request.dtype, threads=request.threads).options)
+        return dict(
+            find_tuned(config, method, head, temperature=temperature, dtype=request.dtype, threads=request.threads).options
+        )
 
     for text in request.policies:
         is_group = text in (*methods.GROUPS, "all")
@@ -211,7 +216,11 @@ def _of_answer(
         with loaded.target.decoding():
             for i in wanted:
                 made = replayed(arms[i], text, params, drafter if arms[i].method.drafter else None)
-                told.tokens, told.asked, told.lacking = told.tokens + made.tokens, told.asked + made.asked, told.lacking + made.lacking
+                told.tokens, told.asked, told.lacking = (
+                    told.tokens + made.tokens,
+                    told.asked + made.asked,
+                    told.lacking + made.lacking,
+                )
                 new.append(_as_record(loaded, answer, arms[i], made))
                 found[i] = new[-1]
         told.replaying_s += time.perf_counter() - began
@@ -266,7 +275,19 @@ def _rows_of(loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: 
 def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made) -> Replay:  # type: ignore[no-untyped-def]
     r = answer.record
     kind = arm.method.drafter
-    copied = ("model", "task", "source", "sample_id", "turn", "repeat", "temperature", "top_p", "max_new_tokens", "n_prompt", "dtype")
+    copied = (
+        "model",
+        "task",
+        "source",
+        "sample_id",
+        "turn",
+        "repeat",
+        "temperature",
+        "top_p",
+        "max_new_tokens",
+        "n_prompt",
+        "dtype",
+    )
     head = loaded.drafter_id(kind, with_frequent=arm.options.get("frequent") is not None) if kind else None
     return Replay(
         answer=r["key"], target_id=loaded.identity.id, head_id=head, method=arm.name, preset=arm.preset, options=dict(arm.options),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.common.names import SIX_TASKS, method_order
+from harness.common.names import SIX_TASKS, VANILLA, method_order
 from harness.forms.table import Section, Table, bracketed, number
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array
@@ -26,11 +26,15 @@ def summands(replays: Sequence[Replay], prices: Sequence[Prices]) -> dict[str, A
         sums = np.zeros(5 + 2 * len(prices))
         sums[:5] = (r.tokens - 1, len(r.accepted), sum(map(len, r.calls)), sum(map(sum, r.calls)), sum(r.sizes))
         for i, price in enumerate(prices):
+            plain = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
+            sums[5 + 2 * i] = plain
+            if r.method == VANILLA:
+                sums[6 + 2 * i] = plain
+                continue
             context = r.n_prompt + 1
             for calls, nodes, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
                 sums[6 + 2 * i] += price.step(calls, nodes, accepted, context)
                 context += accepted + 1
-            sums[5 + 2 * i] = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
         own = found.setdefault(r.task, {})
         own[r.sample_id] = own.get(r.sample_id, 0) + sums
     return {task: np.stack(list(own.values()), axis=1) for task, own in found.items()}
@@ -74,7 +78,11 @@ def replay_table(replays: Sequence[Replay], prices: Sequence[Prices]) -> Table:
             for task, columns in [("mean", None), *sums.items()]:
                 for name, e in estimates.items():
                     if columns is not None:
-                        i = [p.name for p in prices].index(name) if name not in ("tau", "calls a step", "rows drafted", "nodes") else -1
+                        i = (
+                            [p.name for p in prices].index(name)
+                            if name not in ("tau", "calls a step", "rows drafted", "nodes")
+                            else -1
+                        )
                         stat = tau if name == "tau" else speedup(i) if i >= 0 else a_step(
                             {"calls a step": 2, "rows drafted": 3, "nodes": 4}[name])  # fmt: skip
                         e = estimated([columns], stat, 0.0)

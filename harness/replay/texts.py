@@ -68,7 +68,9 @@ def known_text(loaded: Loaded, prompts: LedgerPrompts, answer: Answered) -> tupl
 
 
 @torch.inference_mode()
-def _went_on(loaded: Loaded, prompt: Sequence[int], answer: Sequence[int], params: SamplerParams) -> tuple[torch.Tensor, list[int]]:
+def _went_on(
+    loaded: Loaded, prompt: Sequence[int], answer: Sequence[int], params: SamplerParams
+) -> tuple[torch.Tensor, list[int]]:
     target, chooser = loaded.target, Chooser.of(params)
     with target.decoding():
         features, logits = target.prefill([*prompt, *answer], BEYOND)

@@ -64,7 +64,6 @@ class NativeEagleDrafter(EagleDrafter):
         self._hidden = torch.cat([self._hidden, out])
         return logits
 
-
     @torch.inference_mode()
     def hang(self, tokens: list[int], features: Tensor) -> Tensor:
         """Further pairs as entries, each on the one before: drafts may then hang on any of them. -> logits after each [m, columns].
