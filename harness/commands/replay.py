@@ -22,6 +22,8 @@ from harness.commands.options import (
     source_option,
     threads_option,
 )
+from harness.common.bounds import bounded
+from harness.common.errors import UserError
 
 
 @click.command(
@@ -31,50 +33,61 @@ from harness.commands.options import (
         "harness replay --task all --limit 5 --temperature 1 --policy policies --out results/replays",
     ),
 )
-@option("--policy", "policies", multiple=True, required=True, metavar="METHOD[+PRESET][+KEY=VALUE]...|policies|all",
-        help="What to replay; repeatable.")  # fmt: skip
 @option(
-    "--results",
-    type=PATH,
-    default=None,
-    metavar="DIR",
-    help="A ledger with vanilla's answers (default: they are made, in --out).",
-)
+    "--policy", "policies", multiple=True, metavar="METHOD[+PRESET][+KEY=VALUE]...|policies|all",
+    help="What to replay; repeatable.",
+)  # fmt: skip
+@option("--results", type=PATH, default=None, metavar="DIR", help="A ledger with vanilla's answers (default: made, in --out).")
 @option("--model", default=None, metavar="NAME|YAML", help="Target model (default: the ledger's, else smollm2-135m).")
 @option("--task", "tasks", multiple=True, default=("all",), metavar="NAME|all", help="Repeatable (default: all).")
-@option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable (default: the ledger's; 0 where none is).")
+@option("--temperature", "temperatures", type=float, multiple=True, help="Repeatable (default: the ledger's; 0 without one).")
 @limit_option
 @budget_option
 @source_option
 @prompts_option
 @option(
-    "--costs", "costs", type=PATH, multiple=True, metavar="DIR|FILE", help="Tables of `harness costs`, for speeds; repeatable."
-)
+    "--costs", multiple=True, metavar="NAME|FILE",
+    help="Costs to weigh steps by: built-in, shipped, or a file of `harness costs`; repeatable.",
+)  # fmt: skip
+@option("--choose", type=PATH, default=None, metavar="FILE", help="Instead: find policies' best options on held-out prompts.")
+@option("--conversations", type=int, default=24, help="Held-out prompts that --choose takes.")
+@option("--choices", type=PATH, default=None, metavar="FILE", help="Replay each policy at the options that --choose found.")
 @dtype_option
 @threads_option
 @head_option
 @option("--out", type=PATH, default=None, help="Where pools and replays go (default: beside the ledger).")
 @json_option
 @include_option
-def command(costs: tuple[Path, ...], as_json: bool, includes: tuple[Path, ...], **options: Any) -> None:
+def command(
+    costs: tuple[str, ...], choose: Path | None, conversations: int, choices: Path | None, as_json: bool,
+    includes: tuple[Path, ...], **options: Any,
+) -> None:  # fmt: skip
     """Replay methods over known text: their trees, accept lengths and tau, without a forward of the target.
 
-    A draft is accepted where it is the token that vanilla draws. So one drafting pass over vanilla's answers tells the steps of any
-    tree, and a table of costs what they would take.
+    A draft is accepted where it is the token that vanilla draws. So one drafting pass over vanilla's answers tells the steps
+    of any tree, and a table of costs what they would take. With --choose, options are chosen on held-out prompts; with
+    --choices, each policy is compared at its own with the best fixed tree.
     """
+    bounded("--conversations", conversations)
+    include_all(includes)
     from harness.common.files_written import files_written
-    from harness.costs.table import read_all
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
-    from harness.replay.price import Prices
-    from harness.replay.session import ReplayRequest, replay
-    from harness.replay.tables import replay_table
+    from harness.replay import choose as chosen
+    from harness.replay.price import prices_named
+    from harness.replay.session import ReplayRequest, choose_options, replay
+    from harness.replay.tables import chosen_table, replay_table
 
-    request = ReplayRequest(**options)
-    include_all(includes)
-    prices = [Prices(table) for where in costs for table in read_all(where) if table.has_head]
+    found_choices = tuple(chosen.read(choices)) if choices else ()
+    request = ReplayRequest(choices=found_choices, **options)
+    prices = prices_named(costs or tuple(dict.fromkeys(c.costs for c in found_choices)))
+    if choose is not None:
+        if not prices or choices is not None:
+            raise UserError("--choose takes --policy and the --costs to choose by, and no --choices")
+        click.echo(files_written([chosen.save(choose_options(request, prices, conversations), choose)]), err=True)
+        return
     found = replay(request)
-    table = replay_table(found, prices)
+    table = chosen_table(found, found_choices, prices) if found_choices else replay_table(found, list(prices.values()))
     print_table(table)
     click.echo(files_written(write_forms(table, request.folder / "tables")), err=True)
     if as_json:

@@ -1,7 +1,7 @@
 """Stand-ins for a target whose answer is known: a method runs on them unchanged, and no forward of the target is run.
 
-Under `walk` a draft is accepted exactly where it is the token that vanilla draws. So all that a method can ask of the target is in
-vanilla's answer, and in some tokens after its end, up to which the last step may draft.
+Under `walk` a draft is accepted exactly where it is the token that vanilla draws. So all that a method can ask of the target is
+in vanilla's answer, and in some tokens after its end, up to which the last step may draft.
 """
 
 from __future__ import annotations

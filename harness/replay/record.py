@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,10 +102,6 @@ def append(folder: Path, replays: Iterable[Replay]) -> None:
             file.write(text.encode())
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror}") from None
-
-
-def as_mapping(replay: Replay) -> Mapping[str, Any]:
-    return json.loads(replay.model_dump_json())  # type: ignore[no-any-return]
 
 
 def of_methods(replays: Iterable[Replay]) -> Iterator[tuple[tuple[float, str, str, str], list[Replay]]]:

@@ -69,8 +69,8 @@ def replayed(
     except IndexError as e:
         raise UserError(f"method {arm.name} cannot be replayed: it goes beyond what is known ({in_one_line(e)})") from None
     if made.token_ids != text.answer:
-        raise UserError(f"method {arm.name} gave another answer in replay than vanilla's: it is not exact, or the ledger's answer "
-                        "is of other stop ids")  # fmt: skip
+        raise UserError(f"method {arm.name} gave another answer in replay than vanilla's: it is not exact, or the "
+                        "ledger's answer is of other stop ids")  # fmt: skip
     t = made.trace
     calls = [c for c in drafter.calls if c] if drafter else [[] for _ in (t.accepted if t else [])]
     if t is None or len(calls) != len(t.accepted):

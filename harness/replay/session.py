@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,14 +18,17 @@ from harness.common.errors import UserError, duration, say
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.common.progress import showing_progress
+from harness.costs.relative import named
 from harness.ledger.ledger import read
 from harness.ledger.record import Record, canonical_hash
 from harness.load.config import ModelConfig, model_config
 from harness.load.model import Loaded, load
 from harness.replay import record
+from harness.replay.choose import Choice, choose
 from harness.replay.known import KnownText
+from harness.replay.price import Prices
 from harness.replay.record import Replay
-from harness.replay.replayed import cannot_be_replayed, replayed
+from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
 from harness.replay.store import Drawn, Store
 from harness.replay.texts import Answered, answered, known_text
@@ -34,6 +38,7 @@ from harness.run.session import carry_out, tell_failures
 from harness.run.tuned import find_tuned
 from methods import Arm
 
+CHOSEN = "chosen"  # the preset of options that `choose` found
 TOP_K, DEPTH = 10, 8  # of the pass; what trees ask for beyond it is drafted then
 
 
@@ -41,14 +46,15 @@ TOP_K, DEPTH = 10, 8  # of the pass; what trees ask for beyond it is drafted the
 class ReplayRequest:
     """One `harness replay`. `results`: a ledger with vanilla's answers; None: they are made, in `out`, as a run makes them.
 
-    policies: `METHOD[+PRESET][+KEY=VALUE]...`, or a group's word. limit: conversations a task. out: where the rows and replays
-    go; None: beside the ledger.
+    policies: `METHOD[+PRESET][+KEY=VALUE]...`, or a group's word. choices: options that `choose` found, replayed beside them.
+    limit: conversations a task. out: where the rows and replays go; None: beside the ledger.
 
     Raises:
         UserError: a value that cannot be.
     """
 
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
     results: Path | None = None
     tasks: tuple[str, ...] = ("all",)
     model: str | None = None
@@ -65,7 +71,7 @@ class ReplayRequest:
     depth: int = DEPTH
 
     def __post_init__(self) -> None:
-        need(bool(self.policies), "at least one --policy must be named")
+        need(bool(self.policies or self.choices), "at least one --policy must be named, or --choices")
         need(
             self.results is not None or self.out is not None,
             "name the ledger to replay (--results), or where to make one (--out)",
@@ -104,6 +110,15 @@ def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> 
                 continue
             if all((arm.name, arm.options) != (other.name, other.options) for other in found):
                 found.append(arm)
+    for c in (c for c in request.choices if c.temperature == temperature):
+        m = methods.get(c.method)
+        options = {**c.options, **({"costs": named(str(c.options["costs"]))} if "costs" in c.options else {})}
+        if set(options) != set(m.options):
+            raise UserError(
+                f"--choices has other options of {c.method} than it has: {', '.join(sorted(set(options) ^ set(m.options)))}"
+            )
+        if all((m.name, options) != (other.name, other.options) for other in found):
+            found.append(Arm(m, CHOSEN, options))
     return found
 
 
@@ -152,11 +167,34 @@ class Told:
         if self.positions:
             found.append(f"drafted at {self.positions:,} positions in {duration(self.drafting_s)}")
         if self.tokens:
-            rate = self.tokens / max(self.replaying_s, 1e-9)
-            share = self.lacking / max(self.asked, 1)
-            found.append(f"replayed {self.tokens:,} tokens at {rate:,.0f} tokens/s; {share:.1%} of the rows that trees asked for were "
-                         "not in the pool, and were drafted then")  # fmt: skip
+            rate, share = self.tokens / max(self.replaying_s, 1e-9), self.lacking / max(self.asked, 1)
+            found.append(f"replayed {self.tokens:,} tokens at {rate:,.0f} tokens/s; {share:.1%} of the rows that trees asked for "
+                         "were not in the pool, and were drafted then")  # fmt: skip
         return found
+
+
+def choose_options(request: ReplayRequest, prices: Mapping[str, Prices], conversations: int) -> list[Choice]:
+    """The best options of each policy asked for, on held-out conversations. prices: by the name that options have them under.
+
+    Raises:
+        UserError: as `choose`.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(request.threads or usable_cores())
+    config = model_config(request.model or "smollm2-135m")
+    wanted = []
+    for text in request.policies:
+        if text in methods.GROUPS:
+            wanted += methods.names(exact=True, group=text)
+        else:
+            wanted.append(methods.get(text).name)
+    say(f"loading {config.title} ...")
+    loaded = load(config, request.dtype, head=request.head, drafters={methods.EAGLE})
+    return choose(
+        loaded, list(dict.fromkeys(wanted)), prices, request.temperatures or (0.0,), conversations=conversations,
+        max_new_tokens=request.max_new_tokens or config.max_new_tokens, folder=request.folder, top_k=request.top_k,
+        depth=request.depth,
+    )  # fmt: skip
 
 
 def replay(request: ReplayRequest) -> list[Replay]:
@@ -230,8 +268,10 @@ def _of_answer(
     return [found[i] for i in sorted(found)]
 
 
-def _rows_of(loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: ReplayRequest, told: Told,
-             frequent: int | None, drafting: bool):  # type: ignore[no-untyped-def]  # fmt: skip
+def _rows_of(
+    loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: ReplayRequest, told: Told, frequent: int | None,
+    drafting: bool,
+) -> tuple[Store | None, KnownText, Rows, Callable[[], torch.Tensor]]:  # fmt: skip
     """(store, text, rows, features): read, or drafted and kept."""
     key = answer.record["key"]
     made: list[torch.Tensor] = []
@@ -272,8 +312,8 @@ def _rows_of(loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: 
     return store, text, rows, features
 
 
-def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made) -> Replay:  # type: ignore[no-untyped-def]
-    r = answer.record
+def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made: Replayed) -> Replay:
+    r: Mapping[str, Any] = answer.record
     kind = arm.method.drafter
     copied = (
         "model",
@@ -290,7 +330,7 @@ def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made) -> Replay:  # t
     )
     head = loaded.drafter_id(kind, with_frequent=arm.options.get("frequent") is not None) if kind else None
     return Replay(
-        answer=r["key"], target_id=loaded.identity.id, head_id=head, method=arm.name, preset=arm.preset, options=dict(arm.options),
-        code_sha=methods.code_sha(arm.name), tokens=made.tokens, accepted=made.accepted, sizes=made.sizes, calls=made.calls,
-        asked=made.asked, lacking=made.lacking, **{name: r[name] for name in copied},
+        answer=r["key"], target_id=loaded.identity.id, head_id=head, method=arm.name, preset=arm.preset,
+        options=dict(arm.options), code_sha=methods.code_sha(arm.name), tokens=made.tokens, accepted=made.accepted,
+        sizes=made.sizes, calls=made.calls, asked=made.asked, lacking=made.lacking, **{name: r[name] for name in copied},
     )  # fmt: skip

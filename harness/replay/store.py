@@ -59,8 +59,8 @@ class Store:
                 told = file.metadata() or {}
                 for name, value in asdict(self.drawn).items():
                     if told.get(name) != value:
-                        raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; here it is "
-                                        f"{value!r}): delete the folder, and they are drafted anew")  # fmt: skip
+                        raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; "
+                                        f"here it is {value!r}): delete the folder, and they are drafted anew")  # fmt: skip
                 texts = [file.get_tensor(name).tolist() for name in ("prompt", "answer", "beyond")]
                 rows = Rows([file.get_tensor(name) for name in COLUMNS])
         except (SafetensorError, OSError, ValueError) as e:

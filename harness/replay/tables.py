@@ -1,8 +1,8 @@
-"""The table of replays: tau, what was drafted for it, and the speed that it would have under tables of costs."""
+"""Tables of replays: tau, what was drafted for it, and the speed that it would have under costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,34 +10,51 @@ import pandas as pd
 
 from harness.common.names import SIX_TASKS, VANILLA, method_order
 from harness.forms.table import Section, Table, bracketed, number
+from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
-from harness.metrics.intervals import Array
+from harness.metrics.intervals import Array, holm
+from harness.replay.choose import Choice
 from harness.replay.price import Prices
 from harness.replay.record import Replay, of_methods
 
-NAME = "replay"
+NAME, CHOSEN_NAME = "replay", "which-tree-pays"
+CONTROL = "eagle2-grid"
+Summed = Mapping[tuple[str, str], Array]
+"""By (task, conversation) the sums of its replays."""
 
 
-def summands(replays: Sequence[Replay], prices: Sequence[Prices]) -> dict[str, Array]:
-    """By task [columns, conversations]: tokens after the prefill's, forwards, calls, rows drafted, nodes; then, for each table of
-    costs, milliseconds of plain decoding and of this."""
-    found: dict[str, dict[str, Array]] = {}
+def counts(replays: Sequence[Replay]) -> Summed:
+    """[tokens after the prefill's, forwards, calls, rows drafted, nodes]."""
+    found: dict[tuple[str, str], Array] = {}
     for r in replays:
-        sums = np.zeros(5 + 2 * len(prices))
-        sums[:5] = (r.tokens - 1, len(r.accepted), sum(map(len, r.calls)), sum(map(sum, r.calls)), sum(r.sizes))
-        for i, price in enumerate(prices):
-            plain = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
-            sums[5 + 2 * i] = plain
-            if r.method == VANILLA:
-                sums[6 + 2 * i] = plain
-                continue
-            context = r.n_prompt + 1
+        sums = np.array(
+            [r.tokens - 1, len(r.accepted), sum(map(len, r.calls)), sum(map(sum, r.calls)), sum(r.sizes)], dtype=float
+        )
+        found[r.task, r.sample_id] = found.get((r.task, r.sample_id), 0.0) + sums
+    return found
+
+
+def costs(replays: Sequence[Replay], price: Prices) -> Summed:
+    """[of plain decoding, of this], in the prices' unit; prefill left out of both."""
+    found: dict[tuple[str, str], Array] = {}
+    for r in replays:
+        plain = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
+        ours = plain
+        if r.method != VANILLA:
+            ours, context = 0.0, r.n_prompt + 1
             for calls, nodes, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-                sums[6 + 2 * i] += price.step(calls, nodes, accepted, context)
+                ours += price.step(calls, nodes, accepted, context)
                 context += accepted + 1
-        own = found.setdefault(r.task, {})
-        own[r.sample_id] = own.get(r.sample_id, 0) + sums
-    return {task: np.stack(list(own.values()), axis=1) for task, own in found.items()}
+        found[r.task, r.sample_id] = found.get((r.task, r.sample_id), 0.0) + np.array([plain, ours])
+    return found
+
+
+def strata(summed: Sequence[Summed]) -> dict[str, Array]:
+    """By task [columns of all, conversations that all have]."""
+    found: dict[str, list[Array]] = {}
+    for key in (key for key in summed[0] if all(key in other for other in summed)):
+        found.setdefault(key[0], []).append(np.concatenate([one[key] for one in summed]))
+    return {task: np.stack(columns, axis=1) for task, columns in found.items()}
 
 
 def tau(sums: Array) -> Array:
@@ -45,62 +62,133 @@ def tau(sums: Array) -> Array:
     return sums[0] / sums[1]
 
 
-def speedup(i: int) -> Any:
-    """Of decoding, under the i-th table of costs."""
-    return lambda sums: sums[5 + 2 * i] / sums[6 + 2 * i]
+def speedup(sums: Array) -> Array:
+    """Of decoding, over plain decoding."""
+    return sums[0] / sums[1]
 
 
-def a_step(column: int) -> Any:
-    """A count a target forward."""
-    return lambda sums: sums[column] / sums[1]
+def faster(sums: Array) -> Array:
+    """The first one's speedup over the second's."""
+    return (sums[0] / sums[1]) / (sums[2] / sums[3])
+
+
+STATISTICS: Mapping[str, tuple[Any, str]] = {
+    "tau": (tau, "{:.2f}"),
+    "calls a step": (lambda sums: sums[2] / sums[1], "{:.1f}"),
+    "rows drafted": (lambda sums: sums[3] / sums[1], "{:.1f}"),
+    "nodes": (lambda sums: sums[4] / sums[1], "{:.1f}"),
+}
 
 
 def replay_table(replays: Sequence[Replay], prices: Sequence[Prices]) -> Table:
     """Per temperature a section, per method a row: means over tasks of each task's value, with intervals over conversations."""
     sections, numbers = [], []
-    by_cell = sorted(of_methods(replays), key=lambda cell: (cell[0][0], method_order(cell[0][1]), cell[0][2]))
-    for t in sorted({cell[0][0] for cell in by_cell}):
+    cells = sorted(of_methods(replays), key=lambda cell: (cell[0][0], method_order(cell[0][1]), cell[0][2]))
+    for t in sorted({key[0] for key, _ in cells}):
+        own = [(key, rs) for key, rs in cells if key[0] == t]
         rows = []
-        own = [(key, rs) for key, rs in by_cell if key[0] == t]
         for (_, method, preset, _), rs in own:
-            sums = summands(rs, prices)
-            strata = list(sums.values())
-            estimates: dict[str, Estimate] = {"tau": estimated(strata, tau, 1.0)}
-            for name, column in (("calls a step", 2), ("rows drafted", 3), ("nodes", 4)):
-                estimates[name] = estimated(strata, a_step(column), 0.0)
-            for i, price in enumerate(prices):
-                estimates[price.name] = estimated(strata, speedup(i), 0.0)
-            shown = {"method": method, "preset": preset, "tau": _shown(estimates["tau"])}
-            shown |= {name: number(estimates[name].value, "{:.1f}") for name in ("calls a step", "rows drafted", "nodes")}
+            shown = {"method": method, "preset": preset}
+            by_task = strata([counts(rs)])
+            for name, (statistic, form) in STATISTICS.items():
+                found = _estimates(by_task, statistic)
+                shown[name] = _shown(found["mean"], form) if name == "tau" else number(found["mean"].value, form)
+                numbers += _numbers(rs[0], t, method, preset, name, found)
             shown["not in the pool"] = f"{sum(r.lacking for r in rs) / max(sum(r.asked for r in rs), 1):.1%}"
-            shown |= {price.name: _shown(estimates[price.name], "{:.2f}×") for price in prices}
+            for price in prices:
+                found = _estimates(strata([costs(rs, price)]), speedup)
+                shown[price.name] = _shown(found["mean"], "{:.2f}×")
+                numbers += _numbers(rs[0], t, method, preset, price.name, found)
             rows.append(shown)
-            for task, columns in [("mean", None), *sums.items()]:
-                for name, e in estimates.items():
-                    if columns is not None:
-                        i = (
-                            [p.name for p in prices].index(name)
-                            if name not in ("tau", "calls a step", "rows drafted", "nodes")
-                            else -1
-                        )
-                        stat = tau if name == "tau" else speedup(i) if i >= 0 else a_step(
-                            {"calls a step": 2, "rows drafted": 3, "nodes": 4}[name])  # fmt: skip
-                        e = estimated([columns], stat, 0.0)
-                    low, high = e.ci95 or (None, None)
-                    numbers.append({"model": rs[0].model, "temperature": t, "method": method, "preset": preset, "task": task,
-                                    "statistic": name, "value": e.value, "value_low": low, "value_high": high,
-                                    "conversations": e.prompts})  # fmt: skip
-        first = own[0][1]
-        names = sorted({r.task for r in first})
-        mean = "the mean of the six tasks" if set(names) == set(SIX_TASKS) else f"the mean of {', '.join(names)}"
-        n = len({(r.task, r.sample_id) for r in first})
-        title = f"{first[0].model}, T = {t:g}, {first[0].dtype}, replayed from vanilla's answers"
-        sections.append(Section(title, (f"{mean}; {n} conversations; intervals over them",), pd.DataFrame(rows)))
-    notes = (
-        "tau: tokens a target forward, as a run has it: replays equal runs step by step. No target forward is run for them.",
-        "Speeds are of decoding, prefill left out, and predicted: each step's calls of both models by a table of costs.",
+        sections.append(_section(own[0][1], t, rows))
+    return Table(NAME, tuple(sections), NOTES, pd.DataFrame(numbers))
+
+
+NOTES = (
+    "tau: tokens a target forward, as a run has it: replays equal runs step by step. No target forward is run for them.",
+    "Speeds are of decoding, prefill left out, and predicted: each step's calls of both models at the costs named.",
+)
+
+
+def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: Mapping[str, Prices]) -> Table:
+    """Per temperature and costs a section: each policy at the options chosen for them, against the fixed tree of a grid search.
+
+    prices: by the name that choices have them under. p: that the policy is no faster than the fixed tree, Holm over policies.
+    """
+    sections, numbers = [], []
+    by_arm = {(t, method, sha): rs for (t, method, _, sha), rs in of_methods(replays)}
+    for t in sorted({c.temperature for c in choices}):
+        for name, price in prices.items():
+            own = [(c, rs) for c in choices if c.temperature == t and c.costs == name
+                   and (rs := by_arm.get((t, c.method, canonical_hash(dict(c.options)))))]  # fmt: skip
+            control = next((costs(rs, price) for c, rs in own if c.method == CONTROL), None)
+            made = []
+            for c, rs in own:
+                mine = costs(rs, price)
+                against = estimated(list(strata([mine, control]).values()), faster, 0.0) if control else None
+                made.append((c, rs, _estimates(strata([mine]), speedup), against))
+            judged = [i for i, (c, _, _, a) in enumerate(made) if c.method != CONTROL and a is not None and a.spread is not None]
+            p = dict(zip(judged, holm([made[i][3].spread.p_above(1.0) for i in judged]), strict=True))  # type: ignore[union-attr]
+            rows = []
+            order = sorted(range(len(made)), key=lambda i: -(made[i][2]["mean"].value or 0.0))
+            for i in order:
+                c, rs, found, against = made[i]
+                of_counts = {s: _estimates(strata([counts(rs)]), statistic) for s, (statistic, _) in STATISTICS.items()}
+                rows.append({
+                    "method": c.method, "setting": _setting(c), "tau": number(of_counts["tau"]["mean"].value),
+                    "calls a step": number(of_counts["calls a step"]["mean"].value, "{:.1f}"),
+                    "nodes": number(of_counts["nodes"]["mean"].value, "{:.1f}"),
+                    "speed": _shown(found["mean"], "{:.2f}×"),
+                    f"over {CONTROL}": _shown(against, "{:.3f}") if against and c.method != CONTROL else number(None),
+                    "p": number(p.get(i), "{:.3f}"),
+                })  # fmt: skip
+                numbers += [row | {"costs": name} for row in _numbers(rs[0], t, c.method, "chosen", "speed", found)]
+                for s, e in of_counts.items():
+                    numbers += [row | {"costs": name} for row in _numbers(rs[0], t, c.method, "chosen", s, e)]
+                if against:
+                    over = {"mean": against}
+                    numbers += [
+                        row | {"costs": name, "p": p.get(i)}
+                        for row in _numbers(rs[0], t, c.method, "chosen", f"over {CONTROL}", over)
+                    ]
+            if own:
+                n = own[0][0].conversations
+                section = _section(own[0][1], t, rows)
+                facts = (*section.facts, f"costs: {price.name}; options chosen on {n} held-out conversations")
+                sections.append(Section(section.title, facts, section.shown))
+    notes = (*NOTES, f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
+             "oracle-stop knows what vanilla will say and random-stop looks at nothing: bounds, not methods.")  # fmt: skip
+    return Table(CHOSEN_NAME, tuple(sections), notes, pd.DataFrame(numbers))
+
+
+def _setting(c: Choice) -> str:
+    return " ".join(
+        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in c.options.items() if k not in ("costs", "weights")
     )
-    return Table(NAME, tuple(sections), notes, pd.DataFrame(numbers))
+
+
+def _estimates(by_task: Mapping[str, Array], statistic: Any) -> dict[str, Estimate]:
+    """The unweighted mean over tasks first, then each task's own."""
+    return {"mean": estimated(list(by_task.values()), statistic, 0.0)} | {
+        task: estimated([columns], statistic, 0.0) for task, columns in by_task.items()
+    }
+
+
+def _numbers(r: Replay, t: float, method: str, preset: str, name: str, found: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+    rows = []
+    for task, e in found.items():
+        low, high = e.ci95 or (None, None)
+        rows.append({"model": r.model, "temperature": t, "method": method, "preset": preset, "task": task, "statistic": name,
+                     "value": e.value, "value_low": low, "value_high": high, "conversations": e.prompts})  # fmt: skip
+    return rows
+
+
+def _section(replays: Sequence[Replay], t: float, rows: Sequence[Mapping[str, str]]) -> Section:
+    first, names = replays[0], sorted({r.task for r in replays})
+    mean = "the mean of the six tasks" if set(names) == set(SIX_TASKS) else f"the mean of {', '.join(names)}"
+    n = len({(r.task, r.sample_id) for r in replays})
+    title = f"{first.model}, T = {t:g}, {first.dtype}, replayed from vanilla's answers"
+    return Section(title, (f"{mean}; {n} conversations; intervals over them",), pd.DataFrame(rows))
 
 
 def _shown(e: Estimate, form: str = "{:.2f}") -> str:

@@ -63,14 +63,15 @@ def known_text(loaded: Loaded, prompts: LedgerPrompts, answer: Answered) -> tupl
         UserError: the prompt is not here, or is another than the record's.
     """
     ids, record = prompts.ids_of(answer.record, answer.turns, loaded), answer.record
-    features, beyond = _went_on(loaded, ids, record["token_ids"], answer.params)
+    features, beyond = went_on(loaded, ids, record["token_ids"], answer.params)
     return KnownText(ids, list(record["token_ids"]), beyond), features
 
 
 @torch.inference_mode()
-def _went_on(
+def went_on(
     loaded: Loaded, prompt: Sequence[int], answer: Sequence[int], params: SamplerParams
 ) -> tuple[torch.Tensor, list[int]]:
+    """(the target's features over prompt and answer, `BEYOND` tokens that vanilla would have gone on with)."""
     target, chooser = loaded.target, Chooser.of(params)
     with target.decoding():
         features, logits = target.prefill([*prompt, *answer], BEYOND)

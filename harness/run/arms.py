@@ -11,6 +11,7 @@ import methods
 from harness.common.bounds import check_options
 from harness.common.errors import UserError, in_one_line, unknown
 from harness.common.hints import hinted
+from harness.costs.relative import named as named_costs
 from harness.load.config import ModelConfig
 from harness.load.drafters import n_heads
 from harness.load.eagle_head import FREQUENT
@@ -90,6 +91,8 @@ def make_arms(
                 untuned.append(m.name)
                 continue
         options = m.resolve(named, own, presets)
+        if m.group == methods.POLICIES and "costs" in options:
+            options["costs"] = named_costs(options["costs"])
         try:
             check_options(options)
             m.build(**options)

@@ -24,9 +24,10 @@ from methods.engine.tree import Tree
 class Draft:
     """The nodes of one round so far, level by level, as columns on the CPU.
 
-    `tokens`, `parents` [n]: parents as numbers in this order, -1 the root. `confidence`, `value` [n] float32: logs of a node's own
-    probability and of the product along its path. `levels`: where each level ends. `expanded`: of each level but the newest, the
-    numbers of the nodes that the drafter was run on. `calls`: of the drafter so far, that after the root among them.
+    `tokens`, `parents` [n]: parents as numbers in this order, -1 the root. `confidence`, `value` [n] float32: logs of a node's
+    own probability and of the product along its path. `levels`: where each level ends. `expanded`: of each level but the
+    newest, the numbers of the nodes that the drafter was run on. `calls`: of the drafter so far, that after the root among
+    them.
     """
 
     tokens: Tensor

@@ -1,7 +1,7 @@
 """What a step's parts cost, in steps of plain decoding: what policies weigh drafting against.
 
-A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there. Others are registered by whoever
-measured them (`harness costs`), under the hash of their table.
+A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there. Others are registered by
+whoever measured them (`harness costs`), under the hash of their table.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MOST_ROWS = 257
 
 @dataclass(frozen=True)
 class StepCosts:
-    """In steps of plain decoding. `verify`: (rows, cost) of the target over a tree, root included; `call`: the same of a call of the
-    drafter; `root`: of its first, which asks for the logits after the root; `observe`: of its run over accepted tokens; `step`,
-    `level`, `row`, `node`: outside both models. Between two numbers of rows a cost is on the line through both.
+    """In steps of plain decoding. `verify`: (rows, cost) of the target over a tree, root included; `call`: the same of a call
+    of the drafter; `root`: of its first, which asks for the logits after the root; `observe`: of its run over accepted tokens;
+    `step`, `level`, `row`, `node`: outside both models. Between two numbers of rows a cost is on the line through both.
     """
 
     name: str
@@ -50,16 +50,25 @@ class StepCosts:
         return float(np.interp(rows, known, costs)) + self.level + self.row * rows
 
 
-# RADAR's own splits (arXiv 2512.14069, its published timings; two RTX 3090): a call of the drafter 0.04, verifying and all else 1.05
-GPU = StepCosts("gpu", ((1, 1.05),), ((1, 0.04),), root=0.04)
+# What others measured on GPUs, in plain steps of theirs. Verification is flat up to 60 rows there. RADAR's raw outputs (github
+# minaduki-sora/RADAR, branch cm; LLaMA3.1-8B on two RTX 3090 in Hugging Face's loop): vanilla 65 ms, a call 2.81 ms, a cycle of
+# 8 calls 89.5 ms.
+RADAR = StepCosts("gpu-radar", ((1, (89.5 - 8 * 2.81) / 65),), ((1, 2.81 / 65),), root=2.81 / 65)
+# vLLM (its issue 20780; LLaMA3.1-8B on one H100): vanilla 7.07 ms, a step with 2 to 7 levels of a chain 7.72 + 0.73 ms a level.
+VLLM = StepCosts("gpu-vllm", ((1, 7.72 / 7.07),), ((1, 0.73 / 7.07),), root=0.73 / 7.07)
 
-_KNOWN = {GPU.name: GPU}
+_KNOWN = {costs.name: costs for costs in (RADAR, VLLM)}
 
 
 def register(costs: StepCosts) -> str:
     """Make costs known by their name; -> the name."""
     _KNOWN[costs.name] = costs
     return costs.name
+
+
+def known() -> list[str]:
+    """The names of all costs that are known."""
+    return sorted(_KNOWN)
 
 
 def step_costs(name: str) -> StepCosts:

@@ -1,8 +1,9 @@
-"""A bandit over a few fixed trees (as BanditSpec and TapOut have it): each round one is played, by UCB1 over tokens a unit of time.
+"""A bandit over a few fixed trees (as BanditSpec and TapOut have it): each round one is played, by UCB1 over tokens a unit of
+time.
 
-The reward of a round is tokens over what the step costs by the table, divided by the most that any of the trees could bring. So the
-bandit learns from what was accepted and from a table, never from the clock: a replay plays it again, and a run can be repeated.
-Trees are `top_k/depth/total` each. `explore` is UCB1's constant; the trees are ours.
+The reward of a round is tokens over what the step costs by the table, divided by the most that any of the trees could bring. So
+the bandit learns from what was accepted and from a table, never from the clock: a replay plays it again, and a run can be
+repeated. Trees are `top_k/depth/total` each. `explore` is UCB1's constant; the trees are ours.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def trees_of(words: str) -> tuple[Fixed, ...]:
     "bandit", line="Policy: a bandit over a few fixed trees", drafter="eagle", group="policies",
     candidates=[{"explore": e} for e in (0.05, 0.1, 0.2, 0.5)], small=({"trees": "2/2/4 1/2/2 2/1/2"},),
 )  # fmt: skip
-def bandit(costs: str = "gpu", trees: str = TREES, explore: float = 0.2) -> Decode:
+def bandit(costs: str = "gpu-radar", trees: str = TREES, explore: float = 0.2) -> Decode:
     table, found = step_costs(costs), trees_of(trees)
     if explore < 0:
         raise ValueError(f"explore={explore}: it must be at least 0")

@@ -1,9 +1,9 @@
 """Best first: the `total` nodes of highest value of the whole tree, however wide its levels are.
 
-Sequoia's dynamic trees, DySpec (arXiv 2410.11744) and DDTree (arXiv 2604.12989) pop nodes off a heap ordered by path value, `total`
-times. A value never rises along a path. So the nodes popped are the `total` of highest value, and they are found level by level: a
-node is run if it is among the `total` best so far, since nothing below any other can be kept. That takes a call of the drafter a
-level where a heap takes one a node, and drafts the same tree. EAGLE-2's beam of `top_k` is not there.
+Sequoia's dynamic trees, DySpec (arXiv 2410.11744) and DDTree (arXiv 2604.12989) pop nodes off a heap ordered by path value,
+`total` times. A value never rises along a path. So the nodes popped are the `total` of highest value, and they are found level
+by level: a node is run if it is among the `total` best so far, since nothing below any other can be kept. That takes a call of
+the drafter a level where a heap takes one a node, and drafts the same tree. EAGLE-2's beam of `top_k` is not there.
 
 `depth` bounds the levels, `children` the tokens after a node. Both are unpublished as such: those papers drafted other models.
 """

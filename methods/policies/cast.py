@@ -1,13 +1,14 @@
 """A cost-aware rule after CAST (arXiv 2510.26577): width, depth and size by what each is worth against what it costs.
 
 - Width: of a level's nodes, by value, as many are run as maximise the sum of their values less `c1` times what the call costs.
-- Depth: another call is made where the mean confidence of best children, times the sum of those values, is at least `c2` times its
+- Depth: another call is made where the mean confidence of best children, times the sum of those values, is at least `c2` times
+  its
   cost.
 - Size: as many nodes are kept, by value, as maximise the sum of their values less `c3` times what verifying them costs.
 
-Costs are in steps of plain decoding, each of which brings one token: so 1 is the constant at which drafting pays as much as plain
-decoding does. The paper's own constants are of its machine and unknown to us; it takes marginal costs, which on a table of steps are
-now nothing, now a jump, so here the same rule is applied to the whole.
+Costs are in steps of plain decoding, each of which brings one token: so 1 is the constant at which drafting pays as much as
+plain decoding does. The paper's own constants are of its machine and unknown to us; it takes marginal costs, which on a table
+of steps are now nothing, now a jump, so here the same rule is applied to the whole.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _parents(draft: Draft) -> int:
     small=({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total": 5}),
 )  # fmt: skip
 def cast(
-    costs: str = "gpu", c1: float = 1.0, c2: float = 1.0, c3: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59
+    costs: str = "gpu-radar", c1: float = 1.0, c2: float = 1.0, c3: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59
 ) -> Decode:  # fmt: skip
     if min(top_k, depth, total) < 1 or min(c1, c2, c3) < 0:
         raise ValueError(

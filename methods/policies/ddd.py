@@ -1,7 +1,7 @@
 """Dynamic depth decoding (DDD; Brown et al., arXiv 2409.00142): stop where the beam as a whole has become unlikely.
 
-EAGLE-2's tree, but from `first` calls on drafting ends where the log of the sum of the beam's path probabilities is under `threshold`.
-The paper's thresholds are of its own heads; this default is chosen on held-out prompts with the shipped head.
+EAGLE-2's tree, but from `first` calls on drafting ends where the log of the sum of the beam's path probabilities is under
+`threshold`. The paper's thresholds are of its own heads; this default is chosen on held-out prompts with the shipped head.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ class DynamicDepth:
 )  # fmt: skip
 def ddd(threshold: float = -1.0, first: int = 5, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
     if min(top_k, depth, total, first) < 1 or not threshold <= 0:
-        raise ValueError(f"threshold={threshold}, first={first}, top_k={top_k}, depth={depth}, total={total}: counts from 1, and the "
-                         "log of a probability, which is at most 0")  # fmt: skip
+        raise ValueError(f"threshold={threshold}, first={first}, top_k={top_k}, depth={depth}, total={total}: counts from 1, "
+                         "and the log of a probability, which is at most 0")  # fmt: skip
     return speculative(policy_tree(lambda: DynamicDepth(threshold, first, top_k, depth, total), max(total, top_k * depth)))

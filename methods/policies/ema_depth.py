@@ -1,8 +1,8 @@
 """SGLang's adaptive depth (release 0.5.23): as deep as was accepted lately, and one more.
 
-The mean of accepted tokens moves by `weight` of each new one. Every `every` rounds, after `warm_up`, the depth becomes that mean,
-rounded, plus one, within 1 and `depth`; it only falls where the mean is at least `slack` under what would round to the depth before.
-Their rule serves batches; here a batch is one conversation, and each starts anew with the depth at its most.
+The mean of accepted tokens moves by `weight` of each new one. Every `every` rounds, after `warm_up`, the depth becomes that
+mean, rounded, plus one, within 1 and `depth`; it only falls where the mean is at least `slack` under what would round to the
+depth before. Their rule serves batches; here a batch is one conversation, and each starts anew with the depth at its most.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Expected gain: draft and verify whatever earns more tokens than it costs.
 
-A node's value estimates the chance that it is accepted. So a step that keeps nodes of values v_1 .. v_n brings about 1 + sum(v) tokens,
-and a table says what the step costs. After each call of the drafter the policy compares the best ratio of both that it can have now
-with the one that another call promises: each node run would have a best child whose confidence is the mean that best children had in
-the newest level. It runs as many nodes as promise most, or stops; and it keeps as many as give the best ratio.
+A node's value estimates the chance that it is accepted. So a step that keeps nodes of values v_1 .. v_n brings about 1 + sum(v)
+tokens, and a table says what the step costs. After each call of the drafter the policy compares the best ratio of both that it
+can have now with the one that another call promises: each node run would have a best child whose confidence is the mean that
+best children had in the newest level. It runs as many nodes as promise most, or stops; and it keeps as many as give the best
+ratio.
 
 DySpec (arXiv 2410.11744) and OPT-Tree (arXiv 2406.17276) stop by a threshold on values; here the threshold is the cost.
 """
@@ -74,7 +75,7 @@ class ExpectedGain:
     "expected-gain", line="Policy: draft and verify what earns more tokens than it costs", drafter="eagle", group="policies",
     small=({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total": 5}),
 )  # fmt: skip
-def expected_gain(costs: str = "gpu", top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
+def expected_gain(costs: str = "gpu-radar", top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
     if min(top_k, depth, total) < 1:
         raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
     table = step_costs(costs)

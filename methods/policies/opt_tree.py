@@ -1,8 +1,9 @@
 """OPT-Tree (Wang et al., arXiv 2406.17276): draft until the expected accept length grows by less than a threshold.
 
-The expected accept length of a tree is the sum of its nodes' values. The `total` nodes of highest value have the greatest one. After
-each call of the drafter that sum is compared with the one before; where it grew by less than `threshold`, drafting ends. The paper
-gives the threshold as a share of a forward of the target that a call of the drafter takes; 0.04 is that of RADAR's published splits.
+The expected accept length of a tree is the sum of its nodes' values. The `total` nodes of highest value have the greatest one.
+After each call of the drafter that sum is compared with the one before; where it grew by less than `threshold`, drafting ends.
+The paper gives the threshold as a share of a forward of the target that a call of the drafter takes; 0.04 is that of RADAR's
+published splits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Oracle stop: EAGLE-2's tree, stopped where it turns out to have paid best. It knows what vanilla will say: an upper bound.
 
-Of each number of calls up to `depth` it sees how many tokens the tree would have accepted, and takes the one with the most tokens
-less `rate` times what the step costs: tokens and steps of plain decoding. At the `rate` that equals the speed it reaches, no rule of
-when to stop is faster (Dinkelbach 1967). At 0 it takes the fewest calls that accept as much as all do.
+Of each number of calls up to `depth` it sees how many tokens the tree would have accepted, and takes the one with the most
+tokens less `rate` times what the step costs: tokens and steps of plain decoding. At the `rate` that equals the speed it
+reaches, no rule of when to stop is faster (Dinkelbach 1967). At 0 it takes the fewest calls that accept as much as all do.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _accepted(tree: Tree, known: Any, position: int) -> int:
 @method(
     "oracle-stop", line="Bound: stop where it turns out to have paid best", drafter="eagle", group="policies", replay_only=True,
 )  # fmt: skip
-def oracle_stop(costs: str = "gpu", rate: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
+def oracle_stop(costs: str = "gpu-radar", rate: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
     if min(top_k, depth, total) < 1 or rate < 0:
         raise ValueError(f"rate={rate}, top_k={top_k}, depth={depth}, total={total}: counts from 1, a rate from 0")
     return speculative(_stopped(step_costs(costs), rate, top_k, depth, total))

@@ -66,7 +66,8 @@ class NativeEagleDrafter(EagleDrafter):
 
     @torch.inference_mode()
     def hang(self, tokens: list[int], features: Tensor) -> Tensor:
-        """Further pairs as entries, each on the one before: drafts may then hang on any of them. -> logits after each [m, columns].
+        """Further pairs as entries, each on the one before: drafts may then hang on any of them. -> logits after each [m,
+        columns].
 
         tokens [m], features [m, hidden]: as of `observe`, which they follow. Drafts over many places of one text are so one tree.
         """

@@ -1,0 +1,82 @@
+"""Tables of costs as what policies weigh drafting by: each part in steps of plain decoding, at one context, under a name with a
+hash."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from harness.common.errors import UserError
+from harness.common.plain_names import made_plain
+from harness.costs.table import CostTable, as_json, read, read_all
+from methods.engine.step_costs import StepCosts, known, register
+
+CONTEXT = 256  # tokens: near the mean of the six tasks' prompts and half an answer
+
+
+def table_name(table: CostTable) -> str:
+    """The name of a table in options: model, machine, and 12 digits of the hash of what it says."""
+    sha = hashlib.sha256(as_json(table).encode()).hexdigest()[:12]
+    over = f"-{table.frequent}" if table.frequent else ""
+    m = table.machine
+    where = m.gpu or f"{m.cpu}-{m.threads}-threads"
+    return f"{made_plain(f'{table.model}{over}-{where}-{m.dtype}')}@{sha}"
+
+
+def relative(table: CostTable, context: int = CONTEXT) -> StepCosts:
+    """
+    Raises:
+        UserError: no draft head was measured.
+    """
+    if not table.has_head:
+        raise UserError(
+            f"the costs of {table.model} on {table.machine.label} are without a draft head: no policy can weigh by them"
+        )
+    plain, o = table.plain(context).ms + table.outside.plain, table.outside
+    rows = sorted({n for at in table.contexts for n in at.verify})
+    levels = sorted({n for at in table.contexts for n in at.level or {}})
+    return StepCosts(
+        table_name(table), tuple((n, table.verify(n, context).ms / plain) for n in rows), tuple((n, table.level(n, context).ms /
+        plain) for n in levels), root=table.root(context).ms / plain, observe=table.observe(2, context).ms / plain, step=(o.step
+        + 2 * o.token) / plain, level=o.level / plain, row=o.row / plain, node=o.node / plain,
+    )  # fmt: skip
+
+
+@cache
+def _shipped() -> dict[str, CostTable]:
+    return {table_name(table): table for table in read_all(None)}
+
+
+def named(text: str) -> str:
+    """Costs as an option names them, made known to the policies; -> their name, with a hash where they are of a table.
+
+    text: a built-in name, a file of `harness costs`, or the name of a shipped table, with its hash or without.
+
+    Raises:
+        UserError: there are no such costs, or a file has others than the hash says.
+    """
+    if text in known():
+        return text
+    shipped = {name: table for name, table in _shipped().items() if text in (name, name.partition("@")[0])}
+    path = Path(text)
+    if not shipped and path.is_file():
+        return _registered(read(path))
+    if not shipped:
+        there = ", ".join([*known(), *(name.partition("@")[0] for name in _shipped())])
+        raise UserError(f"costs={text!r}: no such file, and none of the known costs: {there}")
+    return _registered(next(iter(shipped.values())))
+
+
+_TABLES: dict[str, CostTable] = {}
+
+
+def _registered(table: CostTable) -> str:
+    name = register(relative(table))
+    _TABLES[name] = table
+    return name
+
+
+def table_of(name: str) -> CostTable | None:
+    """The table whose costs are known by a name; None of a built-in."""
+    return _TABLES.get(name)
