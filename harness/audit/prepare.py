@@ -28,8 +28,13 @@ Tell = Callable[[str], None]
 
 
 def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
-    """The methods of these names. `all` is every registered one, inexact ones and external loops included. Vanilla always is."""
-    found = {n for name in names for n in (methods.names() if name == ALL else [name])}
+    """The methods of these names. `all` is every one of no group, inexact ones and external loops included; a group's word is its
+    own, bounds left out, which know what vanilla will say. Vanilla always is."""
+    found: set[str] = set()
+    for name in names:
+        groups = {ALL: "", **{group: group for group in methods.GROUPS}}
+        of_group = methods.names(group=groups[name]) if name in groups else [name]
+        found |= {n for n in of_group if name not in groups or not methods.get(n).replay_only}
     return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
 
 

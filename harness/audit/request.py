@@ -47,7 +47,7 @@ class AuditRequest:
             if dtype not in DTYPES:
                 raise unknown("dtype", dtype, DTYPES)
         for name in self.methods:
-            if name != ALL:
+            if name not in (ALL, *methods.GROUPS):
                 methods.get(name)
 
     @property

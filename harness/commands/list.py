@@ -25,10 +25,12 @@ def command(what: str, includes: tuple[Path, ...]) -> None:
 
 def list_lines(what: str) -> Iterator[str]:
     if what == "methods":
-        for name in methods.names():
+        for name in (name for group in ("", *methods.GROUPS) for name in methods.names(group=group)):
             m = methods.get(name)
             options = " ".join(f"{k}={v}" for k, v in m.options.items() if len(str(v)) < 20)
-            yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{'' if m.exact else '  (inexact)'}"
+            words = ["inexact"] * (not m.exact) + [f"group {m.group}"] * bool(m.group) + ["replay only"] * m.replay_only
+            marks = "".join(f"  ({word})" for word in words)
+            yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{marks}"
     elif what == "tasks":
         for name in tasks.names():
             yield f"{name:18} {tasks.get(name).line}  [sources: {', '.join(tasks.sources_of(name))}]"

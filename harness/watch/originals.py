@@ -33,7 +33,7 @@ def remember() -> None:
         importlib.import_module(found.name)
     importlib.import_module("harness.watch.run")
     forget()
-    _known.update({name: ((m := methods.get(name)), _facts(m.build)) for name in methods.names()})
+    _known.update({name: ((m := methods.get(name)), _facts(m.build)) for name in (m.name for m in methods.registered())})
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in OURS and isinstance(module, ModuleType):
             _take(name, module, constants=name.startswith("methods."))
