@@ -28,8 +28,8 @@ def list_lines(what: str) -> Iterator[str]:
         for name in (name for group in ("", *methods.GROUPS) for name in methods.names(group=group)):
             m = methods.get(name)
             options = " ".join(f"{k}={v}" for k, v in m.options.items() if len(str(v)) < 20)
-            words = ["inexact"] * (not m.exact) + [f"group {m.group}"] * bool(m.group) + ["replay only"] * m.replay_only
-            marks = "".join(f"  ({word})" for word in words)
+            told = ["inexact"] * (not m.exact) + [f"group {m.group}"] * bool(m.group) + ["replay only"] * m.replay_only
+            marks = "".join(f"  ({word})" for word in told)
             yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{marks}"
     elif what == "tasks":
         for name in tasks.names():

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.common.errors import UserError
 from harness.common.plain_names import made_plain
 from harness.costs.table import CostTable, as_json, read, read_all
-from methods.engine.step_costs import StepCosts, known, register
+from methods.engine.step_costs import StepCosts, known, register, step_costs
 
 CONTEXT = 256  # tokens: near the mean of the six tasks' prompts and half an answer
 
@@ -56,8 +56,10 @@ def named(text: str) -> str:
     Raises:
         UserError: there are no such costs, or a file has others than the hash says.
     """
-    if text in known():
-        return text
+    try:
+        return step_costs(text).name
+    except ValueError:
+        pass
     shipped = {name: table for name, table in _shipped().items() if text in (name, name.partition("@")[0])}
     path = Path(text)
     if not shipped and path.is_file():

@@ -1,11 +1,13 @@
 """What a step's parts cost, in steps of plain decoding: what policies weigh drafting against.
 
-A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there. Others are registered by
-whoever measured them (`harness costs`), under the hash of their table.
+A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there, and so is `call=X,verify=Y`:
+flat costs of a call of the drafter and of all else. Others are registered by whoever measured them (`harness costs`), under the
+hash of their table.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +59,8 @@ RADAR = StepCosts("gpu-radar", ((1, (89.5 - 8 * 2.81) / 65),), ((1, 2.81 / 65),)
 # vLLM (its issue 20780; LLaMA3.1-8B on one H100): vanilla 7.07 ms, a step with 2 to 7 levels of a chain 7.72 + 0.73 ms a level.
 VLLM = StepCosts("gpu-vllm", ((1, 7.72 / 7.07),), ((1, 0.73 / 7.07),), root=0.73 / 7.07)
 
+_FLAT = re.compile(r"call=(\d+(?:\.\d+)?),verify=(\d*[1-9]\d*(?:\.\d+)?|\d+\.\d*[1-9]\d*)")
+
 _KNOWN = {costs.name: costs for costs in (RADAR, VLLM)}
 
 
@@ -76,6 +80,9 @@ def step_costs(name: str) -> StepCosts:
     Raises:
         ValueError: none of that name are known.
     """
+    if name not in _KNOWN and (numbers := _FLAT.fullmatch(name)):
+        call, verify = map(float, numbers.groups())
+        register(StepCosts(name, ((1, verify),), ((1, call),), root=call))
     if name not in _KNOWN:
         raise ValueError(
             f"costs={name!r}: no such costs; known: {', '.join(sorted(_KNOWN))}, and tables of `harness costs`, by file"

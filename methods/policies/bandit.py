@@ -19,6 +19,9 @@ from methods.engine.loop import speculative
 from methods.engine.policy import Draft, Fixed, Here, Round, policy_tree
 from methods.engine.step_costs import StepCosts, step_costs
 
+TREES = "10/6/59 8/5/32 6/4/16 4/3/8 2/2/3"
+SMALL_TREES = "4/4/10 4/3/6 3/2/4 2/2/2 1/1/1"
+
 
 @dataclass(slots=True)
 class Bandit:
@@ -57,9 +60,6 @@ class Bandit:
         return self.trees[self._played].keep(draft)
 
 
-TREES = "10/6/59 8/5/32 6/4/16 4/3/8 2/2/3"
-
-
 def trees_of(words: str) -> tuple[Fixed, ...]:
     """`"10/6/59 4/3/8"` -> the trees.
 
@@ -77,7 +77,8 @@ def trees_of(words: str) -> tuple[Fixed, ...]:
 
 @method(
     "bandit", line="Policy: a bandit over a few fixed trees", drafter="eagle", group="policies",
-    candidates=[{"explore": e} for e in (0.05, 0.1, 0.2, 0.5)], small=({"trees": "2/2/4 1/2/2 2/1/2"},),
+    candidates=[{"explore": e, "trees": t} for e in (0.05, 0.1, 0.2, 0.5) for t in (TREES, SMALL_TREES)],
+    small=({"trees": "2/2/4 1/2/2 2/1/2"},),
 )  # fmt: skip
 def bandit(costs: str = "gpu-radar", trees: str = TREES, explore: float = 0.2) -> Decode:
     table, found = step_costs(costs), trees_of(trees)

@@ -39,6 +39,7 @@ class BestFirst:
 
 @method(
     "best-first", line="Policy: the nodes of highest value of the whole tree, with no beam", drafter="eagle", group="policies",
+    candidates=[{"total": n, "depth": d} for n in (2, 4, 8, 16, 24, 40, 59) for d in (2, 4, 6, 8)],
     small=({"total": 4, "depth": 2, "children": 2}, {"total": 3, "depth": 3, "children": 1}),
 )  # fmt: skip
 def best_first(total: int = 59, depth: int = 8, children: int = 10) -> Decode:

@@ -63,7 +63,7 @@ def _parents(draft: Draft) -> int:
 
 @method(
     "cast", line="Policy: after CAST, width, depth and size by worth against cost", drafter="eagle", group="policies",
-    candidates=[{"c1": a, "c2": b, "c3": c} for a in (0.5, 1.0, 2.0) for b in (0.5, 1.0, 2.0) for c in (0.5, 1.0, 1.5, 2.0)],
+    candidates=[{"c1": a, "c2": b, "c3": c} for a in (0.5, 1.0) for b in (0.5, 1.0, 2.0) for c in (0.5, 1.0, 2.0)],
     small=({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total": 5}),
 )  # fmt: skip
 def cast(

@@ -38,8 +38,8 @@ class DynamicDepth:
 
 @method(
     "ddd", line="Policy: dynamic depth, stop where the beam has become unlikely", drafter="eagle", group="policies",
-    candidates=[{"threshold": -t, "first": f, "total": n} for t in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0) for f in (1, 3, 5)
-                for n in (4, 8, 16, 24, 40, 59)],
+    candidates=[{"threshold": -t, "first": f, "total": n, "top_k": k} for t in (0.25, 0.5, 1.0, 2.0) for f in (1, 3)
+                for n in (4, 8, 16, 24, 40, 59) for k in (2, 4, 10)],
     small=({"top_k": 2, "depth": 2, "total": 4, "first": 1}, {"top_k": 2, "depth": 3, "total": 5, "first": 1}),
 )  # fmt: skip
 def ddd(threshold: float = -1.0, first: int = 5, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:

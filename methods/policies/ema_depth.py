@@ -50,7 +50,7 @@ class EmaDepth:
 
 @method(
     "ema-depth", line="Policy: SGLang's adaptive depth, by the accept lengths of late", drafter="eagle", group="policies",
-    candidates=[{"weight": w, "total": n} for w in (0.1, 0.2, 0.4) for n in (4, 8, 16, 24, 40, 59)],
+    candidates=[{"weight": w, "total": n, "top_k": k} for w in (0.2, 0.4) for n in (4, 8, 16, 24, 40, 59) for k in (2, 4, 10)],
     small=({"top_k": 2, "depth": 2, "total": 4, "every": 1, "warm_up": 0},),
 )  # fmt: skip
 def ema_depth(

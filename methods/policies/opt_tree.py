@@ -46,7 +46,7 @@ TOTALS = (4, 8, 16, 24, 40, 59)
 
 @method(
     "opt-tree", line="Policy: OPT-Tree, draft while the expected accept length grows enough", drafter="eagle", group="policies",
-    candidates=[{"threshold": t, "total": n} for t in THRESHOLDS for n in TOTALS],
+    candidates=[{"threshold": t, "total": n, "top_k": k} for t in THRESHOLDS for n in TOTALS for k in (2, 4, 10)],
     small=({"top_k": 2, "depth": 2, "total": 4}, {"top_k": 2, "depth": 3, "total": 5, "threshold": 0.3}),
 )  # fmt: skip
 def opt_tree(threshold: float = 0.04, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
