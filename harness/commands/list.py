@@ -29,8 +29,8 @@ def list_lines(what: str) -> Iterator[str]:
             m = methods.get(name)
             options = " ".join(f"{k}={v}" for k, v in m.options.items() if len(str(v)) < 20)
             told = ["inexact"] * (not m.exact) + [f"group {m.group}"] * bool(m.group) + ["replay only"] * m.replay_only
-            marks = "".join(f"  ({word})" for word in told)
-            yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{marks}"
+            said = "".join(f"  ({word})" for word in told)
+            yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{said}"
     elif what == "tasks":
         for name in tasks.names():
             yield f"{name:18} {tasks.get(name).line}  [sources: {', '.join(tasks.sources_of(name))}]"

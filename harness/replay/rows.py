@@ -98,10 +98,11 @@ class RowsDrafter:
         self, real: Drafter, rows: Rows, text: Sequence[int], n_prompt: int, features: Callable[[], Tensor],
         frequent: int | None = None,
     ) -> None:  # fmt: skip
-        self._real, self._rows, self._text, self._n_prompt, self._features = real, rows, text, n_prompt, features
+        self._real, self.rows, self._text, self._n_prompt, self._features = real, rows, text, n_prompt, features
         self.frequent = frequent
         self.reads_masks: bool = getattr(real, "reads_masks", True)
         self._best = getattr(real, "best_children", best_children)
+        self._at_once = hasattr(real, "hang")
         self._real_pairs = -1  # that the real one has observed; -1: not started
         self.calls: list[list[int]] = []
         self.asked = self.lacking = 0
@@ -134,19 +135,19 @@ class RowsDrafter:
     def root_logits(self) -> Tensor:
         self.calls[-1].append(1)
         self.asked += 1
-        row = self._rows.root(self._position)
+        row = self.rows.root(self._position)
         if row is None:
             self.lacking += 1
-            row = self._rows.add(self._position, [-1], [-1], *self._issue())[0]
+            row = self.rows.add(self._position, [-1], [-1], *self._issue())[0]
         self._root = row
         return torch.tensor([[row]])
 
     def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """logits: what `root_logits` or `expand` gave, rows by number."""
-        held = self._rows.columns()[3].shape[1]
+        held = self.rows.columns()[3].shape[1]
         if k > held and held == CHILDREN:
             raise UserError(f"a node is asked for {k} children, and the pool holds the {CHILDREN} likeliest")
-        return self._rows.children(logits[:, 0].tolist(), k)
+        return self.rows.children(logits[:, 0].tolist(), k)
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         above = [self._entries[p] if p >= 0 else self._root for p in parents.tolist()]
@@ -154,12 +155,12 @@ class RowsDrafter:
         self.calls[-1].append(len(own))
         self.asked += len(own)
         self._step.append((tokens, parents, sees))
-        found = [self._rows.below(row, token) for row, token in zip(above, own, strict=True)]
+        found = [self.rows.below(row, token) for row, token in zip(above, own, strict=True)]
         new = [i for i, row in enumerate(found) if row is None]
         if new:
             self.lacking += len(new)
             children, logs = self._issue()
-            added = self._rows.add(self._position, [above[i] for i in new], [own[i] for i in new], children[new], logs[new])
+            added = self.rows.add(self._position, [above[i] for i in new], [own[i] for i in new], children[new], logs[new])
             for i, row in zip(new, added, strict=True):
                 found[i] = row
         rows = [row for row in found if row is not None]
@@ -175,7 +176,7 @@ class RowsDrafter:
 
         Where the drafter runs many places of a text in one forward, it does; else place after place.
         """
-        if hasattr(self._real, "hang"):
+        if self._at_once:
             self._draft_at_once(positions, top_k, depth)
             return
         nothing = torch.empty(0, 0)
@@ -207,7 +208,7 @@ class RowsDrafter:
     def _draft_some(self, positions: Sequence[int], roots: Tensor, tokens: Tensor, logs: Tensor, top_k: int, depth: int) -> None:
         """roots [b]: the entries that drafts hang on; tokens, logs [b, CHILDREN]: what follows them."""
         b = len(positions)
-        numbers = torch.tensor(self._rows.add_many(positions, [-1] * b, [-1] * b, tokens, logs))[:, None]  # [b, m] rows
+        numbers = torch.tensor(self.rows.add_many(positions, [-1] * b, [-1] * b, tokens, logs))[:, None]  # [b, m] rows
         self.asked += b
         self.lacking += b
         entries = roots[:, None]  # [b, m]
@@ -224,7 +225,7 @@ class RowsDrafter:
             names = self._real.named(columns)
             above = numbers.gather(1, row)
             where = [p for p in positions for _ in range(m)]
-            numbers = torch.tensor(self._rows.add_many(where, above.flatten().tolist(), own.flatten().tolist(), names, logs))
+            numbers = torch.tensor(self.rows.add_many(where, above.flatten().tolist(), own.flatten().tolist(), names, logs))
             numbers, entries = numbers.view(b, m), torch.arange(first, first + b * m).view(b, m)
             self.asked += b * m
             self.lacking += b * m

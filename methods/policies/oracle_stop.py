@@ -60,8 +60,8 @@ def _accepted(tree: Tree, known: Any, position: int) -> int:
 
 @method(
     "oracle-stop", line="Bound: stop where it turns out to have paid best", drafter="eagle", group="policies",
-    replay_only=True, 
-    candidates=[{"rate": r, "total": n, "top_k": k} for r in (1.0, 1.5, 2.0, 3.0) for n in (4, 8, 16, 24, 40, 59) for k in (4, 10)],
+    replay_only=True,
+    candidates=[{"rate": r, "total": n, "top_k": k} for r in (1.0, 1.5, 2.0, 3.0) for n in (4, 8, 16, 24, 59) for k in (4, 10)],
 )  # fmt: skip
 def oracle_stop(costs: str = "gpu-radar", rate: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
     if min(top_k, depth, total) < 1 or rate < 0:

@@ -1,0 +1,134 @@
+"""`harness replay`: from a ledger, or from nothing, to records and a table; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import harness
+from places import TINY
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from harness.replay import record
+from harness.replay.store import FOLDER
+
+MADE = ("--model", str(TINY), "--task", "mt_bench", "--limit", "1", "--source", "bundled", "--max-new-tokens", "12")
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vanilla and EAGLE-2 of one conversation of two turns, at both temperatures."""
+    out = tmp_path_factory.mktemp("replay") / "ledger"
+    made = harness("run", "--method", "eagle2", "--temperature", "0", "--temperature", "1", *MADE, "--out", str(out))
+    assert made.code == 0, made.out + made.err
+    return out
+
+
+def test_a_ledgers_own_steps_come_out(ledger: Path, tmp_path: Path) -> None:
+    """Both turns at both temperatures: a replay's columns are those of the run's traces."""
+    made = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--policy", "pld",
+                   "--costs", "gpu-radar", "--out", str(tmp_path))  # fmt: skip
+    assert made.code == 0, made.out + made.err
+    assert "gpu-radar" in made.out + made.err and "τ" not in made.out + made.err.splitlines()[0]
+    lines = [json.loads(line) for line in (ledger / "records.jsonl").read_text().splitlines()]
+    live = {(r["temperature"], r["turn"]): r for r in lines if r["method"] == "eagle2" and not r["is_warmup"]}
+    found = [r for r in record.read(tmp_path) if r.method == "eagle2"]
+    assert {(r.temperature, r.turn) for r in found} == set(live) == {(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)}
+    for r in found:
+        own = live[r.temperature, r.turn]
+        assert (r.accepted, r.sizes, r.tokens) == (own["trace"]["accepted"], own["trace"]["tree_size"], len(own["token_ids"]))
+        assert all(calls == [1, 10, 10, 10, 10, 10] for calls in r.calls)
+    before = (tmp_path / record.FILE).read_bytes()
+    again = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--out", str(tmp_path))
+    assert again.code == 0 and (tmp_path / record.FILE).read_bytes() == before  # what is there is not made again
+    (tmp_path / record.FILE).write_bytes(before[:-40])  # torn
+    again = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "all", "--out", str(tmp_path))
+    assert again.code == 0, again.err
+    assert {r.method for r in record.read(tmp_path)} >= {"eagle2", "eagle1", "eagle2-no-both", "vanilla"}
+
+
+def test_answers_are_made_where_no_ledger_is_named(tmp_path: Path) -> None:
+    made = harness("replay", *MADE, "--policy", "policies", "--out", str(tmp_path), "--json")
+    assert made.code == 0, made.out + made.err
+    rows = made.value
+    assert {r["method"] for r in rows} >= {"best-first", "opt-tree", "oracle-stop", "random-stop"}
+    assert (tmp_path / "tables" / "replay.csv").is_file()
+
+
+def refused(*arguments: str) -> str:
+    made = harness("replay", *arguments)
+    assert made.code == 2, made.out + made.err
+    assert "Traceback" not in made.err
+    return made.err.splitlines()[-1]
+
+
+def test_what_is_wrong_is_one_line(ledger: Path, tmp_path: Path) -> None:
+    own = ("--results", str(ledger), "--model", str(TINY), "--out", str(tmp_path))
+    assert "at least one --policy must be named" in refused(*own)
+    assert "name the ledger to replay (--results)" in refused("--policy", "eagle2")
+    assert "unknown method 'eagle3'" in refused(*own, "--policy", "eagle3")
+    assert "draws its drafts at T = 1" in refused(*own, "--policy", "eagle1")
+    assert "no answers of vanilla's" in refused(*own, "--policy", "eagle2", "--task", "gsm8k")
+    assert "none of the known costs: gpu-radar" in refused(*own, "--policy", "eagle2", "--costs", "nowhere")
+    assert "no such costs" in refused(*own, "--policy", "cast+costs=call=1") or "none of the known costs" in refused(
+        *own, "--policy", "cast+costs=call=1"
+    )
+    assert "are of tiny in float32" in refused(*own, "--policy", "eagle2", "--dtype", "float64")
+    assert "--choose takes --policy and the --costs" in refused(*own, "--policy", "eagle2", "--choose", str(tmp_path / "c.json"))
+    (tmp_path / "c.json").write_text('[{"method": "eagle2"}]')
+    assert "holds no choices" in refused(*own, "--choices", str(tmp_path / "c.json"))
+
+
+def _changed(file: Path, **metadata: str) -> None:
+    with safe_open(file, framework="numpy") as opened:
+        arrays: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        told = {**opened.metadata(), **metadata}
+    save_file(arrays, file, told)
+
+
+def test_pools_of_another_head_are_refused(ledger: Path, tmp_path: Path) -> None:
+    own = ("--results", str(ledger), "--model", str(TINY), "--out", str(tmp_path), "--temperature", "0")
+    assert harness("replay", *own, "--policy", "eagle2").code == 0
+    files = sorted((tmp_path / FOLDER).rglob("*.safetensors"))
+    assert len(files) == 2  # a turn each
+    _changed(files[0], head_id="0123456789abcdef")
+    assert "drafted with another head ('0123456789abcdef'" in refused(*own, "--policy", "opt-tree")
+    files[0].write_bytes(files[1].read_bytes()[:5000])
+    assert "cannot be read" in refused(*own, "--policy", "opt-tree")
+    files[0].write_bytes(files[1].read_bytes())
+    assert "over another answer than the ledger's" in refused(*own, "--policy", "opt-tree")
+    files[0].unlink()
+    assert harness("replay", *own, "--policy", "opt-tree").code == 0
+    (tmp_path / record.FILE).write_text('{"answer": "x"}\n')
+    assert "is no replay" in refused(*own, "--policy", "opt-tree")
+
+
+def test_choosing_and_replaying_what_was_chosen(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On held-out prompts the chosen options are the fastest of the candidates; they are what the table has."""
+    import harness.replay.choose as choose_module
+    from harness.replay.price import prices_named
+
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22, 23, 24]]
+    monkeypatch.setattr(choose_module, "held_out_prompts", lambda *_: prompts)
+    monkeypatch.setattr(choose_module, "checked_prompts", lambda: [])
+    file = tmp_path / "choices.json"
+    made = harness(
+        f"replay --model {TINY} --policy opt-tree --policy eagle2-grid --costs gpu-radar --costs call=0.3,verify=1.5",
+        f"--conversations 2 --max-new-tokens 12 --choose {file} --out {tmp_path}",
+    )
+    assert made.code == 0, made.out + made.err
+    choices = choose_module.read(file)
+    assert {(c.method, c.costs) for c in choices} == {
+        (m, c) for m in ("opt-tree", "eagle2-grid") for c in ("gpu-radar", "call=0.3,verify=1.5")
+    }
+    dear = {c.method: c for c in choices if c.costs.startswith("call")}
+    assert dear["eagle2-grid"].options["depth"] <= 3  # where a call costs as much as a third of a step, few are made
+    assert all(c.speedup <= 20 and c.tried > 100 for c in choices)
+    assert prices_named(["call=0.3,verify=1.5"])["call=0.3,verify=1.5"].step([1, 10], 20, 3, 99) == pytest.approx(2.1)
+    shown = harness("replay", "--results", str(ledger), "--model", str(TINY), "--choices", str(file), "--temperature", "0",
+                    "--out", str(tmp_path))  # fmt: skip
+    assert shown.code == 0, shown.out
+    assert "over eagle2-grid" in shown.out and "options chosen on 2 held-out conversations" in shown.out
