@@ -49,6 +49,7 @@ from harness.common.errors import UserError
     "--costs", multiple=True, metavar="NAME|FILE",
     help="Costs to weigh steps by: built-in, shipped, or a file of `harness costs`; repeatable.",
 )  # fmt: skip
+@option("--as-if", is_flag=True, help="Take the --costs of another target, as if they were of this one.")
 @option("--choose", type=PATH, default=None, metavar="FILE", help="Instead: find policies' best options on held-out prompts.")
 @option("--conversations", type=int, default=24, help="Held-out prompts that --choose takes.")
 @option("--choices", type=PATH, default=None, metavar="FILE", help="Replay each policy at the options that --choose found.")
@@ -59,7 +60,7 @@ from harness.common.errors import UserError
 @json_option
 @include_option
 def command(
-    costs: tuple[str, ...], choose: Path | None, conversations: int, choices: Path | None, as_json: bool,
+    choose: Path | None, conversations: int, choices: Path | None, as_json: bool,
     includes: tuple[Path, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Replay methods over known text: their trees, accept lengths and tau, without a forward of the target.
@@ -74,19 +75,17 @@ def command(
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.replay import choose as chosen
-    from harness.replay.price import prices_named
     from harness.replay.session import ReplayRequest, choose_options, replay
     from harness.replay.tables import chosen_table, replay_table
 
     found_choices = tuple(chosen.read(choices)) if choices else ()
     request = ReplayRequest(choices=found_choices, **options)
-    prices = prices_named(costs or tuple(dict.fromkeys(c.costs for c in found_choices)))
     if choose is not None:
-        if not prices or choices is not None:
-            raise UserError("--choose takes --policy and the --costs to choose by, and no --choices")
-        click.echo(files_written([chosen.save(choose_options(request, prices, conversations), choose)]), err=True)
+        if choices is not None:
+            raise UserError("--choose makes choices, and --choices takes them: name one of both")
+        click.echo(files_written([chosen.save(choose_options(request, conversations), choose)]), err=True)
         return
-    found = replay(request)
+    found, prices = replay(request)
     table = chosen_table(found, found_choices, prices) if found_choices else replay_table(found, list(prices.values()))
     print_table(table)
     click.echo(files_written(write_forms(table, request.folder / "tables")), err=True)

@@ -18,15 +18,16 @@ from harness.common.errors import UserError, duration, say
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.common.progress import showing_progress
-from harness.costs.relative import named
+from harness.costs.relative import named, table_of
 from harness.ledger.ledger import read
 from harness.ledger.record import Record, canonical_hash
 from harness.load.config import ModelConfig, model_config
 from harness.load.model import Loaded, load
+from harness.load.preflight import architecture
 from harness.replay import record
 from harness.replay.choose import Choice, choose
 from harness.replay.known import KnownText
-from harness.replay.price import Prices
+from harness.replay.price import Prices, prices_named
 from harness.replay.record import Replay
 from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
@@ -47,7 +48,8 @@ class ReplayRequest:
     """One `harness replay`. `results`: a ledger with vanilla's answers; None: they are made, in `out`, as a run makes them.
 
     policies: `METHOD[+PRESET][+KEY=VALUE]...`, or a group's word. choices: options that `choose` found, replayed beside them.
-    limit: conversations a task. out: where the rows and replays go; None: beside the ledger.
+    costs: names or files, for speeds. as_if: also those of another target: as if a step's parts cost this one what they cost
+    that. limit: conversations a task. out: where the rows and replays go; None: beside the ledger.
 
     Raises:
         UserError: a value that cannot be.
@@ -67,6 +69,8 @@ class ReplayRequest:
     threads: int | None = None
     head: Path | None = None
     out: Path | None = None
+    costs: tuple[str, ...] = ()
+    as_if: bool = False
     top_k: int = TOP_K
     depth: int = DEPTH
 
@@ -84,6 +88,22 @@ class ReplayRequest:
         found = self.out or self.results
         assert found is not None
         return found
+
+
+def prices_of(config: ModelConfig, request: ReplayRequest) -> dict[str, Prices]:
+    """The prices asked for, else those that the choices were made by; by the name that options have them under.
+
+    Raises:
+        UserError: there are no such costs, or they are of another architecture and nobody said as if.
+    """
+    prices = prices_named(request.costs or tuple(dict.fromkeys(c.costs for c in request.choices)))
+    own = architecture(config)
+    for name in () if request.as_if else prices:
+        table = table_of(name)
+        if table is not None and own is not None and table.architecture != own:
+            raise UserError(f"the costs {name} are of {table.model}, and the target is {config.name}: --as-if takes them all the "
+                            "same, as if a step's parts cost this target what they cost that one")  # fmt: skip
+    return prices
 
 
 def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> list[Arm]:
@@ -173,8 +193,8 @@ class Told:
         return found
 
 
-def choose_options(request: ReplayRequest, prices: Mapping[str, Prices], conversations: int) -> list[Choice]:
-    """The best options of each policy asked for, on held-out conversations. prices: by the name that options have them under.
+def choose_options(request: ReplayRequest, conversations: int) -> list[Choice]:
+    """The best options of each policy asked for, by the costs asked for, on held-out conversations.
 
     Raises:
         UserError: as `choose`.
@@ -182,6 +202,8 @@ def choose_options(request: ReplayRequest, prices: Mapping[str, Prices], convers
     keep_freed_memory()
     torch.set_num_threads(request.threads or usable_cores())
     config = model_config(request.model or "smollm2-135m")
+    prices = prices_of(config, request)
+    need(bool(prices and request.policies), "--choose takes --policy, and the --costs to choose by")
     wanted = []
     for text in request.policies:
         if text in methods.GROUPS:
@@ -197,8 +219,8 @@ def choose_options(request: ReplayRequest, prices: Mapping[str, Prices], convers
     )  # fmt: skip
 
 
-def replay(request: ReplayRequest) -> list[Replay]:
-    """Everything asked for that was not replayed before; -> all replays asked for, those that were there among them.
+def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
+    """Replay what was not replayed before; -> all replays asked for, those that were there among them, and `prices_of`.
 
     Raises:
         UserError: bad input; the ledger, the rows or the replays cannot be read or written.
@@ -211,6 +233,7 @@ def replay(request: ReplayRequest) -> list[Replay]:
     if not records:
         raise UserError(f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures")
     config = model_config(request.model or records[0]["model"])
+    prices = prices_of(config, request)
     dtype = request.dtype if request.dtype != "auto" else records[0]["dtype"]
     request = replace(request, dtype=dtype)
     say(f"loading {config.title} ...")
@@ -225,7 +248,7 @@ def replay(request: ReplayRequest) -> list[Replay]:
             found += _of_answer(loaded, answer, arms[answer.record["temperature"]], done, prompts, request, told)
     for line in told.lines:
         say(line)
-    return found
+    return found, prices
 
 
 def _of_answer(

@@ -76,8 +76,11 @@ def test_what_is_wrong_is_one_line(ledger: Path, tmp_path: Path) -> None:
     assert "no such costs" in refused(*own, "--policy", "cast+costs=call=1") or "none of the known costs" in refused(
         *own, "--policy", "cast+costs=call=1"
     )
+    assert "are of smollm2-135m, and the target is tiny: --as-if" in refused(
+        *own, "--policy", "eagle2", "--costs", "smollm2-135m-AMD_EPYC-1-threads-bfloat16"
+    )
     assert "are of tiny in float32" in refused(*own, "--policy", "eagle2", "--dtype", "float64")
-    assert "--choose takes --policy and the --costs" in refused(*own, "--policy", "eagle2", "--choose", str(tmp_path / "c.json"))
+    assert "--choose takes --policy, and the --costs" in refused(*own, "--policy", "eagle2", "--choose", str(tmp_path / "c.json"))
     (tmp_path / "c.json").write_text('[{"method": "eagle2"}]')
     assert "holds no choices" in refused(*own, "--choices", str(tmp_path / "c.json"))
 
