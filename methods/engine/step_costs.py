@@ -1,8 +1,8 @@
 """What a step's parts cost, in steps of plain decoding: what policies weigh drafting against.
 
-A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there, and so is `call=X,verify=Y`:
-flat costs of a call of the drafter and of all else. Others are registered by whoever measured them (`harness costs`), under the
-hash of their table.
+A policy names its costs by `NAME`, or by `NAME@HASH` in a record. A built-in one is always there. So is `call=X,verify=Y`: a call
+of the drafter costs X plain steps, verifying 60 rows Y, and fewer rows less, on a line from one row, which costs 1. Others are
+registered by whoever measured them (`harness costs`), under the hash of their table.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def step_costs(name: str) -> StepCosts:
     """
     if name not in _KNOWN and (numbers := _FLAT.fullmatch(name)):
         call, verify = map(float, numbers.groups())
-        register(StepCosts(name, ((1, verify),), ((1, call),), root=call))
+        register(StepCosts(name, ((1, 1.0), (60, verify)), ((1, call),), root=call))
     if name not in _KNOWN:
         raise ValueError(
             f"costs={name!r}: no such costs; known: {', '.join(sorted(_KNOWN))}, and tables of `harness costs`, by file"

@@ -130,7 +130,7 @@ def test_choosing_and_replaying_what_was_chosen(ledger: Path, tmp_path: Path, mo
     dear = {c.method: c for c in choices if c.costs.startswith("call")}
     assert dear["eagle2-grid"].options["depth"] <= 3  # where a call costs as much as a third of a step, few are made
     assert all(c.speedup <= 20 and c.tried > 100 for c in choices)
-    assert prices_named(["call=0.3,verify=1.5"])["call=0.3,verify=1.5"].step([1, 10], 20, 3, 99) == pytest.approx(2.1)
+    assert prices_named(["call=0.3,verify=1.5"])["call=0.3,verify=1.5"].step([1, 10], 59, 3, 99) == pytest.approx(2.1)
     shown = harness("replay", "--results", str(ledger), "--model", str(TINY), "--choices", str(file), "--temperature", "0",
                     "--out", str(tmp_path))  # fmt: skip
     assert shown.code == 0, shown.out

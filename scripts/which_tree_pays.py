@@ -1,0 +1,69 @@
+"""Makes what docs/which-tree-pays.md shows, from a ledger with vanilla's answers: choices on held-out prompts, replays, tables, plot.
+
+python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE ...     # hours on two cores; goes on where it stopped
+
+1. `harness replay --choose`: each policy's options for every costs and every point of the plane, on held-out prompts.
+2. `harness replay --choices`: those options on the tasks' answers.
+3. tables/which-tree-pays.md and .csv, regions.csv and regions.png beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from harness.common.errors import say
+from harness.common.files import write_file
+from harness.forms.figure import save_figure
+from harness.forms.table import write_forms
+from harness.replay import choose, regions
+from harness.replay.session import ReplayRequest, choose_options, replay
+from harness.replay.tables import chosen_table
+
+
+def main() -> None:
+    """Raises UserError for bad input."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--results", type=Path, required=True, help="a ledger with vanilla's answers")
+    parser.add_argument("--costs", action="append", default=[], help="as of harness replay; repeatable")
+    parser.add_argument("--temperature", action="append", type=float, help="repeatable (default: 0 and 1)")
+    parser.add_argument("--conversations", type=int, default=24, help="held-out prompts to choose on")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--limit", type=int, default=None, help="conversations a task")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--no-plane", action="store_true", help="leave the plane of costs out")
+    given = parser.parse_args()
+    temperatures = tuple(given.temperature or (0.0, 1.0))
+    base = ReplayRequest(
+        policies=("policies",), results=given.results, model=given.model, temperatures=temperatures, limit=given.limit,
+        max_new_tokens=given.max_new_tokens, threads=given.threads, costs=tuple(given.costs), as_if=True,
+    )  # fmt: skip
+    named = _choices(base, given.results / "choices.json", given.conversations)
+    plane = []
+    if not given.no_plane:
+        plane = _choices(replace(base, costs=regions.PLANE), given.results / "choices-plane.json", given.conversations)
+    found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
+    write_forms(chosen_table(found, named, prices), given.results / "tables")
+    if plane:
+        found, _ = replay(replace(base, policies=(), choices=tuple(plane), costs=regions.PLANE))
+        drawn = {t: regions.regions(found, plane, t) for t in temperatures}
+        rows = pd.DataFrame([row for t, rs in drawn.items() for row in regions.rows_of(rs, t)])
+        write_file(given.results / "tables" / "regions.csv", rows.to_csv(index=False, float_format="%.6g"))
+        save_figure(regions.figure(drawn), given.results / "tables" / "regions")
+
+
+def _choices(request: ReplayRequest, file: Path, conversations: int) -> list[choose.Choice]:
+    """Made, or read where they were made before."""
+    if file.exists():
+        say(f"{file} is there already: its choices are taken")
+    else:
+        choose.save(choose_options(request, conversations), file)
+    return choose.read(file)
+
+
+if __name__ == "__main__":
+    main()
