@@ -31,6 +31,10 @@ class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
+    def cut_to(self, layers: int | None) -> Self:
+        """The same with its first layers only; None: with all."""
+        return self if layers is None else self.model_copy(update={"num_hidden_layers": layers})
+
     @property
     def kv_size(self) -> int:
         """Width of a layer's keys, and of its values."""
