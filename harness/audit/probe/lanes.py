@@ -114,14 +114,15 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
     return first._norm(x).split(sizes)
 
 
-def can_run_in_lanes(loaded: Loaded, subject: Subject) -> bool:
+def can_run_in_lanes(loaded: Loaded, subject: Subject, dtype: str) -> bool:
     """Whether the subject's generations can share forwards in the score test's dtype.
 
-    They can on the lean forward, in loops that ask the target for forwards; any other engine is judged by its own forwards, one
-    generation at a time. The dtype of `loaded` does not matter: plans are made before the model is loaded in the score test's.
+    They can on the lean forward of a CPU, in loops that ask the target for forwards; any other engine is judged by its own
+    forwards, one generation at a time. The dtype of `loaded` does not matter: plans are made before the model is loaded in the
+    score test's.
     """
     is_planted = subject.spoilt is not None or subject.misled is not None  # a lane cannot have a copy of these wrappers
-    is_lean = target_type(loaded.target.model, torch.float32) is LlamaTarget
+    is_lean = target_type(loaded.target.model, getattr(torch, dtype)) is LlamaTarget and loaded.target.device.type == "cpu"
     return is_lean and not subject.external and not is_planted
 
 
