@@ -99,8 +99,10 @@ def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: Samp
     steps = tokens = 0
     draft = verify = target_s = rest = 0.0
     for ids in prompts:
+        settle()
         started = time.perf_counter()
         made = run(ids, target, drafter)
+        settle()
         wall = time.perf_counter() - started
         t = made.trace
         assert t is not None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from command_line import harness, isolate, refused
 from places import TINY
 from tiny_model import shared_tiny_model
 
+from harness.common.errors import UserError
+from harness.costs import ceiling as module
 from harness.costs.ceiling import ceiling
 from harness.costs.show import three_digits
 from harness.costs.steps import ACCEPTED, outside, profile
@@ -55,6 +60,61 @@ def test_the_ceiling_counts_the_matrices_a_step_reads() -> None:
     model = tiny.loaded.target.model
     n = sum(p.numel() for p in model.parameters()) - tiny.loaded.target.embedding.numel() - model.model.norm.weight.numel()
     assert found.weight_bytes == 4 * n and found.bandwidth > 0 and found.step_ms > 0
+
+
+class Event:
+    """A stand-in for torch's event: the device's clock, in milliseconds, is what was launched until it was recorded."""
+
+    launched = 0.0
+    waits = 0
+
+    def __init__(self, enable_timing: bool):
+        self.at = math.nan
+
+    def record(self, stream: object) -> None:
+        self.at = Event.launched
+
+    def synchronize(self) -> None:
+        Event.waits += 1
+
+    def elapsed_time(self, other: Event) -> float:
+        return other.at - self.at
+
+
+def test_a_gpus_bandwidth_is_read_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+
+    def work() -> None:
+        Event.launched += 2.5
+
+    Event.waits = 0
+    assert module._device_seconds(work, torch.device("cuda")) == pytest.approx(2.5e-3) and Event.waits == 1
+
+
+def test_a_gpus_block_is_4_gb_or_what_its_free_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, free = torch.device("cuda", 0), [80 << 30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 80 << 30))
+    assert module.gpu_block(gpu) == 4 << 30 and not capsys.readouterr().err
+    free[0] = (1 << 30) + (3 << 30)
+    assert module.gpu_block(gpu) == 3 << 29
+    assert "blocks of 1.6 GB and not 4.3 GB: no more is free" in capsys.readouterr().err
+    free[0] = 1 << 30
+    with pytest.raises(UserError, match=r"takes 1\.6 GB of free memory on cuda:0; 1\.1 GB are free"):
+        module.gpu_block(gpu)
+
+
+def test_the_ceiling_of_a_gpu_is_of_its_own_block_and_of_a_cpu_of_512_mb(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(module, "bandwidth", lambda device, n: asked.append((device.type, n)) or 1e9)
+    monkeypatch.setattr(module, "gpu_block", lambda device: 77 << 20)
+    tiny = shared_tiny_model("float32").loaded.target
+    for where in ("cpu", "cuda"):
+        target = SimpleNamespace(model=tiny.model, lm_head=tiny.lm_head, device=torch.device(where))
+        ceiling(SimpleNamespace(target=target))  # type: ignore[arg-type]
+    assert asked == [("cpu", 512 << 20), ("cuda", 77 << 20)]
 
 
 def test_the_command_writes_table_and_picture(tmp_path: Path) -> None:
