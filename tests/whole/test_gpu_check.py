@@ -56,6 +56,22 @@ def test_each_part_is_written_at_once_and_one_that_differs_fails_the_check(
     assert {p["stderr"] for p in summary(tmp_path)["parts"]} == {"no time was left"}
 
 
+def test_a_part_whose_graphs_were_refused_is_told_apart(
+    check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "no CUDA graphs (out of memory): steps are launched call by call, which is slower"
+
+    def run(part: Any, on_cpu: bool, seconds: float) -> dict[str, Any]:
+        refused = part.name == "tiny, static, T = 0"
+        return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": [], "stderr": said * refused}
+
+    monkeypatch.setattr(check, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--device", "cpu"])
+    assert check.main() == 1
+    assert [p["part"] for p in summary(tmp_path)["parts"] if "graphs" in p] == ["tiny, static, T = 0"]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("no graphs ")]
+
+
 def test_without_a_gpu_it_says_how_to_rehearse(
     check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
