@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 import methods
 from harness.watch.check import Names
-from harness.watch.run import watched
+from harness.watch.run import settled
 from methods.base import Decode, Generation, SamplerParams
 from methods.engine.draft_head import EagleDrafter
 
@@ -118,10 +118,10 @@ def _decoded(decode: Decode, ids: list[int], target: Any, drafter: Any, how: Sam
 
     def counting(ids: list[int], target: Any, drafter: Any, how: SamplerParams) -> Generation:
         counted.append((_CountedWhole if hasattr(type(drafter), "drafted") else _Counted)(drafter))
-        return decode(ids, target, counted[0] if drafter is not None else None, how)
+        return decode(ids, target, counted[-1] if drafter is not None else None, how)
 
-    seen = watched(counting, ids, target, drafter, how, names)
+    seen = settled(lambda: counting, ids, target, drafter, how, names)
     made, t = seen.generation, seen.generation.trace
     assert t is not None
-    work = Work(len(t.accepted), counted[0].levels, counted[0].rows, sum(t.tree_size), len(made.token_ids) - 1)
+    work = Work(len(t.accepted), counted[-1].levels, counted[-1].rows, sum(t.tree_size), len(made.token_ids) - 1)
     return Decoded(work, seen.wall_s - made.prefill_s, sum(t.target_s) + sum(t.drafter_s))

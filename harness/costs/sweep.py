@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from harness.common.files import write_file
 from harness.forms.figure import RC, save_figure
 from harness.load.model import Loaded
-from harness.watch.run import names_of, watched
+from harness.watch.run import names_of, settled
 from methods import Arm
 from methods.base import SamplerParams
 
@@ -39,7 +40,8 @@ def sweep(
         for _ in range(rounds):
             for label, arm in arms:
                 kind = arm.method.drafter
-                seen = watched(decoders[label], ids, loaded.target, loaded.drafter_of(kind), params, names_of(loaded, kind))
+                decode = partial(decoders.__getitem__, label)
+                seen = settled(decode, ids, loaded.target, loaded.drafter_of(kind), params, names_of(loaded, kind))
                 made, seconds = seen.generation, seen.wall_s - seen.generation.prefill_s
                 assert made.trace is not None
                 steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -99,8 +100,23 @@ def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent
     if isinstance(target, NativeTarget):
         return NativeEagleDrafter(head, embedding, target.lm_head, frequent)
     if isinstance(target, StaticTarget):
-        return StaticEagleDrafter(head, embedding, target.lm_head, frequent)
+        return StaticEagleDrafter(head, embedding, target.lm_head, frequent, target.replayer)
     return EagleDrafter(head, embedding, target.lm_head, frequent)
+
+
+def prepare(target: HFTarget, drafters: Iterable[Any], tokens: int) -> None:
+    """Before anything is timed: make what steps behind texts of up to so many tokens would else make when they first need it.
+
+    Recordings (`static/`) are of what the methods asked for so far: each is to have decoded a little before.
+    """
+    for part in (target, *drafters):
+        if isinstance(part, StaticTarget | StaticEagleDrafter):
+            part.prepare(tokens)
+
+
+def n_recordings(target: Any) -> int:
+    """How many recordings the target and its drafters have made so far: one that is made while a clock runs spoils its time."""
+    return target.replayer.recording.n_made if isinstance(target, StaticTarget) else 0
 
 
 def lm_drafter(target: HFTarget, model: Any) -> LMDrafter:

@@ -117,12 +117,16 @@ class LlamaTarget(HFTarget):
         finally:
             self._layers, self._placed = every, placed
 
-    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _make_tables(self) -> None:
+        """Rotary rows for every place in the cache, on each device."""
         if self._n_positions < self.cache.capacity:
             self._n_positions = self.cache.capacity
             cos, sin = self.body.rotary_emb(self.embedding[:0], torch.arange(self._n_positions, device=self.device)[None])
             table = rotary_rows(cos[0], sin[0])
             self._tables = {device: (table[0].to(device), table[1].to(device)) for device in self.devices}
+
+    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+        self._make_tables()
         n, x, here = len(ids), F.embedding(sent(ids, self.device), self.embedding), None
         for layer, (i, device) in zip(self._layers, self._placed, strict=True):
             if device != here:

@@ -167,8 +167,14 @@ class HFTarget:
             for device in self.devices:
                 torch.cuda.synchronize(device)
 
+    def reset_peak(self) -> None:
+        """Let `peak_bytes` begin anew with what is allocated now, on GPUs. A process's own peak cannot be taken back."""
+        if self.device.type == "cuda":
+            for device in self.devices:
+                torch.cuda.reset_peak_memory_stats(device)
+
     def peak_bytes(self) -> int:
-        """Peak memory so far: of the GPUs where there are any, else of the process."""
+        """Peak memory since `reset_peak`, summed over the GPUs where there are any; else of the process so far."""
         if self.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(device) for device in self.devices)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -228,5 +234,8 @@ class HFTarget:
     def commit(self, path: list[int]) -> None:
         if not path or path[0] != 0 or path[-1] >= self._n_pending:
             raise ValueError(f"path {path} is not one of the {self._n_pending} nodes last verified")
-        self.cache.keep(path)
+        self._keep(path)
         self._n_pending = 0
+
+    def _keep(self, path: list[int]) -> None:
+        self.cache.keep(path)
