@@ -180,6 +180,19 @@ def test_a_run_measures_no_generation_in_which_anything_was_recorded(tmp_path: P
     assert any(n for n, counts in made if not counts)  # the warm-up's
 
 
+def test_a_commit_is_right_also_in_the_step_that_records_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path whose rows move onto one another: moved twice it would be another."""
+    target, plain = (kind(copy.deepcopy(module_of("tiny", torch.float32))) for kind in (StaticTarget, LlamaTarget))
+    pretend(monkeypatch, target)
+    tree = Tree(list(range(3, 11)), [-1, 0, 0, 2, 2, 4, 4, 6])
+    for t in (target, plain):
+        t.prefill([1, 2, 3], 40)
+        t.verify(tree)
+        t.commit([0, 2, 4, 6, 7])
+    assert n_recordings(target) == 2
+    assert float((target.step(9) - plain.step(9)).abs().max()) < 1e-4
+
+
 def test_a_generation_in_which_something_was_recorded_is_made_again(
     engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
