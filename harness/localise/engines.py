@@ -16,9 +16,10 @@ from harness.common.errors import UserError
 from harness.load.model import Loaded
 from harness.localise import ENGINES
 from harness.localise.tape import Operator
+from methods.engine.attention import grouped_attention
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.native.target import NativeTarget
-from methods.engine.target import HFTarget, grouped_attention
+from methods.engine.target import HFTarget
 from methods.engine.tree import Tree, chain
 
 LM_HEAD = Operator(None, "LM head")

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.attention import grouped_attention
 from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, Norm, rotary_rows
-from methods.engine.target import HFTarget, cannot_verify, grouped_attention
+from methods.engine.target import HFTarget, cannot_verify
 from methods.engine.transfer import sent
 
 LEAN_ROPE = ("default", "linear", "llama3")
