@@ -83,6 +83,8 @@ class LMDrafter:
     are all accepted the last, which was not run yet, and the bonus token are left to run.
     """
 
+    attend_over = staticmethod(attend_over)
+
     def __init__(self, model: Any, packed: bool = True):
         if not is_plain_llama(model):
             raise ValueError(
@@ -127,7 +129,7 @@ class LMDrafter:
         """tokens [m], positions [m] -> hidden states [m, width] before the norm; keys and values written at `at`."""
         x, rotary = F.embedding(tokens, self.embedding), (self._cos[positions], self._sin[positions])
         for i, layer in enumerate(self._layers):
-            x = layer(x, rotary, attend_over(self._keys[i], self._values[i], at, mask))
+            x = layer(x, rotary, self.attend_over(self._keys[i], self._values[i], at, mask))
         return x
 
     def _known(self, tokens: list[int]) -> list[int]:

@@ -11,39 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig, __version__
 
+from methods.engine.attention import grouped_attention
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
 from methods.engine.transfer import sent
 from methods.engine.tree import Tree
-
-
-def grouped_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """SDPA without copying keys for grouped heads: the query heads of a group become rows of one query.
-
-    query [1, heads, n, d]; key, value [1, kv_heads, length, d]; attention_mask: None (n tokens after `length - n`
-    others, causal) or additive [1, 1, group * n, length], its rows already repeated for the group.
-    """
-    batch, heads, n, d = query.shape
-    kv_heads = key.shape[1]
-    if attention_mask is None and n > 1:  # prefill into an empty cache
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
-    else:
-        grouped = query.reshape(batch, kv_heads, (heads // kv_heads) * n, d)
-        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-        out = out.reshape(batch, heads, n, d)
-    return out.transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -141,6 +141,22 @@ def test_the_measured_dtype_is_audited_unasked_and_bit_by_bit_where_its_engine_i
     assert not [v for v in other.rows if "same bits" in v.layer]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_torchs_row_invariant_engine_passes_as_is(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HARNESS_ENGINE", raising=False)
+    done = harness(f"verify --model {TINY} --row-invariant --dtype {dtype} --threads 1 --json --method eagle2 --method eagle1",
+                   "--method pld --out", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = {(v["layer"], v["method"]): v for v in done.value}
+    for name in ("eagle2", "eagle1", "pld"):
+        for layer in ("L2 same bits", "L3 greedy equality"):
+            row = rows[f"{layer}, {dtype}", name]
+            assert row["passed"] is True and (layer == "L2 same bits" or row["threshold"] == "identical")
+    assert rows[f"L2 control, same bits, {dtype}", "all"]["passed"] is True
+    assert f"lean row-invariant ({dtype})" in (tmp_path / "audit.md").read_text()
+
+
 # ---- verdicts ----
 
 
