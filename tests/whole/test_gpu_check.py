@@ -68,7 +68,8 @@ def test_each_part_is_written_at_once_and_one_that_differs_fails_the_check(
         cells = [{"identical": None, "prompts": 6}, {"identical": 6 if same else 5, "prompts": 6, "method": "pld"}]
         engine = {"engine": "row-invariant", "finding": "none", "operators": [], "left_out": [], "settings": []}
         if part.words[0] == "localise":
-            return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": {"engines": [engine]}}
+            return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": {"engines": [engine]},
+                    "stderr": ""}  # fmt: skip
         return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": cells, "stderr": ""}
 
     monkeypatch.setattr(check, "run", run)
