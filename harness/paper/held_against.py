@@ -17,6 +17,7 @@ from harness.common.names import SIX_TASKS, method_order
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
 from harness.ledger.record import Record, canonical_hash
+from harness.metrics.definitions import Totals, totals
 
 WITHIN = 0.05
 CONTEXT_STEP = 32  # contexts are told apart no finer
@@ -57,7 +58,8 @@ class Held:
 
 @dataclass(slots=True)
 class _Sums:
-    """Seconds and counts of a cell's steps; `predicted`: milliseconds by the table, of each part."""
+    """Seconds and counts of a cell's steps, as a ledger's tables count them; `predicted`: milliseconds by the table, of each
+    part."""
 
     steps: int = 0
     tokens: int = 0
@@ -68,9 +70,10 @@ class _Sums:
 
     def add(self, record: Record, prices: _Prices, work: StepWork | None) -> None:
         trace: Any = record["trace"]
-        self.steps += len(trace["accepted"])
-        self.tokens += sum(n + 1 for n in trace["accepted"])
-        self.seconds += sum(trace["draft_s"]) + sum(trace["verify_s"])
+        t = Totals(*totals(record))
+        self.steps += int(t.forwards)
+        self.tokens += int(t.decode_tokens)
+        self.seconds += float(t.decode_seconds)
         self.target += sum(trace["target_s"])
         self.drafter += sum(trace["drafter_s"])
         if work is None:
@@ -116,7 +119,7 @@ def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held
 
 
 def _held(name: str, preset: str, temperature: float, base: _Sums, cell: _Sums, why: str) -> Held:
-    plain_s, plain_ms = base.seconds / base.steps, sum(base.predicted.values()) / base.steps
+    plain_s, plain_ms = base.seconds / base.tokens, sum(base.predicted.values()) / base.steps
     tau = cell.tokens / cell.steps
     measured = tau * plain_s / (cell.seconds / cell.steps)
     if why:

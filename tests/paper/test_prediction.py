@@ -289,9 +289,12 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
             "draft_s": [sum(s[1:]) / 1e3 for s in steps], "verify_s": [s[0] / 1e3 for s in steps],
             "target_s": [s[0] / 1e3 for s in steps], "drafter_s": [s[1] / 1e3 for s in steps],
         }  # fmt: skip
+        n_cut = changes.pop("n_cut", 0)
+        took = {"token_ids": [1] * (1 + len(steps) * (accepted + 1) - n_cut), "prefill_s": 0.5,
+                "wall_s": 0.5 + sum(map(sum, steps)) / 1e3}  # fmt: skip
         what = {"task": "gsm8k", "sample_id": "1", "turn": 1, "repeat": 0, "n_prompt": 100, "temperature": 0.0}
         how = {"status": "ok", "is_warmup": False, "method": method, "preset": "paper", "options": {}}
-        return what | how | {"trace": trace, **changes}
+        return what | how | took | {"trace": trace, **changes}
 
     vanilla = record("vanilla", [(10, 0, 0.1)] * 12, 0)
     found = against([t], [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3)])
@@ -299,6 +302,9 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
     assert (base.method, base.measured, base.predicted) == ("vanilla", pytest.approx(1), pytest.approx(1))
     assert own.measured == pytest.approx(4 * plain_s / ((20 + drafting + other) / 1e3))
     assert own.error == pytest.approx(0, abs=1e-9) and own.draft and own.draft[0] == pytest.approx(own.draft[1])
+    cut_off = against([t], [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3, n_cut=2)])[1]
+    assert own.tau == 4 and cut_off.tau == pytest.approx(10 / 3)  # tokens that a stop token or the budget cut off are none
+    assert cut_off.measured == pytest.approx(10 / 3 * plain_s / ((20 + drafting + other) / 1e3))
     slower = against([t], [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
     assert slower.error is not None and slower.error > 0.1 and slower.most_off == "c_verify -0.50"
     text = held_table([(t, [*found, slower]), (t, found)])
