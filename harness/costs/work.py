@@ -1,13 +1,16 @@
 """How much a step of a method has to do, in calls of the two models: found by running the method on stand-ins that count.
 
 Whatever the text, EAGLE-1 and EAGLE-2 do the same in every step. A method whose draft depends on the text (prompt lookup, or a
-tree that stops early) has no such number: a run tells it.
+tree that stops early) has no such number: a run tells it. So the stand-ins say what makes drafts differ most: text that repeats and
+text that never does, drafts that are all alike (nothing is out of reach), and drafts that are nearly so, whose every level ranks
+below all of the one above (what is out of reach is so at once).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,8 +21,8 @@ from methods.base import SamplerParams
 from methods.engine.tree import Tree
 
 VOCAB, HIDDEN, TOKENS = 256, 4, 9
-TEXTS = 3  # that a method decodes here
-REPEATED = 6  # tokens that texts are made of
+TEXTS = 3  # of each kind, that a method decodes here
+REPEATED = 6  # tokens that a text which repeats is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,30 @@ class _Seen:
         self.levels, self.root = [], 0
 
 
-def _logits(n: int, random: torch.Generator) -> Tensor:
+Rows = Callable[[int, torch.Generator], Tensor]
+"""Makes logits [n, VOCAB]."""
+
+
+def _mixed(n: int, random: torch.Generator) -> Tensor:
     """Rows that are now flat, now peaked, as those of models are."""
     return torch.randn(n, VOCAB, generator=random) * (1 + 9 * torch.rand(n, 1, generator=random))
+
+
+def _alike(n: int, random: torch.Generator) -> Tensor:
+    """Rows whose every token is as likely."""
+    return torch.zeros(n, VOCAB)
+
+
+def _nearly_alike(n: int, random: torch.Generator) -> Tensor:
+    """Rows without two tokens that are as likely, whose path product falls more from level to level than within one."""
+    return 0.01 * torch.rand(n, VOCAB, generator=random)
+
+
+def _repeating(n: int, random: torch.Generator) -> Tensor:
+    """Rows of a target whose text says the same again and again: there is something to copy."""
+    logits = _mixed(n, random)
+    logits[:, :REPEATED] += 100.0
+    return logits
 
 
 class _Target:
@@ -64,14 +88,12 @@ class _Target:
 
     forward_s, runs_module, device, vocab_size = 0.0, False, torch.device("cpu"), VOCAB
 
-    def __init__(self, seen: _Seen, seed: int):
-        self._seen, self._random = seen, torch.Generator().manual_seed(seed)
-        self.length, self._n_pending = 0, 0
+    def __init__(self, seen: _Seen, seed: int, rows: Rows):
+        self._seen, self._random, self._made = seen, torch.Generator().manual_seed(seed), rows
+        self.length = 0
 
     def _rows(self, n: int) -> Tensor:
-        logits = _logits(n, self._random)
-        logits[:, :REPEATED] += 100.0  # a text that says the same again and again: there is something to copy
-        return logits
+        return self._made(n, self._random)
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         self.length = len(prompt_ids)
@@ -95,8 +117,8 @@ class _Drafter:
 
     forward_s = 0.0
 
-    def __init__(self, seen: _Seen, seed: int):
-        self._seen, self._random = seen, torch.Generator().manual_seed(seed)
+    def __init__(self, seen: _Seen, seed: int, rows: Rows):
+        self._seen, self._random, self._made = seen, torch.Generator().manual_seed(seed), rows
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None: ...
 
@@ -107,11 +129,11 @@ class _Drafter:
 
     def root_logits(self) -> Tensor:
         self._seen.root += 1
-        return _logits(1, self._random)
+        return self._made(1, self._random)
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         self._seen.levels.append(len(tokens))
-        return _logits(len(tokens), self._random)
+        return self._made(len(tokens), self._random)
 
 
 def work_of(m: methods.Method, options: Mapping[str, Any], temperature: float = 0.0) -> StepWork | None:
@@ -119,13 +141,22 @@ def work_of(m: methods.Method, options: Mapping[str, Any], temperature: float = 
     if m.external or (m.drafter is not None and not m.needs_head):
         return None
     found: set[StepWork] = set()
-    for seed in range(TEXTS):
+    for seed, (says, drafts) in product(range(TEXTS), _STAND_INS):
         seen = _Seen()
         random = torch.Generator().manual_seed(seed)
         prompt = torch.randint(VOCAB, (4,), generator=random).repeat(3).tolist()  # of which something can be copied
         decode = m.build(**options)
-        drafter: Any = _Drafter(seen, seed) if m.needs_head else None
-        target: Any = _Target(seen, seed)
+        drafter: Any = _Drafter(seen, seed, drafts) if m.needs_head else None
+        target: Any = _Target(seen, seed, says)
         decode(prompt, target, drafter, SamplerParams(TOKENS, temperature=temperature, key=seed))
         found |= set(seen.steps)
-    return found.pop() if len(found) == 1 else None
+        if len(found) > 1:
+            return None
+    return found.pop() if found else None
+
+
+_STAND_INS: tuple[tuple[Rows, Rows], ...] = (
+    (_repeating, _mixed), (_mixed, _mixed), (_alike, _alike), (_repeating, _alike), (_mixed, _nearly_alike),
+)  # fmt: skip
+"""What the target says, and what the drafter does."""
+

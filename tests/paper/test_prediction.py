@@ -78,6 +78,18 @@ def test_of_what_depends_on_the_text_or_on_other_weights_there_is_no_such_count(
     assert work_of(m, {**m.options, **options}) is None
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize(("top_k", "total"), [(10, 4), (10, 9), (10, 10), (10, 25), (2, 3), (2, 4), (3, 12), (3, 59)])
+def test_a_tree_that_stops_early_has_a_count_only_where_it_never_can(top_k: int, depth: int, total: int) -> None:
+    """Before the last level the nodes of all levels but the newest and the newest's best: only if these are more than are kept
+    may some be out of reach. Two levels differ by ties alone: equally likely drafts all stay, of others `total` do."""
+    m = methods.get("eagle2")
+    above = 0 if depth <= 2 else top_k + (depth - 3) * top_k**2
+    can_stop = depth > 1 and above + top_k > total
+    found = work_of(m, {"top_k": top_k, "depth": depth, "total": total, "stop_early": True})
+    assert (found is None) is can_stop
+
+
 # ---- the arithmetic ----
 
 
