@@ -70,10 +70,10 @@ def command(
     ]
     tables = [predictions_table(predicted)]
     levels = []
-    for (table, config), (_, cells, _) in zip(kept, predicted, strict=True):
-        for chain in chain_rates(config) if table.has(EAGLE) else ():
-            found_levels = deeper_levels(table, chain.rates, lengths.get(TASKS[chain.task], default).context)
-            levels.append((table, chain, found_levels, published_trees(chain, found_levels, cells)))
+    for (costs_of, config), (_, cells, _) in zip(kept, predicted, strict=True):
+        for chain in chain_rates(config) if costs_of.has(EAGLE) else ():
+            deeper = deeper_levels(costs_of, chain.rates, lengths.get(TASKS[chain.task], default).context)
+            levels.append((costs_of, chain, deeper, published_trees(chain, deeper, cells)))
     tables += [deeper_table(levels)] if levels else []
     tables.append(splits_table(checked()))
     for i, table in enumerate(tables):
@@ -128,7 +128,7 @@ def _where(env: Mapping[str, Any]) -> tuple[str, str]:
 def _about(table: CostTable) -> list[str]:
     said = ["random weights"] if table.random_weights else []
     if table.is_scaled:
-        said.append(f"{table.layers_measured} of {table.architecture.num_hidden_layers} layers measured, the others scaled")
+        said.append(f"{table.layers_measured} of {table.layers} layers measured, the others scaled")
     if table.frequent:
         said.append(f"the draft head over {table.frequent:,} frequent tokens")
     return ["; ".join(said)] if said else []

@@ -178,11 +178,11 @@ def inside(target: Any, drafters: Mapping[str, Any], context: int, plan: Plan) -
         tokens=context,
         plain=samples.figure("plain"),
         verify={n: samples.figure(("verify", n)) for n in plan.rows},
-        root=head and head.root,
-        level=head and head.levels[0],
-        observe=head and head.observe,
+        root=head.root if head else None,
+        level=head.levels[0] if head else None,
+        observe=head.observe if head else None,
         prefill=samples.figure("prefill"),
-        head_prefill=head and head.prefill,
+        head_prefill=head.prefill if head else None,
         drafters={kind: of_kind(kind) for kind in drafters if kind != methods.EAGLE},
     )
 

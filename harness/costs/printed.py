@@ -51,7 +51,7 @@ def _notes(table: CostTable) -> Sequence[str]:
         found.append("The weights are random: costs do not depend on them, tau would.")
     if table.is_scaled:
         found.append(
-            f"{table.layers_measured} of {table.architecture.num_hidden_layers} layers were measured, all and half of them. What "
+            f"{table.layers_measured} of {table.layers} layers were measured, all and half of them. What "
             f"the other half adds is taken for what as many more would add."
         )
     if table.frequent:

@@ -116,8 +116,8 @@ def _llama(sizes: Architecture, dtype: torch.dtype, context: int, device: torch.
         max_position_embeddings=context, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
     )  # fmt: skip
     with torch.device("meta"):
-        empty: Any = LlamaForCausalLM(config).to(dtype)
-    model = empty.to_empty(device=device)
+        empty: Any = LlamaForCausalLM(config)
+    model = empty.to(dtype).to_empty(device=device)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its table is computed, not loaded
     model.tie_weights()
     _fill(model)

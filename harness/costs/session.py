@@ -93,7 +93,8 @@ def measured_of(
 
 
 def table_of(
-    config: ModelConfig, stand: Stand, sizes: Architecture, dtype: str, threads: int, wanted: Wanted, tell: Callable[[str], None]
+    config: ModelConfig, stand: Stand, sizes: Architecture | None, dtype: str, threads: int, wanted: Wanted,
+    tell: Callable[[str], None],
 ) -> CostTable:  # fmt: skip
     """The one measurement: what is inside the target and its drafters at each context, and what is outside both.
 
@@ -102,9 +103,10 @@ def table_of(
     """
     contexts = wanted.fitting(config)
     head = stand.drafters.get(methods.EAGLE)
-    if wanted.frequent is not None and (head is None or wanted.frequent > sizes.vocab_size):
+    vocab = stand.target.vocab_size
+    if wanted.frequent is not None and (head is None or wanted.frequent > vocab):
         raise UserError(f"--frequent is {wanted.frequent}; {config.name} has "
-                        f"{'no draft head' if head is None else f'{sizes.vocab_size} tokens'}")  # fmt: skip
+                        f"{'no draft head' if head is None else f'{vocab} tokens'}")  # fmt: skip
     plan = Plan(contexts, stand.layers, stand.of, wanted.frequent, wanted.rounds, sorted({*ROWS, *wanted.rows}))
     if stand.layers < stand.of:
         tell(f"{stand.layers} of {stand.of} layers are measured, whole and half of them: the others' cost follows from that")

@@ -144,12 +144,12 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
 
     `layers_measured`: of the target's; where they are fewer than it has, costs are scaled, by the difference that half of them
     make. `random_weights`: whether no weights were there. `frequent`: the draft head's logits are over so many tokens only.
-    `temperature`: of the decodes that `outside` is fitted to; it is in nothing else.
+    `temperature`: of the decodes that `outside` is fitted to; it is in nothing else. `architecture`: None where it is no LLaMA's.
     """
 
     schema_version: Literal[1] = 1
     model: str
-    architecture: Architecture
+    architecture: Architecture | None
     random_weights: bool
     layers_measured: int = pydantic.Field(ge=1)
     frequent: int | None = None
@@ -171,7 +171,12 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
     @property
     def is_scaled(self) -> bool:
         """Whether some layers were not measured."""
-        return self.layers_measured < self.architecture.num_hidden_layers
+        return self.layers_measured < self.layers
+
+    @property
+    def layers(self) -> int:
+        """Those that the target has."""
+        return self.architecture.num_hidden_layers if self.architecture else self.layers_measured
 
     def has(self, kind: str) -> bool:
         """Whether a drafter of this kind was measured, too."""

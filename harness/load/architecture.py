@@ -36,9 +36,12 @@ class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
         return self if layers is None else self.model_copy(update={"num_hidden_layers": layers})
 
     @classmethod
-    def of_config(cls, config: Any) -> Self:
-        """From a LLaMA's config, as transformers has it."""
-        return cls(**{name: getattr(config, name) for name in cls.model_fields})
+    def of_config(cls, config: Any) -> Self | None:
+        """From a config as transformers has it; None where it is none of a LLaMA's sizes."""
+        try:
+            return cls(**{name: getattr(config, name) for name in cls.model_fields})
+        except (AttributeError, ValueError):
+            return None
 
     @property
     def kv_size(self) -> int:

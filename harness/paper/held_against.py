@@ -17,7 +17,7 @@ from harness.costs.price import Prices
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
 from harness.ledger.record import Record, canonical_hash
-from harness.metrics.definitions import Totals, totals
+from harness.metrics.definitions import totals
 
 WITHIN = 0.05
 CONTEXT_STEP = 32  # contexts are told apart no finer
@@ -70,10 +70,10 @@ class _Sums:
 
     def add(self, record: Record, prices: Prices, work: StepWork | None) -> None:
         trace: Any = record["trace"]
-        t = Totals(*totals(record))
-        self.steps += int(t.forwards)
-        self.tokens += int(t.decode_tokens)
-        self.seconds += float(t.decode_seconds)
+        _, _, decode_tokens, decode_seconds, _, forwards = totals(record)
+        self.steps += int(forwards)
+        self.tokens += int(decode_tokens)
+        self.seconds += decode_seconds
         self.target += sum(trace["target_s"])
         self.drafter += sum(trace["drafter_s"])
         if work is None:

@@ -304,9 +304,9 @@ def _predicted(title: str, cells: pd.DataFrame) -> Block:
     for (temperature, name), own in there.groupby(["temperature", "name"], sort=False):
         by_task = own.drop_duplicates("task").set_index("task")
         shown = [_pair(by_task.loc[task]) if task in by_task.index else (NOTHING, "") for task in tasks]
-        rows.append(((f"{name}, T\u00a0=\u00a0{float(temperature):g}", ""), *shown))
+        rows.append(((f"{name}, T\u00a0=\u00a0{float(str(temperature)):g}", ""), *shown))
     without = cells[cells["predicted"] == ""].groupby("verdict", sort=False)["name"].unique()
-    said = "; ".join(f"{', '.join(names)}: {why.removeprefix('not predicted: ')}" for why, names in without.items())
+    said = "; ".join(f"{', '.join(names)}: {str(why).removeprefix('not predicted: ')}" for why, names in without.items())
     facts = (f"Not predicted: {said}.",) if said else ()
     return Block(title, facts, (("", "words"), *((_TASKS.get(t, t), "") for t in tasks)) if rows else (), tuple(rows))
 

@@ -14,9 +14,10 @@ from tiny_model import shared_tiny_model
 from harness.common.errors import UserError
 from harness.costs import measure, session
 from harness.costs.measure import OTHERS, Plan, _Samples, inside, n_levels
-from harness.costs.random_weights import layers_that_fit, random_target
+from harness.costs.random_weights import VICUNA_68M, layers_that_fit, published, random_target
 from harness.costs.table import read
 from harness.load.architecture import Architecture
+from harness.load.kinds import PUBLISHED_HEADS, PUBLISHED_LM
 from methods.base import SamplerParams
 
 SIZES = Architecture(
@@ -99,6 +100,17 @@ def test_random_weights_have_the_sizes_asked_for_and_decode(layers: int) -> None
     assert bool(head.root_logits().isfinite().all())
     found = inside(stand.target, stand.drafters, 16, Plan((16,), layers, 4, **FEW))
     assert found.plain.ms > 0 and len(stand.target.body.layers) == layers
+
+
+def test_drafters_whose_published_sizes_are_known_are_made_with_random_weights() -> None:
+    assert published(("hydra", "lm", "medusa"), SIZES) == ("medusa",)  # another vocabulary than the draft LM's
+    assert published(("lm", "medusa"), SIZES.model_copy(update={"vocab_size": 32000})) == ("lm", "medusa")
+    assert round(VICUNA_68M.n_parameters / 1e6) == PUBLISHED_LM / 1e6 == 68
+    stand = random_target(SIZES, "float32", 256, torch.device("cpu"), 2, ("medusa",))
+    found = inside(stand.target, stand.drafters, 16, Plan((16,), 2, 4, **FEW)).drafters["medusa"]
+    assert len(found.levels) == PUBLISHED_HEADS - 1 and all(level[1].ms > 0 for level in found.levels) and found.root.ms > 0
+    none, with_them = (layers_that_fit(SIZES, "float32", 128, 2 * 10**6, copies=1, kinds=kinds) for kinds in ((), ("medusa",)))
+    assert none > with_them
 
 
 def test_as_many_layers_are_made_as_fit_and_fewer_than_two_are_refused() -> None:
