@@ -285,7 +285,6 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
     depth = max(map(len, ordered))
     n_children = Counter(path[:-1] for path in ordered)
     n_of_inner = [n_children[path] for path in [(), *ordered] if path in n_children]
-    most = max(n_of_inner)
 
     @cache  # of a vocabulary with fewer tokens than `ranks`, nodes of the ranks that are lacking are left out
     def layout(n_ranks: int, device: torch.device) -> _Layout:
@@ -321,16 +320,13 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
     def drawn_at_once(drafter: Drafter, context: Context) -> Tree:
         """`drawn_one_by_one` with the children of a level drawn together, and nothing read back before the draft is whole.
 
-        Where a law has fewer tokens than a node has children, those that are lacking are -1, and are left out with all below them.
+        Where a law has fewer tokens than a node has children, those that are lacking are -1, and left out with all below them.
         """
         chooser, draw = context.chooser, getattr(drafter, "drawn_children", drawn_children)
         logits = drafter.root_logits()
         shape = layout(ranks, logits.device)
         numbers = [0, *shape.entries]  # of the nodes with children
-        u = sent(torch.tensor([
-            [chooser.uniform_of_child(context.position, node, rank) if rank < n else 0.0 for rank in range(most)]
-            for node, n in zip(numbers, n_of_inner, strict=True)
-        ], dtype=torch.float64), logits.device)  # fmt: skip
+        u = sent(chooser.uniforms_of_children(context.position, numbers, n_of_inner), logits.device)
         levels: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens; for their confidence each one's row of these logits
         laws: list[tuple[Any, int]] = []  # of each node with children: the laws of its level, and its row
         for level in shape.levels:
@@ -355,7 +351,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
             own = (rows.double().softmax(-1)[at, tokens.clamp_min(0)].tolist() for tokens, at, rows in levels)
             return [c for c, at in zip((c for level in own for c in level), place[1:], strict=True) if at >= 0]
 
-        with_children = set(parents)
+        with_children = set(parents[1:])
         q = {place[node]: law for node, law in zip(numbers, laws, strict=True) if place[node] in with_children}
         return Tree(tokens_kept, parents, DraftLaws(q), confidence if context.keeps_trees else None)
 

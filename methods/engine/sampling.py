@@ -20,7 +20,6 @@ from torch import Tensor
 from methods.base import SamplerParams
 from methods.engine.transfer import at_once, sent
 
-
 BLOCK = 256  # entries of the vocabulary that drawing without replacement looks at together
 
 
@@ -256,3 +255,12 @@ class Chooser:
     def uniform_of_child(self, position: int, node: int, rank: int) -> float:
         """The number in [0, 1) that decides which token a node's child of a rank is, whoever draws it."""
         return uniform(self.params.key, b"draft", position, node + (rank << 32))
+
+    def uniforms_of_children(self, position: int, nodes: Sequence[int], n_children: Sequence[int]) -> Tensor:
+        """Those of several nodes' children: [nodes, ranks] float64; 0 where a node has none of a rank."""
+        ranks = range(max(n_children))
+        return torch.tensor(
+            [[self.uniform_of_child(position, node, rank) if rank < n else 0.0 for rank in ranks]
+             for node, n in zip(nodes, n_children, strict=True)],
+            dtype=torch.float64,
+        )  # fmt: skip

@@ -139,7 +139,9 @@ def typical(epsilon: float, delta: float) -> Verify:
         if chooser.greedy:
             return walk(tree, logits, chooser, position)
         children, depths = tree.children(), tree.depths()
-        drawn = masses = entropies = None
+        entropies: list[float] = []  # of all nodes, where all are asked for at once; so are the next two
+        masses: list[float] = []
+        drawn: list[float] = []
         if _all_at_once(logits, chooser):
             laws, here = chooser.law(logits), logits.device
             u = torch.tensor([chooser.uniform_of_token(position + depth) for depth in depths], dtype=torch.float64)

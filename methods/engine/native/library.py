@@ -371,7 +371,8 @@ def draws(library: Any, logits: Tensor, temperature: float, u: Tensor) -> Tensor
     (m, vocab), k = logits.shape, u.shape[1]
     if logits.dtype != torch.float32 or logits.stride(1) != 1 or u.dtype != torch.float64 or len(u) != m:
         raise ValueError(f"draws from {m} rows of {logits.dtype} by {len(u)} of {u.dtype}; float32 and as many of float64")
-    u, tokens, sums = u.contiguous(), torch.empty(m, k, dtype=torch.int64), torch.empty(m, -(-vocab // BLOCK), dtype=torch.float64)
+    u, tokens = u.contiguous(), torch.empty(m, k, dtype=torch.int64)
+    sums = torch.empty(m, -(-vocab // BLOCK), dtype=torch.float64)
     library.ne_draw(
         logits.data_ptr(), m, logits.stride(0), vocab, k, 1 / temperature, u.data_ptr(), tokens.data_ptr(), sums.data_ptr(),
         n_threads(),

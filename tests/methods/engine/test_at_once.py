@@ -101,8 +101,20 @@ def test_a_chooser_of_another_kind_is_asked_draw_by_draw(as_on_a_gpu: None) -> N
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     "name",
-    ["eagle1", "eagle2", "eagle2-fr", "eagle2-no-rerank", "eagle2-no-value", "medusa", "medusa-typical", "hydra", "pld",
-     "lookahead", "sps", "vanilla"],
+    [
+        "eagle1",
+        "eagle2",
+        "eagle2-fr",
+        "eagle2-no-rerank",
+        "eagle2-no-value",
+        "medusa",
+        "medusa-typical",
+        "hydra",
+        "pld",
+        "lookahead",
+        "sps",
+        "vanilla",
+    ],
 )
 def test_a_generation_is_the_same(name: str, temperature: float, as_on_a_gpu: None) -> None:
     tiny = shared_tiny_model("float32")
