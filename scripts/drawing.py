@@ -2,7 +2,7 @@
 
     python scripts/drawing.py --method eagle1 --rounds 7
 
-Three parts are told apart. Drawing: the uniform numbers, and the children drawn by them. Acceptance: the laws of the target and of
+Three parts are told apart. Drawing: the uniform numbers, and children drawn by them. Acceptance: the laws of the target and of
 the drafter at the nodes reached, p/q, the residual, and the token drawn from it; at T = 0 the walk. The rest: both models and the
 loop. The least of the rounds is printed for each, as whatever shares the machine only adds to it.
 """
