@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Model:
                 what cannot be.
         """
         from harness.run.arms import make_arms
-        from harness.watch.run import names_of, watched
+        from harness.watch.run import names_of, settled
         from methods.base import SamplerParams
         from methods.engine.sampling import stream_key
 
@@ -97,7 +98,7 @@ class Model:
             keep_trees=True,
         )  # fmt: skip
         m = arm.method
-        seen = watched(m.build(**arm.options), ids, loaded.target, drafter, params, names_of(loaded, m.drafter),
+        seen = settled(partial(m.build, **arm.options), ids, loaded.target, drafter, params, names_of(loaded, m.drafter),
                        external=m.external)  # fmt: skip
         made = seen.generation
         steps = len(made.trace.tree_size) if made.trace else 0

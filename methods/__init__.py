@@ -27,7 +27,7 @@ EAGLE = "eagle"
 ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
 """The module of `methods.engine` that drafts, for the kinds of drafters that have not given it their name."""
 NATIVE_DRAFTERS = ("draft_head", "draft_lm")
-"""Those of them that `methods.engine.native.drafters` runs in C, too."""
+"""Those of them that other engines have forwards of their own for: `methods.engine.native.drafters` in C, for one."""
 
 DRAFTERS: dict[str, str] = {}
 """The kinds of drafters and what texts call them. `harness.load.kinds`, which knows all else of them, names them here."""
@@ -87,9 +87,10 @@ class Method:
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
-        native = engine / "native" / "drafters.py" if ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS else None
-        forwards = (engine / "target.py", engine / "llama.py", *_NATIVE)
-        return (Path(self.file), *forwards, *(file for file in (drafting, native, brought) if file))
+        others = ("native", "row_invariant") if ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS else ()
+        forwards = (engine / "target.py", engine / "llama.py", engine / "row_invariant" / "target.py", *_NATIVE)
+        drafters = (engine / other / "drafters.py" for other in others)
+        return (Path(self.file), *forwards, *drafters, *(file for file in (drafting, brought) if file))
 
     @property
     def needs_head(self) -> bool:

@@ -133,7 +133,9 @@ class Target(Protocol):
 class Drafter(Protocol):
     """What a grower may ask of a draft head, or of a draft LM.
 
-    Entries: nodes run in this step, in order; dropped by the next `observe`.
+    Entries: nodes run in this step, in order; dropped by the next `observe`. It may have more: `best_children` and
+    `drawn_children`, its own ways to pick and to draw (else those of `engine.grow` and `engine.sampling`); and
+    `remember(tokens, parents)`, which tells it what its entries are once a draft was read back.
     """
 
     @property

@@ -1,6 +1,6 @@
-"""Makes what docs/which-tree-pays.md shows, from a ledger with vanilla's answers: choices on held-out prompts, replays, tables, plot.
+"""Makes what docs/which-tree-pays.md shows from a ledger with vanilla's answers: choices, replays, tables, plot.
 
-python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE ...     # hours on two cores; goes on where it stopped
+python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE ...     # hours; goes on where it stopped
 
 1. `harness replay --choose`: each policy's options for every costs and every point of the plane, on held-out prompts.
 2. `harness replay --choices`: those options on the tasks' answers.

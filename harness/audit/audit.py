@@ -10,25 +10,27 @@ from harness.audit import page, recorded_taus
 from harness.audit.jobs import Plan
 from harness.audit.keeper import Finding, Keeper, Origin
 from harness.audit.layers import planned
-from harness.audit.levels import LEVELS, SCORE_DTYPE
+from harness.audit.levels import LEVELS
 from harness.audit.prepare import (
     check_engine,
     chosen,
     ledger_pairs,
     loaded_or_row,
     loop_of,
-    measured_exactly,
+    measured_dtype,
     not_asked_for,
+    rooms,
     scope_of,
 )
 from harness.audit.request import AuditRequest
 from harness.audit.store import Store
 from harness.audit.verdicts.all import in_order, judged
 from harness.audit.verdicts.conduct import engine_verdict, pace_verdict
-from harness.audit.verdicts.verdict import Verdict, failure, overall
+from harness.audit.verdicts.verdict import Verdict, failure, overall, said_on
 from harness.common.errors import UserError, say
 from harness.common.names import method_order
 from harness.load.config import known_models, model_config
+from harness.load.placement import let_go
 from harness.watch import originals, pace
 
 Tell = Callable[[str], None]
@@ -64,30 +66,39 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         recorded_taus.taus(head)  # a spoilt file is found out before hours are spent
     subjects = chosen(request.methods, config)
     pairs, rows = ledger_pairs(request.ledgers, config)
-    dtypes = list(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *level.dtypes)))
+    measured = measured_dtype(config, request.n_threads)
+    asked = list(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *level.dtypes, measured)))
+    room = rooms(request, config, asked, measured, subjects, pairs, rows, tell)
+    dtypes = [dtype for dtype in asked if dtype not in room or room[dtype].fit.layers]
+    if not dtypes:
+        why = (f"{v.layer.removeprefix('all of ')}: {v.why}" for v in rows if v.layer.startswith("all of "))
+        raise UserError(f"{config.name} cannot be judged here: {'; '.join(why)}")
+    fits = {dtype: room[dtype].fit for dtype in dtypes if dtype in room and room[dtype].fit.is_cut}
+    cuts = {dtype: fit.words for dtype, fit in fits.items()}
     with Store(request.out) as store:
         keeper = Keeper(store)
 
         def judge() -> list[Verdict]:
-            return judged(keeper.touched, level.score_tokens, recorded_taus.recorded(head, keeper.touched))
+            found = judged(keeper.touched, level.score_tokens, recorded_taus.recorded(head, keeper.touched))
+            return said_on(found, cuts)
 
         inexact = {s.name for s in subjects if not s.exact}
         fails = _Failures(inexact, tell)
         plan: Plan = ()
         origin, loop = None, None
-        for dtype in dtypes:  # it may grow by the measured dtype once a model is loaded
+        for dtype in dtypes:
             loaded, stages = None, [dtype]
             if loop is None or loop.lacks(plan, dtype):
-                loaded = loaded_or_row(request, config, dtype, subjects, rows, tell)
+                loaded = loaded_or_row(request, config, dtype, subjects, rows, tell, room.get(dtype))
                 if loaded is None:
                     continue
             if loop is None:
                 assert loaded is not None
-                dtypes += [] if request.dtypes else measured_exactly(loaded, dtypes)
-                origin = Origin.of(loaded, request.n_threads, dtypes)
-                scope = scope_of(request, level, config, subjects, pairs, loaded, origin, rows)
+                origin = Origin.of(loaded, request.n_threads, dtypes, {dtype: fit.layers for dtype, fit in fits.items()})
+                scope = scope_of(request, level, config, subjects, pairs, loaded, origin, measured, rows)
                 plan = planned(scope, loaded, dtypes)
-                loop = loop_of(plan, scope, loaded, keeper, tell)
+                shares = {dtype: fit.layers / fit.of for dtype, fit in fits.items()}
+                loop = loop_of(plan, scope, loaded, keeper, tell, shares)
                 stages = ["", dtype]  # layer 1 runs no model: it comes once, and first
             if loaded is not None:
                 assert origin is not None
@@ -99,16 +110,18 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         if origin is None:
             raise UserError(rows[-1].why)
         recorded = recorded_taus.recorded(head, keeper.touched)
-        rows += _of_included(request)
-        rows = in_order([*rows, *not_asked_for(scope, dtypes, subjects, pairs), *judge()])
+        let_go()  # plain decoding's speed is taken by processes of their own, which load it too
+        rows += _of_included(request, scope.score_dtype)
+        rows = in_order([*rows, *not_asked_for(scope, asked, subjects, pairs), *judge()])
         if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
             _record(head, keeper.touched, rows, tell)
-    written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact)
+    written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact,
+                         cuts)  # fmt: skip
     problems = overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
     return Report(config.title, request.level, rows, problems, written)
 
 
-def _of_included(request: AuditRequest) -> list[Verdict]:
+def _of_included(request: AuditRequest, dtype: str) -> list[Verdict]:
     """Whether a user's files left the harness as it is, and plain decoding as fast: rows of their own, where there are any."""
     if not request.includes:
         return []
@@ -116,7 +129,7 @@ def _of_included(request: AuditRequest) -> list[Verdict]:
     if request.level == "quick":
         model = str(known_models().get(request.model, request.model))
         try:
-            rows.append(pace_verdict(pace.pace(model, SCORE_DTYPE, request.n_threads, request.includes)))
+            rows.append(pace_verdict(pace.pace(model, dtype, request.n_threads, request.includes)))
         except UserError as e:
             rows.append(Verdict.not_applicable("L6 conduct, vanilla's speed", "all", str(e)))
     return rows

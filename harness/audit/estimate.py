@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import methods
@@ -48,7 +49,8 @@ class Work:
 class Rates:
     """Seconds in `dtype`: of a token of each method, of a row of a wide forward, of a token's score functions.
 
-    `known`: seconds a token in findings made before, by (kind, method, dtype). They go before all else.
+    `known`: seconds a token in findings made before, by (kind, method, dtype). They go before all else. `shares`: dtype -> what
+    share of the target's layers is run in it, where not all are.
     """
 
     dtype: str = "float32"
@@ -56,6 +58,7 @@ class Rates:
     row: float = 0.0
     score: float = 0.0
     known: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, work: Work) -> float:
         if not work.dtype:
@@ -65,15 +68,20 @@ class Rates:
             return known * work.n_tokens
         token = self.token.get(work.method, max(self.token.values(), default=0.0))
         forwards = token * work.pace * work.n_tokens + self.row * (work.n_prompt + work.rows)
-        return forwards * SLOWER[work.dtype] / SLOWER[self.dtype] + self.score * work.n_tokens * work.scored
+        slower = SLOWER[work.dtype] / SLOWER[self.dtype] * self.shares.get(work.dtype, 1.0) / self.shares.get(self.dtype, 1.0)
+        return forwards * slower + self.score * work.n_tokens * work.scored
 
 
-def known_rates(findings: Iterable[Mapping[str, Any]], where: Mapping[str, Any]) -> dict[tuple[str, str, str], float]:
-    """Seconds a token, by (kind, method, dtype), in the findings that were made on the same machine."""
+def known_rates(
+    findings: Iterable[Mapping[str, Any]], where: Mapping[str, Any], layers: Mapping[str, int] = MappingProxyType({})
+) -> dict[tuple[str, str, str], float]:  # fmt: skip
+    """Seconds a token, by (kind, method, dtype), in the findings that were made on the same machine, with as many of the target's
+    layers. layers: by dtype, where not all are run."""
     sums: dict[tuple[str, str, str], list[float]] = {}
     for f in findings:
         n = f.get("n") or len(f.get("ids", ()))
-        if n and "seconds" in f and where.items() <= f.items() and f["kind"] != "ledger":
+        is_here = where.items() <= f.items() and f["kind"] != "ledger"
+        if n and "seconds" in f and is_here and f.get("layers") == layers.get(f["dtype"]):
             entry = sums.setdefault((f["kind"], f["method"], f["dtype"]), [0.0, 0.0])
             entry[0], entry[1] = entry[0] + f["seconds"], entry[1] + n
     return {key: seconds / n for key, (seconds, n) in sums.items()}
@@ -81,7 +89,7 @@ def known_rates(findings: Iterable[Mapping[str, Any]], where: Mapping[str, Any])
 
 def measured(
     loaded: Loaded, subjects: Sequence[Subject], prompt: list[int], known: Mapping[tuple[str, str, str], float],
-    missing: Sequence[Work],
+    missing: Sequence[Work], shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Rates:  # fmt: skip
     """Rates in the dtype at hand, from a few sampled tokens, and from vanilla's replay and scores.
 
@@ -96,7 +104,7 @@ def measured(
     score_sums(run, head_law(loaded, run, params), params)
     score = max(time.perf_counter() - started - row * len(prompt), 0.0) / len(run.ids)
     token = {s.name: own * (1.0 if s is vanilla else USUAL_PACE) for s in subjects}
-    rates = Rates(loaded.dtype, token, row, score, known)
+    rates = Rates(loaded.dtype, token, row, score, known, shares)
     if sum(map(rates.seconds, missing)) < TIMED_OVER:
         return rates
     for s in subjects:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import methods
@@ -50,7 +51,8 @@ def machine(threads: int) -> dict[str, Any]:
 class Origin:
     """The models and the machine that findings come from. `targets`: dtype -> the target's identity, in which its engine is.
     `row_invariant`: the dtypes in which that engine is. `drafters`, `frequent`: kind of drafter -> its identity, and the hash of
-    its list of frequent tokens. `where`: see `machine`."""
+    its list of frequent tokens. `where`: see `machine`. `layers`: dtype -> how many of the target's layers are run in it, where
+    not all are."""
 
     model: str
     targets: Mapping[str, TargetIdentity]
@@ -58,15 +60,17 @@ class Origin:
     drafters: Mapping[str, str | None]
     frequent: Mapping[str, str | None]
     where: Mapping[str, Any]
+    layers: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: Loaded, threads: int, dtypes: Sequence[str]) -> Origin:
-        """dtypes: all that are audited; the model is loaded in one of them."""
+    def of(cls, loaded: Loaded, threads: int, dtypes: Sequence[str], layers: Mapping[str, int] = MappingProxyType({})) -> Origin:
+        """dtypes: all that are audited; the model is loaded in one of them. layers: as the field has them."""
         targets = {dtype: loaded.identity_in(dtype) for dtype in dtypes}
         row_invariant = frozenset(dtype for dtype in dtypes if loaded.is_row_invariant_in(dtype))
         drafters = {kind: loaded.drafter_id(kind) for kind in methods.DRAFTERS}
         frequent = {kind: loaded.frequent_sha_of(kind) for kind in methods.DRAFTERS}
-        return cls(loaded.config.name, targets, row_invariant, drafters, frequent, machine(threads))
+        return cls(loaded.config.name, targets, row_invariant, drafters, frequent, machine(threads),
+                   layers)  # fmt: skip
 
     @property
     def head(self) -> str | None:
@@ -93,8 +97,12 @@ class Origin:
             "kind": kind, "method": s.name, "dtype": dtype, "prompt": name, "prompt_sha": canonical_hash(ids)[:16],
             "model": self.model, "target": self.targets[dtype].id, "head": self.drafters.get(s.kind or ""),
             "frequent": self.frequent.get(s.kind or "") if s.needs_frequent else None, "options": dict(s.options), "code": s.code,
-            "new_tokens": new_tokens, "audit": audit_sha(), **self.where, **more,
+            "new_tokens": new_tokens, "audit": audit_sha(), **self.where, **self.cut(dtype), **more,
         }  # fmt: skip
+
+    def cut(self, dtype: str) -> About:
+        """What a finding says of a target that is not whole: `layers`, how many of its first ones are run."""
+        return {"layers": self.layers[dtype]} if dtype in self.layers else {}
 
     def about_ledger(self, kind: str, method: str, dtype: str, **more: Any) -> About:
         """Of an output in a ledger, which other code may have made."""

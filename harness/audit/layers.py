@@ -132,6 +132,9 @@ def greedy_stage(scope: Scope, dtype: str, able: Sequence[Subject], rows: Sequen
             make = partial(findings.greedy_finding, subject=s, prompt=prompt[1], params=own_params, guided=case.guided,
                            has_bits=own_bits, rejected=rejected)  # fmt: skip
             jobs.append(Job(about, work, make, beside=control))
+    if dtype == "float32" and scope.origin.cut(dtype):
+        why = "its first layers alone are run: what is accepted there says nothing of drafters that were trained for the whole"
+        rows = [*rows, Verdict.not_applicable(f"L5 acceptance, {dtype}", "all", why)]
     return Stage(f"L2, L3 {dtype}", dtype, jobs, rows=rows)
 
 
@@ -201,7 +204,7 @@ def score_stage(scope: Scope, dtype: str, loaded: Loaded, able: Sequence[Subject
     own_draws = f"L4 own draws, T > 0, {dtype}"
     rows = [Verdict.not_applicable(own_draws, s.name, why) for s in able if (why := _not_vanillas(s))]
     for own, s in ((own, own.with_options(level.score_tree)) for own in able if scope.prompts.scored):
-        n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s) else 1
+        n_lanes = lanes.LANES if lanes.can_run_in_lanes(loaded, s, dtype) else 1
         sample = partial(_sample, scope, s, n_lanes, _pace(own, s))
         tests.append(ScoreTest(s, scope.prompts.scored, level.score_tokens, level.score_length, n_lanes, sample))
     return Stage(f"L4 {dtype}", dtype, tests=tests, rows=rows)

@@ -72,6 +72,17 @@ class Level:
         return max(self.prompts, self.exact_prompts, self.score_prompts)
 
     @property
+    def most_tokens(self) -> int:
+        """Of an output."""
+        return max(self.new_tokens, self.long_tokens, self.score_length)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that is run on bundled prompts, a tree behind it."""
+        prompt = LONG if self.shortest else max(LONG, LONGEST_BUNDLED)
+        return prompt + self.most_tokens + self.width
+
+    @property
     def room(self) -> int:
         """Tokens that must fit into the context after a prompt."""
         return self.new_tokens + self.width
@@ -93,6 +104,7 @@ LEVELS = {
 }  # fmt: skip
 SCORE_DTYPE, SCORE_TEMPERATURE = "float32", 1.0
 SCORE_LONGEST = 200  # tokens of a prompt in the score test: longer ones took half of its time
+LONGEST_BUNDLED = 1600  # at least as many tokens as any bundled prompt has, of the six tasks' first ones
 LONG = 320  # tokens of a long prompt: caches and rotary tables begin with 256
 MOST_ROUNDS = 2000  # over the score test's prompts
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -75,7 +76,8 @@ LAYERS = {
         mean the whole family of tests finds with {POWER:.0%} power, and how many tokens a shift of {SHIFT:g} needs. Methods
         that draw the target's own tokens must emit, at every position, the one that the position's random number names in the law
         of the logits that layer 2 looked at; on a row-invariant engine also vanilla's ids at T = 1 in the dtype at hand, and at
-        level full in float64. If they do, their rows of the
+        level full in float64. The test takes the logits that tokens were drawn from as they are, so it is valid in any dtype: it
+        runs in a ledger's own, else in the one that runs measure. If ids are vanilla's, rows of the
         score test hold the same tokens as vanilla's, and confirm nothing more. To save time, trees are cut: at level quick to 12
         nodes in 6 levels, here, in float64 and after the long prompt; at level full to 8 nodes here (dynamic ones in 2 levels,
         lookahead's windows to 3), and in float64 to 15 after the first prompts. The rows say how often. All else has the trees
@@ -104,7 +106,8 @@ READING = """cells: cases walked, or outputs looked at; of a ledger, its cells. 
 
 
 def _row(v: Verdict) -> dict[str, str]:
-    values = (v.checked, f"{v.cells:,}" if v.cells else "—", v.worst, v.threshold, v.detectable)
+    checked = f"{v.checked}, {v.on}" if v.on else v.checked
+    values = (checked, f"{v.cells:,}" if v.cells else "—", v.worst, v.threshold, v.detectable)
     return dict(zip(COLUMNS, (*values, SAID[v.passed] + (f" ({v.why})" if v.why else "")), strict=True))
 
 
@@ -128,6 +131,8 @@ def overview(rows: Sequence[Verdict]) -> Section:
         row = _row(worst) | {"verdict": verdict, "cells": f"{sum(v.cells for v in mine):,}"}
         of_all = judged and worst.method == "all"  # the control: its row speaks for every method
         row["checked"] = worst.checked if of_all else counted(len(judged), "method") if judged else "—"
+        if worst.on and not of_all:
+            row["checked"] += f", {worst.on}"
         if judged and not of_all:
             row["worst value"] = f"{worst.method}: {worst.worst}"
         elif worst.why:
@@ -149,14 +154,16 @@ def _numbers(rows: Sequence[Verdict]) -> pd.DataFrame:
 def write(
     out: Path, rows: Sequence[Verdict], findings: Sequence[Finding], recorded: Mapping[tuple[str, str], Finding],
     facts: Mapping[str, Any], title: str, level: str, inexact: Collection[str] = (),
+    cuts: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:  # fmt: skip
     """Write `audit.md`, `audit.csv`, `divergences.csv`, `lossless.json` and the figures; -> what was written.
 
-    inexact: methods that declare themselves so, and have to fail.
+    inexact: methods that declare themselves so, and have to fail. cuts: dtype -> on what part of the target it is run.
     """
     drawn = figures.draw_all(out, findings, recorded)
     divergences = figure_data.divergence_data(findings, controls(findings))
     word = {"model": facts["model"], "level": level, "methods": summary(rows, level, inexact)}
+    word |= {"cut": dict(cuts)} if cuts else {}
     return [
         write_file(out / PAGE, page(out, rows, findings, [p.name for p in drawn], facts, title, level, inexact)),
         write_file(out / "audit.csv", csv(Table("audit", (), (), _numbers(rows)))),

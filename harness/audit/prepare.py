@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import methods
 from harness.audit.estimate import Progress, Rates, known_rates, measured
 from harness.audit.jobs import Plan, expected
 from harness.audit.keeper import Keeper, Origin
 from harness.audit.layers import Scope
-from harness.audit.levels import LONG, SCORE_DTYPE, SCORE_LONGEST, Level, Prompts, bundled
+from harness.audit.levels import LEVELS, LONG, SCORE_DTYPE, SCORE_LONGEST, Level, Prompts, bundled
 from harness.audit.loop import Loop
 from harness.audit.probe.ledger_pairs import LedgerPair, LedgerPrompts, compared
 from harness.audit.probe.subject import Subject
 from harness.audit.request import ALL, AuditRequest
+from harness.audit.room import Room, rooms_for
 from harness.audit.verdicts.verdict import Verdict
 from harness.common.errors import UserError, duration
 from harness.common.hints import hinted
@@ -23,6 +25,8 @@ from harness.ledger import ledger as records
 from harness.load.config import ModelConfig
 from harness.load.dtype import resolve_dtype
 from harness.load.model import Loaded
+from harness.load.placement import gb
+from harness.load.preflight import architecture
 
 Tell = Callable[[str], None]
 
@@ -61,9 +65,10 @@ def ledger_pairs(folders: Sequence[Path], config: ModelConfig) -> tuple[list[Led
 
 
 def load_in(
-    config: ModelConfig, dtype: str, head: Path | None, threads: int, drafters: Collection[str] = (methods.EAGLE,)
+    config: ModelConfig, dtype: str, head: Path | None, threads: int, drafters: Collection[str] = (methods.EAGLE,),
+    room: Room | None = None,
 ) -> Loaded:  # fmt: skip
-    """The model in one dtype, with these kinds of drafters."""
+    """The model in one dtype, with these kinds of drafters, and as many of its layers as `room` says."""
     import torch
 
     from harness.common.machine import keep_freed_memory
@@ -73,27 +78,64 @@ def load_in(
     keep_freed_memory()
     let_go()  # the model of the dtype before
     torch.set_num_threads(threads)
-    return load(config, dtype, head=head, drafters=drafters)
+    if room is None:
+        return load(config, dtype, head=head, drafters=drafters)
+    layers = room.fit.layers if room.fit.is_cut else None
+    return load(config, dtype, head=head, drafters=drafters, layers=layers, context=room.context)
 
 
 def loaded_or_row(
-    request: AuditRequest, config: ModelConfig, dtype: str, subjects: Sequence[Subject], rows: list[Verdict], tell: Tell
-) -> Loaded | None:
+    request: AuditRequest, config: ModelConfig, dtype: str, subjects: Sequence[Subject], rows: list[Verdict], tell: Tell,
+    room: Room | None,
+) -> Loaded | None:  # fmt: skip
     """The model in one dtype. None if it cannot be had, and a row then says why."""
-    tell(f"loading {config.title} in {dtype} ...")
-    kinds = {methods.EAGLE, *(s.kind for s in subjects if s.kind)}
+    cut = f", its first {room.fit.layers} of {room.fit.of} layers" if room is not None and room.fit.is_cut else ""
+    tell(f"loading {config.title} in {dtype}{cut} ...")
     try:
-        return load_in(config, dtype, request.head, request.n_threads, kinds)
+        return load_in(config, dtype, request.head, request.n_threads, kinds_of(subjects), room)
     except (UserError, RuntimeError, TypeError, MemoryError) as e:  # TypeError: a device without float64
         rows.append(Verdict.missing(f"all of {dtype}", "all", " ".join(str(e).split()) or type(e).__name__))
         return None
 
 
-def measured_exactly(loaded: Loaded, dtypes: Sequence[str]) -> list[str]:
-    """The dtype in which `harness run` measures the model, if it is none of `dtypes` and its engine there is row-invariant: what
-    tables show is then judged as it was measured."""
-    own = resolve_dtype(loaded.config.dtype)
-    return [own] if own not in dtypes and loaded.is_row_invariant_in(own) else []
+def kinds_of(subjects: Sequence[Subject]) -> set[str]:
+    """The kinds of drafters that are loaded: those of the methods, and the EAGLE head, whose law is the score test's q."""
+    return {methods.EAGLE, *(s.kind for s in subjects if s.kind)}
+
+
+def measured_dtype(config: ModelConfig, threads: int) -> str:
+    """The dtype in which `harness run` measures the model here: what tables show is judged as it was measured."""
+    import torch
+
+    torch.set_num_threads(threads)  # what `auto` means may depend on it
+    return resolve_dtype(config.dtype)
+
+
+def score_dtype(dtypes: Sequence[str], measured: str, pairs: Sequence[LedgerPair]) -> str:
+    """The one of these dtypes in which layer 4's score test runs: a ledger's, else that of runs. The test takes the logits that
+    tokens were drawn from as they are, so it is valid in any."""
+    of_ledgers = {pair.dtype for pair in pairs}
+    first = [measured] if measured in of_ledgers else sorted(of_ledgers)
+    return next(dtype for dtype in (*first, measured, SCORE_DTYPE, *dtypes) if dtype in dtypes)
+
+
+def rooms(
+    request: AuditRequest, config: ModelConfig, dtypes: Sequence[str], measured: str, subjects: Sequence[Subject],
+    pairs: Sequence[LedgerPair], rows: list[Verdict], tell: Tell,
+) -> dict[str, Room]:  # fmt: skip
+    """dtype -> how much of the target is run in it, as memory allows; told where that is not all. `rows` get what is not judged.
+    Empty if the target's sizes are not known: then its loading shows whether it fits."""
+    sizes = architecture(config)
+    if sizes is None:
+        return {}
+    of_ledgers = {pair.dtype for pair in pairs}
+    found = rooms_for(config, sizes, dtypes, level=LEVELS[request.level], kinds=kinds_of(subjects), head=request.head,
+                      measured={measured, *of_ledgers}, ledgers=of_ledgers)  # fmt: skip
+    if any(r.fit.words for r in found.values()):
+        for dtype, r in found.items():
+            tell(f"{dtype}: {r.fit.words or f'the whole target, {gb(r.fit.needed)} of {gb(r.fit.free)} free'}")
+    rows += [Verdict.missing(f"all of {dtype}", "all", r.fit.words) for dtype, r in found.items() if not r.fit.layers]
+    return found
 
 
 def check_engine(loaded: Loaded, origin: Origin) -> None:
@@ -108,7 +150,7 @@ def check_engine(loaded: Loaded, origin: Origin) -> None:
 
 def scope_of(
     request: AuditRequest, level: Level, config: ModelConfig, subjects: Sequence[Subject], pairs: Sequence[LedgerPair],
-    loaded: Loaded, origin: Origin, rows: list[Verdict],
+    loaded: Loaded, origin: Origin, measured: str, rows: list[Verdict],
 ) -> Scope:  # fmt: skip
     """What the plan is made from. What cannot be done is found out here, before hours are spent; `rows` get what is missing.
 
@@ -137,13 +179,18 @@ def scope_of(
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
         rows.append(Verdict.missing("L4 score test", "all", why))
     stop_ids, named = frozenset(config.stop_ids), set(request.methods)
-    own = {resolve_dtype(config.dtype)} & origin.row_invariant  # what tables show is then judged as it was measured
+    own = {measured} & origin.row_invariant  # what tables show is then judged as it was measured
     return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts,
-                 frozenset(own) or origin.row_invariant, min(own, default=SCORE_DTYPE))  # fmt: skip
+                 frozenset(own) or origin.row_invariant, score_dtype(list(origin.targets), measured, pairs))  # fmt: skip
 
 
-def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell) -> Loop:
-    """The loop that will do the plan. Told here: how much is missing, how long that takes, what in the store does not count."""
+def loop_of(
+    plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell, shares: Mapping[str, float] = MappingProxyType({})
+) -> Loop:  # fmt: skip
+    """The loop that will do the plan. Told here: how much is missing, how long that takes, what in the store does not count.
+
+    shares: as `Rates` has them.
+    """
     jobs = list(expected(plan, keeper.found))
     planned = {keeper.key(job) for job in jobs}
     for why, n in keeper.apart(planned, scope.origin, scope.subjects).items():
@@ -154,9 +201,9 @@ def loop_of(plan: Plan, scope: Scope, loaded: Loaded, keeper: Keeper, tell: Tell
         return Loop(keeper, Progress([], Rates()), planned, tell)
     rates, how_long = Rates(), ""
     if any(work.dtype for work in missing):
-        known = known_rates(keeper.store, scope.origin.where)
+        known = known_rates(keeper.store, scope.origin.where, scope.origin.layers)
         try:
-            rates = measured(loaded, scope.subjects, scope.prompts.usual[0].prompt[1], known, missing)
+            rates = measured(loaded, scope.subjects, scope.prompts.usual[0].prompt[1], known, missing, shares)
         except Exception as e:  # told again, as a finding
             how_long = f"how long that takes is not known: plain decoding raised {type(e).__name__}: {' '.join(str(e).split())}"
     progress = Progress(missing, rates)
@@ -172,7 +219,7 @@ def not_asked_for(
 ) -> list[Verdict]:  # fmt: skip
     """Rows for what the choice of dtypes and methods leaves out."""
     rows = []
-    goes_too = {scope.score_dtype: ", the score test of layer 4 with it", "float64": ", vanilla's own ids with it"}
+    goes_too = {"float64": ", vanilla's own ids with it"}
     for dtype in scope.level.dtypes:
         if dtype not in dtypes:
             why = f"this dtype was not asked for{goes_too.get(dtype, '')}"

@@ -69,4 +69,5 @@ def recorded(head: Path | None, findings: Sequence[Finding]) -> dict[tuple[str, 
 
 
 def _greedy(findings: Sequence[Finding]) -> Iterator[Finding]:
-    return (f for f in findings if f["kind"] == "greedy" and f["dtype"] == "float32" and not f.get("guided"))
+    whole = (f for f in findings if f["kind"] == "greedy" and "layers" not in f)
+    return (f for f in whole if f["dtype"] == "float32" and not f.get("guided"))

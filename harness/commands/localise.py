@@ -19,10 +19,10 @@ from harness.commands.options import (
 )
 from harness.common.bounds import bounded
 from harness.common.errors import UserError
-from harness.localise import ENGINES
+from harness.localise import ENGINES, ROW_INVARIANT
 from harness.run.request import DTYPES, one_of
 
-CHOICES = (*ENGINES, "all")
+CHOICES = (*ENGINES, ROW_INVARIANT, "all")
 PRINTED = "-"
 
 

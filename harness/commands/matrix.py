@@ -19,6 +19,7 @@ from harness.commands.options import (
     model_option,
     option,
     prompts_option,
+    row_invariant_option,
     threads_option,
     trees_option,
 )
@@ -70,6 +71,7 @@ class MatrixRequest:
 @option("--seed", type=int, default=None, help="Seed of sampling and of the methods' order (default: 0).")
 @option("--repeats", type=int, default=None, help="Generations of each prompt (default: 1).")
 @head_option
+@row_invariant_option
 @trees_option
 @option("--out", type=PATH, required=True, help="The ledger's folder.")
 @include_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from harness.common.users_files import files_to_run
 from harness.load import config as model_configs
 from harness.load.kinds import KINDS
 from harness.watch import originals
+from methods.engine.native.build import VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -71,6 +73,36 @@ json_option = option("--json", "as_json", is_flag=True, help="Print the results 
 include_option = option(
     "--include", "includes", multiple=True, type=PATH, metavar="PATH",
     help="A file or folder of your own methods, tasks (.py) or models (.yaml); repeatable.",
+)  # fmt: skip
+
+
+ROW_INVARIANT = "row-invariant"  # one of `methods.engine.engines.CHOICES`, which torch is needed to look at
+
+
+def _on_row_invariant_engine(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    """Have models run on that engine until the command ends.
+
+    Raises:
+        UserError: the environment asks for another.
+    """
+    if not asked:
+        return
+    before = os.environ.get(VARIABLE)
+    if before and before != ROW_INVARIANT:
+        raise UserError(f"--{ROW_INVARIANT} asks for one engine, and {VARIABLE}={before} for another: leave one of them out")
+    os.environ[VARIABLE] = ROW_INVARIANT
+
+    def restore() -> None:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+    ctx.call_on_close(restore)
+
+
+row_invariant_option = option(
+    f"--{ROW_INVARIANT}", is_flag=True, expose_value=False, callback=_on_row_invariant_engine,
+    help="Run on torch's row-invariant engine, on any device: slow, and every row has plain decoding's bits.",
 )  # fmt: skip
 
 

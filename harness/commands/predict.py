@@ -48,11 +48,13 @@ def command(
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.load.config import paper_model
-    from harness.paper.prediction import chain_rates, deeper_levels, lengths_of, paper_config, predict
+    from harness.paper.prediction import chain_rates, deeper_levels, lengths_of, of_the_paper, predict, published_trees
     from harness.paper.prediction_tables import deeper_table, predictions_table, splits_table
+    from harness.paper.published import TASKS
+    from methods import EAGLE
 
     wanted = {paper_model(name).name for name in models}
-    found = [(table, config) for table in read_all(costs) if table.frequent is None and (config := paper_config(table.model))]
+    found = of_the_paper(read_all(costs))
     kept = [(table, config) for table, config in found if not wanted or table.model in wanted]
     if lacking := sorted(wanted - {table.model for table, _ in kept}):
         there = ", ".join(sorted({table.model for table, _ in found})) or "none"
@@ -62,12 +64,16 @@ def command(
         raise UserError(f"{costs or 'the shipped tables'}: no costs of a target of the paper there")
     lengths, default = lengths_of(prompt_tokens, answer_tokens)
     told = f"prompts of {prompt_tokens}" if prompt_tokens else "prompts of each task's mean"
-    tables = [predictions_table([
+    predicted = [
         (table, predict(table, config, lengths, default), [f"{told} tokens, answers of {default.answer}", *_about(table)])
         for table, config in kept
-    ])]  # fmt: skip
-    levels = [(table, whose, deeper_levels(table, rates, default.context)) for table, config in kept if table.has_head
-              for whose, rates in chain_rates(config)]  # fmt: skip
+    ]
+    tables = [predictions_table(predicted)]
+    levels = []
+    for (costs_of, config), (_, cells, _) in zip(kept, predicted, strict=True):
+        for chain in chain_rates(config) if costs_of.has(EAGLE) else ():
+            deeper = deeper_levels(costs_of, chain.rates, lengths.get(TASKS[chain.task], default).context)
+            levels.append((costs_of, chain, deeper, published_trees(chain, deeper, cells)))
     tables += [deeper_table(levels)] if levels else []
     tables.append(splits_table(checked()))
     for i, table in enumerate(tables):
@@ -93,6 +99,8 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
     tables: dict[tuple[Any, ...], list[CostTable]] = {}
     for table in read_all(costs):
         m = table.machine
+        if table.temperature:
+            continue
         own = tables.setdefault((table.model, m.dtype, m.threads, m.gpu or m.cpu, m.engine), [])
         if table.frequent in [other.frequent for other in own]:
             raise UserError(f"--costs has two tables of {table.model} on {m.label}: name one file")
@@ -120,7 +128,7 @@ def _where(env: Mapping[str, Any]) -> tuple[str, str]:
 def _about(table: CostTable) -> list[str]:
     said = ["random weights"] if table.random_weights else []
     if table.is_scaled:
-        said.append(f"{table.layers_measured} of {table.architecture.num_hidden_layers} layers measured, the others scaled")
+        said.append(f"{table.layers_measured} of {table.layers} layers measured, the others scaled")
     if table.frequent:
         said.append(f"the draft head over {table.frequent:,} frequent tokens")
     return ["; ".join(said)] if said else []

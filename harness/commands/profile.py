@@ -1,13 +1,15 @@
-"""`harness profile`: where a step's time goes; or speed by context and tree size."""
+"""`harness profile`: where a step's time goes, or what a step costs by context and tree size; by a table of costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import methods
 from harness.commands.options import (
     PATH,
     changes_option,
@@ -27,14 +29,16 @@ from harness.common.machine import keep_freed_memory
 from harness.run.request import RunRequest, need
 
 if TYPE_CHECKING:
+    from harness.costs.table import CostTable
     from harness.load.config import ModelConfig
     from harness.load.model import Loaded
     from harness.run.plan import RunSpec
     from methods import Arm
     from methods.base import SamplerParams
 
-SWEPT = 32  # tokens of each cell of --sweep, where nothing is asked for
-CONTEXTS, TREES = (128, 512, 1024, 2048, 4096), (8, 16, 32, 60, 120)
+SWEPT_CONTEXTS, TREES = (128, 512, 1024, 2048, 4096), (8, 16, 32, 60, 120)
+KEPT = Path("results/costs")  # where `harness costs` writes
+ROUNDS = 9  # of measuring costs, where no table is there
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
@@ -63,6 +67,7 @@ class ProfileRequest:
     sweep: bool
     contexts: tuple[int, ...]
     trees: tuple[int, ...]
+    costs: Path | None
     out: Path
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class ProfileRequest:
             need(self.sweep or not values, f"{option_name} is for --sweep, which is not asked for")
             for value in values:
                 bounded(option_name, value)
+        for option_name, is_given in (("--max-new-tokens", self.max_new_tokens is not None), ("--limit", self.limit != 1)):
+            need(not (self.sweep and is_given), f"{option_name} is of decoding, and --sweep decodes nothing: it shows costs")
         self.run_request()  # which checks the rest
 
     @property
@@ -87,7 +94,7 @@ class ProfileRequest:
 
     def budget(self, config: ModelConfig) -> int:
         """New tokens of each generation."""
-        budget = self.max_new_tokens or (SWEPT if self.sweep else config.max_new_tokens)
+        budget = self.max_new_tokens or config.max_new_tokens
         need(
             budget >= 2,
             f"--max-new-tokens is {budget}; a profile takes at least 2, as the first token comes from the prompt alone",
@@ -105,21 +112,26 @@ class ProfileRequest:
 @model_option
 @option("--temperature", type=float, default=0.0, help="0 is greedy decoding.")
 @option("--limit", type=int, default=1, help="Bundled prompts a task.")
-@option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's; with --sweep: 32).")
+@option("--max-new-tokens", type=int, default=None, help="Length budget (default: the model's).")
 @preset_option
 @changes_option
 @dtype_option
 @threads_option
 @head_option
-@option("--sweep", is_flag=True, help="Instead: speed by context and tree size (vanilla, eagle2).")
-@option("--context", "contexts", type=int, multiple=True, help=f"Tokens, for --sweep; repeatable ({_listed(CONTEXTS)}).")
+@option("--sweep", is_flag=True, help="Instead: what a step costs by context and tree size (eagle2).")
+@option("--context", "contexts", type=int, multiple=True, help=f"Tokens, for --sweep; repeatable ({_listed(SWEPT_CONTEXTS)}).")
 @option("--tree", "trees", type=int, multiple=True, help=f"Draft nodes, for --sweep; repeatable ({_listed(TREES)}).")
+@option(
+    "--costs", type=PATH, default=None, metavar="DIR|FILE",
+    help="Tables of `harness costs` (default: one in OUT/costs or results/costs of this machine, else they are measured).",
+)  # fmt: skip
 @option("--out", type=PATH, default=Path("results/profile"), help="Where tables and plots go.")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:
-    """Where a step's time goes, with the ceilings beside it; with --sweep, speed by context and tree size.
+    """Where a step's time goes, with the ceilings beside it; with --sweep, what a step costs by context and tree size.
 
-    --sweep measures vanilla and eagle2 at `paper` but for the tree's size; --method, --set and --preset do not touch it.
+    Both are views of a table of costs (`harness costs`). --sweep is of eagle2 at `paper` but for the tree's size; --method, --set
+    and --preset do not touch it.
     """
     from harness.load.config import model_config
     from harness.run.session import run_spec
@@ -135,7 +147,8 @@ def command(includes: tuple[Path, ...], **options: Any) -> None:
     from methods.base import SamplerParams
 
     params = SamplerParams(budget, frozenset(config.stop_ids), temperature=request.temperature, key=1)
-    for path in (_swept if request.sweep else _profiled)(loaded, request, spec, params, where):
+    written = _swept(loaded, request, spec, where) if request.sweep else _profiled(loaded, request, spec, params, where)
+    for path in written:
         click.echo(path)
 
 
@@ -155,41 +168,70 @@ def _loaded(config: ModelConfig, request: ProfileRequest, spec: RunSpec) -> tupl
     return loaded, f"{config.name}, T = {request.temperature:g}, {loaded.dtype}, {spec.threads} threads"
 
 
-def _swept(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: SamplerParams, where: str) -> list[Path]:
-    """Speed by context and tree size; prints the table and returns the files written."""
-    import pandas as pd
+def _table(
+    loaded: Loaded, request: ProfileRequest, spec: RunSpec, frequent: int | None, kinds: set[str], rows: int = 0
+) -> tuple[CostTable, str, list[Path]]:  # fmt: skip
+    """(costs, where they are from, the file written): the table that --costs names, one that was measured here before, or one
+    measured now. kinds: drafters that it must have; rows: of the target, that it must reach."""
+    from harness.common.files import write_file
+    from harness.costs.session import CONTEXTS, Wanted, chosen, file_of, given_table, machine_of, measured_of, text_of
+    from harness.costs.table import read_all
 
-    from harness.costs.sweep import sweep, write_sweep
+    machine, asked = machine_of(loaded.target, loaded.dtype, spec.threads), sorted(set(request.contexts))
+    what = loaded.config.name, machine, frequent, request.temperature
+    if request.costs is not None:
+        table = given_table(request.costs, *what)
+        if lacking := lacks(table, kinds, asked, rows):
+            raise UserError(f"--costs {request.costs}: the costs of {table.title} {lacking}")
+        return table, f"the costs in {request.costs}", []
+    for folder in (request.out / "costs", KEPT):
+        there = chosen(read_all(folder), *what) if folder.is_dir() and any(folder.rglob("*.json")) else []
+        for table in there:
+            if not table.random_weights and not lacks(table, kinds, asked, rows):
+                return table, f"the costs in {file_of(table, folder)}", []
+    contexts = tuple(asked or (CONTEXTS if not request.sweep else SWEPT_CONTEXTS))
+    wanted = Wanted(contexts=contexts, frequent=frequent, command="harness profile", temperature=request.temperature,
+                    rows=(rows,) if rows else (), rounds=ROUNDS)  # fmt: skip
+    table = measured_of(loaded, spec.threads, wanted, kinds)
+    file = write_file(file_of(table, request.out / "costs"), text_of(table))
+    return table, f"the costs in {file}", [file]
 
-    contexts, trees = sorted(set(request.contexts or CONTEXTS)), sorted(set(request.trees or TREES))
-    arms = [("vanilla", next(a for a in spec.arms if a.name == "vanilla"))]
-    arms += [(f"{n} nodes", arm) for n in trees for arm in trees_of(loaded.config, request.head, n)]
-    text = loaded.encode_text("\n\n".join(t for ps in spec.prompt_sets for p in ps.prompts for t in p.turns))
-    while len(text) < max(contexts):
-        text = text + text
-    say(f"contexts {', '.join(map(str, contexts))} x trees {', '.join(map(str, trees))} ...")
-    whole = replace(params, stop_ids=frozenset())  # every cell as many tokens
-    rows: list[dict[str, Any]] = []
-    written: list[Path] = []
-    for at_context in sweep(loaded, arms, contexts, text, whole):
-        rows += at_context
-        speeds = ", ".join(f"{r['arm']} {r['tokens_per_s']:.1f} tokens/s" for r in at_context)
-        say(f"  {at_context[0]['context']} tokens: {speeds}")
-        title = f"{where}, {params.max_new_tokens} tokens of one text"
-        written = write_sweep(pd.DataFrame(rows), title, request.out)
-    if not rows:
-        most = loaded.config.context_length
-        raise UserError(f"no context of {', '.join(map(str, contexts))} fits into the model's {most} tokens")
-    shown = pd.DataFrame(rows).pivot(index="arm", columns="context", values="tokens_per_s")
-    click.echo(shown.reindex([label for label, _ in arms]).round(1).to_string())
-    return written
+
+def lacks(table: CostTable, kinds: Collection[str], contexts: Sequence[int], rows: int) -> str:
+    """What a table has not; empty where nothing."""
+    if missing := [methods.DRAFTERS[kind] for kind in sorted(kinds) if not table.has(kind)]:
+        return f"were measured without a {missing[0]}"
+    most = max(c.tokens for c in table.contexts)
+    if beyond := [c for c in contexts if c > most]:
+        return f"reach to a context of {most:,} tokens, not {beyond[0]:,}"
+    most = min(max(c.verify) for c in table.contexts)
+    return f"reach to {most} rows of the target, not {rows}" if rows > most else ""
+
+
+def _swept(loaded: Loaded, request: ProfileRequest, spec: RunSpec, where: str) -> list[Path]:
+    """What steps cost by context and tree size; prints the table and returns the files written."""
+    from harness.costs.sweep import swept, write_sweep
+    from harness.costs.work import work_of
+
+    trees = sorted(set(request.trees or TREES))
+    arms = [(n, arm) for n in trees for arm in trees_of(loaded.config, request.head, n)]
+    works = [(n, work) for n, arm in arms if (work := work_of(arm.method, arm.options, request.temperature)) is not None]
+    table, costs, written = _table(loaded, request, spec, None, {methods.EAGLE}, max(w.rows for _, w in works))
+    contexts = [c.tokens for c in table.contexts]
+    if request.contexts:
+        contexts = [c for c in sorted(set(request.contexts)) if c <= max(contexts)]
+    rows = swept(table, works, contexts)
+    click.echo(f"What a step costs, in plain steps, by {costs}: at a τ above it the tree is faster than plain decoding.")
+    shown = rows.pivot(index="arm", columns="context", values="plain_steps")
+    click.echo(shown.reindex(list(dict.fromkeys(rows["arm"]))).round(2).to_string())
+    return [*written, *write_sweep(rows, where, request.out)]
 
 
 def _profiled(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: SamplerParams, where: str) -> list[Path]:
     """Where a step's time goes; prints the report and returns the files written."""
     from harness.costs.ceiling import ceiling
     from harness.costs.show import profile_rows, report, write_profile
-    from harness.costs.steps import profile
+    from harness.costs.steps import frequent_of, profiled
 
     config, budget = loaded.config, params.max_new_tokens
     prompts = [loaded.encode(loaded.render([("user", ps.prompts[i].turns[0])])) for i in range(request.limit)
@@ -199,15 +241,20 @@ def _profiled(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: Sa
     if not prompts:
         raise UserError(f"no bundled prompt fits into the {max(room, 0)} tokens that --max-new-tokens {budget} leaves of the "
                         f"model's {config.context_length}")  # fmt: skip
-    profiles = []
-    for arm in spec.arms:
-        say(f"profiling {arm.name} on {len(prompts)} bundled prompts ...")
-        profiles.append(profile(loaded, arm, prompts, params))
+    tables, sources, written = {}, list[str](), list[Path]()
+    for frequent in sorted({frequent_of(arm) for arm in spec.arms}, key=lambda n: n or 0):
+        kinds = {arm.method.drafter for arm in spec.arms if arm.method.drafter and frequent_of(arm) == frequent}
+        tables[frequent], costs, files = _table(loaded, request, spec, frequent, kinds)
+        sources.append(costs)
+        written += files
+    names = ", ".join(arm.name for arm in spec.arms)
+    say(f"decoding {len(prompts)} bundled prompts with {names} ...")
+    profiles = profiled(loaded, spec.arms, tables, prompts, params)
     limit, best = ceiling(loaded), _known_best(config, spec, request)
     rows = profile_rows(profiles, profiles[0], limit, best)
-    text = report(profiles, limit, where, best)
+    text = report(profiles, limit, where, best, " and ".join(sources))
     click.echo(text)
-    return write_profile(rows, text, where, request.out)
+    return [*written, *write_profile(rows, text, where, request.out)]
 
 
 def trees_of(config: ModelConfig, head: Path | None, total: int) -> tuple[Arm, ...]:

@@ -24,6 +24,7 @@ from harness.commands.options import (
     preset_option,
     prompts_option,
     repeats_option,
+    row_invariant_option,
     seed_option,
     source_option,
     threads_option,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     help="What a prompt too long for the model is; later turns are counted with answers of the whole budget.",
 )
 @head_option
+@row_invariant_option
 @option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
 @option("--out", type=PATH, default=Path("results/runs"), help="The ledger's folder.")
 @json_option

@@ -41,6 +41,7 @@ from harness.commands.options import (
 @dtype_option
 @threads_option
 @head_option
+@option("--costs", type=PATH, default=None, metavar="DIR|FILE", help="Tables of `harness costs` (default: it measures).")
 @option("--save", type=PATH, default=None, help="Where to save it (default: the cache folder).")
 @include_option
 def command(includes: tuple[Path, ...], **options: Any) -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import PATH, examples, head_option, include_all, include_option, model_option, prompts_option
+from harness.commands.options import (
+    PATH,
+    examples,
+    head_option,
+    include_all,
+    include_option,
+    model_option,
+    prompts_option,
+    row_invariant_option,
+)
 from harness.common.errors import UserError
 from harness.common.files_written import files_written
 
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @prompts_option
 @head_option
+@row_invariant_option
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores this process may use).")
 @click.option("--out", type=PATH, default=Path("results/audit"), show_default=True, help="Where findings go.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as one JSON value on the last line.")

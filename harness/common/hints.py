@@ -7,7 +7,7 @@ import shlex
 import click
 from click.core import ParameterSource
 
-CARRIED = ("--model", "--include", "--head", "--dtype", "--threads", "--results")
+CARRIED = ("--model", "--include", "--head", "--dtype", "--threads", "--results", "--row-invariant")
 
 
 def hinted(command: str, *words: object, model: str | None = None) -> str:
@@ -37,6 +37,9 @@ def _carried(context: click.Context, command: str, named: list[str]) -> dict[str
         option, name = next((o for o in p.opts if o in CARRIED), ""), p.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and option not in named and isinstance(p, click.Option) and (option, p.multiple) in takes:
+            if p.is_flag:
+                found[option] = [option]
+                continue
             values = context.params[name] if p.multiple else [context.params[name]]
             found[option] = [str(word) for value in values for word in (option, value)]
     return found

@@ -5,8 +5,9 @@ It is fitted to whole decodes with trees of several sizes, of which the time ins
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from scipy.optimize import nnls
 
 import methods
 from harness.watch.check import Names
-from harness.watch.run import watched
+from harness.watch.run import settled
 from methods.base import Decode, Generation, SamplerParams
-from methods.engine.draft_head import EagleDrafter
 
 PROBES = ((1, 1, 1), (4, 1, 4), (1, 6, 6), (4, 3, 8), (10, 2, 24), (10, 6, 24), (10, 6, 59))  # top_k, depth, total
 
@@ -42,12 +42,15 @@ class Work:
 class Decoded:
     """One whole decode: what was done outside both models, and what all of it took, in seconds, the prefill left out.
 
-    `inside_s`: of `seconds` those inside the target and the drafter.
+    `inside_s`: of `seconds` those inside the target and the drafter. `sizes`: the drafted nodes of each step. `calls`: how often
+    the drafter was asked for a level over so many rows: 0 is its run over accepted tokens, 1 its logits after the root.
     """
 
     work: Work
     seconds: float
     inside_s: float
+    sizes: tuple[int, ...] = ()
+    calls: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 def fitted(decodes: Sequence[Decoded]) -> tuple[float, ...]:
@@ -73,7 +76,7 @@ def probed(
     found: list[list[Decoded]] = [[] for _ in decodes]
     for i, (ids, how) in enumerate([prompts[0], *prompts]):
         for j in np.roll(range(len(decodes)), i):
-            made = _decoded(decodes[j], ids, target, drafter if j else None, how, names)
+            made = decoded(decodes[j], ids, target, drafter if j else None, how, names)
             if i and made.work.steps:
                 found[j].append(made)
     return found[0], [made for own in found[1:] for made in own]
@@ -87,41 +90,57 @@ def plain_outside(vanilla: Sequence[Decoded]) -> float:
 class _Counted:
     """A drafter whose levels and rows of logits are counted; all else is the drafter's own."""
 
-    def __init__(self, drafter: EagleDrafter):
+    def __init__(self, drafter: Any):
         self._drafter = drafter
-        self.levels = self.rows = 0
+        self.levels = self.rows = self._level = 0
+        self.calls = Counter[tuple[int, int]]()
+        self._has_begun = False  # its run over the prompt is the prefill's
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._drafter, name)
 
+    def _count(self, level: int, rows: int) -> None:
+        self.levels, self.rows, self._level = self.levels + 1, self.rows + rows, level
+        self.calls[level, rows] += 1
+
+    def observe(self, tokens: list[int], features: torch.Tensor) -> None:
+        if self._has_begun:
+            self.calls[0, len(tokens)] += 1
+        self._has_begun = True
+        self._drafter.observe(tokens, features)
+
     def root_logits(self) -> torch.Tensor:
-        self.levels, self.rows = self.levels + 1, self.rows + 1
-        return self._drafter.root_logits()
+        self._count(1, 1)
+        found: torch.Tensor = self._drafter.root_logits()
+        return found
 
     def expand(self, tokens: torch.Tensor, parents: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
-        self.levels, self.rows = self.levels + 1, self.rows + len(tokens)
-        return self._drafter.expand(tokens, parents, sees)
+        found: torch.Tensor = self._drafter.expand(tokens, parents, sees)
+        self._count(self._level + 1, len(found))
+        return found
 
 
 class _CountedWhole(_Counted):
     """The same of a drafter that makes a whole draft at a time."""
 
     def drafted(self, key: Any, draft: Any) -> Any:
-        pool, kept = self._drafter.drafted(key, draft)  # type: ignore[attr-defined]
-        self.levels += len(pool.levels)
-        self.rows += 1 + sum(map(len, pool.expanded[:-1]))
+        pool, kept = self._drafter.drafted(key, draft)
+        for level, rows in enumerate([1, *map(len, pool.expanded[:-1])], start=1):
+            self._count(level, rows)
         return pool, kept
 
 
-def _decoded(decode: Decode, ids: list[int], target: Any, drafter: Any, how: SamplerParams, names: Names) -> Decoded:
+def decoded(decode: Decode, ids: list[int], target: Any, drafter: Any, how: SamplerParams, names: Names) -> Decoded:
+    """Decode a prompt under watch, and count what is asked of the drafter."""
     counted: list[_Counted] = []
 
     def counting(ids: list[int], target: Any, drafter: Any, how: SamplerParams) -> Generation:
         counted.append((_CountedWhole if hasattr(type(drafter), "drafted") else _Counted)(drafter))
-        return decode(ids, target, counted[0] if drafter is not None else None, how)
+        return decode(ids, target, counted[-1] if drafter is not None else None, how)
 
-    seen = watched(counting, ids, target, drafter, how, names)
+    seen = settled(lambda: counting, ids, target, drafter, how, names)
     made, t = seen.generation, seen.generation.trace
     assert t is not None
-    work = Work(len(t.accepted), counted[0].levels, counted[0].rows, sum(t.tree_size), len(made.token_ids) - 1)
-    return Decoded(work, seen.wall_s - made.prefill_s, sum(t.target_s) + sum(t.drafter_s))
+    work = Work(len(t.accepted), counted[-1].levels, counted[-1].rows, sum(t.tree_size), len(made.token_ids) - 1)
+    inside_s = sum(t.target_s) + sum(t.drafter_s)
+    return Decoded(work, seen.wall_s - made.prefill_s, inside_s, tuple(t.tree_size), counted[-1].calls)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+import methods
 from harness.costs.table import AtContext, CostTable, Figure
 from harness.forms.table import NOTHING, Section, Table, one_line
 
@@ -32,6 +33,11 @@ def _section(table: CostTable, c: AtContext) -> Section:
     facts = [f"a plain step: {_ms(c.plain)} ms; the prefill: {c.prefill.ms:.0f} ms, {c.prefill.ms / c.tokens:.2f} ms a token"]
     if c.root is not None and c.head_prefill is not None:
         facts.append(f"the draft head's logits after the root: {_ms(c.root)} ms; its prefill: {c.head_prefill.ms:.0f} ms")
+    for kind, d in c.drafters.items():
+        levels = [min(level) for level in d.levels]
+        level, observed = d.levels[0][levels[0]], d.observe[min(d.observe)]
+        facts.append(f"{methods.DRAFTERS[kind]}: after the root {_ms(d.root)} ms, a level of {_rows(levels[0])} {_ms(level)}, "
+                     f"observed {_ms(observed)}; its prefill: {d.prefill.ms:.0f} ms")  # fmt: skip
     return Section(f"{table.model}, {table.machine.label}, a context of {c.tokens:,} tokens", tuple(facts), shown)
 
 
@@ -45,12 +51,16 @@ def _notes(table: CostTable) -> Sequence[str]:
         found.append("The weights are random: costs do not depend on them, tau would.")
     if table.is_scaled:
         found.append(
-            f"{table.layers_measured} of {table.architecture.num_hidden_layers} layers were measured, all and half of them. What "
+            f"{table.layers_measured} of {table.layers} layers were measured, all and half of them. What "
             f"the other half adds is taken for what as many more would add."
         )
     if table.frequent:
         found.append(f"The draft head's logits are over {table.frequent:,} frequent tokens.")
     return found
+
+
+def _rows(n: int) -> str:
+    return f"{n} node" if n == 1 else f"{n} nodes"
 
 
 def _ms(f: Figure) -> str:
@@ -66,6 +76,10 @@ def _numbers(c: AtContext) -> list[dict[str, Any]]:
         ("plain", 1, c.plain), ("prefill", c.tokens, c.prefill), ("root", 1, c.root), ("head_prefill", c.tokens, c.head_prefill)
     ]  # fmt: skip
     parts = [("verify", c.verify), ("level", c.level or {}), ("observe", c.observe or {})]
+    for kind, d in c.drafters.items():
+        whole += [(f"{kind} root", 1, d.root), (f"{kind} prefill", c.tokens, d.prefill)]
+        parts += [(f"{kind} level {i}", level) for i, level in enumerate(d.levels, start=1)]
+        parts.append((f"{kind} observe", d.observe))
     whole += [(part, n, f) for part, figures in parts for n, f in figures.items()]
     return [
         {"context": c.tokens, "part": part, "rows": n, "ms": f.ms, "ms_low": f.low, "ms_high": f.high,

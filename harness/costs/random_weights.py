@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import methods
 from harness.common.errors import UserError
 from harness.load.architecture import Architecture
+from harness.load.kinds import PUBLISHED_HEADS, kind_of
 from harness.load.placement import BYTES, TREE_TOKENS, WORKSPACE, need
 from harness.load.preflight import free_memory
-from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
-from methods.engine.engines import eagle_drafter, target_of
+from methods.engine.draft_head import EagleHead, HeadConfig
+from methods.engine.engines import eagle_drafter, lm_drafter, target_of
+from methods.engine.heads import PublishedHeads, PublishedHeadsDrafter
 from methods.engine.target import HFTarget
 
 EPS, ROPE_THETA = 1e-5, 10_000.0  # which cost nothing, whatever they are
 SPREAD = 0.02  # of the weights
 LEAST_LAYERS = 2  # where not all are there
+MEDUSAS_BLOCKS = 1  # of each of its published heads (medusa_num_layers)
+# the draft LM that the paper's Vicuna targets have: config.json of double7/vicuna-68m
+VICUNA_68M = Architecture(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=12, num_key_value_heads=12, vocab_size=32000
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """A target and its draft head, if it has one. The target's first `layers` of `of` are there."""
+    """A target and its drafters, by kind. The target's first `layers` of `of` are there."""
 
     target: HFTarget
-    drafter: EagleDrafter | None
+    drafters: Mapping[str, Any]
     layers: int
     of: int
 
 
-def layers_that_fit(sizes: Architecture, dtype: str, context: int, room: int, *, copies: int) -> int:
-    """How many of a target's layers fit into `room` bytes beside its embedding, LM head and draft head.
+def published(kinds: Collection[str], sizes: Architecture) -> tuple[str, ...]:
+    """Those kinds of drafters of which a target of these sizes has a published one that is known here by its sizes."""
+    return tuple(kind for kind in kinds if kind == "medusa" or (kind == "lm" and sizes.vocab_size == VICUNA_68M.vocab_size))
 
-    copies: how often an engine holds its weights: a CPU's has them once more, packed.
+
+def layers_that_fit(
+    sizes: Architecture, dtype: str, context: int, room: int, *, copies: int, kinds: Sequence[str] = ()
+) -> int:  # fmt: skip
+    """How many of a target's layers fit into `room` bytes beside its embedding, LM head, draft head and other drafters.
+
+    copies: how often an engine holds its weights: a CPU's has them once more, packed. kinds: of the other drafters.
 
     Raises:
         UserError: not even two, by whose difference the others' cost is known; or the only one that it has.
     """
     size = BYTES[dtype]
-    what = need(sizes, dtype, context, drafters=size * (sizes.n_layer + 2 * sizes.hidden_size**2 + sizes.n_kv(context)))
+    others = sum(kind_of(kind).memory_bytes(None, sizes, dtype, context) for kind in kinds)
+    what = need(sizes, dtype, context, size * (sizes.n_layer + 2 * sizes.hidden_size**2 + sizes.n_kv(context)) + others)
     fixed = what.first + copies * what.last + (copies - 1) * what.embedding
     layer = copies * size * sizes.n_layer + size * sizes.n_kv(context + TREE_TOKENS)
     n = int((room - fixed) // layer)
     least = min(LEAST_LAYERS, sizes.num_hidden_layers)
     if n < least:
         raise UserError(
-            f"{least} of its layers with the embedding, LM head and draft head take {(fixed + least * layer) / 1e9:.1f} GB in "
+            f"{least} of its layers with the embedding, LM head and drafters take {(fixed + least * layer) / 1e9:.1f} GB in "
             f"{dtype}; {max(room, 0) / 1e9:.1f} GB are free here"
         )
     return min(n, sizes.num_hidden_layers)
@@ -59,24 +76,16 @@ def free_bytes(device: torch.device) -> int:
     return int(free) - WORKSPACE
 
 
-def random_target(sizes: Architecture, dtype: str, context: int, device: torch.device, layers: int) -> Stand:
-    """A target of these sizes with `layers` layers, and an EAGLE head for it, with random weights.
+def random_target(
+    sizes: Architecture, dtype: str, context: int, device: torch.device, layers: int, kinds: Sequence[str] = ()
+) -> Stand:  # fmt: skip
+    """A target of these sizes with `layers` layers, an EAGLE head for it, and drafters of those other kinds, of the sizes of
+    published ones, with random weights.
 
     context: tokens that its rotary table has to reach.
     """
     named = getattr(torch, dtype)
-    config = LlamaConfig(
-        hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_hidden_layers=layers,
-        num_attention_heads=sizes.num_attention_heads, num_key_value_heads=sizes.num_key_value_heads,
-        vocab_size=sizes.vocab_size, tie_word_embeddings=sizes.tie_word_embeddings, rms_norm_eps=EPS,
-        max_position_embeddings=context, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-    )  # fmt: skip
-    with torch.device("meta"):
-        empty: Any = LlamaForCausalLM(config).to(named)
-    model = empty.to_empty(device=device)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its table is computed, not loaded
-    model.tie_weights()
-    _fill(model)
+    model = _llama(sizes, named, context, device, layers)
     with torch.device(device):
         head = EagleHead(
             HeadConfig(
@@ -86,10 +95,33 @@ def random_target(sizes: Architecture, dtype: str, context: int, device: torch.d
             )
         ).to(named)  # fmt: skip
     _fill(head)
-    target = target_of(model.requires_grad_(False))
+    target = target_of(model)
     frequent = torch.arange(sizes.vocab_size)  # which tokens they are costs nothing
-    drafter = eagle_drafter(target, head.requires_grad_(False), target.embedding, frequent)
-    return Stand(target, drafter, layers, sizes.num_hidden_layers)
+    drafters: dict[str, Any] = {methods.EAGLE: eagle_drafter(target, head.requires_grad_(False), target.embedding, frequent)}
+    if "lm" in kinds:
+        drafters["lm"] = lm_drafter(target, _llama(VICUNA_68M, named, context, device, VICUNA_68M.num_hidden_layers))
+    if "medusa" in kinds:
+        with torch.device(device):
+            heads = PublishedHeads(sizes.hidden_size, sizes.vocab_size, PUBLISHED_HEADS, MEDUSAS_BLOCKS).to(named)
+        _fill(heads)
+        drafters["medusa"] = PublishedHeadsDrafter(heads.requires_grad_(False), target.embedding)
+    return Stand(target, drafters, layers, sizes.num_hidden_layers)
+
+
+def _llama(sizes: Architecture, dtype: torch.dtype, context: int, device: torch.device, layers: int) -> Any:
+    config = LlamaConfig(
+        hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_hidden_layers=layers,
+        num_attention_heads=sizes.num_attention_heads, num_key_value_heads=sizes.num_key_value_heads,
+        vocab_size=sizes.vocab_size, tie_word_embeddings=sizes.tie_word_embeddings, rms_norm_eps=EPS,
+        max_position_embeddings=context, rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+    )  # fmt: skip
+    with torch.device("meta"):
+        empty: Any = LlamaForCausalLM(config)
+    model = empty.to(dtype).to_empty(device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its table is computed, not loaded
+    model.tie_weights()
+    _fill(model)
+    return model.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+import methods
 from harness.common.errors import UserError
 from harness.common.plain_names import made_plain
 from harness.costs.table import CostTable, as_json, read, read_all
-from methods.engine.step_costs import StepCosts, known, register, step_costs
+from methods.engine.relative_costs import RelativeCosts, known, register, relative_costs
 
 CONTEXT = 256  # tokens: near the mean of the six tasks' prompts and half an answer
 
@@ -24,19 +25,20 @@ def table_name(table: CostTable) -> str:
     return f"{made_plain(f'{table.model}{over}-{where}-{m.dtype}')}@{sha}"
 
 
-def relative(table: CostTable, context: int = CONTEXT) -> StepCosts:
+def relative(table: CostTable, context: int = CONTEXT) -> RelativeCosts:
     """
     Raises:
         UserError: no draft head was measured.
     """
-    if not table.has_head:
+    if not table.has(methods.EAGLE):
         raise UserError(
             f"the costs of {table.model} on {table.machine.label} are without a draft head: no policy can weigh by them"
         )
     plain, o = table.plain(context).ms + table.outside.plain, table.outside
+    heads = [head for at in table.contexts if (head := at.of(methods.EAGLE))]
     rows = sorted({n for at in table.contexts for n in at.verify})
-    levels = sorted({n for at in table.contexts for n in at.level or {}})
-    return StepCosts(
+    levels = sorted({n for head in heads for level in head.levels for n in level})
+    return RelativeCosts(
         table_name(table), tuple((n, table.verify(n, context).ms / plain) for n in rows), tuple((n, table.level(n, context).ms /
         plain) for n in levels), root=table.root(context).ms / plain, observe=table.observe(2, context).ms / plain, step=(o.step
         + 2 * o.token) / plain, level=o.level / plain, row=o.row / plain, node=o.node / plain,
@@ -57,7 +59,7 @@ def named(text: str) -> str:
         UserError: there are no such costs, or a file has others than the hash says.
     """
     try:
-        return step_costs(text).name
+        return relative_costs(text).name
     except ValueError:
         pass
     shipped = {name: table for name, table in _shipped().items() if text in (name, name.partition("@")[0])}

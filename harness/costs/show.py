@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.common.files import write_file
 from harness.costs.ceiling import Ceiling
-from harness.costs.steps import Profile, all_parts, outside, place
+from harness.costs.steps import GROWTH, LOOP, MASK, TARGET, Profile, all_parts, outside, place
 from harness.forms.figure import RC, save_figure
 
 
@@ -25,16 +25,18 @@ def profile_rows(profiles: Sequence[Profile], base: Profile, limit: Ceiling, bes
     """
     rows = [
         {"method": p.method, "preset": p.preset, "part": part, "ms": ms, "vanilla_steps": ms / base.total, "share": ms / p.total,
-         "tau": p.tau, "steps": p.steps, "bandwidth_limit_ms": limit.step_ms, "best_raced": best.get(p.method)}
+         "tau": p.tau, "steps": p.steps, "measured_ms": p.measured_ms,
+         "bandwidth_limit_ms": limit.step_ms, "best_raced": best.get(p.method)}
         for p in profiles for part in all_parts(profiles) if (ms := p.parts.get(part)) is not None
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mapping[str, float]) -> str:
-    """The profile as Markdown, with the ceilings. best: the decode speedup that `harness tune` raced, by method."""
+def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mapping[str, float], costs: str) -> str:
+    """The profile as Markdown, with the ceilings. best: the decode speedup that `harness tune` raced, by method; costs: which
+    table has the prices."""
     base = profiles[0]
-    lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step).", ""]
+    lines = [f"Where a step's time goes: {where}. In milliseconds a step (share of the step), by {costs}.", ""]
     parts = all_parts(profiles)
     lines.append(
         "| part | " + " | ".join(p.method if p.preset == "paper" else f"{p.method} ({p.preset})" for p in profiles) + " |"
@@ -45,10 +47,12 @@ def report(profiles: Sequence[Profile], limit: Ceiling, where: str, best: Mappin
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     for name, value in (
         ("**one step**", lambda p: f"{three_digits(p.total)} ms"),
+        ("one step, as timed here", lambda p: f"{three_digits(p.measured_ms)} ms ({p.total / p.measured_ms - 1:+.0%})"),
         ("in vanilla steps", lambda p: f"{p.total / base.total:.2f}"),
         ("outside both models", lambda p: f"{outside(p):.1%}"),
         ("τ", lambda p: f"{p.tau:.2f}"),
         ("decode speedup", lambda p: f"{p.tau * base.total / p.total:.2f}×"),
+        ("decode speedup, as timed here", lambda p: f"{p.tau * base.measured_ms / p.measured_ms:.2f}×"),
         ("best options raced by `harness tune`", lambda p: f"{best[p.method]:.2f}×" if p.method in best else ""),
     ):
         shown = [value(p) for p in profiles]
@@ -108,8 +112,7 @@ def write_profile(rows: pd.DataFrame, text: str, title: str, folder: Path) -> li
 
 
 def _part_colours(parts: Sequence[str]) -> dict[str, Any]:
-    fixed = {"target forward": "#0072b2", "growth (top-k, scores, tree)": "#009e73",
-             "mask and positions": "#999999", "cache": "#bbbbbb", "acceptance": "#cc79a7", "loop": "#dddddd"}  # fmt: skip
+    fixed = {TARGET: "#0072b2", GROWTH: "#009e73", MASK: "#999999", LOOP: "#dddddd"}
     oranges = matplotlib.colormaps["Oranges"]
     levels = [p for p in parts if p.startswith("draft level")]
     return {p: fixed.get(p) or oranges(0.75 - 0.45 * levels.index(p) / max(len(levels), 1)) for p in parts}

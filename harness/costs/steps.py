@@ -1,123 +1,94 @@
-"""Where the time of a decoding step goes.
+"""Where the time of a decoding step goes, by a table of costs.
 
-The decoding loop runs unchanged. Its target and drafter are wrapped in proxies that read the clock around each call.
+The decoding loop runs unchanged. What it asks of the drafter is counted, and the trees it verifies; their price is the table's.
+The whole of a step is timed, too: what the table makes of it stands beside that.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import methods
+from harness.costs.outside import Decoded, decoded
+from harness.costs.table import CostTable
 from harness.load.model import Loaded
+from harness.watch.run import names_of
 from methods import Arm
-from methods.base import Generation, SamplerParams
+from methods.base import SamplerParams
 
-Seconds = defaultdict[str, float]
-
-
-class _Timed:
-    """Passes everything on to `inner`. The methods in `watched` are timed, each under the part that `name_of` says.
-
-    settle: waits for a GPU's work, so that each part has its own time; the whole gets slower by that.
-    """
-
-    def __init__(
-        self, inner: Any, seconds: Seconds, watched: Sequence[str], name_of: Callable[[str], str], settle: Callable[[], None]
-    ):
-        self._inner, self._seconds, self._watched, self._name_of = inner, seconds, frozenset(watched), name_of
-        self._settle = settle
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._inner, name)
-        if name not in self._watched:
-            return value
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            part = self._name_of(name)
-            self._settle()
-            started = time.perf_counter()
-            result = value(*args, **kwargs)
-            self._settle()
-            self._seconds[part] += time.perf_counter() - started
-            return result
-
-        return timed
+TARGET, ACCEPTED, LOOP = "target forward", "draft level 0 (accepted tokens)", "loop, acceptance, cache"
+GROWTH, MASK = "growth (top-k, scores)", "tree and mask"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Milliseconds a step of one method, by part, over `steps` steps of `tau` tokens each.
-
-    A draft level is a whole call of the drafter, its masks included. A ledger's c_draft leaves those to c_other.
-    """
+    """Milliseconds a step of one method by the table, by part, over `steps` steps of `tau` tokens each; `measured_ms`: what one
+    took by the clock."""
 
     method: str
     preset: str
     steps: int
     tau: float
     parts: dict[str, float]
+    measured_ms: float
 
     @property
     def total(self) -> float:
-        """Milliseconds of a whole step."""
+        """Milliseconds of a whole step by the table."""
         return sum(self.parts.values())
 
 
-def profile(loaded: Loaded, arm: Arm, prompts: Sequence[list[int]], params: SamplerParams) -> Profile:
-    """Run `arm` over prompts (token ids), and take its steps apart. The prefill is no step, and is left out."""
-    seconds: Seconds = defaultdict(float)
-    level = -1  # of the draft under way; -1: the drafter's run over the prompt is still to come
+def profiled(
+    loaded: Loaded, arms: Sequence[Arm], tables: Mapping[int | None, CostTable], prompts: Sequence[list[int]],
+    params: SamplerParams,
+) -> list[Profile]:  # fmt: skip
+    """Decode prompts (token ids) with each arm in turn, and price its steps. The prefill is no step, and is left out.
 
-    def target_part(name: str) -> str:
-        return {"verify": "verify", "step": "verify"}.get(name, name)
+    tables: by how many frequent tokens a draft head's logits are over; None: all. Each has the arms' drafters.
+    """
+    decodes = [arm.method.build(**arm.options) for arm in arms]
+    found: list[list[tuple[list[int], Decoded]]] = [[] for _ in arms]
+    for i, ids in enumerate([prompts[0], *prompts]):  # the first one warms up
+        for arm, decode, own in zip(arms, decodes, found, strict=True):
+            kind = arm.method.drafter
+            made = decoded(decode, ids, loaded.target, loaded.drafter_of(kind), params, names_of(loaded, kind))
+            if i and made.work.steps:
+                own.append((ids, made))
+    return [_profile(arm, tables[frequent_of(arm)], own) for arm, own in zip(arms, found, strict=True)]
 
-    def drafter_part(name: str) -> str:
-        nonlocal level
-        if name == "start":
-            level = -1
-            return "prompt"
-        if name == "observe":
-            part, level = ("prompt" if level < 0 else ACCEPTED), 0
-            return part
-        level += 1  # root_logits, then expand after expand
-        return f"draft level {level}"
 
-    settle = loaded.target.synchronise
-    target = _Timed(loaded.target, seconds, ("prefill", "step", "verify", "commit"), target_part, settle)
-    own = loaded.drafter_of(arm.method.drafter)
-    drafter = None if own is None else _Timed(own, seconds, ("start", "observe", "root_logits", "expand"), drafter_part, settle)
-    decode = arm.method.build(**arm.options)
+def frequent_of(arm: Arm) -> int | None:
+    """Over how many frequent tokens an arm's draft head predicts; None: all, or it has none."""
+    return arm.options.get("frequent") if arm.method.drafter == methods.EAGLE else None
 
-    def run(ids: list[int], target: Any, drafter: Any) -> Generation:
-        with loaded.target.decoding():
-            return decode(ids, target, drafter, params)
 
-    run(prompts[0], loaded.target, own)  # warm
-    steps = tokens = 0
-    draft = verify = target_s = rest = 0.0
-    for ids in prompts:
-        started = time.perf_counter()
-        made = run(ids, target, drafter)
-        wall = time.perf_counter() - started
-        t = made.trace
-        assert t is not None
-        steps, tokens = steps + len(t.accepted), tokens + len(made.token_ids) - 1
-        draft, verify, target_s = draft + sum(t.draft_s), verify + sum(t.verify_s), target_s + sum(t.target_s)
-        rest += wall - made.prefill_s - sum(t.draft_s) - sum(t.verify_s)
-    drafting = {name: seconds[name] for name in sorted(seconds, key=_level) if name.startswith("draft")}
-    parts = {"target forward": target_s} | drafting
-    if drafting:
-        parts["growth (top-k, scores, tree)"] = draft - sum(drafting.values())
-    parts |= {
-        "mask and positions": seconds["verify"] - target_s,
-        "cache": seconds["commit"],
-        "acceptance": verify - seconds["verify"] - seconds["commit"],
-        "loop": rest,
-    }
-    return Profile(arm.name, arm.preset, steps, tokens / max(steps, 1), {k: 1e3 * v / max(steps, 1) for k, v in parts.items()})
+def _profile(arm: Arm, table: CostTable, found: Sequence[tuple[list[int], Decoded]]) -> Profile:
+    ms: defaultdict[str, float] = defaultdict(float)
+    o, plain = table.outside, arm.method.drafter is None and not any(any(d.sizes) for _, d in found)
+    for ids, d in found:
+        context = len(ids) + int(d.work.tokens) // 2
+        for size in d.sizes:
+            ms[TARGET] += (table.plain(context) if plain else table.verify(size + 1, context)).ms
+        if plain:
+            ms[LOOP] += o.plain * d.work.steps
+            continue
+        kind = arm.method.drafter or ""
+        for (level, rows), times in sorted(d.calls.items()):
+            if level == 0:
+                ms[ACCEPTED] += times * table.observe(rows, context, kind).ms
+            elif level == 1:
+                ms["draft level 1"] += times * table.root(context, kind).ms
+            else:
+                ms[f"draft level {level}"] += times * table.level(rows, context, kind, level - 1).ms
+        ms[GROWTH] += o.level * d.work.levels + o.row * d.work.rows
+        ms[MASK] += o.node * d.work.nodes
+        ms[LOOP] += o.step * d.work.steps + o.token * d.work.tokens
+    steps, tokens = sum(d.work.steps for _, d in found), sum(d.work.tokens for _, d in found)
+    seconds = sum(d.seconds for _, d in found)
+    parts = {part: ms[part] / steps for part in sorted(ms, key=place)}
+    return Profile(arm.name, arm.preset, int(steps), tokens / steps, parts, 1e3 * seconds / steps)
 
 
 def _level(part: str) -> int:
@@ -126,18 +97,16 @@ def _level(part: str) -> int:
 
 def place(part: str) -> float:
     """Sort key of a part in a bar: the target, the draft's levels, the rest."""
-    return 0 if part == "target forward" else 1 + _level(part) if part.startswith("draft level") else 1e3
-
-
-ACCEPTED = "draft level 0 (accepted tokens)"
+    if part == TARGET:
+        return 0
+    return 1 + _level(part) if part.startswith("draft level") else 1e3 + (GROWTH, MASK, LOOP).index(part)
 
 
 def all_parts(profiles: Sequence[Profile]) -> list[str]:
-    """Every part that any profile has, in the order of the profile with the most."""
-    longest = max(profiles, key=lambda p: len(p.parts))
-    return list(dict.fromkeys(part for p in (longest, *profiles) for part in p.parts))
+    """Every part that any profile has."""
+    return sorted({part for p in profiles for part in p.parts}, key=place)
 
 
 def outside(p: Profile) -> float:
     """The share of a step that is spent in neither model."""
-    return sum(ms for part, ms in p.parts.items() if part != "target forward" and not part.startswith("draft level")) / p.total
+    return sum(ms for part, ms in p.parts.items() if part != TARGET and not part.startswith("draft level")) / p.total

@@ -1,8 +1,8 @@
-"""Speed by context and tree size."""
+"""What a step of EAGLE-2 costs by context and tree size: a view of a table of costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +11,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.common.files import write_file
+from harness.costs.price import step_costs
+from harness.costs.table import CostTable
+from harness.costs.work import StepWork
 from harness.forms.figure import RC, save_figure
-from harness.load.model import Loaded
-from harness.watch.run import names_of, watched
-from methods import Arm
-from methods.base import SamplerParams
+
+TAU = 3.0  # accepted tokens that the head runs over after a step: that costs hardly more or less with another number
 
 
-def sweep(
-    loaded: Loaded,
-    arms: Sequence[tuple[str, Arm]],
-    contexts: Sequence[int],
-    text: Sequence[int],
-    params: SamplerParams,
-    rounds: int = 3,
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield, for each context, a row for each (label, arm): tokens per second of decoding alone, the best of `rounds`.
+def swept(table: CostTable, works: Sequence[tuple[int, StepWork]], contexts: Sequence[int]) -> pd.DataFrame:
+    """A row for each context and tree, and one for vanilla: what a step costs, in milliseconds and plain steps, and of what.
 
-    Prompts are cut from `text` (token ids). Contexts that the text or the model does not reach are left out.
+    works: (nodes asked for, what a step does). `plain_steps` is the τ above which the tree is faster than plain decoding.
     """
-    decoders = {label: arm.method.build(**arm.options) for label, arm in arms}
+    rows: list[dict[str, Any]] = []
     for context in contexts:
-        ids = list(text[:context])
-        if len(ids) < context or context + params.max_new_tokens > loaded.config.context_length:
-            continue
-        best: dict[str, tuple[float, float, float]] = {}
-        for _ in range(rounds):
-            for label, arm in arms:
-                kind = arm.method.drafter
-                seen = watched(decoders[label], ids, loaded.target, loaded.drafter_of(kind), params, names_of(loaded, kind))
-                made, seconds = seen.generation, seen.wall_s - seen.generation.prefill_s
-                assert made.trace is not None
-                steps, tokens = len(made.trace.accepted), len(made.token_ids) - 1
-                best[label] = max(best.get(label, (0.0, 0.0, 0.0)), (tokens / seconds, tokens / steps, 1e3 * seconds / steps))
-        yield [
-            {"context": context, "arm": label, "method": arm.name, "tree": arm.options.get("total", 0),
-             "tokens_per_s": best[label][0], "tau": best[label][1], "step_ms": best[label][2]}
-            for label, arm in arms
-        ]  # fmt: skip
+        for arm, nodes, work in [("vanilla", 0, StepWork(1, is_plain=True)), *((f"{n} nodes", n, w) for n, w in works)]:
+            c = step_costs(table, work, 1.0 if work.is_plain else TAU, context)
+            rows.append(
+                {"context": context, "arm": arm, "tree": nodes, "step_ms": c.total * c.plain_ms, "plain_steps": c.total,
+                 "c_verify": c.verify, "c_draft": c.draft, "c_other": c.other}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:
-    """`sweep.csv` and tokens per second and step time by context (PNG)."""
+    """`sweep.csv`, and what a step costs by context (PNG)."""
     written = [write_file(folder / "sweep.csv", rows.to_csv(index=False))]
     with matplotlib.style.context(["default", RC]):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -64,10 +48,10 @@ def write_sweep(rows: pd.DataFrame, title: str, folder: Path) -> list[Path]:
             look: dict[str, Any] = (
                 {"color": "#4d4d4d", "linestyle": "--"} if label == "vanilla" else {"color": shades(i / max(len(arms), 1))}
             )
-            left.plot(mine["context"], mine["tokens_per_s"], marker="o", markersize=4, label=label, **look)
+            left.plot(mine["context"], mine["plain_steps"], marker="o", markersize=4, label=label, **look)
             right.plot(mine["context"], mine["step_ms"], marker="o", markersize=4, **look)
         for axes, name in (
-            (left, "tokens per second, prefill excluded (τ of few steps is noise)"),
+            (left, "plain steps per step: faster than plain decoding at a τ above"),
             (right, "milliseconds per step"),
         ):
             axes.set_xscale("log", base=2)

@@ -18,6 +18,7 @@ import numpy as np
 import pydantic
 from scipy.stats import binom
 
+import methods
 from harness.common.errors import UserError, in_one_line
 from harness.load.architecture import Architecture
 
@@ -71,12 +72,23 @@ _Figure = Annotated[Figure, pydantic.AfterValidator(_checked)]
 _Rows = Annotated[dict[Annotated[int, pydantic.Field(ge=1)], _Figure], pydantic.Field(min_length=1)]
 
 
+class OfDrafter(pydantic.BaseModel, extra="forbid", frozen=True):
+    """What is inside a drafter. `root`: its logits after the root. `levels`: each level below, by drafted nodes; a deeper one
+    costs what the last does. `observe[tokens]`: its run over so many accepted tokens. `prefill`: over the whole context."""
+
+    root: _Figure
+    levels: Annotated[list[_Rows], pydantic.Field(min_length=1)]
+    observe: _Rows
+    prefill: _Figure
+
+
 class AtContext(pydantic.BaseModel, extra="forbid", frozen=True):
     """What is inside the two models at a context of `tokens` tokens.
 
     `plain`: a step of plain decoding. `verify[rows]`: the target over a tree, root included. `root`: the draft head's logits
     after the root. `level[rows]`: a level of so many drafted nodes, with its best children. `observe[rows]`: the head over so
     many accepted tokens. `prefill`: the target over all the tokens. `head_prefill`: the head over them; None without a head.
+    `drafters`: those of other kinds, by kind.
     """
 
     tokens: int = pydantic.Field(ge=1)
@@ -87,6 +99,15 @@ class AtContext(pydantic.BaseModel, extra="forbid", frozen=True):
     observe: _Rows | None = None
     prefill: _Figure
     head_prefill: _Figure | None = None
+    drafters: dict[str, OfDrafter] = {}
+
+    def of(self, kind: str) -> OfDrafter | None:
+        """A drafter's costs, an EAGLE head's among them; None where it was not measured."""
+        if kind != methods.EAGLE:
+            return self.drafters.get(kind)
+        if self.root is None or self.level is None or self.observe is None or self.head_prefill is None:
+            return None
+        return OfDrafter.model_construct(root=self.root, levels=[self.level], observe=self.observe, prefill=self.head_prefill)
 
 
 class Outside(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -123,14 +144,16 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
 
     `layers_measured`: of the target's; where they are fewer than it has, costs are scaled, by the difference that half of them
     make. `random_weights`: whether no weights were there. `frequent`: the draft head's logits are over so many tokens only.
+    `temperature`: of the decodes that `outside` is fitted to; it is in nothing else. `architecture`: None where it is no LLaMA's.
     """
 
     schema_version: Literal[1] = 1
     model: str
-    architecture: Architecture
+    architecture: Architecture | None
     random_weights: bool
     layers_measured: int = pydantic.Field(ge=1)
     frequent: int | None = None
+    temperature: float = pydantic.Field(default=0.0, ge=0)
     machine: Machine
     contexts: Annotated[list[AtContext], pydantic.Field(min_length=1)]
     outside: Outside
@@ -140,14 +163,24 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
     commit: str | None = None
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether some layers were not measured."""
-        return self.layers_measured < self.architecture.num_hidden_layers
+    def title(self) -> str:
+        """In words: `vicuna-7b on AMD EPYC, 2 threads, bfloat16, native`, and what else is not the usual."""
+        over = f", drafts over {self.frequent:,} frequent tokens" if self.frequent else ""
+        return f"{self.model} on {self.machine.label}{over}{f', T = {self.temperature:g}' if self.temperature else ''}"
 
     @property
-    def has_head(self) -> bool:
-        """Whether a draft head was measured, too."""
-        return all(c.level is not None and c.observe is not None and c.root is not None for c in self.contexts)
+    def is_scaled(self) -> bool:
+        """Whether some layers were not measured."""
+        return self.layers_measured < self.layers
+
+    @property
+    def layers(self) -> int:
+        """Those that the target has."""
+        return self.architecture.num_hidden_layers if self.architecture else self.layers_measured
+
+    def has(self, kind: str) -> bool:
+        """Whether a drafter of this kind was measured, too."""
+        return all(c.of(kind) is not None for c in self.contexts)
 
     def at(self, context: int, part: Callable[[AtContext], Figure | None]) -> Figure:
         """A part at a context: on the line through the two measured nearest to it; before the first, its own."""
@@ -160,15 +193,16 @@ class CostTable(pydantic.BaseModel, extra="forbid", frozen=True):
     def verify(self, rows: int, context: int) -> Figure:
         return self.at(context, lambda c: _between(c.verify, rows))
 
-    def level(self, rows: int, context: int) -> Figure:
-        return self.at(context, lambda c: _between(c.level, rows) if c.level else None)
+    def level(self, rows: int, context: int, kind: str = methods.EAGLE, number: int = 1) -> Figure:
+        """number: which level of the drafter's, from 1 for the first below the root."""
+        return self.at(context, lambda c: _between(d.levels[min(number, len(d.levels)) - 1], rows) if (d := c.of(kind)) else None)
 
-    def root(self, context: int) -> Figure:
-        return self.at(context, lambda c: c.root)
+    def root(self, context: int, kind: str = methods.EAGLE) -> Figure:
+        return self.at(context, lambda c: d.root if (d := c.of(kind)) else None)
 
-    def observe(self, tokens: float, context: int) -> Figure:
+    def observe(self, tokens: float, context: int, kind: str = methods.EAGLE) -> Figure:
         """tokens: those accepted and the bonus; a mean of steps may lie between two numbers."""
-        return self.at(context, lambda c: _between(c.observe, tokens) if c.observe else None)
+        return self.at(context, lambda c: _between(d.observe, tokens) if (d := c.of(kind)) else None)
 
 
 def _between(figures: Mapping[int, Figure], x: float) -> Figure:

@@ -1,12 +1,14 @@
 """How much a step of a method has to do, in calls of the two models: found by running the method on stand-ins that count.
 
 Whatever the text, EAGLE-1 and EAGLE-2 do the same in every step. A method whose draft depends on the text (prompt lookup, or a
-tree that stops early) has no such number: a run tells it.
+tree that stops early) has no such number: a run tells it. So the stand-ins say what makes drafts differ most: text that repeats
+and text that never does, drafts that are all alike (nothing is out of reach), and drafts that are nearly so, whose every level
+ranks below all of the one above (what is out of reach is so at once).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +19,21 @@ import methods
 from methods.base import SamplerParams
 from methods.engine.tree import Tree
 
-VOCAB, HIDDEN, TOKENS = 256, 4, 9
-TEXTS = 3  # that a method decodes here
-REPEATED = 6  # tokens that texts are made of
+VOCAB, HIDDEN, TOKENS = 256, 4, 6
+REPEATED = 6  # tokens that a text which repeats is made of
+ONE_ROW = ("medusa",)  # drafters of which all nodes of a level have the same children
 
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
     """Of one step. `rows`: of the target's forward. `levels`: of each of the drafter's, the rows; `root`: how often the logits
-    after the root are asked for. `is_plain`: a step of plain decoding, not a tree of one node."""
+    after the root are asked for. `is_plain`: a step of plain decoding, not a tree of one node. `drafter`: its kind."""
 
     rows: int
     levels: tuple[int, ...] = ()
     root: int = 0
     is_plain: bool = False
+    drafter: str = methods.EAGLE
 
     @property
     def nodes(self) -> int:
@@ -45,18 +48,40 @@ class StepWork:
 
 @dataclass(slots=True)
 class _Seen:
+    drafter: str
     steps: list[StepWork] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
     root: int = 0
 
     def step(self, rows: int, *, is_plain: bool) -> None:
-        self.steps.append(StepWork(rows, tuple(self.levels), self.root, is_plain))
+        self.steps.append(StepWork(rows, tuple(self.levels), self.root, is_plain, self.drafter))
         self.levels, self.root = [], 0
 
 
-def _logits(n: int, random: torch.Generator) -> Tensor:
+Rows = Callable[[int, torch.Generator], Tensor]
+"""Makes logits [n, VOCAB]."""
+
+
+def _mixed(n: int, random: torch.Generator) -> Tensor:
     """Rows that are now flat, now peaked, as those of models are."""
     return torch.randn(n, VOCAB, generator=random) * (1 + 9 * torch.rand(n, 1, generator=random))
+
+
+def _alike(n: int, random: torch.Generator) -> Tensor:
+    """Rows whose every token is as likely."""
+    return torch.zeros(n, VOCAB)
+
+
+def _nearly_alike(n: int, random: torch.Generator) -> Tensor:
+    """Rows without two tokens that are as likely, whose path product falls more from level to level than within one."""
+    return 0.01 * torch.rand(n, VOCAB, generator=random)
+
+
+def _repeating(n: int, random: torch.Generator) -> Tensor:
+    """Rows of a target whose text says the same again and again: there is something to copy."""
+    logits = _mixed(n, random)
+    logits[:, :REPEATED] += 100.0
+    return logits
 
 
 class _Target:
@@ -64,14 +89,12 @@ class _Target:
 
     forward_s, runs_module, device, vocab_size = 0.0, False, torch.device("cpu"), VOCAB
 
-    def __init__(self, seen: _Seen, seed: int):
-        self._seen, self._random = seen, torch.Generator().manual_seed(seed)
-        self.length, self._n_pending = 0, 0
+    def __init__(self, seen: _Seen, seed: int, rows: Rows):
+        self._seen, self._random, self._made = seen, torch.Generator().manual_seed(seed), rows
+        self.length = 0
 
     def _rows(self, n: int) -> Tensor:
-        logits = _logits(n, self._random)
-        logits[:, :REPEATED] += 100.0  # a text that says the same again and again: there is something to copy
-        return logits
+        return self._made(n, self._random)
 
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
         self.length = len(prompt_ids)
@@ -95,8 +118,8 @@ class _Drafter:
 
     forward_s = 0.0
 
-    def __init__(self, seen: _Seen, seed: int):
-        self._seen, self._random = seen, torch.Generator().manual_seed(seed)
+    def __init__(self, seen: _Seen, seed: int, rows: Rows):
+        self._seen, self._random, self._made = seen, torch.Generator().manual_seed(seed), rows
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None: ...
 
@@ -107,25 +130,47 @@ class _Drafter:
 
     def root_logits(self) -> Tensor:
         self._seen.root += 1
-        return _logits(1, self._random)
+        return self._made(1, self._random)
 
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
-        self._seen.levels.append(len(tokens))
-        return _logits(len(tokens), self._random)
+        n = 1 if self._seen.drafter in ONE_ROW else len(tokens)
+        self._seen.levels.append(n)
+        return self._made(n, self._random)
 
 
 def work_of(m: methods.Method, options: Mapping[str, Any], temperature: float = 0.0) -> StepWork | None:
-    """What each step of a method does. None: it differs from text to text, or it drafts with others than an EAGLE head."""
-    if m.external or (m.drafter is not None and not m.needs_head):
+    """What each step of a method does. None: it differs from text to text, or with what a drafter says of itself."""
+    if m.external:
         return None
+    key = (m.build, repr(sorted(options.items())), temperature)
+    if key not in _FOUND:
+        _FOUND[key] = _work_of(m, options, temperature)
+    return _FOUND[key]
+
+
+_FOUND: dict[tuple[Any, str, float], StepWork | None] = {}  # a table of the paper asks for a method in each of its cells
+
+
+def _work_of(m: methods.Method, options: Mapping[str, Any], temperature: float) -> StepWork | None:
     found: set[StepWork] = set()
-    for seed in range(TEXTS):
-        seen = _Seen()
+    for seed, (says, drafts) in enumerate(_STAND_INS):
+        seen = _Seen(m.drafter or methods.EAGLE)
         random = torch.Generator().manual_seed(seed)
         prompt = torch.randint(VOCAB, (4,), generator=random).repeat(3).tolist()  # of which something can be copied
         decode = m.build(**options)
-        drafter: Any = _Drafter(seen, seed) if m.needs_head else None
-        target: Any = _Target(seen, seed)
-        decode(prompt, target, drafter, SamplerParams(TOKENS, temperature=temperature, key=seed))
+        drafter: Any = _Drafter(seen, seed, drafts) if m.drafter else None
+        target: Any = _Target(seen, seed, says)
+        try:
+            decode(prompt, target, drafter, SamplerParams(TOKENS, temperature=temperature, key=seed))
+        except ValueError:  # a tree that is chosen by the heads' own accuracies
+            return None
         found |= set(seen.steps)
-    return found.pop() if len(found) == 1 else None
+        if len(found) > 1:
+            return None
+    return found.pop() if found else None
+
+
+_STAND_INS: tuple[tuple[Rows, Rows], ...] = (
+    (_repeating, _mixed), (_repeating, _mixed), (_mixed, _mixed), (_alike, _alike), (_mixed, _nearly_alike),
+)  # fmt: skip
+"""What the target says, and what the drafter does."""

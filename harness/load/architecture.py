@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pydantic
 
@@ -29,6 +29,18 @@ class Architecture(pydantic.BaseModel, extra="forbid", frozen=True):
             values = {"num_key_value_heads": values["num_attention_heads"], **values}  # left out before heads were grouped
             return cls(**{name: values[name] for name in cls.model_fields if name in values})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def cut_to(self, layers: int | None) -> Self:
+        """The same with its first layers only; None: with all."""
+        return self if layers is None else self.model_copy(update={"num_hidden_layers": layers})
+
+    @classmethod
+    def of_config(cls, config: Any) -> Self | None:
+        """From a config as transformers has it; None where it is none of a LLaMA's sizes."""
+        try:
+            return cls(**{name: getattr(config, name) for name in cls.model_fields})
+        except (AttributeError, ValueError):
             return None
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness.common.errors import UserError
 from harness.common.files import cache_dir, whole_file
 from methods.engine.engines import linear_here
 
@@ -23,11 +24,20 @@ def resolve_dtype(dtype: str) -> str:
 
     It is bfloat16 where the matmuls of a plain decoding step are at least 1.3 times as fast in it as in float32, else float32. A
     baseline in the slower one would flatter every method. This is probed once per machine, engine, torch version and number of
-    threads; the figures are kept in the cache.
+    threads; the figures are kept in the cache. A GPU without bfloat16 (of before compute capability 8.0) has float32.
+
+    Raises:
+        UserError: bfloat16 on such a GPU, where it is computed in float32 at more than its cost.
     """
-    if dtype != "auto":
-        return dtype
     where = device()
+    if dtype not in ("auto", "bfloat16"):
+        return dtype
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if dtype == "auto":
+            return "float32"
+        raise UserError(f"bfloat16: {torch.cuda.get_device_name()} does not compute in it; choose float16 or float32 (--dtype)")
+    if dtype == "bfloat16":
+        return dtype
     import platform
 
     from harness.common.machine import cpu_name

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 from harness.common.errors import unknown
 from harness.common.hints import hinted
-from harness.load.layout import has_medusas_layout, lacking, stored_bytes
+from harness.load.layout import has_medusas_layout, lacking, stored_numbers
 from harness.load.placement import BYTES, TREE_TOKENS
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def _read_hydra(folder: Path, target: TargetFacts) -> ReadDrafter:
     return read_heads("hydra", folder, target)
 
 
-def _heads_bytes(sizes: Architecture) -> int:
-    return STORED * PUBLISHED_HEADS * (sizes.n_embedding + sizes.hidden_size**2)
+def _heads_numbers(sizes: Architecture) -> int:
+    return PUBLISHED_HEADS * (sizes.n_embedding + sizes.hidden_size**2)
 
 
 def _read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -198,17 +198,16 @@ def _read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
     return read_lm(folder, target)
 
 
-def _lm_bytes(sizes: Architecture) -> int:
-    return STORED * PUBLISHED_LM
+def _lm_numbers(sizes: Architecture) -> int:
+    return PUBLISHED_LM
 
 
 def as_stored(published: Callable[[Architecture], int]) -> Callable[[Path | None, Architecture, str, int], int]:
-    """A `memory_bytes`: as many as the folder's files have; where they are not here, as many as a published one's."""
+    """A `memory_bytes`: of as many numbers as the folder's files have; where they are not here, as a published one has."""
 
     def memory_bytes(folder: Path | None, sizes: Architecture, dtype: str, context: int) -> int:
-        if folder is not None and folder.is_dir() and lacking(folder) is None:
-            return stored_bytes(folder)
-        return published(sizes)
+        is_here = folder is not None and folder.is_dir() and lacking(folder) is None
+        return BYTES[dtype] * (stored_numbers(folder) if folder is not None and is_here else published(sizes))
 
     return memory_bytes
 
@@ -224,15 +223,15 @@ add_kind(DrafterKind(
     train_command="eagle", train_makes="an EAGLE head",
 ))  # fmt: skip
 add_kind(DrafterKind(
-    "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),
+    "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_numbers), lambda sizes: 2 * STORED * _heads_numbers(sizes),
     architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
     train_command="medusa", train_makes="Medusa heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
-    "hydra", "set of Hydra heads", _read_hydra, as_stored(_heads_bytes), lambda sizes: 2 * _heads_bytes(sizes),
+    "hydra", "set of Hydra heads", _read_hydra, as_stored(_heads_numbers), lambda sizes: 2 * STORED * _heads_numbers(sizes),
     architectures=("HydraHeads",), train_command="hydra", train_makes="Hydra heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
-    "lm", "draft LM", _read_lm, as_stored(_lm_bytes), lambda sizes: 2 * _lm_bytes(sizes), architectures=("NarrowLM",),
-    is_unnamed=_has_tokenizer, train_command="sps", train_makes="a draft LM (speculative sampling)",
+    "lm", "draft LM", _read_lm, as_stored(_lm_numbers), lambda sizes: 2 * STORED * _lm_numbers(sizes),
+    architectures=("NarrowLM",), is_unnamed=_has_tokenizer, train_command="sps", train_makes="a draft LM (speculative sampling)",
 ))  # fmt: skip

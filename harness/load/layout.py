@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,9 +98,19 @@ def lacking(folder: Path) -> Path | None:
     return next((file for file in (folder / "config.json", *weight_files(folder)) if not file.is_file()), None)
 
 
-def stored_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+def stored_numbers(folder: Path) -> int:
+    """How many numbers the weights in a folder are: by a safetensors file's header; of a pickle, as many as in 16 bits."""
+    return sum(_numbers(file) for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+
+
+def _numbers(file: Path) -> int:
+    try:
+        with file.open("rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+            tensors = json.loads(f.read(min(header, 10**8)))
+        return sum(math.prod(t["shape"]) for name, t in tensors.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return file.stat().st_size // 2
 
 
 def weights_digest(files: list[Path], sha256: Callable[[Path], str] = sha256_file) -> str:

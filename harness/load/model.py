@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -161,14 +162,19 @@ def encode(
 
 
 def load(
-    config: ModelConfig, dtype: str = "auto", head: Path | None = None, drafters: Collection[str] = (methods.EAGLE,)
+    config: ModelConfig, dtype: str = "auto", head: Path | None = None, drafters: Collection[str] = (methods.EAGLE,), *,
+    layers: int | None = None, context: int | None = None,
 ) -> Loaded:  # fmt: skip
     """Load a target in `dtype` and those drafters, of the kinds asked for, that it has.
 
     drafters: kinds of `harness.load.kinds`. head: a drafter's folder, in place of the model's own of that kind.
+    layers: only the target's first so many are read (None: all). What they compute is no model's text; it serves the audit of
+    methods, where the whole does not fit. The identity is still that of the whole. context: tokens that there must be room for
+    on GPUs (None: the model's whole context).
 
     Raises:
-        UserError: an unknown kind; weights that are missing, altered, of other shapes, or made for another target; or no room.
+        UserError: an unknown kind; weights that are missing, altered, of other shapes, or made for another target; no room; or
+            so many layers as it does not have.
     """
     import transformers
 
@@ -194,12 +200,16 @@ def load(
         )
         facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
-        placed = _placed(config, folder, name, folders) if device().type == "cuda" else None
-        model = _target_model(config, folder, name, placed)
+        if layers is not None:
+            _cut(config, sizes, layers)
+        room = context or config.context_length
+        placed = _placed(folder, name, folders, layers, room) if device().type == "cuda" else None
+        model = _target_model(config, folder, name, placed, sizes if layers is not None else None)
+    except torch.OutOfMemoryError as e:
+        raise _no_room(config, e) from e
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         raise UserError(f"cannot load model {config.name} from {folder}: {(str(e).splitlines() or ['?'])[0]}") from e
     try:
-        model = model if placed else model.to(device())
         try:
             target = make_target(model)
         except ValueError as e:
@@ -209,7 +219,7 @@ def load(
             for kind, one in read.items()
         }
     except torch.OutOfMemoryError as e:
-        raise UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}") from e
+        raise _no_room(config, e) from e
     if target.device.type == "cpu" and not target.is_row_invariant:  # the native engine's weights lie in pages of its own
         share = pages.collapse_large()
         target.pages = pages.in_words(share) if pages.matter(target.model) else None
@@ -271,27 +281,50 @@ def _check_config(config: ModelConfig, folder: Path, sizes: Any) -> None:
             )
 
 
+def _no_room(config: ModelConfig, e: BaseException) -> UserError:
+    return UserError(f"model {config.name} and its drafters do not fit in the GPU's memory: {str(e).splitlines()[0]}")
+
+
 def _no_target(config: ModelConfig, kind: type, why: str) -> UserError:
     return UserError(f"model {config.name}: {kind.__name__} cannot be a target here: {why}")
 
 
+def _cut(config: ModelConfig, sizes: Any, layers: int) -> None:
+    """Let a config of transformers have its first layers only.
+
+    Raises:
+        UserError: it does not have so many, or says not how many it has.
+    """
+    of = getattr(sizes, "num_hidden_layers", None)
+    if not isinstance(of, int) or not 0 < layers <= of:
+        raise UserError(f"layers is {layers}; {config.name} has {of}, and at least one is run")
+    sizes.num_hidden_layers = layers
+    if isinstance(kinds := getattr(sizes, "layer_types", None), list):
+        sizes.layer_types = kinds[:layers]
+
+
 def _placed(
-    config: ModelConfig, folder: Path, dtype: str, drafters: Mapping[str, Path]
-) -> dict[str, torch.device] | None:  # fmt: skip
-    """Where the target's modules go if it takes several GPUs, else None. drafters: folders of those that stand beside it.
+    folder: Path, dtype: str, drafters: Mapping[str, Path], layers: int | None, context: int
+) -> dict[str, torch.device]:  # fmt: skip
+    """Where the target's modules go: to the first GPU, or over several. drafters: folders of those that stand beside it.
+
+    The weights are read straight onto it: in float64 a target of 8B would take 64 GB of the machine's own memory on the way.
 
     Raises:
         UserError: it does not fit on all GPUs together.
     """
-    sizes, context = Architecture.of(folder), config.context_length
+    sizes = Architecture.of(folder)
     if sizes is None:
-        return None
+        return {"": device()}
+    sizes = sizes.cut_to(layers)
     beside = sum(kind_of(kind).memory_bytes(path, sizes, dtype, context) for kind, path in drafters.items())
-    return placement.on_gpus(sizes, dtype, context, placement.free_on_gpus(), beside)
+    return placement.on_gpus(sizes, dtype, context, placement.free_on_gpus(), beside) or {"": device()}
 
 
-def _target_model(config: ModelConfig, folder: Path, dtype: str, placed: dict[str, torch.device] | None) -> Any:
-    """The target as transformers' module: on the CPU, or where `placed` says.
+def _target_model(
+    config: ModelConfig, folder: Path, dtype: str, placed: dict[str, torch.device] | None, cut: Any = None
+) -> Any:  # fmt: skip
+    """The target as transformers' module: on the CPU, or where `placed` says. cut: a config with its first layers only.
 
     Raises:
         UserError: keys that are missing, unexpected or of another shape.
@@ -307,13 +340,22 @@ def _target_model(config: ModelConfig, folder: Path, dtype: str, placed: dict[st
             ignore_mismatched_sizes=True,
             device_map=placed,
             trust_remote_code=False,
+            **({} if cut is None else {"config": cut}),
         )
         model, info = found
+    if cut is not None:  # the other layers' weights are there and not read
+        info["unexpected_keys"] = [k for k in info["unexpected_keys"] if not _is_beyond(k, cut.num_hidden_layers)]
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):  # transformers would fill missing and misshapen weights with random ones and go on
             keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
             raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
     return model
+
+
+def _is_beyond(key: str, layers: int) -> bool:
+    """Whether a weight is of a layer after the first `layers`."""
+    found = re.match(r"model\.layers\.(\d+)\.", key)
+    return found is not None and int(found[1]) >= layers
 
 
 def _folder(config: ModelConfig, kind: str, head: Path | None) -> Path | None:

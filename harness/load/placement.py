@@ -7,7 +7,7 @@ and their copy of the embedding stand on the last GPU used. The last layer is th
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.common.errors import UserError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.load.architecture import Architecture
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+PACKED = ("float32", "bfloat16")
 WORKSPACE = 1 << 30  # left free on every device: activations of a prefill, logits of a tree, the allocator's own
 TREE_TOKENS = 256  # the cache holds a tree beyond the context
 
@@ -37,14 +38,18 @@ class Need:
         return self.first + self.n_layers * self.layer + self.last
 
 
-def need(sizes: Architecture, dtype: str, context: int, drafters: int = 0) -> Need:
-    """What a target of these sizes needs. drafters: bytes that its drafters take."""
+def need(sizes: Architecture, dtype: str, context: int, drafters: int = 0, *, on_cpu: bool = False) -> Need:
+    """What a target of these sizes needs. drafters: bytes that its drafters take.
+
+    on_cpu: matrices in float32 and bfloat16 are kept twice there: as they are, and packed for its kernels.
+    """
     size, kv = BYTES[dtype], sizes.n_kv(context + TREE_TOKENS)
     lm_head = 0 if sizes.tie_word_embeddings else sizes.n_embedding
+    packed = int(on_cpu and dtype in PACKED)
     return Need(
         first=size * sizes.n_embedding,
-        layer=size * (sizes.n_layer + kv),
-        last=size * (lm_head + sizes.hidden_size) + drafters,
+        layer=size * ((1 + packed) * sizes.n_layer + kv),
+        last=size * (lm_head + packed * sizes.n_embedding + sizes.hidden_size) + drafters,
         n_layers=sizes.num_hidden_layers,
         embedding=size * sizes.n_embedding,
     )
@@ -65,6 +70,11 @@ def split(what: Need, room: list[int]) -> list[int] | None:
         ends = [what.n_layers * sum(fit[: i + 1]) // sum(fit) for i in range(n)]  # in proportion: the last holds at least one
         return [next(i for i, end in enumerate(ends) if layer < end) for layer in range(what.n_layers)]
     return None
+
+
+def layers_that_fit(what: Need, room: list[int]) -> int:
+    """How many of its first layers fit into these rooms, with all that is no layer; 0: not even one. room: as in `split`."""
+    return next((n for n in range(what.n_layers, 0, -1) if split(replace(what, n_layers=n), room) is not None), 0)
 
 
 def device_map(layers: list[int]) -> dict[str, int]:

@@ -177,11 +177,8 @@ def _memory(sizes: Architecture, dtype: str, context: int, folders: Mapping[str,
 
 
 def _bytes(sizes: Architecture, dtype: str, context: int, on_gpu: bool, drafters: int) -> int:
-    """Bytes of everything. On a CPU, matrices in float32 and bfloat16 are kept twice: as they are, and packed for its kernels
-    (`methods.engine.layer`)."""
-    what = placement.need(sizes, dtype, context, drafters)
-    twice = not on_gpu and dtype in ("float32", "bfloat16")
-    return what.total + (placement.BYTES[dtype] * sizes.n_parameters if twice else 0)
+    """Bytes of everything."""
+    return placement.need(sizes, dtype, context, drafters, on_cpu=not on_gpu).total
 
 
 def free_memory() -> int:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from methods.engine.attention import grouped_attention
 from methods.engine.engines import target_of
-from methods.engine.target import HFTarget, grouped_attention
+from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
 
 # Largest share of a row's spread by which its logits may be off. Rounding alone makes about a tenth of it over two layers.

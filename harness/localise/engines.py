@@ -14,15 +14,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.common.errors import UserError
 from harness.load.model import Loaded
-from harness.localise import ENGINES
+from harness.localise import ENGINES, ROW_INVARIANT
 from harness.localise.tape import Operator
+from methods.engine.attention import grouped_attention
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.native.target import NativeTarget
-from methods.engine.target import HFTarget, grouped_attention
+from methods.engine.row_invariant.target import RowInvariantTarget
+from methods.engine.target import HFTarget
 from methods.engine.tree import Tree, chain
 
 LM_HEAD = Operator(None, "LM head")
 ENTERING = "what enters"
+DTYPES = ("float32", "bfloat16", "float16")  # of the row-invariant torch path
 See = Callable[[Operator, Tensor], None]
 
 
@@ -246,20 +249,23 @@ class WatchedNative(Watched):
 
 
 def engines(loaded: Loaded, name: str) -> list[tuple[str, Watched]]:
-    """The engines of that name; of `all`, those that this model can have.
+    """The engines of that name; of `all`, those that this model can have, and the row-invariant one where it is the model's own.
 
     Raises:
         UserError: the model cannot have the one that is named.
     """
     if name != "all":
         return [(name, _engine(loaded, name))]
-    return [(one, _engine(loaded, one)) for one in ENGINES if why_not(loaded, one) is None]
+    own = (ROW_INVARIANT,) if isinstance(loaded.target, RowInvariantTarget) else ()
+    return [(one, _engine(loaded, one)) for one in (*own, *ENGINES) if why_not(loaded, one) is None]
 
 
 def why_not(loaded: Loaded, name: str) -> str | None:
     """Why this model cannot run on an engine; None where it can."""
     target = loaded.target
-    if name == "native" and not getattr(target, "is_row_invariant", False):
+    if name == ROW_INVARIANT and not RowInvariantTarget.runs(target.model):
+        return f"it is for plain LLaMA models in {', '.join(DTYPES)}, not for {type(target.model).__name__} in {loaded.dtype}"
+    if name == "native" and (isinstance(target, RowInvariantTarget) or not target.is_row_invariant):
         return f"it runs on another here ({loaded.identity.engine})"
     if name == "torch" and not is_lean(target.model):
         what = f"{type(target.model).__name__} in {loaded.dtype} on {target.device.type}"
@@ -274,7 +280,10 @@ def _engine(loaded: Loaded, name: str) -> Watched:
     if name == "native":
         shows = isinstance(target, NativeTarget)
         return (WatchedNative if shows else Watched)(target, "the native engine")
-    if name == "torch":
-        return WatchedLlama(target if isinstance(target, LlamaTarget) else LlamaTarget(target.model), "the torch path")
+    if name == "torch":  # of its kind alone: others are made of it
+        return WatchedLlama(target if type(target) is LlamaTarget else LlamaTarget(target.model), "the torch path")
+    if name == ROW_INVARIANT:
+        own = target if isinstance(target, RowInvariantTarget) else RowInvariantTarget(target.model)
+        return WatchedLlama(own, "the row-invariant torch path")
     module = target if type(target) is HFTarget else HFTarget(target.model)
     return WatchedModule(module, f"transformers' {type(target.model).__name__}")

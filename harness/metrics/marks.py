@@ -13,8 +13,8 @@ NOTES = {
     EARLY: "§ drafted without the levels that could not change the tree, which the paper's code drafts: the speed is better by "
     "that, also in comparisons with plain decoding and EAGLE-1. Records from before the option `stop_early`; EAGLE-2's ablations "
     "were drafted whole.",
-    DRAWN: "¶ at T > 0 its drafts are drawn at random in host code of ours, which takes 7 % to 14 % of EAGLE-1's step on two "
-    "CPUs and 3 % to 8 % of SpS's: the speed is worse by that.",
+    DRAWN: "¶ at T > 0 its drafts are drawn at random in host code of ours, which takes up to 14 % of EAGLE-1's step on two "
+    "CPUs and up to 8 % of SpS's, in newer records about 5 %, p/q acceptance included: the speed is worse by that.",
 }
 UNLIKE = "eagle2 drafted fewer levels than its ablation here (records from before the option stop_early)"
 

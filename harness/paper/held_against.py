@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import methods
 from harness.common.names import SIX_TASKS, method_order
+from harness.costs.price import Prices
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
 from harness.ledger.record import Record, canonical_hash
+from harness.metrics.definitions import totals
 
 WITHIN = 0.05
 CONTEXT_STEP = 32  # contexts are told apart no finer
@@ -57,7 +58,8 @@ class Held:
 
 @dataclass(slots=True)
 class _Sums:
-    """Seconds and counts of a cell's steps; `predicted`: milliseconds by the table, of each part."""
+    """Seconds and counts of a cell's steps, as a ledger's tables count them; `predicted`: milliseconds by the table, of each
+    part."""
 
     steps: int = 0
     tokens: int = 0
@@ -66,11 +68,12 @@ class _Sums:
     drafter: float = 0.0
     predicted: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, record: Record, prices: _Prices, work: StepWork | None) -> None:
+    def add(self, record: Record, prices: Prices, work: StepWork | None) -> None:
         trace: Any = record["trace"]
-        self.steps += len(trace["accepted"])
-        self.tokens += sum(n + 1 for n in trace["accepted"])
-        self.seconds += sum(trace["draft_s"]) + sum(trace["verify_s"])
+        _, _, decode_tokens, decode_seconds, _, forwards = totals(record)
+        self.steps += int(forwards)
+        self.tokens += int(decode_tokens)
+        self.seconds += decode_seconds
         self.target += sum(trace["target_s"])
         self.drafter += sum(trace["drafter_s"])
         if work is None:
@@ -89,7 +92,7 @@ def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held
     Tasks are pooled; each method's plain steps are vanilla's on the same prompts. tables: of one target on one machine, which
     differ in how many frequent tokens the head's logits are over.
     """
-    prices = {table.frequent: _Prices(table) for table in tables}
+    prices = {table.frequent: Prices(table) for table in tables}
     cells: dict[tuple[float, str, str], dict[tuple[str, str, int, int], Record]] = defaultdict(dict)
     for r in records:
         if r["status"] == "ok" and not r["is_warmup"] and r["trace"] and r["trace"]["accepted"] and r["task"] in SIX_TASKS:
@@ -104,10 +107,16 @@ def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held
         several = {canonical_hash(r["options"]) for r in own.values()}
         options = next(iter(own.values()))["options"]
         work, why = _work(name, options, temperature) if len(several) == 1 else (None, "records of several options")
-        over = (options or {}).get("frequent") if work and work.depth else None if None in prices else next(iter(prices))
-        if over not in prices:
-            work, why = None, f"no costs of a head over {'all' if over is None else f'{over:,} frequent'} tokens"
-        base, cell, own_prices = _Sums(), _Sums(), prices.get(over) or next(iter(prices.values()))
+        own_prices = prices.get(None) or next(iter(prices.values()))
+        if work and work.depth:
+            over = (options or {}).get("frequent")
+            fit = [p for p in prices.values() if p.table.has(work.drafter)
+                   and (work.drafter != methods.EAGLE or p.table.frequent == over)]  # fmt: skip
+            own_prices = fit[0] if fit else own_prices
+            if not fit:
+                which = methods.DRAFTERS[work.drafter] + (f" over {over:,} frequent tokens" if over else "")
+                work, why = None, f"no {which} was measured"
+        base, cell = _Sums(), _Sums()
         for key in both:
             base.add(plain[key], own_prices, StepWork(1, is_plain=True))
             cell.add(own[key], own_prices, work)
@@ -116,7 +125,7 @@ def against(tables: Sequence[CostTable], records: Iterable[Record]) -> list[Held
 
 
 def _held(name: str, preset: str, temperature: float, base: _Sums, cell: _Sums, why: str) -> Held:
-    plain_s, plain_ms = base.seconds / base.steps, sum(base.predicted.values()) / base.steps
+    plain_s, plain_ms = base.seconds / base.tokens, sum(base.predicted.values()) / base.steps
     tau = cell.tokens / cell.steps
     measured = tau * plain_s / (cell.seconds / cell.steps)
     if why:
@@ -133,32 +142,7 @@ def _work(name: str, options: Any, temperature: float) -> tuple[StepWork | None,
     if name not in methods.names():
         return None, "a method that is not registered here"
     m = methods.get(name)
-    if m.drafter is not None and not m.needs_head:
-        return None, f"{methods.DRAFTERS[m.drafter]}: no costs"
     if m.drafter is None and not m.external:
         return StepWork(1, is_plain=name == "vanilla"), ""  # its rows stand in the records
     found = work_of(m, {**m.options, **dict(options or {})}, temperature)
-    return found, "" if found else "how often it drafts depends on the text"
-
-
-class _Prices:
-    """Milliseconds by a table of costs, each looked up once."""
-
-    def __init__(self, table: CostTable):
-        self.outside = table.outside
-        self.verify = cache(lambda rows, context: table.verify(rows, context).ms)
-        self.plain = cache(lambda context: table.plain(context).ms)
-        self._observe = cache(lambda tokens, context: table.observe(tokens, context).ms)
-        self._levels = cache(
-            lambda work, context: work.root * table.root(context).ms + sum(table.level(n, context).ms for n in work.levels)
-        )
-
-    def step(self, work: StepWork, nodes: int, tokens: int, context: int) -> tuple[float, float, float]:
-        """(target, drafter, outside both) of a step that verified so many nodes and emitted so many tokens."""
-        o = self.outside
-        if work.is_plain:
-            return self.plain(context), 0.0, o.plain
-        rows = work.root + sum(work.levels)
-        other = o.step + o.level * work.depth + o.row * rows + o.node * nodes + o.token * tokens
-        draft = self._observe(tokens, context) + self._levels(work, context) if work.depth else 0.0
-        return self.verify(nodes + 1, context), draft, other
+    return found, "" if found else "how often it drafts depends on the text, or on what its heads say of themselves"

@@ -10,14 +10,14 @@ which tau over speedup tells.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import methods
 from harness.common.errors import UserError
-from harness.costs.table import CostTable, Figure, Sum
+from harness.costs.price import Range, StepCosts, step_costs
+from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
 from harness.load.config import ModelConfig, model_config, paper_models
 from harness.paper.published import ITEMS, Item, PaperCell, cells, numbers
@@ -27,59 +27,6 @@ ANSWER = 256  # tokens
 # task; of mt_bench both turns, with a first answer of at most 64 tokens.
 PROMPTS = {"mt_bench": 128, "humaneval": 174, "gsm8k": 95, "alpaca": 41, "cnn_dm": 774, "natural_questions": 42}
 WITHIN = 0.05  # a published speedup so near to the predicted one, or within its interval, is consistent
-
-
-class Range(NamedTuple):
-    """A predicted number, with the interval that the costs' own noise gives it."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """Of one step of a method in plain steps, and `plain_ms`, the milliseconds of one of those."""
-
-    plain_ms: float
-    verify: float
-    draft: float
-    other: float
-    variance: float  # of their sum
-
-    @property
-    def total(self) -> float:
-        return self.verify + self.draft + self.other
-
-    def speedup(self, tau: float) -> Range:
-        """The decode speedup that a tau gives."""
-        spread = 1.96 * math.sqrt(self.variance)
-        return Range(tau / self.total, tau / (self.total + spread), tau / max(self.total - spread, 1e-9))
-
-
-def step_costs(table: CostTable, work: StepWork, tau: float, context: int) -> StepCosts:
-    """What a step of such work costs. tau: how many accepted tokens the head runs over after it.
-
-    Raises:
-        ValueError: the method drafts with a head, and none was measured.
-    """
-    plain = table.plain(context)
-    o = table.outside
-    if work.is_plain:
-        return StepCosts(plain.ms + o.plain, 1.0, 0.0, 0.0, 0.0)
-    drafting: list[Figure] = []
-    if work.depth:
-        if not table.has_head:
-            raise ValueError(f"the costs of {table.model} were measured without a draft head")
-        drafting = [table.observe(tau, context), *[table.root(context)] * work.root]
-        drafting += [table.level(n, context) for n in work.levels]
-    verify, draft = table.verify(work.rows, context), Sum.of(drafting)
-    rows = work.root + sum(work.levels)
-    other = o.step + o.level * work.depth + o.row * rows + o.node * work.nodes + o.token * tau
-    base = plain.ms + o.plain
-    total = verify.ms + draft.ms + other
-    relative = (verify.variance + draft.variance) / total**2 + plain.variance / base**2
-    return StepCosts(base, verify.ms / base, draft.ms / base, other / base, (total / base) ** 2 * relative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +89,11 @@ def paper_config(model: str) -> ModelConfig | None:
     return model_config(model) if model in paper_models().values() else None
 
 
+def of_the_paper(tables: Iterable[CostTable]) -> list[tuple[CostTable, ModelConfig]]:
+    """Tables of the paper's targets, with the whole of their EAGLE's vocabulary, at T = 0."""
+    return [(t, config) for t in tables if t.frequent is None and not t.temperature and (config := paper_config(t.model))]
+
+
 def predictions_of(tables: Iterable[CostTable]) -> Predictions:
     """Of every target of the paper that tables of costs are of. Those with a head over frequent tokens alone are not its EAGLE's.
 
@@ -149,13 +101,12 @@ def predictions_of(tables: Iterable[CostTable]) -> Predictions:
         UserError: two tables are of one target.
     """
     found, of_target = {}, dict[str, str]()
-    for table in tables:
-        if table.frequent is None and (config := paper_config(table.model)):
-            if other := of_target.get(table.model):
-                raise UserError(f"--costs has two tables of {table.model}: on {other}; on {table.machine.label}: name one file")
-            of_target[table.model] = table.machine.label
-            for p in predict(table, config, *lengths_of()):
-                found[table.model, p.cell.method, p.cell.task, p.cell.temperature] = p
+    for table, config in of_the_paper(tables):
+        if other := of_target.get(table.model):
+            raise UserError(f"--costs has two tables of {table.model}: on {other}; on {table.machine.label}: name one file")
+        of_target[table.model] = table.machine.label
+        for p in predict(table, config, *lengths_of()):
+            found[table.model, p.cell.method, p.cell.task, p.cell.temperature] = p
     return found
 
 
@@ -183,27 +134,25 @@ def _predicted(item: Item, cell: PaperCell, table: CostTable, config: ModelConfi
     options = m.resolve("paper", {}, config.presets if m.needs_head else {})
     work = work_of(m, options, cell.temperature)
     if work is None:
-        return lacking("its draft depends on the text" if m.drafter is None else f"{methods.DRAFTERS[m.drafter]}: no costs")
-    if work.depth and not table.has_head:
-        return lacking("no draft head was measured")
+        return lacking("what it drafts depends on the text")
+    if work.depth and not table.has(work.drafter):
+        return lacking(f"no {methods.DRAFTERS[work.drafter]} was measured")
     costs = step_costs(table, work, tau, lengths.context)
     whole = end_to_end(table, costs, work, tau, lengths)
     return replace(bare, costs=costs, decode=costs.speedup(tau), end_to_end=whole)
 
 
 def end_to_end(table: CostTable, costs: StepCosts, work: StepWork, tau: float, lengths: Lengths) -> float:
-    """The speedup of a whole answer, its prefill included: the target's and, where there is a head, the head's."""
-    prefill = _per_token(table, lengths.prompt, head=False)
-    both = prefill + (_per_token(table, lengths.prompt, head=True) if work.depth else 0.0)
+    """The speedup of a whole answer, its prefill included: the target's and, where there is a drafter, the drafter's."""
+    prefill = _per_token(table, lengths.prompt)
+    both = prefill + (_per_token(table, lengths.prompt, work.drafter) if work.depth else 0.0)
     steps = max(lengths.answer - 1, 1)
     return (prefill + steps * costs.plain_ms) / (both + steps / tau * costs.total * costs.plain_ms)
 
 
-def _per_token(table: CostTable, tokens: int, *, head: bool) -> float:
-    """Milliseconds of a prefill of so many tokens; outside the contexts measured, in proportion."""
-    known = {c.tokens: f.ms for c in table.contexts if (f := c.head_prefill if head else c.prefill) is not None}
-    if not known:
-        return 0.0
+def _per_token(table: CostTable, tokens: int, kind: str | None = None) -> float:
+    """Milliseconds of a prefill of so many tokens, the target's or a drafter's; outside the contexts measured, in proportion."""
+    known = {c.tokens: (d.prefill if (d := c.of(kind or "")) else c.prefill).ms for c in table.contexts}
     least, most = min(known), max(known)
     if tokens <= least:
         return known[least] * tokens / least
@@ -219,15 +168,21 @@ def _per_token(table: CostTable, tokens: int, *, head: bool) -> float:
 class Deeper:
     """One level more of a chain: what it adds to tau, what it may cost to pay and what it costs here, both in plain steps.
 
-    `tau`, `speedup`: of the chain with this level as its last.
+    `draft`: the part of `costs` in the draft head. `tau`, `speedup`: of the chain with this level as its last.
     """
 
     depth: int
     gain: float
     pays_under: float
     costs: float
+    draft: float
     tau: float
     speedup: float
+
+    @property
+    def break_even(self) -> float:
+        """What the draft head's part may cost at most, as the rest of the level costs here."""
+        return self.pays_under - (self.costs - self.draft)
 
     @property
     def pays(self) -> bool:
@@ -240,19 +195,48 @@ def deeper_levels(table: CostTable, rates: Sequence[float], context: int) -> lis
     With d levels tau is 1 + a1 + a1 a2 + ... and a step costs C; with none it is plain decoding. A further level pays where what
     it adds to C, over C, is less than what it adds to tau, over tau.
     """
-    found, tau, reached, before = [], 1.0, 1.0, 1.0
+    found, tau, reached, before, drafted = [], 1.0, 1.0, 1.0, 0.0
     for depth, rate in enumerate(rates, start=1):
         reached *= rate
-        after = step_costs(table, StepWork(depth + 1, (1,) * (depth - 1), 1), tau + reached, context).total
-        found.append(Deeper(depth, reached, before * reached / tau, after - before, tau + reached, (tau + reached) / after))
-        tau, before = tau + reached, after
+        costs = step_costs(table, StepWork(depth + 1, (1,) * (depth - 1), 1), tau + reached, context)
+        after, tau_after = costs.total, tau + reached
+        pays_under = before * reached / tau
+        found.append(
+            Deeper(depth, reached, pays_under, after - before, costs.draft - drafted, tau_after, tau_after / after)
+        )  # fmt: skip
+        tau, before, drafted = tau_after, after, costs.draft
     return found
 
 
-def chain_rates(config: ModelConfig) -> list[tuple[str, tuple[float, ...]]]:
-    """What EAGLE-1's paper reports of a target: acceptance rates by depth of a chain, and in words of what."""
-    found: dict[str, dict[str, float]] = {}
+class Chain(NamedTuple):
+    """Acceptance rates by depth of a chain of drafts, as the paper of EAGLE-1 reports them of a target."""
+
+    model: str
+    task: str  # in the paper's words
+    temperature: float
+    rates: tuple[float, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.task}, T = {self.temperature:g}"
+
+
+def chain_rates(config: ModelConfig) -> list[Chain]:
+    """What EAGLE-1's paper reports of a target."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
     for n in numbers():
         if n.model == config.paper and n.metric.endswith("-alpha"):
-            found.setdefault(f"{n.model}, {n.task}, T = {n.temperature}", {})[n.metric] = n.value
-    return [(whose, tuple(rates[key] for key in sorted(rates))) for whose, rates in found.items()]
+            found.setdefault((n.model, n.task, n.temperature), {})[n.metric] = n.value
+    return [Chain(model, task, float(temperature), tuple(rates[key] for key in sorted(rates)))
+            for (model, task, temperature), rates in found.items()]  # fmt: skip
+
+
+def published_trees(chain: Chain, levels: Sequence[Deeper], cells: Iterable[Predicted]) -> list[tuple[str, float]]:
+    """(a draft whose acceptance is published for what a chain's is, its predicted decode speedup), the one that pays most first:
+    the chain at each depth, and the trees of EAGLE-1 and EAGLE-2 by their tau."""
+    found = {f"a chain of {d.depth}": d.speedup for d in levels}
+    for p in cells:
+        of = p.cell.task, p.cell.temperature
+        if p.decode and p.costs and of == (chain.task, chain.temperature) and p.cell.method_here in ("eagle1", "eagle2"):
+            found[f"{p.cell.method}'s tree"] = p.decode.value
+    return sorted(found.items(), key=lambda one: -one[1])

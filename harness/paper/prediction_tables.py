@@ -12,7 +12,7 @@ from harness.costs.splits import Checked
 from harness.costs.table import CostTable
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line, times
 from harness.paper.held_against import WITHIN, Held
-from harness.paper.prediction import Deeper, Predicted
+from harness.paper.prediction import Chain, Deeper, Predicted
 from harness.paper.published import MEAN
 
 _NOTE = one_line("""
@@ -28,7 +28,9 @@ _HELD = one_line("""
     steps: measured, predicted.""")
 _DEEPER = one_line("""
     A chain of drafts with the acceptance rates that EAGLE-1's paper (arXiv 2401.15077v3, Table 2) reports by depth. A level pays
-    where it costs less than what it adds to τ is worth.""")
+    where it costs less than what it adds to τ is worth. Costs of a level in plain steps: all of it, and the draft head's part,
+    c_draft, with what that may be at most. Nobody has published how often siblings are accepted, so of trees there are those with
+    a published τ.""")
 
 
 def predictions_table(found: Sequence[tuple[CostTable, Sequence[Predicted], Sequence[str]]]) -> Table:
@@ -64,7 +66,7 @@ def _row(p: Predicted) -> dict[str, str]:
 def _summary(cells: Sequence[Predicted]) -> list[str]:
     judged = [p for p in cells if p.decode is not None and p.published is not None]
     if not judged:
-        return []
+        return not_predicted(cells)
     n = sum(p.verdict == "consistent" for p in judged)
     lines = [f"{n} of {len(judged)} published speedups are consistent with the paper's τ and this machine's costs."]
     for method in dict.fromkeys(p.cell.method_here for p in judged):
@@ -75,7 +77,17 @@ def _summary(cells: Sequence[Predicted]) -> list[str]:
             f"{method}: where the paper measured, a step cost {needed:.2f} plain steps (median of {len(own)} cells); here it "
             f"costs {median(costs):.2f}."
         )
-    return lines
+    return lines + not_predicted(cells)
+
+
+def not_predicted(cells: Sequence[Predicted]) -> list[str]:
+    """One line that names the methods without a prediction, by why; empty where there are none."""
+    by_why: dict[str, dict[str, None]] = {}
+    for p in cells:
+        if p.decode is None:
+            by_why.setdefault(p.why, {})[p.cell.method_here or p.cell.method] = None
+    said = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_why.items())
+    return [f"Not predicted: {said}."] if said else []
 
 
 def _numbers(table: CostTable, p: Predicted) -> dict[str, object]:
@@ -90,19 +102,21 @@ def _numbers(table: CostTable, p: Predicted) -> dict[str, object]:
     }  # fmt: skip
 
 
-def deeper_table(found: Sequence[tuple[CostTable, str, Sequence[Deeper]]]) -> Table:
-    """What a deeper level may cost and what it costs. found: a table of costs, whose rates, the levels."""
+def deeper_table(found: Sequence[tuple[CostTable, Chain, Sequence[Deeper], Sequence[tuple[str, float]]]]) -> Table:
+    """What a deeper level may cost and what it costs. found: a table of costs, whose rates, the levels, `published_trees`."""
     sections, rows = [], []
-    for table, whose, levels in found:
+    for table, chain, levels, trees in found:
         shown = pd.DataFrame([
             {"depth": str(d.depth), "adds to τ": number(d.gain), "pays under": number(d.pays_under, "{:.3f}"),
-             "costs": number(d.costs, "{:.3f}"), "verdict": "pays" if d.pays else "does not pay"} for d in levels
+             "costs": number(d.costs, "{:.3f}"), "break-even c_draft": number(d.break_even, "{:.3f}"),
+             "c_draft": number(d.draft, "{:.3f}"), "verdict": "pays" if d.pays else "does not pay"} for d in levels
         ])  # fmt: skip
-        best = max(levels, key=lambda d: d.speedup)
-        said = f"The chain that pays most has {best.depth} drafts: {best.speedup:.2f}×, τ {best.tau:.2f}."
-        sections.append(Section(f"{whose}, on {table.machine.label}", (), shown, (said,)))
-        rows += [{"model": table.model, "machine": table.machine.label, "rates": whose, "depth": d.depth, "gain": d.gain,
-                  "pays_under": d.pays_under, "costs": d.costs, "tau": d.tau, "speedup": d.speedup} for d in levels]  # fmt: skip
+        named = ", ".join(f"{name} {speedup:.2f}×" for name, speedup in trees)
+        said = f"Of drafts with a published acceptance {trees[0][0]} pays most: {named}; plain decoding 1."
+        sections.append(Section(f"{chain.title}, on {table.machine.label}", (), shown, (said,)))
+        rows += [{"model": table.model, "machine": table.machine.label, "rates": chain.title, "depth": d.depth, "gain": d.gain,
+                  "pays_under": d.pays_under, "costs": d.costs, "break_even_c_draft": d.break_even, "c_draft": d.draft,
+                  "tau": d.tau, "speedup": d.speedup} for d in levels]  # fmt: skip
     return Table("levels", tuple(sections), (_DEEPER,), pd.DataFrame(rows))
 
 

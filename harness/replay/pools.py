@@ -14,6 +14,7 @@ import torch
 
 from harness.load.model import Loaded
 from harness.replay.prompts import Answer
+from harness.replay.rows import Rows, RowsDrafter
 from methods.engine.grow import draft_pool
 
 TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)  # nodes kept, of the trees that are replayed
@@ -44,20 +45,30 @@ def path_ranks(
 
 
 @torch.inference_mode()
+def drafter_over(loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None) -> RowsDrafter:
+    """A drafter that answers from one drafting pass over an answer; what a narrower tree asks for besides is drafted then."""
+    assert loaded.drafter is not None
+    text = [*answer.prompt.ids, *answer.ids]
+    with loaded.target.decoding():
+        features, _ = loaded.target.prefill(text[:-1], 1)
+        drafter = RowsDrafter(loaded.drafter, Rows(), text, len(answer.prompt.ids), lambda: features, frequent)
+        drafter.draft(range(1, len(answer.ids)), top_k, depth)
+    return drafter
+
+
+@torch.inference_mode()
 def answer_ranks(
-    loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None
+    drafter: RowsDrafter, answer: Answer, top_k: int, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """At every position of an answer that a step may start from: (`path_ranks` [positions, depth, depth], `levels_run`
     [positions, TOTALS], what is drafted where drafting stops early)."""
-    drafter, n_prompt = loaded.drafter, len(answer.prompt.ids)
-    assert drafter is not None
+    n_prompt, nothing = len(answer.prompt.ids), torch.empty(0, 0)
     text = [*answer.prompt.ids, *answer.ids]
-    features, _ = loaded.target.prefill(text[:-1], 1)
-    drafter.start(len(text) + top_k * depth, frequent)
+    drafter.start(top_k * depth, drafter.frequent)
     seen, rows, run = 0, [], []
     for j in range(len(answer.ids) - 1):
         now = n_prompt + j
-        drafter.observe(text[seen + 1 : now + 1], features[seen:now])
+        drafter.observe(text[seen + 1 : now + 1], nothing)
         seen = now
         pool = draft_pool(drafter, top_k, depth)
         columns = (pool.tokens.cpu().numpy(), pool.parents.cpu().numpy(), pool.value.cpu().numpy())

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+from harness.costs.price import Prices as _OfTable
 from harness.costs.relative import named, table_of
 from harness.costs.table import CostTable
-from methods.engine.step_costs import StepCosts, step_costs
+from harness.costs.work import StepWork
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 
 CONTEXT_STEP = 32  # contexts are told apart no finer
 
@@ -28,31 +30,23 @@ class Prices(Protocol):
 
 
 class TablePrices:
-    """Milliseconds by a table of costs, each looked up once."""
+    """Milliseconds by a table of costs."""
 
     def __init__(self, table: CostTable):
-        self.table, self.name = table, f"{table.model} on {table.machine.label}"
-        o = self._outside = table.outside
-        self._verify = cache(lambda rows, context: table.verify(rows, context).ms)
-        self._plain = cache(lambda context: table.plain(context).ms + o.plain)
-        self._level = cache(lambda rows, context: table.level(rows, context).ms)
-        self._root = cache(lambda context: table.root(context).ms)
-        self._observe = cache(lambda tokens, context: table.observe(tokens, context).ms)
+        self.name, self._prices = f"{table.model} on {table.machine.label}", _OfTable(table)
 
     def plain(self, context: int) -> float:
-        return self._plain(_near(context))
+        return self._prices.plain(_near(context))
 
     def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
-        at, o, tokens = _near(context), self._outside, accepted + 1
-        other = o.step + o.level * len(calls) + o.row * sum(calls) + o.node * nodes + o.token * tokens
-        draft = self._root(at) + sum(self._level(n, at) for n in calls[1:]) + self._observe(tokens, at) if calls else 0.0
-        return self._verify(nodes + 1, at) + draft + other
+        work = StepWork(1, tuple(calls[1:]), 1) if calls else StepWork(1)
+        return sum(self._prices.step(work, nodes, accepted + 1, _near(context)))
 
 
 class RelativePrices:
     """Plain steps, at any context the same."""
 
-    def __init__(self, costs: StepCosts):
+    def __init__(self, costs: RelativeCosts):
         self.name = costs.name
         self._costs, self._drafting = costs, cache(costs.drafting)
 
@@ -77,5 +71,5 @@ def prices_named(names: Sequence[str]) -> dict[str, Prices]:
     for text in names:
         name = named(text)
         table = table_of(name)
-        found[name] = TablePrices(table) if table is not None else RelativePrices(step_costs(name))
+        found[name] = TablePrices(table) if table is not None else RelativePrices(relative_costs(name))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from harness.load.model import Loaded
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array
 from harness.replay.prompts import Prompt, params
-from harness.watch.run import names_of, watched
+from harness.watch.run import names_of, settled
+from methods.engine.engines import prepare
 
 # after so many prompts options leave the race that are this far behind the best
 FAIR_TRIAL = 2
@@ -82,10 +84,12 @@ def race(
         say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {running.sum() - 1} sets of options and without drafts ...")
         for j in np.roll(np.flatnonzero(running), i):
             how = params(loaded, prompt, temperature, max_new_tokens)
-            seen = watched(decodes[j], prompt.ids, loaded.target, drafter if j else None, how, names)
+            seen = settled(partial(decodes.__getitem__, j), prompt.ids, loaded.target, drafter if j else None, how, names)
             made, spent = seen.generation, seen.wall_s - seen.generation.prefill_s
             if i:  # an answer of one token has no step: it adds nothing
                 runs[j].append((spent, len(made.token_ids) - 1, len(made.trace.accepted) if made.trace else 0))
+        if not i:  # what all have warmed up with
+            prepare(loaded.target, [drafter], max(len(p.ids) for p in prompts) + max_new_tokens)
         if i >= FAIR_TRIAL and _have_steps(runs):
             ranks = np.array([raced(j).rank if running[j] else 0.0 for j in range(1, n)])
             running[1:] &= ranks >= HOPELESS * ranks.max()

@@ -24,7 +24,7 @@ from harness.replay.tables import CONTROL, costs, faster, speedup, strata
 CALLS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 VERIFIED = (1.0, 1.1, 1.3, 1.7, 2.5, 4.5)
 PLANE = tuple(f"call={call:g},verify={verify:g}" for call, verify in itertools.product(CALLS, VERIFIED))
-"""Names of costs (`methods.engine.step_costs`): a call of the drafter, and verifying 60 rows, in plain steps."""
+"""Names of costs (`methods.engine.relative_costs`): a call of the drafter, and verifying 60 rows, in plain steps."""
 
 
 @dataclass(frozen=True, slots=True)

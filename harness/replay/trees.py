@@ -2,7 +2,7 @@
 
 1. Vanilla answers some held-out prompts at the temperature asked for.
 2. At every position of those answers, and for every top_k, a pool is drafted to the greatest depth (`pools`).
-3. What a step costs is measured at one context, the mean of those conversations (`costs`).
+3. What a step costs at one context, the mean of those conversations, is read off a table of costs (`harness.costs`).
 4. Trees are ranked by tokens per second: tau / (c_verify + c_draft + c_other). The first is the best of a thousand on few
    prompts, so what is predicted of it is on the high side. That is why the first few are raced on other prompts (`tune`).
 """
@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import methods
-from harness.common.errors import say
-from harness.costs.outside import Work
+from harness.common.errors import UserError, say
+from harness.costs.price import Prices
+from harness.costs.session import ROOM, Wanted, given_table, machine_of, measured_of
+from harness.costs.table import CostTable
+from harness.costs.work import StepWork
 from harness.load.model import Loaded
-from harness.replay.costs import Costs, measure_costs
-from harness.replay.pools import TOTALS, answer_ranks, replayed_tau
+from harness.replay.pools import TOTALS, answer_ranks, drafter_over, replayed_tau
 from harness.replay.prompts import Answer
 
 TOP_KS = (1, 2, 3, 4, 5, 6, 8, 10)
 DEPTHS = tuple(range(1, 9))
+ROUNDS = 9  # of measuring costs
 
 Ranks = tuple[np.ndarray, np.ndarray]
 """What `answer_ranks` gives of one answer."""
@@ -56,11 +60,13 @@ class Choice:
 
 
 def choices(
-    drafts: Mapping[int, Sequence[Ranks]], costs: Costs, depths: Sequence[int], totals: Sequence[int], stop_early: bool = False
+    drafts: Mapping[int, Sequence[Ranks]], table: CostTable, context: int, depths: Sequence[int], totals: Sequence[int],
+    stop_early: bool = False,
 ) -> list[Choice]:  # fmt: skip
-    """Every tree that the drafts and the costs cover, best first. drafts: the answers' ranks by top_k; stop_early: as in
-    `dynamic_tree`."""
-    found = []
+    """Every tree that the drafts cover, best first, at the costs of a context. drafts: the answers' ranks by top_k; stop_early:
+    as in `dynamic_tree`."""
+    found, prices = [], Prices(table)
+    plain = prices.plain(context)
     for top_k, answers in drafts.items():
         ranks, run = [r for r, _ in answers], np.concatenate([r for _, r in answers])
         for depth in depths:
@@ -70,30 +76,43 @@ def choices(
                 # of a total that was cut to the pool's size nothing is ever out of reach
                 stops = stop_early and total in TOTALS
                 levels = np.minimum(run[:, TOTALS.index(total)], depth) if stops else np.full(1, depth)
-                drafting = float(np.mean([costs.draft[top_k, int(n)] for n in levels]))
-                work = Work(1, float(levels.mean()), float(1 + (levels.mean() - 1) * top_k), total, tau)
-                verify, draft, other = (s / costs.step for s in (costs.verify_s(total + 1), drafting, costs.outside_s(work)))
-                found.append(Choice(top_k, depth, total, tau, verify, draft, other, stop_early))
+                ran, times = np.unique(levels, return_counts=True)
+                steps = [prices.step(StepWork(total + 1, (top_k,) * (int(n) - 1), 1), total, tau, context) for n in ran]
+                verify, draft, other = np.average(steps, axis=0, weights=times) / plain
+                found.append(Choice(top_k, depth, total, tau, float(verify), float(draft), float(other), stop_early))
     return sorted(found, key=lambda c: -c.speedup)
 
 
 def ranked_trees(
-    loaded: Loaded, m: methods.Method, options: Mapping[str, Any], *, temperature: float, answers: Sequence[Answer]
-) -> tuple[list[Choice], Costs]:  # fmt: skip
-    """(all trees, best first; the costs that they were judged by). options: the method's, at which the rest of it is kept.
+    loaded: Loaded, options: Mapping[str, Any], *, temperature: float, answers: Sequence[Answer], threads: int,
+    costs: Path | None = None,
+) -> tuple[list[Choice], CostTable, int]:  # fmt: skip
+    """(all trees, best first; the costs that they were judged by; at which context). options: the method's, at which the rest of
+    it is kept. costs: where tables of costs are; None: they are measured here.
 
     Where the method can stop early, every tree is there twice, without and with it.
+
+    Raises:
+        UserError: no table there is of this model, machine, temperature and frequent tokens.
     """
-    context = int(np.mean([len(a.prompt.ids) + len(a.ids) / 2 for a in answers]))
-    say(f"measuring what steps cost at a context of {context} tokens ...")
-    costs = measure_costs(
-        loaded, m, options, [a.prompt for a in answers], context=context, top_ks=TOP_KS, depths=DEPTHS, temperature=temperature
-    )
+    mean = int(np.mean([len(a.prompt.ids) + len(a.ids) / 2 for a in answers]))
+    context, frequent = max(min(mean, loaded.config.context_length - ROOM), 1), options.get("frequent")
+    if costs is not None:
+        machine = machine_of(loaded.target, loaded.dtype, threads)
+        table = given_table(costs, loaded.config.name, machine, frequent, temperature)
+        if not table.has(methods.EAGLE):
+            raise UserError(f"--costs {costs}: the costs of {table.title} were measured without a draft head")
+    else:
+        wanted = Wanted(contexts=(context,), frequent=frequent, rounds=ROUNDS, command="harness tune", temperature=temperature)
+        table = measured_of(loaded, threads, wanted, {methods.EAGLE})
     drafts: dict[int, list[Ranks]] = {}
     n = sum(len(a.ids) - 1 for a in answers)
-    for top_k in TOP_KS:
-        say(f"drafting at {n} positions with top_k {top_k} ...")
-        drafts[top_k] = [answer_ranks(loaded, a, top_k, max(DEPTHS), options.get("frequent")) for a in answers]
+    say(f"drafting at {n} positions ...")
+    for answer in answers:
+        drafter = drafter_over(loaded, answer, max(TOP_KS), max(DEPTHS), frequent)
+        with loaded.target.decoding():
+            for top_k in TOP_KS:
+                drafts.setdefault(top_k, []).append(answer_ranks(drafter, answer, top_k, max(DEPTHS)))
     kinds = (False, True) if "stop_early" in options else (False,)
-    found = [choice for stops in kinds for choice in choices(drafts, costs, DEPTHS, TOTALS, stops)]
-    return sorted(found, key=lambda c: -c.speedup), costs
+    found = [choice for stops in kinds for choice in choices(drafts, table, context, DEPTHS, TOTALS, stops)]
+    return sorted(found, key=lambda c: -c.speedup), table, context

@@ -26,6 +26,8 @@ import methods
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
+from harness.costs.price import Prices
+from harness.costs.table import read_all
 from harness.ledger import tuned_presets
 from harness.load.config import ModelConfig
 from harness.load.engine import expected_engine
@@ -47,7 +49,7 @@ RACED = 5  # of those ranked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneRequest:
     """What one `harness tune` asks for. `methods`: `all` is every exact one that was not tuned here yet. `save`: the file to
-    save in, instead of the cache folder's.
+    save in, instead of the cache folder's. `costs`: tables of costs, instead of measuring them.
 
     Raises:
         UserError: a value that cannot be.
@@ -62,6 +64,7 @@ class TuneRequest:
     threads: int | None = None
     head: Path | None = None
     save: Path | None = None
+    costs: Path | None = None
 
     def __post_init__(self) -> None:
         for temperature in self.temperatures:
@@ -98,12 +101,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What all jobs have in common. `tell` prints; `budget`: new tokens of an answer."""
+    """What all jobs have in common. `tell` prints; `budget`: new tokens of an answer. `costs`: where tables of costs are; None:
+    they are measured."""
 
     loaded: Loaded
     parts: Parts
     budget: int
     tell: Callable[[str], None]
+    costs: Path | None = None
     _answers: dict[float, list[Answer]] = field(default_factory=dict)
 
     def answers(self, temperature: float) -> list[Answer]:
@@ -135,6 +140,10 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
     jobs = _jobs(arms, config, request)
     if not jobs:
         return
+    if request.costs is not None:
+        read_all(request.costs)  # found out before anything is loaded
+        if not any(job.arm.method.dynamic for job in jobs):
+            raise UserError(f"--costs is for dynamic trees, which are replayed; {jobs[0].arm.name} is tuned by decoding")
     evaluation = checked_prompts()
     drafters = {job.arm.method.drafter for job in jobs if job.arm.method.drafter}
     loaded = load(config, jobs[0].key.dtype, head=request.head, drafters=drafters)
@@ -145,7 +154,7 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
                         f"model's {config.context_length}")  # fmt: skip
     if len(prompts) < request.conversations:
         say(f"only {len(prompts)} held-out prompts are there; --conversations is {request.conversations}")
-    tuning = Tuning(loaded, parts_of(prompts), budget, tell)
+    tuning = Tuning(loaded, parts_of(prompts), budget, tell, request.costs)
     for job in (job._replace(key=replace(job.key, engine=loaded.identity.engine)) for job in jobs):
         try:
             found = _found(tuning, job)
@@ -239,13 +248,16 @@ def _replayed(tuning: Tuning, job: Job) -> list[Ranked]:
     as_given = arm.options.get("stop_early", False)
     stops = "stop_early" in arm.options and (as_given or tuning.loaded.target.device.type == "cpu")
     options = {**arm.options, **({"stop_early": stops} if "stop_early" in arm.options else {})}
-    trees, costs = ranked_trees(tuning.loaded, arm.method, options, temperature=job.key.temperature, answers=answers)
+    trees, table, context = ranked_trees(
+        tuning.loaded, options, temperature=job.key.temperature, answers=answers, threads=job.key.threads, costs=tuning.costs
+    )
+    plain_ms = Prices(table).plain(context)
     best = [c for c in trees if c.stop_early is stops][:RACED]
     given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))
     paper = [c for c in trees if (c.top_k, c.depth, c.total) == given and c.stop_early is as_given]
     tuning.tell(_about(job))
-    tuning.tell(f"predicted on {len(answers)} conversations, where a vanilla step takes {costs.step * 1e3:.1f} ms "
-                f"at a context of {costs.context} tokens:")  # fmt: skip
+    tuning.tell(f"predicted on {len(answers)} conversations, where a vanilla step takes {plain_ms:.1f} ms "
+                f"at a context of {context} tokens:")  # fmt: skip
     for what, c in [*((f"{i}.", c) for i, c in enumerate(best, start=1)), *(("paper", c) for c in paper)]:
         tuning.tell(
             f"  {what:6} top_k={c.top_k} depth={c.depth} total={c.total}: tau {c.tau:.2f}, c_verify {c.c_verify:.2f}, "
@@ -254,8 +266,8 @@ def _replayed(tuning: Tuning, job: Job) -> list[Ranked]:
     return [
         Ranked({**options, "top_k": c.top_k, "depth": c.depth, "total": c.total}, {
             "by": "replay", "tau": round(c.tau, 3), "speedup": round(c.speedup, 3), "c_verify": round(c.c_verify, 3),
-            "c_draft": round(c.c_draft, 3), "c_other": round(c.c_other, 3), "step_ms": round(costs.step * 1e3, 2),
-            "context": costs.context, "conversations": len(answers),
+            "c_draft": round(c.c_draft, 3), "c_other": round(c.c_other, 3), "step_ms": round(plain_ms, 2),
+            "context": context, "conversations": len(answers),
         }) for c in best
     ]  # fmt: skip
 

@@ -21,12 +21,14 @@ class RunFacts(NamedTuple):
 
 
 class Clocked(NamedTuple):
-    """A generation and its clocks. `cpu_s`: CPU seconds of the thread that decodes; `load`: the machine's, over one minute."""
+    """A generation, its clocks and its memory. `cpu_s`: CPU seconds of the thread that decodes; `load`: the machine's, over one
+    minute; `peak_bytes`: as `Watched` has them."""
 
     generation: Generation
     wall_s: float
     cpu_s: float
     load: float
+    peak_bytes: int
 
 
 def new_record(
@@ -71,5 +73,5 @@ def measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:
             "tree_size": trace.tree_size, "accepted": trace.accepted,
             **{k: [round(x, 7) for x in getattr(trace, k)] for k in ("draft_s", "verify_s", "target_s", "drafter_s")},
         },
-        "peak_bytes": loaded.target.peak_bytes(),
+        "peak_bytes": made.peak_bytes,
     }  # fmt: skip

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import methods
@@ -26,9 +27,10 @@ from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
 from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
 from harness.watch import originals
-from harness.watch.run import built, names_of, watched
+from harness.watch.run import built, names_of, settled
 from methods import Arm
 from methods.base import SamplerParams
+from methods.engine.engines import prepare
 from methods.engine.sampling import stream_key
 from tasks import Prompt
 
@@ -84,6 +86,7 @@ class Runner:
         self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
         self._whole: dict[str, Record] | None = None
         self.n_failed = 0
+        self._longest = 0  # tokens of a prompt and its answer, at most
         self._tell_of_changes(self.look())
 
     def look(self) -> list[Record]:
@@ -111,6 +114,8 @@ class Runner:
         """Find turns that have other ids than sentencepiece's, or, where that is an error, may not fit: before anything is
         measured. A later turn has the answers before it, each of as many tokens as the budget allows.
 
+        Steps are recorded for texts of up to the longest (`warm_up`).
+
         Raises:
             UserError: names the prompt, and its length or its first wrong id.
         """
@@ -120,13 +125,17 @@ class Runner:
                 for i, turn in enumerate(p.turns):
                     dialogue.append(("user", turn))
                     n = len(self._encoded(p, i + 1, self.loaded.render(dialogue)))
+                    self._longest = max(self._longest, n + (i + 1) * self.spec.max_new_tokens)
                     why = self._overflow(p, i + 1, n, i * self.spec.max_new_tokens)
                     if why and self.spec.on_overflow == "error":
                         raise UserError(f"{why} (--on-overflow skip leaves such prompts out and records it)")
                     dialogue.append(("assistant", ""))
 
     def warm_up(self) -> dict[str, float]:
-        """A short generation per method (recorded, marked); -> seconds per token of each, for the estimate of time."""
+        """A short generation per method (recorded, marked); -> seconds per token of each, for the estimate of time.
+
+        Then whatever their steps replay is recorded for texts of all lengths to come, so that no step that counts has to.
+        """
         first = next(((ps, p) for ps in self.spec.prompt_sets for p in ps.prompts), None)
         rates: dict[str, float] = {}
         if first is None:
@@ -151,6 +160,8 @@ class Runner:
             decoding = made.wall_s - generation.prefill_s if generation.trace else made.wall_s
             rate = decoding / max(len(generation.token_ids) - 1, 1)
             rates[arm.name] = max(rates.get(arm.name, 0.0), rate)  # of several trees the slowest
+        drafters = [one.drafter for one in self.loaded.drafters.values()]
+        prepare(self.loaded.target, drafters, min(self._longest, self.loaded.config.context_length))
         return rates
 
     # ---- the loop ----
@@ -266,8 +277,10 @@ class Runner:
         """
         m, loaded = arm.method, self.loaded
         drafter, names = loaded.drafter_of(m.drafter), names_of(loaded, m.drafter)
-        made = watched(built(m, arm.options, loaded.target), ids, loaded.target, drafter, params, names, external=m.external)
-        return Clocked(made.generation, made.wall_s, made.cpu_s, os.getloadavg()[0])
+        made = settled(
+            partial(built, m, arm.options, loaded.target), ids, loaded.target, drafter, params, names, external=m.external
+        )  # fmt: skip
+        return Clocked(made.generation, made.wall_s, made.cpu_s, os.getloadavg()[0], made.peak_bytes)
 
     # ---- records ----
 

@@ -21,8 +21,9 @@ from harness import __version__
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.files import read_text, write_file
+from harness.common.names import task_order
 from harness.common.progress import showing_progress
-from harness.forms.table import Table, write_forms
+from harness.forms.table import NOTHING, Table, one_line, write_forms
 from harness.ledger.audit_words import AUDIT, audits_of
 from harness.ledger.record import Record
 from harness.metrics.pairing import measured, setting_of
@@ -127,7 +128,7 @@ def page(
     """The page as HTML; see `write_report`."""
     folder = Path(folder)
     # what may be spoilt before what takes time
-    lossless, claims = _losslessness(folder), _claims(folder)
+    lossless, claims, predicted = _losslessness(folder), _claims(folder), _predictions(folder)
     made = made or drawn(folder, strict=strict)
     contents, tables, plots = made.contents, _tables(made.tables), _plots(made.plots)
     records, counts = contents.records, contents.counts
@@ -141,6 +142,7 @@ def page(
         PageSection("lossless", "Losslessness", "Does a method leave the distribution of the generated text as it is? What "
                     "`harness verify` found, layer by layer.", lossless),
         PageSection("claims", "Claims", "The paper's claims, each with its test and verdict on what was measured here.", claims),
+        PageSection("predicted", "The paper's speedups, predicted", _PREDICTED, predicted),
     ]  # fmt: skip
     return _template().render(
         title=f"Decoding methods on {', '.join(sorted({r['model'] for r in records}))}",
@@ -155,14 +157,14 @@ def page(
         ) if n},
         footnotes=contents.footnotes,
         sections=[section for section in sections if section.blocks],
-        absent=_absent(bool(lossless), bool(claims), bool(counts), sorted({r["model"] for r in records})),
+        absent=_absent(bool(lossless), bool(claims), bool(predicted), bool(counts), sorted({r["model"] for r in records})),
         viewer=shown,
         opens_on=opens_on(shown),
         folder=str(folder),
     )  # fmt: skip
 
 
-def _absent(has_audit: bool, has_claims: bool, has_trees: bool, models: Sequence[str]) -> str:
+def _absent(has_audit: bool, has_claims: bool, has_predictions: bool, has_trees: bool, models: Sequence[str]) -> str:
     """One line on what this folder lacks and which commands add it; empty where it lacks nothing."""
     model = models[0] if len(models) == 1 else "MODEL"
     where = "DIR/audit" if len(models) == 1 else "DIR/audit/MODEL"
@@ -171,6 +173,7 @@ def _absent(has_audit: bool, has_claims: bool, has_trees: bool, models: Sequence
         for is_there, text in (
             (has_audit, f"the audit (`harness verify --model {model} --results DIR --out {where}`)"),
             (has_claims, "the claims (`harness claims --results DIR`)"),
+            (has_predictions, "what the paper's τ would give here (`harness predict --out DIR/predict`)"),
             (has_trees, "drafted trees (the same `harness run` or `harness matrix` command with --trees)"),
         )
         if not is_there
@@ -270,6 +273,48 @@ def _claims(folder: Path) -> list[Block]:
         if not file.with_suffix(".csv").is_file():
             blocks.append(Block(file.stem.replace("_", " "), text=read_text(file)))
     return blocks + _images(claims)
+
+
+_PREDICTED = one_line("""
+    Each cell: the decode speedup that the paper's τ would give on that machine / the published one. Predicted is
+    τ / (c_verify + c_draft + c_other), with the costs that `harness costs` measured there. It assumes that τ is of the target and
+    the text alone, and that a step costs what its parts cost apart. Green: within 5%, or within the interval of the costs.""")
+_PREDICTED_COLUMNS = (
+    "model", "machine", "method", "paper_method", "task", "temperature", "paper_speedup", "predicted", "verdict"
+)  # fmt: skip
+_TASKS = {"Mean": "six-task mean"}  # of the paper's tables
+
+
+def _predictions(folder: Path) -> list[Block]:
+    """What `harness predict --out DIR/predict` left: a table a target on a machine, a row a method, a column a task."""
+    file = folder / "predict" / "predict.csv"
+    if not file.is_file():
+        return []
+    cells = _read_csv(file)
+    if missing := [name for name in _PREDICTED_COLUMNS if name not in cells.columns]:
+        raise UserError(f"{file} is not what `harness predict` writes (no column {missing[0]}); run it again")
+    cells["name"] = cells["method"].mask(cells["method"] == "", cells["paper_method"])
+    return [_predicted(f"{model} on {machine}", own) for (model, machine), own in cells.groupby(["model", "machine"], sort=False)]
+
+
+def _predicted(title: str, cells: pd.DataFrame) -> Block:
+    there = cells[cells["predicted"] != ""]
+    tasks = sorted(there["task"].unique(), key=lambda task: (task in _TASKS, task_order(task)))
+    rows = []
+    for (temperature, name), own in there.groupby(["temperature", "name"], sort=False):
+        by_task = own.drop_duplicates("task").set_index("task")
+        shown = [_pair(by_task.loc[task]) if task in by_task.index else (NOTHING, "") for task in tasks]
+        rows.append(((f"{name}, T\u00a0=\u00a0{float(str(temperature)):g}", ""), *shown))
+    without = cells[cells["predicted"] == ""].groupby("verdict", sort=False)["name"].unique()
+    said = "; ".join(f"{', '.join(names)}: {str(why).removeprefix('not predicted: ')}" for why, names in without.items())
+    facts = (f"Not predicted: {said}.",) if said else ()
+    return Block(title, facts, (("", "words"), *((_TASKS.get(t, t), "") for t in tasks)) if rows else (), tuple(rows))
+
+
+def _pair(cell: pd.Series) -> tuple[str, str]:
+    """`1.01 / 2.66×`, and how it is set."""
+    published = f"{float(cell['paper_speedup']):.2f}×" if cell["paper_speedup"] else NOTHING
+    return f"{float(cell['predicted']):.2f} / {published}", "good" if cell["verdict"] == "consistent" else ""
 
 
 _CLAIM_COLUMNS = {"temperature": "T", "effect_no_loops": "effect, no loops", "verdict_no_loops": "verdict, no loops"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter, process_time, thread_time  # by name, before any file of a user's is loaded
@@ -29,15 +29,22 @@ from harness.watch.check import (
 )
 from harness.watch.seen import Seen, watched_drafter, watched_target
 from methods.base import Decode, Generation, SamplerParams
+from methods.engine.engines import n_recordings
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A generation that passed every check. `wall_s`, `cpu_s`: of the whole of it, less what keeping its trees took."""
+    """A generation that passed every check. `wall_s`, `cpu_s`: of the whole of it, less what keeping its trees took.
+
+    `n_recordings`: CUDA graphs that were recorded meanwhile, which took time that is none of the method's. `peak_bytes`: the most
+    memory that was allocated meanwhile, weights included (`HFTarget.peak_bytes`).
+    """
 
     generation: Generation
     wall_s: float
     cpu_s: float
+    n_recordings: int
+    peak_bytes: int
 
 
 def names_of(loaded: Loaded, kind: str | None) -> Names:
@@ -59,6 +66,23 @@ def built(method: methods.Method, options: Mapping[str, Any], target: Any) -> De
     return decode
 
 
+def settled(
+    build: Callable[[], Decode], prompt_ids: list[int], target: Any, drafter: Any, params: SamplerParams, names: Names, *,
+    external: bool = False,
+) -> Watched:  # fmt: skip
+    """`watched`, and once more where something was recorded meanwhile: whoever takes times takes them of this. build: makes the
+    decode, anew for each.
+
+    Raises:
+        BadGeneration: as `watched` does; or the second one records, too.
+    """
+    for _ in range(2):
+        seen = watched(build(), prompt_ids, target, drafter, params, names, external=external)
+        if not seen.n_recordings:
+            return seen
+    raise BadGeneration(f"{seen.n_recordings} CUDA graphs were recorded while its clock ran, also when it was made again")
+
+
 def watched(
     decode: Decode, prompt_ids: list[int], target: Any, drafter: Any, params: SamplerParams, names: Names, *,
     external: bool = False, alone: bool = True,
@@ -75,6 +99,8 @@ def watched(
     its_target = watched_target(target, seen, params.keep_trees)
     its_drafter = None if drafter is None else watched_drafter(drafter, seen)
     inside, started_before, settings = _seconds(target, drafter), _n_forwards(target), _settings()
+    recorded_before = n_recordings(target)
+    target.reset_peak()
     with _module_runs(target if alone and not external else None) as runs:
         target.synchronise()
         started, cpu_started, all_started = perf_counter(), thread_time(), process_time()
@@ -87,6 +113,7 @@ def watched(
             raise
         target.synchronise()
         wall, cpu, of_all = perf_counter() - started, thread_time() - cpu_started, process_time() - all_started
+    peak = target.peak_bytes()
     if changed := _put_back(settings):
         raise BadGeneration(f"it left {changed[0]} another than it was: whatever is timed after it would be slower or faster")
     if alone and target.device.type == "cpu":
@@ -107,7 +134,7 @@ def watched(
     if changed := [*originals.replaced(), *originals.shadowed(target, drafter)]:
         raise BadGeneration(changed[0])
     keeping = made.trace.keeping_s if made.trace else 0.0
-    return Watched(made, wall - keeping, max(cpu - keeping, 0.0))
+    return Watched(made, wall - keeping, max(cpu - keeping, 0.0), n_recordings(target) - recorded_before, peak)
 
 
 def _settings() -> dict[str, Any]:

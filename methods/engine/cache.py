@@ -56,6 +56,10 @@ class TreeCache(Cache):
         device, slot = self._where[layer]
         return self._keys[device][slot, 0], self._values[device][slot, 0]
 
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The buffers of keys and of values of the layers on a device [layers, 1, kv_heads, capacity, head_dim]; none without."""
+        return (self._keys[device], self._values[device]) if device in self._keys else ()
+
     def append(self, n: int) -> None:
         """Commit the first n tokens of the last forward."""
         self.length += n

@@ -155,6 +155,8 @@ class EagleDrafter:
     the next `observe`, which runs the head on the accepted tokens' true features.
     """
 
+    attend_over = staticmethod(attend_over)
+
     def __init__(
         self,
         head: EagleHead,
@@ -209,7 +211,7 @@ class EagleDrafter:
     def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
         """tokens [m], features [m, hidden], positions [m] -> predicted features [m, hidden]; keys written at `at`."""
         x = self._fc(torch.cat([F.embedding(tokens, self.embedding), features], dim=-1))
-        attend = attend_over(self._keys, self._values, at, mask)
+        attend = self.attend_over(self._keys, self._values, at, mask)
         return self._layer(x, (self._cos[positions], self._sin[positions]), attend)
 
     @torch.inference_mode()

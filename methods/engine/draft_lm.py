@@ -83,6 +83,8 @@ class LMDrafter:
     are all accepted the last, which was not run yet, and the bonus token are left to run.
     """
 
+    attend_over = staticmethod(attend_over)
+
     def __init__(self, model: Any, packed: bool = True):
         if not is_plain_llama(model):
             raise ValueError(
@@ -102,7 +104,7 @@ class LMDrafter:
         self._clock = ForwardClock(self.device)
         self._capacity = self._n = self._n_entries = self._level = 0
         self._unread: list[int] = []  # the text's first token, until it is run with the others
-        self._entry: dict[tuple[int, int], int] = {}  # (parent entry, token) -> entry
+        self._levels: list[tuple[Tensor, Tensor] | tuple[list[int], list[int]]] = []  # tokens and parents of entries, in order
         self._hidden = torch.empty(0)  # [1, width] after the root
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
@@ -110,7 +112,7 @@ class LMDrafter:
             raise ValueError(f"frequent={frequent}: a draft LM has no list of frequent tokens")
         self._n = self._n_entries = self._level = 0
         self._unread = [] if first is None else [first]
-        self._entry.clear()
+        self._levels.clear()
         if room + 1 > self._capacity:
             self._capacity = -(-(room + 1) // 256) * 256
             shape = (len(self._layers), self._kv_heads, self._capacity, self._head_dim)
@@ -127,24 +129,32 @@ class LMDrafter:
         """tokens [m], positions [m] -> hidden states [m, width] before the norm; keys and values written at `at`."""
         x, rotary = F.embedding(tokens, self.embedding), (self._cos[positions], self._sin[positions])
         for i, layer in enumerate(self._layers):
-            x = layer(x, rotary, attend_over(self._keys[i], self._values[i], at, mask))
+            x = layer(x, rotary, self.attend_over(self._keys[i], self._values[i], at, mask))
         return x
 
     def _known(self, tokens: list[int]) -> list[int]:
         """The entries that are the first of these tokens. The last token is run anew in any case, for what follows it."""
         path: list[int] = []
+        keys: list[tuple[int, int]] = []  # of each entry its parent and its token
+        for drafted, parents in self._levels:
+            ids, above = (x.tolist() if isinstance(x, Tensor) else x for x in (drafted, parents))
+            keys += zip(above, ids, strict=True)
+        entry_of = {key: i for i, key in reversed(list(enumerate(keys)))}  # of equal ones the first
         for token in tokens[:-1]:
-            entry = self._entry.get((path[-1] if path else -1, token))
+            entry = entry_of.get((path[-1] if path else -1, token))
             if entry is None:
                 break
             path.append(entry)
         return path
 
     def _note(self, tokens: Tensor, parents: Tensor) -> None:
-        """Number a level's entries, and remember what each stands for."""
-        for i, key in enumerate(zip(parents.tolist(), tokens.tolist(), strict=True)):
-            self._entry.setdefault(key, self._n_entries + i)
+        """A level's entries. What they are is read when it is asked for, unless it was told meanwhile."""
+        self._levels.append((tokens, parents))
         self._n_entries += len(tokens)
+
+    def remember(self, tokens: list[int], parents: list[int]) -> None:
+        """What this step's entries are, in order, from who has read them back already; parents: entries, -1 for the root."""
+        self._levels = [(tokens, parents)]
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -160,7 +170,7 @@ class LMDrafter:
             mask = causal(len(ids), at, self.dtype, self._group, self.device)
             self._hidden = self._norm(self._run(sent(ids, self.device), positions, at, mask)[-1:])
         self._unread, self._n, self._n_entries, self._level = [], at + len(ids), 0, 0
-        self._entry.clear()
+        self._levels.clear()
 
     @property
     def forward_s(self) -> float:

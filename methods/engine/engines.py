@@ -1,12 +1,14 @@
 """Which engine runs a model: the native one where it can, else torch's kernels, else transformers' own module.
 
 `HARNESS_ENGINE` chooses another: `native`, `native:PATH` (a kind of machine code, `methods.engine.native.build.PATHS`), `torch`,
-`static` (steps of fixed shapes, which a GPU replays as graphs) or `module`.
+`static` (steps of fixed shapes, which a GPU replays as graphs), `row-invariant` (torch's kernels on numbers of rows and keys that
+never change: slow, and to the bit what plain decoding gives) or `module`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,11 +22,14 @@ from methods.engine.native import build
 from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.library import NativeLinear
 from methods.engine.native.target import NativeTarget
+from methods.engine.row_invariant.drafters import RowInvariantEagleDrafter, RowInvariantLMDrafter
+from methods.engine.row_invariant.target import RowInvariantTarget
 from methods.engine.static.drafter import StaticEagleDrafter
 from methods.engine.static.target import StaticTarget
 from methods.engine.target import HFTarget
 
-CHOICES = ("native", *(f"native:{path}" for path in build.PATHS), "torch", "static", "module")
+ROW_INVARIANT = "row-invariant"
+CHOICES = ("native", *(f"native:{path}" for path in build.PATHS), "torch", "static", ROW_INVARIANT, "module")
 COSTS = "decoding takes two to three times as long, and bfloat16 outputs may differ from vanilla's at near-ties"
 RUNS = "it runs plain LLaMAs in float32 and bfloat16 on a CPU"
 
@@ -40,6 +45,12 @@ def target_type(model: Any, dtype: torch.dtype) -> type[HFTarget]:
         raise ValueError(f"{build.VARIABLE}={asked}: there is no such engine; choose from {', '.join(CHOICES)}")
     if asked == "module":
         return HFTarget
+    if asked == ROW_INVARIANT and RowInvariantTarget.runs(model, dtype):
+        return RowInvariantTarget  # in float16 on a CPU, too
+    if asked == ROW_INVARIANT and dtype != torch.float64:
+        raise ValueError(
+            f"{build.VARIABLE}={asked}: the row-invariant forward is a plain LLaMA's, not {type(model).__name__}'s here"
+        )
     if not is_lean(model, dtype):
         # float64 is what exactness is checked in, whatever the engine
         if asked.startswith("native") and dtype != torch.float64:
@@ -98,11 +109,30 @@ def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent
     """A drafter with an EAGLE head, on the engine of its target."""
     if isinstance(target, NativeTarget):
         return NativeEagleDrafter(head, embedding, target.lm_head, frequent)
+    if isinstance(target, RowInvariantTarget):
+        return RowInvariantEagleDrafter(head, embedding, target.lm_head, frequent)
     if isinstance(target, StaticTarget):
-        return StaticEagleDrafter(head, embedding, target.lm_head, frequent)
+        return StaticEagleDrafter(head, embedding, target.lm_head, frequent, target.replayer)
     return EagleDrafter(head, embedding, target.lm_head, frequent)
+
+
+def prepare(target: HFTarget, drafters: Iterable[Any], tokens: int) -> None:
+    """Before anything is timed: make what steps behind texts of up to so many tokens would else make when they first need it.
+
+    Recordings (`static/`) are of what the methods asked for so far: each is to have decoded a little before.
+    """
+    for part in (target, *drafters):
+        if isinstance(part, StaticTarget | StaticEagleDrafter):
+            part.prepare(tokens)
+
+
+def n_recordings(target: Any) -> int:
+    """How many recordings the target and its drafters have made so far: one that is made while a clock runs spoils its time."""
+    return target.replayer.recording.n_made if isinstance(target, StaticTarget) else 0
 
 
 def lm_drafter(target: HFTarget, model: Any) -> LMDrafter:
     """A drafter with a draft LM, on the engine of its target."""
-    return NativeLMDrafter(model, target.library) if isinstance(target, NativeTarget) else LMDrafter(model)
+    if isinstance(target, NativeTarget):
+        return NativeLMDrafter(model, target.library)
+    return RowInvariantLMDrafter(model) if isinstance(target, RowInvariantTarget) else LMDrafter(model)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from methods.base import Drafter
 from methods.engine.loop import Context, Grow
+from methods.engine.sampling import Chooser, DraftLaws, drawn_children
+from methods.engine.transfer import sent
 from methods.engine.tree import Tree, ancestors, chain
 
 COLUMN = 64  # entries of the vocabulary in one column of `best_tokens`
@@ -156,19 +158,18 @@ def dynamic_tree(
         assert drafter is not None
         # by its class: whatever wraps a drafter to change what it gives must not be passed by
         given: Any = drafter
-        whole: Callable[..., tuple[Pool, Tensor]] | None = given.drafted if hasattr(type(given), "drafted") else None
-        fixed = not stop_early and (not rerank or score == "value")  # nothing is read back on the way
-        if whole is not None and fixed:
+        whole: Callable[..., tuple[Pool, Tensor | None]] | None = given.drafted if hasattr(type(given), "drafted") else None
+        if whole is not None and not stop_early:  # nothing is read back on the way
             pool, kept = whole((top_k, depth, total, score, rerank), draft)
         else:
             pool, kept = draft(drafter)
-        return kept_tree(pool, kept, context.root)
+        return _best_first_tree(pool, total, context.root) if kept is None else kept_tree(pool, kept, context.root)
 
-    def draft(drafter: Drafter) -> tuple[Pool, Tensor]:
+    def draft(drafter: Drafter) -> tuple[Pool, Tensor | None]:
         pool = draft_pool(drafter, top_k, depth, score, total if stop_early else None, rerank)
         if not rerank:
             return pool, torch.cat(pool.expanded)[:total]
-        return pool, by_score(pool.value, total).sort().values if score == "value" else _best_first(pool, total)
+        return pool, by_score(pool.value, total).sort().values if score == "value" else None
 
     return Grow(tree, max(total, top_k * depth), frequent)
 
@@ -176,17 +177,22 @@ def dynamic_tree(
 def kept_tree(pool: Pool, kept: Tensor, root: int) -> Tree:
     """The tree of the pool's nodes `kept` (generation numbers, rising; a node's parent is kept, too)."""
     numbers, tokens, parents = torch.stack([kept, pool.tokens[kept], pool.parents[kept]]).tolist()  # the one host sync
+    return _tree_of(pool, numbers, tokens, parents, root)
+
+
+def _tree_of(pool: Pool, numbers: list[int], tokens: list[int], parents: list[int], root: int) -> Tree:
     place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
 
     def confidence() -> list[float]:
-        return pool.confidence[kept].double().exp().tolist()
+        return pool.confidence[sent(numbers, pool.confidence.device)].double().exp().tolist()
 
     return Tree([root, *tokens], [-1, *(place[p] for p in parents)], confidence=confidence)
 
 
-def _best_first(pool: Pool, total: int) -> Tensor:
+def _best_first_tree(pool: Pool, total: int, root: int) -> Tree:
     """The `total` most confident nodes among those whose parent is in; generation order settles ties (shallower first)."""
-    parents, confidence = pool.parents.tolist(), pool.confidence.tolist()
+    columns = torch.stack([pool.tokens.double(), pool.parents.double(), pool.confidence.double()]).tolist()  # the one host sync
+    tokens, parents, confidence = list(map(int, columns[0])), list(map(int, columns[1])), columns[2]
     children: dict[int, list[int]] = {}
     for i, p in enumerate(parents):
         children.setdefault(p, []).append(i)
@@ -198,7 +204,8 @@ def _best_first(pool: Pool, total: int) -> Tensor:
         kept.append(i)
         for c in children.get(i, []):
             heapq.heappush(open_nodes, (-confidence[c], c))
-    return torch.tensor(sorted(kept), device=pool.parents.device)
+    kept.sort()
+    return _tree_of(pool, kept, [tokens[i] for i in kept], [parents[i] for i in kept], root)
 
 
 def paths_of(words: str, option: str = "shape") -> list[tuple[int, ...]]:
@@ -216,21 +223,27 @@ def paths_of(words: str, option: str = "shape") -> list[tuple[int, ...]]:
 class _Level:
     """A level of a static tree: `rows`, `ranks` [n]: which node of those expanded before each hangs on, and as its which best
     child. `expanded` [m]: those that have children, None at the last level; `above` [m]: the drafter's entry that each of them
-    hangs on; `sees` [m, entries]: those that it attends to, itself among them."""
+    hangs on; `sees` [m, entries]: those that it attends to, itself among them. `n_above`: nodes expanded before; `most`: children
+    that any of them has."""
 
     rows: Tensor
     ranks: Tensor
     expanded: Tensor | None
     above: Tensor
     sees: Tensor
+    n_above: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A static tree as tensors on a device. `parents`: of the whole tree, as `Tree` has them."""
+    """A static tree as tensors on a device. `parents`: of the whole tree, as `Tree` has them. `entries`: the numbers of those
+    nodes that the drafter runs, in order; `above`: the entry that each of them hangs on."""
 
     levels: list[_Level]
     parents: list[int]
+    entries: list[int]
+    above: list[int]
 
     @classmethod
     def of(cls, ordered: Sequence[tuple[int, ...]], device: torch.device) -> _Layout:
@@ -250,9 +263,10 @@ class _Layout:
             rows, ranks = (torch.tensor(column, device=device) for column in
                            ([before.index(path[:-1]) for path in paths], [path[-1] for path in paths]))  # fmt: skip
             expanded = torch.tensor([paths.index(path) for path in now], device=device) if now else None
-            levels.append(_Level(rows, ranks, expanded, torch.tensor(above[n:]), ancestors(above)[n:]))
+            most = 1 + max(path[-1] for path in paths)
+            levels.append(_Level(rows, ranks, expanded, torch.tensor(above[n:]), ancestors(above)[n:], len(before), most))
             before = now
-        return cls(levels, [-1, *(place[path[:-1]] for path in ordered)])
+        return cls(levels, [-1, *(place[path[:-1]] for path in ordered)], [place[path] for path in entry if path], above)
 
 
 def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool = True) -> Grow:
@@ -270,6 +284,7 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
             raise ValueError(f"path {path} hangs on nothing, lacks a better sibling, or its rank is not under {ranks}")
     depth = max(map(len, ordered))
     n_children = Counter(path[:-1] for path in ordered)
+    n_of_inner = [n_children[path] for path in [(), *ordered] if path in n_children]
 
     @cache  # of a vocabulary with fewer tokens than `ranks`, nodes of the ranks that are lacking are left out
     def layout(n_ranks: int, device: torch.device) -> _Layout:
@@ -294,13 +309,58 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
                 logits = drafter.expand(tokens[level.expanded], level.above, level.sees)
                 chosen, logs = chosen_of(logits)
         ids: list[int] = torch.cat([tokens for tokens, _ in levels]).tolist()  # the one host sync
+        tell(drafter, shape, ids)
 
         def confidence() -> list[float]:
             return [c for _, own in levels for c in own().double().exp().tolist()]
 
         return Tree([context.root, *ids], shape.parents, confidence=confidence if context.keeps_trees else None)
 
-    def drawn_tree(drafter: Drafter, context: Context) -> Tree:
+    def tell(drafter: Drafter, shape: _Layout, ids: list[int]) -> None:
+        """A drafter that must know what its entries are need not read them back once more."""
+        if remember := getattr(drafter, "remember", None):
+            remember([ids[node - 1] for node in shape.entries], shape.above)
+
+    def drawn_at_once(drafter: Drafter, context: Context) -> Tree:
+        """`drawn_one_by_one` with the children of a level drawn together, and nothing read back before the draft is whole.
+
+        Where a law has fewer tokens than a node has children, those that are lacking are -1, and left out with all below them.
+        """
+        chooser, draw = context.chooser, getattr(drafter, "drawn_children", drawn_children)
+        logits = drafter.root_logits()
+        shape = layout(ranks, logits.device)
+        numbers = [0, *shape.entries]  # of the nodes with children
+        u = sent(chooser.uniforms_of_children(context.position, numbers, n_of_inner), logits.device)
+        levels: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens; for their confidence each one's row of these logits
+        laws: list[tuple[Any, int]] = []  # of each node with children: the laws of its level, and its row
+        for level in shape.levels:
+            m = level.n_above
+            logits = logits.expand(m, -1)  # a head's one row serves its whole level
+            tokens, law = draw(logits, u[len(laws) : len(laws) + m, : level.most], chooser.params)
+            laws += [(law, row) for row in range(m)]
+            levels.append((tokens[level.rows, level.ranks], level.rows, logits if context.keeps_trees else logits[:0]))
+            if level.expanded is not None:
+                logits = drafter.expand(levels[-1][0][level.expanded].clamp_min(0), level.above, level.sees)
+        ids: list[int] = torch.cat([tokens for tokens, _, _ in levels]).tolist()  # the one host sync
+        tell(drafter, shape, [max(token, 0) for token in ids])
+        place, tokens_kept, parents = [0], [context.root], [-1]
+        for token, above in zip(ids, shape.parents[1:], strict=True):
+            there = token >= 0 and place[above] >= 0
+            place.append(len(tokens_kept) if there else -1)
+            if there:
+                tokens_kept.append(token)
+                parents.append(place[above])
+
+        def confidence() -> list[float]:
+            own = (rows.double().softmax(-1)[at, tokens.clamp_min(0)].tolist() for tokens, at, rows in levels)
+            return [c for c, at in zip((c for level in own for c in level), place[1:], strict=True) if at >= 0]
+
+        with_children = set(parents[1:])
+        q = {place[node]: law for node, law in zip(numbers, laws, strict=True) if place[node] in with_children}
+        return Tree(tokens_kept, parents, DraftLaws(q), confidence if context.keeps_trees else None)
+
+    def drawn_one_by_one(drafter: Drafter, context: Context) -> Tree:
+        """A chooser of another kind is asked for each node's children, and may look at what was drawn before."""
         token_of: dict[tuple[int, ...], int] = {}
         offers: dict[tuple[int, ...], list[int]] = {}
         entry: dict[tuple[int, ...], int] = {}
@@ -344,7 +404,9 @@ def static_tree(paths: Sequence[tuple[int, ...]], ranks: int = 10, sampled: bool
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
-        return (drawn_tree if sampled and not context.chooser.greedy else best_tree)(drafter, context)
+        if not sampled or context.chooser.greedy:
+            return best_tree(drafter, context)
+        return (drawn_at_once if type(context.chooser) is Chooser else drawn_one_by_one)(drafter, context)
 
     return Grow(tree, len(ordered))
 

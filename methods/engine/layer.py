@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.attention import grouped_attention
 from methods.engine.transfer import sent
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -123,16 +124,14 @@ def rotary_rows(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 def attend_over(keys: Tensor, values: Tensor, at: int, mask: Tensor | None) -> Attend:
     """An `Attend` that writes its rows' keys and values at `at` of the buffers [kv_heads, capacity, d] and sees all up to them.
 
-    mask: additive [group * n, length], its rows repeated for the heads of a group (`additive`); None: all are seen.
+    mask: additive [group * n, length], its rows repeated for the heads of a group (`additive`), or None: see `grouped_attention`.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n = k.shape[1]
         end = at + n
         keys[:, at:end], values[:, at:end] = k, v
-        rows = q.reshape(1, keys.shape[0], -1, q.shape[-1])  # heads of a group as rows of one query
-        attended = F.scaled_dot_product_attention(rows, keys[None, :, :end], values[None, :, :end], attn_mask=mask)
-        return attended.reshape(q.shape).transpose(0, 1).reshape(n, -1)
+        return grouped_attention(None, q[None], keys[None, :, :end], values[None, :, :end], mask)[0].view(n, -1)
 
     return attend
 
@@ -144,8 +143,8 @@ def additive(blocked: Tensor, dtype: torch.dtype, group: int) -> Tensor:
 
 
 def causal(n: int, before: int, dtype: torch.dtype, group: int, device: torch.device) -> Tensor | None:
-    """The mask of n tokens in a row after `before` others."""
-    if n == 1:
+    """The mask of n tokens in a row after `before` others; None where `grouped_attention` needs none, as for a whole prompt."""
+    if n == 1 or before == 0:
         return None
     return additive(torch.ones(n, before + n, dtype=torch.bool, device=device).triu(before + 1), dtype, group)
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.attention import grouped_attention
 from methods.engine.layer import PACKED_DTYPES, DecoderLayer, Linear, Norm, rotary_rows
-from methods.engine.target import HFTarget, cannot_verify, grouped_attention
+from methods.engine.target import HFTarget, cannot_verify
 from methods.engine.transfer import sent
 
 LEAN_ROPE = ("default", "linear", "llama3")
@@ -77,7 +78,7 @@ class LlamaTarget(HFTarget):
 
     def __init__(self, model: Any, packed: bool = True):
         super().__init__(model)
-        if not is_lean(model):
+        if not self.runs(model):
             raise ValueError(f"{type(model).__name__} with these settings has no lean forward")
         model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config
@@ -94,6 +95,11 @@ class LlamaTarget(HFTarget):
                 share(module.self_attn, layer.qkv.weight)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._n_positions = 0
+
+    @classmethod
+    def runs(cls, model: Any, dtype: torch.dtype | None = None) -> bool:
+        """Whether it can run a model of transformers; in another dtype, if one is given."""
+        return is_lean(model, dtype)
 
     @classmethod
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
@@ -117,22 +123,34 @@ class LlamaTarget(HFTarget):
         finally:
             self._layers, self._placed = every, placed
 
-    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _seen(self, n: int, mask: Tensor | None, device: torch.device) -> Any:
+        """What `_attended` is told of the keys that each of n rows sees, made once for all layers of a device."""
+        return None if mask is None else mask.to(device)
+
+    def _attended(self, query: Tensor, keys: Tensor, values: Tensor, seen: Any) -> Tensor:
+        """query [1, heads, n, d]; keys, values [1, kv_heads, length, d] -> [1, n, heads, d]."""
+        return grouped_attention(None, query, keys, values, seen, self._scale)[0]
+
+    def _make_tables(self) -> None:
+        """Rotary rows for every place in the cache, on each device."""
         if self._n_positions < self.cache.capacity:
             self._n_positions = self.cache.capacity
             cos, sin = self.body.rotary_emb(self.embedding[:0], torch.arange(self._n_positions, device=self.device)[None])
             table = rotary_rows(cos[0], sin[0])
             self._tables = {device: (table[0].to(device), table[1].to(device)) for device in self.devices}
+
+    def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
+        self._make_tables()
         n, x, here = len(ids), F.embedding(sent(ids, self.device), self.embedding), None
         for layer, (i, device) in zip(self._layers, self._placed, strict=True):
             if device != here:
                 here, x, places = device, x.to(device), positions.to(device)
                 cos, sin = self._tables[device]
-                rotary, seen = (cos[places], sin[places]), None if mask is None else mask.to(device)
+                rotary, seen = (cos[places], sin[places]), self._seen(n, mask, device)
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i, seen: Tensor | None = seen) -> Tensor:
+            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i, seen: Any = seen) -> Tensor:
                 keys, values = self.cache.update(k[None], v[None], i)
-                return grouped_attention(None, q[None], keys, values, seen, self._scale)[0].view(n, -1)
+                return self._attended(q[None], keys, values, seen)[0].view(n, -1)
 
             x = layer(x, rotary, attend)
         return self._norm(x.to(self.devices[-1]))

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from methods.base import SamplerParams
-from methods.engine.transfer import sent
+from methods.engine.transfer import at_once, sent
+
+BLOCK = 256  # entries of the vocabulary that drawing without replacement looks at together
 
 
 def stream_key(seed: int, sample_id: str, turn: int, repeat: int) -> int:
@@ -44,7 +47,8 @@ def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
     Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (ties: lower index first).
     """
-    return _cut(torch.softmax(logits.double() / temperature, dim=-1), top_p)
+    wide = logits.double()
+    return _cut(torch.softmax(wide if temperature == 1 else wide / temperature, dim=-1), top_p)
 
 
 def draft_probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -88,18 +92,81 @@ def inverse_cdfs(p: Tensor, u: Tensor) -> Tensor:
     return torch.where(p.gather(-1, found) > 0, found, last)[:, 0]
 
 
+def draws(q: Tensor, u: Tensor) -> Tensor:
+    """`Chooser.children` of many rows at once, without reading anything back: q [m, vocab] and u [m, k] float64 -> tokens [m, k].
+
+    The j-th of a row is the token whose interval of what is left of q holds u[:, j]; -1 where nothing is left.
+    """
+    left = torch.zeros(len(q), -(-q.shape[1] // BLOCK), BLOCK, dtype=q.dtype, device=q.device)
+    left.flatten(1)[:, : q.shape[1]] = q
+    sums, rows = left.sum(-1), torch.arange(len(q), device=q.device)
+    drawn = []
+    for one in u.split(1, dim=1):
+        ends = sums.cumsum(-1)
+        at = one * ends[:, -1:]
+        block = _last_with_mass(sums, torch.searchsorted(ends, at, right=True))
+        before = ends.gather(1, block) - sums.gather(1, block)
+        own = left[rows, block[:, 0]]
+        token = _last_with_mass(own, torch.searchsorted(own.cumsum(-1), at - before, right=True))
+        own = own.scatter(1, token, 0.0)
+        left[rows, block[:, 0]] = own
+        sums = sums.scatter(1, block, own.sum(-1, keepdim=True))
+        drawn.append(torch.where(ends[:, -1:] > 0, block * BLOCK + token, -1))
+    return torch.cat(drawn, dim=1)
+
+
+def drawn_children(logits: Tensor, u: Tensor, params: SamplerParams) -> tuple[Tensor, Any]:
+    """Children of a level's nodes, drawn without replacement: logits [m, vocab], u [m, k] -> (tokens [m, k], laws).
+
+    laws[row] [vocab] float64: what the row's were drawn from. Tokens are as `draws` has them.
+    """
+    q = draft_probabilities(logits, params.temperature, params.top_p)
+    if at_once(q.device):
+        return draws(q, u), q
+    # on a CPU one after the other takes less time
+    urns = map(_Urn, q)
+    return torch.tensor([[urn.draw(one) for one in row] for urn, row in zip(urns, u.tolist(), strict=True)]), q
+
+
+class DraftLaws(Mapping[int, Tensor]):
+    """`Tree.q`: a node's law is made when it is asked for. of_nodes: node -> (laws of its level, its row of them)."""
+
+    def __init__(self, of_nodes: dict[int, tuple[Any, int]]):
+        self._of_nodes = of_nodes
+
+    def __getitem__(self, node: int) -> Tensor:
+        laws, row = self._of_nodes[node]
+        law: Tensor = laws[row]
+        return law
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._of_nodes  # the inherited one makes the law
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._of_nodes)
+
+    def __len__(self) -> int:
+        return len(self._of_nodes)
+
+
+def _last_with_mass(masses: Tensor, i: Tensor) -> Tensor:
+    """`_Urn._last_with_mass` of many rows: masses [m, n], i [m, 1] -> [m, 1]."""
+    has = masses > 0
+    places = torch.arange(masses.shape[1], device=masses.device)
+    last = torch.where(has & (places <= i), places, -1).amax(-1, keepdim=True)
+    return torch.where(last >= 0, last, has.max(-1, keepdim=True).indices)
+
+
 class _Urn:
     """Tokens drawn one after another, none twice, with the probabilities that are left. q: [vocab] float64.
 
     By inverse CDF in two steps, the block and the token in it: a draw touches two short rows, not the vocabulary.
     """
 
-    BLOCK = 256
-
     def __init__(self, q: Tensor):
-        self.left = np.zeros(-(-len(q) // self.BLOCK) * self.BLOCK)
+        self.left = np.zeros(-(-len(q) // BLOCK) * BLOCK)
         self.left[: len(q)] = q.numpy(force=True)
-        self.blocks = self.left.reshape(-1, self.BLOCK)
+        self.blocks = self.left.reshape(-1, BLOCK)
         self.sums = self.blocks.sum(1)
 
     def draw(self, u: float) -> int:
@@ -114,7 +181,7 @@ class _Urn:
         token = self._last_with_mass(own, int(np.searchsorted(own.cumsum(), at - before, side="right")))
         own[token] = 0.0
         self.sums[block] = own.sum()
-        return block * self.BLOCK + token
+        return block * BLOCK + token
 
     @staticmethod
     def _last_with_mass(masses: np.ndarray, i: int) -> int:
@@ -154,6 +221,8 @@ class Chooser:
         """The target's token at output position `position` (0 = first new token). logits: [vocab]."""
         if self.greedy:
             return argmax(logits)
+        if type(self) is Chooser and at_once(logits.device):
+            return self.tokens(logits[None], [position])[0]
         return self.draw(self.law(logits), position)
 
     def tokens(self, logits: Tensor, positions: Sequence[int]) -> list[int]:
@@ -180,5 +249,18 @@ class Chooser:
         Each has a uniform of its own, so fewer are the first of more.
         """
         urn = _Urn(q)
-        drawn = (urn.draw(uniform(self.params.key, b"draft", position, node + (rank << 32))) for rank in range(k))
+        drawn = (urn.draw(self.uniform_of_child(position, node, rank)) for rank in range(k))
         return list(itertools.takewhile(lambda token: token >= 0, drawn))
+
+    def uniform_of_child(self, position: int, node: int, rank: int) -> float:
+        """The number in [0, 1) that decides which token a node's child of a rank is, whoever draws it."""
+        return uniform(self.params.key, b"draft", position, node + (rank << 32))
+
+    def uniforms_of_children(self, position: int, nodes: Sequence[int], n_children: Sequence[int]) -> Tensor:
+        """Those of several nodes' children: [nodes, ranks] float64; 0 where a node has none of a rank."""
+        ranks = range(max(n_children))
+        return torch.tensor(
+            [[self.uniform_of_child(position, node, rank) if rank < n else 0.0 for rank in ranks]
+             for node, n in zip(nodes, n_children, strict=True)],
+            dtype=torch.float64,
+        )  # fmt: skip

@@ -11,39 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig, __version__
 
+from methods.engine.attention import grouped_attention
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
 from methods.engine.transfer import sent
 from methods.engine.tree import Tree
-
-
-def grouped_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """SDPA without copying keys for grouped heads: the query heads of a group become rows of one query.
-
-    query [1, heads, n, d]; key, value [1, kv_heads, length, d]; attention_mask: None (n tokens after `length - n`
-    others, causal) or additive [1, 1, group * n, length], its rows already repeated for the group.
-    """
-    batch, heads, n, d = query.shape
-    kv_heads = key.shape[1]
-    if attention_mask is None and n > 1:  # prefill into an empty cache
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
-    else:
-        grouped = query.reshape(batch, kv_heads, (heads // kv_heads) * n, d)
-        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-        out = out.reshape(batch, heads, n, d)
-    return out.transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
@@ -167,8 +142,14 @@ class HFTarget:
             for device in self.devices:
                 torch.cuda.synchronize(device)
 
+    def reset_peak(self) -> None:
+        """Let `peak_bytes` begin anew with what is allocated now, on GPUs. A process's own peak cannot be taken back."""
+        if self.device.type == "cuda":
+            for device in self.devices:
+                torch.cuda.reset_peak_memory_stats(device)
+
     def peak_bytes(self) -> int:
-        """Peak memory so far: of the GPUs where there are any, else of the process."""
+        """Peak memory since `reset_peak`, summed over the GPUs where there are any; else of the process so far."""
         if self.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(device) for device in self.devices)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -228,5 +209,8 @@ class HFTarget:
     def commit(self, path: list[int]) -> None:
         if not path or path[0] != 0 or path[-1] >= self._n_pending:
             raise ValueError(f"path {path} is not one of the {self._n_pending} nodes last verified")
-        self.cache.keep(path)
+        self._keep(path)
         self._n_pending = 0
+
+    def _keep(self, path: list[int]) -> None:
+        self.cache.keep(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ class Tree:
 
     tokens: list[int]
     parents: list[int]
-    q: dict[int, Tensor] | None = None
+    q: Mapping[int, Tensor] | None = None
     confidence: Callable[[], list[float]] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:

@@ -58,27 +58,28 @@ def rejection(tree: Tree, logits: Tensor, chooser: Chooser, position: int) -> Ac
     path = [0]
     while True:
         at = position + len(path) - 1
-        p = chooser.law(logits[path[-1]])
+        p, of_p = chooser.law(logits[path[-1]]), 1.0  # what is left of p, and its sum: it is not normalised
         if path[-1] not in tree.q:
             return Accepted(path, chooser.draw(p, at))
-        q, siblings = tree.q[path[-1]], children[path[-1]]
+        q, of_q, siblings = tree.q[path[-1]], 1.0, children[path[-1]]
         for attempt, child in enumerate(siblings):
             token = tree.tokens[child]
-            if q[token] > 0 and chooser.accept(min(1.0, float(p[token] / q[token])), at, attempt):
+            mass_p, mass_q = float(p[token]) / of_p, float(q[token]) / of_q
+            if mass_q > 0 and chooser.accept(min(1.0, mass_p / mass_q), at, attempt):
                 path.append(child)
                 break
-            residual = (p - q).clamp_(min=0)
+            residual = torch.sub(p, q, alpha=of_p / of_q).clamp_(min=0)
             mass = float(residual.sum())
             if mass > 0:  # zero only where p == q up to rounding: a rejection of probability zero
-                p = residual / mass
+                p, of_p = residual, mass
             if child == siblings[-1]:
                 continue  # nothing else was drawn from q
-            q = q.clone()
+            if attempt == 0:
+                q = q.clone()  # the tree's own stays whole
             q[token] = 0
-            left = float(q.sum())
-            if left <= 0:
+            of_q = float(q.sum())
+            if of_q <= 0:
                 return Accepted(path, chooser.draw(p, at))
-            q = q / left
         else:
             return Accepted(path, chooser.draw(p, at))
 
@@ -138,23 +139,34 @@ def typical(epsilon: float, delta: float) -> Verify:
         if chooser.greedy:
             return walk(tree, logits, chooser, position)
         children, depths = tree.children(), tree.depths()
+        entropies: list[float] = []  # of all nodes, where all are asked for at once; so are the next two
+        masses: list[float] = []
+        drawn: list[float] = []
+        if _all_at_once(logits, chooser):
+            laws, here = chooser.law(logits), logits.device
+            u = torch.tensor([chooser.uniform_of_token(position + depth) for depth in depths], dtype=torch.float64)
+            mass = laws[sent(tree.parents, here).clamp_min(0), sent(tree.tokens, here)]
+            columns = torch.stack([_entropy(laws), mass, inverse_cdfs(laws, sent(u, here)).double()])
+            entropies, masses, drawn = columns.tolist()  # the one host sync
         likelihood = {0: 0.0}  # accepted nodes: log p of their path
-        law = {}
         for node in range(len(tree)):  # parents come before their children
-            if node not in likelihood or not (children[node] or node == 0):
+            if node not in likelihood or not children[node]:
                 continue
-            law[node] = p = chooser.law(logits[node])
-            entropy = float(-(p * p.clamp_min(1e-300).log()).sum())
-            least = min(epsilon, delta * math.exp(-entropy))
+            p = None if entropies else chooser.law(logits[node])
+            least = min(epsilon, delta * math.exp(-(entropies[node] if p is None else float(_entropy(p)))))
             for child in children[node]:
-                mass = float(p[tree.tokens[child]])
-                if mass > least:
-                    likelihood[child] = likelihood[node] + math.log(mass)
+                mass_of_child = masses[child] if p is None else float(p[tree.tokens[child]])
+                if mass_of_child > least:
+                    likelihood[child] = likelihood[node] + math.log(mass_of_child)
         best = max(likelihood, key=lambda node: (depths[node], likelihood[node], -node))
         path = [best]
         while path[0]:
             path.insert(0, tree.parents[path[0]])
-        p = law[best] if best in law else chooser.law(logits[best])
-        return Accepted(path, chooser.draw(p, position + len(path) - 1))
+        return Accepted(path, int(drawn[best]) if drawn else chooser.token(logits[best], position + len(path) - 1))
 
     return verify
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """In nats: p [.., vocab] -> [..]."""
+    return -(p * p.clamp_min(1e-300).log()).sum(-1)

@@ -17,7 +17,7 @@ from methods import method
 from methods.base import Decode
 from methods.engine.loop import speculative
 from methods.engine.policy import Draft, Fixed, Here, Round, policy_tree
-from methods.engine.step_costs import StepCosts, step_costs
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 
 TREES = "10/6/59 8/5/32 6/4/16 4/3/8 2/2/3"
 SMALL_TREES = "4/4/10 4/3/6 3/2/4 2/2/2 1/1/1"
@@ -25,7 +25,7 @@ SMALL_TREES = "4/4/10 4/3/6 3/2/4 2/2/2 1/1/1"
 
 @dataclass(slots=True)
 class Bandit:
-    costs: StepCosts
+    costs: RelativeCosts
     trees: tuple[Fixed, ...]
     explore: float
     _played: int = -1
@@ -81,7 +81,7 @@ def trees_of(words: str) -> tuple[Fixed, ...]:
     small=({"trees": "2/2/4 1/2/2 2/1/2"},),
 )  # fmt: skip
 def bandit(costs: str = "gpu-radar", trees: str = TREES, explore: float = 0.2) -> Decode:
-    table, found = step_costs(costs), trees_of(trees)
+    table, found = relative_costs(costs), trees_of(trees)
     if explore < 0:
         raise ValueError(f"explore={explore}: it must be at least 0")
     most = max(max(t.total, t.top_k * t.depth) for t in found)

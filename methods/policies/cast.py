@@ -23,12 +23,12 @@ from methods.base import Decode
 from methods.engine.grow import by_score
 from methods.engine.loop import speculative
 from methods.engine.policy import NONE, Draft, Here, Round, beam, best_nodes, policy_tree
-from methods.engine.step_costs import StepCosts, step_costs
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 
 
 @dataclass(slots=True)
 class Cast:
-    costs: StepCosts
+    costs: RelativeCosts
     c1: float
     c2: float
     c3: float
@@ -73,5 +73,5 @@ def cast(
         raise ValueError(
             f"c1={c1}, c2={c2}, c3={c3}, top_k={top_k}, depth={depth}, total={total}: counts from 1, constants from 0"
         )
-    table = step_costs(costs)
+    table = relative_costs(costs)
     return speculative(policy_tree(lambda: Cast(table, c1, c2, c3, top_k, depth, total), max(total, top_k * depth)))

@@ -23,12 +23,12 @@ from methods import method
 from methods.base import Decode
 from methods.engine.loop import speculative
 from methods.engine.policy import NONE, Draft, Here, Round, beam, best_nodes, policy_tree
-from methods.engine.step_costs import StepCosts, step_costs
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 
 
 @dataclass(slots=True)
 class ExpectedGain:
-    costs: StepCosts
+    costs: RelativeCosts
     top_k: int
     depth: int
     total: int
@@ -88,5 +88,5 @@ def expected_gain(
 ) -> Decode:  # fmt: skip
     if min(top_k, depth, total) < 1 or calibration <= 0:
         raise ValueError(f"calibration={calibration}, top_k={top_k}, depth={depth}, total={total}: counts from 1, more than 0")
-    table = step_costs(costs)
+    table = relative_costs(costs)
     return speculative(policy_tree(lambda: ExpectedGain(table, top_k, depth, total, calibration), max(total, top_k * depth)))

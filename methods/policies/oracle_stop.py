@@ -15,11 +15,11 @@ from methods import method
 from methods.base import Decode, Drafter
 from methods.engine.loop import Context, Grow, speculative
 from methods.engine.policy import Draft, Fixed, Here, best_nodes, drafted
-from methods.engine.step_costs import StepCosts, step_costs
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 from methods.engine.tree import Tree
 
 
-def _stopped(costs: StepCosts, rate: float, top_k: int, depth: int, total: int) -> Grow:
+def _stopped(costs: RelativeCosts, rate: float, top_k: int, depth: int, total: int) -> Grow:
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         known: Any = getattr(context.chooser, "known", None)
         if drafter is None or known is None:
@@ -66,4 +66,4 @@ def _accepted(tree: Tree, known: Any, position: int) -> int:
 def oracle_stop(costs: str = "gpu-radar", rate: float = 1.0, top_k: int = 10, depth: int = 8, total: int = 59) -> Decode:
     if min(top_k, depth, total) < 1 or rate < 0:
         raise ValueError(f"rate={rate}, top_k={top_k}, depth={depth}, total={total}: counts from 1, a rate from 0")
-    return speculative(_stopped(step_costs(costs), rate, top_k, depth, total))
+    return speculative(_stopped(relative_costs(costs), rate, top_k, depth, total))

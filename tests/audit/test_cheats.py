@@ -181,8 +181,8 @@ def cheat():
 
 METHODS = {  # the file, a sentence of the verdict, and the record's error where a run of one prompt sees it
     "made-up trace": (MADE_UP_TRACE, "forwards after the prefill; the target ran", "the target ran 7"),
-    "answers from memory": (ANSWERS_FROM_MEMORY, "asked again: 1 run that cannot be recorded: the target ran 0 prefills", ""),
-    "drafts from memory": (DRAFTS_FROM_MEMORY, "L6 conduct, asked again: it remembers what it was asked: ", ""),
+    "answers from memory": (ANSWERS_FROM_MEMORY, "float32: 1 run that cannot be recorded: the target ran 0 prefills", ""),
+    "drafts from memory": (DRAFTS_FROM_MEMORY, "L6 conduct, asked again, float32: it remembers what it was asked: ", ""),
     "over the budget": (OVER_THE_BUDGET, " tokens; the budget is 10", " tokens; the budget is 8, and"),
     "false times": (FALSE_TIMES, "the model's forwards take ", "the model's forwards take "),
     "not verified": (UNVERIFIED, "output token 1 (7) was in no forward of the target", "output token 1 (7) was in no forward"),

@@ -58,7 +58,7 @@ def made_in_lanes(s: Subject, todo: list[tuple[list[int], SamplerParams]], n_lan
 @pytest.mark.parametrize("name", OWN)
 def test_a_generation_in_a_lane_is_what_it_is_alone(name: str) -> None:
     s, todo = subject(name), jobs(7)
-    assert lanes.can_run_in_lanes(TINY.loaded, s)
+    assert lanes.can_run_in_lanes(TINY.loaded, s, "float32")
     found = made_in_lanes(s, todo, 3)
     assert sorted(found) == list(range(7))
     for i, (prompt, params) in enumerate(todo):
@@ -188,14 +188,14 @@ def test_what_the_user_can_mend_ends_all() -> None:
 
 def test_planted_faults_and_other_loops_run_one_at_a_time() -> None:
     planted = [m.subject() for m in MUTANTS if m.spoilt or m.misled]
-    assert planted and not any(lanes.can_run_in_lanes(TINY.loaded, s) for s in [*planted, subject("hf-generate")])
+    assert planted and not any(lanes.can_run_in_lanes(TINY.loaded, s, "float32") for s in [*planted, subject("hf-generate")])
 
 
 def test_plans_do_not_hang_on_the_dtype_that_is_loaded_while_planning() -> None:
-    assert lanes.can_run_in_lanes(shared_tiny_model("float64").loaded, subject("vanilla"))
+    assert lanes.can_run_in_lanes(shared_tiny_model("float64").loaded, subject("vanilla"), "float32")
 
 
 def test_the_native_engine_shares_no_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its forwards over a few rows cost what reading the weights costs: more rows together gain nothing."""
     monkeypatch.delenv(VARIABLE)
-    assert not lanes.can_run_in_lanes(shared_tiny_model("float32").loaded, subject("vanilla"))
+    assert not lanes.can_run_in_lanes(shared_tiny_model("float32").loaded, subject("vanilla"), "float32")

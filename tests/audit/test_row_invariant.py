@@ -130,15 +130,31 @@ def test_an_engine_that_only_says_so_is_found_out_by_the_control(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_measured_dtype_is_audited_unasked_where_its_engine_is_row_invariant(
+def test_the_measured_dtype_is_audited_unasked_and_bit_by_bit_where_its_engine_is_row_invariant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.audit.prepare.resolve_dtype", lambda _: "bfloat16")
     report = audited(RowByRow, tmp_path, monkeypatch, methods=("pld",), dtypes=())
     assert verdicts_of(report, "pld")["L3 greedy equality, bfloat16"] is True
     other = audited(LlamaTarget, tmp_path / "lean", monkeypatch, methods=("pld",), dtypes=())
-    assert not [v for v in other.rows if "bfloat16" in v.layer]
+    assert verdicts_of(other, "pld")["L3 greedy equality, bfloat16"] is True
     assert not [v for v in other.rows if "same bits" in v.layer]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_torchs_row_invariant_engine_passes_as_is(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HARNESS_ENGINE", raising=False)
+    done = harness(f"verify --model {TINY} --row-invariant --dtype {dtype} --threads 1 --json --method eagle2 --method eagle1",
+                   "--method pld --out", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = {(v["layer"], v["method"]): v for v in done.value}
+    for name in ("eagle2", "eagle1", "pld"):
+        for layer in ("L2 same bits", "L3 greedy equality"):
+            row = rows[f"{layer}, {dtype}", name]
+            assert row["passed"] is True and (layer == "L2 same bits" or row["threshold"] == "identical")
+    assert rows[f"L2 control, same bits, {dtype}", "all"]["passed"] is True
+    assert f"lean row-invariant ({dtype})" in (tmp_path / "audit.md").read_text()
 
 
 # ---- verdicts ----
@@ -231,7 +247,7 @@ def test_rejected_drafts_and_sampled_ids_are_looked_at_in_the_measured_dtype_alo
     assert "rejected" in rows["L2 same bits, bfloat16"].checked
     assert rows["L2 same bits, float32"].passed and "rejected" not in rows["L2 same bits, float32"].checked
     assert rows["L4 same ids at T = 1, bfloat16"].passed and "L4 same ids at T = 1, float32" not in rows
-    assert rows["L6 conduct, asked again"].passed and "L4 score test, T > 0, bfloat16" in rows
+    assert rows["L6 conduct, asked again, bfloat16"].passed and "L4 score test, T > 0, bfloat16" in rows
     assert "L4 score test, T > 0, float32" not in rows
     only = replace(request, dtypes=("float32",), out=tmp_path / "only")
     rows = {v.layer: v for v in audit(only, tell=lambda _: None).rows if v.method == "pld"}

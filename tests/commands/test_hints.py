@@ -98,6 +98,9 @@ def test_an_audit_of_a_ledger_names_the_run_that_gives_it_something_to_judge(tmp
     measured(tmp_path / "out", "--method vanilla --task gsm8k")
     said = harness(f"verify --model {TINY} --threads 1 --out", tmp_path / "audit", "--results", tmp_path / "out").err
     assert hints(said) == [f"run --model {TINY} --method all --task all --out {tmp_path / 'out'} --threads 1"]
+    words = f"verify --model {TINY} --row-invariant --out"
+    said = harness(words, tmp_path / "audit", "--results", tmp_path / "out").err
+    assert hints(said) == [f"run --model {TINY} --method all --task all --out {tmp_path / 'out'} --row-invariant"]
 
 
 def test_figures_not_measured_name_the_command_that_measures_them(tmp_path: Path) -> None:

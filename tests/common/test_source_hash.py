@@ -110,13 +110,14 @@ def test_an_edited_line_of_c_or_flag_of_its_compiler_is_other_code_and_a_comment
         assert all(a != b for a, b in zip(shas(name, file, old, new), now, strict=True)), name
 
 
-def test_every_method_depends_on_the_native_forward_and_those_that_draft_natively_on_its_drafters() -> None:
+def test_every_method_depends_on_the_forwards_of_each_engine_and_those_that_draft_there_on_its_drafters() -> None:
     for name in methods.names():
         found = {file.relative_to(ROOT / "methods" / "engine").as_posix() for file in closure(methods.get(name).sources, METHODS)
                  if ROOT / "methods" / "engine" in file.parents}  # fmt: skip
         assert {"native/target.py", "native/build.py", "native/forward.c", "native/kernels.c", "native/engine.h"} <= found
+        assert {"row_invariant/target.py", "attention.py", "llama.py"} <= found
         drafts = methods.ENGINES.get(methods.get(name).drafter or "") in methods.NATIVE_DRAFTERS
-        assert ("native/drafters.py" in found) == drafts
+        assert ("native/drafters.py" in found) == drafts == ("row_invariant/drafters.py" in found)
 
 
 def test_findings_that_another_native_engine_made_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from tiny_model import shared_tiny_model
 
 from harness.common.errors import UserError
 from harness.costs import measure, session
-from harness.costs.measure import Plan, _Samples, inside
-from harness.costs.random_weights import layers_that_fit, random_target
+from harness.costs.measure import OTHERS, Plan, _Samples, inside, n_levels
+from harness.costs.random_weights import VICUNA_68M, layers_that_fit, published, random_target
 from harness.costs.table import read
 from harness.load.architecture import Architecture
+from harness.load.kinds import PUBLISHED_HEADS, PUBLISHED_LM
 from methods.base import SamplerParams
 
 SIZES = Architecture(
@@ -47,7 +48,7 @@ def test_every_part_of_a_model_that_is_here_is_measured_and_the_target_is_as_it_
     tiny = shared_tiny_model("float32")
     params = SamplerParams(8)
     before = tiny.vanilla(tiny.prompts[0], params)
-    found = inside(tiny.loaded.target, tiny.loaded.drafter, 48, Plan((48,), 2, 2, **FEW))
+    found = inside(tiny.loaded.target, {"eagle": tiny.loaded.drafter}, 48, Plan((48,), 2, 2, **FEW))
     assert set(found.verify) == {1, 8} and set(found.level or {}) == {1, 4} and set(found.observe or {}) == {1, 3}
     figures = [found.plain, *found.verify.values(), *(found.level or {}).values(), *(found.observe or {}).values(), found.prefill]
     assert all(0 < f.low <= f.ms <= f.high for f in figures) and found.root and found.head_prefill
@@ -56,7 +57,7 @@ def test_every_part_of_a_model_that_is_here_is_measured_and_the_target_is_as_it_
 
 def test_without_a_head_the_target_alone_is_measured() -> None:
     tiny = shared_tiny_model("float32")
-    found = inside(tiny.loaded.target, None, 16, Plan((16,), 2, 2, **FEW))
+    found = inside(tiny.loaded.target, {}, 16, Plan((16,), 2, 2, **FEW))
     assert found.level is found.observe is found.root is found.head_prefill is None and found.plain.ms > 0
 
 
@@ -73,6 +74,19 @@ def test_layers_that_are_not_there_cost_what_half_of_those_that_are_add() -> Non
     assert samples.figure("plain").ms == 5
 
 
+def test_every_kind_of_drafter_is_measured_by_level_and_takes_back_what_it_observed() -> None:
+    tiny = shared_tiny_model("float32")
+    target = tiny.loaded.target
+    made = {kind: tiny.loaded.drafter_of(kind) for kind in OTHERS}
+    found = inside(target, {"eagle": tiny.loaded.drafter, **made}, 48, Plan((48,), 2, 2, **FEW))
+    assert set(found.drafters) == set(made)
+    for kind, d in found.drafters.items():
+        assert len(d.levels) == n_levels(made[kind]) and d.root.ms > 0 and set(d.observe) == {1, 3}
+        assert [set(level) for level in d.levels] == [set(OTHERS[kind])] * len(d.levels)
+    assert [len(found.drafters[kind].levels) for kind in made] == [1, 3, 3]
+    assert found.drafters["hydra"].levels[0][18].ms > 0 and found.drafters["lm"].prefill.ms > 0
+
+
 @pytest.mark.parametrize("layers", [2, 4])
 def test_random_weights_have_the_sizes_asked_for_and_decode(layers: int) -> None:
     stand = random_target(SIZES, "float32", 256, torch.device("cpu"), layers)
@@ -80,11 +94,23 @@ def test_random_weights_have_the_sizes_asked_for_and_decode(layers: int) -> None
     assert (c.num_hidden_layers, c.hidden_size, c.vocab_size, stand.of) == (layers, 64, 512, 4)
     features, logits = stand.target.prefill([1, 2, 3], 8)
     assert features.shape == (3, 64) and bool(logits.isfinite().all()) and float(logits.std()) > 0
-    stand.drafter.start(64, None, 1)
-    stand.drafter.observe([2, 3, 4], features)
-    assert bool(stand.drafter.root_logits().isfinite().all())
-    found = inside(stand.target, stand.drafter, 16, Plan((16,), layers, 4, **FEW))
+    head = stand.drafters["eagle"]
+    head.start(64, None, 1)
+    head.observe([2, 3, 4], features)
+    assert bool(head.root_logits().isfinite().all())
+    found = inside(stand.target, stand.drafters, 16, Plan((16,), layers, 4, **FEW))
     assert found.plain.ms > 0 and len(stand.target.body.layers) == layers
+
+
+def test_drafters_whose_published_sizes_are_known_are_made_with_random_weights() -> None:
+    assert published(("hydra", "lm", "medusa"), SIZES) == ("medusa",)  # another vocabulary than the draft LM's
+    assert published(("lm", "medusa"), SIZES.model_copy(update={"vocab_size": 32000})) == ("lm", "medusa")
+    assert round(VICUNA_68M.n_parameters / 1e6) == PUBLISHED_LM / 1e6 == 68
+    stand = random_target(SIZES, "float32", 256, torch.device("cpu"), 2, ("medusa",))
+    found = inside(stand.target, stand.drafters, 16, Plan((16,), 2, 4, **FEW)).drafters["medusa"]
+    assert len(found.levels) == PUBLISHED_HEADS - 1 and all(level[1].ms > 0 for level in found.levels) and found.root.ms > 0
+    none, with_them = (layers_that_fit(SIZES, "float32", 128, 2 * 10**6, copies=1, kinds=kinds) for kinds in ((), ("medusa",)))
+    assert none > with_them
 
 
 def test_as_many_layers_are_made_as_fit_and_fewer_than_two_are_refused() -> None:
@@ -93,7 +119,7 @@ def test_as_many_layers_are_made_as_fit_and_fewer_than_two_are_refused() -> None
         with suppress(UserError):
             found.append(layers_that_fit(SIZES, "float32", 128, room, copies=2))
     assert found == sorted(found) and set(found) == {2, 3, 4}
-    with pytest.raises(UserError, match="2 of its layers with the embedding, LM head and draft head take 0.0 GB in float32"):
+    with pytest.raises(UserError, match="2 of its layers with the embedding, LM head and drafters take 0.0 GB in float32"):
         layers_that_fit(SIZES, "float32", 128, 1000, copies=2)
 
 
@@ -109,7 +135,7 @@ def test_the_command_measures_sizes_without_weights(
     (file,) = (tmp_path / "costs").rglob("*.json")
     table = read(file)
     assert (table.model, table.layers_measured, table.is_scaled, table.random_weights) == ("sized", 2, True, True)
-    assert [c.tokens for c in table.contexts] == [32] and table.has_head and table.machine.threads == 1
+    assert [c.tokens for c in table.contexts] == [32] and table.has("eagle") and table.machine.threads == 1
     assert "2 of 4 layers were measured" in done.out and "The weights are random" in done.out
     rows = json.loads(done.out.splitlines()[-1])
     assert {row["part"] for row in rows} == {"plain", "verify", "prefill", "root", "head_prefill", "level", "observe"}

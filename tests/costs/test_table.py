@@ -34,7 +34,7 @@ def test_costs_between_two_that_were_measured_lie_on_the_line_through_both() -> 
     falling = table(at(100, verify={1: figure(10), 8: figure(9)}))
     assert falling.verify(80, 100).ms == 9  # and never under it
     assert t.observe(2.5, 100).ms == pytest.approx(1.15) and t.level(10, 250).low == pytest.approx(1.8)
-    assert t.has_head and not t.is_scaled
+    assert t.has("eagle") and not t.has("lm") and not t.is_scaled
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -257,6 +257,18 @@ def test_auto_is_bfloat16_where_that_is_clearly_faster_probed_once_and_kept(
     assert resolve_dtype("float64") == "float64"
 
 
+def test_a_gpu_without_bfloat16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    native = [False]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native[0])
+    with pytest.raises(UserError, match=r"^bfloat16: Tesla T4 does not compute in it; choose float16 or float32 \(--dtype\)$"):
+        resolve_dtype("bfloat16")
+    assert resolve_dtype("auto") == "float32" and resolve_dtype("float16") == "float16"
+    native[0] = True
+    assert resolve_dtype("bfloat16") == "bfloat16"
+
+
 def test_a_cache_that_cannot_be_written_only_costs_the_probe_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))

@@ -180,10 +180,14 @@ def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_mac
 ) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10 + device.index)
+    peaks = {0: 70, 1: 90}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks[device.index])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update({device.index: 10 + device.index}))
     spread.device, spread.devices = torch.device("cuda", 0), (torch.device("cuda", 0), torch.device("cuda", 1))
     spread.synchronise()
-    assert waited == list(spread.devices) and spread.peak_bytes() == 21
+    assert waited == list(spread.devices) and spread.peak_bytes() == 160
+    spread.reset_peak()
+    assert spread.peak_bytes() == 21
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Voodoo")
     told = {

@@ -20,6 +20,7 @@ from torch import Tensor
 from harness.localise import engines, localise
 from methods.engine import llama
 from methods.engine.native.target import NativeTarget
+from methods.engine.row_invariant.target import InBlocks
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
 
@@ -246,7 +247,7 @@ def test_another_architecture_has_the_module_alone(monkeypatch: pytest.MonkeyPat
         ("--rows 0", "--rows is 0; it must be at least 1"),
         ("--rows 99999", "--rows is 99,999; it may be at most 4,096"),
         ("--rows 1,2433", "--rows is up to 2,433: behind a context of 128 tokens tiny has room for 2,432"),
-        ("--engine fast", "unknown engine 'fast'; known: all, module, native, torch"),
+        ("--engine fast", "unknown engine 'fast'; known: all, module, native, row-invariant, torch"),
         ("--engine native", "engine native: model tiny cannot have it: it runs on another here (lean)"),
         ("--dtype int8", "unknown dtype 'int8'"),
         ("--threads 0", "--threads is 0"),
@@ -263,6 +264,34 @@ def test_on_the_native_engine_no_operator_changes_a_bit(monkeypatch: pytest.Monk
     monkeypatch.delenv("HARNESS_ENGINE")
     done = harness(COMMAND.replace("float32", dtype), "--engine native")
     assert done.code == 0 and f"{dtype}: {NONE}" in done.out and "attention" in done.out and "Not compared" not in done.out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_on_the_row_invariant_torch_path_no_operator_changes_a_bit(dtype: str) -> None:
+    done = harness(COMMAND.replace("float32", dtype), "--engine row-invariant --json")
+    assert done.code == 0, done.err
+    assert f"the row-invariant torch path, {dtype}: {NONE}" in done.out and "Not compared" not in done.out
+    [engine] = done.value["engines"]
+    assert engine["operators"] == [] and {(s["differing"], s["flips"]) for s in engine["settings"]} == {(0, 0)}
+
+
+def test_an_operator_that_leaves_its_block_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_no_block(self: InBlocks, x: Tensor, **others: Any) -> Tensor:
+        made: Tensor = self.compute(x, **others)
+        return made
+
+    monkeypatch.setattr(InBlocks, "__call__", in_no_block)
+    done = harness(COMMAND, "--engine row-invariant")
+    assert "the first operator is layer 0's qkv projection" in done.out, done.out
+
+
+def test_where_the_model_runs_row_invariant_the_torch_path_is_shown_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_ENGINE", "row-invariant")
+    done = harness(COMMAND, "--rows 1,9 --json")
+    assert [engine["engine"] for engine in done.value["engines"]] == ["row-invariant", "torch", "module"]
+    own, torchs, modules = done.value["engines"]
+    assert not own["operators"] and torchs["operators"] and modules["operators"]
+    assert "engine native is left out: it runs on another here (lean row-invariant)" in done.err
 
 
 def test_a_fault_on_the_native_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from places import TINY
 
 import methods
 from harness.common.errors import UserError
+from harness.costs.price import step_costs
 from harness.costs.splits import checked, points
 from harness.costs.table import Outside, as_json
 from harness.costs.work import StepWork, work_of
@@ -28,7 +29,7 @@ from harness.paper.prediction import (
     end_to_end,
     predict,
     predictions_of,
-    step_costs,
+    published_trees,
 )
 from harness.paper.prediction_tables import held_table
 from harness.paper.published import ITEMS, cells
@@ -37,6 +38,7 @@ from harness.paper.verdict import ReportedModel, judge
 from methods.eagle1 import SHAPE
 
 SMALL_COSTS = f"--model {TINY} --dtype float32 --threads 1 --context 32 --rounds 1"
+TEXT = "how often it drafts depends on the text, or on what its heads say of themselves"
 NOTHING_OUTSIDE = Outside(plain=0, step=0, level=0, row=0, node=0, token=0)
 
 
@@ -57,6 +59,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("eagle2-no-both", {}, 0.0, StepWork(60, (10,) * 5, 1)),
         ("eagle1", {}, 0.0, StepWork(26, (4, 8, 8, 3), 1)),
         ("eagle1", {"shape": "0 00"}, 1.0, StepWork(3, (1,), 1)),
+        ("sps", {}, 0.0, StepWork(6, (1,) * 4, 1, drafter="lm")),
+        ("sps", {"gamma": 3}, 1.0, StepWork(4, (1,) * 2, 1, drafter="lm")),
+        ("medusa", {}, 0.0, StepWork(64, (1,) * 3, 1, drafter="medusa")),  # a head a level, whatever nodes it has
+        ("hydra", {"tree": "0 1 00 01 000"}, 0.0, StepWork(6, (1, 1), 1, drafter="hydra")),
     ],
 )
 def test_what_a_step_does_is_counted(name: str, options: dict[str, Any], temperature: float, work: StepWork) -> None:
@@ -71,11 +77,26 @@ def test_what_a_step_does_is_counted(name: str, options: dict[str, Any], tempera
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("pld", {}), ("eagle2", {"stop_early": True}), ("medusa", {}), ("sps", {}), ("hf-generate", {})]
+    ("name", "options"),
+    [("pld", {}), ("lookahead", {}), ("eagle2", {"stop_early": True}), ("medusa", {"tree": "chosen"}), ("hf-generate", {})],
 )
-def test_of_what_depends_on_the_text_or_on_other_weights_there_is_no_such_count(name: str, options: dict[str, Any]) -> None:
+def test_of_what_depends_on_the_text_or_on_the_heads_own_accuracies_there_is_no_such_count(
+    name: str, options: dict[str, Any]
+) -> None:
     m = methods.get(name)
     assert work_of(m, {**m.options, **options}) is None
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize(("top_k", "total"), [(10, 4), (10, 9), (10, 10), (10, 25), (2, 3), (2, 4), (3, 12), (3, 59)])
+def test_a_tree_that_stops_early_has_a_count_only_where_it_never_can(top_k: int, depth: int, total: int) -> None:
+    """Before the last level the nodes of all levels but the newest and the newest's best: only if these are more than are kept
+    may some be out of reach. Two levels differ by ties alone: equally likely drafts all stay, of others `total` do."""
+    m = methods.get("eagle2")
+    above = 0 if depth <= 2 else top_k + (depth - 3) * top_k**2
+    can_stop = depth > 1 and above + top_k > total
+    found = work_of(m, {"top_k": top_k, "depth": depth, "total": total, "stop_early": True})
+    assert (found is None) is can_stop
 
 
 # ---- the arithmetic ----
@@ -175,8 +196,27 @@ def test_a_level_pays_where_it_costs_less_than_it_adds() -> None:
     assert [d.speedup for d in found] == pytest.approx([1.8 / 1.1, 2.2 / 1.2, 2.24 / 1.3])
 
 
+def test_the_break_even_of_the_head_is_what_the_rest_of_a_level_leaves() -> None:
+    found = deeper_levels(table(at(100)), (0.8, 0.7), 100)
+    assert [d.break_even for d in found] == pytest.approx([d.pays_under - d.costs + d.draft for d in found])
+    assert [d.pays for d in found] == [d.draft < d.break_even for d in found]
+    # the head over 1 + 0.8 + 0.56 tokens, its logits and one level, in steps of 10.1 ms
+    assert sum(d.draft for d in found) == pytest.approx((1 + 0.3 * 1.36 / 3 + 0.5 + 1) / 10.1)
+
+
+def test_of_published_drafts_the_one_that_pays_most_comes_first() -> None:
+    config = model_config("vicuna-7b")
+    t, chain = table(at(100)), chain_rates(config)[0]
+    cells = predict(t, config, {}, Lengths(100, 100))
+    found = published_trees(chain, deeper_levels(t, chain.rates, 100), cells)
+    assert {name for name, _ in found} == {*(f"a chain of {n}" for n in range(1, 6)), "EAGLE's tree", "EAGLE-2's tree"}
+    assert [speed for _, speed in found] == sorted((speed for _, speed in found), reverse=True)
+    (own,) = [p.decode for p in cells if (p.cell.method, p.cell.task, p.cell.temperature) == ("EAGLE-2", "MT-bench", 0.0)][:1]
+    assert own and dict(found)["EAGLE-2's tree"] == own.value
+
+
 def test_the_papers_rates_are_by_depth() -> None:
-    found = dict(chain_rates(model_config("vicuna-7b")))
+    found = {chain.title: chain.rates for chain in chain_rates(model_config("vicuna-7b"))}
     assert list(found) == ["Vicuna-7B, MT-bench, T = 0", "Vicuna-7B, MT-bench, T = 1"]
     assert all(len(rates) == 5 and rates[0] == max(rates) for rates in found.values())
 
@@ -289,9 +329,12 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
             "draft_s": [sum(s[1:]) / 1e3 for s in steps], "verify_s": [s[0] / 1e3 for s in steps],
             "target_s": [s[0] / 1e3 for s in steps], "drafter_s": [s[1] / 1e3 for s in steps],
         }  # fmt: skip
+        n_cut = changes.pop("n_cut", 0)
+        took = {"token_ids": [1] * (1 + len(steps) * (accepted + 1) - n_cut), "prefill_s": 0.5,
+                "wall_s": 0.5 + sum(map(sum, steps)) / 1e3}  # fmt: skip
         what = {"task": "gsm8k", "sample_id": "1", "turn": 1, "repeat": 0, "n_prompt": 100, "temperature": 0.0}
         how = {"status": "ok", "is_warmup": False, "method": method, "preset": "paper", "options": {}}
-        return what | how | {"trace": trace, **changes}
+        return what | how | took | {"trace": trace, **changes}
 
     vanilla = record("vanilla", [(10, 0, 0.1)] * 12, 0)
     found = against([t], [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3)])
@@ -299,6 +342,9 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
     assert (base.method, base.measured, base.predicted) == ("vanilla", pytest.approx(1), pytest.approx(1))
     assert own.measured == pytest.approx(4 * plain_s / ((20 + drafting + other) / 1e3))
     assert own.error == pytest.approx(0, abs=1e-9) and own.draft and own.draft[0] == pytest.approx(own.draft[1])
+    cut_off = against([t], [vanilla, record("eagle2", [(20, drafting, other)] * 3, 3, n_cut=2)])[1]
+    assert own.tau == 4 and cut_off.tau == pytest.approx(10 / 3)  # tokens that a stop token or the budget cut off are none
+    assert cut_off.measured == pytest.approx(10 / 3 * plain_s / ((20 + drafting + other) / 1e3))
     slower = against([t], [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
     assert slower.error is not None and slower.error > 0.1 and slower.most_off == "c_verify -0.50"
     text = held_table([(t, [*found, slower]), (t, found)])
@@ -308,9 +354,9 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
     unknown = against(
         [t], [vanilla, record("eagle2", [(20, 1, 1)], 3, options={"stop_early": True}), record("sps", [(20, 1, 1)], 2)]
     )
-    assert [h.why for h in unknown[1:]] == ["draft LM: no costs", "how often it drafts depends on the text"]
+    assert [h.why for h in unknown[1:]] == ["no draft LM was measured", TEXT]
     cut = record("eagle2-fr", [(20, drafting, other)] * 3, 3, options={"frequent": 64})
-    assert against([t], [vanilla, cut])[1].why == "no costs of a head over 64 frequent tokens"
+    assert against([t], [vanilla, cut])[1].why == "no draft head over 64 frequent tokens was measured"
     both = against([t, t.model_copy(update={"frequent": 64})], [vanilla, cut])[1]
     assert both.why == "" and both.error == pytest.approx(own.error, abs=1e-9)
 

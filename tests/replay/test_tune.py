@@ -15,23 +15,24 @@ import numpy as np
 import pytest
 from command_line import harness, isolate, refused, run, tiny_copy
 from hypothesis import given
+from made_up_costs import at, figure, table
 from places import ROOT, TINY
 from tiny_model import TinyModel, shared_tiny_model
 
 import methods
 from harness.common.errors import UserError
-from harness.costs import outside
-from harness.costs.outside import Work
+from harness.costs import measure, outside
+from harness.costs.price import step_costs
+from harness.costs.table import CostTable, Outside, read
+from harness.costs.work import StepWork
 from harness.ledger import ledger as records
 from harness.ledger.tuned_presets import Entry, Key, save, stored
 from harness.load.config import model_config
 from harness.load.engine import expected_engine
 from harness.load.model import Loaded
 from harness.metrics.intervals import MIN_UNITS
-from harness.replay import costs
 from harness.replay import tune as tuning
-from harness.replay.costs import Costs, measure_costs
-from harness.replay.pools import ABSENT, TOTALS, answer_ranks, levels_run, path_ranks, replayed_tau
+from harness.replay.pools import ABSENT, TOTALS, answer_ranks, drafter_over, levels_run, path_ranks, replayed_tau
 from harness.replay.prompts import LEAST, Prompt, parts_of, vanilla_answers
 from harness.replay.race import FAIR_TRIAL, HOPELESS, Raced, race
 from harness.replay.trees import choices
@@ -61,7 +62,7 @@ def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
     """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
     answers = vanilla_answers(tiny.loaded, numbered(tiny.prompts[:4]), temperature, 24)
     for top_k in (2, 5):
-        drafts = [answer_ranks(tiny.loaded, a, top_k, 5, frequent) for a in answers]
+        drafts = [answer_ranks(drafter_over(tiny.loaded, a, 10, 5, frequent), a, top_k, 5) for a in answers]
         ranks = [r for r, _ in drafts]
         for depth, total in ((1, 1), (2, 4), (3, 9), (5, 3), (5, 24)):
             tokens = forwards = 0
@@ -79,7 +80,7 @@ def test_the_levels_charged_are_those_that_a_decode_drafts(tiny: TinyModel) -> N
     drafter = tiny.loaded.drafter
     assert drafter is not None
     (answer,) = vanilla_answers(tiny.loaded, numbered(tiny.prompts[:1]), 0.0, 12)
-    _, run = answer_ranks(tiny.loaded, answer, 3, 6, None)
+    _, run = answer_ranks(drafter_over(tiny.loaded, answer, 10, 6, None), answer, 3, 6)
     text, n = [*answer.prompt.ids, *answer.ids], len(answer.prompt.ids)
     features, _ = tiny.loaded.target.prefill(text[:-1], 1)
     drafter.start(len(text) + 40, None)
@@ -131,53 +132,55 @@ def test_a_rank_is_the_place_in_the_order_that_reranking_takes(pool: tuple) -> N
                 break
 
 
-FREE = (0.0,) * 5  # what is outside both models, where it costs nothing
+def costs(plain: float, verify: dict[int, float], root: float, level: dict[int, float], *outside_ms: float) -> CostTable:
+    """Milliseconds; accepted tokens cost nothing. outside_ms: of a step, level, row, node and token."""
+    free = outside_ms or (0.0,) * 5
+    exact = {n: (ms, ms, ms) for n, ms in verify.items()}
+    own = at(
+        10, (plain,) * 3, verify=exact, root=(root,) * 3, level={n: (ms,) * 3 for n, ms in level.items()}, observe={1: (0, 0, 0)}
+    )
+    return table(own, outside=Outside(plain=0, **dict(zip(("step", "level", "row", "node", "token"), free, strict=True))))
 
 
 def test_the_best_tree_is_the_one_with_the_most_tokens_a_second() -> None:
     """Two tokens deep, the first of rank 0 and the second of rank 3, at each of 40 positions."""
     ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
-    cheap = Costs(10, 1.0, {1: 1.0, 2: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2}, FREE)
-    best = choices(ranks, cheap, (1, 2), (1, 2, 4))[0]
+    cheap = costs(1.0, {1: 1.0, 2: 1.0, 5: 1.0}, 0.1, {2: 0.1})
+    best = choices(ranks, cheap, 10, (1, 2), (1, 2, 4))[0]
     assert (best.depth, best.total, best.tau) == (2, 4, pytest.approx(40 / 14)) and best.speedup > 2
-    dear = replace(cheap, verify={1: 1.0, 2: 1.2, 5: 3.0})
-    assert (choices(ranks, dear, (1, 2), (1, 2, 4))[0].depth, choices(ranks, dear, (1, 2), (1, 2, 4))[0].total) == (1, 1)
+    (first, *_) = choices(ranks, costs(1.0, {1: 1.0, 2: 1.2, 5: 3.0}, 0.1, {2: 0.1}), 10, (1, 2), (1, 2, 4))
+    assert (first.depth, first.total) == (1, 1)
 
 
 def test_only_a_draft_that_stops_early_is_charged_less_than_all_its_levels() -> None:
     """Every draft could end after one of its two levels."""
     ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 1))]}
-    costs = Costs(10, 1.0, {1: 1.0, 5: 1.0}, {(2, 1): 0.1, (2, 2): 0.2}, FREE)
-    whole, stopped = (choices(ranks, costs, (2,), (2,), stops)[0] for stops in (False, True))
-    assert (whole.c_draft, whole.stop_early, stopped.c_draft, stopped.stop_early) == (0.2, False, 0.1, True)
+    found = (choices(ranks, costs(1.0, {1: 1.0, 5: 1.0}, 0.1, {2: 0.1}), 10, (2,), (2,), stops)[0] for stops in (False, True))
+    whole, stopped = found
+    assert (whole.c_draft, whole.stop_early, stopped.c_draft, stopped.stop_early) == (pytest.approx(0.2), False, 0.1, True)
     assert whole.tau == stopped.tau
 
 
 def test_what_is_outside_both_models_makes_a_step_dearer_and_a_smaller_tree_the_best() -> None:
     """Every level, row, node and token has its price; the same drafts as above."""
     ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
-    inside = Costs(10, 2.0, {1: 2.0, 5: 2.0}, {(2, 1): 0.2, (2, 2): 0.4}, FREE)
-    priced = replace(inside, outside=(0.1, 0.02, 0.03, 0.04, 0.05))
-    (best,) = [c for c in choices(ranks, priced, (2,), (4,)) if c.total == 4]
+    inside = 2.0, {1: 2.0, 5: 2.0}, 0.2, {2: 0.2}
+    (best,) = [c for c in choices(ranks, costs(*inside, 0.1, 0.02, 0.03, 0.04, 0.05), 10, (2,), (4,)) if c.total == 4]
     assert best.tau == pytest.approx(40 / 14)
     assert best.c_other == pytest.approx((0.1 + 2 * 0.02 + (1 + 2) * 0.03 + 4 * 0.04 + best.tau * 0.05) / 2)
     assert best.cost == pytest.approx(1 + 0.2 + best.c_other) and best.speedup == pytest.approx(best.tau / best.cost)
-    dear_nodes = replace(inside, outside=(0.0, 0.0, 0.0, 2.0, 0.0))
-    assert (choices(ranks, inside, (1, 2), (1, 4))[0].total, choices(ranks, dear_nodes, (1, 2), (1, 4))[0].total) == (4, 1)
+    free, dear_nodes = costs(*inside), costs(*inside, 0.0, 0.0, 0.0, 2.0, 0.0)
+    assert [choices(ranks, t, 10, (1, 2), (1, 4))[0].total for t in (free, dear_nodes)] == [4, 1]
 
 
-def test_costs_cover_what_was_asked_and_lie_between_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = shared_tiny_model("float32")
-    monkeypatch.setattr(costs, "PROBE_TOKENS", 12)
-    m = methods.get("eagle2")
-    found = measure_costs(
-        tiny.loaded, m, m.options, numbered(tiny.prompts[:2]), context=40, top_ks=(2, 4), depths=(1, 3), temperature=0.0,
-        rounds=2, rows=(1, 8, 16),
-    )  # fmt: skip
-    assert set(found.verify) == {1, 8, 16} and set(found.draft) == {(2, 1), (2, 3), (4, 1), (4, 3)}
-    assert min(*found.verify.values(), *found.draft.values(), found.step) > 0
-    assert found.verify_s(12) == pytest.approx((found.verify[8] + found.verify[16]) / 2)
-    assert min(found.outside) >= 0 and found.outside_s(Work(1, 3, 9, 8, 2)) > 0
+def test_what_tune_predicts_of_a_step_is_what_the_table_of_costs_has() -> None:
+    """At any context, and each level of a draft at the price of its own nodes."""
+    t, ranks = table(at(100), at(300, plain=14, level={1: figure(3), 10: figure(7)})), np.zeros((40, 3, 3), dtype=np.int64)
+    drafts = {k: [(ranks, np.full((40, len(TOTALS)), 3))] for k in (2, 10)}
+    for c in choices(drafts, t, 170, (1, 2, 3), (1, 8, 59)):
+        wanted = step_costs(t, StepWork(c.total + 1, (c.top_k,) * (c.depth - 1), 1), c.tau, 170)
+        assert (c.c_verify, c.c_draft, c.c_other) == pytest.approx((wanted.verify, wanted.draft, wanted.other))
+        assert c.speedup == pytest.approx(wanted.speedup(c.tau).value)
 
 
 # ---- the conversations ----
@@ -243,9 +246,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         tuning, "held_out_prompts", lambda loaded, n, longest, evaluation: [q for q in questions[:n] if len(q) <= longest]
     )
-    monkeypatch.setattr(costs, "ROUNDS", 1)
+    monkeypatch.setattr("harness.replay.trees.ROUNDS", 1)
     monkeypatch.setattr(outside, "PROBES", ((1, 1, 1), (2, 2, 4)))
-    monkeypatch.setattr(costs, "PROBED", 1)
+    monkeypatch.setattr(measure, "PROBED", 1)
     monkeypatch.setattr("harness.replay.trees.TOP_KS", (2, 10))
 
 
@@ -284,6 +287,23 @@ def test_tune_finds_a_preset_that_run_and_a_tier_then_take(
     untunable = {m for m in methods.names(exact=True) if not methods.get(m).tunable}
     assert ("eagle2", "tuned") in presets and {m for m, _ in presets} == {"vanilla", "eagle2"} | untunable
     refused(run(tmp_path / "none", "--method all --task gsm8k --preset tuned --temperature 1"), "was tuned for this machine")
+
+
+def test_tune_takes_a_table_of_costs_and_no_other_machines(prompts: None, tmp_path: Path) -> None:
+    on_tiny = f"--model {TINY} --dtype float32 --threads 1"
+    made = harness(f"costs {on_tiny} --context 64 --rounds 1 --out", tmp_path / "costs")
+    assert made.code == 0, made.err
+    (file,) = (tmp_path / "costs").rglob("*.json")
+    plain = read(file).at(64, lambda c: c.plain).ms
+    of_tune = f"tune {on_tiny} --max-new-tokens 12 --conversations {N}"
+    found = harness(of_tune, "--costs", file)
+    assert found.code == 0 and "measuring tiny" not in found.err, found.err
+    (entry,) = json.loads((tmp_path / "cache" / "tuned.json").read_text())
+    outside_ms = read(file).outside.plain
+    assert entry["predicted"]["step_ms"] == pytest.approx(plain + outside_ms, abs=0.01)  # at the one context there is
+    refused(harness(of_tune, "--temperature 1 --costs", file), f"--costs {file}: no costs of tiny on", "T = 1 there")
+    refused(harness(of_tune, "--method eagle2-fr --costs", file), "drafts over 8,192 frequent tokens")
+    refused(harness(of_tune, "--method pld --costs", file), "--costs is for dynamic trees, which are replayed")
 
 
 def test_a_race_has_the_tau_of_each_candidate_and_the_speeds_of_one_process(
@@ -439,6 +459,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
         ["--max-new-tokens 1", "--max-new-tokens is 1"],
         ["--max-new-tokens 2560 --method pld", "no held-out prompt of at most 0 tokens"],
         ["--max-new-tokens 2560", "no held-out prompt of at most 0 tokens"],
+        ["--costs nowhere", "--costs nowhere: no such file or folder"],
         ["--save /proc/none/tuned.json", "cannot save in /proc/none/tuned.json"],
     ],
     ids=lambda case: case[0],

@@ -32,6 +32,16 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 AUDIT_ROW = "L1 exact law,eagle2,16 cases,1e-16,1e-12,1e-12 in any output's probability,{passed},{why},False,False,16,0.1\n"
 
 
+PREDICTED = """model,machine,method,paper_method,task,temperature,paper_speedup,predicted,verdict
+vicuna-7b,a CPU,eagle2,EAGLE-2,Mean,0.0,3.39,3.512,consistent
+vicuna-7b,a CPU,eagle2,EAGLE-2,gsm8k,0.0,3.63,1.0149,published is 258% higher
+vicuna-7b,a CPU,eagle2,EAGLE-2,gsm8k,1.0,,0.91,no published speedup
+vicuna-7b,a CPU,pld,PLD,gsm8k,0.0,1.6,,not predicted: what it drafts depends on the text
+vicuna-7b,a CPU,,Other,gsm8k,0.0,1.6,,not predicted: no method of ours
+vicuna-7b,another CPU,eagle2,EAGLE-2,gsm8k,0.0,3.63,2.5,published is 45% higher
+"""
+
+
 class Page(HTMLParser):
     """What is in a page: ids, links, sources, attributes that run code, texts. Elements must be closed in order."""
 
@@ -93,6 +103,8 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         columns + AUDIT_ROW.format(passed="True", why="") + AUDIT_ROW.format(passed="", why="too few")
     )
     (audit / "lossless.json").write_text(json.dumps({"model": "tiny", "methods": {"eagle2": "lossless (quick)"}}))
+    (folder / "out" / "predict").mkdir()
+    (folder / "out" / "predict" / "predict.csv").write_text(PREDICTED)
     quoted = EVIL.replace('"', '""')
     (claims / "claims.csv").write_text(f'claim,effect,verdict\n"{quoted}",0.123456789,shown\n')
     return folder
@@ -121,7 +133,7 @@ def test_every_link_leads_to_an_id_of_the_page_or_holds_its_file(html: str) -> N
     page = Page(html)
     assert len(set(page.ids)) == len(page.ids)
     inside = [link for link in page.links if link.startswith("#")]
-    assert {"#tables", "#plots", "#lossless", "#claims", "#viewer"} <= set(inside)
+    assert {"#tables", "#plots", "#lossless", "#claims", "#predicted", "#viewer"} <= set(inside)
     assert [link for link in inside if link[1:] not in page.ids] == []
     others = [link for link in page.links if not link.startswith("#")]
     assert all(link.startswith("data:") for link in others)
@@ -169,6 +181,19 @@ def test_tables_losslessness_and_claims_are_in_it(html: str) -> None:
                  "too few", "0.1235", "Acceptance against confidence, T = 0", "Weights: target"):  # fmt: skip
         assert part in text
     assert "Not in this page" not in text  # it lacks nothing
+
+
+def test_predictions_stand_beside_what_was_published_a_table_a_machine(ledger: Path) -> None:
+    one, two = report._predictions(ledger / "out")
+    assert (one.title, two.title) == ("vicuna-7b on a CPU", "vicuna-7b on another CPU")
+    assert [name for name, _ in one.columns] == ["", "gsm8k", "six-task mean"]
+    cells = [[(text.replace("\u00a0", " "), css) for text, css in row] for row in one.rows]
+    assert cells == [
+        [("eagle2, T = 0", ""), ("1.01 / 3.63×", ""), ("3.51 / 3.39×", "good")],
+        [("eagle2, T = 1", ""), ("0.91 / —", ""), ("—", "")],
+    ]
+    assert one.facts == ("Not predicted: pld: what it drafts depends on the text; Other: no method of ours.",)
+    assert two.facts == () and two.rows[0][1] == ("2.50 / 3.63×", "")
 
 
 def test_the_page_begins_with_a_headline_and_ends_with_the_viewer(html: str) -> None:
@@ -237,12 +262,13 @@ def test_generations_are_spread_over_methods_before_any_comes_twice(ledger: Path
 
 def test_a_ledger_without_trees_audit_or_claims_has_no_such_sections_and_one_line_that_says_so() -> None:
     page = Page(report.page(SIMULATED, 24))
-    assert {"viewer", "lossless", "claims"} & set(page.ids) == set() and {"tables", "plots"} <= set(page.ids)
+    assert {"viewer", "lossless", "claims", "predicted"} & set(page.ids) == set() and {"tables", "plots"} <= set(page.ids)
     (line,) = [line for line in page.text.splitlines() if "Not in this page" in line]
     assert (
         "--trees" in line
         and "harness verify --model toy --results DIR --out DIR/audit" in line
         and "harness claims --results" in line
+        and "harness predict --out DIR/predict" in line
     )
     assert page.scripts == [] and [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
 
@@ -255,6 +281,11 @@ def test_what_a_user_gets_wrong_is_one_line(ledger: Path, tmp_path: Path) -> Non
     shutil.copytree(ledger / "out", tmp_path / "spoilt")
     (tmp_path / "spoilt" / "audit" / "audit.csv").write_text("a,b\n1,2\n")
     refused(harness("report --results", tmp_path / "spoilt"), "audit.csv", "harness verify")
+    (tmp_path / "spoilt" / "audit" / "audit.csv").unlink()
+    (tmp_path / "spoilt" / "predict" / "predict.csv").write_text("a,b\n1,2\n")
+    refused(
+        harness("report --results", tmp_path / "spoilt"), "predict.csv is not what `harness predict` writes (no column model)"
+    )
 
 
 # ---- the page in a browser ------------------------------------------------------------------------------------------

@@ -385,3 +385,18 @@ def test_a_model_whose_own_functions_were_replaced_is_noticed(loaded: Loaded, mo
     monkeypatch.setattr(loaded.target, "step", lambda token: step(token))
     with pytest.raises(BadGeneration, match=f"{type(loaded.target).__name__}.step was replaced by .*test_check.py"):
         made_by(loaded, "vanilla")
+
+
+def test_each_generations_peak_of_memory_is_its_own(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a GPU's allocator: a method that takes much leaves nothing in the peak of the one after it."""
+    peak = [100]
+    monkeypatch.setattr(HFTarget, "reset_peak", lambda self: peak.__setitem__(0, 100))
+    monkeypatch.setattr(HFTarget, "peak_bytes", lambda self: peak[0])
+    vanilla, prompt = methods.get("vanilla").build(), shared_tiny_model("float32").prompts[0]
+
+    def hungry(*args: Any) -> Generation:
+        peak[0] = 900
+        return vanilla(*args)
+
+    seen = [watched(d, prompt, loaded.target, None, PARAMS, names_of(loaded, None)) for d in (vanilla, hungry, vanilla)]
+    assert [made.peak_bytes for made in seen] == [100, 900, 100]

@@ -19,6 +19,7 @@ from harness.audit.probe import findings, lanes, law
 from harness.audit.probe.lanes import LaneJob
 from harness.audit.probe.subject import Subject
 from harness.audit.request import FaultsRequest
+from harness.audit.room import rooms_for
 from harness.audit.verdicts.acceptance import acceptance_verdicts, drafts_verdicts
 from harness.audit.verdicts.greedy import greedy_verdicts
 from harness.audit.verdicts.law import law_verdicts, stop_verdicts
@@ -30,6 +31,7 @@ from harness.common.files import write_file
 from harness.forms.table import Section, Table, csv, markdown
 from harness.load.config import model_config
 from harness.load.model import Loaded
+from harness.load.preflight import architecture
 
 METRIC = "26"  # a fault of a metric, not of a method: the baseline's tokens are counted in another way
 MANY_TOKENS = 1500  # with so many the score test must notice what only it and layer 1 can
@@ -168,7 +170,7 @@ class Bench:
                     (ids, replace(score_params(self.level, name, repeat, self.stop_ids), temperature=temperature))
                     for name, ids in self.prompts.scored
                 ]
-                if lanes.can_run_in_lanes(self.loaded, s):
+                if lanes.can_run_in_lanes(self.loaded, s, self.loaded.dtype):
                     lanes.sampled_in_lanes(self.loaded, [LaneJob(s, *job) for job in jobs], keep)
                 else:
                     for i, job in enumerate(jobs):
@@ -222,14 +224,20 @@ def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
     """Plant every fault and write which layers noticed it. `tell` gets a line a fault.
 
     Raises:
-        UserError: the model has no draft head, or no prompt fits it.
+        UserError: the model has no draft head, no prompt fits it, or not even its first layer fits into the memory.
     """
-    config = model_config(request.model)
-    tell(f"loading {config.title} in float32 ...")
-    loaded = load_in(config, "float32", request.head, request.n_threads)
+    config, level = model_config(request.model), LEVELS_HERE[request.level]
+    sizes = architecture(config)
+    kinds = [methods.EAGLE]
+    room = rooms_for(config, sizes, ["float32"], level=level, kinds=kinds, head=request.head)["float32"] if sizes else None
+    on = room.fit.words if room else ""
+    if room and not room.fit.layers:
+        raise UserError(f"model {config.name} in float32: {on}")
+    tell(f"loading {config.title} in float32{on and f', {on}'} ...")
+    loaded = load_in(config, "float32", request.head, request.n_threads, room=room)
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
-    bench = Bench(loaded, LEVELS_HERE[request.level], request.level)
+    bench = Bench(loaded, level, request.level)
     if not bench.prompts.has_long or not bench.prompts.scored:
         raise UserError(f"faults are planted after prompts of {LONG} tokens and of at most {SCORE_LONGEST}: the context of model "
                         f"{config.name}, {config.context_length} tokens, does not hold both")  # fmt: skip
@@ -243,7 +251,7 @@ def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
     killed, flagged = sum(o.right for o in faults), sum(not o.right for o in equivalent)
     score = f"killed {killed}/{len(faults)}; equivalent mutants flagged {flagged}/{len(equivalent)}"
     survived = [o.wrong for o in outcomes if not o.right]
-    table = matrix(outcomes, f"Planted faults: {config.title}, level {request.level}", (score, *survived))
+    table = matrix(outcomes, f"Planted faults: {config.title}, level {request.level}", (score, *survived, *([on] if on else [])))
     for name, text in (("mutants.md", markdown(table)), ("mutants.csv", csv(table))):
         write_file(request.out / name, text)
     draw_mutants(request.out, table.numbers)

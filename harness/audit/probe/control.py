@@ -44,7 +44,7 @@ def control(loaded: Loaded, one: Replayed, width: int, per_position: int) -> Noi
     best = one.reference.double().topk(2, dim=-1).indices
 
     def gap(rows: Tensor, at: Tensor) -> Tensor:
-        own = rows.double().cpu().gather(-1, best[at])
+        own = rows.cpu().double().gather(-1, best[at])
         return own[:, 0] - own[:, 1]
 
     here = torch.arange(n)

@@ -27,12 +27,12 @@ from harness.audit.probe.subject import Subject
 from harness.load.model import Loaded
 from harness.watch.run import names_of, watched
 from methods.base import SamplerParams
+from methods.engine.attention import grouped_attention
 from methods.engine.cache import TreeCache
 from methods.engine.clock import ForwardClock
 from methods.engine.engines import target_type
 from methods.engine.layer import rotary_rows
 from methods.engine.llama import LlamaTarget
-from methods.engine.target import grouped_attention
 
 # In float32, with 9 rows a tree, on one core of an AMD EPYC: 28 ms a lane and step instead of 52. 16 lanes gain nothing more.
 LANES = 8
@@ -114,14 +114,15 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
     return first._norm(x).split(sizes)
 
 
-def can_run_in_lanes(loaded: Loaded, subject: Subject) -> bool:
+def can_run_in_lanes(loaded: Loaded, subject: Subject, dtype: str) -> bool:
     """Whether the subject's generations can share forwards in the score test's dtype.
 
-    They can on the lean forward, in loops that ask the target for forwards; any other engine is judged by its own forwards, one
-    generation at a time. The dtype of `loaded` does not matter: plans are made before the model is loaded in the score test's.
+    They can on the lean forward of a CPU, in loops that ask the target for forwards; any other engine is judged by its own
+    forwards, one generation at a time. The dtype of `loaded` does not matter: plans are made before the model is loaded in the
+    score test's.
     """
     is_planted = subject.spoilt is not None or subject.misled is not None  # a lane cannot have a copy of these wrappers
-    is_lean = target_type(loaded.target.model, torch.float32) is LlamaTarget
+    is_lean = target_type(loaded.target.model, getattr(torch, dtype)) is LlamaTarget and loaded.target.device.type == "cpu"
     return is_lean and not subject.external and not is_planted
 
 

@@ -7,7 +7,6 @@ target alone: it scores vanilla's text one row at a time and many at a time, and
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from harness.audit.probe.stand_ins import texts_of
 from harness.load.model import Loaded
 from harness.watch.run import names_of, watched
 from methods.base import Decode, SamplerParams
-from methods.engine.draft_head import EagleHead
 from methods.engine.sampling import probabilities, uniform
 from methods.engine.teacher_forced import teacher_forced
 from methods.engine.tree import Tree
@@ -321,12 +319,13 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
     else:
         target, text = loaded.target, [*run.prompt, *run.ids]
         assert (features := run.features) is not None
-        head, embedding = _on_cpu(loaded)
-        features = torch.cat([features, features[-1:]])[None].cpu().to(embedding.dtype)
-        wanted = torch.ones(1, len(text) - 1, dtype=torch.bool)  # every pair is predicted
-        out, _ = next(teacher_forced(head, embedding, torch.tensor([text]), features, wanted, levels=1))
+        head, embedding = loaded.drafter.head, loaded.drafter.embedding
+        where = embedding.device  # the target's last one: a copy elsewhere of a large vocabulary's embedding takes gigabytes
+        features = torch.cat([features, features[-1:]])[None].to(where, embedding.dtype)
+        wanted = torch.ones(1, len(text) - 1, dtype=torch.bool, device=where)  # every pair is predicted
+        out, _ = next(teacher_forced(head, embedding, torch.tensor([text], device=where), features, wanted, levels=1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
-        predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.device, target.dtype)
+        predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.lm_head.weight.device, target.dtype)
         law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
     for position, q in run.q.items():
         if position < len(law):
@@ -344,15 +343,6 @@ def drafts_off(loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]
     law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0))[:, names]
     law = law / law.sum(-1, keepdim=True)
     return [float((logits.double().softmax(-1) - law[at]).abs().max()) for at, logits in first if at < len(law)]
-
-
-def _on_cpu(loaded: Loaded) -> tuple[EagleHead, Tensor]:
-    """The head and the embedding, on the CPU. Of a model on a GPU they are copies in float32."""
-    drafter = loaded.drafter
-    assert drafter is not None
-    if drafter.device.type == "cpu":
-        return drafter.head, drafter.embedding
-    return copy.deepcopy(drafter.head).float().cpu(), drafter.embedding.float().cpu()
 
 
 def score_sums(run: Replayed, q: Tensor, params: SamplerParams) -> tuple[list[float], list[float]]:

@@ -65,9 +65,9 @@ def drafts_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
 
 def drafted(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     """method -> its greedy float32 findings with forwards to count. Vanilla drafts nothing and is left out; so is what a guided
-    drafter was told."""
+    drafter was told, and what ran on a target's first layers alone, for which no drafter was trained."""
     cells = {m: mine for (dtype, m), mine in by_cell(findings, "greedy").items() if dtype == "float32" and m != "vanilla"}
-    whole = {m: [f for f in mine if f.get("forwards") and not f.get("guided")] for m, mine in cells.items()}
+    whole = {m: [f for f in mine if f.get("forwards") and not f.get("guided") and "layers" not in f] for m, mine in cells.items()}
     return {m: mine for m, mine in whole.items() if mine}
 
 

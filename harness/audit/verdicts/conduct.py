@@ -10,8 +10,9 @@ from harness.watch.pace import LIMIT, TRIES, Pace
 
 def again_verdicts(findings: Iterable[Finding]) -> list[Verdict]:
     """L6: a prompt that the method saw before takes it the same steps, to the same tokens."""
-    found, layer = [], "L6 conduct, asked again"
-    for (_, method), mine in by_cell(findings, "again").items():
+    found = []
+    for (dtype, method), mine in by_cell(findings, "again").items():
+        layer = f"L6 conduct, asked again, {dtype}"
         if failed := broken(layer, method, mine):
             found.append(failed)
             continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.audit.probe.scores import ALPHA
@@ -28,7 +28,8 @@ class Verdict:
     audit does not hold, or whether the layer does not apply to the method. `raised`: the method's code raised an error.
     `untrue`: what the method said of itself is not so, or it remembers; whether it is exact has nothing to do with that.
     `cells`: cases walked, or outputs looked at; of a ledger, its cells. `ratio`: the worst value over the threshold, beyond 1 if
-    the layer fails. If nothing may differ, it is 0, or 1 plus the number of those that do.
+    the layer fails. If nothing may differ, it is 0, or 1 plus the number of those that do. `on`: where not the whole target was
+    run, on what.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class Verdict:
     cells: int = 0
     ratio: float = 0.0
     untrue: bool = False
+    on: str = ""
 
     @classmethod
     def not_applicable(cls, layer: str, method: str, why: str) -> Verdict:
@@ -52,6 +54,15 @@ class Verdict:
     @classmethod
     def missing(cls, layer: str, method: str, why: str) -> Verdict:
         return cls(layer, method, "—", "—", "—", "—", None, why, blocks=True)
+
+
+def said_on(rows: Iterable[Verdict], cuts: Mapping[str, str]) -> list[Verdict]:
+    """The rows; those of a dtype in which only a part of the target is run say so. cuts: dtype -> on what it is run."""
+    found = []
+    for v in rows:
+        on = next((words for dtype, words in cuts.items() if v.passed is not None and dtype in v.layer.split(", ")), "")
+        found.append(replace(v, on=on) if on else v)
+    return found
 
 
 def broken(layer: str, method: str, mine: Sequence[Finding]) -> Verdict | None:

@@ -10,12 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.base import SamplerParams
 from methods.engine.draft_head import EagleDrafter, EagleHead
 from methods.engine.draft_lm import LMDrafter
-from methods.engine.native.library import NativeLinear, NativeModel, best_children
+from methods.engine.native.library import Laws, NativeLinear, NativeModel, best_children, draws
+from methods.engine.sampling import drawn_children
 
 
-class NativeEagleDrafter(EagleDrafter):
+class _Draws:
+    """Sampled drafts, drawn in C from the logits themselves: no law is made but those that verification asks for."""
+
+    _native: NativeModel
+
+    def drawn_children(self, logits: Tensor, u: Tensor, params: SamplerParams) -> tuple[Tensor, Any]:
+        if params.top_p < 1:  # a nucleus is found by sorting
+            return drawn_children(logits, u, params)
+        library = self._native.library
+        return draws(library, logits, params.temperature, u), Laws(library, logits, params.temperature)
+
+
+class NativeEagleDrafter(_Draws, EagleDrafter):
     """`EagleDrafter` with the C forward. Features and logits are float32 in either dtype."""
 
     reads_masks = False
@@ -87,7 +101,7 @@ class NativeEagleDrafter(EagleDrafter):
         self._cache.n_waiting, self._hidden = n, self._hidden[: n + 1]
 
 
-class NativeLMDrafter(LMDrafter):
+class NativeLMDrafter(_Draws, LMDrafter):
     """`LMDrafter` with the C forward. Logits are float32 in either dtype."""
 
     def __init__(self, model: Any, library: Any):
@@ -117,7 +131,7 @@ class NativeLMDrafter(LMDrafter):
             out, _ = self._native.run(self._cache, torch.tensor(ids), None, None)
             self._hidden = out[-1:]
         self._unread, self._n_entries = [], 0
-        self._entry.clear()
+        self._levels.clear()
 
     def rewind(self, n: int) -> None:
         self._cache.length -= n

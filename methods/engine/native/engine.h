@@ -7,6 +7,7 @@
 enum { PANEL = 64 };                   /* columns of a weight that lie together */
 enum { FLOAT32 = 0, BFLOAT16 = 1 };    /* the dtypes of weights, keys and values; sums are float32 in both */
 enum { CHUNK = 64 };                   /* tokens of a text that are run at once */
+enum { BLOCK = 512 };                  /* entries of the vocabulary that a draw looks at together; a multiple of 64 */
 
 /* y = x W^T. W [n, k] lies in panels of 64 rows of W: [n / 64][k][64], in bfloat16 [n / 64][k / 2][64][2].
    Both n and k are padded to multiples of 64, with zeros. */
@@ -74,6 +75,8 @@ void rms_norm(const float *x, const float *weight, float *y, int64_t size, float
 void silu_times(const float *gate, const float *up, float *y, int64_t size);
 void softmax_row(float *scores, int64_t length, int64_t padded, float scale, float *total);
 void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens, float *logp);
+void draw_from_row(const float *logits, int64_t vocab, int64_t k, float scale, const double *u, int64_t *tokens, double *sums);
+void law_of_row(const float *logits, int64_t vocab, float scale, double *law);
 double read_all(const void *from, int64_t bytes);
 double peak_operations(int64_t rounds);
 

@@ -535,6 +535,35 @@ void ne_best(const float *logits, int64_t rows, int64_t stride, int64_t vocab, i
 }
 
 typedef struct {
+    const float *logits;
+    int64_t rows, stride, vocab, k;
+    float scale;
+    const double *u;
+    int64_t *tokens;
+    double *sums;
+} Draws;
+
+static void run_draws(void *what, int64_t thread, int64_t threads)
+{
+    const Draws *d = what;
+    for (int64_t i = thread; i < d->rows; i += threads)
+        draw_from_row(d->logits + i * d->stride, d->vocab, d->k, d->scale, d->u + i * d->k, d->tokens + i * d->k,
+                      d->sums + i * ((d->vocab + BLOCK - 1) / BLOCK));
+}
+
+/* Of each row of logits k tokens drawn without replacement from softmax(scale logits), by the uniform numbers u [rows, k] -> tokens
+   [rows, k]. sums [rows, vocab / BLOCK, rounded up]: room to work in. */
+void ne_draw(const float *logits, int64_t rows, int64_t stride, int64_t vocab, int64_t k, float scale, const double *u,
+             int64_t *tokens, double *sums, int64_t threads)
+{
+    Draws d = {logits, rows, stride, vocab, k, scale, u, tokens, sums};
+    on_threads(run_draws, &d, less(rows, useful(rows * vocab, threads)));
+}
+
+/* softmax(scale logits) [vocab], as `ne_draw` draws from it. */
+void ne_law(const float *logits, int64_t vocab, float scale, double *law) { law_of_row(logits, vocab, scale, law); }
+
+typedef struct {
     const char *from;
     int64_t bytes;
 } Reading;

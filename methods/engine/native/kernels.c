@@ -493,6 +493,92 @@ void best_of_row(const float *logits, int64_t vocab, int64_t k, int64_t *tokens,
     }
 }
 
+/* ------------------------------------------------------------------ drawing */
+
+typedef double D __attribute__((vector_size(BYTES)));
+typedef float HalfV __attribute__((vector_size(BYTES / 2)));
+
+/* Weights exp(scale (x - greatest)) of x [size] -> their sum, and they themselves in `weights` [size, to whole vectors], if it is not
+   NULL. Exponentials are float32, sums are not. A weight under exp(-87) is 0, and so is that of NaN. */
+static double weigh(const float *x, int64_t size, float greatest, float scale, double *weights)
+{
+    D sum[2] = {{0}, {0}};
+    for (int64_t i = 0; i < size; i += LANES) {
+        V here = all(-INFINITY);
+        if (i + LANES <= size) here = load(x + i);
+        else memcpy(&here, x + i, 4 * (size - i));
+        const V place = (here - all(greatest)) * all(scale);
+        const V weight = (V)((I)exponential(place) & (place >= all(-87.0f)));
+        HalfV half[2];
+        memcpy(half, &weight, BYTES);
+        for (int h = 0; h < 2; h++) {
+            const D wide = __builtin_convertvector(half[h], D);
+            sum[h] += wide;
+            if (weights) memcpy(weights + i + h * LANES / 2, &wide, BYTES);
+        }
+    }
+    double total = 0;
+    for (int i = 0; i < LANES / 2; i++) total += sum[0][i] + sum[1][i];
+    return total;
+}
+
+/* The place among masses [n], laid end to end, whose own holds `at`, and where that begins. Beyond the end by rounding: the last
+   that has any mass. At least one has. */
+static int64_t holder(const double *masses, int64_t n, double at, double *begin)
+{
+    int64_t found = 0;
+    double end = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (!(masses[i] > 0)) continue;
+        found = i;
+        *begin = end;
+        end += masses[i];
+        if (at < end) break;
+    }
+    return found;
+}
+
+/* k tokens drawn from softmax(scale logits), none twice: the j-th is the one whose interval of what is left holds u[j]; -1 from where on
+   nothing is left. By the block and the token in it: `sums`, room for the mass of each BLOCK of the vocabulary. */
+void draw_from_row(const float *logits, int64_t vocab, int64_t k, float scale, const double *u, int64_t *tokens, double *sums)
+{
+    const float greatest = greatest_of(logits, vocab);
+    const int64_t n = (vocab + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0; b < n; b++)
+        sums[b] = weigh(logits + b * BLOCK, b + 1 < n ? BLOCK : vocab - b * BLOCK, greatest, scale, 0);
+    for (int64_t j = 0; j < k; j++) {
+        double own[BLOCK], total = 0, begin = 0, unused;
+        for (int64_t b = 0; b < n; b++) total += sums[b];
+        tokens[j] = -1;
+        if (!(total > 0)) continue;
+        const double at = u[j] * total;
+        const int64_t block = holder(sums, n, at, &begin), first = block * BLOCK;
+        const int64_t size = first + BLOCK <= vocab ? BLOCK : vocab - first;
+        weigh(logits + first, size, greatest, scale, own);
+        for (int64_t i = 0; i < j; i++)
+            if (tokens[i] >= first && tokens[i] < first + size) own[tokens[i] - first] = 0;
+        const int64_t place = holder(own, size, at - begin, &unused);
+        tokens[j] = first + place;
+        own[place] = 0;
+        sums[block] = 0;
+        for (int64_t i = 0; i < size; i++) sums[block] += own[i];
+    }
+}
+
+/* The law that `draw_from_row` draws from: law [vocab], which sums to 1; all zeros where no weight is finite and over 0. */
+void law_of_row(const float *logits, int64_t vocab, float scale, double *law)
+{
+    const float greatest = greatest_of(logits, vocab);
+    double total = 0, own[BLOCK];
+    for (int64_t b = 0; b < vocab; b += BLOCK) {
+        const int64_t size = b + BLOCK <= vocab ? BLOCK : vocab - b;
+        total += weigh(logits + b, size, greatest, scale, own);
+        memcpy(law + b, own, 8 * size);
+    }
+    const double share = total > 0 ? 1 / total : 0;
+    for (int64_t i = 0; i < vocab; i++) law[i] *= share;
+}
+
 /* Read memory as a forward reads weights: for measuring how fast that can be. bytes: a multiple of 256. */
 double read_all(const void *from, int64_t bytes)
 {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ FAILURES = {
     1: "no memory or no room for so many tokens", 2: "a row hangs on one that is not there", 3: "a token outside the vocabulary",
 }  # fmt: skip
 CHUNK = 64  # engine.h
+BLOCK = 512  # engine.h
 
 
 class _Linear(ctypes.Structure):
@@ -63,6 +65,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ne_commit": (c_int, [POINTER(_Model), POINTER(_Cache), POINTER(c_int32), c_int64]),
     "ne_linear": (c_int, [POINTER(_Linear), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
     "ne_best": (None, [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
+    "ne_draw": (None, [c_void_p, *[c_int64] * 4, c_float, c_void_p, c_void_p, c_void_p, c_int64]),
+    "ne_law": (None, [c_void_p, c_int64, c_float, c_void_p]),
     "ne_read": (None, [c_void_p, c_int64, c_int64]),
     "ne_peak": (c_double, [c_int64, c_int64]),
 }
@@ -360,6 +364,35 @@ def best_children(library: Any, logits: Tensor, k: int) -> tuple[Tensor, Tensor]
         logits.data_ptr(), m, logits.stride(0), vocab, k, tokens.data_ptr(), logp.data_ptr(), n_threads()
     )  # fmt: skip
     return tokens, logp
+
+
+def draws(library: Any, logits: Tensor, temperature: float, u: Tensor) -> Tensor:
+    """`engine.sampling.draws` from the logits' softmax, in one call: logits [m, vocab] float32, u [m, k] -> tokens [m, k]."""
+    (m, vocab), k = logits.shape, u.shape[1]
+    if logits.dtype != torch.float32 or logits.stride(1) != 1 or u.dtype != torch.float64 or len(u) != m:
+        raise ValueError(f"draws from {m} rows of {logits.dtype} by {len(u)} of {u.dtype}; float32 and as many of float64")
+    u, tokens = u.contiguous(), torch.empty(m, k, dtype=torch.int64)
+    sums = torch.empty(m, -(-vocab // BLOCK), dtype=torch.float64)
+    library.ne_draw(
+        logits.data_ptr(), m, logits.stride(0), vocab, k, 1 / temperature, u.data_ptr(), tokens.data_ptr(), sums.data_ptr(),
+        n_threads(),
+    )  # fmt: skip
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """The law that `draws` drew each row from: [row] -> [vocab] float64, made when it is asked for. Few of them are."""
+
+    library: Any
+    logits: Tensor
+    temperature: float
+
+    def __getitem__(self, row: int) -> Tensor:
+        logits = self.logits[row]
+        law = torch.empty(len(logits), dtype=torch.float64)
+        self.library.ne_law(logits.data_ptr(), len(logits), 1 / self.temperature, law.data_ptr())
+        return law
 
 
 def _check(failed: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.engine.draft_head import EagleDrafter, EagleHead, LMHead
 from methods.engine.grow import best_children
 from methods.engine.static.replay import Replayer, bucket
-from methods.engine.static.target import KEYS, additive, attend_in, visible
+from methods.engine.static.target import ROWS, additive, attend_in, keys_read, visible, widths
 from methods.engine.transfer import sent
 
 OBSERVED = (8, 16)  # accepted tokens of a step, filled up to so many
@@ -28,9 +28,12 @@ T = TypeVar("T")
 class StaticEagleDrafter(EagleDrafter):
     """An EAGLE head on one device. Its logits are overwritten by its next run of the same shape."""
 
-    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: LMHead, frequent: Tensor | None = None):
+    def __init__(
+        self, head: EagleHead, embedding: Tensor, lm_head: LMHead, frequent: Tensor | None = None, beside: Replayer | None = None
+    ):  # fmt: skip
+        """beside: the target's."""
         super().__init__(head, embedding, lm_head, frequent, packed=False)
-        self.replayer = Replayer(self.device)
+        self.replayer = Replayer(self.device, beside)
         self._pairs = torch.zeros((), dtype=torch.long, device=self.device)
         self._rows = {
             rows: (torch.zeros(rows, dtype=torch.long, device=self.device),
@@ -40,12 +43,37 @@ class StaticEagleDrafter(EagleDrafter):
         self._all_hidden = torch.zeros(1 + ENTRIES, head.config.hidden_size, dtype=self.dtype, device=self.device)
         self._recording = False
         self._over: int | None = None  # frequent tokens that logits are over: others are other operations
+        # what was asked for so far, with the frequent tokens that it is over
+        self._roots: set[int | None] = set()
+        self._drafts: dict[tuple[Hashable, int | None], Callable[[Any], Any]] = {}
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         before, self._over = self._capacity, frequent
         super().start(room + max(OBSERVED) + ENTRIES, frequent, first)
         if self._capacity > before:
             self.replayer.forget()
+
+    @torch.inference_mode()
+    def prepare(self, tokens: int) -> None:
+        """Record what was asked for so far for texts of up to so many tokens, where anything is recorded."""
+        if not self.replayer.records:
+            return
+        room = tokens + max(ROWS) + 1
+        self.start(room)
+        for rows in OBSERVED:
+            for n in widths(rows, tokens, self._capacity).values():
+                self._n_pairs = n
+                self._note_pairs()
+                self.replayer.prepare(*self._observation(rows))
+        for over in self._roots:
+            self.start(room, over)
+            self.replayer.prepare(*self._root())
+        for (key, over), draft in self._drafts.items():
+            self.start(room, over)
+            for n in widths(ENTRIES, tokens, self._capacity).values():
+                self._n_pairs = n
+                self._note_pairs()
+                self.replayer.prepare(*self._whole(key, draft))
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
@@ -58,12 +86,16 @@ class StaticEagleDrafter(EagleDrafter):
             given[:m].copy_(features)
             self._last.fill_(m - 1)
             self._pairs.fill_(self._n_pairs)
-            keys = self._keys_read(rows)
             with self._clock:
-                self._hidden = self.replayer(("observe", rows, keys), lambda: self._observed(ids, given, keys))
+                self._hidden = self.replayer(*self._observation(rows))
             self._n_pairs, self._n_entries, self._level = self._n_pairs + m, 0, 0
         self._all_hidden[:1].copy_(self._hidden)
         self._pairs.fill_(self._n_pairs)
+
+    def _observation(self, rows: int) -> tuple[Hashable, Callable[[], Tensor]]:
+        ids, given = self._rows[rows]
+        keys = self._keys_read(rows)
+        return ("observe", rows, keys), lambda: self._observed(ids, given, keys)
 
     def _observed(self, ids: Tensor, given: Tensor, keys: int) -> Tensor:
         rows = len(ids)
@@ -78,7 +110,7 @@ class StaticEagleDrafter(EagleDrafter):
             self._pairs.fill_(self._n_pairs)
 
     def _keys_read(self, rows: int) -> int:
-        return min(-(-(self._n_pairs + rows) // KEYS) * KEYS, self._capacity)
+        return keys_read(self._n_pairs + rows, self._capacity)
 
     def _through(self, tokens: Tensor, features: Tensor, places: Tensor, at: Tensor, seen: Tensor, keys: int) -> Tensor:
         """tokens [m], features [m, hidden], places [m], seen [m, keys] -> predicted features [m, hidden]; keys go to `at` [m]."""
@@ -90,7 +122,15 @@ class StaticEagleDrafter(EagleDrafter):
     def root_logits(self) -> Tensor:
         self._n_entries = self._level = 0
         self._note_pairs()
-        return self._timed(("root", self._over), lambda: self._logits(self._all_hidden[:1]))
+        key, compute = self._root()
+        if self._recording:
+            return compute()
+        self._roots.add(self._over)
+        with self._clock:
+            return self.replayer(key, compute)
+
+    def _root(self) -> tuple[Hashable, Callable[[], Tensor]]:
+        return ("root", self._over), lambda: self._logits(self._all_hidden[:1])
 
     @torch.inference_mode()
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
@@ -125,19 +165,16 @@ class StaticEagleDrafter(EagleDrafter):
     def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return best_children(logits, k) if self._recording else super().best_children(logits, k)
 
-    def _timed(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        if self._recording:
-            return compute()
-        with self._clock:
-            return self.replayer(key, compute)
-
     @torch.inference_mode()
     def drafted(self, key: Hashable, draft: Callable[[Any], T]) -> T:
         """What a whole draft gives, as one graph. draft: a function of this drafter, the same for the same key, that reads
         nothing back; its results are overwritten by the next one."""
-        keys = self._keys_read(ENTRIES)
+        self._drafts[key, self._over] = draft
         self._note_pairs()
+        with self._clock:
+            return self.replayer(*self._whole(key, draft))
 
+    def _whole(self, key: Hashable, draft: Callable[[Any], T]) -> tuple[Hashable, Callable[[], T]]:
         def recorded() -> T:
             self._recording = True
             try:
@@ -145,5 +182,4 @@ class StaticEagleDrafter(EagleDrafter):
             finally:
                 self._recording = False
 
-        with self._clock:
-            return self.replayer(("draft", key, self._over, keys), recorded)
+        return ("draft", key, self._over, self._keys_read(ENTRIES)), recorded

@@ -1,11 +1,14 @@
-"""`LlamaTarget` with steps of fixed shapes: rows in buckets, keys in multiples of 256, positions and masks made on the device.
+"""`LlamaTarget` with steps of fixed shapes: rows in buckets, keys in a few widths, positions and masks made on the device.
 
 A row that fills a bucket up sees the context and itself, and what it computes is dropped. Its keys and values lie behind those
 that are kept, where the next forward writes. Prompts, and trees of more rows than the largest bucket, run as on `LlamaTarget`.
+Layers on several devices are a recording a device: what they share is made or sent once on each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,26 +21,21 @@ from methods.engine.static.replay import Replayer, bucket
 from methods.engine.tree import Tree
 
 ROWS = (1, 8, 16, 32, 64, 128)
-KEYS = 256  # keys are read in multiples of so many
+PATHS = (8, 16)  # nodes that are kept of a tree, filled up to so many
+# Keys are read in multiples of `KEYS`, beyond `MANY` in those of `FAR`. Each width is a recording for every bucket of rows: a
+# context of 4,096 tokens has 12 of them and not 16, and there at most a quarter more keys are read than there are.
+KEYS, MANY, FAR = 256, 2048, 512
 
 
-class _Inputs:
-    """What a forward over a bucket of rows reads. `sees` [rows, rows]: which rows of its own each attends to."""
+def keys_read(n: int, capacity: int) -> int:
+    """How many keys a forward reads, of a cache of so many, where the last of its rows writes the n-th."""
+    width = KEYS if n <= MANY else FAR
+    return min(-(-n // width) * width, capacity)
 
-    def __init__(self, rows: int, device: torch.device):
-        self.rows = rows
-        self.ids = torch.zeros(rows, dtype=torch.long, device=device)
-        self.depths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.sees = torch.eye(rows, dtype=torch.bool, device=device)
 
-    def fill(self, tree: Tree) -> None:
-        """A tree, and behind it rows that see only themselves."""
-        n = len(tree)
-        ids, depths = (torch.zeros(self.rows, dtype=torch.long) for _ in range(2))
-        sees = torch.eye(self.rows, dtype=torch.bool)
-        ids[:n], depths[:n], sees[:n, :n] = torch.tensor(tree.tokens), torch.tensor(tree.depths()), tree.ancestors()
-        for buffer, values in ((self.ids, ids), (self.depths, depths), (self.sees, sees)):
-            buffer.copy_(values, non_blocking=True)
+def widths(rows: int, tokens: int, capacity: int) -> dict[int, int]:
+    """What `keys_read` may be for these rows behind 1 to `tokens` tokens -> for each a number of tokens at which it is."""
+    return {keys_read(n + rows, capacity): n for n in range(tokens, 0, -1)}
 
 
 def visible(sees: Tensor, length: Tensor, keys: int) -> Tensor:
@@ -67,35 +65,79 @@ def attend_in(keys: Tensor, values: Tensor, at: Tensor, n_keys: int, mask: Tenso
     return attend
 
 
+class _Inputs:
+    """What recordings read on one device: `length`, of the text; of a bucket's rows their depths [rows] and which of them each
+    attends to, `sees` [rows, rows]; `x` [rows, hidden], from the device before; `path`, which rows are kept."""
+
+    def __init__(self, device: torch.device, hidden: int, dtype: torch.dtype):
+        self.device = device
+        self.length = torch.zeros((), dtype=torch.long, device=device)
+        self.depths = {rows: torch.zeros(rows, dtype=torch.long, device=device) for rows in ROWS}
+        self.sees = {rows: torch.eye(rows, dtype=torch.bool, device=device) for rows in ROWS}
+        self.x = torch.zeros(max(ROWS), hidden, dtype=dtype, device=device)
+        self.path = torch.arange(max(PATHS), device=device)
+
+
 class StaticTarget(LlamaTarget):
-    """The target on one device, whose steps a GPU replays as graphs. What it gives is overwritten by its next forward."""
+    """The target, whose steps GPUs replay as graphs. What it gives is overwritten by its next forward."""
 
     def __init__(self, model: Any):
         super().__init__(model, packed=False)
-        if len(self.devices) > 1:
-            raise ValueError(f"layers lie on {len(self.devices)} devices; steps of fixed shapes run on one")
+        if [i for device in self.devices for i, own in self._placed if own == device] != [i for i, _ in self._placed]:
+            raise ValueError("layers go to and fro between devices; steps of fixed shapes take each device once")
         self.replayer = Replayer(self.device)
-        self._inputs = {rows: _Inputs(rows, self.device) for rows in ROWS}
-        self._length = torch.zeros((), dtype=torch.long, device=self.device)
+        self._others = {device: Replayer(device, self.replayer) for device in self.devices[1:]}
+        hidden, last = self.embedding.shape[1], self.devices[-1]
+        self._inputs = {device: _Inputs(device, hidden, self.dtype) for device in self.devices}
+        self._ids = {rows: torch.zeros(rows, dtype=torch.long, device=self.device) for rows in ROWS}
+        # outside the recordings' pool: what was drawn of them and what is kept is asked for after other replays
+        self._features = torch.zeros(max(ROWS), hidden, dtype=self.dtype, device=last)
+        self._row_logits = torch.zeros(max(ROWS), self.lm_head.weight.shape[0], dtype=self.dtype, device=last)
+        self._most_rows = 1
 
     @classmethod
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
         return "lean static"
 
     @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prepare(self, tokens: int) -> None:
+        """Record what steps may replay behind texts of up to so many tokens, where anything is recorded.
+
+        In buckets of up to as many rows as any forward had so far: who decodes first and prepares then records what is needed.
+        """
+        if not self.replayer.records:
+            return
+        self._reserve(tokens + 2 * max(ROWS))
+        self._make_tables()
+        self._fill_length()
+        for rows in (n for n in ROWS if n <= self._most_rows):
+            for keys in widths(rows, tokens, self.cache.capacity):
+                for replayer, key, compute, _ in self._parts(rows, keys):
+                    replayer.prepare(key, compute)
+        if self._most_rows > 1:
+            for rows in PATHS:
+                self._prepare_commit(rows)
+
+    def _reserve(self, capacity: int) -> None:
         before = self.cache.capacity
-        found = super().prefill(prompt_ids, room + max(ROWS))
+        self.cache.reserve(capacity)
         if self.cache.capacity > before:
-            self.replayer.forget()
-        return found
+            for device in self.devices:
+                self._replayer_of(device).forget()
+
+    def _replayer_of(self, device: torch.device) -> Replayer:
+        return self.replayer if device == self.device else self._others[device]
+
+    @torch.inference_mode()
+    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        self._reserve(len(prompt_ids) + room + max(ROWS))
+        return super().prefill(prompt_ids, room + max(ROWS))
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
-        inputs = self._inputs[1]
-        inputs.ids.fill_(token)
+        self._ids[1].fill_(token)
         with self._clock:
-            _, logits = self._replayed(inputs)
+            _, logits = self._replayed(1)
         self.cache.append(1)
         return logits[0]
 
@@ -104,29 +146,84 @@ class StaticTarget(LlamaTarget):
         n, rows = len(tree), bucket(len(tree), ROWS)
         if rows is None or self.cache.length + rows > self.cache.capacity:
             return super().verify(tree)
-        inputs = self._inputs[rows]
-        inputs.fill(tree)
+        self._fill(tree, rows)
         with self._clock:
-            features, logits = self._replayed(inputs)
+            features, logits = self._replayed(rows)
         self._n_pending = n
         return features[:n], logits[:n]
 
-    def _replayed(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
-        keys = min(-(-(self.cache.length + inputs.rows) // KEYS) * KEYS, self.cache.capacity)
-        self._length.fill_(self.cache.length)
-        layers = tuple(i for i, _ in self._placed)
-        return self.replayer((layers, inputs.rows, keys), lambda: self._rows(inputs, keys))
+    def _fill(self, tree: Tree, rows: int) -> None:
+        """A tree, and behind it rows that see only themselves: once to each device."""
+        n = len(tree)
+        ids, depths = (torch.zeros(rows, dtype=torch.long) for _ in range(2))
+        sees = torch.eye(rows, dtype=torch.bool)
+        ids[:n], depths[:n], sees[:n, :n] = torch.tensor(tree.tokens), torch.tensor(tree.depths()), tree.ancestors()
+        self._ids[rows].copy_(ids, non_blocking=True)
+        for here in self._inputs.values():
+            here.depths[rows].copy_(depths, non_blocking=True)
+            here.sees[rows].copy_(sees, non_blocking=True)
 
-    def _rows(self, inputs: _Inputs, keys: int) -> tuple[Tensor, Tensor]:
-        """-> features [rows, hidden], logits [rows, vocab]; keys and values are written behind those of the text."""
-        at = self._length + torch.arange(inputs.rows, device=self.device)
-        places = self._length + inputs.depths
-        mask = additive(visible(inputs.sees, self._length, keys), self.dtype, self._group)
-        cos, sin = self._tables[self.device]
-        x = F.embedding(inputs.ids, self.embedding)
+    def _fill_length(self) -> None:
+        for here in self._inputs.values():
+            here.length.fill_(self.cache.length)
+
+    def _replayed(self, rows: int) -> tuple[Tensor, Tensor]:
+        self._most_rows = max(self._most_rows, rows)
+        self._fill_length()
+        x: Any = None
+        for replayer, key, compute, here in self._parts(rows, keys_read(self.cache.length + rows, self.cache.capacity)):
+            if x is not None:
+                here.x[:rows].copy_(x, non_blocking=True)
+            x = replayer(key, compute)
+        features, logits = x
+        return features, logits
+
+    def _parts(self, rows: int, keys: int) -> Iterator[tuple[Replayer, tuple[Any, ...], Callable[[], Any], _Inputs]]:
+        """A forward over a bucket of rows, device after device: who replays it, its key, what it does, and its inputs."""
+        for device in self.devices:
+            layers = tuple(i for i, own in self._placed if own == device)
+            compute = partial(self._through, self._inputs[device], layers, rows, keys)
+            yield self._replayer_of(device), (layers, rows, keys), compute, self._inputs[device]
+
+    def _through(self, here: _Inputs, layers: tuple[int, ...], rows: int, keys: int) -> Any:
+        """The layers of one device; keys and values are written behind those of the text. -> x [rows, hidden], and on the last
+        one features [rows, hidden] and logits [rows, vocab]."""
+        at = here.length + torch.arange(rows, device=here.device)
+        places = here.length + here.depths[rows]
+        mask = additive(visible(here.sees[rows], here.length, keys), self.dtype, self._group)
+        cos, sin = self._tables[here.device]
+        rotary = cos[places], sin[places]
+        x = F.embedding(self._ids[rows], self.embedding) if here.device == self.device else here.x[:rows]
         for layer, (i, _) in zip(self._layers, self._placed, strict=True):
-            own_keys, own_values = self.cache.of_layer(i)
+            if i in layers:
+                x = layer(x, rotary, attend_in(*self.cache.of_layer(i), at, keys, mask))
+        if here.device != self.devices[-1]:
+            return x
+        features, logits = self._features[:rows], self._row_logits[:rows]
+        features.copy_(self._norm(x))
+        logits.copy_(self.lm_head(features))
+        return features, logits
 
-            x = layer(x, (cos[places], sin[places]), attend_in(own_keys, own_values, at, keys, mask))
-        features = self._norm(x)
-        return features, self.lm_head(features)
+    def _keep(self, path: list[int]) -> None:
+        rows = bucket(len(path), PATHS)
+        if path == list(range(len(path))) or rows is None or self.cache.length + rows > self.cache.capacity:
+            return super()._keep(path)
+        self._prepare_commit(rows)
+        self._fill_length()
+        filled = torch.tensor([*path, *range(len(path), rows)])
+        for device, here in self._inputs.items():
+            here.path[:rows].copy_(filled, non_blocking=True)
+            self._replayer_of(device)(("commit", rows), partial(self._moved, here, rows))
+        self.cache.append(len(path))
+
+    def _prepare_commit(self, rows: int) -> None:
+        """A recording is run first, and what moves rows must not be run twice: so with a path that moves none."""
+        for device, here in self._inputs.items():
+            if not self._replayer_of(device).knows(("commit", rows)):
+                here.path.copy_(torch.arange(max(PATHS)))
+                self._replayer_of(device).prepare(("commit", rows), partial(self._moved, here, rows))
+
+    def _moved(self, here: _Inputs, rows: int) -> None:
+        at, found = here.length + torch.arange(rows, device=here.device), here.length + here.path[:rows]
+        for buffer in self.cache.on(here.device):
+            buffer.index_copy_(3, at, buffer.index_select(3, found))

@@ -22,10 +22,20 @@ from methods.engine.llama import LlamaTarget
 from methods.engine.native import build
 from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.target import NativeTarget
+from methods.engine.row_invariant.drafters import RowInvariantEagleDrafter, RowInvariantLMDrafter
+from methods.engine.row_invariant.target import RowInvariantTarget
 from methods.engine.target import HFTarget
 
 KINDS = {
-    "": NativeTarget, "native": NativeTarget, "native:portable": NativeTarget, "torch": LlamaTarget, "module": HFTarget,
+    "": NativeTarget,
+    "native": NativeTarget,
+    "native:portable": NativeTarget,
+    "torch": LlamaTarget,
+    "module": HFTarget,
+    "row-invariant": RowInvariantTarget,
+}
+DRAFTERS = {
+    NativeTarget: (NativeEagleDrafter, NativeLMDrafter), RowInvariantTarget: (RowInvariantEagleDrafter, RowInvariantLMDrafter),
 }  # fmt: skip
 PACKED = [torch.float32, torch.bfloat16]
 
@@ -67,12 +77,9 @@ def test_each_choice_is_taken(asked: str, kind: type, dtype: torch.dtype, monkey
     assert type(target) is kind is target_type(model, dtype)
     assert target.notice is None
     assert target.engine == target.engine_in(model, dtype)
-    assert target.is_row_invariant is (kind is NativeTarget)
-    is_native = kind is NativeTarget
-    assert type(eagle_drafter(target, head_of("tiny", dtype), target.embedding, None)) is (
-        NativeEagleDrafter if is_native else EagleDrafter
-    )
-    assert type(lm_drafter(target, a_model(dtype))) is (NativeLMDrafter if is_native else LMDrafter)
+    assert target.is_row_invariant is (kind in DRAFTERS)
+    made = eagle_drafter(target, head_of("tiny", dtype), target.embedding, None), lm_drafter(target, a_model(dtype))
+    assert tuple(map(type, made)) == DRAFTERS.get(kind, (EagleDrafter, LMDrafter))
 
 
 @pytest.mark.parametrize("path", build.paths_here())
@@ -109,6 +116,14 @@ def test_the_engine_of_another_dtype_is_told_without_loading_it_in_that_dtype() 
     assert target_type(model, torch.bfloat16) is NativeTarget and target_type(model, torch.float64) is HFTarget
 
 
+def test_the_row_invariant_engine_runs_plain_llamas_in_16_bits_and_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(build.VARIABLE, "row-invariant")
+    assert type(target_of(a_model(torch.float16))) is RowInvariantTarget
+    assert type(target_of(a_model(torch.float64))) is HFTarget
+    with pytest.raises(ValueError, match="^HARNESS_ENGINE=row-invariant: the row-invariant forward is a plain LLaMA's, not "):
+        target_of(a_model(attention_bias=True))
+
+
 # ---- what cannot be ----
 
 
@@ -119,7 +134,7 @@ def test_an_engine_that_is_none_is_refused(asked: str, monkeypatch: pytest.Monke
         target_of(a_model())
     line = str(e.value)
     assert line.startswith(f"HARNESS_ENGINE={asked}: there is no such engine; choose from native, native:amx, ")
-    assert line.endswith(", native:portable, torch, static, module") and "\n" not in line
+    assert line.endswith(", native:portable, torch, static, row-invariant, module") and "\n" not in line
 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

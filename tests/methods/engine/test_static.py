@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import isolate
+from command_line import harness, isolate
+from places import TINY
+from pretended_graphs import pretend
 from random_llamas import module_of
 from tiny_model import TinyModel, fresh_tiny_model
 
 import methods
+from harness.load import model as load_model
+from harness.run.runner import Runner
+from harness.watch import run as run_watch
+from harness.watch.check import BadGeneration
 from methods.base import SamplerParams
+from methods.engine.engines import n_recordings, prepare
 from methods.engine.llama import LlamaTarget
 from methods.engine.static.drafter import StaticEagleDrafter
 from methods.engine.static.replay import Replayer, bucket
@@ -80,8 +87,9 @@ def test_trees_of_any_size_have_the_logits_of_the_dynamic_forward(n: int) -> Non
             assert a.shape == b.shape and float((a - b).abs().max()) < 1e-4
 
 
-def test_a_later_prompt_and_fewer_layers_are_read_anew() -> None:
-    target, plain = target_with_records(), LlamaTarget(module_of("tiny", torch.float32))
+def test_a_later_prompt_and_fewer_layers_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, plain = (kind(copy.deepcopy(module_of("tiny", torch.float32))) for kind in (StaticTarget, LlamaTarget))
+    pretend(monkeypatch, target)
     for text, room in (([1, 2, 3], 20), (list(range(3, 203)), 900), ([9, 8], 5)):
         for t in (target, plain):
             t.prefill(text, room)
@@ -96,75 +104,154 @@ def test_a_later_prompt_and_fewer_layers_are_read_anew() -> None:
     assert float((target.step(4) - plain.step(4)).abs().max()) < 1e-4
 
 
-class PretendedGraphs(Replayer):
-    """Replays what was recorded first, as a GPU would: the same function object, whatever is given the next time. It finds the
-    buffers where they were when it was recorded."""
-
-    def __init__(self, part: Any):
-        super().__init__(part.device)
-        self.part = part
-
-    def addresses(self) -> list[int]:
-        """Of what a recording reads that is not made anew for each step."""
-        part = self.part
-        if isinstance(part, StaticTarget):
-            kept = [*part.cache.of_layer(0), *part._tables[part.device]]
-        else:
-            kept = [part._keys, part._values, part._cos, part._sin, *([] if part._names is None else [part._names])]
-        return [x.data_ptr() for x in kept]
-
-    def __call__(self, key: Any, compute: Any) -> Any:
-        compute, there = self._known.setdefault(key, (compute, self.addresses()))
-        assert there == self.addresses()
-        return compute()
-
-
-def target_with_records() -> StaticTarget:
-    target = StaticTarget(copy.deepcopy(module_of("tiny", torch.float32)))
-    target.replayer = PretendedGraphs(target)
-    return target
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["vanilla", "eagle2", "eagle2-fr", "eagle2-no-rerank", "eagle1", "pld"])
+@pytest.mark.parametrize("name", ["vanilla", "eagle2", "eagle2-fr", "eagle2-no-rerank", "eagle1", "pld", "lookahead"])
 def test_what_was_recorded_once_serves_every_step(
     name: str, temperature: float, engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of a step is left in the function that was recorded in another one: all of it comes through buffers."""
+    """Nothing of a step is left in the function that was recorded in another one. A recording may be run more than once when it
+    is made. Nothing is read that another has overwritten."""
     tiny = engines["static"]
-    for part in (tiny.loaded.target, tiny.loaded.drafter_of("eagle")):
-        monkeypatch.setattr(part, "replayer", PretendedGraphs(part))
+    pretend(monkeypatch, tiny.loaded.target, tiny.loaded.drafter_of("eagle"))
     options: dict[str, Any] = {"frequent": 200} if name == "eagle2-fr" else {}
     for i, prompt in enumerate(tiny.prompts[:3]):
-        params = SamplerParams(40, temperature=temperature, key=i)
-        assert (
-            tiny.decode(name, prompt, params, **options).token_ids
-            == engines["torch"].decode(name, prompt, params, **options).token_ids
-        )
+        params = SamplerParams(40, temperature=temperature, key=i, keep_trees=name != "vanilla")
+        found, wanted = (engines[engine].decode(name, prompt, params, **options) for engine in ("static", "torch"))
+        assert found.token_ids == wanted.token_ids and found.trace and wanted.trace
+        confidences = [[tree.confidence for tree in made.trace.trees] for made in (found, wanted) if made.trace]
+        for a, b in zip(*confidences, strict=True):
+            assert a == b or a == pytest.approx(b, rel=1e-4)
 
 
-def test_what_cannot_be_recorded_runs_call_by_call_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    replayer = Replayer(torch.device("cpu"))
-    replayer.records = True
+def test_after_preparing_nothing_is_recorded_in_a_step(engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = engines["static"]
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    pretend(monkeypatch, target, drafter)
+    text = [tokens for p in tiny.prompts for tokens in p][:400]
+    methods_there = ("vanilla", "eagle1", "eagle2", "eagle2-fr")
+    options: dict[str, dict[str, Any]] = {"eagle2-fr": {"frequent": 200}}
 
-    def refuse(compute: Any) -> Any:
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+    def decode(name: str, prompt: list[int], n: int) -> Any:
+        return tiny.decode(name, prompt, SamplerParams(n), **options.get(name, {}))
 
-    replayer._recorded = refuse  # type: ignore[method-assign]
-    assert [replayer("a", lambda: 3), replayer("b", lambda: 4)] == [3, 4]
+    for name in methods_there:
+        decode(name, tiny.prompts[0], 4)
+    prepare(target, [drafter], len(text) + 120)
+    made = n_recordings(target)
+    assert made > 20  # buckets of rows times widths of keys
+    for name in methods_there:
+        for prompt in (tiny.prompts[0], text):
+            decode(name, prompt, 120 if prompt is text else 9)
+    assert n_recordings(target) == made
+    for known in target.replayer._known:
+        assert known[0] == "commit" or known[1] <= 64  # no bucket that no tree needs
+
+
+def test_a_run_measures_no_generation_in_which_anything_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two-turn dialogues and answers that go on over several widths of keys: all of it is recorded before the first counts."""
+    isolate(monkeypatch, tmp_path)
+    monkeypatch.setenv("HARNESS_ENGINE", "static")
+    made: list[tuple[int, bool]] = []
+    inner, load, begin = run_watch.watched, load_model.load, Runner.run
+    began: list[int] = []
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        pretend(monkeypatch, found.target, found.drafter_of("eagle"))
+        return found
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen = inner(*args, **kwargs)
+        made.append((seen.n_recordings, bool(began)))
+        return seen
+
+    def run(self: Runner, *args: Any) -> int:
+        began.append(n_recordings(self.loaded.target))
+        return begin(self, *args)
+
+    monkeypatch.setattr(load_model, "load", loaded)
+    monkeypatch.setattr(run_watch, "watched", noted)
+    monkeypatch.setattr(Runner, "run", run)
+    done = harness(f"run --model {TINY} --method vanilla --method eagle2 --task mt_bench --source bundled "
+                   f"--limit 1 --max-new-tokens 100 --threads 1 --dtype float32 --out {tmp_path / 'r'}")  # fmt: skip
+    assert done.code == 0, done.err
+    measured = [n for n, counts in made if counts]
+    assert began[0] > 0 and len(measured) == 4 and not any(measured)
+    assert any(n for n, counts in made if not counts)  # the warm-up's
+
+
+def test_a_commit_is_right_also_in_the_step_that_records_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path whose rows move onto one another: moved twice it would be another."""
+    target, plain = (kind(copy.deepcopy(module_of("tiny", torch.float32))) for kind in (StaticTarget, LlamaTarget))
+    pretend(monkeypatch, target)
+    tree = Tree(list(range(3, 11)), [-1, 0, 0, 2, 2, 4, 4, 6])
+    for t in (target, plain):
+        t.prefill([1, 2, 3], 40)
+        t.verify(tree)
+        t.commit([0, 2, 4, 6, 7])
+    assert n_recordings(target) == 2
+    assert float((target.step(9) - plain.step(9)).abs().max()) < 1e-4
+
+
+def test_a_generation_in_which_something_was_recorded_is_made_again(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = engines["static"]
+    target = tiny.loaded.target
+    pretend(monkeypatch, target)
+    names, builds = run_watch.Names("t", "d"), list[int]()
+    vanilla = methods.get("vanilla")
+
+    def build() -> Any:
+        builds.append(n_recordings(target))
+        return vanilla.build()
+
+    seen = run_watch.settled(build, tiny.prompts[0], target, None, SamplerParams(9), names)
+    assert len(builds) == 2 and builds[1] > builds[0] and seen.n_recordings == 0
+    assert len(seen.generation.token_ids) == 9
+
+    def forgetful() -> Any:
+        target.replayer.forget()
+        return vanilla.build()
+
+    with pytest.raises(BadGeneration, match="CUDA graphs were recorded while its clock ran"):
+        run_watch.settled(forgetful, tiny.prompts[0], target, None, SamplerParams(9), names)
+
+
+REFUSED = "CUDA error: operation not permitted when stream is capturing\nmore"
+
+
+@pytest.mark.parametrize("when", [0, 3])
+def test_what_cannot_be_recorded_runs_call_by_call_and_is_told_once(
+    when: int, engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first recording on, or from a later one: of the target and its drafter, which are told as one."""
+    tiny = engines["static"]
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    pretend(monkeypatch, target, drafter)
+    wanted = engines["torch"].decode("eagle2", tiny.prompts[0], SamplerParams(30)).token_ids
+    record, n = Replayer._recorded, []
+
+    def refuse(self: Replayer, compute: Any) -> Any:
+        n.append(1)
+        if len(n) > when:
+            compute()
+            raise RuntimeError(REFUSED)
+        return record(self, compute)
+
+    monkeypatch.setattr(Replayer, "_recorded", refuse)
+    assert tiny.decode("eagle2", tiny.prompts[0], SamplerParams(30)).token_ids == wanted
+    prepare(target, [drafter], 600)
+    assert len(n) == when + 1 and not target.replayer.records and not drafter.replayer.records
+    assert not target.replayer._known or when
     said = capsys.readouterr().err
     assert said.count("no CUDA graphs (CUDA error: operation not permitted when stream is capturing)") == 1
+    assert len(said.splitlines()) == 1
+    target.replayer.recording.refused = None
 
 
 def test_buckets() -> None:
     assert [bucket(n, ROWS) for n in (1, 2, 9, 60, 128, 129)] == [1, 8, 16, 64, 128, None]
-
-
-def test_layers_on_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = module_of("tiny", torch.float32)
-    monkeypatch.setattr(LlamaTarget, "__init__", lambda self, model, packed: setattr(self, "devices", (1, 2)))
-    with pytest.raises(ValueError, match="layers lie on 2 devices"):
-        StaticTarget(model)
 
 
 def test_a_drafter_in_a_wrapping_that_changes_it_is_asked_call_by_call(engines: dict[str, TinyModel]) -> None:

@@ -19,7 +19,7 @@ MOST_ROWS = 257
 
 
 @dataclass(frozen=True)
-class StepCosts:
+class RelativeCosts:
     """In steps of plain decoding. `verify`: (rows, cost) of the target over a tree, root included; `call`: the same of a call
     of the drafter; `root`: of its first, which asks for the logits after the root; `observe`: of its run over accepted tokens;
     `step`, `level`, `row`, `node`: outside both models. Between two numbers of rows a cost is on the line through both.
@@ -55,16 +55,16 @@ class StepCosts:
 # What others measured on GPUs, in plain steps of theirs. Verification is flat up to 60 rows there. RADAR's raw outputs (github
 # minaduki-sora/RADAR, branch cm; LLaMA3.1-8B on two RTX 3090 in Hugging Face's loop): vanilla 65 ms, a call 2.81 ms, a cycle of
 # 8 calls 89.5 ms.
-RADAR = StepCosts("gpu-radar", ((1, (89.5 - 8 * 2.81) / 65),), ((1, 2.81 / 65),), root=2.81 / 65)
+RADAR = RelativeCosts("gpu-radar", ((1, (89.5 - 8 * 2.81) / 65),), ((1, 2.81 / 65),), root=2.81 / 65)
 # vLLM (its issue 20780; LLaMA3.1-8B on one H100): vanilla 7.07 ms, a step with 2 to 7 levels of a chain 7.72 + 0.73 ms a level.
-VLLM = StepCosts("gpu-vllm", ((1, 7.72 / 7.07),), ((1, 0.73 / 7.07),), root=0.73 / 7.07)
+VLLM = RelativeCosts("gpu-vllm", ((1, 7.72 / 7.07),), ((1, 0.73 / 7.07),), root=0.73 / 7.07)
 
 _FLAT = re.compile(r"call=(\d+(?:\.\d+)?),verify=(\d*[1-9]\d*(?:\.\d+)?|\d+\.\d*[1-9]\d*)")
 
 _KNOWN = {costs.name: costs for costs in (RADAR, VLLM)}
 
 
-def register(costs: StepCosts) -> str:
+def register(costs: RelativeCosts) -> str:
     """Make costs known by their name; -> the name."""
     _KNOWN[costs.name] = costs
     return costs.name
@@ -75,14 +75,14 @@ def known() -> list[str]:
     return sorted(_KNOWN)
 
 
-def step_costs(name: str) -> StepCosts:
+def relative_costs(name: str) -> RelativeCosts:
     """
     Raises:
         ValueError: none of that name are known.
     """
     if name not in _KNOWN and (numbers := _FLAT.fullmatch(name)):
         call, verify = map(float, numbers.groups())
-        register(StepCosts(name, ((1, 1.0), (60, verify)), ((1, call),), root=call))
+        register(RelativeCosts(name, ((1, 1.0), (60, verify)), ((1, call),), root=call))
     if name not in _KNOWN:
         raise ValueError(
             f"costs={name!r}: no such costs; known: {', '.join(sorted(_KNOWN))}, and tables of `harness costs`, by file"

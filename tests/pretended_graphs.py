@@ -1,0 +1,74 @@
+"""CUDA graphs as a CPU can pretend them: recorded by the real `Replayer`, replayed by running the same function again.
+
+As on a GPU a recording is made by running what it records several times, reads the buffers that were there then, and gives its
+results in the same memory each time. That memory is of a pool: what lies in it is spoilt when another recording is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.engine.static.replay import WARM_UPS, Replayer
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for column in fields(value):
+            yield from tensors_in(getattr(value, column.name))
+
+
+class Graph:
+    """What `torch.cuda.CUDAGraph` is to a replayer."""
+
+    def __init__(self, replayer: Replayer, compute: Callable[[], Any], buffers: Callable[[], list[int]]):
+        self.replayer, self.compute, self.buffers = replayer, compute, buffers
+        self.kept = compute()
+        self.results = list(tensors_in(self.kept))
+        again = list(tensors_in(compute()))  # what lies in the same memory each time is outside the pool
+        self.of_pool = [a for a, b in zip(self.results, again, strict=True) if a.data_ptr() != b.data_ptr()]
+        self.there = buffers()
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        assert self.buffers() == self.there, "it reads buffers that are gone"
+        for old, new in zip(self.results, tensors_in(self.compute()), strict=True):
+            old.copy_(new.clone())
+        for other, _ in self.replayer._known.values():
+            for spoilt in other.of_pool if other is not self else ():
+                spoilt.fill_(float("nan") if spoilt.is_floating_point() else 10**9)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, target: Any, drafter: Any = None) -> None:
+    """Let a static target and its EAGLE drafter record and replay, until the test is over."""
+
+    def buffers(replayer: Replayer) -> list[int]:
+        part = target if replayer is target.replayer else drafter
+        if part is target:
+            kept = [*target.cache.of_layer(0), *target._tables[target.device]]
+        else:
+            kept = [part._keys, part._values, part._cos, part._sin]
+        return [x.data_ptr() for x in kept]
+
+    def recorded(self: Replayer, compute: Callable[[], Any]) -> tuple[Any, Any]:
+        for _ in range(WARM_UPS):
+            compute()
+        graph = Graph(self, compute, lambda: buffers(self))
+        return graph, graph.kept
+
+    monkeypatch.setattr(Replayer, "_recorded", recorded)
+    monkeypatch.setattr(target.replayer.recording, "on", True)
+    for part in (target, drafter):
+        if part is not None:
+            part.replayer.forget()
+            monkeypatch.setattr(part.replayer, "_known", {})
