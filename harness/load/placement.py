@@ -93,11 +93,12 @@ def let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def free_on_gpus() -> list[int]:
-    """Bytes free on each GPU that this process sees, less a workspace."""
+def free_on_gpus(only: int | None = None) -> list[int]:
+    """Bytes free on each GPU that this process sees, or on one of them, less a workspace."""
     import torch
 
-    return [torch.cuda.mem_get_info(i)[0] - WORKSPACE for i in range(torch.cuda.device_count())]
+    gpus = range(torch.cuda.device_count()) if only is None else (only,)
+    return [torch.cuda.mem_get_info(i)[0] - WORKSPACE for i in gpus]
 
 
 def on_gpus(
