@@ -74,11 +74,11 @@ class Processes:
             return loss
         weights = list(head.parameters())
         has = torch.tensor([p.grad is not None for p in weights], dtype=loss.dtype, device=loss.device)
-        total, *needed = self.accelerator.reduce(torch.cat([loss[None], has]), "sum")
-        for p, n in zip(weights, needed, strict=True):
+        summed = self.accelerator.reduce(torch.cat([loss[None], has]), "sum")
+        for p, n in zip(weights, summed[1:].tolist(), strict=True):
             if n:
                 p.grad = self.accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
-        return cast("Tensor", total)
+        return cast("Tensor", summed[0])
 
     def finish(self) -> None:
         """Wait for all of them, and let go of each other."""
