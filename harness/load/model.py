@@ -305,7 +305,7 @@ def _cut(config: ModelConfig, sizes: Any, layers: int) -> None:
 
 
 def _placed(
-    folder: Path, dtype: str, drafters: Mapping[str, Path], layers: int | None, context: int, on_one_gpu: bool
+    folder: Path, dtype: str, drafters: Mapping[str, Path], layers: int | None, context: int, on_one_gpu: bool = False
 ) -> dict[str, torch.device]:  # fmt: skip
     """Where the target's modules go: to the first GPU, or over several. drafters: folders of those that stand beside it.
 
@@ -322,7 +322,8 @@ def _placed(
         return {"": here}
     sizes = sizes.cut_to(layers)
     beside = sum(kind_of(kind).memory_bytes(path, sizes, dtype, context) for kind, path in drafters.items())
-    return placement.on_gpus(sizes, dtype, context, placement.free_on_gpus(only), beside) or {"": here}
+    room = placement.free_on_gpus() if only is None else [placement.free_on_gpu(only)]
+    return placement.on_gpus(sizes, dtype, context, room, beside) or {"": here}
 
 
 def _target_model(
