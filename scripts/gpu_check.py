@@ -67,7 +67,7 @@ def parts(out: Path, on_cpu: bool) -> Iterator[Part]:
             yield Part(f"costs, {model}, {engine}", words, engine, 120)
     yield Part("predict", ("predict", "--costs", str(out / "costs"), "--out", str(out / "predicted"), "--json"), "", 30)
     train = ("train", "eagle", "--model", str(TINY), "--work", str(out / "work"), "--out", str(out / "head"), "--answer-tokens",
-             "2000", "--text-tokens", "0", "--tokens", "20000")  # fmt: skip
+             "2000", "--max-new-tokens", "64", "--text-tokens", "0", "--tokens", "20000")  # fmt: skip
     yield Part("train", train, "torch" if on_cpu else "", 90)
     for engine in engines[:2]:
         there = ("--out", str(out / f"embedded-{engine}"), "--json")

@@ -58,17 +58,21 @@ HELD_ONE_IN = 16  # dialogues
 def split(items: Iterable[Dialogue]) -> Split:
     """Divide conversations by dialogue. Whether a dialogue is held depends on its id alone.
 
-    ShareGPT cuts long dialogues into parts with the ids `<dialogue>_0`, `<dialogue>_13`. These stay together. A conversation
-    outside the held dialogues is dropped if it opens as a held one does, or repeats one of its longer turns: the rest of it may
-    be a copy as well.
+    ShareGPT cuts long dialogues into parts with the ids `<dialogue>_0`, `<dialogue>_13`. These stay together. A dialogue
+    that is not held is dropped, with all its parts, if one of them opens as a held one does, or repeats one of its longer turns:
+    the rest of it may be a copy as well.
     """
-    training: list[Dialogue] = []
+    training: list[tuple[str, Dialogue]] = []
     held: list[Dialogue] = []
     for item in items:
         dialogue = re.sub(r"_\d+$", "", str(item.get("id")))
-        (held if hashlib.sha256(dialogue.encode()).digest()[0] % HELD_ONE_IN == 0 else training).append(item)
+        if hashlib.sha256(dialogue.encode()).digest()[0] % HELD_ONE_IN == 0:
+            held.append(item)
+        else:
+            training.append((dialogue, item))
     known = {text for item in held for text in _telling(item)}
-    return Split([item for item in training if known.isdisjoint(_telling(item))], held)
+    copies = {dialogue for dialogue, item in training if not known.isdisjoint(_telling(item))}
+    return Split([item for dialogue, item in training if dialogue not in copies], held)
 
 
 def _telling(item: Dialogue) -> set[str]:

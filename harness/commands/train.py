@@ -30,6 +30,13 @@ def _train_command(kind: str, about: str) -> None:
     @option("--answer-tokens", type=int, default=200_000, help="On-policy tokens to generate.")
     @option("--text-tokens", type=int, default=190_000, help="Tokens of ShareGPT's own answers.")
     @option("--tokens", type=int, default=5_000_000, help="Positions to train on, all epochs together; 0: only generate.")
+    @option("--max-new-tokens", type=int, default=None, help="Of an answer (default: the model's, at least 256).")
+    @option(
+        "--features",
+        default="auto",
+        metavar="auto|keep|recompute",
+        help="Keep the target's features on the disk, or compute them for each batch; auto: by the room there is.",
+    )
     @option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a training setting; repeatable.")
     @seed_option
     @threads_option

@@ -163,7 +163,7 @@ def encode(
 
 def load(
     config: ModelConfig, dtype: str = "auto", head: Path | None = None, drafters: Collection[str] = (methods.EAGLE,), *,
-    layers: int | None = None, context: int | None = None,
+    layers: int | None = None, context: int | None = None, on_one_gpu: bool = False,
 ) -> Loaded:  # fmt: skip
     """Load a target in `dtype` and those drafters, of the kinds asked for, that it has.
 
@@ -171,6 +171,7 @@ def load(
     layers: only the target's first so many are read (None: all). What they compute is no model's text; it serves the audit of
     methods, where the whole does not fit. The identity is still that of the whole. context: tokens that there must be room for
     on GPUs (None: the model's whole context).
+    on_one_gpu: the process's own (torch's current device), where others have theirs.
 
     Raises:
         UserError: an unknown kind; weights that are missing, altered, of other shapes, or made for another target; no room; or
@@ -203,7 +204,7 @@ def load(
         if layers is not None:
             _cut(config, sizes, layers)
         room = context or config.context_length
-        placed = _placed(folder, name, folders, layers, room) if device().type == "cuda" else None
+        placed = _placed(folder, name, folders, layers, room, on_one_gpu) if device().type == "cuda" else None
         model = _target_model(config, folder, name, placed, sizes if layers is not None else None)
     except torch.OutOfMemoryError as e:
         raise _no_room(config, e) from e
@@ -304,21 +305,25 @@ def _cut(config: ModelConfig, sizes: Any, layers: int) -> None:
 
 
 def _placed(
-    folder: Path, dtype: str, drafters: Mapping[str, Path], layers: int | None, context: int
+    folder: Path, dtype: str, drafters: Mapping[str, Path], layers: int | None, context: int, on_one_gpu: bool = False
 ) -> dict[str, torch.device]:  # fmt: skip
     """Where the target's modules go: to the first GPU, or over several. drafters: folders of those that stand beside it.
 
+    on_one_gpu: to torch's current one, and no other is looked at.
     The weights are read straight onto it: in float64 a target of 8B would take 64 GB of the machine's own memory on the way.
 
     Raises:
-        UserError: it does not fit on all GPUs together.
+        UserError: it does not fit on all GPUs together, or on the one.
     """
+    only = torch.cuda.current_device() if on_one_gpu else None
+    here = device() if only is None else torch.device("cuda", only)
     sizes = Architecture.of(folder)
     if sizes is None:
-        return {"": device()}
+        return {"": here}
     sizes = sizes.cut_to(layers)
     beside = sum(kind_of(kind).memory_bytes(path, sizes, dtype, context) for kind, path in drafters.items())
-    return placement.on_gpus(sizes, dtype, context, placement.free_on_gpus(), beside) or {"": device()}
+    room = placement.free_on_gpus() if only is None else [placement.free_on_gpu(only)]
+    return placement.on_gpus(sizes, dtype, context, room, beside) or {"": here}
 
 
 def _target_model(

@@ -93,11 +93,18 @@ def let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def free_on_gpus() -> list[int]:
-    """Bytes free on each GPU that this process sees, less a workspace."""
+def free_on_gpu(i: int) -> int:
+    """Bytes free on a GPU, less a workspace."""
     import torch
 
-    return [torch.cuda.mem_get_info(i)[0] - WORKSPACE for i in range(torch.cuda.device_count())]
+    return torch.cuda.mem_get_info(i)[0] - WORKSPACE
+
+
+def free_on_gpus() -> list[int]:
+    """The same of each GPU that this process sees."""
+    import torch
+
+    return [free_on_gpu(i) for i in range(torch.cuda.device_count())]
 
 
 def on_gpus(

@@ -110,6 +110,20 @@ class BatchedLlama:
         made = self._run(ids, positions, attend).split(sizes)
         return [torch.cat([self._prefix_features, features]) for features in made]
 
+    def features(self, texts: list[list[int]]) -> list[torch.Tensor]:
+        """Run whole texts in one forward, without padding -> the features [n, hidden] of each. No keys are kept."""
+        sizes, group = [len(text) for text in texts], self.heads // self.kv_heads
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            k, v = (x.repeat_interleave(group, 0) for x in (k, v))
+            queries, keys, values = (x[None].split(sizes, 2) for x in (q, k, v))
+            found = map(partial(F.scaled_dot_product_attention, is_causal=True), queries, keys, values)
+            return torch.cat([x[0].transpose(0, 1).flatten(1) for x in found])
+
+        ids = torch.tensor([t for text in texts for t in text], device=self.device)
+        positions = torch.cat([torch.arange(n, device=self.device) for n in sizes])
+        return list(self._run(ids, positions, attend).split(sizes))
+
     def step(self, tokens: list[int], at: list[int]) -> torch.Tensor:
         """Run one token of each of the first n slots -> features [n, hidden]. tokens, at: [n], the tokens and their positions."""
         here = torch.tensor(at, device=self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.train.data import Conversation
+from harness.train.loss import logits_of
 from harness.train.settings import TrainSettings
 
 TEMPLATE_TOKENS = 24  # the system prompt opens every conversation: nothing to learn there
@@ -38,8 +40,9 @@ def batches(items: list[Conversation], settings: TrainSettings, epoch: int) -> l
 class Batch:
     """Several conversations side by side, padded to one length. Pair i is (feature i, token i+1).
 
-    ids [b, n] int64; features [b, n, hidden] bf16; trained [b, n-1]: whether token i+1 is of the answer; prompt [b, n-1]: the
-    pairs before those, a share of which is trained as well.
+    ids [b, n] int64; features [b, n, hidden] bf16, zero behind a text's end; trained [b, n-1]: whether token i+1 is of the
+    answer; prompt [b, n-1]: the pairs before those, a share of which is trained as well. Where several processes share a batch,
+    each has the features of its own conversations alone; `of` is their part of the rest.
     """
 
     ids: Tensor
@@ -51,24 +54,48 @@ class Batch:
         """The same on a device."""
         return Batch(*(x.to(device, non_blocking=True) for x in (self.ids, self.features, self.trained, self.prompt)))
 
+    def of(self, rows: slice) -> Batch:
+        """The conversations of these rows, whose features are here."""
+        return Batch(self.ids[rows], self.features, self.trained[rows], self.prompt[rows])
 
-def collate(items: list[Conversation], max_length: int, hidden: int) -> Batch:
-    """Conversations as one batch, each cut to `max_length` tokens."""
+
+ALL = slice(0, None, 1)
+
+
+def collate(items: list[Conversation], max_length: int, hidden: int, rows: slice = ALL) -> Batch:
+    """Conversations as one batch, each cut to `max_length` tokens, with the features of `rows` of them.
+
+    Features that are not kept are computed here, in one go.
+    """
     n = min(max(len(c.ids) for c in items), max_length)
     ids = torch.zeros(len(items), n, dtype=torch.long)
-    features = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16)
     trained = torch.zeros(len(items), n - 1, dtype=torch.bool)
     prompt = torch.zeros(len(items), n - 1, dtype=torch.bool)
     for row, c in enumerate(items):
         m = min(len(c.ids), n)
         ids[row, :m] = torch.from_numpy(c.ids[:m].astype(np.int64))
-        features[row, :m] = torch.from_numpy(np.array(c.features[:m]).view(np.int16)).view(torch.bfloat16)
         trained[row, c.n_prompt - 1 : m - 1] = True
         prompt[row, TEMPLATE_TOKENS : c.n_prompt - 1] = True
-    return Batch(ids, features, trained, prompt)
+    return Batch(ids, padded_features(items[rows], n, hidden), trained, prompt)
 
 
-MOST_HELD_OUT = 1024  # tokens of a held-out conversation that are looked at
+def padded_features(items: list[Conversation], n: int, hidden: int) -> Tensor:
+    """The features [b, n, hidden] of the first n tokens of each, bf16: from the disk, or computed where the target is."""
+    if not items:
+        return torch.zeros(0, n, hidden, dtype=torch.bfloat16)
+    compute = items[0].features
+    if isinstance(compute, np.ndarray):
+        kept = (np.array(cast("np.ndarray", c.features)[:n]) for c in items)
+        parts = [torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16) for bits in kept]
+    else:
+        parts = compute([c.ids[:n] for c in items])
+    out = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16, device=parts[0].device)
+    for row, part in enumerate(parts):
+        out[row, : len(part)] = part
+    return out
+
+
+MOST_HELD_OUT = 2048  # tokens of a held-out conversation that are looked at
 
 
 def held_out_batches(items: list[Conversation], embedding: Tensor) -> Iterator[tuple[slice, Batch]]:
@@ -82,7 +109,9 @@ def held_out_batches(items: list[Conversation], embedding: Tensor) -> Iterator[t
 def target_tokens(batch: Batch, lm_head: Tensor) -> Tensor:
     """The target's argmax after each pair [b, n-1], 0 where the pair is not trained."""
     target = torch.zeros(batch.trained.shape, dtype=torch.long, device=batch.ids.device)
-    target[batch.trained] = F.linear(batch.features[:, 1:][batch.trained], lm_head).max(-1).indices
+    target[batch.trained] = torch.cat(
+        [logits.max(-1).indices for _, logits in logits_of(batch.features[:, 1:][batch.trained], lm_head)]
+    )
     return target
 
 

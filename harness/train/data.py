@@ -2,34 +2,37 @@
 
 A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags.
 `shard-00000.features` has a row a token, as bf16 bits, and is memory-mapped. A shard exists whole or not at all. Where only its
-features are missing, they are computed again from its ids: so the ids alone are enough to repeat a training.
+features are missing, they are computed again from its ids: so the ids alone are enough to repeat a training. Where features do
+not fit on the disk, they are never written, and computed for each batch.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
 from harness.common.errors import say
-from harness.train.generate import Answer, answers, text_features
+from harness.train.generate import Answer, FeaturesOf, answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
+SHARD_TEXTS = 256  # given texts in a shard
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`ids` [n] int32; `features` [n, hidden], bf16 bits; the answer begins at `n_prompt`; `greedy`: it is the target's own at
-    T = 0."""
+    """`ids` [n] int32; `features` [n, hidden], bf16 bits, or what computes them, the same for all that share a batch; the answer
+    begins at `n_prompt`; `greedy`: it is the target's own at T = 0."""
 
     ids: np.ndarray
-    features: np.ndarray
+    features: np.ndarray | FeaturesOf
     n_prompt: int
     greedy: bool = False
 
@@ -46,6 +49,7 @@ def make_shards(
     n_slots: int = 128,
     greedy_share: float = 0.5,
     seed: int = 0,
+    keep_features: bool = True,
     say: Callable[[str], None] = say,
 ) -> int:
     """Answer prompts (token ids) until `n_tokens` answer tokens are held, or the prompts run out -> the answer tokens held.
@@ -86,8 +90,9 @@ def make_shards(
                             done = answers(
                                 model, prompts[first : first + shard_prompts], stop_ids=stop_ids, max_new_tokens=max_new_tokens,
                                 n_slots=n_slots, greedy_share=greedy_share, seed=seed * 1_000_003 + number, progress=tick,
+                                keep_features=keep_features,
                             )  # fmt: skip
-                            _write_shard(meta, sorted(done, key=lambda a: a.index))
+                            _write_shard(meta, sorted(done, key=lambda a: a.index), keep_features)
                             made = 0
                 except filelock.Timeout:
                     elsewhere += 1
@@ -107,7 +112,8 @@ def make_text_shards(
     texts: list[tuple[list[int], int]],
     *,
     n_tokens: int,
-    shard_texts: int = 256,
+    shard_texts: int = SHARD_TEXTS,
+    keep_features: bool = True,
     say: Callable[[str], None] = say,
 ) -> int:
     """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held."""
@@ -118,9 +124,10 @@ def make_text_shards(
             break
         meta = folder / f"shard-{number:05d}.npz"
         if not meta.exists():
-            done = sorted(text_features(model, texts[first : first + shard_texts]), key=lambda a: a.index)
+            chunk = texts[first : first + shard_texts]
+            done = list(text_features(model, chunk)) if keep_features else [_bare(i, *text) for i, text in enumerate(chunk)]
             fresh += sum(len(a.ids) for a in done)
-            _write_shard(meta, done)
+            _write_shard(meta, done, keep_features)
             say(f"texts: {held:,} of {n_tokens:,} tokens, {fresh / (time.monotonic() - started):.0f} tokens/s")
         with np.load(meta) as shard:
             held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
@@ -132,7 +139,12 @@ def restore_features(folder: Path, model: LlamaForCausalLM, say: Callable[[str],
     for meta in sorted(folder.glob("shard-?????.npz")):
         if not meta.with_suffix(".features").exists():
             say(f"{meta.name}: computing the features of its stored ids ...")
-            _write_features(meta, sorted(text_features(model, _stored_texts(meta)), key=lambda a: a.index))
+            _write_features(meta, text_features(model, _stored_texts(meta)))
+
+
+def _bare(index: int, ids: list[int], n_prompt: int) -> Answer:
+    """A text without features."""
+    return Answer(index, np.array(ids, dtype=np.int32), np.zeros((0, 0), dtype=np.uint16), n_prompt, False)
 
 
 def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
@@ -141,7 +153,7 @@ def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
     return [(ids[a:b].tolist(), int(n)) for a, b, n in zip(offsets[:-1], offsets[1:], n_prompt, strict=True)]
 
 
-def _write_features(meta: Path, done: list[Answer]) -> None:
+def _write_features(meta: Path, done: Iterable[Answer]) -> None:
     features = meta.with_suffix(".features")
     tmp = features.with_suffix(".part")
     with tmp.open("wb") as f:
@@ -150,8 +162,9 @@ def _write_features(meta: Path, done: list[Answer]) -> None:
     os.replace(tmp, features)
 
 
-def _write_shard(meta: Path, done: list[Answer]) -> None:
-    _write_features(meta, done)
+def _write_shard(meta: Path, done: list[Answer], keep_features: bool) -> None:
+    if keep_features:
+        _write_features(meta, done)
     tmp = meta.with_suffix(".part.npz")
     np.savez_compressed(
         tmp,
@@ -163,13 +176,14 @@ def _write_shard(meta: Path, done: list[Answer]) -> None:
     os.replace(tmp, meta)  # last: its presence says the shard is whole
 
 
-def read_shards(folder: Path, hidden: int) -> list[Conversation]:
-    """All conversations of a folder, features memory-mapped."""
+def read_shards(folder: Path, hidden: int, compute: FeaturesOf | None = None) -> list[Conversation]:
+    """All conversations of a folder, with their features memory-mapped, or computed by `compute` when they are asked for."""
     out = []
     for meta in sorted(folder.glob("shard-?????.npz")):
         with np.load(meta) as shard:
             ids, offsets, n_prompt, greedy = shard["ids"], shard["offsets"], shard["n_prompt"], shard["greedy"]
-        features = np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
+        kept = None if compute else np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-            out.append(Conversation(ids[a:b], features[a:b], int(n_prompt[i]), bool(greedy[i])))
+            features = compute or cast("np.ndarray", kept)[a:b]
+            out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i])))
     return out

@@ -7,7 +7,7 @@ data only: the sampler draws from a recycled noise table, which is fast and not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
@@ -23,7 +23,8 @@ REFILL, PREFILL_ROWS = 6, 600  # free slots before new prompts are run; tokens o
 
 @dataclass(slots=True)
 class Answer:
-    """One conversation. `index`: of its prompt; `ids` [n]: prompt, then answer; `features` [n, hidden] as bf16 bits (uint16)."""
+    """One conversation. `index`: of its prompt; `ids` [n]: prompt, then answer; `features` [n, hidden] as bf16 bits (uint16), or
+    [0, hidden] where they are not kept."""
 
     index: int
     ids: np.ndarray
@@ -92,6 +93,7 @@ def answers(
     greedy_share: float = 0.5,
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
+    keep_features: bool = True,
 ) -> Iterator[Answer]:
     """Answers to `prompts` (token ids, template included), in order of completion.
 
@@ -114,24 +116,27 @@ def answers(
         first = len(active)
         while waiting and len(active) < n_slots and sum(c.n_prompt for c in active[first:]) < PREFILL_ROWS:
             ids = prompts[i := waiting.pop()]
-            room = np.zeros((len(ids) + max_new_tokens, model.config.hidden_size), dtype=np.uint16)
+            room = np.zeros(((len(ids) + max_new_tokens) * keep_features, model.config.hidden_size), dtype=np.uint16)
             active.append(Open(i, [*ids], room, len(ids), is_greedy[i]))
         fresh = active[first:]
         made = llama.prefill(list(range(first, len(active))), [c.ids for c in fresh])
         tokens = sampler(llama.lm_head(torch.stack([features[-1] for features in made])), [c.greedy for c in fresh])
         for c, features, token in zip(fresh, made, tokens, strict=True):
-            c.features[: c.n_prompt] = _bits(features)
+            if keep_features:
+                c.features[: c.n_prompt] = _bits(features)
             c.ids.append(token)
 
     while waiting or active:
         while waiting and len(active) <= n_slots - min(REFILL, n_slots):
             fill()
         features = llama.step([c.ids[-1] for c in active], [len(c.ids) - 1 for c in active])
-        tokens, bits = sampler(llama.lm_head(features), [c.greedy for c in active]), _bits(features)
+        tokens = sampler(llama.lm_head(features), [c.greedy for c in active])
+        bits = _bits(features) if keep_features else None
         progress(len(active))
         for slot in reversed(range(len(active))):  # the last one first: what is moved into a hole has been looked at
             c = active[slot]
-            c.features[len(c.ids) - 1] = bits[slot]
+            if bits is not None:
+                c.features[len(c.ids) - 1] = bits[slot]
             if not c.is_done(stop_ids, max_new_tokens):
                 c.ids.append(tokens[slot])
                 continue
@@ -146,17 +151,33 @@ def _bits(features: torch.Tensor) -> np.ndarray:
     return features.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
-@torch.inference_mode()
-def text_features(
-    model: LlamaForCausalLM, texts: list[tuple[list[int], int]], batch_tokens: int = 2048, n_slots: int = 16
-) -> Iterator[Answer]:
+FORWARD_ROWS = 4096  # tokens of whole texts in one forward
+FeaturesOf = Callable[[Sequence[np.ndarray]], list[torch.Tensor]]
+"""ids [n] of several texts -> the target's features [n, hidden] of each, bf16, on its device."""
+
+
+def features_of(model: LlamaForCausalLM) -> FeaturesOf:
+    """What computes the features of texts with the target's forward, in its dtype, without a gradient."""
+    llama = BatchedLlama(model, 0, [])
+
+    @torch.no_grad()
+    def compute(texts: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        made: list[torch.Tensor] = []
+        group: list[list[int]] = []
+        for i, ids in enumerate(texts):
+            group.append(ids.tolist())
+            if i + 1 == len(texts) or sum(map(len, group)) + len(texts[i + 1]) > FORWARD_ROWS:
+                made += [features.to(torch.bfloat16) for features in llama.features(group)]
+                group = []
+        return made
+
+    return compute
+
+
+def text_features(model: LlamaForCausalLM, texts: list[tuple[list[int], int]], at_once: int = 16) -> Iterator[Answer]:
     """Given texts `(ids, n_prompt)` with their features: off-policy data, several times as fast to make as answers."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
-    llama = BatchedLlama(model, n_slots, [])
-    while order:
-        n = min(n_slots, max(1, batch_tokens // len(texts[order[0]][0])))
-        chunk, order = order[:n], order[n:]
-        made = llama.prefill(list(range(len(chunk))), [texts[i][0] for i in chunk])
-        for i, features in zip(chunk, made, strict=True):
-            tokens, n_prompt = texts[i]
-            yield Answer(i, np.array(tokens, dtype=np.int32), _bits(features).copy(), n_prompt, False)
+    compute = features_of(model)
+    for first in range(0, len(texts), at_once):
+        ids = [np.array(tokens, dtype=np.int32) for tokens, _ in texts[first : first + at_once]]
+        for i, features in enumerate(compute(ids)):
+            yield Answer(first + i, ids[i], _bits(features).copy(), texts[first + i][1], False)

@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 
 from harness.train.batches import Batch, NormalisedInput, held_out_batches, some_pairs, spread, target_tokens
 from harness.train.data import Conversation
+from harness.train.loss import logits_of
 from harness.train.settings import TrainSettings
 from methods.engine.heads import HeadsConfig, ResidualHeads
 from methods.engine.teacher_forced import next_valid, placed
@@ -100,7 +101,8 @@ def held_out_accuracies(head: ResidualHeads, embedding: Tensor, lm_head: Tensor,
         with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             target = target_tokens(batch, lm_head)
             for k, (out, valid) in enumerate(predicted_features(head, embedding, batch, n)):
-                best = F.linear(out[valid].to(torch.bfloat16), lm_head).topk(RANKS).indices
-                hits[k] += (best == target[valid][:, None]).sum(0).numpy(force=True)
-                pairs[k] += len(best)
+                wanted = target[valid][:, None]
+                for some, logits in logits_of(out[valid], lm_head):
+                    hits[k] += (logits.topk(RANKS).indices == wanted[some]).sum(0).numpy(force=True)
+                pairs[k] += len(wanted)
     return [[round(float(x), 4) for x in row] for row in hits / np.maximum(pairs, 1)]

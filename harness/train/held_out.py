@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.train.batches import held_out_batches, target_tokens
 from harness.train.data import Conversation
+from harness.train.loss import logits_of
 from harness.train.trainers import Trainer, W
 from methods.engine.teacher_forced import shifted
 
@@ -37,13 +37,17 @@ def held_out_acceptance(
             right = batch.trained  # where the chain's tokens so far are all the target's
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 asked = valid if s == 0 else valid & shifted(right[..., None], 1)[..., 0]
-                logits, wanted = F.linear(out[asked].to(torch.bfloat16), lm_head), target[asked][:, None]
+                wanted, first, ten = target[asked][:, None], list[Tensor](), list[Tensor]()
+                for some, logits in logits_of(out[asked], lm_head):
+                    first.append(logits.max(-1).indices == wanted[some, 0])
+                    if s == 0:
+                        ten.append((logits > logits.gather(1, wanted[some])).sum(-1) < 10)
                 right = torch.zeros_like(valid)
-                right[asked] = logits.max(-1).indices == wanted[:, 0]
+                right[asked] = torch.cat(first)
                 chained[here] += right.sum(-1).numpy(force=True)
                 if s == 0:
                     among = torch.zeros_like(valid)
-                    among[asked] = (logits > logits.gather(1, wanted)).sum(-1) < 10
+                    among[asked] = torch.cat(ten)
                     n[here], top1[here], top10[here] = (x.sum(-1).numpy(force=True) for x in (valid, right, among))
     found = {"top1": top1.sum() / n.sum(), "top10": top10.sum() / n.sum(), "chain_tau": 1 + chained.sum() / n.sum()}
     lengths, least = np.array([c.n_prompt for c in sorted(items, key=lambda c: len(c.ids))]), 0
@@ -77,14 +81,15 @@ def calibration(
     for _, batch in held_out_batches(items, embedding):
         with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
-                p = F.linear(out[valid].to(torch.bfloat16), lm_head).float().softmax(-1)
-                target = F.linear(batch.features[:, 1:][valid], lm_head).float()
-                best = p.topk(top_k)
-                hit = best.indices == target.max(-1).indices[:, None]
-                mass = target.softmax(-1).gather(1, best.indices)
-                bins = (best.values * n_bins).long().clamp_(max=n_bins - 1).flatten().numpy(force=True)
-                for column, values in enumerate((torch.ones_like(mass), best.values, hit.float(), mass)):
-                    sums[s, :, column] += np.bincount(bins, weights=values.flatten().double().numpy(force=True), minlength=n_bins)
+                theirs = logits_of(batch.features[:, 1:][valid], lm_head)
+                for (_, ours), (_, target) in zip(logits_of(out[valid], lm_head), theirs, strict=True):
+                    best = ours.float().softmax(-1).topk(top_k)
+                    hit = best.indices == target.max(-1).indices[:, None]
+                    mass = target.float().softmax(-1).gather(1, best.indices)
+                    bins = (best.values * n_bins).long().clamp_(max=n_bins - 1).flatten().numpy(force=True)
+                    for column, values in enumerate((torch.ones_like(mass), best.values, hit.float(), mass)):
+                        weights = values.flatten().double().numpy(force=True)
+                        sums[s, :, column] += np.bincount(bins, weights=weights, minlength=n_bins)
     return [
         {"depth": s + 1, "bin": round(b / n_bins, 3), "n": int(n), "confidence": round(c / n, 4), "accepted": round(a / n, 4),
          "sampled": round(m / n, 4)}

@@ -21,13 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.common.errors import UserError, say
-from harness.train.batches import Batch, batches, collate
+from harness.train.batches import ALL, Batch, batches, collate
 from harness.train.checkpoint import BEFORE_COOLDOWN, CHECKPOINT, resume, save_checkpoint
 from harness.train.data import Conversation
 from harness.train.held_out import held_out_acceptance
 from harness.train.loss import SoftCrossEntropy, scored_rows, wanted_of
+from harness.train.processes import ALONE, Processes
 from harness.train.settings import TrainSettings
 from harness.train.trainers import Trainer, W
+from methods.engine.teacher_forced import next_valid
 
 CHECK_EVERY = 600.0  # seconds between two checks on the held-out answers, which cost most of a minute
 SAVE_EVERY = 120.0  # seconds between two checkpoints
@@ -43,6 +45,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
+    processes: Processes = ALONE,
     say: Callable[[str], None] = say,
 ) -> list[dict[str, float]]:
     """Train `head` in place, on `pool`, over `settings.tokens` positions -> the learning curve, a row a check on `held`.
@@ -51,6 +54,9 @@ def train(
     `folder/checkpoint.pt`, with a new epoch where the pool has grown. embedding, lm_head: [vocab, hidden] bf16, frozen.
     Conversations of which `max_length` leaves nothing to train are left out. Inputs are normalised while training
     (`NormalisedInput`); `trainer.shipped` undoes that.
+
+    Several processes take the same steps as one would, each over its conversations of a batch. The main one writes checkpoints
+    and has the curve.
 
     In a row of the curve, `loss` and `train_top1` are means over the steps since the row before. `train_top1` is of the first
     256 positions scored in each step: with noise on, some of them of prompts, among the rows of the cross-entropy only. Beside
@@ -74,10 +80,13 @@ def train(
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy()).to(device)
     optimizers, pool_tokens = make_optimizers(head, settings), int(counts.sum())
     progress = resume(folder, head, optimizers, settings, pool_tokens, say)
+    processes.share_weights(head)
     started = time.monotonic() - progress.seconds
     recent: list[tuple[float, float]] = []  # (loss, train_top1) of the steps since the last check
 
     def save(name: str) -> None:
+        if not processes.is_main:
+            return
         progress.seconds = time.monotonic() - started
         save_checkpoint(folder / name, head, optimizers, progress, settings, pool_tokens)
 
@@ -87,7 +96,8 @@ def train(
         if progress.at >= len(order):
             progress.epoch, progress.at = progress.epoch + 1, 0
             order = batches(pool, settings, progress.epoch)
-        batch = collate([pool[i] for i in order[progress.at]], settings.max_length, embedding.shape[1]).to(device)
+        here = [pool[i] for i in order[progress.at]]
+        batch = collate(here, settings.max_length, embedding.shape[1], processes.rows).to(device)
         done = progress.seen / settings.tokens
         warm = min(1.0, (progress.step + 1) / settings.warmup_steps)
         cool = min(1.0, (1 - done) / settings.cooldown)
@@ -99,20 +109,22 @@ def train(
         torch.manual_seed(settings.seed * 7_919 + progress.step)  # chance in a step: the same after a resume
         head.zero_grad(set_to_none=True)
         levels = settings.unroll if done >= settings.unroll_from else 1
-        loss, agree = batch_loss(trainer, head, embedding, lm_head, frequent, batch, levels, settings)
-        loss.backward()
+        loss, agree = batch_loss(trainer, head, embedding, lm_head, frequent, batch, levels, settings, processes.rows)
+        if loss.requires_grad:  # of few conversations a process may have none
+            loss.backward()
+        loss = processes.sum_gradients(head, loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
         if not torch.isfinite(norm):  # one such step would spoil the weights, and the checkpoint with them
             raise UserError(f"the gradient at step {progress.step} is not finite; a lower learning_rate may help (the last "
                             f"checkpoint is of at most two minutes ago)")  # fmt: skip
         for optimizer in optimizers:
             optimizer.step()
-        recent.append((float(loss.detach()), agree))
+        recent.append((float(loss), agree))
         progress.step += 1
         progress.at += 1
         progress.seen += int((batch.ids[:, 1:] != 0).sum())
         now = time.monotonic()
-        if now - last_check > CHECK_EVERY or progress.seen >= settings.tokens:
+        if processes.is_main and (now - last_check > CHECK_EVERY or progress.seen >= settings.tokens):
             found = held_out_acceptance(trainer, head, embedding, lm_head, held, min(4, trainer.n_levels(head)))
             spent = now - started
             row = {"step": progress.step, "tokens": progress.seen, "epoch": progress.epoch, "seconds": round(spent, 1),
@@ -141,10 +153,12 @@ def batch_loss(
     batch: Batch,
     levels: int,
     settings: TrainSettings,
+    rows: slice = ALL,
 ) -> tuple[Tensor, float]:
     """(the loss of a batch over so many levels, the share of positions scored where the first level is right).
 
     frequent: token ids [rows] that every cross-entropy is over. What is trained of the batch is chosen here, in place.
+    rows: the conversations whose features are here; the losses of all parts of a batch add up to its loss.
     """
     here = batch.ids.device
     if not settings.first_pair:
@@ -153,26 +167,40 @@ def batch_loss(
     batch.trained |= batch.prompt & _some(batch.prompt, settings.prompt_share)
     lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
     total, agree = torch.zeros((), device=here), 0.0
-    truth = batch.features[:, 1:]
     scored = batch.trained & _some(batch.trained, settings.ce_share)
     scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
+    whole, whole_scored, is_whole = batch.trained, scored, rows == ALL
+    if not is_whole:
+        batch, scored = batch.of(rows), scored[rows]
+        torch.manual_seed(torch.initial_seed() + 1_000_003 * rows.start)  # the noise of one process is not another's
+        if not len(batch.ids):
+            return total, agree
+    truth = batch.features[:, 1:]
     wanted = wanted_of(truth[scored], lm_rows)
     with torch.autocast(here.type, dtype=torch.bfloat16):
         for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
-            asked = valid & scored
-            if not asked.any():
+            asked, all_asked = valid & scored, whole & whole_scored
+            of_valid, of_asked = (1.0, 1.0) if is_whole else (_part(valid, whole), _part(asked, all_asked))
+            whole = next_valid(whole)
+            if not all_asked.any():
                 continue  # a mean over nothing would spoil the weights
             loss = torch.zeros((), device=here)
-            if settings.feature_weight:
-                loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * settings.feature_weight
-            if settings.ce_weight:
+            if settings.feature_weight and of_valid:
+                loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * (settings.feature_weight * of_valid)
+            if settings.ce_weight and of_asked:
                 rows_here = wanted if s == 0 else wanted[asked[scored]]
-                loss = loss + settings.ce_weight * SoftCrossEntropy.apply(out[asked].to(lm_rows.dtype), lm_rows, rows_here)
-            if s == 0:
+                ce = SoftCrossEntropy.apply(out[asked].to(lm_rows.dtype), lm_rows, rows_here)
+                loss = loss + settings.ce_weight * of_asked * ce
+            if s == 0 and of_asked:
                 few = F.linear(out[asked][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
                 agree = float((few == wanted[:256].max(-1).indices).float().mean())
             total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
     return total, agree
+
+
+def _part(mine: Tensor, whole: Tensor) -> float:
+    """Of the places of a batch, the share that lies in a part of it."""
+    return int(mine.sum()) / max(int(whole.sum()), 1)
 
 
 def _some(like: Tensor, share: float) -> Tensor:

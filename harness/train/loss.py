@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ class SoftCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (above / len(gradient)), None, None
+
+
+def logits_of(features: Tensor, lm_head: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(some rows, their logits [rows, vocab]) of features [m, hidden], a few rows at a time: memory does not grow with m."""
+    for i in range(0, max(len(features), 1), LOSS_ROWS):
+        here = slice(i, i + LOSS_ROWS)
+        yield here, F.linear(features[here].to(lm_head.dtype), lm_head)
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ The data is the same for every kind of drafter and is made once. What is trained
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,34 @@ import filelock
 import torch
 
 from harness.common.errors import UserError, say
-from harness.common.files import cache_dir
+from harness.common.files import cache_dir, whole_file
 from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.plain_names import place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
-from harness.train.data import Conversation, make_shards, make_text_shards, read_shards, restore_features
+from harness.train.data import SHARD_TEXTS, Conversation, make_shards, make_text_shards, read_shards, restore_features
+from harness.train.features import Part, keeps_features, tokens_to_keep
+from harness.train.generate import FeaturesOf, features_of
 from harness.train.held_out import calibration, frequent_tokens
 from harness.train.loop import train
+from harness.train.processes import started
 from harness.train.request import TrainRequest
 from harness.train.save import save_drafter
-from harness.train.texts import exchange_ids, held_out_texts, prompt_ids, training_texts
+from harness.train.texts import Lengths, exchange_ids, held_out_texts, lengths_of, prompt_ids, training_texts
 from methods.engine.llama import is_plain_llama
 from methods.engine.target import HFTarget
 from tasks import sharegpt
 from tasks.overlap import checked_prompts, evaluation_prompts
 
 SLOTS, MOST_SLOTS = 64, 512  # conversations answered side by side: a thread of a CPU; on a GPU at most
-LONGEST = 1024  # tokens that room is made for
-MAX_ANSWER = 256  # tokens of an answer
-SHARD_PROMPTS = 1024  # their answers have about 130,000 tokens
+SHARD_PROMPTS = 1024  # their answers have about 130,000 tokens, where an answer has at most 256
 FEW, FEW_PROMPTS = 50_000, 32  # answer tokens up to which shards are small, and how small
 
 
 def train_drafter(request: TrainRequest) -> None:
-    """Train a drafter and write it to `request.out`.
+    """Train a drafter and write it to `request.out`, in this process or in all that were started together.
 
     Raises:
         UserError: a model that drafters cannot be trained for, sizes that cannot be, a work folder that was begun with other
@@ -50,17 +51,20 @@ def train_drafter(request: TrainRequest) -> None:
     trainer, settings = request.trainer, request.settings
     keep_freed_memory()
     config = model_config(request.model)
-    threads = request.threads or usable_cores()
+    lengths = lengths_of(config, request.max_new_tokens)
+    processes = started()
+    tell = say if processes.is_main else _quiet
+    threads = request.threads or max(1, usable_cores() // processes.count)
     torch.set_num_threads(threads)
     work = request.work or place(cache_dir() / "train", "model", config.name)
     request.out.mkdir(parents=True, exist_ok=True)
-    loaded = load(config, "bfloat16", drafters=())
+    loaded = load(config, "bfloat16", drafters=(), on_one_gpu=processes.count > 1)
     where = loaded.target.device
     if len(loaded.target.devices) > 1:
         raise UserError(
             f"{config.name} lies on {len(loaded.target.devices)} GPUs; drafters are trained for targets that fit on one"
         )
-    if where.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{torch.cuda.get_device_name(where)} has no bfloat16, which drafters are trained in")
     if not is_plain_llama(loaded.target.model):
         raise UserError(
@@ -71,86 +75,134 @@ def train_drafter(request: TrainRequest) -> None:
     checked = evaluation_prompts()
     evaluation = checked_prompts(checked)
     dialogues = sharegpt.split(sharegpt.conversations())
-    make_answers(loaded, dialogues, evaluation, request, work, slots(loaded.target, threads))
+    texts = texts_of(loaded, dialogues, evaluation, request, work, lengths, tell)
+    hidden = loaded.target.embedding.shape[1]
+    keep = processes.once(lambda: keeps_features(request.features, sum(map(tokens_to_keep, texts.parts)), hidden, work))
+    make_answers(loaded, texts, request.seed, slots(loaded.target, threads, lengths), keep, tell)
     if settings.tokens == 0:
-        say("no training was asked for (--tokens 0): done")
+        tell("no training was asked for (--tokens 0): done")
+        processes.finish()
         return
     folder = work / trainer.subfolder
     folder.mkdir(exist_ok=True)
     one_trainer = filelock.FileLock(folder / "train.lock")
-    try:
-        one_trainer.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"another process trains in {folder}; what this one was asked to generate is done") from None
-    answers, texts, held = training_data(loaded, dialogues, evaluation, request, work)
-    pool, held = [*answers, *texts], held[: settings.held_out]
+    processes.once(lambda: _alone_in(one_trainer, folder))
+    processes.once(lambda: complete_shards(loaded, texts, keep))
+    answers, given, held = training_data(texts, hidden, None if keep else features_of(loaded.target.model))
+    pool, held = [*answers, *given], held[: settings.held_out]
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     n_kept = sum(len(c.ids) for c in pool)
     what = trainer.drafter.train_makes
-    say(f"training {what}: {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out")
-    curve = train(trainer, head, embedding, lm_head, pool, held, settings, folder)
-    save_drafter(
-        trainer, head, request.out, loaded.target_sha, curve,
-        {
-            "model": config.name,
-            "kind": request.kind,
-            "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
-            "split": "dialogues",
-            "text_tokens": request.text_tokens,
-            "overlap_checked_against": {name: len(prompts) for name, prompts in checked.items()},
-            **{k: v for k, v in asdict(settings).items() if k not in trainer.unused},
-            "conversations": len(pool),
-            "distinct_tokens": n_kept,
-            "parameters": sum(p.numel() for p in head.parameters()),
-        },
-        calibrated=calibration(trainer, head, embedding, lm_head, held, depth=min(4, trainer.n_levels(head))),
-        frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
-        figures=trainer.figures(head, embedding, lm_head, held),
-    )  # fmt: skip
-    use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
-    say(f"written to {request.out}: {what}; to use it: {use}")
+    by = f"; {processes.count} processes share each batch" if processes.count > 1 else ""
+    tell(f"training {what}: {len(pool):,} conversations, {n_kept:,} tokens; {len(held)} answers held out{by}")
+    curve = train(trainer, head, embedding, lm_head, pool, held, settings, folder, processes=processes, say=tell)
+    if processes.is_main:
+        save_drafter(
+            trainer, head, request.out, loaded.target_sha, curve,
+            {
+                "model": config.name,
+                "kind": request.kind,
+                "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
+                "split": "dialogues",
+                "text_tokens": request.text_tokens,
+                "max_new_tokens": lengths.answer,
+                "overlap_checked_against": {name: len(prompts) for name, prompts in checked.items()},
+                **{k: v for k, v in asdict(settings).items() if k not in trainer.unused},
+                "conversations": len(pool),
+                "distinct_tokens": n_kept,
+                "parameters": sum(p.numel() for p in head.parameters()),
+            },
+            calibrated=calibration(trainer, head, embedding, lm_head, held, depth=min(4, trainer.n_levels(head))),
+            frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
+            figures=trainer.figures(head, embedding, lm_head, held),
+        )  # fmt: skip
+        use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
+        say(f"written to {request.out}: {what}; to use it: {use}")
+    processes.finish()
 
 
-def slots(target: HFTarget, threads: int) -> int:
+def _quiet(text: str) -> None:
+    """Say nothing: the main process has."""
+
+
+def _alone_in(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """
+    Raises:
+        UserError: another training has the folder's lock.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"another process trains in {folder}; what this one was asked to generate is done") from None
+
+
+def slots(target: HFTarget, threads: int, lengths: Lengths) -> int:
     """How many conversations are answered side by side: on a GPU as many as half of its free memory holds the keys of."""
     if target.device.type != "cuda":
         return SLOTS * threads
     c, cache = target.model.config, target.cache
-    of_one = 2 * c.num_hidden_layers * cache.kv_heads * cache.head_dim * LONGEST * 2  # keys and values, two bytes each
+    longest = lengths.prompt + lengths.answer
+    of_one = 2 * c.num_hidden_layers * cache.kv_heads * cache.head_dim * longest * 2  # keys and values, two bytes each
     free = torch.cuda.mem_get_info(target.device)[0]
     return max(1, min(MOST_SLOTS, free // 2 // of_one))
 
 
-def make_answers(
-    loaded: Loaded, dialogues: sharegpt.Split, evaluation: Sequence[str], request: TrainRequest, work: Path, n_slots: int
-) -> None:  # fmt: skip
-    """Have the target answer the held-out prompts and, up to `request.answer_tokens`, the training prompts.
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a training is made from, as token ids, and the folders of its shards.
+
+    held_out, answered: prompts; given: ShareGPT's own exchanges, (ids, tokens of the prompt). parts: the same as shards, in this
+    order; given texts have none where none are asked for.
+    """
+
+    held_out: list[list[int]]
+    answered: list[list[int]]
+    given: list[tuple[list[int], int]]
+    lengths: Lengths
+    parts: tuple[Part, ...]
+
+
+def texts_of(
+    loaded: Loaded, dialogues: sharegpt.Split, evaluation: Sequence[str], request: TrainRequest, work: Path, lengths: Lengths,
+    say: Callable[[str], None] = say,
+) -> Texts:  # fmt: skip
+    """The texts of a training; `work` keeps what they are made from.
 
     Raises:
-        UserError: `work` was begun with other prompts.
+        UserError: `work` was begun with other texts.
     """
     kept, n_dropped = training_texts(dialogues, request.seed, evaluation)
     what = f"one of {len(evaluation):,} task prompts or a held-out one"
     say(f"{len(kept):,} training prompts; {n_dropped} dropped for overlap with {what}")
-    held_out = held_out_texts(dialogues, request.seed, evaluation)
+    held = held_out_texts(dialogues, request.seed, evaluation)
     # shards are the same whatever their number, so more may be added; but to the same prompts only
-    made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held_out), "max_new_tokens": MAX_ANSWER}
-    _same_work(work, {"model": loaded.config.name, "seed": request.seed, **made_from})
+    made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held), "max_new_tokens": lengths.answer}
+    _same_work(work, {"model": loaded.config.name, "seed": request.seed, **made_from, "longest_prompt": lengths.prompt})
+    held_out, answered = (prompt_ids(loaded, texts, lengths.prompt) for texts in (held, kept))
+    given = exchange_ids(loaded, dialogues, request.seed, evaluation, lengths) if request.text_tokens else []
     folder = answers_folder(work, request.answer_tokens)
-    small = folder.name != "answers"
-    for part, texts, n_tokens in ((work / "held_out", held_out, None), (folder, kept, request.answer_tokens)):
-        prompts = prompt_ids(loaded, texts)
+    assumed = lengths.answer // 2  # of answers to come: they end where the target ends them
+    each = [[(len(ids), assumed) for ids in prompts] for prompts in (held_out, answered)]
+    parts = [
+        Part(work / "held_out", each[0], lengths.answer * len(held_out), SHARD_PROMPTS),
+        Part(folder, each[1], request.answer_tokens, SHARD_PROMPTS if folder.name == "answers" else FEW_PROMPTS),
+    ]
+    if request.text_tokens:
+        of_texts = [(n, len(ids) - n) for ids, n in given]
+        parts.append(Part(work / "texts", of_texts, request.text_tokens, SHARD_TEXTS))
+    return Texts(held_out, answered, given, lengths, tuple(parts))
+
+
+def make_answers(
+    loaded: Loaded, texts: Texts, seed: int, n_slots: int, keep_features: bool, say: Callable[[str], None] = say
+) -> None:  # fmt: skip
+    """Have the target answer the held-out prompts and, up to the tokens asked for, the training prompts."""
+    for part, prompts in zip(texts.parts[:2], (texts.held_out, texts.answered), strict=True):
         make_shards(
-            part,
-            loaded.target.model,
-            prompts,
-            stop_ids=set(loaded.config.stop_ids),
-            n_tokens=n_tokens or MAX_ANSWER * len(prompts),
-            max_new_tokens=MAX_ANSWER,
-            shard_prompts=FEW_PROMPTS if small and part == folder else SHARD_PROMPTS,
-            n_slots=n_slots,
-            seed=request.seed,
-        )
+            part.folder, loaded.target.model, prompts, stop_ids=set(loaded.config.stop_ids), n_tokens=part.n_tokens,
+            max_new_tokens=texts.lengths.answer, shard_prompts=part.per_shard, n_slots=n_slots, seed=seed,
+            keep_features=keep_features, say=say,
+        )  # fmt: skip
 
 
 def answers_folder(work: Path, n_tokens: int) -> Path:
@@ -159,27 +211,29 @@ def answers_folder(work: Path, n_tokens: int) -> Path:
     return whole if n_tokens > FEW or any(whole.glob("shard-?????.npz")) else work / "few_answers"
 
 
+def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool) -> None:
+    """Make the shards of given texts and, where features are kept, those that are missing."""
+    for part in texts.parts[2:]:
+        make_text_shards(
+            part.folder, loaded.target.model, texts.given, n_tokens=part.n_tokens, shard_texts=part.per_shard,
+            keep_features=keep_features,
+        )  # fmt: skip
+    for part in texts.parts if keep_features else ():
+        restore_features(part.folder, loaded.target.model)
+
+
 def training_data(
-    loaded: Loaded, dialogues: sharegpt.Split, evaluation: Sequence[str], request: TrainRequest, work: Path
+    texts: Texts, hidden: int, compute: FeaturesOf | None
 ) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
-    """(the target's answers, ShareGPT's own texts up to `request.text_tokens`, the held-out answers), with their features.
+    """(the target's answers, ShareGPT's own texts, the held-out answers), with their features, kept or computed by `compute`.
 
     Raises:
         UserError: nothing is held out.
     """
-    answers = answers_folder(work, request.answer_tokens).name
-    parts = ["held_out", answers]
-    if request.text_tokens:
-        parts.append("texts")
-        exchanges = exchange_ids(loaded, dialogues, request.seed, evaluation)
-        make_text_shards(work / "texts", loaded.target.model, exchanges, n_tokens=request.text_tokens)
-    for part in parts:
-        restore_features(work / part, loaded.target.model)
-    hidden = loaded.target.embedding.shape[1]
-    read = {part: read_shards(work / part, hidden) for part in parts}
-    if not read["held_out"]:
+    held, answers, *given = (read_shards(part.folder, hidden, compute) for part in texts.parts)
+    if not held:
         raise UserError("no dialogue of the training data is held out: there are too few of them to judge a drafter by")
-    return read[answers], read.get("texts", []), read["held_out"]
+    return answers, [c for part in given for c in part], held
 
 
 def _same_work(work: Path, made_from: Mapping[str, Any]) -> None:
@@ -193,6 +247,8 @@ def _same_work(work: Path, made_from: Mapping[str, Any]) -> None:
         before = json.loads(file.read_text())
         for key, value in made_from.items():
             if before.get(key) != value:
-                raise UserError(f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder")
+                hint = " or give --max-new-tokens" if key == "max_new_tokens" else ""
+                raise UserError(f"{work} was begun with {key}={before.get(key)}, not {value}: choose another --work folder{hint}")
     work.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(made_from) + "\n")
+    with whole_file(file) as tmp:
+        tmp.write_text(json.dumps(made_from) + "\n")

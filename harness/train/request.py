@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.bounds import bounded
-from harness.common.errors import UserError
+from harness.common.errors import UserError, unknown
 from harness.common.options import parse_changes
+from harness.train.features import CHOICES
 from harness.train.settings import TrainSettings
 from harness.train.trainers import Trainer, trainer_of
 
@@ -23,7 +24,8 @@ class TrainRequest:
     kind: what `harness train` calls it. model: a name, or the path of a YAML. out: the folder for the weights. work: the folder
     for data and checkpoints, None for one in the cache. answer_tokens: tokens of the target's own answers to generate.
     text_tokens: tokens of ShareGPT's own answers to train on besides. tokens: positions to train on, 0 for none. changes:
-    `KEY=VALUE` settings. threads: None for as many as the process may use.
+    `KEY=VALUE` settings. threads: None for as many as the process may use. max_new_tokens: of an answer, None for as many as the
+    model's evaluation gives it (`harness.train.texts`). features: one of `harness.train.features.CHOICES`.
 
     Raises:
         UserError: no such kind, a number that cannot be, or a setting that is unknown or cannot be.
@@ -39,6 +41,8 @@ class TrainRequest:
     changes: tuple[str, ...] = ()
     seed: int = 0
     threads: int | None = None
+    max_new_tokens: int | None = None
+    features: str = "auto"
 
     def __post_init__(self) -> None:
         for option, value, least in (
@@ -47,6 +51,9 @@ class TrainRequest:
             bounded(option, value, least)
         bounded("--threads", self.threads)
         bounded("--seed", self.seed, least=0)
+        bounded("--max-new-tokens", self.max_new_tokens)
+        if self.features not in CHOICES:
+            raise unknown("choice of --features", self.features, CHOICES)
         _ = self.settings
 
     @property

@@ -20,6 +20,7 @@ class TrainSettings:
     prompt_share: of the pairs of prompts, those that are trained as well.
     first_pair: whether (last prompt feature, first answer token) is trained, which the reference never does.
     frequent_rows: how many rows of the vocabulary every cross-entropy is over.
+    max_length: of a conversation, in tokens; what is longer is cut.
     held_out: answers that the training is judged on.
     muon: matrices are trained by Muon (Jordan et al. 2024; updates scaled to AdamW's size as in arXiv 2502.16982), the rest by
         AdamW.
@@ -46,7 +47,7 @@ class TrainSettings:
     prompt_share: float = 0.2
     first_pair: bool = True
     frequent_rows: int = 6144
-    max_length: int = 1280
+    max_length: int = 2048
     held_out: int = 96
     muon: bool = False
     intermediate_size: int = 0

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from harness.common.errors import UserError
+from harness.load.config import ModelConfig
 from harness.load.model import Loaded
 from harness.train.request import HELD_OUT
 from tasks import sharegpt
 from tasks.overlap import Overlap, without_overlap
 
-MAX_PROMPT = 1100  # tokens of a prompt to be answered
-N_TEXTS, MAX_TEXT_PROMPT, MAX_TEXT = 4000, 700, 400  # exchanges looked at; tokens of their prompts; of their answers
+LEAST_ANSWER = 256  # tokens that an answer may have, where the model's evaluation gives it fewer
+MAX_PROMPT = 1536  # tokens of a prompt: nearly all of ShareGPT's, and an evaluation's 512 tokens more make 2,048
+N_TEXTS = 4000  # exchanges looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The most tokens of a prompt, and of its answer."""
+
+    prompt: int
+    answer: int
+
+
+def lengths_of(config: ModelConfig, max_new_tokens: int | None = None) -> Lengths:
+    """How long the texts of a training may be: answers as long as the model's evaluation has them, prompts as they come.
+
+    Raises:
+        UserError: such answers leave no room for a prompt in the model's context.
+    """
+    context = config.context_length
+    answer = max_new_tokens or min(max(config.max_new_tokens, LEAST_ANSWER), context // 2)
+    room = context - answer
+    if room < 1:
+        raise UserError(f"--max-new-tokens {answer} leaves no room for a prompt: {config.name} has a context of {context} tokens")
+    return Lengths(min(MAX_PROMPT, room), answer)
 
 
 def judged_on(dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str]) -> list[str]:
@@ -31,14 +57,14 @@ def held_out_texts(dialogues: sharegpt.Split, seed: int, evaluation: Sequence[st
     return without_overlap(texts[: 2 * HELD_OUT], evaluation)[0][:HELD_OUT]
 
 
-def prompt_ids(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:
-    """Each text as the target is given it, those left out that are longer than `MAX_PROMPT`."""
-    return [ids for ids in (loaded.encode(loaded.render([("user", text)])) for text in texts) if len(ids) <= MAX_PROMPT]
+def prompt_ids(loaded: Loaded, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """Each text as the target is given it, those left out that are of more than `longest` tokens."""
+    return [ids for ids in (loaded.encode(loaded.render([("user", text)])) for text in texts) if len(ids) <= longest]
 
 
 def exchange_ids(
-    loaded: Loaded, dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str]
-) -> list[tuple[list[int], int]]:  # fmt: skip
+    loaded: Loaded, dialogues: sharegpt.Split, seed: int, evaluation: Sequence[str], lengths: Lengths
+) -> list[tuple[list[int], int]]:
     """First exchanges of training dialogues as (ids, prompt length); neither side overlaps a prompt of `judged_on`."""
     stop = str(loaded.tokenizer.decode([loaded.tokenizer.eos_token_id]))
     overlaps = Overlap(judged_on(dialogues, seed, evaluation))
@@ -47,7 +73,6 @@ def exchange_ids(
         if overlaps(user) or overlaps(answer) or sharegpt.is_reserved(user):
             continue
         prompt = loaded.encode(loaded.render([("user", user)]))
-        if len(prompt) <= MAX_TEXT_PROMPT:
-            ids = prompt + loaded.encode_text(answer + stop)
-            out.append((ids[: min(len(prompt) + MAX_TEXT, MAX_PROMPT)], len(prompt)))
+        if len(prompt) <= lengths.prompt:
+            out.append((prompt + loaded.encode_text(answer + stop)[: lengths.answer], len(prompt)))
     return out

@@ -418,6 +418,12 @@ def test_weights_are_read_straight_onto_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(placement, "free_on_gpus", lambda: [1_300_000, 1_300_000])  # whole over two, a layer on one
     assert {str(d) for d in load_model._placed(folder, "float64", {}, None, 512).values()} == {"cuda:0", "cuda:1"}
     assert load_model._placed(folder, "float64", {}, 1, 512) == {"": torch.device("cuda")} and what.of == 2
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # several processes, each with a GPU of its own
+    monkeypatch.setattr(placement, "free_on_gpu", {1: GB}.__getitem__)
+    assert load_model._placed(folder, "float64", {}, None, 512, on_one_gpu=True) == {"": torch.device("cuda", 1)}
+    monkeypatch.setattr(placement, "free_on_gpu", {1: 1_300_000}.__getitem__)
+    with pytest.raises(UserError, match="do not fit on 1 GPU with"):
+        load_model._placed(folder, "float64", {}, None, 512, on_one_gpu=True)
     read = load_model._target_model(CONFIG, folder, "float64", {"": torch.device("cpu")})
     assert read.dtype == torch.float64 and not hasattr(read.model, "_hf_hook")
 

@@ -32,7 +32,7 @@ from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.pipeline import slots
 from harness.train.report import write_report
-from harness.train.texts import exchange_ids, held_out_texts, training_texts
+from harness.train.texts import Lengths, exchange_ids, held_out_texts, training_texts
 from harness.train.trainers import EAGLE
 from methods.engine.draft_head import EagleHead
 from tasks.overlap import without_overlap
@@ -184,7 +184,9 @@ def test_near_copies_of_held_out_prompts_are_not_trained_on() -> None:
 def test_nor_are_their_exchanges() -> None:
     held, training = near_copies()
     tiny = shared_tiny_model("float64")
-    found = exchange_ids(tiny.loaded, split([*held, *training]), 0, ["What rhymes with bread, butter and jam?"])
+    found = exchange_ids(
+        tiny.loaded, split([*held, *training]), 0, ["What rhymes with bread, butter and jam?"], Lengths(700, 400)
+    )
     texts = [tiny.loaded.tokenizer.decode(ids) for ids, _ in found]
     assert len(texts) == 1 and "Bees!" in texts[0]
 
@@ -681,11 +683,12 @@ def test_calibration_bins_hold_every_child_once() -> None:
 @pytest.mark.parametrize(("free", "n"), [(10**6, 1), (300 * 2**20, 75), (10**12, 512)])
 def test_on_a_gpu_as_many_conversations_are_answered_at_once_as_fit(free: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 layers, 2 heads of 64: keys and values of 1,024 tokens take 2 MiB a conversation."""
+    longest = Lengths(768, 256)
     target = SimpleNamespace(
         device=torch.device("cuda"), cache=SimpleNamespace(kv_heads=2, head_dim=64),
         model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=4)),
     )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
-    assert slots(target, 2) == n  # type: ignore[arg-type]
+    assert slots(target, 2, longest) == n  # type: ignore[arg-type]
     target.device = torch.device("cpu")
-    assert slots(target, 2) == 128  # type: ignore[arg-type]
+    assert slots(target, 2, longest) == 128  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from harness.train.loop import train
 from harness.train.pipeline import train_drafter
 from harness.train.request import TrainRequest, training_settings
 from harness.train.settings import TrainSettings
+from harness.train.texts import Lengths
 from harness.train.trainers import TRAINERS
 from methods.base import SamplerParams
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
@@ -254,12 +255,12 @@ def test_few_tokens_take_few_prompts_and_whole_shards_hold_what_they_would_have(
              for i in range(150)]  # fmt: skip
     dialogues = pipeline.sharegpt.split(talks)
     monkeypatch.setattr(pipeline, "FEW", 300)
-    monkeypatch.setattr(pipeline, "MAX_ANSWER", 16)
 
     def made(work: Path, n_tokens: int) -> list[tuple[int, ...]]:
         request = TrainRequest("eagle", str(TINY), tmp_path / "out", work, n_tokens, 0, tokens=0, threads=1)
-        pipeline.make_answers(tiny.loaded, dialogues, [], request, work, 64)
-        return [tuple(c.ids) for c in pipeline.training_data(tiny.loaded, dialogues, [], request, work)[0]]
+        texts = pipeline.texts_of(tiny.loaded, dialogues, [], request, work, Lengths(700, 16))
+        pipeline.make_answers(tiny.loaded, texts, 0, 64, keep_features=True)
+        return [tuple(c.ids) for c in pipeline.training_data(texts, 64, None)[0]]
 
     few = made(tmp_path / "work", 200)
     assert len(few) == pipeline.FEW_PROMPTS
