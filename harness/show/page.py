@@ -128,7 +128,7 @@ def page(
     """The page as HTML; see `write_report`."""
     folder = Path(folder)
     # what may be spoilt before what takes time
-    lossless, claims, predicted = _losslessness(folder), _claims(folder), _predictions(folder)
+    lossless, claims, predicted, trees = _losslessness(folder), _claims(folder), _predictions(folder), _which_tree(folder)
     made = made or drawn(folder, strict=strict)
     contents, tables, plots = made.contents, _tables(made.tables), _plots(made.plots)
     records, counts = contents.records, contents.counts
@@ -143,6 +143,7 @@ def page(
                     "`harness verify` found, layer by layer.", lossless),
         PageSection("claims", "Claims", "The paper's claims, each with its test and verdict on what was measured here.", claims),
         PageSection("predicted", "The paper's speedups, predicted", _PREDICTED, predicted),
+        PageSection("trees", "Which tree pays", _TREES, trees),
     ]  # fmt: skip
     return _template().render(
         title=f"Decoding methods on {', '.join(sorted({r['model'] for r in records}))}",
@@ -317,6 +318,48 @@ def _pair(cell: pd.Series) -> tuple[str, str]:
     return f"{float(cell['predicted']):.2f} / {published}", "good" if cell["verdict"] == "consistent" else ""
 
 
+_TREES = one_line("""
+    Policies of drafted trees, replayed over vanilla's answers (`harness replay`): decode speed at the costs named, each at
+    options chosen on held-out prompts, over plain decoding and over the best fixed tree. p: of being no faster than that, after Holm.
+    oracle-stop knows what vanilla will say, random-stop looks at nothing: bounds, not methods.""")
+_TREE_COLUMNS = ("temperature", "method", "task", "statistic", "value", "value_low", "value_high", "costs", "p")
+
+
+def _which_tree(folder: Path) -> list[Block]:
+    """What `harness replay --choices` left: a table a temperature and costs; and the plane of costs, if it was drawn."""
+    file = folder / "tables" / "which-tree-pays.csv"
+    if not file.is_file():
+        return []
+    cells = _read_csv(file)
+    if missing := [name for name in _TREE_COLUMNS if name not in cells.columns]:
+        raise UserError(f"{file} is not what `harness replay` writes (no column {missing[0]}); run it again")
+    cells = cells[cells["task"] == "mean"]
+    blocks = []
+    for (t, costs), own in cells.groupby(["temperature", "costs"], sort=False):
+        rows = []
+        for method, of_method in own.groupby("method", sort=False):
+            by = of_method.set_index("statistic")
+            over = next((name for name in by.index if name.startswith("over ")), "")
+            shown = [_bracketed(by, "speed", "×"), _bracketed(by, over), _number(by, over, "p"), _bracketed(by, "tau"),
+                     _number(by, "calls a step"), _number(by, "nodes")]  # fmt: skip
+            rows.append(((str(method), ""), *((text, "") for text in shown)))
+        head = ("", "speed", "over the best fixed tree", "p", "τ", "calls a step", "nodes")
+        blocks.append(Block(f"T = {float(t):g}, {costs}", (), tuple((text, "") for text in head), tuple(rows)))
+    return blocks + _images(folder / "tables", which="regions.png")
+
+
+def _number(by: pd.DataFrame, name: str, column: str = "value") -> str:
+    """A statistic's number; a dash where there is none."""
+    text = str(by.loc[name, column]) if name in by.index else ""
+    return f"{float(text):.2f}" if text else NOTHING
+
+
+def _bracketed(by: pd.DataFrame, name: str, unit: str = "") -> str:
+    """With its interval."""
+    low, high = (_number(by, name, column) for column in ("value_low", "value_high"))
+    return _number(by, name) + unit + (f" [{low}, {high}]" if low != NOTHING else "")
+
+
 _CLAIM_COLUMNS = {"temperature": "T", "effect_no_loops": "effect, no loops", "verdict_no_loops": "verdict, no loops"}
 
 
@@ -369,6 +412,6 @@ def _rounded(cell: str) -> str:
     return f"{float(cell):.4g}" if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?", cell) else cell
 
 
-def _images(folder: Path) -> list[Block]:
-    figures = tuple(_figure(png) for png in sorted(folder.glob("*.png")))
+def _images(folder: Path, which: str = "*.png") -> list[Block]:
+    figures = tuple(_figure(png) for png in sorted(folder.glob(which)))
     return [Block("", figures=figures)] if figures else []

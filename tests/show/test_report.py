@@ -17,6 +17,7 @@ import pytest
 from command_line import Outcome, harness, isolate, questions, refused, run
 from make_ledger import FOLDER as SIMULATED
 
+from harness.common.errors import UserError
 from harness.common.progress import Progress
 from harness.ledger.ledger import read
 from harness.ledger.trees import each_drafts, read_drafts, read_pieces
@@ -364,3 +365,23 @@ def test_the_accepted_path_is_in_view(html: str, tmp_path: Path) -> None:
     done = browse(copy, tmp_path / "profile", "--dump-dom")
     seen = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
     assert len(seen) > 2 and all(seen)
+
+
+def test_the_page_has_what_a_replay_of_policies_left(tmp_path: Path) -> None:
+    """A table a temperature and costs; a file of something else is one line."""
+    assert report._which_tree(tmp_path) == []
+    (tmp_path / "tables").mkdir()
+    head = "model,temperature,method,preset,task,statistic,value,value_low,value_high,conversations,costs,p\n"
+    rows = [
+        "tiny,0,opt-tree,chosen,mean,speed,1.51,1.4,1.62,10,gpu-radar,", "tiny,0,opt-tree,chosen,gsm8k,speed,1.7,,,5,gpu-radar,",
+        "tiny,0,opt-tree,chosen,mean,over eagle2-grid,1.02,0.99,1.05,10,gpu-radar,0.21",
+        "tiny,0,eagle2-grid,chosen,mean,speed,1.48,,,10,gpu-radar,", "tiny,1,eagle2-grid,chosen,mean,speed,1.2,,,10,gpu-vllm,",
+    ]  # fmt: skip
+    (tmp_path / "tables" / "which-tree-pays.csv").write_text(head + "\n".join(rows) + "\n")
+    first, second = report._which_tree(tmp_path)
+    assert (first.title, second.title) == ("T = 0, gpu-radar", "T = 1, gpu-vllm")
+    assert [cell[0] for cell in first.rows[0]] == ["opt-tree", "1.51× [1.40, 1.62]", "1.02 [0.99, 1.05]", "0.21", *["—"] * 3]
+    assert [cell[0] for cell in first.rows[1]][:4] == ["eagle2-grid", "1.48×", "—", "—"]
+    (tmp_path / "tables" / "which-tree-pays.csv").write_text("method\nx\n")
+    with pytest.raises(UserError, match="no column temperature"):
+        report._which_tree(tmp_path)
