@@ -320,8 +320,8 @@ def _pair(cell: pd.Series) -> tuple[str, str]:
 
 _TREES = one_line("""
     Policies of drafted trees, replayed over vanilla's answers (`harness replay`): decode speed at the costs named, each at
-    options chosen on held-out prompts, over plain decoding and over the best fixed tree. p: of being no faster than that, after Holm.
-    oracle-stop knows what vanilla will say, random-stop looks at nothing: bounds, not methods.""")
+    options chosen on held-out prompts, over plain decoding and over the best fixed tree. p: of being no faster than that,
+    after Holm. oracle-stop knows what vanilla will say, random-stop looks at nothing: bounds, not methods.""")
 _TREE_COLUMNS = ("temperature", "method", "task", "statistic", "value", "value_low", "value_high", "costs", "p")
 
 
@@ -344,7 +344,7 @@ def _which_tree(folder: Path) -> list[Block]:
                      _number(by, "calls a step"), _number(by, "nodes")]  # fmt: skip
             rows.append(((str(method), ""), *((text, "") for text in shown)))
         head = ("", "speed", "over the best fixed tree", "p", "τ", "calls a step", "nodes")
-        blocks.append(Block(f"T = {float(t):g}, {costs}", (), tuple((text, "") for text in head), tuple(rows)))
+        blocks.append(Block(f"T = {float(str(t)):g}, {costs}", (), tuple((text, "") for text in head), tuple(rows)))
     return blocks + _images(folder / "tables", which="regions.png")
 
 
