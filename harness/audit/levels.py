@@ -110,7 +110,7 @@ MOST_ROUNDS = 2000  # over the score test's prompts
 
 
 def bundled(loaded: Loaded, n: int, room: int, shortest: bool = False, longest: int | None = None) -> list[Prompt]:
-    """Up to n bundled prompts, from the six tasks in turn, or the shortest of them.
+    """Up to n bundled prompts, or the shortest of them: from the six tasks in turn, or from the model's own where it has any.
 
     room: tokens that must fit into the context after a prompt. longest: tokens that a prompt may have.
     """
@@ -126,10 +126,11 @@ def long_prompt(loaded: Loaded, room: int) -> list[Prompt]:
 
 
 def _first(loaded: Loaded, n: int) -> list[Prompt]:
-    """The first n bundled prompts of each of the six tasks, in turn."""
-    sets = [tasks.load(name, source="bundled", limit=n).prompts if n else [] for name in SIX_TASKS]
+    """The first n bundled prompts of each of those tasks, in turn."""
+    names = tasks.own(loaded.config.name) or SIX_TASKS
+    sets = [tasks.load(name, source="bundled", limit=n).prompts if n else [] for name in names]
     turns = [
-        (f"{name}/{ps[i].id}", ps[i].turns[0]) for i in range(n) for name, ps in zip(SIX_TASKS, sets, strict=True) if i < len(ps)
+        (f"{name}/{ps[i].id}", ps[i].turns[0]) for i in range(n) for name, ps in zip(names, sets, strict=True) if i < len(ps)
     ]
     return [(name, loaded.encode(loaded.render([("user", text)]), f"prompt {name}")) for name, text in turns]
 
@@ -165,12 +166,13 @@ class Prompts:
         counts = (level.prompts, level.exact_prompts, level.coupled_prompts, max(level.coupled_prompts, 1))
         usual, exact, coupled, coupled_bits = (bundled(loaded, n, level.room, level.shortest) for n in counts)
         long = long_prompt(loaded, level.long_tokens + level.width)
+        longest = None if tasks.own(loaded.config.name) else SCORE_LONGEST  # all prompts of a task of its own may be longer
         trees = [{} if i < level.exact_whole else level.exact_tree for i in range(len(exact))]
         beyond = [Case(p, level.long_tokens, level.long_tree, guided=True, stops=False) for p in long]
         return cls(
             [*(Case(p, level.new_tokens) for p in usual), *beyond],
             [Case(p, level.new_tokens, tree, level.exact_guided) for p, tree in zip(exact, trees, strict=True)],
-            coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, SCORE_LONGEST), coupled_bits,
+            coupled, bundled(loaded, level.score_prompts, level.room, level.shortest, longest), coupled_bits,
         )  # fmt: skip
 
     def greedy(self, dtype: str, is_row_invariant: bool = False) -> Sequence[Case]:

@@ -173,7 +173,9 @@ def scope_of(
         rows.append(Verdict.missing("prompts", "all", f"only {len(found)} of {level.most_prompts} fit the context"))
     prompts = Prompts.of(loaded, level)
     if not prompts.has_long:
+        fits = LONG + level.long_tokens + level.width <= config.context_length
         why = f"a prompt of {LONG} tokens and {level.long_tokens} new ones do not fit the context of {config.context_length}"
+        why = f"no bundled prompt has over {LONG} tokens" if fits else why
         rows.append(Verdict.not_applicable("L2, L3 after a long prompt", "all", why))
     if len(prompts.scored) < level.score_prompts:
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"

@@ -26,7 +26,7 @@ def command(model: str, source: str, check: bool, includes: tuple[Path, ...]) ->
     from harness.load.weights import drafter_folder, require_packages, weights_folder
 
     include_all(includes)
-    sources = {"auto", *(s for name in tasks.names() for s in tasks.sources_of(name))}
+    sources = {"auto", *(s for name in tasks.known() for s in tasks.sources_of(name))}
     if source not in sources:
         raise unknown("source", source, sources)
     config = model_configs.model_config(model)
@@ -39,7 +39,7 @@ def command(model: str, source: str, check: bool, includes: tuple[Path, ...]) ->
     for kind, what in methods.DRAFTERS.items():
         if isinstance(config.drafter_source(kind), model_configs.HubRepo):
             click.echo(f"{what}: {drafter_folder(config, kind, mend=True)}")
-    for name in tasks.names():
+    for name in tasks.names_for(config.name):
         got = tasks.load(name, source=source if source == "auto" or source in tasks.sources_of(name) else "auto", limit=1)
         click.echo(f"{name}: {got.source}")
 

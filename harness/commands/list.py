@@ -32,8 +32,10 @@ def list_lines(what: str) -> Iterator[str]:
             said = "".join(f"  ({word})" for word in told)
             yield f"{name:18} {m.line}{f'  [{options}]' if options else ''}{said}"
     elif what == "tasks":
-        for name in tasks.names():
-            yield f"{name:18} {tasks.get(name).line}  [sources: {', '.join(tasks.sources_of(name))}]"
+        for name in tasks.known():
+            task = tasks.get(name)
+            alone = f"; for {', '.join(task.models)} alone" if task.models else ""
+            yield f"{name:18} {task.line}  [sources: {', '.join(tasks.sources_of(name))}{alone}]"
     else:
         for name in model_configs.known_models():
             c = model_configs.model_config(name)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     ),
 )
 @option("--method", "methods", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = the exact ones.")
-@option("--task", "tasks", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = every task.")
+@option("--task", "tasks", multiple=True, required=True, metavar="NAME|all", help="Repeatable; all = every task for the model.")
 @model_option
 @option("--temperature", "temperatures", type=float, multiple=True, default=(0.0,), help="Repeatable; 0 is greedy (default: 0).")
 @option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens of this mass, at a temperature over 0.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.files import sha256_file
+from harness.load.prompt_text import CannotEncode
 
 # keys of a config.json that say how it was made or stored, not what is computed
 _SAYS_NOTHING = frozenset({
@@ -80,7 +81,8 @@ def tokenizer_sha(folder: Path, how_read: str = "") -> str:
 
 
 def template_sha(rendered: Callable[[list[tuple[str, str]]], str], encode: Callable[[str], list[int]]) -> str:
-    """16 hex digits over the texts and token ids of `PROBES`; a dialogue that the format has no place for counts as such."""
+    """16 hex digits over the texts and token ids of `PROBES`. A dialogue that the format has no place for counts as such, and so
+    do words that the tokenizer lacks."""
     shown: list[Any] = []
     for turns in PROBES:
         try:
@@ -88,7 +90,10 @@ def template_sha(rendered: Callable[[list[tuple[str, str]]], str], encode: Calla
         except Exception as e:  # a template may raise anything on a dialogue that it does not know
             shown.append(type(e).__name__)
             continue
-        shown.append([text, encode(text)])
+        try:
+            shown.append([text, encode(text)])
+        except CannotEncode:
+            shown.append([text, None])
     return _sha(json.dumps(shown))
 
 

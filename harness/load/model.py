@@ -24,7 +24,7 @@ from harness.load.declared import check_declared
 from harness.load.dtype import device, resolve_dtype
 from harness.load.identity import TargetIdentity, config_sha, drafter_id, template_sha, tokenizer_sha
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
-from harness.load.prompt_text import beginning, check_ids, check_template, how_read, load_tokenizer, render
+from harness.load.prompt_text import beginning, check_ids, check_template, how_read, ids_of, load_tokenizer, render
 from harness.load.self_check import make_target
 from harness.load.weights import drafter_folder, require_packages, weights_folder
 from methods.base import Drafter
@@ -124,14 +124,17 @@ class Loaded:
         name: the prompt's, for the error.
 
         Raises:
-            UserError: by the model's own `tokenizer.model` it has other ids.
+            UserError: by the model's own `tokenizer.model` it has other ids, or the tokenizer has no token for a word of it.
         """
         return encode(self.config, self.tokenizer, rendered, self.reference, name)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of any other text: nothing is added."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        """Token ids of any other text: nothing is added.
+
+        Raises:
+            UserError: the tokenizer has no token for a word of it.
+        """
+        return ids_of(self.config, self.tokenizer, text, "a text")
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, without special ones; cleaned up where the tokenizer's settings ask for it."""
@@ -153,7 +156,7 @@ def encode(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, rendered: str, reference: Reference | None, name: str
 ) -> list[int]:  # fmt: skip
     """Token ids of a rendered prompt; see `Loaded.encode`."""
-    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    ids = ids_of(config, tokenizer, rendered, name)
     if reference is not None:
         check_ids(config, tokenizer, name, ids, reference(rendered))
     if config.template == "plain":
@@ -195,9 +198,9 @@ def load(
         tokenizer = load_tokenizer(folder)
         check_declared(config, folder, sizes, tokenizer)
         check_template(config, tokenizer, folder)
-        ids_of = reference(folder, tokenizer)
+        theirs = reference(folder, tokenizer)
         template = template_sha(
-            partial(render, config, tokenizer), lambda text: encode(config, tokenizer, text, ids_of, "a probe of the template")
+            partial(render, config, tokenizer), lambda text: encode(config, tokenizer, text, theirs, "a probe of the template")
         )
         facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
@@ -227,7 +230,7 @@ def load(
     if target.notice:
         say(f"{config.name}: {target.notice}")
     identity = _identity(config, folder, target_sha, tokenizer, template, target.engine)
-    return Loaded(config, target, tokenizer, name, identity, attached, ids_of)
+    return Loaded(config, target, tokenizer, name, identity, attached, theirs)
 
 
 def _identity(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.load import chat
 from harness.load.config import ModelConfig
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 
 DAYS = (datetime(1999, 12, 31), datetime(2026, 2, 3), datetime(2041, 7, 15))
+
+
+class CannotEncode(UserError):
+    """A tokenizer has no token for something in a text, as one that knows pixels alone."""
+
+
 RENDER_S = 5.0  # a template that takes longer over three short turns never ends
 
 
@@ -38,6 +44,20 @@ def render(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, turns: chat.
     said = ([("system", system)] if system else []) + list(turns)
     messages = [{"role": role, "content": text} for role, text in said]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def ids_of(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[int]:
+    """Token ids of a text, to which nothing is added. name: the text's, for the error.
+
+    Raises:
+        CannotEncode: the tokenizer does not take it.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    except Exception as e:  # tokenizers raise plain ones
+        why = f"its {len(tokenizer)} tokens do not spell it ({in_one_line(e).removeprefix('Exception: ')})"
+        raise CannotEncode(f"{name} is not for model {config.name}: {why}") from None
+    return ids
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:

@@ -91,7 +91,8 @@ def _device(loaded: Loaded) -> str:
 
 def cut(loaded: Loaded, length: int) -> list[list[int]]:
     """Token ids of `TEXTS` texts of this length, from as many places of the bundled prompts; short ones are said again."""
-    prompts = [p for name in tasks.names() for p in tasks.load(name, source="bundled", limit=PROMPTS).prompts]
+    names = tasks.names_for(loaded.config.name)
+    prompts = [p for name in names for p in tasks.load(name, source="bundled", limit=PROMPTS).prompts]
     ids = loaded.encode_text("\n\n".join(turn for p in prompts for turn in p.turns))
     starts = [i * len(ids) // TEXTS for i in range(TEXTS)]
     again = ids * (1 + -(-length // len(ids)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.common.identities import shown_id
-from harness.common.names import VANILLA, label, method_order, task_order
+from harness.common.names import SIX_TASKS, VANILLA, label, method_order, task_order
 from harness.metrics import marks
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
@@ -133,7 +133,7 @@ def weights_line(target_sha: str, drafters: Iterable[tuple[str, str | None]]) ->
 def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     """What the marks and words in a table of these cells mean, where they occur."""
     notes = []
-    if any(s.source == "bundled" for s in summaries):
+    if any(s.source == "bundled" and s.task in SIX_TASKS for s in summaries):
         notes.append("bundled: prompts written for this project in the task's form, not the benchmark's own.")
     if any(s.is_apart for s in summaries):
         notes.append(APART)

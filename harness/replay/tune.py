@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import methods
+import tasks
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, say
 from harness.common.machine import keep_freed_memory
@@ -131,6 +132,7 @@ def tune(config: ModelConfig, request: TuneRequest, tell: Callable[[str], None])
     Raises:
         UserError: nothing can be tuned, or the result cannot be saved.
     """
+    tasks.check_reads_text(config.name, "harness tune")
     arms = _arms(config, request)
     budget = request.max_new_tokens or config.max_new_tokens
     need(budget >= 2, f"--max-new-tokens is {budget}; tuning takes at least 2, as the first token comes from the prompt alone")

@@ -48,7 +48,8 @@ class MoreTrees:
 class RunRequest:
     """One `harness run`. None stands for the model's own value.
 
-    methods, tasks: names; `all` is every exact method the model has weights for, and every task.
+    methods, tasks: names; `all` is every exact method the model has weights for, and every task
+    that is for the model.
     temperature: 0 is greedy decoding. limit: prompts a task. max_new_tokens: one budget for every method.
     source: where prompts come from. prompts_dir: folder of the paper's prompt files. preset, changes: options of the methods.
     baseline: measure vanilla along. trees: keep every drafted tree. on_overflow: what a prompt too long is.

@@ -31,13 +31,13 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
     """The run that a request asks for; loads no model.
 
     Raises:
-        UserError: an unknown method, task, preset or option, or prompts that are not to be had.
+        UserError: an unknown method, task, preset or option, a task that is not for the model, or prompts that are not to be had.
     """
     from harness.run.plan import RunSpec
 
-    names = [n for name in request.tasks for n in (tasks.names() if name == "all" else [name])]
+    names = [n for name in request.tasks for n in (tasks.names_for(config.name) if name == "all" else [name])]
     for name in names:
-        tasks.get(name)
+        tasks.check_model(name, config.name)
     limit, budget = request.limit or config.limit, request.max_new_tokens or config.max_new_tokens
     if budget >= config.context_length:
         raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, "

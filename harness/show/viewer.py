@@ -101,7 +101,7 @@ class _Prompts:
         return turns[r["turn"] - 1] if r["turn"] <= len(turns) else None
 
     def _load(self, task: str, source: str) -> dict[str, Sequence[str]]:
-        if task not in tasks.names() or not (source == "bundled" or (source == "paper" and self._folder is not None)):
+        if task not in tasks.known() or not (source == "bundled" or (source == "paper" and self._folder is not None)):
             return {}
         folder = self._folder if source == "paper" else None
         return {p.id: p.turns for p in tasks.load(task, source=source, prompts_dir=folder).prompts}

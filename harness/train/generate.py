@@ -72,9 +72,9 @@ class Open:
     n_prompt: int
     greedy: bool
 
-    def is_done(self, stop_ids: set[int], max_new_tokens: int) -> bool:
+    def is_done(self, stop_ids: set[int], max_new_tokens: int, stop_loops: bool) -> bool:
         n = len(self.ids) - self.n_prompt
-        looks = n % LOOP_CHECK == 0 and is_looping(self.ids[-n:])
+        looks = stop_loops and n % LOOP_CHECK == 0 and is_looping(self.ids[-n:])
         return self.ids[-1] in stop_ids or n >= max_new_tokens or looks
 
     def answer(self) -> Answer:
@@ -92,13 +92,15 @@ def answers(
     n_slots: int = 128,
     greedy_share: float = 0.5,
     seed: int = 0,
+    stop_loops: bool = True,
     progress: Callable[[int], None] = lambda n: None,
     keep_features: bool = True,
 ) -> Iterator[Answer]:
     """Answers to `prompts` (token ids, template included), in order of completion.
 
     They are the same for the same seed and number of slots. greedy_share: of the prompts, at random, that are answered at T = 0;
-    the others at T = 1. progress: called with the number of tokens made.
+    the others at T = 1. stop_loops: an answer ends where it repeats itself; a picture's plain areas do, and must not. progress:
+    called with the number of tokens made.
 
     The longest prompts come first. Buffers are as wide as the longest conversation open, so conversations of one length should
     be open together; and the last ones, when slots stay empty, should be short.
@@ -137,7 +139,7 @@ def answers(
             c = active[slot]
             if bits is not None:
                 c.features[len(c.ids) - 1] = bits[slot]
-            if not c.is_done(stop_ids, max_new_tokens):
+            if not c.is_done(stop_ids, max_new_tokens, stop_loops):
                 c.ids.append(tokens[slot])
                 continue
             yield c.answer()

@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import torch
 
+import tasks
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, whole_file
 from harness.common.hints import hinted
@@ -51,6 +52,7 @@ def train_drafter(request: TrainRequest) -> None:
     trainer, settings = request.trainer, request.settings
     keep_freed_memory()
     config = model_config(request.model)
+    tasks.check_reads_text(config.name, "harness train")
     lengths = lengths_of(config, request.max_new_tokens)
     processes = started()
     tell = say if processes.is_main else _quiet

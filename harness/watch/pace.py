@@ -122,7 +122,9 @@ def _decode_when_told(model: str, dtype: str, threads: int, includes: Sequence[P
         if path.is_dir() or path.suffix in model_configs.SUFFIXES:
             model_configs.include(path)
     loaded = load(model_configs.model_config(model), dtype, drafters=())
-    ids = loaded.encode(loaded.render([("user", QUESTION)]))
+    own = tasks.own(loaded.config.name)
+    question = tasks.load(own[0], limit=1).prompts[0].turns[0] if own else QUESTION  # a model of pixels cannot read it
+    ids = loaded.encode(loaded.render([("user", question)]))
     decode = methods.get("vanilla").build()
     print(f"{DONE}0", flush=True)
     for _ in sys.stdin:

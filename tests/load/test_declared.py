@@ -99,8 +99,8 @@ def test_a_context_may_be_as_long_as_the_rotary_table_was_stretched(rope: dict[s
 
 def test_every_model_of_this_repository_has_stop_ids_and_a_context_of_its_family() -> None:
     """By what the families' own files say: none of those weights are here."""
-    ends = {"llama2": {2}, "vicuna": {2}, "llama3": {128001, 128009}, "smollm2": {0, 2}}
-    contexts = {"llama2": 4096, "vicuna": 2048, "llama3": 8192, "smollm2": 8192}
+    ends = {"llama2": {2}, "vicuna": {2}, "llama3": {128001, 128009}, "smollm2": {0, 2}, "digits": {2}}
+    contexts = {"llama2": 4096, "vicuna": 2048, "llama3": 8192, "smollm2": 8192, "digits": 1280}
     for name in known_models():
         config, family = model_config(name), name.split("-")[0]
         assert set(config.stop_ids) == ends[family] and config.context_length == contexts[family]
