@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import filelock
 import pydantic
 
 from harness.common.errors import UserError, in_one_line
 from harness.ledger.record import canonical_hash
 
 FILE = "replays.jsonl"
+PACKED = f"{FILE}.gz"  # as `gzip` leaves it: finished replays may be kept so, and are read like the others
 _Counts = list[Annotated[int, pydantic.Field(ge=0)]]
 
 
@@ -63,17 +68,43 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
         return self
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Nobody else adds replays to a folder meanwhile.
+
+    Raises:
+        UserError: somebody does, or the folder cannot be written; or its replays are packed.
+    """
+    if (folder / PACKED).exists():
+        raise UserError(f"the replays of {folder} are packed: `gunzip {folder / PACKED}` to add to them, or choose another --out")
+    lock = filelock.FileLock(folder / f".{FILE}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        raise UserError(f"another process writes replays to {folder}; wait for it or choose another --out") from None
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def read(folder: Path) -> list[Replay]:
-    """The replays of a folder, each once; a torn last line is left out.
+    """The replays of a folder, each once, packed or not; a torn last line is left out.
 
     Raises:
         UserError: a line that is none.
     """
     path = folder / FILE
-    if not path.is_file():
-        return []
+    packed = folder / PACKED
     found: dict[tuple[str, ...], Replay] = {}
-    lines = path.read_bytes().split(b"\n")
+    try:
+        text = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes()) if packed.is_file() else b""
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"{packed} cannot be read: {in_one_line(e)}") from None
+    lines = text.split(b"\n")
     for i, line in enumerate(lines[:-1], start=1):
         try:
             replay = Replay.model_validate_json(line)

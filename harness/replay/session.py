@@ -240,10 +240,10 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})
     own = answered(records, loaded)
     arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
-    done = {r.key: r for r in record.read(request.folder)}
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []
-    with showing_progress("replay") as progress:
+    with record.only_writer(request.folder), showing_progress("replay") as progress:
+        done = {r.key: r for r in record.read(request.folder)}
         for answer in progress.each(own, "answer"):
             found += _of_answer(loaded, answer, arms[answer.record["temperature"]], done, prompts, request, told)
     for line in told.lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def test_a_ledgers_own_steps_come_out(ledger: Path, tmp_path: Path) -> None:
     before = (tmp_path / record.FILE).read_bytes()
     again = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--out", str(tmp_path))
     assert again.code == 0 and (tmp_path / record.FILE).read_bytes() == before  # what is there is not made again
+    with record.only_writer(tmp_path):
+        assert "another process writes replays" in refused("--results", str(ledger), "--model", str(TINY), "--policy", "eagle2",
+                                                           "--out", str(tmp_path))  # fmt: skip
     (tmp_path / record.FILE).write_bytes(before[:-40])  # torn
     again = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "all", "--out", str(tmp_path))
     assert again.code == 0, again.err
@@ -105,6 +109,12 @@ def test_pools_of_another_head_are_refused(ledger: Path, tmp_path: Path) -> None
     assert "over another answer than the ledger's" in refused(*own, "--policy", "opt-tree")
     files[0].unlink()
     assert harness("replay", *own, "--policy", "opt-tree").code == 0
+    (tmp_path / record.PACKED).write_bytes(gzip.compress((tmp_path / record.FILE).read_bytes()))
+    kept = record.read(tmp_path)
+    (tmp_path / record.FILE).unlink()
+    assert record.read(tmp_path) == kept
+    assert "are packed: `gunzip" in refused(*own, "--policy", "opt-tree")
+    (tmp_path / record.PACKED).unlink()
     (tmp_path / record.FILE).write_text('{"answer": "x"}\n')
     assert "is no replay" in refused(*own, "--policy", "opt-tree")
 
