@@ -59,7 +59,8 @@ class Method:
     `options`: every option with its default; `presets`: named changes to them. `exact`: the output distribution is the
     target's. `drafter`: the kind of drafter that it drafts with, None where it has none. `external`: somebody else's loop,
     measured for comparison only. `group`: whose word asks for it, where `all` does not. `replay_only`: it knows what vanilla will
-    say, so that it is no method but a bound, and only `harness replay` has it.
+    say, so that it is no method but a bound, and only `harness replay` has it. `pins`: of options that name a file, what adds its
+    hash to the value.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Method:
     group: str = ""
     replay_only: bool = False
     levels: Callable[[Mapping[str, Any]], int] | None = None
+    pins: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -120,6 +122,14 @@ class Method:
                 raise UserError(f"method {self.name} has no option {k!r}; it has: {has}")
             options[k] = _as_type(self.name, k, v, self.types[k])
         return options
+
+    def pinned(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, with the hash of each file that one names.
+
+        Raises:
+            UserError: there is no such file, or it is another than the hash says.
+        """
+        return {**options, **{k: pin(options[k]) for k, pin in self.pins.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,7 @@ def method(
     external: bool = False,
     group: str = "",
     replay_only: bool = False,
+    pins: Mapping[str, Callable[[str], str]] | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
@@ -185,7 +196,7 @@ def method(
     samples_drafts: at T > 0 drafts are sampled and verified by rejection. The law is the target's, the ids are not vanilla's.
     dynamic: top_k, depth and total make a dynamic tree, ranked by value and reranked. `harness tune` chooses them by replay.
     candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
-    group: its methods are asked for by this word; `all` leaves them out. replay_only: as in `Method`.
+    group: its methods are asked for by this word; `all` leaves them out. replay_only, pins: as in `Method`.
 
     Raises:
         UserError: an option without a default, an unknown kind of drafter, a value of the wrong type, or a name that is taken or
@@ -218,6 +229,7 @@ def method(
             name=name, line=line, build=_failing_alone(build), options={k: p.default for k, p in parameters.items()},
             presets=presets or {}, exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts,
             dynamic=dynamic, candidates=tuple(candidates), external=external, group=group, replay_only=replay_only, file=file,
+            pins=pins or {},
             small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
             levels=_guarded(levels) if levels is not None else None,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from harness.ledger.record import canonical_hash
 from harness.load.model import Loaded
 from harness.replay.known import KnownText
 from harness.replay.price import Prices
-from harness.replay.prompts import LONGEST, Answer, Prompt, held_out_prompts, params, vanilla_answers
+from harness.replay.prompts import LONGEST, Answer, Prompt, held_out_key, held_out_prompts, params, vanilla_answers
 from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
 from harness.replay.store import Drawn, Store
@@ -85,7 +85,7 @@ def _drafted(
     with showing_progress("held-out prompts") as progress:
         for answer in progress.each(vanilla_answers(loaded, prompts, t, budget), "prompt"):
             how = params(loaded, answer.prompt, t, budget)
-            key = f"held-out-{answer.prompt.number}-{t:g}-{budget}"
+            key = held_out_key(answer.prompt.number, t, budget)
             features, beyond = went_on(loaded, answer.prompt.ids, answer.ids, how)
             text = KnownText(answer.prompt.ids, answer.ids, beyond)
             there = store.read(key)
@@ -110,7 +110,7 @@ def _drafter(loaded: Loaded) -> Any:
 def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapping[str, Prices], t: float) -> list[Choice]:
     say(f"{m.name}: {len(m.candidates) + 1} sets of options on {len(held)} conversations at T = {t:g} ...")
     of_costs = "costs" in m.options
-    sets = [dict(m.options), *({**m.options, **c} for c in m.candidates)]
+    sets = [m.pinned(options) for options in (m.options, *({**m.options, **c} for c in m.candidates))]
     kept: dict[str, list[Replayed]] = {}
 
     def steps(options: dict[str, Any]) -> list[Replayed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,17 @@ class Prompt:
 
     number: int
     ids: list[int]
+
+
+def held_out_key(number: int, temperature: float, budget: int) -> str:
+    """What the pool of a held-out prompt is kept under. budget: of new tokens."""
+    return f"held-out-{number}-{temperature:g}-{budget}"
+
+
+def of_held_out(key: str) -> tuple[int, float] | None:
+    """(number, temperature) of such a key; None of any other."""
+    found = re.fullmatch(r"held-out-(\d+)-(\d+(?:\.\d+)?)-\d+", key)
+    return (int(found[1]), float(found[2])) if found else None
 
 
 @dataclass(frozen=True, slots=True)

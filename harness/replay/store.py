@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -54,21 +57,12 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, framework="numpy") as file:
-                told = file.metadata() or {}
-                for name, value in asdict(self.drawn).items():
-                    if told.get(name) != value:
-                        raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; "
-                                        f"here it is {value!r}): delete the folder, and they are drafted anew")  # fmt: skip
-                texts = [file.get_tensor(name).tolist() for name in ("prompt", "answer", "beyond")]
-                rows = Rows([file.get_tensor(name) for name in COLUMNS])
-        except (SafetensorError, OSError, ValueError) as e:
-            raise UserError(f"{path} cannot be read ({e}): delete it, and it is drafted anew") from None
-        text = KnownText(*texts)
-        if told.get("text") != ids_sha(text.ids):
-            raise UserError(f"{path} is altered: delete it, and it is drafted anew")
-        return text, rows
+        told = _told(path)
+        for name, value in asdict(self.drawn).items():
+            if told.get(name) != value:
+                raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; here it is "
+                                f"{value!r}): delete the folder, and they are drafted anew")  # fmt: skip
+        return read_pool(path)
 
     def write(self, key: str, text: KnownText, rows: Rows) -> None:
         columns = dict(zip(COLUMNS, rows.columns(), strict=True))
@@ -81,3 +75,44 @@ class Store:
                           {**asdict(self.drawn), "text": ids_sha(text.ids)})  # fmt: skip
         except (OSError, SafetensorError) as e:
             raise UserError(f"cannot write {self._path(key)}: {e}") from None
+
+
+def kept_texts(folder: Path) -> Iterator[tuple[Drawn, str, Path]]:
+    """Every text whose rows are kept in a folder: who drafted them, the key of vanilla's record, and the file.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    for path in sorted((folder / FOLDER).glob("*/*.safetensors")):
+        told = _told(path)
+        yield Drawn(**{f.name: told.get(f.name, "") for f in fields(Drawn)}), path.stem, path
+
+
+def read_pool(path: Path) -> tuple[KnownText, Rows]:
+    """
+    Raises:
+        UserError: it cannot be read, or is altered.
+    """
+    with _opened(path) as file:
+        told = file.metadata() or {}
+        texts = [file.get_tensor(name).tolist() for name in ("prompt", "answer", "beyond")]
+        rows = Rows([file.get_tensor(name) for name in COLUMNS])
+    text = KnownText(*texts)
+    if told.get("text") != ids_sha(text.ids):
+        raise UserError(f"{path} is altered: delete it, and it is drafted anew")
+    return text, rows
+
+
+def _told(path: Path) -> dict[str, str]:
+    """What a file says of itself."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}): delete it, and it is drafted anew") from None

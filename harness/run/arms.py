@@ -94,6 +94,13 @@ def make_arms(
         if m.group == methods.POLICIES and "costs" in options:
             options["costs"] = named_costs(options["costs"])
         try:
+            options = m.pinned(options)
+        except UserError as e:
+            if m.name in names:
+                raise UserError(f"method {m.name}: {e}") from None
+            print(f"left out: method {m.name}: {e}", file=sys.stderr)
+            continue
+        try:
             check_options(options)
             m.build(**options)
             if m.levels is not None and m.drafter is not None:
