@@ -27,10 +27,10 @@ WORKFLOW: dict[str, Sequence[str]] = {
     "Measure": ("run", "matrix", "reproduce", "replay", "tune", "profile", "costs", "predict"),
     "Check": ("verify", "localise", "claims"),
     "Show": ("table", "plot", "report"),
-    "Train": ("train",),
+    "Train": ("train", "train-policy"),
     "Exchange": ("import", "export"),
 }
-MODULES = {"import": "import_"}
+MODULES = {"import": "import_", "train-policy": "train_policy"}
 
 T = TypeVar("T")
 
