@@ -49,6 +49,7 @@ from harness.paper.contrast import (
 )
 from harness.paper.draft_claims import draft_rows
 from harness.paper.family import Pair, family_line, is_weak, taken_together
+from harness.paper.radar_claims import radar_rows
 from harness.paper.verdict import incomparable, reported_model
 from harness.show.tables.cell_text import estimated_text
 
@@ -114,7 +115,7 @@ def rows_of(
             rows.append(_mean(f"the gain over EAGLE-1 is {gain.text}", f"{what} over EAGLE-1, less 1, in the range", temperature,
                               Contrast(own, other, statistic, is_speed), SIX_TASKS, partial(within, low, high)))  # fmt: skip
     progress.step("order of methods")
-    rows += _order(m.side_of) + (_at_best(m) if m.is_tuned else []) + _headline(m)
+    rows += _order(m.side_of) + (_at_best(m) if m.is_tuned else []) + _headline(m) + radar_rows(records, folder)
     # with few tasks two rows can be the same
     return list({(row.claim, row.test, row.temperature, row.on): row for row in rows}.values())
 
