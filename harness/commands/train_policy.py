@@ -12,9 +12,8 @@ from harness.commands.options import PATH, examples, json_option, option, thread
 @click.command(
     "train-policy",
     epilog=examples(
-        "harness replay --results results/held-out --policy eagle2 --out pools",
-        "harness train-policy radar --results pools --costs gpu-radar --temperature 1 --out my-radar.safetensors",
-        "harness replay --results pools --policy radar+weights=my-radar.safetensors --out pools",
+        "harness train-policy radar --results results/held-out --temperature 1 --out my-radar.safetensors",
+        "harness train-policy radar --results results/held-out --objective ratio --set rounds=every --out my-radar.safetensors",
     ),
 )
 @click.argument("kind", type=click.Choice(["radar"]))

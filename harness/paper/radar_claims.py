@@ -59,7 +59,7 @@ def radar_rows(records: Iterable[Record], folder: Path) -> list[Row]:
 
 def is_base(own: Options, radar: Options) -> bool:
     """Whether EAGLE-2's options are those of the same tree, drafted with every call over the whole vocabulary."""
-    return all(own[name] == radar[name] for name in TREE) and not (own.get("stop_early") or own.get("frequent"))
+    return all(own.get(name) == radar[name] for name in TREE) and not (own.get("stop_early") or own.get("frequent"))
 
 
 def _sides(records: Sequence[Record], options: Options, t: float) -> tuple[Side, Side]:

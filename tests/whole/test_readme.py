@@ -95,8 +95,8 @@ def test_every_link_to_a_file_leads_to_one(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=names)
 def test_every_command_named_exists(path: Path) -> None:
     # the change log speaks of the past, too
-    named = set(re.findall(r"^    harness ([a-z]+)", text_of(path), flags=re.MULTILINE))
-    named |= set(re.findall(r"`harness ([a-z]+)", re.sub(r"\s+", " ", text_of(path))))
+    named = set(re.findall(r"^    harness ([a-z-]+)", text_of(path), flags=re.MULTILINE))
+    named |= set(re.findall(r"`harness ([a-z-]+)", re.sub(r"\s+", " ", text_of(path))))
     assert named <= COMMANDS
 
 
@@ -107,8 +107,8 @@ def options_of(command: click.Command) -> set[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=names)
 def test_every_option_shown_is_one_of_its_command(path: Path) -> None:
     text = text_of(path).replace("\\\n", " ")  # a line that goes on in the next
-    shown = re.findall(r"^    harness ([a-z]+)([^#\n]*)", text, flags=re.MULTILINE) + re.findall(
-        r"`harness ([a-z]+)([^`]*)`", text
+    shown = re.findall(r"^    harness ([a-z-]+)([^#\n]*)", text, flags=re.MULTILINE) + re.findall(
+        r"`harness ([a-z-]+)([^`]*)`", text
     )
     for name, words in shown:
         command = cli.get_command(click.Context(cli), name)
