@@ -96,9 +96,9 @@ def rounds_of(
         if is_visited:
             visit += int(accepted[-1]) + 1
     found = np.array(columns, np.int64).reshape(len(states), 2 * depth + 5)
-    rest = found[:, 2 * depth :].T
+    positions, lengths, numbers, conversations, visited = found[:, 2 * depth :].T
     return Rounds(np.array(states, np.float32).reshape(len(states), depth - 1, -1 if states else top_k), found[:, :depth],
-                  found[:, depth : 2 * depth], *rest[:4], rest[4].astype(bool))  # fmt: skip
+                  found[:, depth : 2 * depth], positions, lengths, numbers, conversations, visited.astype(bool))  # fmt: skip
 
 
 def joined(parts: Sequence[Rounds]) -> Rounds:

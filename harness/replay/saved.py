@@ -31,10 +31,10 @@ def paired(a: Sequence[Replay], b: Sequence[Replay], price: Prices | None = None
     tokens of it. look: what a look of a policy's network costs, in the price's unit.
     """
     found: dict[str, dict[str, Array]] = {}
-    other = {r.answer: r for r in b}
-    for r in a:
-        if r.answer in other:
-            sums = np.concatenate([_columns(side, price, look) for side in (r, other[r.answer])])
+    mine, other = ({r.answer: r for r in side} for side in (a, b))  # of two by other code the later
+    for answer, r in mine.items():
+        if answer in other:
+            sums = np.concatenate([_columns(side, price, look) for side in (r, other[answer])])
             own = found.setdefault(r.task, {})
             own[r.sample_id] = own.get(r.sample_id, 0) + sums
     return [np.stack(list(own.values()), axis=1) for own in found.values()]
