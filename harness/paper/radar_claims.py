@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.names import SIX_TASKS
-from harness.costs.relative import CONTEXT, table_name
+from harness.costs.relative import table_name
 from harness.costs.table import read_all
 from harness.ledger.record import Record, canonical_hash
 from harness.metrics.definitions import Totals, estimate
@@ -22,9 +22,8 @@ from harness.metrics.pairing import Side, measured, side_of
 from harness.paper.claim_arms import DYNAMIC
 from harness.paper.contrast import NOT_MEASURED, NOTHING_THERE, Contrast, Outcome, Row, faster, within
 from harness.replay import record, saved
-from harness.replay.price import prices_named
+from harness.replay.price import Prices, prices_named
 from harness.replay.record import Replay
-from harness.replay.round_times import look_of
 from methods import EAGLE
 from methods.engine.relative_costs import RADAR as SPLITS
 
@@ -87,10 +86,10 @@ def _rows(
     rows = [Row(gain, f"speed {over}, less 1, in the range{contrast.signs}", t, _on(tasks), *both, "{:+.1%}")]
     there = [task for task in SIX_TASKS if task in {r.task for r in mine} & {r.task for r in others}]
 
-    def judged(test: str, claim: str, statistic: Any, low: float, high: float, price: Any = None, look: float = 0.0) -> Row:
+    def judged(test: str, claim: str, statistic: Any, low: float, high: float, price: Prices | None = None) -> Row:
         def found(left_out: set[str]) -> Outcome:
             pairs = [[r for r in side if r.answer not in left_out] for side in (mine, others)]
-            e = saved.saved(pairs[0], pairs[1], statistic, price, look)
+            e = saved.saved(pairs[0], pairs[1], statistic, price)
             return Outcome(e, *within(low, high, e.spread)) if e.prompts else _nothing(mine or others)
 
         return Row(claim, test, t, _on(there or SIX_TASKS), found(set()), found(looped), "{:+.1%}")
@@ -106,10 +105,8 @@ def _rows(
             if table.model == mine[0].model and table.has(EAGLE) and not table.frequent
         ]
     for name, price in prices_named(names).items():
-        plain = price.plain(CONTEXT)
-        look = (look_of(name, plain) or 0.0) * plain
         where = "RADAR's published splits" if name == SPLITS.name else f"the costs of {price.name}"
-        rows.append(judged(f"speed {over}, less 1, replayed, by {where}, in the range", gain, saved.faster, *FASTER, price, look))
+        rows.append(judged(f"speed {over}, less 1, replayed, by {where}, in the range", gain, saved.faster, *FASTER, price))
     return rows
 
 

@@ -17,7 +17,7 @@ from harness.common.progress import showing_progress
 from harness.ledger.record import canonical_hash
 from harness.load.model import Loaded
 from harness.replay.known import KnownText
-from harness.replay.price import Prices
+from harness.replay.price import Prices, looks_of
 from harness.replay.prompts import LONGEST, Answer, Prompt, held_out_key, held_out_prompts, params, vanilla_answers
 from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
@@ -124,12 +124,12 @@ def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapp
         best: Choice | None = None
         for options in ({**o, "costs": name} if of_costs else o for o in sets):
             made = steps(options)
-            ours = plain = 0.0
+            ours, plain, looks = 0.0, 0.0, looks_of(options)
             for h, r in zip(held, made, strict=True):
                 context = len(h.text.prompt) + 1
                 plain += sum(price.plain(context + j) for j in range(r.tokens - 1))
                 for calls, size, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-                    ours += price.step(calls, size, accepted, context)
+                    ours += price.step(calls, size, accepted, context) + price.look * looks(calls)
                     context += accepted + 1
             forwards, tokens = sum(len(r.accepted) for r in made), sum(r.tokens - 1 for r in made)
             if best is None or plain / ours > best.speedup:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.costs.price import Prices as _OfTable
 from harness.costs.relative import named, table_of
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork
 from methods.engine.relative_costs import RelativeCosts, relative_costs
+from methods.engine.stop_net import LOOK_MS
 
 CONTEXT_STEP = 32  # contexts are told apart no finer
+# Of RADAR's network on a GPU, in plain steps: its authors' setting for LLaMA-3.1-8B on RTX 3090s, 0.4 of 65 ms (train script)
+PUBLISHED_LOOK = 0.4 / 65
 
 
 class Prices(Protocol):
-    """Prices of steps, in a unit of their own: only ratios of them mean anything. `name`: in words."""
+    """Prices of steps, in a unit of their own: only ratios of them mean anything. `name`: in words; `look`: of a look of a
+    policy's network."""
 
     name: str
+    look: float
 
     def plain(self, context: int) -> float:
         """A step of plain decoding."""
@@ -34,6 +39,7 @@ class TablePrices:
 
     def __init__(self, table: CostTable):
         self.name, self._prices = f"{table.model} on {table.machine.label}", _OfTable(table)
+        self.look = LOOK_MS
 
     def plain(self, context: int) -> float:
         return self._prices.plain(_near(context))
@@ -47,7 +53,7 @@ class RelativePrices:
     """Plain steps, at any context the same."""
 
     def __init__(self, costs: RelativeCosts):
-        self.name = costs.name
+        self.name, self.look = costs.name, PUBLISHED_LOOK
         self._costs, self._drafting = costs, cache(costs.drafting)
 
     def plain(self, context: int) -> float:
@@ -55,6 +61,17 @@ class RelativePrices:
 
     def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
         return float(self._costs.verifying[nodes]) + self._drafting(tuple(calls))
+
+
+def looks_of(options: Mapping[str, Any]) -> Callable[[Sequence[int]], int]:
+    """How often a policy's network looked in a step, by the step's calls; of methods that have none, never.
+
+    After the last call that its tree may have there is nothing to decide.
+    """
+    if "weights" not in options:
+        return lambda calls: 0
+    most = int(options["depth"])
+    return lambda calls: min(len(calls), most - 1)
 
 
 def _near(context: int) -> int:

@@ -7,16 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.common.errors import UserError
-from harness.costs.relative import table_of
 from harness.replay.price import prices_named
-from methods.engine.relative_costs import RADAR
-from methods.engine.stop_net import LOOK_MS
 
 Array = NDArray[np.float64]
-
-# The authors' settings for LLaMA-3.1-8B on RTX 3090s (their training script's): a look takes 0.4 ms; a plain step takes 65
-PUBLISHED_LOOKS = {RADAR.name: 0.4 / 65}
 
 
 def n_looks(most: int) -> NDArray[np.int64]:
@@ -57,25 +50,15 @@ def tree_sizes(top_k: int, depth: int, total: int) -> list[int]:
 def round_times(
     costs: str, top_k: int, depth: int, total: int, *, look: float | None = None, context: int = 1, accepted: int = 0
 ) -> RoundTimes:  # fmt: skip
-    """costs: as `harness.costs.relative.named` takes them. look: T_p in plain steps; None: `look_of`. context, accepted: at which
-    a table is read.
+    """costs: as `harness.costs.relative.named` takes them. look: T_p in plain steps; None: that of the prices. context,
+    accepted: at which a table is read.
 
     Raises:
-        UserError: no such costs, a table without a draft head, or a look's cost that is not known.
+        UserError: no such costs or a table without a draft head.
     """
     ((name, prices),) = prices_named([costs]).items()
     plain = prices.plain(context)
-    if look is None:
-        look = look_of(name, plain)
-    if look is None:
-        raise UserError(f"what a look of the policy costs beside the costs {name} is not known: --look says it, in plain steps")
     sizes = tree_sizes(top_k, depth, total)
     other = np.array([prices.step([1], size, accepted, context) for size in sizes])
     call = prices.step([1, top_k], sizes[0], accepted, context) - other[0]
-    return RoundTimes(name, other / plain, call / plain, look)
-
-
-def look_of(costs: str, plain: float) -> float | None:
-    """What a look costs in plain steps: as published, or beside a table its time here; None where neither is known. plain: of a
-    plain step, in the unit of the costs."""
-    return LOOK_MS / plain if table_of(costs) is not None else PUBLISHED_LOOKS.get(costs)
+    return RoundTimes(name, other / plain, call / plain, prices.look / plain if look is None else look)

@@ -3,52 +3,44 @@ which on it is the faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, Statistic
-from harness.replay.price import Prices
+from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay
 
 STEPS, CALLS, TIME, VERIFYING, BEYOND, PLAIN, TOKENS = range(7)  # columns of one side
 N = 7
 
 
-def looks_of(replay: Replay) -> Callable[[Sequence[int]], int]:
-    """How often the policy's network looked in a step, by the step's calls; of methods that have none, never."""
-    if "weights" not in replay.options:
-        return lambda calls: 0
-    most = int(replay.options["depth"])
-    return lambda calls: min(len(calls), most - 1)
-
-
-def paired(a: Sequence[Replay], b: Sequence[Replay], price: Prices | None = None, look: float = 0.0) -> list[Array]:
+def paired(a: Sequence[Replay], b: Sequence[Replay], price: Prices | None = None) -> list[Array]:
     """By task [2 N, conversations]: a's columns, then b's, over the answers that both replayed. Without a price times are 0.
 
     Columns: steps; calls of the drafter; time; time without calls beyond each step's first; those calls; time of plain decoding;
-    tokens of it. look: what a look of a policy's network costs, in the price's unit.
+    tokens of it.
     """
     found: dict[str, dict[str, Array]] = {}
     mine, other = ({r.answer: r for r in side} for side in (a, b))  # of two by other code the later
     for answer, r in mine.items():
         if answer in other:
-            sums = np.concatenate([_columns(side, price, look) for side in (r, other[answer])])
+            sums = np.concatenate([_columns(side, price) for side in (r, other[answer])])
             own = found.setdefault(r.task, {})
             own[r.sample_id] = own.get(r.sample_id, 0) + sums
     return [np.stack(list(own.values()), axis=1) for own in found.values()]
 
 
-def _columns(r: Replay, price: Prices | None, look: float) -> Array:
-    sums, looks, context = np.zeros(N), looks_of(r), r.n_prompt + 1
+def _columns(r: Replay, price: Prices | None) -> Array:
+    sums, looks, context = np.zeros(N), looks_of(r.options), r.n_prompt + 1
     sums[STEPS], sums[CALLS], sums[TOKENS] = len(r.accepted), sum(map(len, r.calls)), r.tokens - 1
     sums[BEYOND] = sum(max(len(calls) - 1, 0) for calls in r.calls)
     if price is None:
         return sums
     sums[PLAIN] = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
     for calls, nodes, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-        looked = look * looks(calls)
+        looked = price.look * looks(calls)
         sums[TIME] += price.step(calls, nodes, accepted, context) + looked
         sums[VERIFYING] += price.step(calls[:1], nodes, accepted, context) + looked
         context += accepted + 1
@@ -78,17 +70,17 @@ def break_even(sums: Array) -> Array:
 
 
 def saved(
-    a: Sequence[Replay], b: Sequence[Replay], statistic: Statistic, price: Prices | None = None, look: float = 0.0
+    a: Sequence[Replay], b: Sequence[Replay], statistic: Statistic, price: Prices | None = None
 ) -> Estimate:  # fmt: skip
     """The unweighted mean over tasks of one of the statistics above, with its interval over conversations."""
-    return estimated(paired(a, b, price, look), statistic)
+    return estimated(paired(a, b, price), statistic)
 
 
 def predicted_saving(a: Sequence[Replay], b: Sequence[Replay], call: float, look: float) -> float:
     """What RADAR's model of time says that a saves a round: calls saved times T_d, less looks times T_p. In the unit of both."""
     n_a, n_b = (sum(len(r.calls) for r in side) for side in (a, b))
     calls_a, calls_b = (sum(map(len, (c for r in side for c in r.calls))) for side in (a, b))
-    looks = sum(looks_of(r)(calls) for r in a for calls in r.calls)
+    looks = sum(looks_of(r.options)(calls) for r in a for calls in r.calls)
     return (calls_b / n_b - calls_a / n_a) * call - looks / n_a * look
 
 

@@ -14,7 +14,7 @@ from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, holm
 from harness.replay.choose import Choice
-from harness.replay.price import Prices
+from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay, of_methods
 
 NAME, CHOSEN_NAME = "replay", "which-tree-pays"
@@ -35,15 +35,15 @@ def counts(replays: Sequence[Replay]) -> Summed:
 
 
 def costs(replays: Sequence[Replay], price: Prices) -> Summed:
-    """[of plain decoding, of this], in the prices' unit; prefill left out of both."""
+    """[of plain decoding, of this], in the prices' unit; prefill left out of both. The looks of a policy's network count."""
     found: dict[tuple[str, str], Array] = {}
     for r in replays:
         plain = sum(price.plain(r.n_prompt + 1 + j) for j in range(r.tokens - 1))
         ours = plain
         if r.method != VANILLA:
-            ours, context = 0.0, r.n_prompt + 1
+            ours, context, looks = 0.0, r.n_prompt + 1, looks_of(r.options)
             for calls, nodes, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-                ours += price.step(calls, nodes, accepted, context)
+                ours += price.step(calls, nodes, accepted, context) + price.look * looks(calls)
                 context += accepted + 1
         found[r.task, r.sample_id] = found.get((r.task, r.sample_id), 0.0) + np.array([plain, ours])
     return found

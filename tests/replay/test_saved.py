@@ -7,11 +7,12 @@ import pytest
 from made_up_replays import replay
 
 from harness.replay import saved
-from harness.replay.price import RelativePrices
+from harness.replay.price import PUBLISHED_LOOK, RelativePrices, looks_of
 from harness.replay.record import Replay
 from methods.engine.relative_costs import RelativeCosts
 
 PRICE = RelativePrices(RelativeCosts("made up", ((1, 1.0),), ((1, 0.1),), root=0.1))
+LOOK = PUBLISHED_LOOK
 STOPPED = {"weights": "w", "depth": 4}
 
 
@@ -26,28 +27,27 @@ def test_calls_time_and_the_call_s_cost_at_which_both_are_equal() -> None:
     a, b = sides()
     found = saved.saved(a, b, saved.calls_saved)
     assert found.value == pytest.approx(0.5) and found.prompts == 6 and found.ci95 is not None
-    mine, theirs = 2 * (1.0 + 0.2 + 2 * 0.01), 2 * (1.0 + 0.4)  # two looks a round
-    assert saved.saved(a, b, saved.faster, PRICE, 0.01).value == pytest.approx(theirs / mine - 1)
-    assert saved.saved(a, b, saved.saved_a_round, PRICE, 0.01).value == pytest.approx((theirs - mine) / 2)
-    assert saved.predicted_saving(a, b, 0.1, 0.01) == pytest.approx((theirs - mine) / 2)
-    assert saved.saved(a, b, saved.break_even, PRICE).value == pytest.approx(0.0)
-    assert saved.saved(a, b, saved.break_even, PRICE, 0.01).value == pytest.approx(0.02 / 2), "a call has to cost two looks"
+    mine, theirs = 2 * (1.0 + 0.2 + 2 * LOOK), 2 * (1.0 + 0.4)  # two looks a round
+    assert saved.saved(a, b, saved.faster, PRICE).value == pytest.approx(theirs / mine - 1)
+    assert saved.saved(a, b, saved.saved_a_round, PRICE).value == pytest.approx((theirs - mine) / 2)
+    assert saved.predicted_saving(a, b, 0.1, LOOK) == pytest.approx((theirs - mine) / 2)
+    assert saved.saved(a, b, saved.break_even, PRICE).value == pytest.approx(2 * LOOK / 2), "two calls have to cost two looks"
 
 
 def test_where_it_takes_more_rounds_a_call_has_to_cost_more() -> None:
     a = [replay("radar", i, [1, 1, 1], [[1, 10]] * 3, [20] * 3, STOPPED) for i in range(6)]
     _, b = sides()
     even = saved.saved(a, b, saved.break_even, PRICE).value
-    assert even == pytest.approx((3 * 1.1 - 2 * 1.1) / (6 - 3))
+    assert even == pytest.approx((3 * (1.1 + 2 * LOOK) - 2 * 1.1) / (6 - 3))
     for call, sign in ((0.9 * even, -1), (1.1 * even, 1)):
         price = RelativePrices(RelativeCosts("made up", ((1, 1.0),), ((1, call),), root=0.1))
         assert np.sign(saved.saved(a, b, saved.faster, price).value) == sign
 
 
 def test_after_the_last_call_nothing_is_looked_at_and_other_methods_never_look() -> None:
-    looks = saved.looks_of(replay("radar", 0, [4, 0], [[1, 10, 10, 10]] * 2, [20, 20], STOPPED))
+    looks = looks_of(STOPPED)
     assert [looks([1] * n) for n in (1, 2, 3, 4)] == [1, 2, 3, 3]
-    assert saved.looks_of(replay("eagle2", 0, [4, 0], [[1]] * 2, sizes=[20, 20], options={"depth": 4}))([1, 1]) == 0
+    assert looks_of({"depth": 4})([1, 1]) == 0
 
 
 def test_a_histogram_of_calls_is_random_stop_s_option() -> None:

@@ -75,8 +75,6 @@ def test_times_come_from_published_splits_or_from_a_table_of_costs(tmp_path: Pat
     assert tree_sizes(10, 8, 59) == [10, *[59] * 7] and own.look == pytest.approx(LOOK_MS / plain)
     with pytest.raises(UserError, match="costs='nowhere': no such file"):
         round_times("nowhere", 10, 8, 59)
-    with pytest.raises(UserError, match="a look of the policy costs beside the costs gpu-vllm is not known: --look says it"):
-        round_times("gpu-vllm", 10, 8, 59)
 
 
 # ---- the gradient ---------------------------------------------------------------------------------------------------
