@@ -47,7 +47,7 @@ class Radar:
         assert self._here is not None and self._seen is not None
         run = beam(draft, self.top_k)
         frontier = np.maximum(draft.value[run].numpy(), LEAST)
-        if len(frontier) < self.net.dim:  # of a vocabulary with fewer tokens
+        if len(frontier) < self.net.dim:  # of a narrower tree: as if its last node were there again and again
             frontier = np.pad(frontier, (0, self.net.dim - len(frontier)), mode="edge")
         p_stop, self._seen = self.net.stop(frontier, self._seen)
         stops = self._here.random(draft.calls - 1) < p_stop if self.sample else p_stop > 0.5
@@ -59,6 +59,7 @@ class Radar:
 
 @method(
     "radar", line="Policy: RADAR, a trained network that says when to stop drafting", drafter="eagle", group="policies",
+    presets={"paper": {"depth": 8}},  # a model's own are EAGLE-2's
     pins={"weights": pinned}, candidates=[{"weights": w, "sample": s} for w in (DEFAULT, *OTHERS) for s in (True, False)],
     small=tuple({"weights": AUDITED, "top_k": 2, "depth": d, "total": n} for d, n in ((2, 4), (3, 5))),
 )  # fmt: skip
@@ -68,6 +69,6 @@ def radar(
     if min(top_k, depth, total) < 1:
         raise ValueError(f"top_k={top_k}, depth={depth}, total={total}: each must be at least 1")
     net = stop_net(weights)
-    if net.dim != top_k:
+    if net.dim < top_k:
         raise ValueError(f"weights={weights!r} look at {net.dim} nodes, and top_k={top_k}: train a policy for this tree")
     return speculative(policy_tree(lambda: Radar(net, sample, top_k, depth, total), max(total, top_k * depth)))

@@ -101,7 +101,17 @@ def test_a_group_leaves_out_a_policy_that_was_not_trained(
         make_arms(("radar",), "paper", {}, config, config.head_folder)
 
 
-def test_weights_of_another_trees_width_are_refused(tmp_path: Path) -> None:
+def test_its_tree_has_the_papers_eight_calls_whatever_the_models_preset_says() -> None:
+    config = model_config(str(TINY))
+    (arm,) = make_arms(("radar",), "paper", {}, config, config.head_folder)
+    assert config.presets["paper"]["depth"] == 6 and (arm.options["top_k"], arm.options["depth"], arm.options["total"]) == (
+        10,
+        8,
+        59,
+    )
+
+
+def test_weights_for_a_narrower_tree_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="look at 4 nodes, and top_k=10"):
         methods.get("radar").build(weights=stop_nets.coin(tmp_path / "w", 4))
 
