@@ -45,11 +45,12 @@ OURS = {
         "Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))",
         "folder / name",
     },
+    "harness/replay/record.py": {"folder / f'.{FILE}.lock'"},  # replays.jsonl
     "harness/train/data.py": {"folder / f'shard-{number:05d}.npz'"},
     "harness/train/loop.py": {"folder / name"},  # checkpoints
-    "harness/train/pipeline.py": {"work / part"},  # held_out, answers, texts
     "harness/train/report.py": {"folder / name"},  # training, calibration
     "harness/train/save.py": {"out / name"},  # curve.jsonl, calibration.jsonl
+    "methods/engine/stop_net.py": {"resources.files('models') / 'policies' / f'{given}{SUFFIX}'"},  # a plain name
     "methods/engine/native/build.py": {  # the compiled library, and a folder of this user's own
         "Path(scratch) / f'engine{SUFFIX}'",
         "Path(tempfile.gettempdir()) / f'draft-tree-harness-native-{os.getuid()}'",
