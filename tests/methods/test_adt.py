@@ -143,7 +143,7 @@ def test_without_neighbours_or_between_equal_bounds_it_is_eagle2s_tree(temperatu
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("adjacency", ADJACENCY)
 def test_its_answers_are_vanillas(adjacency: str, temperature: float) -> None:
-    """Token by token: whatever tree, the target's tokens are drawn with the same numbers. So the random adjacency's are others."""
+    """Token by token: whatever the tree, the target's tokens are drawn with the same numbers."""
     tiny = shared_tiny_model("float32")
     params = SamplerParams(24, STOP_IDS, temperature=temperature, key=5)
     for step in STEPS:
@@ -175,9 +175,7 @@ def test_random_draws_from_a_stream_of_its_own_and_repeats_itself() -> None:
             return Fixed.begin(self, here, last)
 
     params = SamplerParams(24, STOP_IDS, temperature=1.0, key=9)
-    made = speculative(policy_tree(lambda: Draws(4, 3, 8), 100))(
-        tiny.prompts[0], tiny.loaded.target, tiny.loaded.drafter, params
-    )
+    made = speculative(policy_tree(lambda: Draws(4, 3, 8), 100))(tiny.prompts[0], tiny.loaded.target, tiny.loaded.drafter, params)
     assert {i for _, i in asked} == {0} and made.token_ids == tiny.vanilla(tiny.prompts[0], params).token_ids
 
 
