@@ -4,7 +4,7 @@ A tree takes depth and width from the tree that drafted an adjacent place, and m
 `beta` of its levels were accepted, deeper and narrower, else shallower and wider. `step=bisection` goes half way to the bound,
 `step=one` one further. A tree of depth d and width k is EAGLE-2's with d calls of the drafter and a beam of k, of which the best
 d x k nodes are verified, `total` at most. Where no tree drafted the adjacent place (the prompt, the edge of the picture, the
-token of the prefill), it is the first tree again: `depth` and `top_k`, unmoved.
+token of the prefill), it is the first tree again: `depth` and `top_k`, unmoved. It may lie outside the bounds; steps lead in.
 
 `adjacency` says which place of a picture of `row` tokens a row, the first one after `offset` tokens of the text: `left`, `above`,
 `both` (the mean of those two), `diagonal` (left of the one above), or without a picture `previous-round`, `random` (any place of
@@ -124,12 +124,11 @@ def adt(
         raise ValueError(f"step={step!r}: expected one of {', '.join(STEPS)}")
     if adjacency in OF_PICTURES and row < 1:
         raise ValueError(f"adjacency={adjacency} row={row}: it is of pictures, and takes the tokens of a row (preset image: 32)")
-    if not 1 <= least_top_k <= top_k <= most_top_k or not 1 <= least_depth <= depth <= most_depth:
-        bounds = f"{least_top_k=}, {top_k=}, {most_top_k=}, {least_depth=}, {depth=}, {most_depth=}"
-        raise ValueError(f"{bounds}: each from 1, and the first tree within its bounds")
-    if total < 1 or not 0 <= beta <= 1 or min(row, offset) < 0:
-        raise ValueError(f"total={total}, beta={beta}, row={row}, offset={offset}: a total from 1, a beta within 0 and 1, "
-                         "a row and an offset from 0")  # fmt: skip
-    most = max(total, most_top_k * most_depth)
+    if not 1 <= least_top_k <= most_top_k or not 1 <= least_depth <= most_depth:
+        raise ValueError(f"{least_top_k=}, {most_top_k=}, {least_depth=}, {most_depth=}: bounds from 1, the least first")
+    if min(top_k, depth, total) < 1 or not 0 <= beta <= 1 or min(row, offset) < 0:
+        given = f"{top_k=}, {depth=}, {total=}, {beta=}, {row=}, {offset=}"
+        raise ValueError(f"{given}: counts from 1, a beta within 0 and 1, a row and an offset from 0")
+    most = max(total, max(top_k, most_top_k) * max(depth, most_depth))
     first, least, bound = (depth, top_k), (least_depth, least_top_k), (most_depth, most_top_k)
     return speculative(policy_tree(lambda: Adjacent(adjacency, step, beta, first, least, bound, total, row, offset), most))

@@ -50,6 +50,8 @@ def test_a_step_ends_at_the_bounds() -> None:
     up, down = {"first": (4, 2), "most": (5, 4)}, {"first": (2, 4), "most": (5, 5)}
     assert played([4, 5, 5], "previous-round", **up) == [(4, 2), (5, 1), (5, 1), (5, 1)]
     assert played([0, 0, 0], "previous-round", **down) == [(2, 4), (1, 5), (1, 5), (1, 5)]
+    outside = {"first": (6, 1), "least": (2, 3), "most": (4, 5)}
+    assert played([6, 0, 0], "previous-round", **outside) == [(6, 1), (5, 2), (4, 3), (3, 4)]  # a first tree outside is led in
     for step in STEPS:
         fixed = played([0, 4, 0, 4], "previous-round", step, least=(4, 4), most=(4, 4))
         assert fixed == [(4, 4)] * 5
@@ -184,9 +186,9 @@ def test_what_it_cannot_be_is_one_line_that_says_so() -> None:
         ({"adjacency": "below"}, "adjacency='below': expected one of left, above"),
         ({"step": "two"}, "step='two': expected one of bisection, one"),
         ({"adjacency": "above"}, "adjacency=above row=0: it is of pictures"),
-        ({"top_k": 11}, "top_k=11, most_top_k=10"),
-        ({"least_depth": 0}, "least_depth=0, depth=6"),
-        ({"depth": 3, "least_depth": 4}, "the first tree within its bounds"),
+        ({"least_top_k": 11}, "least_top_k=11, most_top_k=10"),
+        ({"least_depth": 0}, "least_depth=0, most_depth=10: bounds from 1"),
+        ({"top_k": 0}, "top_k=0, depth=6"),
         ({"beta": 1.5}, "beta=1.5"),
         ({"total": 0}, "total=0"),
         ({"offset": -1}, "offset=-1"),
