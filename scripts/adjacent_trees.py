@@ -5,7 +5,8 @@ python scripts/adjacent_trees.py --out results/adjacent-trees --costs FILE     #
 1. Vanilla's pictures of the task `digits`, at both temperatures, as `harness run` makes them.
 2. On the first pictures: every candidate of every adjacency and step, and a grid of fixed trees, replayed; per temperature and
    costs the fastest is chosen. These replays are in choosing/, tens of MB that nothing needs any more when it is over.
-3. On the others, which no choice has seen: what was chosen, EAGLE-2, and per arm the fixed tree of the same mean size.
+3. On the others, which no choice has seen: what was chosen, EAGLE-2, and per arm the fixed tree of the same mean size, as wide as
+   was faster on the first ones: in the mean as wide as the arm's trees, or as EAGLE-2's.
 4. tables/adjacent-trees.md and .csv, tables/trees-by-region.md and .csv, and tables/mosaics.png: pictures with heat maps.
 """
 
@@ -38,6 +39,7 @@ SHAPES = [
     if d <= n <= k + (d - 1) * k * k
 ]  # as deep as the adaptive ones may go
 DRAWN = 5  # pictures
+EAGLE2 = methods.get("eagle2").options
 
 
 def arms() -> list[tuple[str, str]]:
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="pictures, those to choose on among them")
     parser.add_argument("--choose-on", type=int, default=8, help="the first so many are chosen on, and reported nowhere")
     parser.add_argument("--max-new-tokens", type=int, default=None)
+    parser.add_argument("--dtype", default="float32", help="of the answers, and so of all")
     parser.add_argument("--model", default="digits-mosaic")
     parser.add_argument("--task", default="digits")
     parser.add_argument("--few", action="store_true", help="a seventh of the candidates and of the grid: to try the script")
@@ -89,6 +92,7 @@ def main() -> None:
     base = ReplayRequest(
         policies=("eagle2",), model=given.model, tasks=(given.task,), temperatures=temperatures, limit=given.limit,
         max_new_tokens=given.max_new_tokens, out=given.out, costs=(*COSTS, *given.costs), as_if=given.as_if, source="bundled",
+        dtype=given.dtype,
     )  # fmt: skip
     shapes = SHAPES[:: 7 if given.few else 1]
     tried = [w for arm in arms() for w in candidates(*arm, given.few)] + [word("eagle2", "paper", s) for s in shapes]
@@ -111,7 +115,14 @@ def main() -> None:
         words = dict.fromkeys(word(names[k], "paper", options) for k, options in chosen.items())
         found = [r for r in replay(replace(at, policies=("eagle2", *words)))[0] if r.sample_id not in first]
         replays = {k: of(found, t, names[k], options) for k, options in chosen.items()}
-        equal = {k: equal_tree(rs) for k, rs in replays.items() if k[1] != "grid"}
+        sizes = {k: [equal_tree(rs), equal_tree(rs, EAGLE2["top_k"])] for k, rs in replays.items() if k[1] != "grid"}
+        words = dict.fromkeys(word("eagle2", "paper", options) for both in sizes.values() for options in both)
+        trial = replace(at, policies=tuple(words), limit=len(first), out=given.out / "choosing")
+        tried_sizes = replay(trial)[0]
+        equal = {
+            k: fastest((r for options in both for r in of(tried_sizes, t, "eagle2", options)), prices[k[0]])
+            for k, both in sizes.items()
+        }  # fmt: skip
         words = dict.fromkeys(word("eagle2", "paper", options) for options in equal.values())
         found += [r for r in replay(replace(at, policies=tuple(words)))[0] if r.sample_id not in first]
         found = list({r.key: r for r in found}.values())
@@ -126,7 +137,7 @@ def main() -> None:
     if pictures:
         by_arm = {s.temperature: _regions_of(s) for s in reversed(settings)}  # under the first of the costs
         by_arm = dict(sorted(by_arm.items()))
-        written += write_forms(region_table(by_arm, pictures), given.out / "tables")
+        written += write_forms(region_table(by_arm, pictures, next(iter(prices))), given.out / "tables")
         for t, named in by_arm.items():
             written += save_figure(_picture(named, pictures), given.out / "tables" / f"mosaics-T{t:g}")
     print(files_written(written))

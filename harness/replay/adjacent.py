@@ -24,11 +24,11 @@ FIXED, GRID, EQUAL = "EAGLE-2", "fixed tree of a grid", "fixed tree of the same 
 LEVEL = 0.05
 
 
-def equal_tree(replays: Iterable[Replay]) -> dict[str, Any]:
+def equal_tree(replays: Iterable[Replay], top_k: int | None = None) -> dict[str, Any]:
     """The setting of EAGLE-2 whose fixed tree costs what these replays' trees cost in the mean of their steps.
 
-    Nearest in nodes verified a step; of those alike nearest in calls of the drafter, then in rows that it runs. No node is asked
-    for more children than a pool holds.
+    Nearest in nodes verified a step; of those alike nearest in calls of the drafter, then in rows that it runs. top_k: of this
+    width alone. No node is asked for more children than a pool holds.
 
     Raises:
         UserError: they have no step.
@@ -39,14 +39,14 @@ def equal_tree(replays: Iterable[Replay]) -> dict[str, Any]:
     steps, *means = sums.sum(axis=0)
     nodes, calls, rows = (float(total / steps) for total in means)
     totals = sorted({max(int(nodes), 1), int(nodes) + 1})
-    shapes = itertools.product(range(1, int(calls) + 2), range(1, CHILDREN + 1), totals)
+    shapes = itertools.product(range(1, int(calls) + 2), [top_k] if top_k else range(1, CHILDREN + 1), totals)
 
     def apart(shape: tuple[int, int, int]) -> tuple[float, ...]:
         d, k, n = shape
         return abs(min(n, k + (d - 1) * k * k) - nodes), abs(d - calls), abs(1 + (d - 1) * k - rows), n
 
-    depth, top_k, total = min(shapes, key=apart)
-    return {"top_k": top_k, "depth": depth, "total": total}
+    depth, width, total = min(shapes, key=apart)
+    return {"top_k": width, "depth": depth, "total": total}
 
 
 def by_options(replays: Iterable[Replay]) -> list[list[Replay]]:
@@ -123,17 +123,19 @@ def adjacency_table(settings: Sequence[Setting]) -> Table:
 
 NOTES = (
     "Replays of vanilla's answers, equal to runs step by step. Speeds are of decoding, prefill left out, predicted by the costs.",
-    f"{EQUAL}: EAGLE-2 at the setting (width/depth/nodes) nearest in nodes a step, then in calls, then in rows drafted.",
-    "p: of being no faster than that tree, one-sided, paired by conversation; Holm's over a section's rows. "
-    f"What a section's sentences say is shown at p < {LEVEL:g}, Holm's over them.",
+    f"{EQUAL}: EAGLE-2 at the setting (width/depth/nodes) nearest in nodes a step, then in calls; as wide as is nearest in rows"
+    " drafted, or as EAGLE-2's own: what is faster on the conversations that options are chosen on.",
+    "p: of being no faster than that tree, one-sided, paired by conversation; Holm's over a section's rows. Of above over"
+    f" previous-round: Holm's over the steps. Faster: p < {LEVEL:g}. No p, no interval: no conversation differs from another.",
     "beta, steps, bounds and sizes of adjacency-adaptive trees are unpublished: chosen here, per row, on held-out conversations.",
 )  # fmt: skip
 
 
 def adjusted(estimates: Sequence[Estimate]) -> list[float | None]:
-    """Holm's p-values of "no faster", in the order given; None of those with too few conversations, which count for no test."""
-    judged = [i for i, e in enumerate(estimates) if e.spread is not None]
-    found = dict(zip(judged, holm([e.spread.p_above(1.0) for e in estimates if e.spread is not None]), strict=True))
+    """Holm's p-values of "no faster", in the order given. None, and no test, where there are too few conversations, or none
+    that differs from another: they are one conversation then, however often it is counted."""
+    raw = {i: e.spread.p_above(1.0) for i, e in enumerate(estimates) if e.spread is not None and e.spread.error > 0}
+    found = dict(zip(raw, holm(list(raw.values())), strict=True))
     return [found.get(i) for i in range(len(estimates))]
 
 
@@ -183,7 +185,7 @@ def _answers(s: Setting, ps: Sequence[float | None], numbers: list[dict[str, Any
 
 def _verdict(e: Estimate, p: float | None) -> str:
     if p is None or e.ci95 is None:
-        return "too few conversations to say"
+        return "too few conversations to say" if e.spread is None else "no conversation differs from another: no test"
     if p < LEVEL:
         return f"faster (p = {p:.3f})"
     return "slower: its interval is below 1" if e.ci95[1] < 1 else f"not shown to be faster (p = {p:.3f})"
@@ -203,7 +205,8 @@ def _setting(options: Mapping[str, Any]) -> str:
 def _shown(e: Estimate | None, form: str, with_interval: bool) -> str:
     if e is None:
         return number(None)
-    return bracketed(number(e.value, form), e.ci95 if with_interval else None, form)
+    differ = e.spread is not None and e.spread.error > 0
+    return bracketed(number(e.value, form), e.ci95 if with_interval and differ else None, form)
 
 
 def _number(s: Setting, adjacency: str, step: str, name: str, e: Estimate, p: float | None) -> dict[str, Any]:

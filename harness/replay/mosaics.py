@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -88,8 +88,10 @@ def by_kind(replays: Sequence[Replay], pictures: Mapping[str, NDArray[np.int64]]
 _OF = {"drafted right": (1, 0), "tau": (3, 2), "nodes": (4, 2), "calls a step": (5, 2)}
 
 
-def region_table(arms: Mapping[float, Mapping[str, Sequence[Replay]]], pictures: Mapping[str, NDArray[np.int64]]) -> Table:
-    """Per temperature a section; a kind of cell and arm a row. arms: by temperature and name."""
+def region_table(
+    arms: Mapping[float, Mapping[str, Sequence[Replay]]], pictures: Mapping[str, NDArray[np.int64]], costs: str
+) -> Table:  # fmt: skip
+    """Per temperature a section; a kind of cell and arm a row. arms: by temperature and name, as chosen for `costs`."""
     sections, numbers = [], []
     for t, own in arms.items():
         found = {name: strata([by_kind(replays, pictures)]) for name, replays in own.items()}
@@ -108,7 +110,9 @@ def region_table(arms: Mapping[float, Mapping[str, Sequence[Replay]]], pictures:
                                     "value_low": low, "value_high": high, "pictures": e.prompts})  # fmt: skip
                 rows.append(shown)
         n = len({r.sample_id for replays in own.values() for r in replays})
-        sections.append(Section(f"T = {t:g}", (f"{n} pictures; intervals over them",), pd.DataFrame(rows)))
+        sections.append(
+            Section(f"T = {t:g}", (f"{n} pictures; intervals over them; options: those for {costs}",), pd.DataFrame(rows))
+        )
     return Table(NAME, tuple(sections), NOTES, pd.DataFrame(numbers))
 
 
@@ -120,27 +124,25 @@ NOTES = (
 
 
 def mosaics(pictures: Sequence[NDArray[np.int64]], maps: Mapping[str, Sequence[Array]]) -> Figure:
-    """A column a picture: the mosaic itself, and under it each of `maps` as a heat map, nan left white.
+    """A column a picture: the mosaic itself, and under it each of `maps` as a heat map, in a pale tint where nothing is known.
 
-    A row of maps has one scale from 0 to its greatest value, and a bar beside it.
+    A row has one scale from 0 to its greatest value, and a bar beside it.
     """
     style: Any = AS_WRITTEN
     n = len(pictures)
     with rc_context(style):
-        made = Figure(figsize=(1.75 * n + 1.6, 1.85 * (len(maps) + 1)), layout="constrained")
-        axes = made.subplots(len(maps) + 1, n, squeeze=False)
-        for ax in axes.flat:
-            ax.set_xticks([])
-            ax.set_yticks([])
-        for ax, levels in zip(axes[0], pictures, strict=True):
-            shown = np.where(levels == UNKNOWN, np.nan, levels)
-            ax.imshow(shown, cmap="Greys", vmin=0, vmax=LEVELS - 1)
-            ax.axhline(CELL - 0.5, color="#d55e00", linewidth=1)  # below it: generated
-        axes[0][0].set_ylabel("mosaic")
-        for row, (title, own) in zip(axes[1:], maps.items(), strict=True):
-            most = max(float(np.nanmax(m)) for m in own)
-            for ax, values in zip(row, own, strict=True):
-                drawn = ax.imshow(values, cmap="viridis", vmin=0, vmax=most)
+        made = Figure(figsize=(1.75 * n + 1.2, 1.85 * (len(maps) + 1)), layout="constrained")
+        axes = made.subplots(len(maps) + 1, n + 1, squeeze=False, width_ratios=[*[1.0] * n, 0.06])
+        shown = {"mosaic": [np.where(levels == UNKNOWN, np.nan, levels) for levels in pictures], **maps}
+        for i, (row, (title, own)) in enumerate(zip(axes, shown.items(), strict=True)):
+            most = max(float(np.nanmax(m)) for m in own) if i else LEVELS - 1
+            for ax, values in zip(row, own, strict=False):
+                drawn = ax.imshow(
+                    values, cmap=colormaps["viridis" if i else "Greys"].with_extremes(bad="#f4e9df"), vmin=0, vmax=most
+                )
+                ax.axhline(CELL - 0.5, color="#d55e00", linewidth=1)  # below it: generated
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
             row[0].set_ylabel(title)
-            made.colorbar(drawn, ax=list(row), fraction=0.03, pad=0.01)
+            made.colorbar(drawn, cax=row[n])
     return made
