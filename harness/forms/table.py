@@ -82,7 +82,7 @@ TEXT_COLUMNS = {"model", "method", "preset", "against", "task", "source", "setti
                  "figure", "from",
                  "claim", "test", "on", "verdict, no loops",
                  "layer", "worst value", "threshold", "smallest detectable effect", "function", "what",
-                 "operator", "shape", "first operator"}  # fmt: skip
+                 "operator", "shape", "first operator", "adjacency", "step", "cell", "the same size"}  # fmt: skip
 
 
 def markdown(table: Table) -> str:

@@ -154,13 +154,12 @@ def answers_made(config: ModelConfig, request: ReplayRequest) -> None:
 
 
 def _chosen(records: Iterable[Record], request: ReplayRequest) -> list[Record]:
-    """Vanilla's records of the tasks, temperatures and conversations asked for."""
+    """Vanilla's records of the tasks and conversations asked for, at all temperatures: a later turn's prompt holds the answer at
+    T = 0 to the one before."""
     names = {n for name in request.tasks for n in (tasks.names() if name == "all" else [name])}
     for name in names:
         tasks.get(name)
     own = [r for r in records if not r["is_warmup"] and r["task"] in names]
-    if request.temperatures:
-        own = [r for r in own if r["temperature"] in request.temperatures]
     if request.limit is None:
         return own
     first: dict[str, dict[str, None]] = {}
@@ -230,7 +229,8 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     if request.results is None:
         answers_made(model_config(request.model or "smollm2-135m"), request)
     records = _chosen(read(request.results or request.folder), request)
-    if not records:
+    asked = request.temperatures or {r["temperature"] for r in records}
+    if not any(r["temperature"] in asked for r in records):
         raise UserError(f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures")
     config = model_config(request.model or records[0]["model"])
     prices = prices_of(config, request)
@@ -238,7 +238,7 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     request = replace(request, dtype=dtype)
     say(f"loading {config.title} ...")
     loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})
-    own = answered(records, loaded)
+    own = [a for a in answered(records, loaded) if a.record["temperature"] in asked]
     arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []

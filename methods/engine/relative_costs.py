@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def register(costs: RelativeCosts) -> str:
 
 def known() -> list[str]:
     """The names of all costs that are known; of `call=X,verify=Y` there is no end, so none is among them."""
-    return sorted(name for name in _KNOWN if not _FLAT.fullmatch(name))
+    return sorted(_KNOWN)
 
 
 def relative_costs(name: str) -> RelativeCosts:
@@ -80,9 +80,13 @@ def relative_costs(name: str) -> RelativeCosts:
     Raises:
         ValueError: none of that name are known.
     """
-    if name not in _KNOWN and (numbers := _FLAT.fullmatch(name)):
-        call, verify = map(float, numbers.groups())
-        register(RelativeCosts(name, ((1, 1.0), (60, verify)), ((1, call),), root=call))
+    if numbers := _FLAT.fullmatch(name):
+        return _flat(name, *map(float, numbers.groups()))
     if name not in _KNOWN:
         raise ValueError(f"costs={name!r}: no such costs; known: {', '.join(known())}, and tables of `harness costs`, by file")
     return _KNOWN[name]
+
+
+@cache
+def _flat(name: str, call: float, verify: float) -> RelativeCosts:
+    return RelativeCosts(name, ((1, 1.0), (60, verify)), ((1, call),), root=call)

@@ -54,6 +54,14 @@ def test_a_ledgers_own_steps_come_out(ledger: Path, tmp_path: Path) -> None:
     assert {r.method for r in record.read(tmp_path)} >= {"eagle2", "eagle1", "eagle2-no-both", "vanilla"}
 
 
+def test_one_temperature_of_a_ledger_has_the_prompts_of_later_turns(ledger: Path, tmp_path: Path) -> None:
+    """At T = 1 the second turn's prompt holds the answer at T = 0 to the first, which is not asked for."""
+    made = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--temperature", "1",
+                   "--out", str(tmp_path))  # fmt: skip
+    assert made.code == 0, made.out + made.err
+    assert {(r.temperature, r.turn) for r in record.read(tmp_path)} == {(1.0, 1), (1.0, 2)}
+
+
 def test_answers_are_made_where_no_ledger_is_named(tmp_path: Path) -> None:
     made = harness("replay", *MADE, "--policy", "policies", "--out", str(tmp_path), "--json")
     assert made.code == 0, made.out + made.err
