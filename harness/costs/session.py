@@ -135,7 +135,7 @@ def _random(config: ModelConfig, sizes: Architecture, dtype: str, wanted: Wanted
     where, n = device(), sizes.num_hidden_layers
     longest = wanted.fitting(config)[-1] + ROOM
     kinds = published(sorted(config.drafters), sizes)
-    fit = layers_that_fit(sizes, dtype, longest, free_bytes(where), copies=1 if where.type == "cuda" else 2, kinds=kinds)
+    fit = layers_that_fit(sizes, dtype, longest, free_bytes(where), on_cpu=where.type == "cpu", kinds=kinds)
     layers = min(wanted.layers or n, fit)
     if wanted.layers is not None and wanted.layers > n:
         raise UserError(f"--layers is {wanted.layers}; {config.name} has {n}")

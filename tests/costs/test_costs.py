@@ -110,7 +110,9 @@ def test_drafters_whose_published_sizes_are_known_are_made_with_random_weights()
     stand = random_target(SIZES, "float32", 256, torch.device("cpu"), 2, ("medusa",))
     found = inside(stand.target, stand.drafters, 16, Plan((16,), 2, 4, **FEW)).drafters["medusa"]
     assert len(found.levels) == PUBLISHED_HEADS - 1 and all(level[1].ms > 0 for level in found.levels) and found.root.ms > 0
-    none, with_them = (layers_that_fit(SIZES, "float32", 128, 2 * 10**6, copies=1, kinds=kinds) for kinds in ((), ("medusa",)))
+    none, with_them = (
+        layers_that_fit(SIZES, "float32", 128, 2 * 10**6, on_cpu=False, kinds=kinds) for kinds in ((), ("medusa",))
+    )
     assert none > with_them
 
 
@@ -137,10 +139,10 @@ def test_as_many_layers_are_made_as_fit_and_fewer_than_two_are_refused() -> None
     found: list[int] = []
     for room in range(0, 10**7, 10**5):
         with suppress(UserError):
-            found.append(layers_that_fit(SIZES, "float32", 128, room, copies=2))
+            found.append(layers_that_fit(SIZES, "float32", 128, room, on_cpu=True))
     assert found == sorted(found) and set(found) == {2, 3, 4}
     with pytest.raises(UserError, match="2 of its layers with the embedding, LM head and drafters take 0.0 GB in float32"):
-        layers_that_fit(SIZES, "float32", 128, 1000, copies=2)
+        layers_that_fit(SIZES, "float32", 128, 1000, on_cpu=True)
 
 
 def test_the_command_measures_sizes_without_weights(
