@@ -24,6 +24,7 @@ from harness.load.dtype import device, resolve_dtype
 from harness.load.model import Loaded, load
 from harness.load.preflight import architecture
 from harness.load.weights import drafter_folders
+from methods.engine.engines import begin
 
 CONTEXTS = (128, 512, 1024)
 ROOM = 512  # tokens that a context leaves for trees
@@ -120,6 +121,7 @@ def table_of(
     m = methods.get("eagle2" if wanted.frequent is None else "eagle2-fr")
     options = m.resolve("paper", {} if wanted.frequent is None else {"frequent": str(wanted.frequent)}, config.presets)
     whole = outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature)
+    begin(stand.target, stand.drafters.values())  # a race that comes next need not record what was measured here
     if stand.target.mode != mode:  # graphs were refused on the way: from now on all is eager
         tell("measuring again: some of it was replayed as graphs, and some launched call by call")
         return table_of(config, stand, sizes, dtype, threads, wanted, tell)

@@ -17,6 +17,7 @@ from random_llamas import module_of
 from tiny_model import TinyModel, fresh_tiny_model
 
 import methods
+from harness.costs import session
 from harness.ledger.ledger import read, read_env
 from harness.load import model as load_model
 from harness.run.runner import Runner
@@ -188,6 +189,17 @@ def test_what_was_asked_for_in_an_earlier_race_is_not_recorded(
     assert {key[1] for key in target.replayer._known if key[0] != "commit"} == {1, 8, 16, 32}
     drafts = {key[1:3] for key in drafter.replayer._known if key[0] in ("draft", "root")}
     assert len(drafts) == 1 and {total for (_, _, total, *_), _ in drafts} == {20}
+
+
+def test_what_costs_were_measured_with_is_not_recorded_for_a_race(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = engines["static"]
+    monkeypatch.setattr("harness.costs.session.ROWS", (1, 100))
+    monkeypatch.setattr("harness.costs.measure.PROBE_TOKENS", 8)
+    session.measured_of(tiny.loaded, 1, session.Wanted(contexts=(64,), rounds=1), ["eagle"])
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    assert target._most_rows == 1 and not drafter._drafts and not drafter._roots
 
 
 def test_what_the_last_step_observed_is_no_hindrance_to_preparing(
