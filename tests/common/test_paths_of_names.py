@@ -47,7 +47,6 @@ OURS = {
     },
     "harness/train/data.py": {"folder / f'shard-{number:05d}.npz'"},
     "harness/train/loop.py": {"folder / name"},  # checkpoints
-    "harness/train/pipeline.py": {"work / part"},  # held_out, answers, texts
     "harness/train/report.py": {"folder / name"},  # training, calibration
     "harness/train/save.py": {"out / name"},  # curve.jsonl, calibration.jsonl
     "methods/engine/native/build.py": {  # the compiled library, and a folder of this user's own
