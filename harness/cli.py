@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 import harness
-from harness.common.errors import TriedToExit, UserError, in_one_line, users_code
+from harness.common.errors import ToldElsewhere, TriedToExit, UserError, in_one_line, users_code
 from harness.common.shadow import check_packages
 from harness.common.stopping import Stop, Stopped, stoppable
 from harness.common.users_files import place_in_users_file
@@ -138,6 +138,8 @@ def _carry_out() -> NoReturn:
         raise
     except TriedToExit as e:
         _fail(f"{e}, before it was done: nothing is to be concluded from what it printed", 1)
+    except ToldElsewhere:
+        sys.exit(2)
     except UserError as e:
         _fail(str(e), 2)
     except click.exceptions.NoArgsIsHelpError as e:  # `harness` alone: its message is the help

@@ -89,9 +89,10 @@ class Method:
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
-        others = ("native", "row_invariant") if ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS else ()
-        forwards = (engine / "target.py", engine / "llama.py", engine / "row_invariant" / "target.py", *_NATIVE)
-        drafters = (engine / other / "drafters.py" for other in others)
+        others = sorted(file.parent for file in engine.glob("*/target.py"))  # engines with forwards of their own
+        forwards = (engine / "target.py", engine / "llama.py", *(other / "target.py" for other in others))
+        has_own = ENGINES.get(self.drafter or "") in NATIVE_DRAFTERS
+        drafters = (file for other in others for file in sorted(other.glob("drafter*.py")) if has_own)
         return (Path(self.file), *forwards, *drafters, *(file for file in (drafting, brought) if file))
 
     @property

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests/tiny/tiny.yaml"
 LEAST_S = 20  # a part is not begun with less time left
 ROW_INVARIANT = "row-invariant"
+REFUSED = "no CUDA graphs"  # what is said on stderr where a driver refuses one
 MODELS = ("vicuna-7b", "llama3-instruct-8b", "vicuna-13b")
 
 
@@ -97,7 +98,8 @@ def run(part: Part, on_cpu: bool, seconds: float) -> dict[str, object]:
         except ValueError:
             pass
     return {"part": part.name, "engine": part.engine, "command": " ".join(part.words), "exit": code,
-            "seconds": round(time.monotonic() - began, 1), "result": value, "stderr": err[-2000:]}  # fmt: skip
+            "seconds": round(time.monotonic() - began, 1), "result": value, "refused": REFUSED in err,
+            "stderr": err[-2000:]}  # fmt: skip
 
 
 def faults(part: Part, result: object) -> dict[str, object]:
@@ -130,6 +132,15 @@ def brief(result: object) -> object:
     return result
 
 
+def ended(made: Mapping[str, object]) -> str:
+    """How a part ended, the worst first: that its graphs were refused is said only of one that is right."""
+    if made.get("is right") is False:
+        return "differs"
+    if made["exit"] != 0:
+        return f"exit {made['exit']}"
+    return "no graphs" if "graphs" in made else "ok"
+
+
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("out", type=Path)
@@ -156,7 +167,7 @@ def main() -> int:
             made = run(part, on_cpu, min(part.most_s, left))
             wrong = faults(part, made["result"])
             made |= {"result": brief(made["result"]), "is right": not wrong, **wrong}
-            if "no CUDA graphs" in str(made["stderr"]):  # the part is as good, but it is not of graphs
+            if made.pop("refused"):  # the part is as good, but it is not of graphs
                 made["graphs"] = "refused"
             failed += made["exit"] != 0 or bool(wrong) or "graphs" in made
         found.append(made)
@@ -165,14 +176,7 @@ def main() -> int:
         file.with_suffix(".tmp").write_text(json.dumps(whole, indent=1) + "\n")
         file.with_suffix(".tmp").replace(file)
     for made in found:
-        ended = (
-            "no graphs"
-            if "graphs" in made
-            else "differs"
-            if made.get("is right") is False
-            else ("ok" if made["exit"] == 0 else f"exit {made['exit']}")
-        )
-        print(f"{ended:9} {made.get('seconds', 0):6} s  {made['part']}")
+        print(f"{ended(made):9} {made.get('seconds', 0):6} s  {made['part']}")
     return 1 if failed else 0
 
 

@@ -28,7 +28,8 @@ from harness.common.machine import keep_freed_memory
 from harness.load.config import model_config
 from harness.load.model import load
 from harness.train.checkpoint import CHECKPOINT, Progress
-from harness.train.data import Conversation, make_text_shards, read_shards
+from harness.train.data import Conversation, has_features, make_text_shards, read_shards
+from harness.train.generate import features_of
 from harness.train.loop import train
 from harness.train.request import training_settings
 from harness.train.settings import TrainSettings
@@ -90,7 +91,13 @@ def main(
     torch.set_num_threads(threads)
     loaded = load(model_config(model), "bfloat16", drafters=())
     hidden = loaded.target.embedding.shape[1]
-    answers = read_shards(work / "answers", hidden)[:conversations]
+
+    def stored(name: str) -> list[Conversation]:
+        """A folder's texts; a training keeps no features where they do not fit on the disk."""
+        folder = work / name
+        return read_shards(folder, hidden, None if has_features(folder) else features_of(loaded.target.model))
+
+    answers = stored("answers")[:conversations]
     if len(answers) < conversations:
         raise UserError(f"{work} holds {len(answers)} answers, fewer than --conversations {conversations}")
     file = out / "study.csv"
@@ -101,11 +108,11 @@ def main(
         if any(row["variant"] == name for row in rows):
             continue
         settings = training_settings((*extra, *changes), tokens=tokens)
-        pool, held = answers, read_shards(work / "held_out", hidden)[:held_out]
+        pool, held = answers, stored("held_out")[:held_out]
         if text_share:
             texts = exchange_ids(loaded, sharegpt.split(sharegpt.conversations()), 0, checked_prompts())
             make_text_shards(work / "study-texts", loaded.target.model, texts, n_tokens=tokens // 3)
-            pool = mixed(pool, read_shards(work / "study-texts", hidden), text_share)
+            pool = mixed(pool, stored("study-texts"), text_share)
         folder = work / f"study-{os.getpid()}"
         if start:
             _go_on(start, folder, settings)

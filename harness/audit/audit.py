@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from harness.audit.levels import LEVELS
 from harness.audit.prepare import (
     check_engine,
     chosen,
+    computed_here,
     ledger_pairs,
     loaded_or_row,
     loop_of,
@@ -66,8 +67,10 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         recorded_taus.taus(head)  # a spoilt file is found out before hours are spent
     subjects = chosen(request.methods, config)
     pairs, rows = ledger_pairs(request.ledgers, config)
-    measured = measured_dtype(config, request.n_threads)
-    asked = list(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *level.dtypes, measured)))
+    measured = measured_dtype(request, config, rows)
+    own = list(level.dtypes) if request.dtypes else computed_here(level.dtypes, rows)
+    lacked = [dtype for dtype in level.dtypes if dtype not in own]
+    asked = list(dict.fromkeys(request.dtypes or (*(pair.dtype for pair in pairs), *own, *([measured] if measured else []))))
     room = rooms(request, config, asked, measured, subjects, pairs, rows, tell)
     dtypes = [dtype for dtype in asked if dtype not in room or room[dtype].fit.layers]
     if not dtypes:
@@ -111,8 +114,8 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
             raise UserError(rows[-1].why)
         recorded = recorded_taus.recorded(head, keeper.touched)
         let_go()  # plain decoding's speed is taken by processes of their own, which load it too
-        rows += _of_included(request, scope.score_dtype)
-        rows = in_order([*rows, *not_asked_for(scope, asked, subjects, pairs), *judge()])
+        rows += _of_included(request, scope.score_dtype, cuts)
+        rows = in_order([*rows, *not_asked_for(scope, [*asked, *lacked], subjects, pairs), *judge()])
         if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
             _record(head, keeper.touched, rows, tell)
     written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact,
@@ -121,12 +124,18 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
     return Report(config.title, request.level, rows, problems, written)
 
 
-def _of_included(request: AuditRequest, dtype: str) -> list[Verdict]:
-    """Whether a user's files left the harness as it is, and plain decoding as fast: rows of their own, where there are any."""
+def _of_included(request: AuditRequest, dtype: str, cuts: Mapping[str, str]) -> list[Verdict]:
+    """Whether a user's files left the harness as it is, and plain decoding as fast: rows of their own, where there are any.
+
+    cuts: dtype -> words, of those in which only a part of the target fits. The speed takes two whole ones side by side.
+    """
     if not request.includes:
         return []
     rows = [engine_verdict(originals.replaced())]
-    if request.level == "quick":
+    if request.level == "quick" and dtype in cuts:
+        why = f"it takes the whole target twice at once, and in {dtype} the audit runs {cuts[dtype]}"
+        rows.append(Verdict.not_applicable("L6 conduct, vanilla's speed", "all", why))
+    elif request.level == "quick":
         model = str(known_models().get(request.model, request.model))
         try:
             rows.append(pace_verdict(pace.pace(model, dtype, request.n_threads, request.includes)))

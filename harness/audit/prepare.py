@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -103,24 +103,48 @@ def kinds_of(subjects: Sequence[Subject]) -> set[str]:
     return {methods.EAGLE, *(s.kind for s in subjects if s.kind)}
 
 
-def measured_dtype(config: ModelConfig, threads: int) -> str:
-    """The dtype in which `harness run` measures the model here: what tables show is judged as it was measured."""
+def measured_dtype(request: AuditRequest, config: ModelConfig, rows: list[Verdict]) -> str | None:
+    """The dtype in which `harness run` measures the model here: what tables show is judged as it was measured. None where no
+    run can measure it as configured, and the dtypes to judge are given: `rows` get one that says why.
+
+    Raises:
+        UserError: no run can, and none are given.
+    """
     import torch
 
-    torch.set_num_threads(threads)  # what `auto` means may depend on it
-    return resolve_dtype(config.dtype)
+    torch.set_num_threads(request.n_threads)  # what `auto` means may depend on it
+    try:
+        return resolve_dtype(config.dtype)
+    except UserError as e:
+        if not request.dtypes:
+            raise
+        rows.append(Verdict.not_applicable("the dtype of runs", "all", str(e)))
+        return None
 
 
-def score_dtype(dtypes: Sequence[str], measured: str, pairs: Sequence[LedgerPair]) -> str:
+def computed_here(dtypes: Iterable[str], rows: list[Verdict]) -> list[str]:
+    """Those of a level's dtypes that this device computes in; `rows` get the others. Nothing that is shown was made in them."""
+    found = []
+    for dtype in dtypes:
+        try:
+            resolve_dtype(dtype)
+        except UserError as e:
+            rows.append(Verdict.not_applicable(f"all of {dtype}", "all", str(e)))
+        else:
+            found.append(dtype)
+    return found
+
+
+def score_dtype(dtypes: Sequence[str], measured: str | None, pairs: Sequence[LedgerPair]) -> str:
     """The one of these dtypes in which layer 4's score test runs: a ledger's, else that of runs. The test takes the logits that
     tokens were drawn from as they are, so it is valid in any."""
     of_ledgers = {pair.dtype for pair in pairs}
     first = [measured] if measured in of_ledgers else sorted(of_ledgers)
-    return next(dtype for dtype in (*first, measured, SCORE_DTYPE, *dtypes) if dtype in dtypes)
+    return next(dtype for dtype in (*first, measured, SCORE_DTYPE, *dtypes) if dtype is not None and dtype in dtypes)
 
 
 def rooms(
-    request: AuditRequest, config: ModelConfig, dtypes: Sequence[str], measured: str, subjects: Sequence[Subject],
+    request: AuditRequest, config: ModelConfig, dtypes: Sequence[str], measured: str | None, subjects: Sequence[Subject],
     pairs: Sequence[LedgerPair], rows: list[Verdict], tell: Tell,
 ) -> dict[str, Room]:  # fmt: skip
     """dtype -> how much of the target is run in it, as memory allows; told where that is not all. `rows` get what is not judged.
@@ -130,7 +154,7 @@ def rooms(
         return {}
     of_ledgers = {pair.dtype for pair in pairs}
     found = rooms_for(config, sizes, dtypes, level=LEVELS[request.level], kinds=kinds_of(subjects), head=request.head,
-                      measured={measured, *of_ledgers}, ledgers=of_ledgers)  # fmt: skip
+                      measured={*([measured] if measured else ()), *of_ledgers}, ledgers=of_ledgers)  # fmt: skip
     if any(r.fit.words for r in found.values()):
         for dtype, r in found.items():
             tell(f"{dtype}: {r.fit.words or f'the whole target, {gb(r.fit.needed)} of {gb(r.fit.free)} free'}")
@@ -150,7 +174,7 @@ def check_engine(loaded: Loaded, origin: Origin) -> None:
 
 def scope_of(
     request: AuditRequest, level: Level, config: ModelConfig, subjects: Sequence[Subject], pairs: Sequence[LedgerPair],
-    loaded: Loaded, origin: Origin, measured: str, rows: list[Verdict],
+    loaded: Loaded, origin: Origin, measured: str | None, rows: list[Verdict],
 ) -> Scope:  # fmt: skip
     """What the plan is made from. What cannot be done is found out here, before hours are spent; `rows` get what is missing.
 
@@ -181,7 +205,7 @@ def scope_of(
         why = f"only {len(prompts.scored)} of {level.score_prompts} prompts have at most {SCORE_LONGEST} tokens"
         rows.append(Verdict.missing("L4 score test", "all", why))
     stop_ids, named = frozenset(config.stop_ids), set(request.methods)
-    own = {measured} & origin.row_invariant  # what tables show is then judged as it was measured
+    own = {dtype for dtype in origin.row_invariant if dtype == measured}  # what tables show is then judged as it was measured
     return Scope(level, request.level, subjects, named, origin, stop_ids, prompts, pairs, ledger_prompts,
                  frozenset(own) or origin.row_invariant, score_dtype(list(origin.targets), measured, pairs))  # fmt: skip
 

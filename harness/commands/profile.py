@@ -241,6 +241,7 @@ def _profiled(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: Sa
     if not prompts:
         raise UserError(f"no bundled prompt fits into the {max(room, 0)} tokens that --max-new-tokens {budget} leaves of the "
                         f"model's {config.context_length}")  # fmt: skip
+    limit = ceiling(loaded)  # before any memory is taken but the weights'
     tables, sources, written = {}, list[str](), list[Path]()
     for frequent in sorted({frequent_of(arm) for arm in spec.arms}, key=lambda n: n or 0):
         kinds = {arm.method.drafter for arm in spec.arms if arm.method.drafter and frequent_of(arm) == frequent}
@@ -250,7 +251,10 @@ def _profiled(loaded: Loaded, request: ProfileRequest, spec: RunSpec, params: Sa
     names = ", ".join(arm.name for arm in spec.arms)
     say(f"decoding {len(prompts)} bundled prompts with {names} ...")
     profiles = profiled(loaded, spec.arms, tables, prompts, params)
-    limit, best = ceiling(loaded), _known_best(config, spec, request)
+    if other := next((t for t in tables.values() if t.machine.mode != loaded.target.mode), None):
+        raise UserError(f"the costs are of steps in mode {other.machine.mode}, and steps were decoded in mode "
+                        f"{loaded.target.mode}: name costs of that mode with --costs, or HARNESS_ENGINE=torch")  # fmt: skip
+    best = _known_best(config, spec, request)
     rows = profile_rows(profiles, profiles[0], limit, best)
     text = report(profiles, limit, where, best, " and ".join(sources))
     click.echo(text)

@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user can mend: the message is one line with what was wrong, the value and the choices."""
 
 
+class ToldElsewhere(UserError):
+    """One that another process tells: this one ends with it, and says nothing."""
+
+
 class TriedToExit(Exception):
     """A user's code raised what would have ended the command: `sys.exit()`, or another error that is no `Exception`."""
 

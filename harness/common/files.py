@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from harness.common.errors import UserError
+from harness.common.errors import UserError, in_one_line
 from harness.common.plain_names import place, plain_parts
 
 
@@ -117,6 +118,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         tmp.unlink(missing_ok=True)
         os.close(fd)
+
+
+def save_whole(path: Path, save: Callable[[Path], object]) -> None:
+    """Put in place whole what a library writes to a path: torch's and safetensors' have errors of their own for a full disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    with whole_file(path) as tmp:
+        try:
+            save(tmp)
+        except (RuntimeError, SafetensorError) as e:
+            raise OSError(errno.EIO, in_one_line(e), str(path)) from e
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -57,8 +57,8 @@ def describe(
 
     n_devices: over how many the target's layers are spread. target_parts: what the target's identity is made of. engine_sha: the
     hash of `methods.engine`. is_row_invariant: whether each row of a forward has the bits of plain decoding. engine_facts: what
-    else the target's engine tells of itself: `pages`, how large those are that its weights lie in ("2 MB"), and `native`, what
-    compiled code runs (path, compiler, flags).
+    else the target's engine tells of itself: `pages`, how large those are that its weights lie in ("2 MB"), `native`, what
+    compiled code runs (path, compiler, flags), and `mode`, of steps of fixed shapes ("eager" or "graphs").
     """
     import torch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
 from harness.common.errors import UserError
+from harness.load import placement
 from harness.load.architecture import Architecture
 from harness.load.kinds import PUBLISHED_HEADS, kind_of
-from harness.load.placement import BYTES, TREE_TOKENS, WORKSPACE, need
+from harness.load.placement import BYTES, PACKED, WORKSPACE, gb, need
 from harness.load.preflight import free_memory
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.engines import eagle_drafter, lm_drafter, target_of
@@ -46,34 +47,33 @@ def published(kinds: Collection[str], sizes: Architecture) -> tuple[str, ...]:
 
 
 def layers_that_fit(
-    sizes: Architecture, dtype: str, context: int, room: int, *, copies: int, kinds: Sequence[str] = ()
+    sizes: Architecture, dtype: str, context: int, room: int, *, on_cpu: bool, kinds: Sequence[str] = ()
 ) -> int:  # fmt: skip
     """How many of a target's layers fit into `room` bytes beside its embedding, LM head, draft head and other drafters.
 
-    copies: how often an engine holds its weights: a CPU's has them once more, packed. kinds: of the other drafters.
+    on_cpu: as for `placement.need`; the drafters are packed there, too. kinds: of the other drafters.
 
     Raises:
         UserError: not even two, by whose difference the others' cost is known; or the only one that it has.
     """
     size = BYTES[dtype]
     others = sum(kind_of(kind).memory_bytes(None, sizes, dtype, context) for kind in kinds)
-    what = need(sizes, dtype, context, size * (sizes.n_layer + 2 * sizes.hidden_size**2 + sizes.n_kv(context)) + others)
-    fixed = what.first + copies * what.last + (copies - 1) * what.embedding
-    layer = copies * size * sizes.n_layer + size * sizes.n_kv(context + TREE_TOKENS)
-    n = int((room - fixed) // layer)
-    least = min(LEAST_LAYERS, sizes.num_hidden_layers)
+    beside = size * (sizes.n_layer + 2 * sizes.hidden_size**2 + sizes.n_kv(context)) + others
+    what = need(sizes, dtype, context, beside * (2 if on_cpu and dtype in PACKED else 1), on_cpu=on_cpu)
+    n, least = placement.layers_that_fit(what, [room]), min(LEAST_LAYERS, sizes.num_hidden_layers)
     if n < least:
         raise UserError(
-            f"{least} of its layers with the embedding, LM head and drafters take {(fixed + least * layer) / 1e9:.1f} GB in "
-            f"{dtype}; {max(room, 0) / 1e9:.1f} GB are free here"
+            f"{least} of its layers with the embedding, LM head and drafters take {gb(replace(what, n_layers=least).total)} in "
+            f"{dtype}; {gb(max(room, 0))} are free here"
         )
-    return min(n, sizes.num_hidden_layers)
+    return n
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that a target may take on a device."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return int(free) - WORKSPACE
+    if device.type == "cuda":
+        return placement.free_on_gpu(torch.cuda.current_device() if device.index is None else device.index)
+    return free_memory() - WORKSPACE
 
 
 def random_target(

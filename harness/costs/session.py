@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from harness.load.dtype import device, resolve_dtype
 from harness.load.model import Loaded, load
 from harness.load.preflight import architecture
 from harness.load.weights import drafter_folders
+from methods.engine.engines import begin
 
 CONTEXTS = (128, 512, 1024)
 ROOM = 512  # tokens that a context leaves for trees
@@ -108,6 +109,7 @@ def table_of(
         raise UserError(f"--frequent is {wanted.frequent}; {config.name} has "
                         f"{'no draft head' if head is None else f'{vocab} tokens'}")  # fmt: skip
     plan = Plan(contexts, stand.layers, stand.of, wanted.frequent, wanted.rounds, sorted({*ROWS, *wanted.rows}))
+    mode = stand.target.mode
     if stand.layers < stand.of:
         tell(f"{stand.layers} of {stand.of} layers are measured, whole and half of them: the others' cost follows from that")
     found = []
@@ -118,13 +120,16 @@ def table_of(
     tell("measuring what is outside both models ...")
     m = methods.get("eagle2" if wanted.frequent is None else "eagle2-fr")
     options = m.resolve("paper", {} if wanted.frequent is None else {"frequent": str(wanted.frequent)}, config.presets)
+    whole = outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature)
+    begin(stand.target, stand.drafters.values())  # a race that comes next need not record what was measured here
+    if stand.target.mode != mode:  # graphs were refused on the way: from now on all is eager
+        tell("measuring again: some of it was replayed as graphs, and some launched call by call")
+        return table_of(config, stand, sizes, dtype, threads, wanted, tell)
     return CostTable(
         model=config.name, architecture=sizes, random_weights=wanted.random_weights, layers_measured=stand.layers,
         frequent=wanted.frequent, temperature=wanted.temperature, machine=machine_of(stand.target, dtype, threads),
-        contexts=found,
-        outside=outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature),
-        rounds=wanted.rounds, command=wanted.command, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit_here(),
+        contexts=found, outside=whole, rounds=wanted.rounds, command=wanted.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit_here(),
     )  # fmt: skip
 
 
@@ -132,7 +137,7 @@ def _random(config: ModelConfig, sizes: Architecture, dtype: str, wanted: Wanted
     where, n = device(), sizes.num_hidden_layers
     longest = wanted.fitting(config)[-1] + ROOM
     kinds = published(sorted(config.drafters), sizes)
-    fit = layers_that_fit(sizes, dtype, longest, free_bytes(where), copies=1 if where.type == "cuda" else 2, kinds=kinds)
+    fit = layers_that_fit(sizes, dtype, longest, free_bytes(where), on_cpu=where.type == "cpu", kinds=kinds)
     layers = min(wanted.layers or n, fit)
     if wanted.layers is not None and wanted.layers > n:
         raise UserError(f"--layers is {wanted.layers}; {config.name} has {n}")
@@ -171,10 +176,8 @@ def machine_of(target: Any, dtype: str, threads: int) -> Machine:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
                 "cuda": torch.version.cuda}  # fmt: skip
     gpu = torch.cuda.get_device_name(target.device) if on_gpu else None
-    replays = getattr(target, "replayer", None)
-    mode: Literal["eager", "graphs"] = "graphs" if replays is not None and replays.records else "eager"
     return Machine(
-        cpu=cpu_name(), gpu=gpu, threads=threads, dtype=dtype, engine=target.engine, mode=mode, versions=versions
+        cpu=cpu_name(), gpu=gpu, threads=threads, dtype=dtype, engine=target.engine, mode=target.mode, versions=versions
     )  # fmt: skip
 
 

@@ -312,7 +312,7 @@ def check_cell(record: Mapping[str, Any], system: str, known: dict[str, tuple[An
 
 _IN_ENV: tuple[tuple[str, type[Any], str], ...] = (
     ("packages", dict, "an object"), ("target_parts", dict, "an object"), ("system", str, "a text"), ("pages", str, "a text"),
-    ("native", dict, "an object"), ("row_invariant", bool, "true or false"),
+    ("native", dict, "an object"), ("mode", str, "a text"), ("row_invariant", bool, "true or false"),
 )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
         "cpu": env.get("cpu"), "gpu": gpu, "n_cores": env.get("n_cores"), "torch": packages.get("torch"),
         "transformers": packages.get("transformers"), "cuda": env.get("cuda") if gpu else None,
         "driver": env.get("driver") if gpu else None, "engine": env.get("engine_sha"), "kernels": env.get("kernels") or None,
-        "pages": env.get("pages"), "native": f"{native.get('path')} {native.get('flags')}" if native else None,
+        "mode": env.get("mode"), "pages": env.get("pages"),
+        "native": f"{native.get('path')} {native.get('flags')}" if native else None,
     }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def machine_label(env: Mapping[str, Any]) -> str:
     path, _, flags = (keys["native"] or "").partition(" ")
     of_engine = f", native {path}, flags {canonical_hash({'flags': flags})[:8]}" if path else ""
     of_engine += f", pages of {keys['pages']}" if keys["pages"] else ""
+    of_engine += f", {keys['mode']}" if keys["mode"] else ""
     return (
         f"{keys['cpu']}, {on}, {keys['n_cores']} cores, torch {keys['torch']}, transformers {keys['transformers'] or 'unknown'}, "
         f"engine {keys['engine'] or UNKNOWN_ENGINE}{of_engine}{kernels}"

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
@@ -15,6 +16,7 @@ from harness.common.plain_names import place
 
 OTHER_FILES = "transformers_weights"  # a key by which transformers loads other files than its usual ones
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+MOST_HEADER = 10**8  # bytes; safetensors itself reads no longer one
 MEDUSA_KEY = re.compile(r"(?:medusa_head\.)?\d+\.\d+(?:\.linear)?\.(?:weight|bias)")
 MEDUSA_SAFE, MEDUSA_PICKLED = "medusa_lm_head.safetensors", "medusa_lm_head.pt"  # what the authors' heads are called
 
@@ -50,6 +52,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / SAFE]
 
 
+def _header(file: Path) -> tuple[int, Any]:
+    """A safetensors file's header: its length in bytes, and what it says. Of another file, as a pickle, nothing more is read.
+
+    Raises:
+        ValueError: it has none of the length that it gives, or one longer than `MOST_HEADER`.
+    """
+    with file.open("rb") as f:
+        n = int.from_bytes(f.read(8), "little")
+        if n > min(file.stat().st_size - 8, MOST_HEADER):
+            raise ValueError(f"{file} has no header of {n} bytes")
+        return n, json.loads(f.read(n))
+
+
 def tensor_names(folder: Path) -> set[str]:
     """What the tensors in a folder are called, by the index or the header of its safetensors; empty where neither can be read."""
     for index in (folder / f"{SAFE}.index.json", folder / f"{PICKLED}.index.json"):
@@ -59,9 +74,7 @@ def tensor_names(folder: Path) -> set[str]:
             except (OSError, ValueError, KeyError, TypeError):
                 return set()
     try:
-        with (folder / SAFE).open("rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            return set(json.loads(f.read(min(size, 10**8)))) - {"__metadata__"}
+        return set(_header(folder / SAFE)[1]) - {"__metadata__"}
     except (OSError, ValueError, TypeError, RecursionError):
         return set()
 
@@ -79,9 +92,7 @@ def why_not_whole(file: Path) -> str | None:
     if file.suffix != ".safetensors":
         return None if size else "is empty"
     try:
-        with file.open("rb") as f:
-            header = int.from_bytes(f.read(8), "little")
-            tensors = json.loads(f.read(min(header, 10**8)))
+        header, tensors = _header(file)
         end = 8 + header + max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"has {size} bytes and no whole header"
@@ -105,9 +116,7 @@ def stored_numbers(folder: Path) -> int:
 
 def _numbers(file: Path) -> int:
     try:
-        with file.open("rb") as f:
-            header = int.from_bytes(f.read(8), "little")
-            tensors = json.loads(f.read(min(header, 10**8)))
+        _, tensors = _header(file)
         return sum(math.prod(t["shape"]) for name, t in tensors.items() if name != "__metadata__")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return file.stat().st_size // 2

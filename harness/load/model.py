@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Reference = Callable[[str], list[int]]  # sentencepiece's ids of a text
+WARM_UP = "caching_allocator_warmup"  # of transformers, before it loads weights onto a GPU
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 # what some of transformers' models do to logits after the LM head (Granite, Cohere, Gemma 2)
 SCALINGS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
@@ -339,7 +341,7 @@ def _target_model(
     """
     import transformers
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _memory_of_its_own():
         warnings.simplefilter("ignore")
         found: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -358,6 +360,26 @@ def _target_model(
             keys = sorted(k if isinstance(k, str) else f"{k[0]} {list(k[1])} for {list(k[2])}" for k in info[what])
             raise UserError(f"model {config.name}: {what.replace('_', ' ')} in {folder}: {', '.join(keys[:5])}")
     return model
+
+
+@contextmanager
+def _memory_of_its_own() -> Iterator[None]:
+    """Whatever transformers loads meanwhile gets a block of a GPU's memory for each weight, and not one for all.
+
+    Of one block nothing goes back to the GPU before all does. The projections that are fused would leave holes in it, a tenth of
+    the weights, and what little came to lie in a hole would keep the whole when the model is gone.
+    """
+    from transformers import modeling_utils
+
+    taken = getattr(modeling_utils, WARM_UP, None)
+    if taken is None:  # another version, which takes none
+        yield
+        return
+    setattr(modeling_utils, WARM_UP, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        setattr(modeling_utils, WARM_UP, taken)
 
 
 def _is_beyond(key: str, layers: int) -> bool:

@@ -85,19 +85,26 @@ def device_map(layers: list[int]) -> dict[str, int]:
 
 
 def let_go() -> None:
-    """Free what is no longer referred to, on GPUs too: a model may be as large as half of one, and another is loaded next."""
+    """Free what is no longer referred to, on GPUs too: a model may be as large as half of one, and another is loaded next.
+
+    What cuBLAS works in goes, too: where it lies in the block of a model's weights, that whole block would stay.
+    """
     import torch
+
+    from methods.engine.static.replay import drop_workspaces
 
     gc.collect()
     if torch.cuda.is_available():
+        drop_workspaces()
         torch.cuda.empty_cache()
 
 
 def free_on_gpu(i: int) -> int:
-    """Bytes free on a GPU, less a workspace."""
+    """Bytes free on a GPU, less a workspace: those that nobody has, and those that torch has and nothing lies in."""
     import torch
 
-    return torch.cuda.mem_get_info(i)[0] - WORKSPACE
+    unused = torch.cuda.memory_reserved(i) - torch.cuda.memory_allocated(i)
+    return torch.cuda.mem_get_info(i)[0] + unused - WORKSPACE
 
 
 def free_on_gpus() -> list[int]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from harness.common.digests import digest_of
 from harness.common.errors import UserError, say
-from harness.common.files import cache_dir, cache_folder, hub_folder, is_sealed, seal, sha256_file, unaltered, whole_file
+from harness.common.files import cache_dir, cache_folder, hub_folder, is_sealed, save_whole, seal, sha256_file, unaltered
 from harness.common.hints import hinted
 from harness.common.plain_names import place
 from harness.common.pypi import wheel_member
@@ -250,9 +250,13 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
                 raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
             if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
                 raise UserError(f"{file} holds something else than tensors by name")
-            with whole_file(kept) as tmp:
-                save_file({k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}, tmp, {"format": "pt"})
+            own = {k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}
+
+            def save(tmp: Path) -> None:
+                save_file(own, tmp, {"format": "pt"})
                 seal(tmp, kept)
+
+            save_whole(kept, save)
     return load_file(unaltered(kept)), digest
 
 

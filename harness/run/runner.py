@@ -27,10 +27,10 @@ from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
 from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
 from harness.watch import originals
-from harness.watch.run import built, names_of, settled
+from harness.watch.run import ModeChanged, built, names_of, settled
 from methods import Arm
 from methods.base import SamplerParams
-from methods.engine.engines import prepare
+from methods.engine.engines import begin, prepare
 from methods.engine.sampling import stream_key
 from tasks import Prompt
 
@@ -74,6 +74,20 @@ class Runner:
         self.loaded, self.spec, self.ledger = loaded, spec, ledger
         self.plan = Plan.of(spec, loaded)
         self.recorded: Recorded
+        self._describe()
+        self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
+        self._whole: dict[str, Record] | None = None
+        self.n_failed = 0
+        self._longest = 0  # tokens of a prompt and its answer, at most
+        self._tell_of_changes(self.look())
+
+    def _describe(self) -> None:
+        """Note what the run is measured on.
+
+        Raises:
+            UserError: the ledger's cells are of another machine.
+        """
+        loaded, spec = self.loaded, self.spec
         self.env = machine.describe(
             dtype=loaded.dtype, threads=spec.threads, target_sha=loaded.target_sha, target_parts=loaded.identity.parts,
             head_sha=loaded.head_sha, engine_sha=methods.engine_sha(), seed=spec.seed, n_devices=len(loaded.target.devices),
@@ -81,13 +95,8 @@ class Runner:
             engine_facts=loaded.target.engine_facts,
         )  # fmt: skip
         for cell in self.plan.cells_written():
-            ledger.check_machine(cell.key, self.env)
-        self._facts = RunFacts(uuid.uuid4().hex[:12], ledger.write_env(self.env))
-        self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
-        self._whole: dict[str, Record] | None = None
-        self.n_failed = 0
-        self._longest = 0  # tokens of a prompt and its answer, at most
-        self._tell_of_changes(self.look())
+            self.ledger.check_machine(cell.key, self.env)
+        self._facts = RunFacts(uuid.uuid4().hex[:12], self.ledger.write_env(self.env))
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
@@ -134,7 +143,11 @@ class Runner:
     def warm_up(self) -> dict[str, float]:
         """A short generation per method (recorded, marked); -> seconds per token of each, for the estimate of time.
 
-        Then whatever their steps replay is recorded for texts of all lengths to come, so that no step that counts has to.
+        Then whatever their steps replay is recorded for texts of all lengths to come, so that no step that counts has to. Where
+        that is refused the run is one of steps launched call by call from here on, and its records say so.
+
+        Raises:
+            UserError: it is refused, and the ledger's cells were measured with it.
         """
         first = next(((ps, p) for ps in self.spec.prompt_sets for p in ps.prompts), None)
         rates: dict[str, float] = {}
@@ -144,6 +157,9 @@ class Runner:
         rendered = self.loaded.render([("user", prompt.turns[0])])
         ids = self.loaded.encode(rendered)[: max(self.loaded.config.context_length - WARMUP_TOKENS, 1)]
         turn = Turn(prompt, 1, 0, rendered, ids, None)
+        drafters = [one.drafter for one in self.loaded.drafters.values()]
+        begin(self.loaded.target, drafters)
+        warm: list[tuple[Cell, Clocked]] = []
         for cell in (c for c in self.plan.cells if c.prompts is prompts):
             arm = cell.arm
             try:
@@ -152,16 +168,19 @@ class Runner:
             except FAILURES:  # told and recorded when it fails on a prompt that counts
                 rates[arm.name] = 0.0
                 continue
-            self.ledger.append(self._record(cell, turn) | measured(self.loaded, made) | {
-                "is_warmup": True, "max_new_tokens": WARMUP_TOKENS,
-                "key": warm_up_key(self._facts.run_id, arm.name, arm.preset),
-            })  # fmt: skip
+            warm.append((cell, made))
             generation = made.generation
             decoding = made.wall_s - generation.prefill_s if generation.trace else made.wall_s
             rate = decoding / max(len(generation.token_ids) - 1, 1)
             rates[arm.name] = max(rates.get(arm.name, 0.0), rate)  # of several trees the slowest
-        drafters = [one.drafter for one in self.loaded.drafters.values()]
         prepare(self.loaded.target, drafters, min(self._longest, self.loaded.config.context_length))
+        if self.env.get("mode") != self.loaded.target.engine_facts.get("mode"):
+            self._describe()
+        for cell, made in warm:
+            self.ledger.append(self._record(cell, turn) | measured(self.loaded, made) | {
+                "is_warmup": True, "max_new_tokens": WARMUP_TOKENS,
+                "key": warm_up_key(self._facts.run_id, cell.arm.name, cell.arm.preset),
+            })  # fmt: skip
         return rates
 
     # ---- the loop ----
@@ -234,6 +253,8 @@ class Runner:
         )  # fmt: skip
         try:
             made = self._generate(cell.arm, turn.ids, params)
+        except ModeChanged:
+            raise
         except FAILURES as e:
             self._fail(record, cell, turn, in_one_line(e))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from harness.common.errors import UserError, in_one_line
+from harness.common.files import save_whole
 from harness.train.settings import TrainSettings
 
 CHECKPOINT, BEFORE_COOLDOWN = "checkpoint.pt", "before-cooldown.pt"
@@ -34,13 +36,14 @@ def save_checkpoint(
     file: Path, head: nn.Module, optimizers: Sequence[torch.optim.Optimizer], progress: Progress, settings: TrainSettings,
     pool_tokens: int,
 ) -> None:  # fmt: skip
-    """Write a training whole, or not at all. pool_tokens: of the data that it is trained on."""
-    torch.save(
-        {"head": head.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": asdict(progress),
-         "settings": _plain(settings), "pool_tokens": pool_tokens},
-        file.with_suffix(".part"),
-    )  # fmt: skip
-    file.with_suffix(".part").replace(file)
+    """Write a training whole, or not at all. pool_tokens: of the data that it is trained on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    whole = {"head": head.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": asdict(progress),
+             "settings": _plain(settings), "pool_tokens": pool_tokens}  # fmt: skip
+    save_whole(file, partial(torch.save, whole))
 
 
 def resume(

@@ -176,6 +176,11 @@ def _write_shard(meta: Path, done: list[Answer], keep_features: bool) -> None:
     os.replace(tmp, meta)  # last: its presence says the shard is whole
 
 
+def has_features(folder: Path) -> bool:
+    """Whether the features of all shards of a folder were kept: else they are to be computed."""
+    return all(meta.with_suffix(".features").exists() for meta in folder.glob("shard-?????.npz"))
+
+
 def read_shards(folder: Path, hidden: int, compute: FeaturesOf | None = None) -> list[Conversation]:
     """All conversations of a folder, with their features memory-mapped, or computed by `compute` when they are asked for."""
     out = []

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from harness.common.errors import UserError
+from harness.common.errors import ToldElsewhere, UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # that processes wait for each other: while one judges, or makes features
@@ -44,7 +44,7 @@ class Processes:
         """What `make` gives in the main process, told to all of them. It must be plain data.
 
         Raises:
-            UserError: the main process's, in every process.
+            UserError: the main process's, in every process; in the others as `ToldElsewhere`.
         """
         if self.count == 1:
             return make()
@@ -58,7 +58,7 @@ class Processes:
                 made[1] = str(e)
         broadcast_object_list(made)
         if made[1] is not None:
-            raise UserError(made[1])
+            raise (UserError if self.is_main else ToldElsewhere)(made[1])
         return cast("T", made[0])
 
     def share_weights(self, head: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from harness.common.files import sha256_file, whole_file
+from harness.common.files import save_whole, sha256_file, whole_file
 from harness.load.eagle_head import FREQUENT
 from harness.train.report import write_report
 from harness.train.trainers import Trainer, W
@@ -37,8 +38,7 @@ def save_drafter(
     shipped = trainer.shipped(head)
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in shipped.state_dict().items()}
     file = out / "model.safetensors"
-    with whole_file(file) as tmp:
-        save_file(state, tmp)
+    save_whole(file, partial(save_file, state))
     config = cast("DataclassInstance", shipped.config)
     values: dict[str, Any] = {"architectures": [trainer.drafter.architectures[0]], **asdict(config), **figures}
     values |= {"target_sha256": target_sha, "weights_sha256": sha256_file(file)}
@@ -50,6 +50,5 @@ def save_drafter(
         with whole_file(out / name) as tmp:
             tmp.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
     if frequent is not None:
-        with whole_file(out / FREQUENT) as tmp:
-            save_file({"tokens": torch.from_numpy(frequent)}, tmp)
+        save_whole(out / FREQUENT, partial(save_file, {"tokens": torch.from_numpy(frequent)}))
     write_report(out)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import methods
-from harness.common.errors import users_code
+from harness.common.errors import UserError, users_code
 from harness.load.model import Loaded
 from harness.watch import originals
 from harness.watch.check import (
@@ -29,15 +29,19 @@ from harness.watch.check import (
 )
 from harness.watch.seen import Seen, watched_drafter, watched_target
 from methods.base import Decode, Generation, SamplerParams
-from methods.engine.engines import n_recordings
+from methods.engine.engines import n_recordings, refused_late
+
+
+class ModeChanged(UserError):
+    """Steps are no longer launched as those that were measured before. It ends whatever compares their times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
     """A generation that passed every check. `wall_s`, `cpu_s`: of the whole of it, less what keeping its trees took.
 
-    `n_recordings`: CUDA graphs that were recorded meanwhile, which took time that is none of the method's. `peak_bytes`: the most
-    memory that was allocated meanwhile, weights included (`HFTarget.peak_bytes`).
+    `n_recordings`: CUDA graphs that were recorded meanwhile, or refused, which took time that is none of the method's.
+    `peak_bytes`: the most memory that was allocated meanwhile, weights included (`HFTarget.peak_bytes`).
     """
 
     generation: Generation
@@ -75,9 +79,17 @@ def settled(
 
     Raises:
         BadGeneration: as `watched` does; or the second one records, too.
+        ModeChanged: recordings were refused after all were prepared.
     """
     for _ in range(2):
-        seen = watched(build(), prompt_ids, target, drafter, params, names, external=external)
+        try:
+            seen = watched(build(), prompt_ids, target, drafter, params, names, external=external)
+        finally:
+            if why := refused_late(target):
+                raise ModeChanged(
+                    f"the driver refused a CUDA graph after others had been measured with ({why}): times before it and after it "
+                    "do not compare. Run it again, or with HARNESS_ENGINE=torch, which launches steps call by call"
+                )
         if not seen.n_recordings:
             return seen
     raise BadGeneration(f"{seen.n_recordings} CUDA graphs were recorded while its clock ran, also when it was made again")

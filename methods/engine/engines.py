@@ -116,19 +116,39 @@ def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent
     return EagleDrafter(head, embedding, target.lm_head, frequent)
 
 
+def begin(target: HFTarget, drafters: Iterable[Any]) -> None:
+    """Before the methods of a run or a race warm up: what others asked for earlier is not recorded for them."""
+    for part in _static(target, drafters):
+        part.begin()
+    if isinstance(target, StaticTarget):
+        target.replayer.recording.is_prepared = target.replayer.recording.refused_late = False
+
+
 def prepare(target: HFTarget, drafters: Iterable[Any], tokens: int) -> None:
     """Before anything is timed: make what steps behind texts of up to so many tokens would else make when they first need it.
 
-    Recordings (`static/`) are of what the methods asked for so far: each is to have decoded a little before.
+    Recordings (`static/`) are of what the methods asked for since `begin`: each is to have decoded a little before.
     """
-    for part in (target, *drafters):
-        if isinstance(part, StaticTarget | StaticEagleDrafter):
-            part.prepare(tokens)
+    for part in _static(target, drafters):
+        part.prepare(tokens)
+    if isinstance(target, StaticTarget):
+        target.replayer.recording.is_prepared = True
+
+
+def _static(target: HFTarget, drafters: Iterable[Any]) -> list[StaticTarget | StaticEagleDrafter]:
+    return [part for part in (target, *drafters) if isinstance(part, StaticTarget | StaticEagleDrafter)]
 
 
 def n_recordings(target: Any) -> int:
-    """How many recordings the target and its drafters have made so far: one that is made while a clock runs spoils its time."""
-    return target.replayer.recording.n_made if isinstance(target, StaticTarget) else 0
+    """How many recordings the target and its drafters have tried so far: one while a clock runs spoils its time, also where it
+    is refused."""
+    return target.replayer.recording.n_tried if isinstance(target, StaticTarget) else 0
+
+
+def refused_late(target: Any) -> str | None:
+    """Why recordings were refused after `prepare`, when others had been replayed already; None where they were not."""
+    recording = target.replayer.recording if isinstance(target, StaticTarget) else None
+    return recording.refused if recording is not None and recording.refused_late else None
 
 
 def lm_drafter(target: HFTarget, model: Any) -> LMDrafter:

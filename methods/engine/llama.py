@@ -83,16 +83,15 @@ class LlamaTarget(HFTarget):
         model.set_attn_implementation("sdpa")  # the module itself only serves transformers' own `generate`
         c = model.config
         self._norm = Norm(self.body.norm.weight, c.rms_norm_eps, packed)
-        self._layers = [
-            DecoderLayer(module, c.num_attention_heads, self._kv_heads, c.rms_norm_eps, packed=packed)
-            for module in self.body.layers
-        ]
+        self._layers = []
+        for module in self.body.layers:
+            layer = DecoderLayer(module, c.num_attention_heads, self._kv_heads, c.rms_norm_eps, packed=packed)
+            if self.device.type != "cpu":  # layer by layer, or all would be there twice at once
+                share(module.self_attn, layer.qkv.weight)
+            self._layers.append(layer)
         self.lm_head = Linear(self.lm_head.weight, packed=packed)
         self._scale = self.cache.head_dim**-0.5
         self._placed = list(enumerate(self.cache.devices))  # of each layer its place in the cache, and the device it lies on
-        if self.device.type != "cpu":
-            for module, layer in zip(self.body.layers, self._layers, strict=True):
-                share(module.self_attn, layer.qkv.weight)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._n_positions = 0
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,8 @@ class HFTarget:
     """Whether a row of any forward has the very bits that plain decoding of its path gives it."""
     notice: str | None = None
     """One line for the user on the engine that was taken, where there is something to say."""
+    mode: Literal["eager", "graphs"] = "eager"
+    """How steps are launched: call by call, or as CUDA graphs."""
     pages: str | None = None
     """Of what size the memory is in that the weights lie in (`methods.engine.native.pages`), set where that was asked for."""
 

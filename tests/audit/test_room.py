@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Outcome, harness, isolate, refused
+from command_line import Outcome, harness, isolate, refused, tiny_copy
 from places import TINY
 from row_by_row import run_on
+from safetensors.torch import load_file, save_file
 from tiny_model import shared_tiny_model
 
 from harness.audit import layers as planning
 from harness.audit import page
-from harness.audit.audit import audit
+from harness.audit.audit import _of_included, audit
 from harness.audit.faults.bench import Bench, run_mutant
 from harness.audit.faults.faults import MUTANTS, Mutant
 from harness.audit.jobs import Stage
 from harness.audit.keeper import Origin
 from harness.audit.levels import LEVELS
-from harness.audit.prepare import score_dtype
+from harness.audit.prepare import computed_here, score_dtype
 from harness.audit.probe import lanes, replay
 from harness.audit.probe.subject import Subject
 from harness.audit.request import AuditRequest
@@ -166,22 +167,32 @@ def test_layers_that_it_does_not_have_are_refused(layers: int) -> None:
         load(CONFIG, "float32", layers=layers)
 
 
-def test_only_weights_beyond_the_cut_may_be_left_over(tmp_path: Path) -> None:
+def test_a_weight_of_no_layer_may_not_be_left_over(tmp_path: Path) -> None:
+    """Of a cut target the other layers' are there and not read; any other would be one that is not understood."""
+    yaml = tiny_copy(tmp_path / "model")
+    file = yaml.parent / "target" / "model.safetensors"
+    save_file(load_file(file) | {"extra.weight": torch.zeros(2)}, file, {"format": "pt"})
+    for layers in (None, 1):
+        with pytest.raises(UserError, match="unexpected keys in .*: extra.weight$"):
+            load(model_config(str(yaml)), "float32", drafters=(), layers=layers)
+
+
+def test_only_weights_beyond_the_cut_may_be_left_over() -> None:
     assert [load_model._is_beyond(f"model.layers.{i}.mlp.up_proj.weight", 2) for i in (1, 2, 11)] == [False, True, True]
     assert not load_model._is_beyond("model.layers.9x.weight", 2) and not load_model._is_beyond("extra.weight", 2)
 
 
-FEW = ("8", "14", "16", "18", "20", "22")  # of rules, rows, positions, caches and budgets; the others take longer than they say
+FEW = ("8", "14", "16", "18", "20", "22", "24")  # of rules, rows, positions, caches, budgets and heads; the others take longer
 NOTICED_ON_A_PART = [
     m if m.number in FEW else pytest.param(m, marks=pytest.mark.slow)
     for m in MUTANTS
-    if {"L2", "L3", "L4"} & {*m.killers, *m.given_tokens}
+    if {"L2", "L3", "L4", "L5"} & {*m.killers, *m.given_tokens}
 ]
 
 
 @pytest.fixture(scope="module")
 def cut_bench() -> Bench:
-    return Bench(load(CONFIG, "float32", layers=1), LEVELS["quick"])
+    return Bench(load(CONFIG, "float32", layers=1), LEVELS["quick"], layers_run=1)
 
 
 @pytest.mark.parametrize("mutant", NOTICED_ON_A_PART, ids=lambda m: f"{m.number} {m.what}")
@@ -192,7 +203,9 @@ def test_a_planted_fault_is_noticed_on_a_part_of_the_target(mutant: Mutant, cut_
 
 def test_a_whole_method_holds_on_a_part_of_the_target(cut_bench: Bench) -> None:
     assert cut_bench.l2(cut_bench.healthy).what is None and cut_bench.l3(cut_bench.healthy).what is None
-    assert cut_bench.l4(cut_bench.healthy).what is None
+    assert cut_bench.l4(cut_bench.healthy).what is None and cut_bench.l5(cut_bench.healthy).what is None
+    # the head was trained for the whole: of its tau nothing is said, or whatever is planted would count as noticed
+    assert acceptance_verdicts(cut_bench.runs(cut_bench.healthy), {}) == []
 
 
 # ---- the whole audit ----
@@ -344,6 +357,50 @@ def test_the_measured_dtype_is_judged_unasked_on_any_engine(
         assert rows[layer, "pld"]["passed"] is True
     assert ("L4 score test, T > 0, float32", "pld") not in rows
     assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["pld"] == "lossless (quick)"
+
+
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolved(dtype: str) -> str:
+        if dtype in ("auto", "bfloat16"):  # the first stands for a YAML that says the second
+            raise UserError("bfloat16: Tesla T4 does not compute in it")
+        return dtype
+
+    monkeypatch.setattr("harness.audit.prepare.resolve_dtype", resolved)
+
+
+def test_a_gpu_that_cannot_run_the_models_own_dtype_judges_those_that_are_asked_for(
+    without_layer_1: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_bfloat16(monkeypatch)
+    command = f"verify --model {TINY} --threads 1 --method pld --json --out {tmp_path}"
+    refused(harness(command), "bfloat16: Tesla T4 does not compute in it")
+    done = harness(command, "--dtype float32")
+    assert done.code == 0, done.err
+    rows = rows_of(done)
+    assert rows["L3 greedy equality, float32", "pld"]["passed"] is True
+    assert rows["the dtype of runs", "all"]["why"] == "bfloat16: Tesla T4 does not compute in it"
+
+
+def test_a_dtype_of_the_level_that_the_device_lacks_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_bfloat16(monkeypatch)
+    rows: list[Verdict] = []
+    assert computed_here(LEVELS["full"].dtypes, rows) == ["float32", "float64"]
+    assert [(v.layer, v.blocks) for v in rows] == [("all of bfloat16", False)]
+
+
+def test_plain_decodings_speed_is_not_taken_where_the_whole_target_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes would load it side by side."""
+    paced: list[str] = []
+
+    def pace(model: str, dtype: str, *_: Any) -> Any:
+        paced.append(dtype)
+        raise UserError("busy")
+
+    monkeypatch.setattr("harness.watch.pace.pace", pace)
+    request = AuditRequest(model=str(TINY), methods=("pld",), includes=(Path("mine.py"),))
+    (_, row) = _of_included(request, "float64", {"float64": "on the first layer"})
+    assert row.passed is None and not row.blocks and "on the first layer" in row.why and not paced
+    assert "busy" in _of_included(request, "float32", {"float64": "on the first layer"})[1].why and paced == ["float32"]
 
 
 # ---- memory ----

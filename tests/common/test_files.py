@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from make_ledger import FOLDER
 from places import ROOT
+from safetensors.torch import save_file
 
 from harness.common.errors import UserError
-from harness.common.files import read_json, whole_file, write_file
+from harness.common.files import read_json, save_whole, whole_file, write_file
 
 
 def written(folder: Path, content: bytes) -> Path:
@@ -80,3 +85,23 @@ def test_a_file_that_another_process_is_writing_is_left_to_it(tmp_path: Path) ->
         mine.write_text("mine")
         write_file(tmp_path / "a[1].txt", "theirs")
     assert (tmp_path / "a[1].txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_what_a_library_cannot_write_is_an_error_of_the_system(save: Callable[..., None], tmp_path: Path) -> None:
+    """As on a full disk: torch and safetensors have errors of their own for it, which would end in a traceback."""
+    file, weights = tmp_path / "weights", {"x": torch.zeros(1 << 20)}
+
+    def saved(path: Path) -> Any:
+        save(weights, path)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            save_whole(file, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(file) and not list(tmp_path.iterdir())
+    save_whole(file, saved)
+    assert file.stat().st_size > 1 << 20

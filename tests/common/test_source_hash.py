@@ -115,9 +115,10 @@ def test_every_method_depends_on_the_forwards_of_each_engine_and_those_that_draf
         found = {file.relative_to(ROOT / "methods" / "engine").as_posix() for file in closure(methods.get(name).sources, METHODS)
                  if ROOT / "methods" / "engine" in file.parents}  # fmt: skip
         assert {"native/target.py", "native/build.py", "native/forward.c", "native/kernels.c", "native/engine.h"} <= found
-        assert {"row_invariant/target.py", "attention.py", "llama.py"} <= found
+        assert {"row_invariant/target.py", "static/target.py", "static/replay.py", "attention.py", "llama.py"} <= found
         drafts = methods.ENGINES.get(methods.get(name).drafter or "") in methods.NATIVE_DRAFTERS
         assert ("native/drafters.py" in found) == drafts == ("row_invariant/drafters.py" in found)
+        assert ("static/drafter.py" in found) == drafts
 
 
 def test_findings_that_another_native_engine_made_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:

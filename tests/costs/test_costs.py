@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,18 +110,39 @@ def test_drafters_whose_published_sizes_are_known_are_made_with_random_weights()
     stand = random_target(SIZES, "float32", 256, torch.device("cpu"), 2, ("medusa",))
     found = inside(stand.target, stand.drafters, 16, Plan((16,), 2, 4, **FEW)).drafters["medusa"]
     assert len(found.levels) == PUBLISHED_HEADS - 1 and all(level[1].ms > 0 for level in found.levels) and found.root.ms > 0
-    none, with_them = (layers_that_fit(SIZES, "float32", 128, 2 * 10**6, copies=1, kinds=kinds) for kinds in ((), ("medusa",)))
+    none, with_them = (
+        layers_that_fit(SIZES, "float32", 128, 2 * 10**6, on_cpu=False, kinds=kinds) for kinds in ((), ("medusa",))
+    )
     assert none > with_them
+
+
+def test_costs_of_which_a_part_was_replayed_and_a_part_launched_are_measured_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU's driver may refuse a graph while what is outside both models is measured: after that all is eager."""
+    tiny, measured, made = shared_tiny_model("float32"), session.outside, list[str]()
+    monkeypatch.setattr(tiny.loaded.target, "mode", "graphs", raising=False)
+
+    def refusing(*args: Any) -> Any:
+        made.append(tiny.loaded.target.mode)
+        tiny.loaded.target.mode = "eager"
+        return measured(*args)
+
+    monkeypatch.setattr(session, "outside", refusing)
+    wanted = session.Wanted(contexts=(128,), rounds=1)
+    table = session.measured_of(tiny.loaded, 1, wanted, ["eagle"])
+    assert made == ["graphs", "eager"] and table.machine.mode == "eager"
+    assert "measuring again: some of it was replayed as graphs" in capsys.readouterr().err
 
 
 def test_as_many_layers_are_made_as_fit_and_fewer_than_two_are_refused() -> None:
     found: list[int] = []
     for room in range(0, 10**7, 10**5):
         with suppress(UserError):
-            found.append(layers_that_fit(SIZES, "float32", 128, room, copies=2))
+            found.append(layers_that_fit(SIZES, "float32", 128, room, on_cpu=True))
     assert found == sorted(found) and set(found) == {2, 3, 4}
     with pytest.raises(UserError, match="2 of its layers with the embedding, LM head and drafters take 0.0 GB in float32"):
-        layers_that_fit(SIZES, "float32", 128, 1000, copies=2)
+        layers_that_fit(SIZES, "float32", 128, 1000, on_cpu=True)
 
 
 def test_the_command_measures_sizes_without_weights(

@@ -205,3 +205,15 @@ def test_bad_input_to_profile_is_one_line(tmp_path: Path) -> None:
     refused(harness(COMMAND, "--sweep --out", tmp_path), "--max-new-tokens is of decoding, and --sweep decodes nothing")
     refused(harness(COMMAND, "--max-new-tokens 1 --out", tmp_path), "--max-new-tokens is 1")
     refused(harness(COMMAND, "--max-new-tokens 2560 --out", tmp_path), "the context of tiny is 2,560")
+
+
+def test_what_a_gpu_lacks_to_measure_its_bandwidth_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(loaded: Any) -> Any:
+        raise UserError("the memory's bandwidth takes 1.6 GB")
+
+    monkeypatch.setattr(module, "ceiling", lacking)
+    done = harness(f"{COMMAND} --method eagle2 --limit 1 --out", tmp_path)
+    refused(done, "the memory's bandwidth takes 1.6 GB")
+    assert "measuring" not in done.err and "decoding" not in done.err

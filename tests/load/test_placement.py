@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from places import TINY
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, modeling_utils
 
 from harness.common.errors import UserError
 from harness.common.machine import describe
+from harness.costs.random_weights import free_bytes
 from harness.ledger.ledger import machine_keys
+from harness.load import model as load_model
 from harness.load.architecture import Architecture
 from harness.load.config import model_config, paper_models
 from harness.load.eagle_head import beside_last_layer
 from harness.load.kinds import KINDS, eagle_parameters
-from harness.load.placement import Need, device_map, let_go, need, on_gpus, split
+from harness.load.placement import WORKSPACE, Need, device_map, free_on_gpus, let_go, need, on_gpus, split
 from methods.engine import llama
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
+from methods.engine.layer import DecoderLayer
 from methods.engine.llama import LlamaTarget
 from methods.engine.target import HFTarget
 from methods.engine.tree import Tree
@@ -125,7 +130,7 @@ def spread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> H
         put(model.get_submodule(name), device)
     names = {name: device.type for name, device in placed.items()}
     accelerate.dispatch_model(model, names, main_device="cpu", skip_keys=model._skip_keys_device_placement)
-    monkeypatch.setattr(llama, "is_lean", lambda model: True)
+    monkeypatch.setattr(llama, "is_lean", lambda model, dtype=None: True)
     made: HFTarget = request.param(model)
     return made
 
@@ -168,11 +173,50 @@ def test_what_is_let_go_of_is_freed_on_gpus_too(monkeypatch: pytest.MonkeyPatch)
         def __init__(self) -> None:
             self.self = self
 
-    kept, emptied = weakref.ref(Ring()), list[bool]()
+    kept, done = weakref.ref(Ring()), list[str | bool]()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(kept() is None))
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: done.append("workspaces"), raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append(kept() is None))
     let_go()
-    assert emptied == [True]  # what only a cycle held is gone before the GPU's memory is asked for
+    # what only a cycle held is gone before the GPU's memory is asked for, and what may lie in a model's block of it
+    assert done == ["workspaces", True]
+
+
+def test_what_torch_holds_and_nothing_lies_in_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of memory goes back to the GPU as a whole only: what little lies in it keeps all of it."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: ((3 + i) * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda i: 64 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda i: 2 * GB)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert free_on_gpus() == [65 * GB - WORKSPACE, 66 * GB - WORKSPACE]
+    assert free_bytes(torch.device("cuda", 1)) == 66 * GB - WORKSPACE
+
+
+def test_each_weight_gets_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would take one block for all. Then what is let go of, as projections that are fused, stays taken."""
+    taken: list[str] = []
+    monkeypatch.setattr(modeling_utils, load_model.WARM_UP, lambda *args: taken.append("a block"))
+    folder = TINY.parent / "target"
+    here = {"": torch.device("cpu")}
+    load_model._target_model(model_config(str(TINY)), folder, "float32", here)
+    assert not taken
+    AutoModelForCausalLM.from_pretrained(folder, device_map=here)
+    assert taken  # by this name, and with places as we give them
+
+
+def test_on_a_gpu_the_projections_of_one_layer_at_a_time_are_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def fused(*args: Any, **kwargs: Any) -> DecoderLayer:
+        done.append("fused")
+        return DecoderLayer(*args, **kwargs)
+
+    monkeypatch.setattr(llama, "DecoderLayer", fused)
+    monkeypatch.setattr(llama, "is_lean", lambda model, dtype=None: True)
+    monkeypatch.setattr(llama, "share", lambda attention, weight: done.append("shared"))
+    with torch.device("meta"):
+        LlamaTarget(LlamaForCausalLM(LlamaConfig(**SIZES.model_dump())))
+    assert done == ["fused", "shared"] * SIZES.num_hidden_layers
 
 
 def test_clock_and_memory_are_read_over_every_gpu_and_their_number_names_the_machine(

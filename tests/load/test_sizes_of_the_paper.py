@@ -42,7 +42,7 @@ def layers_over(what: Need, n: int, n_layers: int) -> list[int]:
 @pytest.fixture(autouse=True)
 def without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tree's ancestors and what a model computes are found by numbers, of which there are none."""
-    monkeypatch.setattr("methods.engine.llama.is_lean", lambda model: True)
+    monkeypatch.setattr("methods.engine.llama.is_lean", lambda model, dtype=None: True)
     monkeypatch.setattr("methods.engine.tree.ancestors", lambda parents: torch.ones(len(parents), len(parents), dtype=torch.bool))
 
 

@@ -19,6 +19,7 @@ from places import TINY
 from torch import Tensor, nn
 from training_process import MODEL, in_float32, loop, settings_of, tables
 
+from harness import cli
 from harness.common.errors import UserError
 from harness.train.batches import ALL, collate
 from harness.train.loop import batch_loss
@@ -148,3 +149,18 @@ def test_what_processes_cannot_train_together_is_one_line(monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="^WORLD_SIZE is 'two': start them by"):
         started()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_the_main_process_found_is_told_once(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broadcast(made: list[Any]) -> None:
+        made[1] = "the work folder is another's"
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    monkeypatch.setattr(cli, "check_packages", lambda: Processes(number, 2, object()).once(lambda: None))
+    with pytest.raises(SystemExit) as ended:
+        cli._carry_out()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == ("error: the work folder is another's\n" if number == 0 else "")

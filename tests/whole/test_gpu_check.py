@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,8 +70,9 @@ def test_each_part_is_written_at_once_and_one_that_differs_fails_the_check(
         engine = {"engine": "row-invariant", "finding": "none", "operators": [], "left_out": [], "settings": []}
         if part.words[0] == "localise":
             return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": {"engines": [engine]},
-                    "stderr": ""}  # fmt: skip
-        return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": cells, "stderr": ""}
+                    "refused": False, "stderr": ""}  # fmt: skip
+        return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": cells, "refused": False,
+                "stderr": ""}  # fmt: skip
 
     monkeypatch.setattr(check, "run", run)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--device", "cpu"])
@@ -87,17 +89,25 @@ def test_each_part_is_written_at_once_and_one_that_differs_fails_the_check(
 def test_a_part_whose_graphs_were_refused_is_told_apart(
     check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "no CUDA graphs (out of memory): steps are launched call by call, which is slower"
+    """Wherever in its errors that is said. What is worse comes first: a part that differs, or that ended badly."""
+    said = "no CUDA graphs (out of memory): steps are launched call by call, which is slower\n"
 
-    def run(part: Any, on_cpu: bool, seconds: float) -> dict[str, Any]:
-        refused = part.name == "tiny, static, T = 0"
-        return {"part": part.name, "engine": part.engine, "exit": 0, "seconds": 1, "result": [], "stderr": said * refused}
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> Any:
+        wrong = [{"identical": 5, "prompts": 6, "method": "pld"}] if " --temperature 1 " in " ".join(command) else []
+        refused = env.get("HARNESS_ENGINE") == "static" and "costs" not in command
+        return SimpleNamespace(
+            returncode=int("eagle2" in command), stdout=json.dumps(wrong), stderr=said * refused + "more\n" * 999
+        )
 
-    monkeypatch.setattr(check, "run", run)
+    monkeypatch.setattr(check.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--device", "cpu"])
     assert check.main() == 1
-    assert [p["part"] for p in summary(tmp_path)["parts"] if "graphs" in p] == ["tiny, static, T = 0"]
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("no graphs ")]
+    there = summary(tmp_path)["parts"]
+    assert [p["part"] for p in there if "graphs" in p] == ["tiny, static, T = 0", "tiny, static, T = 1", "embedded, static"]
+    assert not any("refused" in p or len(p["stderr"]) > 2000 for p in there)
+    lines = {line.split(" s  ")[1]: line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert lines["tiny, static, T = 0"] == "no graphs" and lines["tiny, static, T = 1"].startswith("differs")
+    assert lines["embedded, static"].startswith("exit 1")
 
 
 def test_without_a_gpu_it_says_how_to_rehearse(

@@ -89,11 +89,15 @@ class Look:
 
 @dataclass
 class Bench:
-    """A model in float32, and what healthy runs show on a level's own cases: its prompts, lengths and trees."""
+    """A model in float32, and what healthy runs show on a level's own cases: its prompts, lengths and trees.
+
+    layers_run: how many of the target's layers were loaded, where that is not all of them; else None.
+    """
 
     loaded: Loaded
     level: Level
     name: str = "quick"
+    layers_run: int | None = None
 
     def __post_init__(self) -> None:
         self.prompts = Prompts.of(self.loaded, self.level)
@@ -123,9 +127,10 @@ class Bench:
     def runs(self, s: Subject) -> list[Finding]:
         """Greedy findings in every case. They are made once."""
         if s.name not in self._greedy:
+            cut = {"layers": self.layers_run} if self.layers_run else {}
             self._greedy[s.name] = [
                 {"kind": "greedy", "dtype": "float32", "method": s.name, "prompt": case.prompt[0], "guided": case.guided,
-                 "row_invariant": self.has_bits,
+                 "row_invariant": self.has_bits, **cut,
                  **findings.guarded(partial(findings.greedy_finding, self.loaded, s.with_options(case.tree), case.prompt[1],
                                             greedy_params(case, self.stop_ids), plain["ids"], case.guided, self.has_bits,
                                             REJECTED))}
@@ -237,7 +242,7 @@ def plant(request: FaultsRequest, tell: Callable[[str], None] = say) -> Planted:
     loaded = load_in(config, "float32", request.head, request.n_threads, room=room)
     if loaded.drafter is None:
         raise UserError(f"model {config.name} has no draft head: faults are planted in methods that draft with one")
-    bench = Bench(loaded, level, request.level)
+    bench = Bench(loaded, level, request.level, room.fit.layers if room and room.fit.is_cut else None)
     if not bench.prompts.has_long or not bench.prompts.scored:
         raise UserError(f"faults are planted after prompts of {LONG} tokens and of at most {SCORE_LONGEST}: the context of model "
                         f"{config.name}, {config.context_length} tokens, does not hold both")  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.engine.draft_head import EagleDrafter, EagleHead, LMHead
 from methods.engine.grow import best_children
 from methods.engine.static.replay import Replayer, bucket
-from methods.engine.static.target import ROWS, additive, attend_in, keys_read, visible, widths
+from methods.engine.static.target import additive, attend_in, keys_read, visible, widths
 from methods.engine.transfer import sent
 
 OBSERVED = (8, 16)  # accepted tokens of a step, filled up to so many
@@ -43,22 +43,29 @@ class StaticEagleDrafter(EagleDrafter):
         self._all_hidden = torch.zeros(1 + ENTRIES, head.config.hidden_size, dtype=self.dtype, device=self.device)
         self._recording = False
         self._over: int | None = None  # frequent tokens that logits are over: others are other operations
-        # what was asked for so far, with the frequent tokens that it is over
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was asked for so far: what `prepare` records is then what is asked for from now on."""
+        # with the frequent tokens that it is over
         self._roots: set[int | None] = set()
         self._drafts: dict[tuple[Hashable, int | None], Callable[[Any], Any]] = {}
+        self._most_room = 0
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
-        before, self._over = self._capacity, frequent
+        before, self._over, self._most_room = self._capacity, frequent, max(self._most_room, room)
         super().start(room + max(OBSERVED) + ENTRIES, frequent, first)
         if self._capacity > before:
             self.replayer.forget()
 
     @torch.inference_mode()
     def prepare(self, tokens: int) -> None:
-        """Record what was asked for so far for texts of up to so many tokens, where anything is recorded."""
+        """Record what was asked for since `begin` for texts of up to so many tokens, where anything is recorded. The buffers have
+        as much room behind the tokens as any `start` asked for."""
         if not self.replayer.records:
             return
-        room = tokens + max(ROWS) + 1
+        room = tokens + self._most_room
+        self._last.zero_()  # of the last step, which may have observed more rows than are recorded first
         self.start(room)
         for rows in OBSERVED:
             for n in widths(rows, tokens, self._capacity).values():

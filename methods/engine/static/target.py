@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -93,21 +93,34 @@ class StaticTarget(LlamaTarget):
         # outside the recordings' pool: what was drawn of them and what is kept is asked for after other replays
         self._features = torch.zeros(max(ROWS), hidden, dtype=self.dtype, device=last)
         self._row_logits = torch.zeros(max(ROWS), self.lm_head.weight.shape[0], dtype=self.dtype, device=last)
-        self._most_rows = 1
+        self.begin()
 
     @classmethod
     def engine_in(cls, model: Any, dtype: torch.dtype) -> str:
         return "lean static"
 
+    @property
+    def mode(self) -> Literal["eager", "graphs"]:  # type: ignore[override]
+        return "graphs" if self.replayer.records else "eager"
+
+    @property
+    def engine_facts(self) -> dict[str, Any]:
+        return super().engine_facts | {"mode": self.mode}
+
+    def begin(self) -> None:
+        """Forget what was asked for so far: what `prepare` records is then what is asked for from now on."""
+        self._most_rows, self._most_room = 1, 0
+
     @torch.inference_mode()
     def prepare(self, tokens: int) -> None:
         """Record what steps may replay behind texts of up to so many tokens, where anything is recorded.
 
-        In buckets of up to as many rows as any forward had so far: who decodes first and prepares then records what is needed.
+        In buckets of up to as many rows as any forward had since `begin`, and with as much room behind the tokens as any prefill
+        asked for: who decodes first and prepares then records what is needed, in buffers that need not grow.
         """
         if not self.replayer.records:
             return
-        self._reserve(tokens + 2 * max(ROWS))
+        self._reserve(tokens + self._most_room + max(ROWS))
         self._make_tables()
         self._fill_length()
         for rows in (n for n in ROWS if n <= self._most_rows):
@@ -130,6 +143,7 @@ class StaticTarget(LlamaTarget):
 
     @torch.inference_mode()
     def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+        self._most_room = max(self._most_room, room)
         self._reserve(len(prompt_ids) + room + max(ROWS))
         return super().prefill(prompt_ids, room + max(ROWS))
 

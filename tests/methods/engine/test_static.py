@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from random_llamas import module_of
 from tiny_model import TinyModel, fresh_tiny_model
 
 import methods
+from harness.costs import session
+from harness.ledger.ledger import read, read_env
 from harness.load import model as load_model
 from harness.run.runner import Runner
 from harness.watch import run as run_watch
 from harness.watch.check import BadGeneration
 from methods.base import SamplerParams
-from methods.engine.engines import n_recordings, prepare
+from methods.engine.cache import TreeCache
+from methods.engine.engines import begin, n_recordings, prepare, refused_late
 from methods.engine.llama import LlamaTarget
 from methods.engine.static.drafter import StaticEagleDrafter
 from methods.engine.static.replay import Replayer, bucket
@@ -147,6 +152,205 @@ def test_after_preparing_nothing_is_recorded_in_a_step(engines: dict[str, TinyMo
         assert known[0] == "commit" or known[1] <= 64  # no bucket that no tree needs
 
 
+def test_after_preparing_no_buffer_grows_for_a_large_tree(engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever decodes asks for room for its tree behind the last token."""
+    tiny = engines["static"]
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    for part in (target, drafter):  # as they are when a model was just loaded
+        monkeypatch.setattr(part, "_most_room", 0)
+    monkeypatch.setattr(target, "cache", TreeCache(target.cache.devices, 2, target.cache.head_dim, target.dtype))
+    monkeypatch.setattr(target, "_n_positions", 0)
+    monkeypatch.setattr(drafter, "_capacity", 0)
+    pretend(monkeypatch, target, drafter)
+    prompt, tokens, n = tiny.prompts[0], 600, 40
+    begin(target, [drafter])
+    for total in (7, 300):
+        tiny.decode("eagle2", prompt, SamplerParams(4), total=total, top_k=20, depth=12)
+    text = (prompt * 9)[: tokens - n]
+    prepare(target, [drafter], tokens)
+    made, capacity = n_recordings(target), (target.cache.capacity, drafter._capacity)
+    tiny.decode("eagle2", text, SamplerParams(n), total=300, top_k=20, depth=12)
+    assert (target.cache.capacity, drafter._capacity) == capacity and n_recordings(target) == made
+
+
+def test_what_was_asked_for_in_an_earlier_race_is_not_recorded(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = engines["static"]
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    pretend(monkeypatch, target, drafter)
+    for name in ("eagle2", "eagle2-fr", "eagle1"):
+        tiny.decode(name, tiny.prompts[0], SamplerParams(4), **({"frequent": 200} if name == "eagle2-fr" else {}))
+    for part in (target, drafter):
+        part.replayer.forget()
+    begin(target, [drafter])
+    tiny.decode("eagle2", tiny.prompts[0], SamplerParams(4), total=20)
+    prepare(target, [drafter], 300)
+    assert {key[1] for key in target.replayer._known if key[0] != "commit"} == {1, 8, 16, 32}
+    drafts = {key[1:3] for key in drafter.replayer._known if key[0] in ("draft", "root")}
+    assert len(drafts) == 1 and {total for (_, _, total, *_), _ in drafts} == {20}
+
+
+def test_what_costs_were_measured_with_is_not_recorded_for_a_race(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = engines["static"]
+    monkeypatch.setattr("harness.costs.session.ROWS", (1, 100))
+    monkeypatch.setattr("harness.costs.measure.PROBE_TOKENS", 8)
+    session.measured_of(tiny.loaded, 1, session.Wanted(contexts=(64,), rounds=1), ["eagle"])
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    assert target._most_rows == 1 and not drafter._drafts and not drafter._roots
+
+
+def test_what_the_last_step_observed_is_no_hindrance_to_preparing(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = engines["static"]
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    pretend(monkeypatch, target, drafter)
+    drafter.start(400)
+    drafter.observe(list(range(3, 15)), torch.zeros(12, drafter.head.config.hidden_size))  # the last of 16 rows is the 12th
+    drafter.prepare(300)
+    assert {key[1] for key in drafter.replayer._known if key[0] == "observe"} == {8, 16}
+
+
+def test_a_recording_knows_of_variables_what_they_were(engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pretended graphs of these tests would not show else."""
+    target = engines["static"].loaded.target
+    pretend(monkeypatch, target)
+    target.prefill([1, 2, 3], 9)
+    target.step(5)
+
+    def read_length() -> torch.Tensor:
+        return torch.tensor([target.cache.length])
+
+    assert int(target.replayer("length", read_length)) == 4
+    target.step(5)
+    assert int(target.replayer("length", read_length)) == 4 and target.cache.length == 5
+
+
+TWO = (torch.device("cpu"), torch.device("cpu", 1))
+
+
+@pytest.fixture
+def over_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a static target of two layers take them to lie on two devices: its buffers, inputs and recordings are two."""
+    inner = LlamaTarget.__init__
+
+    def split(self: Any, model: Any, packed: bool = True) -> None:
+        inner(self, model, packed)
+        if isinstance(self, StaticTarget):
+            self.devices, self._placed = TWO, list(enumerate(TWO))
+            self.cache = TreeCache(list(TWO), self._kv_heads, self.cache.head_dim, self.dtype)
+
+    monkeypatch.setattr(LlamaTarget, "__init__", split)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_layers_on_two_devices_are_a_recording_on_each(
+    temperature: float, over_two: None, engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    monkeypatch.setenv("HARNESS_ENGINE", "static")
+    tiny = fresh_tiny_model("float32")
+    target, drafter = tiny.loaded.target, tiny.loaded.drafter_of("eagle")
+    pretend(monkeypatch, target, drafter)
+    first, second = target.replayer, target._others[TWO[1]]
+    begin(target, [drafter])
+    for prompt in tiny.prompts[:2]:
+        params = SamplerParams(40, temperature=temperature, keep_trees=True)
+        found, wanted = (engines_of.decode("eagle2", prompt, params) for engines_of in (tiny, engines["torch"]))
+        assert found.token_ids == wanted.token_ids and found.trace and wanted.trace
+        assert found.trace.accepted == wanted.trace.accepted
+    prepare(target, [drafter], 600)
+    made = n_recordings(target)
+    tiny.decode("eagle2", (tiny.prompts[0] * 20)[:500], SamplerParams(60, temperature=temperature))
+    assert n_recordings(target) == made
+    assert len(first._known) == len(second._known) > 10
+    assert {key[0] for key in first._known} == {(0,), "commit"} and {key[0] for key in second._known} == {(1,), "commit"}
+
+
+class FakeCuda:
+    """As much of `torch.cuda` as a recording takes. What it gives out is counted, and it knows its current stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.n_streams, self.cleared, self.captured, self.fails = "main", 0, list[bool](), False, False
+        for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream", "device", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.cleared.append(self.captured), raising=False)
+
+    class CUDAGraph:
+        def replay(self) -> None:
+            pass
+
+    class Side:
+        def wait_stream(self, other: Any) -> None:
+            pass
+
+    def Stream(self) -> Any:
+        self.n_streams += 1
+        return self.Side()
+
+    def current_stream(self, device: Any = None) -> Any:
+        return self.current if isinstance(self.current, self.Side) else self.Main(self)
+
+    class Main(Side):
+        def __init__(self, cuda: Any) -> None:
+            self.cuda = cuda
+
+    def graph_pool_handle(self) -> int:
+        return 1
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, "main" if isinstance(stream, self.Main) else stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        """As torch's: where the recording cannot be ended, its stream stays."""
+        before, self.current, self.captured = self.current, stream, True
+        yield
+        self.captured = False
+        if self.fails:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        self.current = before
+
+
+def test_all_recordings_of_a_device_are_made_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    replayer = Replayer(torch.device("cuda", 0))
+    for key in range(5):
+        replayer(key, lambda: None)
+    replayer.forget()
+    replayer(0, lambda: None)
+    assert cuda.n_streams == 1 and n_of(replayer) == 6
+    # what products work in is dropped before each recording and after it, so that it is the recording's own
+    assert cuda.cleared == [False] * 12
+
+
+def n_of(replayer: Replayer) -> int:
+    return replayer.recording.n_tried
+
+
+def test_a_recording_that_cannot_be_ended_leaves_the_stream_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    cuda.fails = True
+    replayer = Replayer(torch.device("cuda", 0))
+    assert replayer("key", lambda: 7) == 7
+    assert cuda.current == "main" and not replayer.records
+    assert "no CUDA graphs (CUDA error: operation failed" in capsys.readouterr().err
+
+
 def test_a_run_measures_no_generation_in_which_anything_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two-turn dialogues and answers that go on over several widths of keys: all of it is recorded before the first counts."""
     isolate(monkeypatch, tmp_path)
@@ -243,11 +447,91 @@ def test_what_cannot_be_recorded_runs_call_by_call_and_is_told_once(
     assert tiny.decode("eagle2", tiny.prompts[0], SamplerParams(30)).token_ids == wanted
     prepare(target, [drafter], 600)
     assert len(n) == when + 1 and not target.replayer.records and not drafter.replayer.records
-    assert not target.replayer._known or when
+    assert not target.replayer._known and not drafter.replayer._known  # what others had recorded gives its memory back
     said = capsys.readouterr().err
     assert said.count("no CUDA graphs (CUDA error: operation not permitted when stream is capturing)") == 1
     assert len(said.splitlines()) == 1
-    target.replayer.recording.refused = None
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, on: list[bool]) -> None:
+    """Let recordings be refused from when `on` holds something."""
+    record = Replayer._recorded
+
+    def refuse(self: Replayer, compute: Any) -> Any:
+        if on:
+            raise RuntimeError(REFUSED)
+        return record(self, compute)
+
+    monkeypatch.setattr(Replayer, "_recorded", refuse)
+
+
+def test_a_generation_in_which_a_recording_was_refused_does_not_count(
+    engines: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its warm-ups ran on the clock. Before anything was measured the rest is launched call by call; later it is an error."""
+    tiny = engines["static"]
+    target, names, builds = tiny.loaded.target, run_watch.Names("t", "d"), list[str]()
+    refused: list[bool] = []
+    pretend(monkeypatch, target)
+    refusing(monkeypatch, refused)
+
+    def build() -> Any:
+        builds.append(target.mode)
+        return methods.get("vanilla").build()
+
+    def settled() -> Any:
+        return run_watch.settled(build, tiny.prompts[0], target, None, SamplerParams(9), names)
+
+    refused.append(True)
+    assert settled().n_recordings == 0 and builds == ["graphs", "eager"]
+    assert target.engine_facts["mode"] == "eager" and refused_late(target) is None
+
+    target.replayer.recording.on = True
+    refused.clear()
+    begin(target, [])
+    settled()
+    prepare(target, [], 200)
+    target.replayer.forget()
+    refused.append(True)
+    with pytest.raises(run_watch.ModeChanged, match="refused a CUDA graph after others had been measured with .CUDA error"):
+        settled()
+    with pytest.raises(run_watch.ModeChanged):  # nor is anything that comes after it set beside what came before
+        settled()
+    begin(target, [])
+    assert settled().n_recordings == 0 and refused_late(target) is None
+
+
+@pytest.mark.parametrize("when", ["warming up", "measuring"])
+def test_records_say_whether_steps_were_replayed(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(monkeypatch, tmp_path)
+    monkeypatch.setenv("HARNESS_ENGINE", "static")
+    load, begin_run, refused, out = load_model.load, Runner.run, list[bool](), tmp_path / "r"
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        pretend(monkeypatch, found.target, found.drafter_of("eagle"))
+        refusing(monkeypatch, refused)
+        refused.extend([True] * (when == "warming up"))
+        return found
+
+    def run(self: Runner, *args: Any) -> int:
+        self.loaded.target.replayer.forget()
+        refused.append(True)
+        return begin_run(self, *args)
+
+    monkeypatch.setattr(load_model, "load", loaded)
+    if when == "measuring":
+        monkeypatch.setattr(Runner, "run", run)
+    done = harness(f"run --model {TINY} --method vanilla --task gsm8k --source bundled --limit 1 --max-new-tokens 9 --threads 1 "
+                   f"--dtype float32 --out {out}")  # fmt: skip
+    found = read(out) if (out / "records.jsonl").is_file() else []
+    if when == "measuring":
+        assert done.code != 0 and "refused a CUDA graph after others had been measured with" in done.err.splitlines()[-1]
+        assert all(r["is_warmup"] for r in found)
+    else:
+        assert done.code == 0, done.err
+        assert len(found) == 2 and {read_env(out, r["env"])["mode"] for r in found} == {"eager"}
+        assert all(r["machine"].endswith(", eager") for r in found)
 
 
 def test_buckets() -> None:
