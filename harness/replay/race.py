@@ -16,7 +16,7 @@ from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array
 from harness.replay.prompts import Prompt, params
 from harness.watch.run import names_of, settled
-from methods.engine.engines import prepare
+from methods.engine.engines import begin, prepare
 
 # after so many prompts options leave the race that are this far behind the best
 FAIR_TRIAL = 2
@@ -80,6 +80,7 @@ def race(
         base = runs[0][: len(runs[j])]  # who left early is held against vanilla as it stood then
         return Raced(tried[j - 1], np.array([[*own, *other] for own, other in zip(runs[j], base, strict=True)]).T)
 
+    begin(loaded.target, [drafter])  # nothing is recorded for what a race before this one asked for
     for i, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
         say(f"decoding prompt {max(i, 1)} of {len(prompts)} with {running.sum() - 1} sets of options and without drafts ...")
         for j in np.roll(np.flatnonzero(running), i):
