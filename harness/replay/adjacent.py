@@ -13,11 +13,10 @@ import pandas as pd
 from harness.common.errors import UserError
 from harness.forms.table import Section, Table, bracketed, number
 from harness.metrics.definitions import Estimate, estimated
-from harness.metrics.intervals import holm
 from harness.replay.price import Prices
 from harness.replay.record import Replay, of_methods
 from harness.replay.rows import CHILDREN
-from harness.replay.tables import STATISTICS, Summed, costs, counts, faster, speedup, strata
+from harness.replay.tables import STATISTICS, Summed, adjusted, costs, counts, faster, speedup, strata
 
 NAME = "adjacent-trees"
 FIXED, GRID, EQUAL = "EAGLE-2", "fixed tree of a grid", "fixed tree of the same size"
@@ -129,14 +128,6 @@ NOTES = (
     f" previous-round: Holm's over the steps. Faster: p < {LEVEL:g}. No p, no interval: no conversation differs from another.",
     "beta, steps, bounds and sizes of adjacency-adaptive trees are unpublished: chosen here, per row, on held-out conversations.",
 )  # fmt: skip
-
-
-def adjusted(estimates: Sequence[Estimate]) -> list[float | None]:
-    """Holm's p-values of "no faster", in the order given. None, and no test, where there are too few conversations, or none
-    that differs from another: they are one conversation then, however often it is counted."""
-    raw = {i: e.spread.p_above(1.0) for i, e in enumerate(estimates) if e.spread is not None and e.spread.error > 0}
-    found = dict(zip(raw, holm(list(raw.values())), strict=True))
-    return [found.get(i) for i in range(len(estimates))]
 
 
 def _row(

@@ -29,7 +29,8 @@ PLANE = tuple(f"call={call:g},verify={verify:g}" for call, verify in itertools.p
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A point of the plane: the fastest policy there, its speed, and by how much it is faster than the best fixed tree.
+    """A point of the plane: the policy that was fastest there on held-out conversations, and its speed and its gain over the
+    best fixed tree on others.
 
     `control`: that tree's speed. `is_shown`: the interval of the gain is above 1.
     """
@@ -50,8 +51,7 @@ class Region:
 def regions(replays: Sequence[Replay], choices: Sequence[Choice], temperature: float) -> list[Region]:
     """The points of the plane that choices were made at. Bounds, which know what vanilla will say, do not win.
 
-    Which policy is fastest is seen on the same conversations that its gain is told of: among several that are alike the gain of
-    the first is on the high side.
+    Which policy is fastest is decided on the held-out conversations, as its options are; speed and gain are of the others.
     """
     by_arm = {(method, sha): rs for (t, method, _, sha), rs in of_methods(replays) if t == temperature}
     found = []
@@ -62,7 +62,7 @@ def regions(replays: Sequence[Replay], choices: Sequence[Choice], temperature: f
         if CONTROL not in priced:
             continue
         speeds = {m: estimated(list(strata([s]).values()), speedup, 0.0) for m, (_, s) in priced.items()}
-        best = max(speeds, key=lambda m: (speeds[m].value or 0.0, m == CONTROL))
+        best = max(priced, key=lambda m: (priced[m][0].speedup, m == CONTROL))
         both = strata([priced[best][1], priced[CONTROL][1]])
         call, verify = (float(part.partition("=")[2]) for part in name.split(","))
         found.append(Region(call, verify, best, priced[best][0].options, speeds[best], speeds[CONTROL],

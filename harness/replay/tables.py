@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import methods
 from harness.common.names import SIX_TASKS, VANILLA, method_order
 from harness.forms.table import Section, Table, bracketed, number
 from harness.ledger.record import canonical_hash
@@ -113,7 +114,8 @@ NOTES = (
 def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: Mapping[str, Prices]) -> Table:
     """Per temperature and costs a section: each policy at the options chosen for them, against the fixed tree of a grid search.
 
-    prices: by the name that choices have them under. p: that the policy is no faster than the fixed tree, Holm over policies.
+    prices: by the name that choices have them under. p: that the policy is no faster than the fixed tree, Holm over policies;
+    the bounds, which are no methods, are not judged.
     """
     sections, numbers = [], []
     by_arm = {(t, method, sha): rs for (t, method, _, sha), rs in of_methods(replays)}
@@ -127,8 +129,8 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
                 mine = costs(rs, price)
                 against = estimated(list(strata([mine, control]).values()), faster, 0.0) if control else None
                 made.append((c, rs, _estimates(strata([mine]), speedup), against))
-            judged = [i for i, (c, _, _, a) in enumerate(made) if c.method != CONTROL and a is not None and a.spread is not None]
-            p = dict(zip(judged, holm([made[i][3].spread.p_above(1.0) for i in judged]), strict=True))  # type: ignore[union-attr]
+            rivals = [i for i, (c, *_) in enumerate(made) if c.method != CONTROL and not methods.get(c.method).replay_only]
+            p = dict(zip(rivals, adjusted([made[i][3] for i in rivals]), strict=True))
             rows = []
             order = sorted(range(len(made)), key=lambda i: -(made[i][2]["mean"].value or 0.0))
             for i in order:
@@ -159,6 +161,14 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
     notes = (*NOTES, f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
              "oracle-stop knows what vanilla will say and random-stop looks at nothing: bounds, not methods.")  # fmt: skip
     return Table(CHOSEN_NAME, tuple(sections), notes, pd.DataFrame(numbers))
+
+
+def adjusted(estimates: Sequence[Estimate | None]) -> list[float | None]:
+    """Holm's p-values of "no faster", in the order given. None, and no test, where there are too few conversations, or none
+    that differs from another: they are one conversation then, however often it is counted."""
+    raw = {i: e.spread.p_above(1.0) for i, e in enumerate(estimates) if e and e.spread and e.spread.error > 0}
+    found = dict(zip(raw, holm(list(raw.values())), strict=True))
+    return [found.get(i) for i in range(len(estimates))]
 
 
 def _setting(c: Choice) -> str:
