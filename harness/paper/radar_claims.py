@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,20 @@ def radar_rows(records: Iterable[Record], folder: Path) -> list[Row]:
     records = measured(records)
     models, looped = {r["model"] for r in records}, {r["key"] for r in records if r["looped"]}
     replays = [r for r in record.read(folder) if r.model in models]
+    heads = sorted({r["head_id"] or "" for r in records if r["method"] in (RADAR, DYNAMIC)}
+                   | {r.head_id or "" for r in replays if r.method in (RADAR, DYNAMIC)})  # fmt: skip
     rows: list[Row] = []
     for t in (0.0, 1.0):
         live = {canonical_hash(r["options"]): r["options"] for r in records if r["method"] == RADAR and r["temperature"] == t}
         again = {canonical_hash(r.options): r.options for r in replays if r.method == RADAR and r.temperature == t}
         policies: dict[str, Options] = {**live, **again}
-        for options in policies.values() or [UNMEASURED]:
-            own, base = _sides(records, options, t)
-            mine, others = _replays(replays, options, t)
-            named = f" ({options['weights']})" if policies else ""
+        for options, head in product(policies.values() or [UNMEASURED], (heads if policies else heads[:1]) or [""]):
+            own, base = _sides([r for r in records if (r["head_id"] or "") == head], options, t)
+            mine, others = _replays([r for r in replays if (r.head_id or "") == head], options, t)
+            if len(heads) > 1 and policies and not (own or mine):
+                continue  # of the other head
+            of_head = f", head {head}" if len(heads) > 1 else ""
+            named = f" ({options['weights']}{of_head})" if policies else ""
             rows += _rows(named, options, t, own, base, mine, others, looped)
     return rows
 

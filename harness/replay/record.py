@@ -18,6 +18,8 @@ from harness.ledger.record import canonical_hash
 FILE = "replays.jsonl"
 PACKED = f"{FILE}.gz"  # as `gzip` leaves it: finished replays may be kept so, and are read like the others
 _Counts = list[Annotated[int, pydantic.Field(ge=0)]]
+Key = tuple[str, str, str, str, str | None]
+"""Of an answer, method, hash of options, hash of code, and what decides what the drafter drafts."""
 
 
 class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -54,9 +56,9 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
     lacking: int
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What is replayed once."""
-        return self.answer, self.method, canonical_hash(self.options), self.code_sha
+        return self.answer, self.method, canonical_hash(self.options), self.code_sha, self.head_id
 
     @pydantic.model_validator(mode="after")
     def _columns_agree(self) -> Replay:
@@ -99,7 +101,7 @@ def read(folder: Path) -> list[Replay]:
     """
     path = folder / FILE
     packed = folder / PACKED
-    found: dict[tuple[str, ...], Replay] = {}
+    found: dict[Key, Replay] = {}
     try:
         text = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes()) if packed.is_file() else b""
     except (OSError, EOFError, zlib.error) as e:
@@ -136,8 +138,12 @@ def append(folder: Path, replays: Iterable[Replay]) -> None:
 
 
 def of_methods(replays: Iterable[Replay]) -> Iterator[tuple[tuple[float, str, str, str], list[Replay]]]:
-    """Replays of one temperature and method with its options together: (temperature, method, preset, hash of the options)."""
-    found: dict[tuple[float, str, str, str], list[Replay]] = {}
+    """Replays of one temperature and method with its options together: (temperature, method, preset, hash of the options).
+
+    A preset is a name for options: of replays under several names the first one counts.
+    """
+    found: dict[tuple[float, str, str], list[Replay]] = {}
     for r in replays:
-        found.setdefault((r.temperature, r.method, r.preset, canonical_hash(r.options)), []).append(r)
-    yield from found.items()
+        found.setdefault((r.temperature, r.method, canonical_hash(r.options)), []).append(r)
+    for (t, method, sha), own in found.items():
+        yield (t, method, own[0].preset, sha), own

@@ -252,7 +252,7 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
 
 
 def _of_answer(
-    loaded: Loaded, answer: Answered, arms: Sequence[Arm], done: dict[tuple[str, str, str, str], Replay], prompts: LedgerPrompts,
+    loaded: Loaded, answer: Answered, arms: Sequence[Arm], done: Mapping[record.Key, Replay], prompts: LedgerPrompts,
     request: ReplayRequest, told: Told,
 ) -> list[Replay]:  # fmt: skip
     r = answer.record
@@ -260,9 +260,9 @@ def _of_answer(
     found: dict[int, Replay] = {}
     by_frequent: dict[int | None, list[int]] = {}
     for i, arm in enumerate(arms):
-        key = (r["key"], arm.name, canonical_hash(arm.options), methods.code_sha(arm.name))
+        key = (r["key"], arm.name, canonical_hash(arm.options), methods.code_sha(arm.name), _head_of(loaded, arm))
         if key in done:
-            found[i] = done[key]
+            found[i] = done[key].model_copy(update={"preset": arm.preset})
         else:
             by_frequent.setdefault(arm.options.get("frequent"), []).append(i)
     for frequent, wanted in by_frequent.items():
@@ -335,9 +335,14 @@ def _rows_of(
     return store, text, rows, features
 
 
+def _head_of(loaded: Loaded, arm: Arm) -> str | None:
+    """What decides what this arm's drafter drafts; None of a method without one."""
+    kind = arm.method.drafter
+    return loaded.drafter_id(kind, with_frequent=arm.options.get("frequent") is not None) if kind else None
+
+
 def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made: Replayed) -> Replay:
     r: Mapping[str, Any] = answer.record
-    kind = arm.method.drafter
     copied = (
         "model",
         "task",
@@ -351,9 +356,8 @@ def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made: Replayed) -> Re
         "n_prompt",
         "dtype",
     )
-    head = loaded.drafter_id(kind, with_frequent=arm.options.get("frequent") is not None) if kind else None
     return Replay(
-        answer=r["key"], target_id=loaded.identity.id, head_id=head, method=arm.name, preset=arm.preset,
+        answer=r["key"], target_id=loaded.identity.id, head_id=_head_of(loaded, arm), method=arm.name, preset=arm.preset,
         options=dict(arm.options), code_sha=methods.code_sha(arm.name), tokens=made.tokens, accepted=made.accepted,
         sizes=made.sizes, calls=made.calls, asked=made.asked, lacking=made.lacking, **{name: r[name] for name in copied},
     )  # fmt: skip

@@ -29,7 +29,7 @@ def records(seconds: float, base_options: dict[str, Any] = BASE, n: int = 6) -> 
         for i in range(n):
             for name, wall, options in (("radar", seconds, RADAR), ("eagle2", 6.0, base_options)):
                 found.append(measured("eagle2", i, [2, 3, 2], wall_s=wall * rng.uniform(0.99, 1.01), task=task, method=name,
-                                      options=options, preset="paper"))  # fmt: skip
+                                      options=options, preset="paper", head_id="h"))  # fmt: skip
     return found
 
 
@@ -81,6 +81,14 @@ def test_calls_and_speeds_under_costs_are_judged_on_replays(tmp_path: Path) -> N
     mine, theirs = 89.5 - 2 * 2.81 + 6 * 0.4, 89.5
     assert row(own, SPLITS).all.effect.value == pytest.approx(theirs / mine - 1)
     assert row(own, CALLS, 1.0).all.verdict == "not so: above the range"
+
+
+def test_replays_of_two_heads_are_told_apart(tmp_path: Path) -> None:
+    """A pair is of one head: not the policy with one against the base with another."""
+    other = [r.model_copy(update={"head_id": "i"}) for r in replays(4)]
+    record.append(tmp_path, [*replays(6), *other])
+    own = [r for r in radar_rows(of_tiny(records(5.55)), tmp_path) if CALLS in r.test and r.temperature == 0]
+    assert {r.claim.partition("head ")[2]: r.all.effect.value for r in own} == {"h)": 0.25, "i)": 0.5}
 
 
 def test_replays_of_another_model_are_left_out(tmp_path: Path) -> None:

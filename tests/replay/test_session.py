@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import harness
+from made_up_replays import replay
 from places import TINY
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as torch_load
+from safetensors.torch import save_file as torch_save
 
 from harness.replay import record
 from harness.replay.store import FOLDER
@@ -60,6 +64,27 @@ def test_one_temperature_of_a_ledger_has_the_prompts_of_later_turns(ledger: Path
                    "--out", str(tmp_path))  # fmt: skip
     assert made.code == 0, made.out + made.err
     assert {(r.temperature, r.turn) for r in record.read(tmp_path)} == {(1.0, 1), (1.0, 2)}
+
+
+def test_replays_of_another_head_are_not_this_heads(ledger: Path, tmp_path: Path) -> None:
+    """What is there of one head is not taken as the other's: each is replayed, and each keeps its own."""
+    other = tmp_path / "other"
+    shutil.copytree(TINY.parent / "head", other)
+    weights = other / "model.safetensors"
+    changed = {name: weight.flip(0) if weight.ndim == 2 else weight for name, weight in torch_load(weights).items()}
+    torch_save(changed, weights)
+    own = ("--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--temperature", "0", "--out", str(tmp_path))
+    for head in ((), ("--head", str(other))):
+        made = harness("replay", *own, *head)
+        assert made.code == 0, made.out + made.err
+    found = [(r.head_id, r.turn) for r in record.read(tmp_path)]
+    assert len(found) == len(set(found)) == 4 and len({head for head, _ in found}) == 2
+
+
+def test_one_setting_under_two_presets_is_one_setting() -> None:
+    both = [replay("opt-tree", i, [1], [[1]], [4], {"total": 4}).model_copy(update={"preset": p}) for i, p in enumerate("ab")]
+    (((_, method, preset, _), own),) = record.of_methods(both)
+    assert (method, preset, own) == ("opt-tree", "a", both)
 
 
 def test_answers_are_made_where_no_ledger_is_named(tmp_path: Path) -> None:
