@@ -153,13 +153,18 @@ def answers_made(config: ModelConfig, request: ReplayRequest) -> None:
     tell_failures(carry_out(config, requests).n_failed)
 
 
-def _chosen(records: Iterable[Record], request: ReplayRequest) -> list[Record]:
-    """Vanilla's records of the tasks and conversations asked for, at all temperatures: a later turn's prompt holds the answer at
-    T = 0 to the one before."""
-    names = {n for name in request.tasks for n in (tasks.names() if name == "all" else [name])}
+def _chosen(records: Iterable[Record], request: ReplayRequest, model: str) -> list[Record]:
+    """Vanilla's records of the tasks, budget, source and conversations asked for, at all temperatures: a later turn's prompt
+    holds the answer at T = 0 to the one before.
+
+    Raises:
+        UserError: no such task, or one that the model cannot be asked.
+    """
+    names = {n for name in request.tasks for n in (tasks.names_for(model) if name == "all" else [name])}
     for name in names:
-        tasks.get(name)
-    own = [r for r in records if not r["is_warmup"] and r["task"] in names]
+        tasks.check_model(name, model)
+    own = [r for r in records if not r["is_warmup"] and r["task"] in names
+           and request.max_new_tokens in (None, r["max_new_tokens"]) and request.source in ("auto", r["source"])]  # fmt: skip
     if request.limit is None:
         return own
     first: dict[str, dict[str, None]] = {}
@@ -167,6 +172,22 @@ def _chosen(records: Iterable[Record], request: ReplayRequest) -> list[Record]:
         first.setdefault(r["task"], {}).setdefault(r["sample_id"])
     kept = {(task, sample) for task, samples in first.items() for sample in list(samples)[: request.limit]}
     return [r for r in own if (r["task"], r["sample_id"]) in kept]
+
+
+def _of_one_kind(answers: Iterable[Answered], folder: Path) -> None:
+    """
+    Raises:
+        UserError: answers to one task that were made in several ways: their means would be of neither.
+    """
+    by_task: dict[tuple[str, float], list[Record]] = {}
+    for a in answers:
+        by_task.setdefault((a.record["task"], a.record["temperature"]), []).append(a.record)
+    for name, how in (("max_new_tokens", "name one with --max-new-tokens"), ("source", "name one with --source"),
+                      ("top_p", "keep each in a ledger of its own"), ("seed", "keep each in a ledger of its own")):  # fmt: skip
+        for (task, t), own in by_task.items():
+            if len(found := sorted({r[name] for r in own})) > 1:  # type: ignore[literal-required]
+                raise UserError(f"{folder} holds answers to {task} at T = {t:g} of several {name}: {', '.join(map(str, found))}; "
+                                f"{how}")  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -227,18 +248,25 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     keep_freed_memory()
     torch.set_num_threads(request.threads or usable_cores())
     if request.results is None:
-        answers_made(model_config(request.model or "smollm2-135m"), request)
-    records = _chosen(read(request.results or request.folder), request)
+        made = model_config(request.model or "smollm2-135m")
+        request = replace(request, max_new_tokens=request.max_new_tokens or made.max_new_tokens)
+        answers_made(made, request)
+    there = list(read(request.results or request.folder))
+    nothing = f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures"
+    if not there:
+        raise UserError(nothing)
+    config = model_config(request.model or there[0]["model"])
+    records = _chosen(there, request, config.name)
     asked = request.temperatures or {r["temperature"] for r in records}
     if not any(r["temperature"] in asked for r in records):
-        raise UserError(f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures")
-    config = model_config(request.model or records[0]["model"])
+        raise UserError(nothing)
     prices = prices_of(config, request)
     dtype = request.dtype if request.dtype != "auto" else records[0]["dtype"]
     request = replace(request, dtype=dtype)
     say(f"loading {config.title} ...")
     loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})
     own = [a for a in answered(records, loaded) if a.record["temperature"] in asked]
+    _of_one_kind(own, request.results or request.folder)
     arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import harness
+from made_up_records import measured
 from made_up_replays import replay
 from places import TINY
 from safetensors import safe_open
@@ -17,7 +20,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file as torch_load
 from safetensors.torch import save_file as torch_save
 
-from harness.replay import record
+from harness.common.errors import UserError
+from harness.replay import record, session
 from harness.replay.store import FOLDER
 
 MADE = ("--model", str(TINY), "--task", "mt_bench", "--limit", "1", "--source", "bundled", "--max-new-tokens", "12")
@@ -72,7 +76,10 @@ def test_replays_of_another_head_are_not_this_heads(ledger: Path, tmp_path: Path
     shutil.copytree(TINY.parent / "head", other)
     weights = other / "model.safetensors"
     changed = {name: weight.flip(0) if weight.ndim == 2 else weight for name, weight in torch_load(weights).items()}
+    before = sha256(weights.read_bytes()).hexdigest()
     torch_save(changed, weights)
+    config = other / "config.json"
+    config.write_text(config.read_text().replace(before, sha256(weights.read_bytes()).hexdigest()))
     own = ("--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--temperature", "0", "--out", str(tmp_path))
     for head in ((), ("--head", str(other))):
         made = harness("replay", *own, *head)
@@ -93,6 +100,30 @@ def test_answers_are_made_where_no_ledger_is_named(tmp_path: Path) -> None:
     rows = made.value
     assert {r["method"] for r in rows} >= {"best-first", "opt-tree", "oracle-stop", "random-stop"}
     assert (tmp_path / "tables" / "replay.csv").is_file()
+
+
+def test_answers_of_two_budgets_are_not_pooled(ledger: Path, tmp_path: Path) -> None:
+    """Which ones is said on the command line, else it is refused before anything is decoded."""
+    results = tmp_path / "ledger"
+    shutil.copytree(ledger, results)
+    made = harness("run", *MADE[:-1], "10", "--method", "eagle2", "--out", str(results))
+    assert made.code == 0, made.out + made.err
+    own = ("--results", str(results), "--model", str(TINY), "--policy", "eagle2", "--temperature", "0", "--out", str(tmp_path))
+    assert "several max_new_tokens: 10, 12; name one with --max-new-tokens" in refused(*own)
+    assert not (tmp_path / record.FILE).exists()
+    assert "no answers of vanilla's" in refused(*own, "--source", "hub")
+    assert harness("replay", *own, "--max-new-tokens", "10").code == 0
+    assert {r.max_new_tokens for r in record.read(tmp_path)} == {10}
+
+
+def test_all_tasks_are_those_of_the_model() -> None:
+    """A model of pictures has tasks of its own, and cannot be asked the paper's six."""
+    made: Any = [measured("vanilla", i, [1], task=task) for i, task in enumerate(("digits", "gsm8k"))]
+    asked = session.ReplayRequest(policies=("eagle2",), results=Path("x"))
+    assert [r["task"] for r in session._chosen(made, asked, "digits-mosaic")] == ["digits"]
+    assert [r["task"] for r in session._chosen(made, asked, "smollm2-135m")] == ["gsm8k"]
+    with pytest.raises(UserError, match="'gsm8k' is a task of text: model digits-mosaic can be asked digits"):
+        session._chosen(made, replace(asked, tasks=("gsm8k",)), "digits-mosaic")
 
 
 def refused(*arguments: str) -> str:
