@@ -26,7 +26,7 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
     """One turn, decoded again by one method.
 
     `answer`: the key of vanilla's record. `tokens`: of the answer. `accepted`, `sizes`, `calls`: as `Replayed` has them.
-    `asked`, `lacking`: rows that the trees asked for, and those that had to be drafted for them.
+    `asked`, `lacking`: rows that the trees asked for, and those that are not of the drafting pass.
     """
 
     schema_version: int = 1

@@ -27,16 +27,17 @@ Column = NDArray[Any]
 class Rows:
     """Nodes that the drafter was run on, a row each, with the `CHILDREN` likeliest tokens after them.
 
+    `n_pass`: the first so many are of the one drafting pass; those after them were drafted as trees asked for them.
     Columns [rows]: `position`, how many tokens of the answer stand before the draft; `parent`, the row of the node above, -1 for
     the root; `token`, the node's own, -1 for the root. [rows, CHILDREN]: `children`, tokens; `logs`, their log-probabilities.
     """
 
-    def __init__(self, columns: Sequence[Column] | None = None) -> None:
+    def __init__(self, columns: Sequence[Column] | None = None, n_pass: int = 0) -> None:
         self._blocks: list[tuple[Column, ...]] = [tuple(columns)] if columns is not None else []
         self._joined: tuple[Column, ...] | None = None
         self._roots: dict[int, int] = {}
         self._below: dict[tuple[int, int], int] = {}
-        self.n = 0
+        self.n, self.n_pass = 0, n_pass
         for block in self._blocks:
             self._number(block)
 
@@ -89,7 +90,7 @@ class RowsDrafter:
 
     text: the token ids of prompt and answer. features: gives the target's over it [n, hidden], once they are needed.
     `calls`: of each step so far the rows of each call of the drafter, that after the root first. `asked`, `lacking`: rows that
-    trees asked for, and those of them that had to be drafted.
+    trees asked for, and those of them that are not of the drafting pass, whatever other trees asked for before.
     """
 
     forward_s = 0.0
@@ -106,6 +107,7 @@ class RowsDrafter:
         self._real_pairs = -1  # that the real one has observed; -1: not started
         self.calls: list[list[int]] = []
         self.asked = self.lacking = 0
+        self._lacks: list[int] = []  # of `lacking` each call's of this step
         self._room = 0
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
@@ -124,6 +126,7 @@ class RowsDrafter:
             -1,
         )  # this step's calls; how many of them the real one was given, -1: none, not even the root's
         self.calls.append([])
+        self._lacks = []
 
     def named(self, columns: Tensor) -> Tensor:
         return columns
@@ -133,12 +136,10 @@ class RowsDrafter:
         return self._pairs - self._n_prompt + 1
 
     def root_logits(self) -> Tensor:
-        self.calls[-1].append(1)
-        self.asked += 1
         row = self.rows.root(self._position)
         if row is None:
-            self.lacking += 1
             row = self.rows.add(self._position, [-1], [-1], *self._issue())[0]
+        self._count([row])
         self._root = row
         return torch.tensor([[row]])
 
@@ -152,24 +153,32 @@ class RowsDrafter:
     def expand(self, tokens: Tensor, parents: Tensor, sees: Tensor) -> Tensor:
         above = [self._entries[p] if p >= 0 else self._root for p in parents.tolist()]
         own = tokens.tolist()
-        self.calls[-1].append(len(own))
-        self.asked += len(own)
         self._step.append((tokens, parents, sees))
         found = [self.rows.below(row, token) for row, token in zip(above, own, strict=True)]
         new = [i for i, row in enumerate(found) if row is None]
         if new:
-            self.lacking += len(new)
             children, logs = self._issue()
             added = self.rows.add(self._position, [above[i] for i in new], [own[i] for i in new], children[new], logs[new])
             for i, row in zip(new, added, strict=True):
                 found[i] = row
         rows = [row for row in found if row is not None]
+        self._count(rows)
         self._entries += rows
         return torch.tensor(rows)[:, None]
 
+    def _count(self, rows: Sequence[int]) -> None:
+        """A call was made for these rows."""
+        lacks = sum(row >= self.rows.n_pass for row in rows)
+        self.calls[-1].append(len(rows))
+        self._lacks.append(lacks)
+        self.asked += len(rows)
+        self.lacking += lacks
+
     def made(self, calls: int) -> None:
         """This step needed so many calls only: of a draft that was looked at further than it went."""
-        del self.calls[-1][calls:]
+        self.asked -= sum(self.calls[-1][calls:])
+        self.lacking -= sum(self._lacks[calls:])
+        del self.calls[-1][calls:], self._lacks[calls:]
 
     def draft(self, positions: Sequence[int], top_k: int, depth: int) -> None:
         """The one drafting pass: EAGLE-2's whole pool at every position given, rising, each once.
@@ -178,7 +187,11 @@ class RowsDrafter:
         """
         if self._at_once:
             self._draft_at_once(positions, top_k, depth)
-            return
+        else:
+            self._draft_one_by_one(positions, top_k, depth)
+        self.rows.n_pass = self.rows.n
+
+    def _draft_one_by_one(self, positions: Sequence[int], top_k: int, depth: int) -> None:
         nothing = torch.empty(0, 0)
         self.start(top_k * depth, self.frequent)
         for position in positions:
@@ -209,8 +222,6 @@ class RowsDrafter:
         """roots [b]: the entries that drafts hang on; tokens, logs [b, CHILDREN]: what follows them."""
         b = len(positions)
         numbers = torch.tensor(self.rows.add_many(positions, [-1] * b, [-1] * b, tokens, logs))[:, None]  # [b, m] rows
-        self.asked += b
-        self.lacking += b
         entries = roots[:, None]  # [b, m]
         k = min(top_k, tokens.shape[1])
         level_tokens, values = tokens[:, None, :k], logs[:, None, :k]  # [b, m, k]
@@ -227,8 +238,6 @@ class RowsDrafter:
             where = [p for p in positions for _ in range(m)]
             numbers = torch.tensor(self.rows.add_many(where, above.flatten().tolist(), own.flatten().tolist(), names, logs))
             numbers, entries = numbers.view(b, m), torch.arange(first, first + b * m).view(b, m)
-            self.asked += b * m
-            self.lacking += b * m
             level_tokens = names.view(b, m, -1)[:, :, :k]
             values = logs.view(b, m, -1)[:, :, :k] + flat.gather(1, picked)[:, :, None]
 

@@ -209,7 +209,7 @@ class Told:
         if self.tokens:
             rate, share = self.tokens / max(self.replaying_s, 1e-9), self.lacking / max(self.asked, 1)
             found.append(f"replayed {self.tokens:,} tokens at {rate:,.0f} tokens/s; {share:.1%} of the rows that trees asked for "
-                         "were not in the pool, and were drafted then")  # fmt: skip
+                         "were not of the drafting pass")  # fmt: skip
         return found
 
 

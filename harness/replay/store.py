@@ -20,6 +20,7 @@ from harness.replay.known import KnownText
 from harness.replay.rows import Rows
 
 FOLDER = "pools"
+N_PASS = "n_pass"
 COLUMNS = ("position", "parent", "token", "children", "logs")
 
 
@@ -53,7 +54,8 @@ class Store:
         return place(self._folder, "record", key, suffix=".safetensors")
 
     def read(self, key: str) -> tuple[KnownText, Rows] | None:
-        """A text's rows, and the text; None where they were not drafted yet. key: of vanilla's record."""
+        """A text's rows, and the text; None where they were not drafted yet, or before files said which rows are of the drafting
+        pass. key: of vanilla's record."""
         path = self._path(key)
         if not path.is_file():
             return None
@@ -62,7 +64,7 @@ class Store:
             if told.get(name) != value:
                 raise UserError(f"{path} was drafted with another {name.removesuffix('_id')} ({told.get(name)!r}; here it is "
                                 f"{value!r}): delete the folder, and they are drafted anew")  # fmt: skip
-        return read_pool(path)
+        return read_pool(path) if N_PASS in told else None
 
     def write(self, key: str, text: KnownText, rows: Rows) -> None:
         columns = dict(zip(COLUMNS, rows.columns(), strict=True))
@@ -72,7 +74,7 @@ class Store:
             self._folder.mkdir(parents=True, exist_ok=True)
             with whole_file(self._path(key)) as fresh:
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, fresh,
-                          {**asdict(self.drawn), "text": ids_sha(text.ids)})  # fmt: skip
+                          {**asdict(self.drawn), "text": ids_sha(text.ids), N_PASS: str(rows.n_pass)})  # fmt: skip
         except (OSError, SafetensorError) as e:
             raise UserError(f"cannot write {self._path(key)}: {e}") from None
 
@@ -96,7 +98,7 @@ def read_pool(path: Path) -> tuple[KnownText, Rows]:
     with _opened(path) as file:
         told = file.metadata() or {}
         texts = [file.get_tensor(name).tolist() for name in ("prompt", "answer", "beyond")]
-        rows = Rows([file.get_tensor(name) for name in COLUMNS])
+        rows = Rows([file.get_tensor(name) for name in COLUMNS], int(told.get(N_PASS, 0)))
     text = KnownText(*texts)
     if told.get("text") != ids_sha(text.ids):
         raise UserError(f"{path} is altered: delete it, and it is drafted anew")
