@@ -14,8 +14,6 @@ from methods.engine.relative_costs import RelativeCosts, relative_costs
 from methods.engine.stop_net import LOOK_MS
 
 CONTEXT_STEP = 32  # contexts are told apart no finer
-# Of RADAR's network on a GPU, in plain steps: its authors' setting for LLaMA-3.1-8B on RTX 3090s, 0.4 of 65 ms (train script)
-PUBLISHED_LOOK = 0.4 / 65
 
 
 class Prices(Protocol):
@@ -53,7 +51,7 @@ class RelativePrices:
     """Plain steps, at any context the same."""
 
     def __init__(self, costs: RelativeCosts):
-        self.name, self.look = costs.name, PUBLISHED_LOOK
+        self.name, self.look = costs.name, costs.look
         self._costs, self._drafting = costs, cache(costs.drafting)
 
     def plain(self, context: int) -> float:

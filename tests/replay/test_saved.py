@@ -7,12 +7,12 @@ import pytest
 from made_up_replays import replay
 
 from harness.replay import saved
-from harness.replay.price import PUBLISHED_LOOK, RelativePrices, looks_of
+from harness.replay.price import RelativePrices, looks_of, prices_named
 from harness.replay.record import Replay
 from methods.engine.relative_costs import RelativeCosts
 
 PRICE = RelativePrices(RelativeCosts("made up", ((1, 1.0),), ((1, 0.1),), root=0.1))
-LOOK = PUBLISHED_LOOK
+LOOK = PRICE.look
 STOPPED = {"weights": "w", "depth": 4}
 
 
@@ -42,6 +42,12 @@ def test_where_it_takes_more_rounds_a_call_has_to_cost_more() -> None:
     for call, sign in ((0.9 * even, -1), (1.1 * even, 1)):
         price = RelativePrices(RelativeCosts("made up", ((1, 1.0),), ((1, call),), root=0.1))
         assert np.sign(saved.saved(a, b, saved.faster, price).value) == sign
+
+
+def test_a_look_is_priced_by_the_machine_s_own_plain_step() -> None:
+    """0.4 ms, as RADAR's authors set it: of the 65 ms of a plain step of theirs, of the 7.07 ms of vLLM's."""
+    found = {name: price.look for name, price in prices_named(["gpu-radar", "gpu-vllm", "call=0.1,verify=2"]).items()}
+    assert found == {"gpu-radar": 0.4 / 65, "gpu-vllm": 0.4 / 7.07, "call=0.1,verify=2": 0.4 / 65}
 
 
 def test_after_the_last_call_nothing_is_looked_at_and_other_methods_never_look() -> None:
