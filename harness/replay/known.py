@@ -57,15 +57,26 @@ class _Unknown:
         raise UserError("it looks at the target's logits, which a replay does not have: such a method has to be run")
 
 
+class _Known(list[int]):
+    """Tokens by output position, up to where they are known."""
+
+    def __getitem__(self, i: Any) -> Any:
+        try:
+            return super().__getitem__(i)
+        except IndexError:
+            raise UserError(f"it goes beyond what is known: {len(self)} tokens") from None
+
+
 class KnownChooser(Chooser):
     """Draws what is known to be drawn, by output position. `known`: those tokens."""
 
     def __init__(self, params: SamplerParams, known: Sequence[int]):
         super().__init__(params)
-        self.known = known
+        self.known = _Known(known)
 
     def token(self, logits: Any, position: int) -> int:
-        return self.known[position]
+        token: int = self.known[position]
+        return token
 
     def tokens(self, logits: Any, positions: Sequence[int]) -> list[int]:
         # nodes deeper than what is known are never reached: the paths above them are too long

@@ -66,8 +66,9 @@ def replayed(
         made = arm.method.build(**arm.options)(text.prompt, target, drafter, how)
     except UserError as e:
         raise UserError(f"method {arm.name} cannot be replayed: {e}") from None
-    except IndexError as e:
-        raise UserError(f"method {arm.name} cannot be replayed: it goes beyond what is known ({in_one_line(e)})") from None
+    except Exception as e:  # a method, perhaps a user's own, may raise anything
+        why = str(e) if isinstance(e, ValueError) else f"its code in {arm.method.file} raised {in_one_line(e)}"
+        raise UserError(f"method {arm.name} cannot be replayed: {why}") from None
     if made.token_ids != text.answer:
         raise UserError(f"method {arm.name} gave another answer in replay than vanilla's: it is not exact, or the "
                         "ledger's answer is of other stop ids")  # fmt: skip

@@ -25,6 +25,7 @@ from methods.base import SamplerParams
 from methods.engine.grow import Grow, draft_pool
 from methods.engine.loop import speculative
 from methods.engine.policy import NONE, Draft, Fixed, Here, Round, best_nodes, drafted, policy_tree
+from methods.policies.opt_tree import OptTree
 
 TOKENS = 24
 EVERY = [m.name for m in sorted(methods.registered(), key=lambda m: m.name)]
@@ -147,6 +148,22 @@ def test_what_a_replay_cannot_know_is_refused() -> None:
     other = replace(text, answer=[*text.answer[:-2], 5])
     with pytest.raises(UserError, match="another answer in replay than vanilla's"):
         replayed(Arm(methods.get("vanilla"), "paper", {}), other, SamplerParams(TOKENS, STOP_IDS), None)
+
+
+@pytest.mark.parametrize(("error", "word"), [
+    (IndexError("of its own"), "opt_tree.py raised IndexError: of its own"), (ZeroDivisionError(), "raised ZeroDivisionError"),
+    (ValueError("lambda is -1"), "cannot be replayed: lambda is -1"),
+])  # fmt: skip
+def test_a_policy_that_raises_is_told_in_one_line(error: Exception, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: Any) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(OptTree, "expand", raises)
+    tiny, m = shared_tiny_model("float32"), methods.get("opt-tree")
+    text, features = known(tiny, tiny.prompts[0], SamplerParams(TOKENS, STOP_IDS))
+    with tiny.loaded.target.decoding(), pytest.raises(UserError, match=word) as found:
+        replayed(Arm(m, "paper", m.options), text, SamplerParams(TOKENS, STOP_IDS), drafter_of(tiny, text, features))
+    assert "\n" not in str(found.value) and "beyond what is known" not in str(found.value)
 
 
 # ---- the loop of policies ----
