@@ -108,7 +108,8 @@ def joined(parts: Sequence[Rounds]) -> Rounds:
 def recorded(
     folder: Path, temperatures: Iterable[float], top_k: int, depth: int, total: int, every: bool = False
 ) -> tuple[Rounds, Drawn]:  # fmt: skip
-    """The rounds over all texts that `harness replay` drafted in a folder, and who drafted them; also those of `--choose`.
+    """The rounds over all texts that `harness replay` drafted in a folder, and who drafted them; also those of `--choose`. Pools
+    over frequent tokens alone are left out, and those of answers without a replay.
 
     temperatures: of the answers that are wanted; none named: all. every: as in `rounds_of`.
 
@@ -120,9 +121,8 @@ def recorded(
     with showing_progress("rounds") as progress:
         for who, key, path in progress.each(list(kept_texts(folder)), "text"):
             held_out = of_held_out(key)
-            if held_out is None and key not in known:
-                raise UserError(f"{folder} holds a pool of an answer that no line of {record.FILE} is of: delete {folder}, and "
-                                "replay anew")  # fmt: skip
+            if who.frequent or (held_out is None and key not in known):
+                continue  # of another drafter; or a kill left it before its replays were written, which the next replay makes
             whose, t = ((held_out[0],), held_out[1]) if held_out else known[key]
             if not wanted or t in wanted:
                 drawn.add(who)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import stop_nets
 from command_line import counted, harness, isolate, refused
 from places import TINY
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from harness.replay import record
 from harness.replay.known import KnownText
 from harness.replay.record import Replay
 from harness.replay.rounds import Rounds, recorded, rounds_of
 from harness.replay.rows import Rows
+from harness.replay.store import FOLDER
 
 TREE = (3, 4, 10)  # top_k, depth, total
 WORDS = "+".join(f"{name}={n}" for name, n in zip(("top_k", "depth", "total"), TREE, strict=True))
@@ -79,6 +82,21 @@ def test_a_decode_visits_the_rounds_of_the_whole_tree_and_only_those_are_drafted
     steps = [accepted for r, accepted in replays(pools, 4) if r.temperature == 0]
     assert len(own) == sum(map(len, steps)) < len(every) and own.visited.all()
     assert len(np.unique(own.conversation)) == 11 and (own.length > own.position).all()
+
+
+def test_pools_over_frequent_tokens_and_those_without_a_line_are_left_out(pools: Path, tmp_path: Path) -> None:
+    """What `--policy all` leaves beside, and what a kill leaves between the pool and its line."""
+    shutil.copytree(pools, tmp_path / "again")
+    (one,) = {file.parent for file in (tmp_path / "again" / FOLDER).rglob("*.safetensors")}
+    first = min(one.glob("*.safetensors"))
+    shutil.copy(first, one / f"{'0' * len(first.stem)}.safetensors")
+    (one.parent / "frequent").mkdir()
+    with safe_open(first, framework="numpy") as opened:
+        arrays: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        told = opened.metadata()
+    save_file(arrays, one.parent / "frequent" / first.name, {**told, "frequent": "64", "head_id": "another"})
+    (mine, who), (rounds, drawn) = recorded(tmp_path / "again", (), 10, 4, 10), recorded(pools, (), 10, 4, 10)
+    assert who == drawn and np.array_equal(mine.accepted, rounds.accepted)
 
 
 def test_a_text_of_one_token_has_no_round() -> None:
