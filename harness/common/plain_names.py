@@ -55,6 +55,15 @@ def place(folder: Path, kind: str, *names: object, suffix: str = "") -> Path:
     return path.with_name(path.name + suffix)
 
 
+HASH = 12  # digits of a hash that a name ends in
+
+
+def split_hash(text: str) -> tuple[str, str]:
+    """`NAME@HASH` -> (name, hash); any other text -> (text, ""). A file's path may have `@` in it, too."""
+    found = re.fullmatch(rf"(.+)@([0-9a-f]{{{HASH}}})", text, re.DOTALL)
+    return (found[1], found[2]) if found else (text, "")
+
+
 def made_plain(text: str) -> str:
     """A plain name that resembles a text: other characters become `_`, and what is long ends in a hash of the whole."""
     name = re.sub(r"(?:\.\.+|[^A-Za-z0-9_.+=,@-])+", "_", text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import methods
 from harness.common.errors import UserError
-from harness.common.plain_names import made_plain
+from harness.common.plain_names import HASH, made_plain, split_hash
 from harness.costs.table import CostTable, as_json, read, read_all
 from methods.engine.relative_costs import RelativeCosts, known, register, relative_costs
 
@@ -18,7 +18,7 @@ CONTEXT = 256  # tokens: near the mean of the six tasks' prompts and half an ans
 
 def table_name(table: CostTable) -> str:
     """The name of a table in options: model, machine, and 12 digits of the hash of what it says."""
-    sha = hashlib.sha256(as_json(table).encode()).hexdigest()[:12]
+    sha = hashlib.sha256(as_json(table).encode()).hexdigest()[:HASH]
     over = f"-{table.frequent}" if table.frequent else ""
     m = table.machine
     where = m.gpu or f"{m.cpu}-{m.threads}-threads"
@@ -53,23 +53,28 @@ def _shipped() -> dict[str, CostTable]:
 def named(text: str) -> str:
     """Costs as an option names them, made known to the policies; -> their name, with a hash where they are of a table.
 
-    text: a built-in name, a file of `harness costs`, or the name of a shipped table, with its hash or without.
+    text: a built-in name, a file of `harness costs`, or the name of a shipped table; a table's with its hash or without.
 
     Raises:
-        UserError: there are no such costs, or a file has others than the hash says.
+        UserError: there are no such costs, or a table is another than the hash says.
     """
     try:
         return relative_costs(text).name
     except ValueError:
         pass
-    shipped = {name: table for name, table in _shipped().items() if text in (name, name.partition("@")[0])}
-    path = Path(text)
-    if not shipped and path.is_file():
-        return _registered(read(path))
-    if not shipped:
-        there = ", ".join([*known(), *(name.partition("@")[0] for name in _shipped())])
+    given, told = split_hash(text)
+    shipped = {split_hash(name)[0]: table for name, table in _shipped().items()}
+    if given in shipped:
+        table = shipped[given]
+    elif path := next((path for path in (Path(text), Path(given)) if path.is_file()), None):
+        table, told = read(path), told if path == Path(given) else ""
+    else:
+        there = ", ".join([*known(), *shipped])
         raise UserError(f"costs={text!r}: no such file, and none of the known costs: {there}")
-    return _registered(next(iter(shipped.values())))
+    name = table_name(table)
+    if told and told != split_hash(name)[1]:
+        raise UserError(f"costs={text!r}: the table is another one now ({given}@{split_hash(name)[1]})")
+    return _registered(table)
 
 
 _TABLES: dict[str, CostTable] = {}

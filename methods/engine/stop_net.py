@@ -20,11 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from harness.common.errors import UserError
-from harness.common.plain_names import why_not_plain
+from harness.common.plain_names import HASH, split_hash, why_not_plain
 
 Array = NDArray[np.float32]
 SUFFIX = ".safetensors"
-HASH = 12  # digits of a file's hash that a record keeps
 LOOK_MS = 0.022  # of one look: median of 2,000 on an Intel Xeon, one thread
 STOP, CONTINUE = 0, 1  # the logits' columns
 NAMES = ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0", "mlp.0.weight", "mlp.0.bias",
@@ -91,7 +90,7 @@ def pinned(weights: str) -> str:
     Raises:
         UserError: there is none, or its file is another than the hash says.
     """
-    given, _, told = weights.partition("@")
+    given, told = split_hash(weights)
     sha = hashlib.sha256(_read(given)).hexdigest()[:HASH]
     if told and told != sha:
         raise UserError(f"weights={weights!r}: the file is another one now ({given}@{sha})")
@@ -104,7 +103,7 @@ def stop_net(weights: str) -> StopNet:
     Raises:
         UserError: as `pinned`, or the file holds no such network.
     """
-    given = pinned(weights).partition("@")[0]
+    given, _ = split_hash(pinned(weights))
     return _made(given, _read(given))
 
 

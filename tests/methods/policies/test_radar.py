@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 import methods
 from harness.audit.probe import law
 from harness.common.errors import UserError
+from harness.common.plain_names import HASH
 from harness.load.config import model_config
 from harness.replay.stop_training import Learner, stop_law
 from harness.run.arms import make_arms
@@ -25,7 +26,7 @@ from methods.base import SamplerParams
 from methods.engine import policy
 from methods.engine.loop import speculative
 from methods.engine.policy import NONE, Draft, Here, Round, beam, best_nodes, policy_tree
-from methods.engine.stop_net import HASH, StopNet, pinned, stop_net
+from methods.engine.stop_net import StopNet, pinned, stop_net
 
 TREE: dict[str, Any] = {"top_k": 4, "depth": 4, "total": 12}
 
@@ -88,6 +89,15 @@ def test_weights_are_named_with_their_hash_and_another_file_of_that_name_is_refu
     stop_nets.coin(tmp_path / "w", 4, seed=1)
     with pytest.raises(UserError, match="the file is another one now"):
         make_arms(("radar",), "paper", {"weights": f"{given}@{sha}", "top_k": "4"}, config, config.head_folder)
+
+
+def test_a_path_may_have_an_at_in_it(tmp_path: Path) -> None:
+    given = stop_nets.coin(tmp_path / "me@home", 4)
+    name, at, sha = pinned(given).rpartition("@")
+    assert (name, at, len(sha)) == (given, "@", HASH) and pinned(f"{given}@{sha}") == f"{given}@{sha}"
+    assert stop_net(f"{given}@{sha}").dim == 4
+    with pytest.raises(UserError, match="the file is another one now"):
+        pinned(f"{given}@{'0' * HASH}")
 
 
 def test_a_group_leaves_out_a_policy_that_was_not_trained(
