@@ -77,7 +77,8 @@ class PolicyRequest:
 
 
 def train_radar(request: PolicyRequest) -> Table:
-    """Write the weights; -> what the policy gives on the held-out rounds, beside rules without weights.
+    """Write the weights; -> what the policy gives on held-out rounds, beside rules without weights. Of every `HELD_OUT`
+    conversations one chooses the epoch, and the table is of another: no choice has seen it.
 
     Raises:
         UserError: bad input, too few pools, or a file that cannot be written.
@@ -85,23 +86,26 @@ def train_radar(request: PolicyRequest) -> Table:
     torch.set_num_threads(request.threads or usable_cores())
     settings, tree = request.settings, (request.top_k, request.depth, request.total)
     rounds, drawn = recorded(request.results, request.temperatures, *tree, settings.rounds == "every")
-    held, visited = rounds.conversation % HELD_OUT == HELD_OUT - 1, rounds.visited
-    learn, judge = rounds.take(~held), rounds.take(held & visited)
+    part, visited = rounds.conversation % HELD_OUT, rounds.visited
+    learn = rounds.take(part < HELD_OUT - 2)
+    shown, judge = (rounds.take((part == n) & visited) for n in (HELD_OUT - 2, HELD_OUT - 1))
     context, accepted = int(rounds.length[visited].mean()), round(float(rounds.accepted[visited, -1].mean()))
     times = round_times(request.costs, *tree, look=request.look, context=context, accepted=accepted)
-    say(f"{len(learn):,} rounds to learn from, {len(judge):,} held out; in plain steps a call costs {times.call:.4f}, a look "
-        f"{times.look:.4f}")  # fmt: skip
+    say(f"{len(learn):,} rounds to learn from, {len(judge):,} that choose the epoch, {len(shown):,} that the table is of; in "
+        f"plain steps a call costs {times.call:.4f}, a look {times.look:.4f}")  # fmt: skip
+    if not len(shown):
+        raise UserError(f"no rounds are left that the table is of: more texts are needed, two of every {HELD_OUT} are held out")
 
     def told(epoch: int, found: Outcome) -> None:
         if epoch % EVERY == EVERY - 1 or not epoch:
-            say(f"epoch {epoch + 1} of {settings.epochs}: held out E[a/t] {found.mean:.4f}, E[a+1]/E[t] {found.ratio:.4f}, "
-                f"{found.calls:.2f} calls a round")  # fmt: skip
+            say(f"epoch {epoch + 1} of {settings.epochs}, where it is chosen: E[a/t] {found.mean:.4f}, E[a+1]/E[t] "
+                f"{found.ratio:.4f}, {found.calls:.2f} calls a round")  # fmt: skip
 
     trained = train(learn, judge, times, request.objective, settings, told)
     halved = trained.learner.half()
     _write(halved, request, drawn, times, len(learn))
     say(f"wrote {pinned(str(request.out))}")
-    return _table(halved.float(), learn, judge, times, request, trained)
+    return _table(halved.float(), learn, shown, times, request, trained)
 
 
 def _write(halved: Learner, request: PolicyRequest, drawn: Drawn, times: RoundTimes, n: int) -> None:
@@ -118,15 +122,15 @@ def _write(halved: Learner, request: PolicyRequest, drawn: Drawn, times: RoundTi
         raise UserError(f"cannot write {request.out}: {e}") from None
 
 
-def _table(learner: Learner, learn: Rounds, judge: Rounds, times: RoundTimes, request: PolicyRequest, trained: Trained) -> Table:
-    t, accepted, n = times.of_round, judge.accepted, judge.most
+def _table(learner: Learner, learn: Rounds, shown: Rounds, times: RoundTimes, request: PolicyRequest, trained: Trained) -> Table:
+    t, accepted, n = times.of_round, shown.accepted, shown.most
     unlooked = times.without_looks
-    law = law_of(learner, judge.states)
+    law = law_of(learner, shown.states)
     fixed = best_fixed(learn.accepted, unlooked, request.objective)
     rules = {
         "radar": (law, t),
-        "every call": (at(np.full(len(judge), n - 1), n), unlooked),
-        f"fixed, best on what it learned from: {fixed + 1} calls": (at(np.full(len(judge), fixed), n), unlooked),
+        "every call": (at(np.full(len(shown), n - 1), n), unlooked),
+        f"fixed, best on what it learned from: {fixed + 1} calls": (at(np.full(len(shown), fixed), n), unlooked),
         "random, as often as radar": (np.broadcast_to(law.mean(0), law.shape), unlooked),
         "oracle": (at(best_places(accepted, unlooked, request.objective), n), unlooked),
     }
@@ -135,8 +139,8 @@ def _table(learner: Learner, learn: Rounds, judge: Rounds, times: RoundTimes, re
             for name, o in found.items()]  # fmt: skip
     numbers = [{"rule": name, "calls": o.calls, "mean": o.mean, "ratio": o.ratio} for name, o in found.items()]
     facts = (
-        f"{len(judge):,} held-out rounds of {len(np.unique(judge.conversation))} conversations; costs: {times.name}; epoch "
-        f"{trained.best + 1} of {len(trained.epochs)} is kept",
+        f"{len(shown):,} rounds of {len(np.unique(shown.conversation))} conversations that no choice has seen; costs: "
+        f"{times.name}; epoch {trained.best + 1} of {len(trained.epochs)} is kept",
     )
     notes = (
         "a: accepted draft tokens; t: a round's time in steps of plain decoding, the looks of radar's network among them. The "

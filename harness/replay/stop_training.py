@@ -32,7 +32,7 @@ from methods.engine.stop_net import CONTINUE, STOP
 Array = NDArray[np.float64]
 Objective = Literal["mean", "ratio"]
 SCALE = 10.0  # the authors' of both alpha and beta; beta's unit is a call and a look
-HELD_OUT = 10  # every tenth text
+HELD_OUT = 10  # of so many conversations one chooses the epoch, and one is for what is told
 
 
 class StopSettings(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -179,14 +179,14 @@ def train(
     learn: Rounds, judge: Rounds, times: RoundTimes, objective: Objective, settings: StopSettings,
     told: Callable[[int, Outcome], None] = lambda epoch, found: None,
 ) -> Trained:  # fmt: skip
-    """learn: what it is trained on; judge: held-out rounds, by which the best epoch is chosen.
+    """learn: what it is trained on; judge: held-out rounds, by which the best epoch is chosen. What it gives is told on others.
 
     Raises:
         UserError: there are no rounds.
     """
     if not len(learn) or not len(judge):
-        raise UserError(f"{len(learn)} rounds to learn from and {len(judge)} held out: more texts are needed, every "
-                        f"{HELD_OUT}th is held out")  # fmt: skip
+        raise UserError(f"{len(learn)} rounds to learn from and {len(judge)} held out: more texts are needed, two of every "
+                        f"{HELD_OUT} are held out")  # fmt: skip
     torch.manual_seed(settings.seed)
     chance = torch.Generator().manual_seed(settings.seed)
     learner = Learner(learn.states.shape[2], settings.hidden, settings.dropout)

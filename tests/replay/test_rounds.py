@@ -15,7 +15,7 @@ from places import TINY
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from harness.replay import record
+from harness.replay import radar, record, stop_training
 from harness.replay.known import KnownText
 from harness.replay.record import Replay
 from harness.replay.rounds import Rounds, recorded, rounds_of
@@ -123,6 +123,26 @@ def trained(pools: Path, out: Path, *more: object) -> list[dict[str, Any]]:
     assert told.code == 0, told.err
     rows: list[dict[str, Any]] = json.loads(told.out.splitlines()[-1])
     return rows
+
+
+def test_the_table_is_of_conversations_that_no_choice_has_seen(
+    pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    seen: dict[str, set[int]] = {}
+
+    def spied_train(learn: Rounds, judge: Rounds, *given: Any) -> Any:
+        seen["learn"], seen["choose"] = set(learn.conversation.tolist()), set(judge.conversation.tolist())
+        return stop_training.train(learn, judge, *given)
+
+    def spied_table(learner: Any, learn: Rounds, shown: Rounds, *given: Any) -> Any:
+        seen["show"] = set(shown.conversation.tolist())
+        return made(learner, learn, shown, *given)
+
+    made = radar._table
+    monkeypatch.setattr(radar, "train", spied_train)
+    monkeypatch.setattr(radar, "_table", spied_table)
+    trained(pools, tmp_path / "w.safetensors")
+    assert all(seen.values()) and sum(map(len, seen.values())) == len(set[int]().union(*seen.values())) == 11
 
 
 def test_a_policy_is_trained_replayed_and_run_and_both_say_the_same(pools: Path, tmp_path: Path) -> None:

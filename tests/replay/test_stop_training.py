@@ -230,5 +230,5 @@ def test_the_settings_are_the_authors_and_bad_ones_are_one_line() -> None:
 
 def test_too_few_texts_are_refused() -> None:
     rounds = made_up()
-    with pytest.raises(UserError, match="0 held out: more texts are needed, every 10th is held out"):
+    with pytest.raises(UserError, match="0 held out: more texts are needed, two of every 10 are held out"):
         train(rounds, rounds.take(np.zeros(len(rounds), bool)), RoundTimes("toy", np.ones(4), 0.1, 0.0), "mean", QUICK)
