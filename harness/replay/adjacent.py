@@ -16,7 +16,7 @@ from harness.metrics.definitions import Estimate, estimated
 from harness.replay.price import Prices
 from harness.replay.record import Replay, of_methods
 from harness.replay.rows import CHILDREN
-from harness.replay.tables import STATISTICS, Summed, adjusted, costs, counts, faster, speedup, strata
+from harness.replay.tables import EXACT, STATISTICS, Summed, adjusted, costs, counts, faster, speedup, strata
 
 NAME = "adjacent-trees"
 FIXED, GRID, EQUAL = "EAGLE-2", "fixed tree of a grid", "fixed tree of the same size"
@@ -121,7 +121,8 @@ def adjacency_table(settings: Sequence[Setting]) -> Table:
 
 
 NOTES = (
-    "Replays of vanilla's answers, equal to runs step by step. Speeds are of decoding, prefill left out, predicted by the costs.",
+    "Replays of vanilla's answers. Speeds are of decoding, prefill left out, predicted by the costs.",
+    EXACT,
     f"{EQUAL}: EAGLE-2 at the setting (width/depth/nodes) nearest in nodes a step, then in calls; as wide as is nearest in rows"
     " drafted, or as EAGLE-2's own: what is faster on the conversations that options are chosen on.",
     "p: of being no faster than that tree, one-sided, paired by conversation; Holm's over a section's rows. Of above over"
