@@ -107,7 +107,7 @@ def replay_table(replays: Sequence[Replay], prices: Sequence[Prices]) -> Table:
 
 EXACT = (
     "Replays equal runs step by step on row-invariant engines in any dtype, and in our tests on torch's in float32. There"
-    " bfloat16 and float16 may round a forward over other nodes otherwise, and nodes that are nearly equal may change places in a tree."
+    " bfloat16 and float16 may round a forward over other nodes otherwise, and nearly equal nodes may change places in a tree."
 )
 NOTES = (
     "tau: tokens a target forward, as a run has it. No target forward is run for replays.",
