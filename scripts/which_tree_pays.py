@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--costs", action="append", default=[], help="as of harness replay; repeatable")
     parser.add_argument("--temperature", action="append", type=float, help="repeatable (default: 0 and 1)")
     parser.add_argument("--conversations", type=int, default=24, help="held-out prompts to choose on")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of answers to choose on")
     parser.add_argument("--limit", type=int, default=None, help="conversations a task")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--model", default=None)
@@ -46,6 +46,7 @@ def main() -> None:
     plane = []
     if not given.no_plane:
         plane = _choices(replace(base, costs=regions.PLANE), given.results / "choices-plane.json", given.conversations)
+    base = replace(base, max_new_tokens=None)  # the ledger's own
     found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     write_forms(chosen_table(found, named, prices), given.results / "tables")
     if plane:

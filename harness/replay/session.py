@@ -252,7 +252,12 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
         request = replace(request, max_new_tokens=request.max_new_tokens or made.max_new_tokens)
         answers_made(made, request)
     there = list(read(request.results or request.folder))
-    nothing = f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures"
+    asked_for = [f"of {n} tokens" for n in (request.max_new_tokens,) if n] + [
+        f"of source {s!r}" for s in (request.source,) if s != "auto"
+    ]
+    nothing = " ".join(
+        [f"{request.results or request.folder} holds no answers of vanilla's to these tasks at these temperatures", *asked_for]
+    )
     if not there:
         raise UserError(nothing)
     config = model_config(request.model or there[0]["model"])

@@ -111,8 +111,8 @@ def test_answers_of_two_budgets_are_not_pooled(ledger: Path, tmp_path: Path) -> 
     own = ("--results", str(results), "--model", str(TINY), "--policy", "eagle2", "--temperature", "0", "--out", str(tmp_path))
     assert "several max_new_tokens: 10, 12; name one with --max-new-tokens" in refused(*own)
     assert not (tmp_path / record.FILE).exists()
-    assert "no answers of vanilla's" in refused(*own, "--source", "hub")
-    assert harness("replay", *own, "--max-new-tokens", "10").code == 0
+    assert "no answers of vanilla's to these tasks at these temperatures of source 'hub'" in refused(*own, "--source", "hub")
+    assert harness("replay", *own, "--source", "bundled", "--max-new-tokens", "10").code == 0
     assert {r.max_new_tokens for r in record.read(tmp_path)} == {10}
 
 
