@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -163,9 +163,16 @@ NONE = torch.zeros(0, dtype=torch.long)
 """No nodes: what `expand` gives to stop."""
 
 
-def beam(draft: Draft, width: int) -> Tensor:
-    """The `width` nodes of the newest level of highest value, as EAGLE-2 expands them."""
-    return by_score(draft.value[draft.newest], width) + draft.newest.start
+def beam(draft: Draft, width: int, total: int | None = None) -> Tensor:
+    """The `width` nodes of the newest level of highest value, as EAGLE-2 expands them.
+
+    total: only those of them below which a node can be among the `total` of highest value of all. A value never rises along a
+    path, so running the others cannot change what `best_nodes` keeps.
+    """
+    best = by_score(draft.value[draft.newest], width) + draft.newest.start
+    if total is None or len(draft.value) <= total:
+        return best
+    return best[draft.value[best] >= draft.value.topk(total).values[-1]]
 
 
 def best_nodes(draft: Draft, total: int) -> Tensor:
@@ -175,18 +182,19 @@ def best_nodes(draft: Draft, total: int) -> Tensor:
 
 @dataclass(slots=True)
 class Fixed:
-    """EAGLE-2's own tree as a policy: what others are compared with, and what they are built on."""
+    """EAGLE-2's own tree as a policy: what others are compared with, and what they are built on. prunes: nodes below which
+    nothing can be kept are not run; the tree is the same."""
 
     top_k: int = 10
     depth: int = 6
     total: int = 59
-    state: Any = None
+    prunes: bool = field(default=False, kw_only=True)
 
     def begin(self, here: Here, last: Round | None) -> int:
         return self.top_k
 
     def expand(self, draft: Draft) -> Tensor:
-        return beam(draft, self.top_k) if draft.calls < self.depth else NONE
+        return beam(draft, self.top_k, self.total if self.prunes else None) if draft.calls < self.depth else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)

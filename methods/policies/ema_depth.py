@@ -42,7 +42,7 @@ class EmaDepth:
         return self.top_k
 
     def expand(self, draft: Draft) -> Tensor:
-        return beam(draft, self.top_k) if draft.calls < self._now else NONE
+        return beam(draft, self.top_k, self.total) if draft.calls < self._now else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)
