@@ -6,6 +6,7 @@ that they are drawn with. So verification keeps the target's law whatever the po
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -96,7 +97,10 @@ class _Kept:
 
 def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = None) -> Grow:
     """A grower that drafts as a policy says. policy: makes a new one for each generation; most: bounds the nodes that it keeps,
-    and the nodes that it has the drafter run on in a round."""
+    and the nodes that it has the drafter run on in a round.
+
+    The grower raises ValueError where a policy breaks its interface: a tree with a node twice would not keep the target's law.
+    """
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
@@ -107,6 +111,12 @@ def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = 
         here = Here(position, len(context.tokens), lambda i: uniform(key, b"policy", position, i))
         draft = drafted(drafter, kept.policy, here, last)
         chosen = kept.policy.keep(draft)
+        _check_kept(kept.policy, draft, chosen)
+        run = sum(map(len, draft.expanded))
+        if max(len(chosen), run) > most:
+            raise ValueError(
+                f"{_named(kept.policy)} ran the drafter on {run} nodes and kept {len(chosen)}: it said {most} at most"
+            )
         numbers, tokens, parents = torch.stack([chosen, draft.tokens[chosen], draft.parents[chosen]]).tolist()
         place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
         found = Tree(
@@ -121,8 +131,14 @@ def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = 
 
 
 def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = None) -> Draft:
-    """One round's draft: level after level, until the policy runs the drafter on nothing more."""
+    """One round's draft: level after level, until the policy runs the drafter on nothing more.
+
+    Raises:
+        ValueError: the policy asks for no children, or for nodes that are not in the newest level.
+    """
     n_children = policy.begin(here, last)
+    if n_children < 1:
+        raise ValueError(f"{_named(policy)}'s begin gave {n_children}: a node gets at least 1 child")
     logits = drafter.root_logits()
     device = logits.device
     best: BestChildren = getattr(drafter, "best_children", best_children)
@@ -146,6 +162,7 @@ def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = N
         all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*columns, strict=True))
         draft = Draft(all_tokens, parents, confidence, value, levels[1:], expanded)
         picked = policy.expand(draft)
+        _check_run(policy, draft, picked)
         if not len(picked):
             return draft
         expanded.append(picked)
@@ -157,6 +174,41 @@ def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = N
         above, entries, values = picked, torch.arange(n_entries, n_entries + m), value[picked]
         n_entries += m
         tokens, own = best(logits, n_children)
+
+
+def _check_run(policy: Policy, draft: Draft, picked: Tensor) -> None:
+    given, newest = _numbers(policy, "expand", picked), draft.newest
+    if given and not (newest.start <= min(given) and max(given) < newest.stop and len(set(given)) == len(given)):
+        raise ValueError(f"{_named(policy)}'s expand gave {_told(given)}: it takes nodes of the newest level, "
+                         f"{newest.start} to {newest.stop - 1}, each once")  # fmt: skip
+
+
+def _check_kept(policy: Policy, draft: Draft, chosen: Tensor) -> None:
+    given = _numbers(policy, "keep", chosen)
+    n, there = len(draft.tokens), {-1, *given}
+    if any(b <= a for a, b in itertools.pairwise([-1, *given, n])):
+        raise ValueError(
+            f"{_named(policy)}'s keep gave {_told(given)}: it takes nodes of the draft, 0 to {n - 1}, each once, rising"
+        )
+    for number, parent in zip(given, draft.parents[chosen].tolist(), strict=True):
+        if parent not in there:
+            raise ValueError(f"{_named(policy)}'s keep gave node {number} without its parent, node {parent}")
+
+
+def _numbers(policy: Policy, what: str, given: Tensor) -> list[int]:
+    if given.dtype != torch.long or given.dim() != 1:
+        shape = ", ".join(map(str, given.shape))
+        raise ValueError(f"{_named(policy)}'s {what} gave a tensor [{shape}] of {given.dtype}: it takes numbers of nodes, [n] "
+                         "of torch.int64")  # fmt: skip
+    return given.tolist()  # type: ignore[no-any-return]
+
+
+def _named(policy: Policy) -> str:
+    return f"policy {type(policy).__name__}"
+
+
+def _told(given: Sequence[int]) -> str:
+    return f"{', '.join(map(str, given[:20]))}{', ...' if len(given) > 20 else ''}"
 
 
 NONE = torch.zeros(0, dtype=torch.long)

@@ -1,8 +1,8 @@
 """Dynamic depth decoding (DDD; Brown et al., arXiv 2409.00142): stop where the beam as a whole has become unlikely.
 
 EAGLE-2's tree, but from `first` calls on drafting ends where the log of the sum of the beam's path probabilities is under
-`threshold`. The paper's thresholds are of its own heads; this default is ours. The sum is over the newest level's whole beam. Of that
-beam those nodes are run below which something can be kept, which is ours, too.
+`threshold`. The paper's thresholds are of its own heads; this default is ours. The sum is over the newest level's whole beam. Of
+that beam those nodes are run below which something can be kept, which is ours, too.
 """
 
 from __future__ import annotations

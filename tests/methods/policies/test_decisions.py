@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from growing import rows_of
+from growing import context, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.audit.probe.stand_ins import FakeDrafter
-from methods.engine.policy import Draft, Fixed, Here, Policy, best_nodes, drafted
+from methods.engine.policy import Draft, Fixed, Here, Policy, Round, best_nodes, drafted, policy_tree
 from methods.engine.relative_costs import relative_costs
 from methods.policies.adt import Adjacent
 from methods.policies.bandit import Bandit
@@ -59,7 +59,8 @@ def test_pruning_leaves_the_tree_as_it_is_and_drafts_no_more(kind: str, top_k: i
         drafter: Any = FakeDrafter(rows_of(kind, 6, seed))
         draft = drafted(drafter, Fixed(top_k, depth, total, prunes=prunes), HERE)
         nodes = best_nodes(draft, total)
-        kept.append([column[nodes].tolist() for column in (draft.tokens, draft.tokens[draft.parents[nodes]], draft.value)])
+        above = [int(draft.tokens[p]) if p >= 0 else -1 for p in draft.parents[nodes].tolist()]
+        kept.append((draft.tokens[nodes].tolist(), above, draft.value[nodes].tolist()))
         run.append(drafter.paths)
     assert kept[0] == kept[1] and set(run[1]) <= set(run[0])
 
@@ -90,3 +91,52 @@ def test_a_policy_runs_no_node_below_which_nothing_can_be_kept(name: str) -> Non
             assert bool((draft.value[nodes] >= least).all())
         n_whole += sum(map(len, draft.expanded)) == K * (DEPTH - 1)
     assert not n_whole
+
+
+# ---- what a policy must not say -------------------------------------------------------------------------------------
+
+
+class Says(Fixed):
+    """A fixed tree of two levels of two but for what it is told to say."""
+
+    def __init__(self, run: Any = None, kept: Any = None, children: int = 2) -> None:
+        super().__init__(2, 2, 6)
+        self._run, self._kept, self._children = run, kept, children
+
+    def begin(self, here: Here, last: Round | None) -> int:
+        return self._children
+
+    def expand(self, draft: Draft) -> torch.Tensor:
+        return torch.tensor(self._run) if self._run is not None and draft.calls == 1 else super().expand(draft)
+
+    def keep(self, draft: Draft) -> torch.Tensor:
+        return torch.tensor(self._kept) if self._kept is not None else super().keep(draft)
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ({"run": [0, 0]}, "expand gave 0, 0: it takes nodes of the newest level, 0 to 1, each once"),
+        ({"run": [2]}, "expand gave 2: it takes nodes of the newest level"),
+        ({"run": [-1]}, "expand gave -1: it takes"),
+        ({"run": [True, False]}, r"expand gave a tensor \[2\] of torch.bool: it takes numbers of nodes"),
+        ({"kept": [0, 0]}, "keep gave 0, 0: it takes nodes of the draft, 0 to 5, each once, rising"),
+        ({"kept": [1, 0]}, "keep gave 1, 0: it takes"),
+        ({"kept": [0, 6]}, "keep gave 0, 6: it takes"),
+        ({"kept": [-1, 0]}, "keep gave -1, 0: it takes"),
+        ({"kept": [True] * 6}, "keep gave a tensor"),
+        ({"kept": [2, 3]}, "keep gave node 2 without its parent, node [01]"),
+        ({"children": 0}, "begin gave 0: a node gets at least 1 child"),
+    ],
+)
+def test_a_policy_that_breaks_its_interface_is_one_clear_line(says: dict[str, Any], told: str) -> None:
+    """A sibling that is there twice would be verified twice: no tree may break the target's law in silence."""
+    drafter: Any = FakeDrafter(rows_of("distinct", 6, 0))
+    with pytest.raises(ValueError, match=f"policy Says's {told}"):
+        policy_tree(lambda: Says(**says), 6).tree(drafter, context())
+
+
+def test_a_policy_that_takes_more_than_it_said_is_one_clear_line() -> None:
+    drafter: Any = FakeDrafter(rows_of("distinct", 6, 0))
+    with pytest.raises(ValueError, match="policy Says ran the drafter on 2 nodes and kept 6: it said 5 at most"):
+        policy_tree(Says, 5).tree(drafter, context())
