@@ -12,6 +12,7 @@ from growing import context, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import methods
 from harness.audit.probe.stand_ins import FakeDrafter
 from methods.engine.policy import Draft, Fixed, Here, Policy, Round, best_nodes, drafted, policy_tree
 from methods.engine.relative_costs import relative_costs
@@ -72,7 +73,7 @@ PRUNING: dict[str, Any] = {
     "bandit": lambda: Bandit(FREE, (Fixed(K, DEPTH, TOTAL, prunes=True),), 0.2),
     "cast": lambda: Cast(FREE, 0.0, 0.0, 0.0, K, DEPTH, TOTAL),
     "ddd": lambda: DynamicDepth(-1e9, 1, K, DEPTH, TOTAL),
-    "ema-depth": lambda: EmaDepth(0.2, 5, 10, 0.25, K, DEPTH, TOTAL),
+    "ema-depth": lambda: EmaDepth(0.2, 5, 10, 0.25, (DEPTH,), K, TOTAL),
     "opt-tree": lambda: OptTree(0.0, K, DEPTH, TOTAL),
     "random-stop": lambda: RandomStop((0,) * (DEPTH - 1) + (1,), K, TOTAL),
 }
@@ -91,6 +92,36 @@ def test_a_policy_runs_no_node_below_which_nothing_can_be_kept(name: str) -> Non
             assert bool((draft.value[nodes] >= least).all())
         n_whole += sum(map(len, draft.expanded)) == K * (DEPTH - 1)
     assert not n_whole
+
+
+# ---- where they stop ------------------------------------------------------------------------------------------------
+
+
+def depths(accepted: Sequence[int], steps: Sequence[int], weight: float = 0.2, every: int = 5, warm_up: int = 10) -> list[int]:
+    """ema-depth's depth of each round, and of the one after."""
+    policy, found, last = EmaDepth(weight, every, warm_up, 0.25, tuple(steps), 2, 9), [], None
+    for n in [*accepted, 0]:
+        policy.begin(HERE, last)
+        found.append(policy.depth)
+        last = Round(accepted=n, size=9, calls=policy.depth, deepest=policy.depth, position=1)
+    return found
+
+
+def test_ema_depth_is_sglangs_arithmetic() -> None:
+    # the mean goes from 7 by 0.8 each round: 3.584 after three, the first that is looked at. 8 falls to 7 at 6.25 and less,
+    # to 6 at 5.25, to 5 at 4.25, to 4 at 3.25 only. Two rounds later it is 2.29: to 4, and to 3 at 2.25 only
+    assert depths([0] * 5, range(1, 9), every=2, warm_up=1) == [8, 8, 8, 5, 5, 4]
+    lately = [3, 2, 2, 3, 2, 3, 2, 2, 3, 2] * 4  # the mean ends near 2.4: over 2.25, where 4 falls to 3 and 7 falls to 3
+    assert depths(lately, range(1, 9))[-1] == 4 and depths(lately, (1, 3, 7))[-1] == 7
+    # with all weight on the last round: down to 1 at 0.25, up again over 0.5 to 3 and over 2.5 to 7
+    assert depths([2, 0, 1, 2, 3, 7], (1, 3, 7), weight=1.0, every=1, warm_up=0) == [7, 3, 1, 3, 3, 7, 7]
+    assert depths([0] * 15, (1, 3, 7))[10:] == [7, 7, 7, 7, 7, 1]  # nothing falls in the first warm_up + every - 1 rounds
+
+
+@pytest.mark.parametrize("steps", ["", "3 1", "1 1", "0 2", "1 x", "-1"])
+def test_ema_depths_steps_are_depths_that_rise(steps: str) -> None:
+    with pytest.raises(ValueError, match="steps=.*expected depths from 1, rising, such as '1 3 7'"):
+        methods.get("ema-depth").build(steps=steps)
 
 
 # ---- what a policy must not say -------------------------------------------------------------------------------------
