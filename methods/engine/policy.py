@@ -117,17 +117,22 @@ def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = 
             raise ValueError(
                 f"{_named(kept.policy)} ran the drafter on {run} nodes and kept {len(chosen)}: it said {most} at most"
             )
-        numbers, tokens, parents = torch.stack([chosen, draft.tokens[chosen], draft.parents[chosen]]).tolist()
-        place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
-        found = Tree(
-            [context.root, *tokens], [-1, *(place[p] for p in parents)],
-            confidence=lambda: draft.confidence[chosen].double().exp().tolist(),
-        )  # fmt: skip
+        found = tree_of(draft, chosen, context.root)
         kept.position = position
-        kept.last = {"size": len(tokens), "calls": draft.calls, "deepest": max(found.depths()), "position": position}
+        kept.last = {"size": len(chosen), "calls": draft.calls, "deepest": max(found.depths()), "position": position}
         return found
 
     return Grow(tree, most, frequent)
+
+
+def tree_of(draft: Draft, chosen: Tensor, root: int) -> Tree:
+    """The tree of the draft's nodes `chosen`: numbers, rising; a node's parent is among them."""
+    numbers, tokens, parents = torch.stack([chosen, draft.tokens[chosen], draft.parents[chosen]]).tolist()
+    place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
+    return Tree(
+        [root, *tokens], [-1, *(place[p] for p in parents)],
+        confidence=lambda: draft.confidence[chosen].double().exp().tolist(),
+    )  # fmt: skip
 
 
 def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = None) -> Draft:
