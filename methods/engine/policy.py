@@ -205,7 +205,7 @@ def _numbers(policy: Policy, what: str, given: Tensor) -> list[int]:
         shape = ", ".join(map(str, given.shape))
         raise ValueError(f"{_named(policy)}'s {what} gave a tensor [{shape}] of {given.dtype}: it takes numbers of nodes, [n] "
                          "of torch.int64")  # fmt: skip
-    return given.tolist()  # type: ignore[no-any-return]
+    return given.tolist()
 
 
 def _named(policy: Policy) -> str:
