@@ -73,8 +73,8 @@ def make_arms(
     arms: list[methods.Arm] = []
     untuned: list[str] = []
     for m in chosen:
-        if m.replay_only and not replays:
-            raise UserError(f"method {m.name} knows what vanilla will say: it is a bound that only `harness replay` has")
+        if not replays and (why := only_replayed(m)):
+            raise UserError(why)
         lacking = lacks(m, config, folders)
         if lacking:
             raise UserError(lacking)
@@ -125,6 +125,11 @@ def check_given(head: Path | None, chosen: Iterable[methods.Method]) -> None:
     if head is not None and (kind := drafter_kind(head)) not in {m.drafter for m in chosen}:
         names = ", ".join(dict.fromkeys(m.name for m in chosen))
         raise UserError(f"--head {head} holds a {methods.DRAFTERS[kind]}, and none of {names} drafts with one")
+
+
+def only_replayed(m: methods.Method) -> str | None:
+    """Why a method cannot be run; None where it can."""
+    return f"method {m.name} is a bound or a control that only `harness replay` has" if m.replay_only else None
 
 
 def check_heads(arms: Sequence[methods.Arm], loaded: Loaded) -> None:
