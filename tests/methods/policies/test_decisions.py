@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 import methods
 from harness.audit.probe.stand_ins import FakeDrafter
 from methods.engine.policy import Draft, Fixed, Here, Policy, Round, best_nodes, drafted, policy_tree
-from methods.engine.relative_costs import relative_costs
+from methods.engine.relative_costs import RelativeCosts, relative_costs
 from methods.policies.adt import Adjacent
 from methods.policies.bandit import Bandit
 from methods.policies.cast import Cast
 from methods.policies.ddd import DynamicDepth
 from methods.policies.ema_depth import EmaDepth
+from methods.policies.expected_gain import ExpectedGain
 from methods.policies.opt_tree import OptTree
 from methods.policies.random_stop import RandomStop
 
@@ -95,6 +96,88 @@ def test_a_policy_runs_no_node_below_which_nothing_can_be_kept(name: str) -> Non
 
 
 # ---- where they stop ------------------------------------------------------------------------------------------------
+
+
+def test_opt_tree_stops_where_the_best_nodes_add_less_than_its_threshold() -> None:
+    first, second = chain([0.6, 0.3]), chain([0.6, 0.3], [0.55, 0.4])  # the three best: 0.9 in all, then 0.6 + 0.33 + 0.3
+    for threshold, then in ((0.32, [2]), (0.34, [])):  # 0.24 is not among the three best
+        policy = OptTree(threshold, 2, 8, 3)
+        assert policy.begin(HERE, None) == 2
+        assert runs(policy, first) == [0, 1] and runs(policy, second) == then
+        assert policy.keep(second).tolist() == [0, 1, 2]
+    assert not runs(OptTree(0.91, 2, 8, 3), first) and not runs(OptTree(0.0, 2, 1, 3), first)
+    policy.begin(HERE, None)
+    assert runs(policy, first) == [0, 1], "a round begins at nothing"
+
+
+def test_ddd_stops_where_the_beam_as_a_whole_is_unlikely() -> None:
+    likely, unlikely = chain([0.3, 0.1]), chain([0.2, 0.1])  # e^-1 is 0.37
+    assert runs(DynamicDepth(-1.0, 1, 2, 8, 5), likely) == [0, 1] and not runs(DynamicDepth(-1.0, 1, 2, 8, 5), unlikely)
+    assert not runs(DynamicDepth(-1.0, 1, 1, 8, 5), likely), "a beam of one"
+    assert runs(DynamicDepth(-1.0, 2, 2, 8, 5), unlikely) == [0, 1], "it looks from the second call on"
+    assert not runs(DynamicDepth(-1.0, 2, 2, 8, 5), chain([0.2, 0.1], [0.9, 0.1])), "0.18 and 0.02"
+    assert not runs(DynamicDepth(-9.0, 1, 2, 1, 5), likely), "its depth"
+    assert runs(DynamicDepth(-1.0, 1, 2, 8, 1), likely) == [0], "the sum is of both, and one can have a kept child"
+
+
+# A call over 1, 2, 3 rows costs 0.1, 0.5, 0.9; the first 0.1. Verifying 1, 2, 3 nodes costs 1.2, 1.4, 1.6.
+COSTS = RelativeCosts("by-hand", ((1, 1.0), (4, 1.6)), ((1, 0.1), (3, 0.9)), root=0.1)
+
+
+@pytest.mark.parametrize(
+    ("c1", "c2", "c3", "run", "kept"),
+    [
+        (1.0, 1.0, 1.0, [0], [0, 1]),  # sums 0.5, 0.8, 0.89 less costs: 0.4, 0.3, -0.01; 0.25 >= 0.1; -0.7, -0.6, -0.71
+        (1.0, 3.0, 2.0, [], [0]),  # 0.25 < 0.3; -1.9, -2.0, -2.31
+        (0.5, 1.0, 0.0, [], [0, 1, 2]),  # 0.45, 0.55, 0.44: two; 0.5 * 0.8 < 0.5
+        (0.5, 0.7, 0.5, [0, 1], [0, 1]),  # 0.4 >= 0.35; -0.1, 0.1, 0.09
+    ],
+)
+def test_cast_weighs_sums_of_values_against_costs(c1: float, c2: float, c3: float, run: list[int], kept: list[int]) -> None:
+    draft = chain([0.5, 0.3, 0.09])
+    policy = Cast(COSTS, c1, c2, c3, 3, 8, 3)
+    assert runs(policy, draft) == run and policy.keep(draft).tolist() == kept
+    assert not runs(Cast(COSTS, c1, c2, c3, 3, 1, 3), draft)
+
+
+def test_expected_gain_runs_and_keeps_what_earns_most_a_unit_of_time() -> None:
+    draft = chain([0.5, 0.3, 0.1])
+
+    def policy(calibration: float, depth: int = 8, costs: RelativeCosts = COSTS) -> ExpectedGain:
+        found = ExpectedGain(costs, 3, depth, 3, calibration)
+        assert found.begin(HERE, None) == 3
+        return found
+
+    # now 1.5 / 1.3, 1.8 / 1.5 = 1.2, 1.9 / 1.7; one more run promises 0.25: 2.05 / 1.8 at best
+    modest = policy(1.0)
+    assert not runs(modest, draft) and modest.keep(draft).tolist() == [0, 1]
+    # chances 0.71, 0.55, 0.32: now 2.57 / 1.7 = 1.512; one run promises 0.5: 2.75 / 1.8 = 1.530; two of them 2.75 / 2.2
+    sure = policy(0.5)
+    assert runs(sure, draft) == [0] and not runs(policy(0.5, depth=1), draft)
+    # then that call is paid, too, and what it brought is 0.71 * 0.1: 2.57 / 1.8, 2.25 / 1.6
+    assert sure.keep(chain([0.5, 0.3, 0.1], [0.01])).tolist() == [0, 1, 2]
+
+
+def test_a_bandit_plays_each_tree_once_and_then_the_best_by_tokens_a_unit_of_time() -> None:
+    costs = RelativeCosts("by-hand", ((1, 1.0),), ((1, 0.5),), root=0.5)  # one call: 1.5; two: 2.0
+    level = chain([0.5])
+
+    def played(accepted: int, explore: float = 0.0) -> tuple[Bandit, int]:
+        policy = Bandit(costs, (Fixed(1, 1, 1, prunes=True), Fixed(1, 2, 2, prunes=True)), explore)
+        policy.begin(HERE, None)
+        assert not runs(policy, level)  # the first tree has one call
+        policy.begin(HERE, Round(accepted=1, size=1, calls=1, deepest=1, position=1))
+        assert runs(policy, level) == [0] and not runs(policy, chain([0.5], [0.5]))  # the second two
+        policy.begin(HERE, Round(accepted=accepted, size=2, calls=2, deepest=2, position=3))
+        return policy, len(runs(policy, level))
+
+    assert played(0)[1] == 0 and played(2)[1] == 1  # 2 / 1.5 against 1 / 2, and against 3 / 2
+    policy, _ = played(2)
+    assert policy._sum == pytest.approx([2 / 1.5 / 1.5, 1.0]), "of the most that a path can bring"
+    curious, n = played(0, explore=5.0)
+    assert n == 0, "played as often, the better one"
+    curious.begin(HERE, Round(accepted=1, size=1, calls=1, deepest=1, position=4))
+    assert runs(curious, level) == [0], "the one that was played less"
 
 
 def depths(accepted: Sequence[int], steps: Sequence[int], weight: float = 0.2, every: int = 5, warm_up: int = 10) -> list[int]:
