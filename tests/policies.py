@@ -1,4 +1,4 @@
-"""The group of policies in suites over methods: one of them is in the fast check, as they share their loop; the others are slow."""
+"""The group of policies in suites over methods: one of them in the fast check, as they share their loop; the others are slow."""
 
 from __future__ import annotations
 
