@@ -27,18 +27,25 @@ from harness.load.dtype import resolve_dtype
 from harness.load.model import Loaded
 from harness.load.placement import gb
 from harness.load.preflight import architecture
+from harness.run.arms import only_replayed
 
 Tell = Callable[[str], None]
 
 
 def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
     """The methods of these names. `all` is every one of no group, inexact ones and external loops included; a group's word is its
-    own, bounds left out, which know what vanilla will say. Vanilla always is."""
+    own, controls that only a replay has left out. Vanilla always is.
+
+    Raises:
+        UserError: a method that is not there, or that only a replay has.
+    """
     found: set[str] = set()
     for name in names:
         groups = {ALL: "", **{group: group for group in methods.GROUPS}}
         of_group = methods.names(group=groups[name]) if name in groups else [name]
         found |= {n for n in of_group if name not in groups or not methods.get(n).replay_only}
+        if name not in groups and (why := only_replayed(methods.get(name))):
+            raise UserError(why)
     return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import methods
+from harness.common.errors import UserError
 from methods.base import SamplerParams
 from methods.engine.tree import Tree
 
@@ -139,7 +140,8 @@ class _Drafter:
 
 
 def work_of(m: methods.Method, options: Mapping[str, Any], temperature: float = 0.0) -> StepWork | None:
-    """What each step of a method does. None: it differs from text to text, or with what a drafter says of itself."""
+    """What each step of a method does. None: it differs from text to text, or with what a drafter says of itself, or its options
+    name costs or weights that are not here."""
     if m.external:
         return None
     key = (m.build, repr(sorted(options.items())), temperature)
@@ -157,7 +159,10 @@ def _work_of(m: methods.Method, options: Mapping[str, Any], temperature: float) 
         seen = _Seen(m.drafter or methods.EAGLE)
         random = torch.Generator().manual_seed(seed)
         prompt = torch.randint(VOCAB, (4,), generator=random).repeat(3).tolist()  # of which something can be copied
-        decode = m.build(**options)
+        try:
+            decode = m.build(**options)
+        except (UserError, ValueError):  # of another machine's records
+            return None
         drafter: Any = _Drafter(seen, seed, drafts) if m.drafter else None
         target: Any = _Target(seen, seed, says)
         try:

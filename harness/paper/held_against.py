@@ -139,10 +139,11 @@ def _held(name: str, preset: str, temperature: float, base: _Sums, cell: _Sums, 
 
 
 def _work(name: str, options: Any, temperature: float) -> tuple[StepWork | None, str]:
-    if name not in methods.names():
+    m = next((m for m in methods.registered() if m.name == name), None)
+    if m is None:
         return None, "a method that is not registered here"
-    m = methods.get(name)
     if m.drafter is None and not m.external:
         return StepWork(1, is_plain=name == "vanilla"), ""  # its rows stand in the records
     found = work_of(m, {**m.options, **dict(options or {})}, temperature)
-    return found, "" if found else "how often it drafts depends on the text, or on what its heads say of themselves"
+    why = "how often it drafts depends on the text or on what its heads say of themselves, or its options' costs are not here"
+    return found, "" if found else why

@@ -23,6 +23,7 @@ from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
 from harness.replay.store import Drawn, Store
 from harness.replay.texts import went_on
+from harness.run.arms import tell_other_heads
 from methods import Arm
 from tasks.overlap import checked_prompts
 
@@ -111,6 +112,7 @@ def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapp
     say(f"{m.name}: {len(m.candidates) + 1} sets of options on {len(held)} conversations at T = {t:g} ...")
     of_costs = "costs" in m.options
     sets = [m.pinned(options) for options in (m.options, *({**m.options, **c} for c in m.candidates))]
+    tell_other_heads([Arm(m, "paper", options) for options in sets], loaded)
     kept: dict[str, list[Replayed]] = {}
 
     def steps(options: dict[str, Any]) -> list[Replayed]:

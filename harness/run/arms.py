@@ -9,7 +9,7 @@ from typing import Any
 
 import methods
 from harness.common.bounds import check_options
-from harness.common.errors import UserError, in_one_line, unknown
+from harness.common.errors import UserError, in_one_line, say, unknown
 from harness.common.hints import hinted
 from harness.costs.relative import named as named_costs
 from harness.load.config import ModelConfig
@@ -19,6 +19,7 @@ from harness.load.kinds import drafter_kind, training
 from harness.load.model import Loaded
 from harness.load.weights import drafter_folders
 from methods.engine.grow import accuracies_of
+from methods.engine.stop_net import pinned, trained_for
 
 BASELINE = "vanilla"
 
@@ -72,8 +73,8 @@ def make_arms(
     arms: list[methods.Arm] = []
     untuned: list[str] = []
     for m in chosen:
-        if m.replay_only and not replays:
-            raise UserError(f"method {m.name} knows what vanilla will say: it is a bound that only `harness replay` has")
+        if not replays and (why := only_replayed(m)):
+            raise UserError(why)
         lacking = lacks(m, config, folders)
         if lacking:
             raise UserError(lacking)
@@ -126,8 +127,15 @@ def check_given(head: Path | None, chosen: Iterable[methods.Method]) -> None:
         raise UserError(f"--head {head} holds a {methods.DRAFTERS[kind]}, and none of {names} drafts with one")
 
 
+def only_replayed(m: methods.Method) -> str | None:
+    """Why a method cannot be run; None where it can."""
+    return f"method {m.name} is a bound or a control that only `harness replay` has" if m.replay_only else None
+
+
 def check_heads(arms: Sequence[methods.Arm], loaded: Loaded) -> None:
-    """Raises UserError where the heads that were loaded cannot draft an arm's tree: too few, or none to choose a tree by."""
+    """Raises UserError where the heads that were loaded cannot draft an arm's tree: too few, or none to choose a tree by.
+    Policies trained for another head are told of."""
+    tell_other_heads(arms, loaded)
     for arm in arms:
         drafter = loaded.drafter_of(arm.method.drafter)
         try:
@@ -136,6 +144,25 @@ def check_heads(arms: Sequence[methods.Arm], loaded: Loaded) -> None:
                 accuracies_of(drafter)
         except ValueError as e:
             raise UserError(f"method {arm.name}: {e}") from None
+
+
+def tell_other_heads(arms: Sequence[methods.Arm], loaded: Loaded) -> None:
+    """Say, a line each, which policies were trained for another head or another tree than they are given. They are exact all the
+    same, but when they stop was learned elsewhere."""
+    lines: dict[str, None] = {}
+    for arm in arms:
+        if dict(arm.method.pins).get("weights") is pinned:
+            given = trained_for(str(arm.options["weights"]))
+            head, tree = loaded.drafter_id(arm.method.drafter), f"{arm.options['top_k']}/{arm.options['depth']}"
+            other = []
+            if given.get("head_id") not in (None, head):
+                other.append(f"for head {given['head_id']} of {given.get('model', 'another model')}, and this one is {head}")
+            if "tree" in given and given["tree"].rpartition("/")[0] != tree:
+                other.append(f"for trees of top_k/depth {given['tree'].rpartition('/')[0]}, and these are {tree}")
+            if other:
+                lines[f"{arm.name}: weights={arm.options['weights']} were trained {'; '.join(other)}"] = None
+    for line in lines:
+        say(f"{line}: `harness train-policy radar` trains others")
 
 
 def _check_levels(m: methods.Method, options: Mapping[str, Any], heads: int | None, where: Any) -> None:

@@ -6,9 +6,10 @@ that they are drawn with. So verification keeps the target's law whatever the po
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -96,7 +97,10 @@ class _Kept:
 
 def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = None) -> Grow:
     """A grower that drafts as a policy says. policy: makes a new one for each generation; most: bounds the nodes that it keeps,
-    and the nodes that it has the drafter run on in a round."""
+    and the nodes that it has the drafter run on in a round.
+
+    The grower raises ValueError where a policy breaks its interface: a tree with a node twice would not keep the target's law.
+    """
 
     def tree(drafter: Drafter | None, context: Context) -> Tree:
         assert drafter is not None
@@ -107,22 +111,39 @@ def policy_tree(policy: Callable[[], Policy], most: int, frequent: int | None = 
         here = Here(position, len(context.tokens), lambda i: uniform(key, b"policy", position, i))
         draft = drafted(drafter, kept.policy, here, last)
         chosen = kept.policy.keep(draft)
-        numbers, tokens, parents = torch.stack([chosen, draft.tokens[chosen], draft.parents[chosen]]).tolist()
-        place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
-        found = Tree(
-            [context.root, *tokens], [-1, *(place[p] for p in parents)],
-            confidence=lambda: draft.confidence[chosen].double().exp().tolist(),
-        )  # fmt: skip
+        _check_kept(kept.policy, draft, chosen)
+        run = sum(map(len, draft.expanded))
+        if max(len(chosen), run) > most:
+            raise ValueError(
+                f"{_named(kept.policy)} ran the drafter on {run} nodes and kept {len(chosen)}: it said {most} at most"
+            )
+        found = tree_of(draft, chosen, context.root)
         kept.position = position
-        kept.last = {"size": len(tokens), "calls": draft.calls, "deepest": max(found.depths()), "position": position}
+        kept.last = {"size": len(chosen), "calls": draft.calls, "deepest": max(found.depths()), "position": position}
         return found
 
     return Grow(tree, most, frequent)
 
 
+def tree_of(draft: Draft, chosen: Tensor, root: int) -> Tree:
+    """The tree of the draft's nodes `chosen`: numbers, rising; a node's parent is among them."""
+    numbers, tokens, parents = torch.stack([chosen, draft.tokens[chosen], draft.parents[chosen]]).tolist()
+    place = {-1: 0} | {number: i for i, number in enumerate(numbers, start=1)}
+    return Tree(
+        [root, *tokens], [-1, *(place[p] for p in parents)],
+        confidence=lambda: draft.confidence[chosen].double().exp().tolist(),
+    )  # fmt: skip
+
+
 def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = None) -> Draft:
-    """One round's draft: level after level, until the policy runs the drafter on nothing more."""
+    """One round's draft: level after level, until the policy runs the drafter on nothing more.
+
+    Raises:
+        ValueError: the policy asks for no children, or for nodes that are not in the newest level.
+    """
     n_children = policy.begin(here, last)
+    if n_children < 1:
+        raise ValueError(f"{_named(policy)}'s begin gave {n_children}: a node gets at least 1 child")
     logits = drafter.root_logits()
     device = logits.device
     best: BestChildren = getattr(drafter, "best_children", best_children)
@@ -146,6 +167,7 @@ def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = N
         all_tokens, parents, confidence, value = (torch.cat(column) for column in zip(*columns, strict=True))
         draft = Draft(all_tokens, parents, confidence, value, levels[1:], expanded)
         picked = policy.expand(draft)
+        _check_run(policy, draft, picked)
         if not len(picked):
             return draft
         expanded.append(picked)
@@ -159,13 +181,55 @@ def drafted(drafter: Drafter, policy: Policy, here: Here, last: Round | None = N
         tokens, own = best(logits, n_children)
 
 
+def _check_run(policy: Policy, draft: Draft, picked: Tensor) -> None:
+    given, newest = _numbers(policy, "expand", picked), draft.newest
+    if given and not (newest.start <= min(given) and max(given) < newest.stop and len(set(given)) == len(given)):
+        raise ValueError(f"{_named(policy)}'s expand gave {_told(given)}: it takes nodes of the newest level, "
+                         f"{newest.start} to {newest.stop - 1}, each once")  # fmt: skip
+
+
+def _check_kept(policy: Policy, draft: Draft, chosen: Tensor) -> None:
+    given = _numbers(policy, "keep", chosen)
+    n, there = len(draft.tokens), {-1, *given}
+    if any(b <= a for a, b in itertools.pairwise([-1, *given, n])):
+        raise ValueError(
+            f"{_named(policy)}'s keep gave {_told(given)}: it takes nodes of the draft, 0 to {n - 1}, each once, rising"
+        )
+    for number, parent in zip(given, draft.parents[chosen].tolist(), strict=True):
+        if parent not in there:
+            raise ValueError(f"{_named(policy)}'s keep gave node {number} without its parent, node {parent}")
+
+
+def _numbers(policy: Policy, what: str, given: Tensor) -> list[int]:
+    if given.dtype != torch.long or given.dim() != 1:
+        shape = ", ".join(map(str, given.shape))
+        raise ValueError(f"{_named(policy)}'s {what} gave a tensor [{shape}] of {given.dtype}: it takes numbers of nodes, [n] "
+                         "of torch.int64")  # fmt: skip
+    return given.tolist()
+
+
+def _named(policy: Policy) -> str:
+    return f"policy {type(policy).__name__}"
+
+
+def _told(given: Sequence[int]) -> str:
+    return f"{', '.join(map(str, given[:20]))}{', ...' if len(given) > 20 else ''}"
+
+
 NONE = torch.zeros(0, dtype=torch.long)
 """No nodes: what `expand` gives to stop."""
 
 
-def beam(draft: Draft, width: int) -> Tensor:
-    """The `width` nodes of the newest level of highest value, as EAGLE-2 expands them."""
-    return by_score(draft.value[draft.newest], width) + draft.newest.start
+def beam(draft: Draft, width: int, total: int | None = None) -> Tensor:
+    """The `width` nodes of the newest level of highest value, as EAGLE-2 expands them.
+
+    total: only those of them below which a node can be among the `total` of highest value of all. A value never rises along a
+    path, so running the others cannot change what `best_nodes` keeps.
+    """
+    best = by_score(draft.value[draft.newest], width) + draft.newest.start
+    if total is None or len(draft.value) <= total:
+        return best
+    return best[draft.value[best] >= draft.value.topk(total).values[-1]]
 
 
 def best_nodes(draft: Draft, total: int) -> Tensor:
@@ -175,18 +239,19 @@ def best_nodes(draft: Draft, total: int) -> Tensor:
 
 @dataclass(slots=True)
 class Fixed:
-    """EAGLE-2's own tree as a policy: what others are compared with, and what they are built on."""
+    """EAGLE-2's own tree as a policy: what others are compared with, and what they are built on. prunes: nodes below which
+    nothing can be kept are not run; the tree is the same."""
 
     top_k: int = 10
     depth: int = 6
     total: int = 59
-    state: Any = None
+    prunes: bool = field(default=False, kw_only=True)
 
     def begin(self, here: Here, last: Round | None) -> int:
         return self.top_k
 
     def expand(self, draft: Draft) -> Tensor:
-        return beam(draft, self.top_k) if draft.calls < self.depth else NONE
+        return beam(draft, self.top_k, self.total if self.prunes else None) if draft.calls < self.depth else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)

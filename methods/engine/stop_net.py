@@ -8,6 +8,7 @@ a device.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,6 +114,18 @@ def _made(given: str, file: bytes) -> StopNet:
         return StopNet(load(file))
     except (SafetensorError, ValueError) as e:
         raise UserError(f"weights={given!r} holds no policy that `harness train-policy` writes: {e}") from None
+
+
+def trained_for(weights: str) -> dict[str, str]:
+    """What `harness train-policy` wrote of a policy: `head_id`, `model`, `tree` (top_k/depth/total) and others; may be empty.
+
+    Raises:
+        UserError: as `stop_net`.
+    """
+    stop_net(weights)
+    file = _read(pinned(weights).partition("@")[0])
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    return dict(header.get("__metadata__", {}))
 
 
 def shipped() -> list[str]:

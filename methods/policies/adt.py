@@ -92,10 +92,14 @@ class Adjacent:
         return now + by if bound > now else now - by
 
     def expand(self, draft: Draft) -> Tensor:
-        return beam(draft, self._width) if draft.calls < self._depth else NONE
+        return beam(draft, self._width, self._size) if draft.calls < self._depth else NONE
 
     def keep(self, draft: Draft) -> Tensor:
-        return best_nodes(draft, min(self.total, self._depth * self._width))
+        return best_nodes(draft, self._size)
+
+    @property
+    def _size(self) -> int:
+        return min(self.total, self._depth * self._width)
 
 
 @method(

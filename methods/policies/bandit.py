@@ -1,7 +1,7 @@
 """A bandit over a few fixed trees (as BanditSpec and TapOut have it): each round one is played, by UCB1 over tokens a unit of
 time.
 
-The reward of a round is tokens over what the step costs by the table, divided by the most that any of the trees could bring. So
+The reward of a round is tokens over what the step costs by the table, divided by the most that any path could bring. So
 the bandit learns from what was accepted and from a table, never from the clock: a replay plays it again, and a run can be
 repeated. Trees are `top_k/depth/total` each. `explore` is UCB1's constant; the trees are ours.
 """
@@ -9,6 +9,7 @@ repeated. Trees are `top_k/depth/total` each. `explore` is UCB1's constant; the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,22 +30,27 @@ class Bandit:
     trees: tuple[Fixed, ...]
     explore: float
     _played: int = -1
+    _rows: list[int] = field(default_factory=list)
     _n: list[int] = field(default_factory=list)
     _sum: list[float] = field(default_factory=list)
 
-    def _cost(self, tree: Fixed, calls: int) -> float:
-        rows = [1, *([tree.top_k] * (calls - 1))]
-        return float(self.costs.verifying[tree.total]) + self.costs.drafting(rows)
+    def _cost(self, size: int, rows: Sequence[int]) -> float:
+        return float(self.costs.verifying[size]) + self.costs.drafting(rows)
+
+    @property
+    def _most(self) -> float:
+        """Tokens a plain step's time: of a path as deep as a tree can have, where nothing else was drafted."""
+        paths = [min(tree.depth, tree.total) for tree in self.trees]
+        return max((n + 1) / self._cost(n, [1] * n) for n in paths)
 
     def begin(self, here: Here, last: Round | None) -> int:
         if not self._n:
             self._n, self._sum = [0] * len(self.trees), [0.0] * len(self.trees)
         if last is not None:
-            most = max((tree.depth + 1) / self._cost(tree, tree.depth) for tree in self.trees)
-            played = self.trees[self._played]
             self._n[self._played] += 1
-            self._sum[self._played] += (last.accepted + 1) / self._cost(played, last.calls) / most
+            self._sum[self._played] += (last.accepted + 1) / self._cost(last.size, self._rows) / self._most
         self._played = max(range(len(self.trees)), key=self._bound)
+        self._rows = [1]
         return self.trees[self._played].begin(here, last)
 
     def _bound(self, i: int) -> float:
@@ -54,7 +60,10 @@ class Bandit:
         return self._sum[i] / self._n[i] + self.explore * math.sqrt(math.log(sum(self._n)) / self._n[i])
 
     def expand(self, draft: Draft) -> Tensor:
-        return self.trees[self._played].expand(draft)
+        run = self.trees[self._played].expand(draft)
+        if len(run):
+            self._rows.append(len(run))
+        return run
 
     def keep(self, draft: Draft) -> Tensor:
         return self.trees[self._played].keep(draft)
@@ -67,7 +76,7 @@ def trees_of(words: str) -> tuple[Fixed, ...]:
         ValueError: something else than three whole numbers from 1 each.
     """
     try:
-        found = tuple(Fixed(*map(int, word.split("/"))) for word in words.split())
+        found = tuple(Fixed(*map(int, word.split("/")), prunes=True) for word in words.split())
     except (TypeError, ValueError):
         found = ()
     if not found or any(min(t.top_k, t.depth, t.total) < 1 for t in found):

@@ -1,6 +1,7 @@
 """A cost-aware rule after CAST (arXiv 2510.26577): width, depth and size by what each is worth against what it costs.
 
-- Width: of a level's nodes, by value, as many are run as maximise the sum of their values less `c1` times what the call costs.
+- Width: of a level's nodes below which something can be kept, by value, as many are run as maximise the sum of their values less
+  `c1` times what the call costs.
 - Depth: another call is made where the mean confidence of best children, times the sum of those values, is at least `c2` times
   its
   cost.
@@ -42,7 +43,9 @@ class Cast:
     def expand(self, draft: Draft) -> Tensor:
         if draft.calls == self.depth:
             return NONE
-        run = beam(draft, self.top_k)
+        run = beam(draft, self.top_k, self.total)
+        if not len(run):
+            return NONE
         values = draft.value[run].double().exp().numpy()
         costs = np.array([self.costs.next_call(m) for m in range(1, len(run) + 1)])
         m = int((values.cumsum() - self.c1 * costs).argmax()) + 1

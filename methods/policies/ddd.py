@@ -1,7 +1,8 @@
 """Dynamic depth decoding (DDD; Brown et al., arXiv 2409.00142): stop where the beam as a whole has become unlikely.
 
 EAGLE-2's tree, but from `first` calls on drafting ends where the log of the sum of the beam's path probabilities is under
-`threshold`. The paper's thresholds are of its own heads; this default is chosen on held-out prompts with the shipped head.
+`threshold`. The paper's thresholds are of its own heads; this default is ours. The sum is over the newest level's whole beam. Of
+that beam those nodes are run below which something can be kept, which is ours, too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class DynamicDepth:
     def expand(self, draft: Draft) -> Tensor:
         run = beam(draft, self.top_k)
         goes_on = draft.calls < self.first or float(draft.value[run].double().logsumexp(0)) >= self.threshold
-        return run if goes_on and draft.calls < self.depth else NONE
+        return beam(draft, self.top_k, self.total) if goes_on and draft.calls < self.depth else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)

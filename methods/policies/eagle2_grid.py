@@ -1,7 +1,7 @@
 """EAGLE-2 with the tree that a grid search on held-out prompts found: the control that papers after EAGLE-2 mostly lack.
 
-Its options are chosen by throughput, for one machine's costs, on prompts that nothing is reported on (`harness replay
---choose`). The defaults are those chosen for RADAR's published GPU splits at T = 0 with the shipped head.
+Its options are chosen by throughput, for one machine's costs, on prompts that nothing is reported on: by `harness replay
+--choose`, and a report has them from there. The defaults are the paper's own tree, not the search's.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class ExpectedGain:
         best = level.reshape(len(draft.expanded[-1]) if draft.expanded else 1, -1).max(axis=1)
         above = self._chances(draft.value[draft.expanded[-1]]) if draft.expanded else np.ones(1)
         confidence = float(best.sum() / above.sum())
-        run = beam(draft, self.top_k)
+        run = beam(draft, self.top_k, self.total)
         promised = self._chances(draft.value[run]) * confidence
         m, most = 0, now
         for n in range(1, len(run) + 1):

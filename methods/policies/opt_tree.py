@@ -34,7 +34,7 @@ class OptTree:
     def expand(self, draft: Draft) -> Tensor:
         length = float(draft.value[by_score(draft.value, self.total)].double().exp().sum())
         grew, self._length = length - self._length, length
-        return beam(draft, self.top_k) if grew >= self.threshold and draft.calls < self.depth else NONE
+        return beam(draft, self.top_k, self.total) if grew >= self.threshold and draft.calls < self.depth else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)

@@ -5,6 +5,9 @@ next. `sample` draws stop or continue by its probabilities, as the authors do, f
 likelier is taken. After the `depth`-th call there is nothing left to decide. Stopped after the first call, the tree is flat:
 the best tokens of the first level, `top_k` of them, as each node gets no more children here. The authors' flat tree has 59.
 
+The beam stays whole: nodes below which nothing can be kept are run, too. The network was trained on whole beams. Other policies
+leave such nodes out, so with a small `total` this one pays for more rows than they do.
+
 `weights`: a policy of models/policies, or a file of `harness train-policy radar`. A policy is trained for one head and for what
 steps cost on one machine.
 """
@@ -60,7 +63,10 @@ class Radar:
 @method(
     "radar", line="Policy: RADAR, a trained network that says when to stop drafting", drafter="eagle", group="policies",
     presets={"paper": {"depth": 8}},  # a model's own are EAGLE-2's
-    pins={"weights": pinned}, candidates=[{"weights": w, "sample": s} for w in (DEFAULT, *OTHERS) for s in (True, False)],
+    pins={"weights": pinned},
+    candidates=[
+        {"weights": w, "sample": s, "total": n} for w in (DEFAULT, *OTHERS) for s in (True, False) for n in (4, 8, 16, 24, 40, 59)
+    ],
     small=tuple({"weights": AUDITED, "top_k": 2, "depth": d, "total": n} for d, n in ((2, 4), (3, 5))),
 )  # fmt: skip
 def radar(

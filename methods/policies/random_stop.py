@@ -30,7 +30,7 @@ class RandomStop:
         return self.top_k
 
     def expand(self, draft: Draft) -> Tensor:
-        return beam(draft, self.top_k) if draft.calls < self._calls else NONE
+        return beam(draft, self.top_k, self.total) if draft.calls < self._calls else NONE
 
     def keep(self, draft: Draft) -> Tensor:
         return best_nodes(draft, self.total)

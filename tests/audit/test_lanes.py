@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from policies import POLICIES
 from tiny_model import STOP_IDS, TinyModel, fresh_tiny_model, shared_tiny_model
 
 import methods
@@ -55,7 +56,7 @@ def made_in_lanes(s: Subject, todo: list[tuple[list[int], SamplerParams]], n_lan
     return made
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, *POLICIES])
 def test_a_generation_in_a_lane_is_what_it_is_alone(name: str) -> None:
     s, todo = subject(name), jobs(7)
     assert lanes.can_run_in_lanes(TINY.loaded, s, "float32")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from policies import POLICIES
 
 import methods
 from harness.audit.probe import law
@@ -20,7 +21,7 @@ from methods.engine.verify import Accepted, rejection, walk
 OWN = [name for name in methods.names(exact=True)]
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, *POLICIES])
 def test_the_joint_law_of_three_tokens_is_plain_decodings(name: str) -> None:
     m = methods.get(name)
     for small, case in law.walks(law.small_options(m), law.cases(3, "quick", m.samples_drafts), "quick"):

@@ -57,6 +57,14 @@ def scope() -> Scope:
     )
 
 
+@pytest.mark.parametrize("name", [m.name for m in methods.registered() if m.replay_only])
+def test_what_only_a_replay_has_is_refused_by_name_and_left_out_of_a_group(name: str) -> None:
+    config = shared_tiny_model("float32").loaded.config
+    with pytest.raises(UserError, match=f"method {name} is a bound or a control that only `harness replay` has"):
+        chosen([name], config)
+    assert name not in {subject.name for subject in chosen([methods.POLICIES], config)}
+
+
 def test_nothing_is_generated_while_planning() -> None:
     made, loaded = scope(), shared_tiny_model("float32").loaded
     target = loaded.target

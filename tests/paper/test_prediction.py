@@ -20,6 +20,7 @@ from harness.costs.splits import checked, points
 from harness.costs.table import Outside, as_json
 from harness.costs.work import StepWork, work_of
 from harness.load.config import model_config
+from harness.paper import held_against
 from harness.paper.held_against import against
 from harness.paper.prediction import (
     PROMPTS,
@@ -85,6 +86,16 @@ def test_of_what_depends_on_the_text_or_on_the_heads_own_accuracies_there_is_no_
 ) -> None:
     m = methods.get(name)
     assert work_of(m, {**m.options, **options}) is None
+
+
+@pytest.mark.parametrize("name", methods.names(group=methods.POLICIES))
+def test_a_policys_steps_depend_on_the_text_wherever_its_costs_were_measured(name: str) -> None:
+    m = methods.get(name)
+    elsewhere = {"costs": "away.json@0123456789ab"} if "costs" in m.options else {}
+    assert work_of(m, {**m.options, **elsewhere}) is None
+    work, why = held_against._work(name, elsewhere, 0.0)
+    assert work is None and "depends on the text" in why
+    assert held_against._work("theirs", {}, 0.0) == (None, "a method that is not registered here")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

@@ -15,6 +15,7 @@ import torch
 from command_line import harness, isolate, refused, run
 from drafting import expand_in_levels
 from places import TINY
+from policies import POLICIES
 from random_llamas import SHAPES, head_of, module_of
 from tiny_model import TinyModel, fresh_tiny_model
 from torch import Tensor
@@ -300,7 +301,7 @@ def check_method(name: str, dtype: str, temperature: float, prompts: range, n: i
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [*EXACT, *POLICIES])
 def test_a_methods_greedy_ids_are_vanillas_in_16_bits(name: str, dtype: str) -> None:
     check_method(name, dtype, 0.0, range(7, 8), 16)
 
@@ -314,7 +315,7 @@ def test_a_methods_sampled_ids_are_vanillas(name: str) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [*EXACT, *POLICIES])
 def test_a_methods_ids_are_vanillas_on_all_prompts(name: str, temperature: float, dtype: str) -> None:
     if not (temperature and methods.get(name).samples_drafts):
         check_method(name, dtype, temperature, range(12), 64)

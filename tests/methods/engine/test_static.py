@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import harness, isolate
 from places import TINY
+from policies import POLICIES
 from pretended_graphs import pretend
 from random_llamas import module_of
 from tiny_model import TinyModel, fresh_tiny_model
@@ -54,7 +55,7 @@ def test_the_engine_is_taken_where_it_is_asked_for(engines: dict[str, TinyModel]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *POLICIES])
 def test_trees_outputs_and_traces_are_the_same(name: str, temperature: float, engines: dict[str, TinyModel]) -> None:
     options: dict[str, Any] = {"frequent": 200} if name == "eagle2-fr" else {}
     for i, prompt in enumerate(engines["torch"].prompts[:3]):

@@ -11,6 +11,8 @@ import pytest
 import stop_nets
 import torch
 from places import TINY
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from tiny_model import STOP_IDS, TinyModel, fresh_tiny_model
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -21,7 +23,7 @@ from harness.common.errors import UserError
 from harness.common.plain_names import HASH
 from harness.load.config import model_config
 from harness.replay.stop_training import Learner, stop_law
-from harness.run.arms import make_arms
+from harness.run.arms import check_heads, make_arms
 from methods.base import SamplerParams
 from methods.engine import policy
 from methods.engine.loop import speculative
@@ -119,6 +121,26 @@ def test_its_tree_has_the_papers_eight_calls_whatever_the_models_preset_says() -
         8,
         59,
     )
+
+
+def test_weights_trained_for_another_head_or_tree_are_told_of(
+    tiny: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded, own = tiny.loaded, tiny.loaded.drafter_id(methods.EAGLE)
+    m, weights = methods.get("radar"), {"x": {"head_id": "another", "model": "their-model", "tree": "4/4/12"}}
+    weights |= {"y": {"head_id": own or "", "tree": "4/8/59"}, "z": {"head_id": own or "", "tree": "4/4/59"}, "none": {}}
+    arms = []
+    for name, facts in weights.items():
+        with safe_open(stop_nets.coin(tmp_path / name, 4), "np") as file:
+            save_file({key: file.get_tensor(key) for key in file.keys()}, tmp_path / name, facts)  # noqa: SIM118
+        arms.append(methods.Arm(m, "paper", m.pinned({**m.options, **TREE, "weights": str(tmp_path / name)})))
+    check_heads([*arms, arms[0]], loaded)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert (
+        f"x@{pinned(str(tmp_path / 'x'))[-HASH:]} were trained for head another of their-model, and this one is {own}" in told[0]
+    )
+    assert "y@" in told[1] and "were trained for trees of top_k/depth 4/8, and these are 4/4" in told[1]
 
 
 def test_weights_for_a_narrower_tree_are_refused(tmp_path: Path) -> None:
