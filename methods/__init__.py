@@ -290,6 +290,11 @@ def registered() -> list[Method]:
     return list(_METHODS.values())
 
 
+def only_replayed(m: Method) -> str | None:
+    """Why a method cannot be run; None where it can."""
+    return f"method {m.name} is a bound or a control that only `harness replay` has" if m.replay_only else None
+
+
 def get(name: str) -> Method:
     _scan()
     if name not in _METHODS:

@@ -27,7 +27,6 @@ from harness.load.dtype import resolve_dtype
 from harness.load.model import Loaded
 from harness.load.placement import gb
 from harness.load.preflight import architecture
-from harness.run.arms import only_replayed
 
 Tell = Callable[[str], None]
 
@@ -44,7 +43,7 @@ def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
         groups = {ALL: "", **{group: group for group in methods.GROUPS}}
         of_group = methods.names(group=groups[name]) if name in groups else [name]
         found |= {n for n in of_group if name not in groups or not methods.get(n).replay_only}
-        if name not in groups and (why := only_replayed(methods.get(name))):
+        if name not in groups and (why := methods.only_replayed(methods.get(name))):
             raise UserError(why)
     return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
 

@@ -73,7 +73,7 @@ def make_arms(
     arms: list[methods.Arm] = []
     untuned: list[str] = []
     for m in chosen:
-        if not replays and (why := only_replayed(m)):
+        if not replays and (why := methods.only_replayed(m)):
             raise UserError(why)
         lacking = lacks(m, config, folders)
         if lacking:
@@ -125,11 +125,6 @@ def check_given(head: Path | None, chosen: Iterable[methods.Method]) -> None:
     if head is not None and (kind := drafter_kind(head)) not in {m.drafter for m in chosen}:
         names = ", ".join(dict.fromkeys(m.name for m in chosen))
         raise UserError(f"--head {head} holds a {methods.DRAFTERS[kind]}, and none of {names} drafts with one")
-
-
-def only_replayed(m: methods.Method) -> str | None:
-    """Why a method cannot be run; None where it can."""
-    return f"method {m.name} is a bound or a control that only `harness replay` has" if m.replay_only else None
 
 
 def check_heads(arms: Sequence[methods.Arm], loaded: Loaded) -> None:
