@@ -107,7 +107,6 @@ class RowsDrafter:
         self._real_pairs = -1  # that the real one has observed; -1: not started
         self.calls: list[list[int]] = []
         self.asked = self.lacking = 0
-        self._lacks: list[int] = []  # of `lacking` each call's of this step
         self._room = 0
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
@@ -126,7 +125,6 @@ class RowsDrafter:
             -1,
         )  # this step's calls; how many of them the real one was given, -1: none, not even the root's
         self.calls.append([])
-        self._lacks = []
 
     def named(self, columns: Tensor) -> Tensor:
         return columns
@@ -170,15 +168,8 @@ class RowsDrafter:
         """A call was made for these rows."""
         lacks = sum(row >= self.rows.n_pass for row in rows)
         self.calls[-1].append(len(rows))
-        self._lacks.append(lacks)
         self.asked += len(rows)
         self.lacking += lacks
-
-    def made(self, calls: int) -> None:
-        """This step needed so many calls only: of a draft that was looked at further than it went."""
-        self.asked -= sum(self.calls[-1][calls:])
-        self.lacking -= sum(self._lacks[calls:])
-        del self.calls[-1][calls:], self._lacks[calls:]
 
     def draft(self, positions: Sequence[int], top_k: int, depth: int) -> None:
         """The one drafting pass: EAGLE-2's whole pool at every position given, rising, each once.

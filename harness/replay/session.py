@@ -33,7 +33,7 @@ from harness.replay.replayed import Replayed, cannot_be_replayed, replayed
 from harness.replay.rows import Rows, RowsDrafter
 from harness.replay.store import Drawn, Store
 from harness.replay.texts import Answered, answered, known_text
-from harness.run.arms import make_arms
+from harness.run.arms import make_arms, tell_other_heads
 from harness.run.request import MoreTrees, RunRequest, need
 from harness.run.session import carry_out, tell_failures
 from harness.run.tuned import find_tuned
@@ -273,6 +273,7 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     own = [a for a in answered(records, loaded) if a.record["temperature"] in asked]
     _of_one_kind(own, request.results or request.folder)
     arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
+    tell_other_heads([arm for of_temperature in arms.values() for arm in of_temperature], loaded)
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []
     with record.only_writer(request.folder), showing_progress("replay") as progress:
