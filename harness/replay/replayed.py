@@ -60,8 +60,9 @@ def replayed(
         params.max_new_tokens, params.stop_ids, params.temperature, params.top_p, params.key,
         lambda p: KnownChooser(p, text.tokens), trees,
     )  # fmt: skip
-    before = (drafter.asked, drafter.lacking) if drafter else (0, 0)
     target: Any = KnownTarget()
+    if drafter:
+        drafter.forget()
     try:
         made = arm.method.build(**arm.options)(text.prompt, target, drafter, how)
     except UserError as e:
@@ -76,6 +77,6 @@ def replayed(
     calls = [c for c in drafter.calls if c] if drafter else [[] for _ in (t.accepted if t else [])]
     if t is None or len(calls) != len(t.accepted):
         calls = [] if t is None else calls + [[] for _ in range(len(t.accepted) - len(calls))]
-    asked, lacking = (drafter.asked - before[0], drafter.lacking - before[1]) if drafter else (0, 0)
+    asked, lacking = (drafter.asked, drafter.lacking) if drafter else (0, 0)
     return Replayed(len(made.token_ids), list(t.accepted) if t else [], list(t.tree_size) if t else [], calls,
                     list(t.trees) if t else [], asked, lacking)  # fmt: skip

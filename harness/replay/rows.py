@@ -90,7 +90,7 @@ class RowsDrafter:
 
     text: the token ids of prompt and answer. features: gives the target's over it [n, hidden], once they are needed.
     `calls`: of each step so far the rows of each call of the drafter, that after the root first. `asked`, `lacking`: rows that
-    trees asked for, and those of them that are not of the drafting pass, whatever other trees asked for before.
+    trees asked for since `start`, and those of them that are not of the drafting pass, whatever other trees asked for before.
     """
 
     forward_s = 0.0
@@ -105,25 +105,28 @@ class RowsDrafter:
         self._best = getattr(real, "best_children", best_children)
         self._at_once = hasattr(real, "hang")
         self._real_pairs = -1  # that the real one has observed; -1: not started
+        self._room = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count anew: what is decoded next may have no step, and start nothing."""
         self.calls: list[list[int]] = []
         self.asked = self.lacking = 0
-        self._room = 0
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         if frequent != self.frequent:
             told = ["the whole vocabulary" if n is None else f"{n:,} frequent tokens" for n in (frequent, self.frequent)]
             raise UserError(f"a method drafts over {told[0]}, and the pool is over {told[1]}: it needs a pool of its own")
         self._room = max(room, self._room)
-        self._pairs, self._real_pairs, self.calls = 0, -1, []
+        self._pairs, self._real_pairs = 0, -1
+        self.forget()
         self._step: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
         self._pairs += len(tokens)
         self._entries: list[int] = []
-        self._step, self._issued = (
-            [],
-            -1,
-        )  # this step's calls; how many of them the real one was given, -1: none, not even the root's
+        # this step's calls, and how many of them the real one was given; -1: none, not even the root's
+        self._step, self._issued = [], -1
         self.calls.append([])
 
     def named(self, columns: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from harness.paper.verdict import ReportedModel, judge
 from methods.eagle1 import SHAPE
 
 SMALL_COSTS = f"--model {TINY} --dtype float32 --threads 1 --context 32 --rounds 1"
-TEXT = "how often it drafts depends on the text, or on what its heads say of themselves"
+TEXT = "how often it drafts depends on the text or on what its heads say of themselves, or its options' costs are not here"
 NOTHING_OUTSIDE = Outside(plain=0, step=0, level=0, row=0, node=0, token=0)
 
 

@@ -110,6 +110,15 @@ def test_what_the_drafting_pass_lacked_hangs_on_no_order() -> None:
     assert found[0] == found[1] and all(lacking for _, lacking in found[0].values())
 
 
+def test_an_answer_of_one_token_has_no_step_whatever_was_replayed_before() -> None:
+    tiny = shared_tiny_model("float32")
+    text, features = known(tiny, tiny.prompts[0], SamplerParams(TOKENS, STOP_IDS))
+    drafter, arm = drafter_of(tiny, text, features), Arm(methods.get("eagle2"), "paper", methods.get("eagle2").options)
+    assert replayed(arm, text, SamplerParams(TOKENS, STOP_IDS), drafter).calls
+    made = replayed(arm, replace(text, answer=text.answer[:1]), SamplerParams(1, STOP_IDS), drafter)
+    assert (made.accepted, made.calls, made.asked) == ([], [], 0)
+
+
 def test_many_places_at_once_are_drafted_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = shared_tiny_model("bfloat16")
     text, features = known(tiny, tiny.prompts[2], SamplerParams(TOKENS, STOP_IDS))
