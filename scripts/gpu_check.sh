@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The day a GPU is there: what this project has to know of it, in at most 8 minutes, what is worth most first.
+# The day a GPU is there: what this project has to know of it, in at most 8 minutes, what is worth most first (on a CPU, 20).
 #
 #   scripts/gpu_check.sh OUT [--device cpu] [--minutes N] [--wheels DIR]
 #

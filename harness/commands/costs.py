@@ -21,6 +21,7 @@ from harness.common.bounds import bounded
 from harness.common.errors import UserError
 from harness.run.request import DTYPES, RunRequest, one_of
 
+OTHER_DRAFTERS = ("lm", "medusa", "hydra")
 LEAST_CONTEXT = 8  # tokens, as many as a step may accept
 
 
@@ -32,6 +33,8 @@ LEAST_CONTEXT = 8  # tokens, as many as a step may accept
 @option("--layers", type=int, default=None, help="Of random weights: layers to make (default: as many as fit).")
 @option("--context", "contexts", type=int, multiple=True, help="Tokens; repeatable (128, 512, 1024).")
 @option("--frequent", type=int, default=None, help="The draft head's logits over so many frequent tokens only.")
+@option("--drafter", "drafters", multiple=True, metavar="lm|medusa|hydra|none",
+        help="Of the drafters beside the EAGLE head only this one; repeatable (default: all).")  # fmt: skip
 @option("--temperature", type=float, default=0.0, help="Of the whole decodes that tell what is outside both models.")
 @option("--rounds", type=int, default=9, help="Rounds of measuring.")
 @dtype_option
@@ -40,8 +43,9 @@ LEAST_CONTEXT = 8  # tokens, as many as a step may accept
 @json_option
 @include_option
 def command(
-    model: str, random_weights: bool, layers: int | None, contexts: tuple[int, ...], frequent: int | None, temperature: float,
-    rounds: int, dtype: str, threads: int | None, out: Path, as_json: bool, includes: tuple[Path, ...],
+    model: str, random_weights: bool, layers: int | None, contexts: tuple[int, ...], frequent: int | None,
+    drafters: tuple[str, ...], temperature: float, rounds: int, dtype: str, threads: int | None, out: Path, as_json: bool,
+    includes: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Measure what a step's parts cost here: the target by rows, the draft head by level, the prefill, and all else.
 
@@ -53,6 +57,8 @@ def command(
     for context in contexts:
         bounded("--context", context, least=LEAST_CONTEXT)
     RunRequest(temperature=temperature)  # checks
+    for kind in drafters:
+        one_of("drafter", kind, (*OTHER_DRAFTERS, "none"))
     one_of("dtype", dtype, DTYPES)
     if layers is not None and not random_weights:
         raise UserError("--layers is of random weights, which --random-weights asks for")
@@ -68,9 +74,11 @@ def command(
     said = ["harness costs", f"--model {model}", *(["--random-weights"] if random_weights else [])]
     given = {"layers": layers, "frequent": frequent, "threads": threads}
     said += [f"--{name} {value}" for name, value in given.items() if value is not None]
+    said += [f"--drafter {kind}" for kind in drafters]
     said += [f"--temperature {temperature:g}"] if temperature else []
     said += [*(f"--context {c}" for c in contexts), f"--dtype {dtype}", f"--rounds {rounds}"]
-    wanted = Wanted(random_weights, layers, contexts, dtype, threads, frequent, rounds, " ".join(said), temperature)
+    wanted = Wanted(random_weights, layers, contexts, dtype, threads, frequent, rounds, " ".join(said), temperature,
+                    drafters=drafters or None)  # fmt: skip
     table = measured(model_config(model), wanted)
     shown = costs_table(table)
     print_table(shown)

@@ -34,7 +34,8 @@ OUTSIDE_AT = 128  # the context at which whole decodes are made
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is to be measured. `layers`: of random weights; None: as many as fit. `contexts`: none for the usual ones.
-    `temperature`: of whole decodes. `rows`: of the target, besides the usual ones."""
+    `temperature`: of whole decodes. `rows`: of the target, besides the usual ones. `drafters`: kinds of those measured beside the
+    EAGLE head; None: all that are there."""
 
     random_weights: bool = False
     layers: int | None = None
@@ -46,6 +47,11 @@ class Wanted:
     command: str = "harness costs"
     temperature: float = 0.0
     rows: tuple[int, ...] = ()
+    drafters: tuple[str, ...] | None = None
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether a kind of drafter beside the EAGLE head is to be measured."""
+        return self.drafters is None or kind in self.drafters
 
     def fitting(self, config: ModelConfig) -> list[int]:
         """The contexts that leave room for trees.
@@ -75,7 +81,7 @@ def measured(config: ModelConfig, wanted: Wanted, tell: Callable[[str], None] = 
     sizes = architecture(config)
     if sizes is None:
         raise UserError(f"{config.name}: its sizes are not known; give its YAML an `architecture:` block, or fetch its weights")
-    stand = _random(config, sizes, dtype, wanted, tell) if wanted.random_weights else _loaded(config, dtype, tell)
+    stand = _random(config, sizes, dtype, wanted, tell) if wanted.random_weights else _loaded(config, dtype, wanted, tell)
     return table_of(config, stand, sizes, dtype, threads, wanted, tell)
 
 
@@ -136,7 +142,7 @@ def table_of(
 def _random(config: ModelConfig, sizes: Architecture, dtype: str, wanted: Wanted, tell: Callable[[str], None]) -> Stand:
     where, n = device(), sizes.num_hidden_layers
     longest = wanted.fitting(config)[-1] + ROOM
-    kinds = published(sorted(config.drafters), sizes)
+    kinds = tuple(filter(wanted.asks_for, published(sorted(config.drafters), sizes)))
     fit = layers_that_fit(sizes, dtype, longest, free_bytes(where), on_cpu=where.type == "cpu", kinds=kinds)
     layers = min(wanted.layers or n, fit)
     if wanted.layers is not None and wanted.layers > n:
@@ -154,10 +160,11 @@ def _random(config: ModelConfig, sizes: Architecture, dtype: str, wanted: Wanted
         raise UserError(f"{layers} layers of {config.name} do not fit into the memory that is free; try fewer --layers") from None
 
 
-def _loaded(config: ModelConfig, dtype: str, tell: Callable[[str], None]) -> Stand:
+def _loaded(config: ModelConfig, dtype: str, wanted: Wanted, tell: Callable[[str], None]) -> Stand:
     tell(f"loading {config.title} ...")
     kinds = {methods.EAGLE} if config.head_folder is not None else set()
-    kinds |= {kind for kind, folder in drafter_folders(config).items() if kind in OTHERS and folder.is_dir()}
+    there = {kind for kind, folder in drafter_folders(config).items() if kind in OTHERS and folder.is_dir()}
+    kinds |= set(filter(wanted.asks_for, there))
     return stand_of(load(config, dtype, drafters=kinds))
 
 

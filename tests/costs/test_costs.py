@@ -177,6 +177,7 @@ def test_the_command_measures_sizes_without_weights(
         ("--random-weights --context 600", "--context 600: none leaves 512 of the model's 1024 tokens for trees"),
         ("--random-weights --frequent 513", "--frequent is 513; sized has 512 tokens"),
         ("--random-weights --rounds 0", "--rounds is 0"),
+        ("--random-weights --drafter eagle", "unknown drafter 'eagle'"),
         ("--random-weights --dtype int8", "int8"),
     ],
 )
