@@ -211,16 +211,17 @@ def _drafted_chain(drafter: Any, tokens: torch.Tensor) -> None:
 
 
 def outside(
-    target: Any, drafter: Any, name: str, context: int, m: methods.Method, options: Mapping[str, Any], temperature: float = 0.0
+    target: Any, drafter: Any, name: str, context: int, m: methods.Method, options: Mapping[str, Any], temperature: float = 0.0,
+    rounds: int = 9,
 ) -> Outside:  # fmt: skip
     """What is outside both models, from whole decodes of random prompts by vanilla and by EAGLE-2 with trees of several sizes.
 
-    m, options: EAGLE-2, and its own. Without a draft head only vanilla decodes, and the rest is taken for 0.
+    m, options: EAGLE-2, and its own. rounds: with few of them the decodes are shorter, too. Without a draft head only vanilla
+    decodes, and the rest is taken for 0.
     """
     random = torch.Generator().manual_seed(0)
-    prompts = [
-        (_some_ids(target, context, random), SamplerParams(PROBE_TOKENS, temperature=temperature, key=i)) for i in range(PROBED)
-    ]
+    n = min(PROBE_TOKENS, 8 * rounds)
+    prompts = [(_some_ids(target, context, random), SamplerParams(n, temperature=temperature, key=i)) for i in range(PROBED)]
     names = Names(f"the target {name}", f"the draft head of {name}")
     vanilla, trees = probed(target, drafter, names, m, options, prompts)
     of_work = fitted(trees) if drafter is not None else (0.0,) * 5

@@ -126,7 +126,8 @@ def table_of(
     tell("measuring what is outside both models ...")
     m = methods.get("eagle2" if wanted.frequent is None else "eagle2-fr")
     options = m.resolve("paper", {} if wanted.frequent is None else {"frequent": str(wanted.frequent)}, config.presets)
-    whole = outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature)
+    whole = outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature,
+                    wanted.rounds)  # fmt: skip
     begin(stand.target, stand.drafters.values())  # a race that comes next need not record what was measured here
     if stand.target.mode != mode:  # graphs were refused on the way: from now on all is eager
         tell("measuring again: some of it was replayed as graphs, and some launched call by call")
