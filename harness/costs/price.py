@@ -82,6 +82,14 @@ def outside_ms(table: CostTable, work: StepWork, nodes: float, tau: float) -> fl
     return o.step + o.level * work.depth + o.row * (work.root + sum(work.levels)) + o.node * nodes + o.token * tau
 
 
+CONTEXT_STEP = 32  # contexts are told apart no finer
+
+
+def near(context: int) -> int:
+    """The context that a step is priced at: so few are looked up."""
+    return max(round(context / CONTEXT_STEP), 1) * CONTEXT_STEP
+
+
 class Prices:
     """Milliseconds of single steps by a table of costs, each looked up once."""
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import methods
 from harness.common.names import SIX_TASKS, method_order
-from harness.costs.price import Prices
+from harness.costs.price import Prices, near
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork, work_of
 from harness.ledger.record import Record, canonical_hash
 from harness.metrics.definitions import totals
 
 WITHIN = 0.05
-CONTEXT_STEP = 32  # contexts are told apart no finer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,7 @@ class _Sums:
             return
         context = record["n_prompt"]
         for nodes, accepted in zip(trace["tree_size"], trace["accepted"], strict=True):
-            near = max(round(context / CONTEXT_STEP), 1) * CONTEXT_STEP
-            for part, ms in zip(("verify", "draft", "other"), prices.step(work, nodes, accepted + 1, near), strict=True):
+            for part, ms in zip(("verify", "draft", "other"), prices.step(work, nodes, accepted + 1, near(context)), strict=True):
                 self.predicted[part] += ms
             context += accepted + 1
 

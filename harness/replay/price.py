@@ -7,13 +7,12 @@ from functools import cache
 from typing import Any, Protocol
 
 from harness.costs.price import Prices as _OfTable
+from harness.costs.price import near
 from harness.costs.relative import named, table_of
 from harness.costs.table import CostTable
 from harness.costs.work import StepWork
 from methods.engine.relative_costs import RelativeCosts, relative_costs
 from methods.engine.stop_net import LOOK_MS
-
-CONTEXT_STEP = 32  # contexts are told apart no finer
 
 
 class Prices(Protocol):
@@ -40,11 +39,11 @@ class TablePrices:
         self.look = LOOK_MS
 
     def plain(self, context: int) -> float:
-        return self._prices.plain(_near(context))
+        return self._prices.plain(near(context))
 
     def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
         work = StepWork(1, tuple(calls[1:]), 1) if calls else StepWork(1)
-        return sum(self._prices.step(work, nodes, accepted + 1, _near(context)))
+        return sum(self._prices.step(work, nodes, accepted + 1, near(context)))
 
 
 class RelativePrices:
@@ -70,10 +69,6 @@ def looks_of(options: Mapping[str, Any]) -> Callable[[Sequence[int]], int]:
         return lambda calls: 0
     most = int(options["depth"])
     return lambda calls: min(len(calls), most - 1)
-
-
-def _near(context: int) -> int:
-    return max(round(context / CONTEXT_STEP), 1) * CONTEXT_STEP
 
 
 def prices_named(names: Sequence[str]) -> dict[str, Prices]:
