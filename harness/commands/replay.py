@@ -74,7 +74,9 @@ def command(
     from harness.common.files_written import files_written
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
+    from harness.ledger.ledger import read
     from harness.replay import choose as chosen
+    from harness.replay.beside import beside, faults
     from harness.replay.session import ReplayRequest, choose_options, replay
     from harness.replay.tables import chosen_table, replay_table
 
@@ -86,8 +88,11 @@ def command(
         click.echo(files_written([chosen.save(choose_options(request, conversations), choose)]), err=True)
         return
     found, prices = replay(request)
-    table = chosen_table(found, found_choices, prices) if found_choices else replay_table(found, list(prices.values()))
+    live = {} if found_choices else beside(found, read(request.results or request.folder))
+    table = chosen_table(found, found_choices, prices) if found_choices else replay_table(found, list(prices.values()), live)
     print_table(table)
     click.echo(files_written(write_forms(table, request.folder / "tables")), err=True)
     if as_json:
         click.echo(json_rows([table]))
+    if wrong := faults(live):
+        raise UserError(f"replays are not what was run, which is an error of the harness: {'; '.join(wrong)}")

@@ -145,13 +145,14 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predicti
     from harness.paper.plan import records_of
     from harness.paper.tables_1_3 import judged_table
     from harness.paper.verdict import Measurements, judge, reported_model
+    from harness.replay.record import read
 
-    recorded = records_of(request.results)
+    recorded, replays = records_of(request.results), read(request.results)
     configs = {c.name: c for found in wanted.values() for c, _ in found}
     measurements, mixed = {}, []
     for name in configs:
         try:
-            measurements[name] = Measurements(recorded, name, request.results)
+            measurements[name] = Measurements(recorded, name, request.results, replays)
         except UserError as e:
             if len(configs) == 1:
                 raise

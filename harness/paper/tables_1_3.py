@@ -30,6 +30,9 @@ _DEFINED = one_line("""
     A number of others that is not averaged as the paper's says how it is, with ours by that definition beside it where there is
     one.""")
 _PAPERS = {"speedup": (OF_QUESTIONS,), "tau": (POOLED, OF_QUESTIONS_FROM_0)}  # with which the table has columns of ours
+_REPLAYED = one_line("""
+    τ replayed: of vanilla's answers to so many prompts as stand in brackets, by `harness replay`, whose steps are a run's. The
+    verdict on τ, and τ by questions, are of it where it is of more prompts than were run.""")
 _PREDICTED = "Predicted: the decode speedup that the paper's τ would give on {} (`harness predict`)."
 _SECONDARY = f"{UNCONFIRMED} a third party's transcription of the paper. We did not read it there, so it is not confirmed."
 
@@ -40,6 +43,7 @@ def judged_table(item: Item, judged: Sequence[Judged], predictions: Predictions 
     predictions: shown in a column of their own, where there are any.
     """
     predictions = predictions or {}
+    replayed = any(j.ours and j.ours.replayed for j in judged)
     groups: dict[tuple[ReportedModel, float], list[Judged]] = {}
     for j in judged:
         groups.setdefault((j.target, j.cell.temperature), []).append(j)
@@ -48,8 +52,8 @@ def judged_table(item: Item, judged: Sequence[Judged], predictions: Predictions 
         theirs = dict.fromkeys(n.model for j in group for n in j.cell.speedup)
         stands_in = "" if target.paper else f" (not in the paper, whose numbers are of {', '.join(theirs)})"
         title = f"{item.name.capitalize()}: {target.paper or target.name}, T = {temperature:g}{stands_in}"
-        sections.append(Section(title, target.facts, pd.DataFrame([_row(j, predictions) for j in group])))
-    notes = [_NOTE]
+        sections.append(Section(title, target.facts, pd.DataFrame([_row(j, predictions, replayed) for j in group])))
+    notes = [_NOTE, *([_REPLAYED] if replayed else [])]
     if of_machines := dict.fromkeys(p.machine for j in judged if (p := predictions.get(_key(j))) and p.decode):
         notes.append(_PREDICTED.format(", ".join(of_machines)))
     if any(_as_defined(n, j) for j in judged for metric in ("speedup", "tau") for n in third_parties(j.cell, metric)):
@@ -72,7 +76,7 @@ def _key(j: Judged) -> tuple[str, str, str, float]:
     return j.target.name, j.cell.method, j.cell.task, j.cell.temperature
 
 
-def _row(j: Judged, predictions: Predictions) -> dict[str, str]:
+def _row(j: Judged, predictions: Predictions, replayed: bool) -> dict[str, str]:
     c, o, p = j.cell, j.ours, predictions.get(_key(j))
     return {
         "method": c.method_here or c.method,
@@ -84,7 +88,8 @@ def _row(j: Judged, predictions: Predictions) -> dict[str, str]:
         "others'": _others(j, "speedup"),
         **({"predicted": times(p.decode.value) if p and p.decode else NOTHING} if predictions else {}),
         "τ": _ours(o.tau, "") if o else NOTHING,
-        "τ by questions, from 0": number(o.taus.get(OF_QUESTIONS_FROM_0)) if o else NOTHING,
+        **({"τ replayed": _replayed(o)} if replayed else {}),
+        "τ by questions, from 0": number(_value(o.tau_as(OF_QUESTIONS_FROM_0))) if o else NOTHING,
         "paper's τ": _published(c.tau),
         "others' τ": _others(j, "tau"),
         "decode": _decomposed(o, is_mean=c.task == MEAN) if o else NOTHING,
@@ -98,6 +103,16 @@ def _decomposed(o: Ours, *, is_mean: bool) -> str:
         return NOTHING
     parts = " + ".join(number(getattr(o.costs, part)) for part in PARTS)
     return f"{number(o.decode_speedup)} {'~' if is_mean else '='} {number(o.tau.value)} / ({parts})"
+
+
+def _replayed(o: Ours | None) -> str:
+    """`2.98 [2.93, 3.03] (480)`: with the prompts that it is of."""
+    found = o and o.replayed
+    return f"{_ours(found.tau, '')} ({found.tau.prompts})" if found else NOTHING
+
+
+def _value(e: Estimate | None) -> float | None:
+    return e.value if e else None
 
 
 def _ours(e: Estimate, mark: str) -> str:
@@ -138,7 +153,11 @@ def _numbers(item: Item, j: Judged, predictions: Predictions) -> dict[str, Any]:
         e: Estimate | None = getattr(o, name) if o else None
         low, high = (e.ci95 if e else None) or (None, None)
         row |= {name: e and e.value, f"{name}_low": low, f"{name}_high": high}
-    row |= {f"tau_{name}": o and o.taus.get(name) for name in OTHER_TAUS}
+    row |= {f"tau_{name}": o and _value(o.tau_as(name)) for name in OTHER_TAUS}
+    again = o.replayed.tau if o and o.replayed else None
+    low, high = (again.ci95 if again else None) or (None, None)
+    row |= {"tau_replayed": again and again.value, "tau_replayed_low": low, "tau_replayed_high": high,
+            "prompts_replayed": again.prompts if again else 0}  # fmt: skip
     row |= {"tau_no_loop": o and o.tau_no_loop, "decode_speedup": o and o.decode_speedup, "is_apart": o and o.is_apart}
     row |= {f"c_{part}": o and o.costs and getattr(o.costs, part) for part in PARTS}
     for name in ("speedup", "tau"):

@@ -23,6 +23,8 @@ from harness.metrics.marks import joined
 from harness.metrics.pairing import Side, compared, one_environment, one_source, side_of
 from harness.metrics.steps import StepCosts
 from harness.paper.published import MEAN, METHODS, OURS_DIFFER, Number, PaperCell
+from harness.paper.replayed_taus import ReplayedTau, ReplayedTaus
+from harness.replay.record import Replay
 from tasks.paper_files import PAPER_FILES
 
 TOLERANCE = 0.10  # in tau
@@ -57,12 +59,17 @@ class Ours:
     signs: str = ""  # of its speed; see `harness.metrics.marks`
     speedup_of_questions: Estimate = Estimate(None, None, 0)  # by the reference's formula
     taus: Mapping[str, float] = field(default_factory=dict)  # by the definitions of others
+    replayed: ReplayedTau | None = None  # of more prompts than were run
 
     def tau_as(self, definition: str) -> Estimate | None:
-        """tau by a definition (`harness.metrics.by_definition`), or None where it is not known by that."""
+        """tau by a definition (`harness.metrics.by_definition`), or None where it is not known by that.
+
+        That of the replays where there are any: a replay has a run's steps, and is of more prompts.
+        """
+        tau, taus = (self.replayed.tau, self.replayed.taus) if self.replayed else (self.tau, self.taus)
         if definition == POOLED:
-            return self.tau if self.tau.value is not None else None
-        return Estimate(self.taus[definition], None, self.tau.prompts) if definition in self.taus else None
+            return tau if tau.value is not None else None
+        return Estimate(taus[definition], None, tau.prompts) if definition in taus else None
 
     def speedup_as(self, definition: str) -> Estimate | None:
         """The same of the speedup."""
@@ -92,13 +99,13 @@ def of_the_paper(records: Iterable[Record], model: str, where: object) -> list[R
 
 
 class Measurements:
-    """One model's measured records of a folder, ready to be asked for a cell of the paper.
+    """One model's measured records of a folder, and replays of its answers, ready to be asked for a cell of the paper.
 
     Raises:
         UserError: they were measured in several environments; names the key.
     """
 
-    def __init__(self, records: Iterable[Record], model: str, where: object):
+    def __init__(self, records: Iterable[Record], model: str, where: object, replays: Iterable[Replay] = ()):
         records = list(records)
         self.records = one_source(of_the_paper(records, model, where))
         known, taken = {VANILLA, *METHODS.values()}, {(r["task"], r["source"]) for r in self.records}
@@ -107,9 +114,21 @@ class Measurements:
         self._left_out = not_in_the_numbers(shown_cells(summarise(asked)))
         self.base = side_of(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
+        self._replayed = ReplayedTaus(replays, (r["key"] for r in self.base.values()), PRESET)
 
     def __call__(self, method: str, task: str, temperature: float) -> Ours | None:
-        """What was measured for a cell. None where nothing was, or for a mean where one of the six tasks is missing."""
+        """What was run or replayed for a cell. None where nothing was, or for a mean where one of the six tasks is missing."""
+        run, replayed = self._run(method, task, temperature), self._replayed(method, task, temperature)
+        if replayed is None or (run and run.tau.prompts >= replayed.tau.prompts):
+            return run
+        if run:
+            return replace(run, replayed=replayed)
+        names, nothing = SIX_TASKS if task == MEAN else (task,), Estimate(None, None, 0)
+        answers = [r for r in self.base.values() if r["task"] in names]
+        source = "/".join(sorted({r["source"] for r in answers}))
+        return Ours(nothing, nothing, None, None, None, source, answers[0]["max_new_tokens"], False, False, replayed=replayed)
+
+    def _run(self, method: str, task: str, temperature: float) -> Ours | None:
         names = SIX_TASKS if task == MEAN else (task,)
         cells = [s for name in names if (s := self.summaries.get((method, name, temperature))) and s.prompts]
         if len(cells) < len(names):
@@ -175,7 +194,7 @@ def judge(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> Judged:
 def _verdict(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> str:
     if cell.method_here is None:
         return f"not comparable: {cell.method} is not among the methods here"
-    if ours is None or (ours.speedup.value is None and ours.tau.value is None):
+    if ours is None or (ours.speedup.value is None and ours.tau_as(POOLED) is None):
         return "not measured"
     if why := incomparable(target, ours.source, cell.task_here, ours.max_new_tokens):
         return why
@@ -203,7 +222,8 @@ def _by_which(cell: PaperCell, ours: Ours) -> str:
         return ""
     found = ours.tau_as(agreeing[0])
     assert found is not None and found.value is not None
-    return f" (τ as {WORDS[agreeing[0]]}: {found.value:.2f}; pooled it is {_gap(cell.tau, lambda _: ours.tau)} the paper's)"
+    pooled = _gap(cell.tau, lambda _: ours.tau_as(POOLED))
+    return f" (τ as {WORDS[agreeing[0]]}: {found.value:.2f}; pooled it is {pooled} the paper's)"
 
 
 UNCONFIRMED, DIFFERS = "‡", "†"
@@ -267,7 +287,7 @@ def _no_speed(cell: PaperCell, ours: Ours) -> str:
     if not cell.speedup:
         return "the paper has none"
     if ours.speedup.value is None:
-        return "no baseline was measured"
+        return "replayed, not run" if ours.replayed and ours.tau.value is None else "no baseline was measured"
     if ours.is_shared:
         return "other work shared the machine"
     if ours.is_apart:

@@ -10,10 +10,11 @@ import pandas as pd
 
 import methods
 from harness.common.names import SIX_TASKS, VANILLA, method_order
-from harness.forms.table import Section, Table, bracketed, number
+from harness.forms.table import NOTHING, Section, Table, bracketed, number
 from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, holm
+from harness.replay.beside import Beside
 from harness.replay.choose import Choice
 from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay, of_methods
@@ -81,14 +82,20 @@ STATISTICS: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def replay_table(replays: Sequence[Replay], prices: Sequence[Prices]) -> Table:
-    """Per temperature a section, per method a row: means over tasks of each task's value, with intervals over conversations."""
+def replay_table(
+    replays: Sequence[Replay], prices: Sequence[Prices], live: Mapping[tuple[float, str, str], Beside] | None = None
+) -> Table:
+    """Per temperature a section, per method a row: means over tasks of each task's value, with intervals over conversations.
+
+    live: of what was also run, how it compares.
+    """
+    live = live or {}
     sections, numbers = [], []
     cells = sorted(of_methods(replays), key=lambda cell: (cell[0][0], method_order(cell[0][1]), cell[0][2]))
     for t in sorted({key[0] for key, _ in cells}):
         own = [(key, rs) for key, rs in cells if key[0] == t]
         rows = []
-        for (_, method, preset, _), rs in own:
+        for (_, method, preset, sha), rs in own:
             shown = {"method": method, "preset": preset}
             by_task = strata([counts(rs)])
             for name, (statistic, form) in STATISTICS.items():
@@ -100,11 +107,21 @@ def replay_table(replays: Sequence[Replay], prices: Sequence[Prices]) -> Table:
                 found = _estimates(strata([costs(rs, price)]), speedup)
                 shown[price.name] = _shown(found["mean"], "{:.2f}×")
                 numbers += _numbers(rs[0], t, method, preset, price.name, found)
+            if live:
+                found_live = live.get((t, method, sha))
+                shown["beside its run"] = found_live.shown if found_live else NOTHING
+                if found_live:
+                    for name, e in (("tau live", found_live.live), ("tau live less replayed", found_live.difference)):
+                        numbers += _numbers(rs[0], t, method, preset, name, {"mean": e})
             rows.append(shown)
         sections.append(_section(own[0][1], t, rows))
-    return Table(NAME, tuple(sections), NOTES, pd.DataFrame(numbers))
+    return Table(NAME, tuple(sections), (*NOTES, *([BESIDE] if live else [])), pd.DataFrame(numbers))
 
 
+BESIDE = (
+    "Beside its run: turns that the ledger has a run of, whose accept lengths and tree sizes are the replay's, step by step. !!:"
+    " they differ though they cannot, or tau does by more than its interval: an error of the harness."
+)
 EXACT = (
     "Replays equal runs step by step on row-invariant engines in any dtype, and in our tests on torch's in float32. There"
     " bfloat16 and float16 may round a forward over other nodes otherwise, and nearly equal nodes may change places in a tree."

@@ -80,7 +80,10 @@ def make_arms(
             raise UserError(lacking)
         own = {k: v for k, v in changes.items() if k in m.options}
         presets: Mapping[str, Mapping[str, Any]]
-        named, presets = preset, config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
+        of_model = config.presets if m.needs_head else {preset: {}} if preset in config.presets else {}
+        if m.group == methods.POLICIES:  # `paper` of a model is EAGLE-2's paper: each policy has one of its own
+            of_model = {**of_model, "paper": {}}
+        named, presets = preset, of_model
         if preset == TUNED and tuned is not None and TUNED not in m.presets:
             named = TUNED if m.tunable else "paper"
             try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from command_line import counted, files, harness, isolate, refused, tiny_copy
 from made_up_records import measured
+from made_up_replays import replay
 from make_ledger import FOLDER
 from places import ROOT, SHARED, TINY
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from harness.common.names import SIX_TASKS
 from harness.forms.table import markdown
 from harness.ledger.ledger import read
 from harness.load.config import model_config, paper_models
-from harness.metrics.by_definition import OTHER_TAUS, WORDS
+from harness.metrics.by_definition import OF_QUESTIONS, OTHER_TAUS, POOLED, WORDS
 from harness.metrics.cells import mean_estimates, six_task_mean, summarise
 from harness.metrics.definitions import Estimate
 from harness.metrics.pairing import side_of
@@ -35,6 +36,7 @@ from harness.paper.figures_1_2 import write_bars
 from harness.paper.published import Number, PaperCell, cells, item, numbers, stand_in, the_paper, third_parties
 from harness.paper.tables_1_3 import judged_table
 from harness.paper.verdict import TOLERANCE, Measurements, Ours, ReportedModel, judge, reported_model
+from harness.replay.record import Replay
 from tasks.paper_files import PAPER_FILES
 
 PUBLISHED = SHARED / "paper" / "published_numbers.csv"
@@ -385,6 +387,35 @@ def test_of_several_sources_the_papers_is_taken() -> None:
 
     assert source(records("paper", 1) + records("bundled", 3)) == "paper"
     assert source(records("pypi", 1) + records("bundled", 3)) == "bundled"
+
+
+def _replays_of(records: list[Any], steps: list[list[int]], **changes: Any) -> list[Replay]:
+    """EAGLE-2's of vanilla's answers, an answer each."""
+    keys = [r["key"] for r in records if r["method"] == "vanilla"]
+    made = [replay("eagle2", i, own, [[1]] * len(own), [4] * len(own)) for i, own in enumerate(steps)]
+    return [r.model_copy(update={"answer": key, **changes}) for r, key in zip(made, keys, strict=True)]
+
+
+def test_tau_of_replays_is_of_all_answers_and_the_speed_of_those_that_were_run() -> None:
+    """Eight answers of vanilla's, five runs: the verdict on tau is of eight, which no run of other prompts is."""
+    steps = [[3] * 3] * 5 + [[1] * 6] * 3  # tau 4 on the prompts that were run, 2 on the others
+    records = [measured("vanilla", i, own) for i, own in enumerate(steps)]
+    runs = [measured("eagle2", i, own) for i, own in enumerate(steps[:5])]
+    both = Measurements(records + runs, "toy", "DIR", _replays_of(records, steps))("eagle2", "gsm8k", 0.0)
+    assert both and both.replayed and both.tau.value == 4 and both.speedup.prompts == 5
+    of_all = (5 * 12 + 3 * 12) / (5 * 3 + 3 * 6)
+    assert both.replayed.tau.prompts == 8 and both.replayed.tau.value == pytest.approx(of_all)
+    assert both.tau_as(POOLED) == both.replayed.tau
+    assert (
+        both.taus != both.replayed.taus and (by := both.tau_as(OF_QUESTIONS)) and by.value == pytest.approx((5 * 4 + 3 * 2) / 8)
+    )
+    alone = Measurements(records, "toy", "DIR", _replays_of(records, steps))("eagle2", "gsm8k", 0.0)
+    assert alone and alone.speedup.value is None and alone.tau_as(POOLED) == both.replayed.tau
+    shown = markdown(judged_table(item("table", "1"), [judge(cell(), STAND_IN, o) for o in (both, alone)]))
+    assert f"{of_all:.2f}" in shown and "(8)" in shown
+    for none in (_replays_of(records, steps, preset="tuned"), _replays_of(records, steps, answer="another ledger's"), []):
+        without = Measurements(records + runs, "toy", "DIR", none)("eagle2", "gsm8k", 0.0)
+        assert without and without.replayed is None
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

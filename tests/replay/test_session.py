@@ -41,6 +41,7 @@ def test_a_ledgers_own_steps_come_out(ledger: Path, tmp_path: Path) -> None:
     made = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "eagle2", "--policy", "pld",
                    "--costs", "gpu-radar", "--out", str(tmp_path))  # fmt: skip
     assert made.code == 0, made.out + made.err
+    assert made.out.count("the same in all 2") == 2  # of eagle2 at each temperature: pld was not run
     assert "gpu-radar" in made.out + made.err and "τ" not in made.out + made.err.splitlines()[0]
     lines = [json.loads(line) for line in (ledger / "records.jsonl").read_text().splitlines()]
     live = {(r["temperature"], r["turn"]): r for r in lines if r["method"] == "eagle2" and not r["is_warmup"]}

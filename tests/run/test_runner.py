@@ -20,6 +20,7 @@ from command_line import SMALL, counted, files, harness, ids, isolate, lines, me
 from places import ROOT
 from tiny_model import shared_tiny_model
 
+import methods
 import tasks
 from harness.ledger.ledger import RECORDS, Ledger, read
 from harness.ledger.record import Record, canonical_hash, ids_sha, validate
@@ -349,6 +350,14 @@ def test_a_models_preset_changes_the_options_it_names(tmp_path: Path) -> None:
         "eagle2": ("small", {"top_k": 10, "depth": 6, "total": 8, "stop_early": False}),
         "vanilla": ("small", {}),
     }
+
+
+def test_what_the_models_paper_sets_is_not_set_for_policies(tmp_path: Path) -> None:
+    """A model's `paper` is EAGLE-2's paper. Each policy has one of its own: radar's trees are 8 levels deep."""
+    model = tiny_copy(tmp_path / "model", presets="{paper: {depth: 3}}")
+    records = measured(tmp_path / "out", "--method eagle2 --method opt-tree --task gsm8k --model", model)
+    depths = {r["method"]: r["options"].get("depth") for r in records}
+    assert depths == {"vanilla": None, "eagle2": 3, "opt-tree": methods.get("opt-tree").options["depth"]}
 
 
 def test_an_option_that_no_method_has_is_no_preset(tmp_path: Path) -> None:
