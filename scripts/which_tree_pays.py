@@ -3,7 +3,7 @@
 python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE ...     # hours; goes on where it stopped
 
 1. `harness replay --choose`: each policy's options for every costs and every point of the plane, on held-out prompts.
-2. `harness replay --choices`: those options on the tasks' answers.
+2. `harness replay --choices`: those options on the tasks' answers, and random-stop with as many calls as radar made, as often.
 3. tables/which-tree-pays.md and .csv, regions.csv and regions.png beside them.
 """
 
@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
+import methods
 from harness.common.errors import say
 from harness.common.files import write_file
 from harness.forms.figure import save_figure
 from harness.forms.table import write_forms
 from harness.replay import choose, regions
+from harness.replay.saved import as_often_as
 from harness.replay.session import ReplayRequest, choose_options, replay
 from harness.replay.tables import chosen_table
 
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="conversations a task")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--model", default=None)
+    parser.add_argument("--plane-limit", type=int, default=20, help="conversations a task, of the plane (default: 20)")
     parser.add_argument("--no-plane", action="store_true", help="leave the plane of costs out")
     given = parser.parse_args()
     temperatures = tuple(given.temperature or (0.0, 1.0))
@@ -45,12 +48,18 @@ def main() -> None:
     named = _choices(base, given.results / "choices.json", given.conversations)
     plane = []
     if not given.no_plane:
-        plane = _choices(replace(base, costs=regions.PLANE), given.results / "choices-plane.json", given.conversations)
+        rules = tuple(n for n in methods.names(exact=True, group=methods.POLICIES) if not methods.get(n).replay_only)
+        over_plane = replace(base, policies=rules, costs=regions.PLANE)
+        plane = _choices(over_plane, given.results / "choices-plane.json", given.conversations)
     base = replace(base, max_new_tokens=None)  # the ledger's own
+    named = [c for c in named if c.method != "random-stop"]
+    found, _ = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
+    named += as_often_as(named, found, "radar")
     found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     write_forms(chosen_table(found, named, prices), given.results / "tables")
     if plane:
-        found, _ = replay(replace(base, policies=(), choices=tuple(plane), costs=regions.PLANE))
+        few = replace(base, limit=given.plane_limit if given.limit is None else min(given.limit, given.plane_limit))
+        found, _ = replay(replace(few, policies=(), choices=tuple(plane), costs=regions.PLANE))
         drawn = {t: regions.regions(found, plane, t) for t in temperatures}
         rows = pd.DataFrame([row for t, rs in drawn.items() for row in regions.rows_of(rs, t)])
         write_file(given.results / "tables" / "regions.csv", rows.to_csv(index=False, float_format="%.6g"))

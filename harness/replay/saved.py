@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, Statistic
+from harness.replay.choose import Choice
 from harness.replay.price import Prices, looks_of
-from harness.replay.record import Replay
+from harness.replay.record import Replay, of_methods
 
 STEPS, CALLS, TIME, VERIFYING, BEYOND, PLAIN, TOKENS = range(7)  # columns of one side
 N = 7
@@ -88,3 +90,17 @@ def calls_histogram(replays: Sequence[Replay]) -> str:
     """How many steps made one call, two, ..: the option `histogram` of random-stop, which makes it the control of this policy."""
     counts = np.bincount([len(calls) for r in replays for calls in r.calls])[1:]
     return " ".join(map(str, counts.tolist()))
+
+
+def as_often_as(choices: Sequence[Choice], replays: Sequence[Replay], method: str, control: str = "random-stop") -> list[Choice]:
+    """For each choice of a method that stops drafting: the control that makes as many calls as often, but at random, on its tree.
+
+    replays: of those choices. What the control gave on held-out conversations is not known: its speedup and tau are nan.
+    """
+    by_arm = {(t, name, sha): rs for (t, name, _, sha), rs in of_methods(replays)}
+    found = []
+    for c in choices:
+        if c.method == method and (own := by_arm.get((c.temperature, method, canonical_hash(dict(c.options))))):
+            options = {"histogram": calls_histogram(own), "top_k": c.options["top_k"], "total": c.options["total"]}
+            found.append(Choice(control, c.temperature, c.costs, options, float("nan"), float("nan"), 0, c.conversations))
+    return found

@@ -62,7 +62,6 @@ class Radar:
 
 @method(
     "radar", line="Policy: RADAR, a trained network that says when to stop drafting", drafter="eagle", group="policies",
-    presets={"paper": {"depth": 8}},  # a model's own are EAGLE-2's
     pins={"weights": pinned},
     candidates=[
         {"weights": w, "sample": s, "total": n} for w in (DEFAULT, *OTHERS) for s in (True, False) for n in (4, 8, 16, 24, 40, 59)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from made_up_replays import replay
 
+import methods
 from harness.replay import saved
+from harness.replay.choose import Choice
 from harness.replay.price import RelativePrices, looks_of, prices_named
 from harness.replay.record import Replay
 from methods.engine.relative_costs import RelativeCosts
@@ -67,3 +69,17 @@ def test_only_answers_of_both_count_and_none_give_no_value() -> None:
     assert saved.saved(a, [], saved.calls_saved).value is None
     (columns,) = saved.paired(a, b)
     assert columns.shape == (2 * saved.N, 6) and columns[saved.TIME].sum() == 0
+
+
+def test_the_control_makes_as_many_calls_as_often() -> None:
+    options = {"weights": "w@1", "sample": True, "top_k": 10, "depth": 8, "total": 16}
+    own = [replay("radar", i, [1, 0], [[1, 10], [1]], [10, 10], options) for i in range(2)]
+    own.append(replay("radar", 2, [2], [[1, 10, 10]], [10], options))
+    chosen = Choice("radar", 0.0, "gpu-radar", options, 1.5, 2.0, 12, 24)
+    other = Choice("opt-tree", 0.0, "gpu-radar", options, 1.5, 2.0, 12, 24)
+    (control,) = saved.as_often_as([other, chosen], own, "radar")
+    assert (control.method, control.costs, control.options) == (
+        "random-stop", "gpu-radar", {"histogram": "2 2 1", "top_k": 10, "total": 16},
+    )  # fmt: skip
+    assert set(control.options) == set(methods.get("random-stop").options)
+    assert saved.as_often_as([chosen], own[:0], "radar") == []
