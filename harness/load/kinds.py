@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+import tasks
 from harness.common.errors import unknown
 from harness.common.hints import hinted
 from harness.load.layout import has_medusas_layout, lacking, stored_numbers
@@ -85,7 +86,7 @@ class DrafterKind:
 
     def how_to_train(self, model: str) -> str:
         """How to come by one for a model: the end of a message."""
-        if self.train_command is None:
+        if self.train_command is None or tasks.own(model):  # `harness train` takes texts
             return "give its folder with --head"
         return f"{hinted(f'train {self.train_command}', '--out', 'DIR', model=model)} makes one"
 

@@ -180,5 +180,6 @@ def lacks(m: methods.Method, config: ModelConfig, folders: Mapping[str, Path]) -
         return f"method {m.name} needs a {what} and model {config.name} has none: {train}"
     listed = folders[m.drafter] / FREQUENT
     if m.needs_frequent and not listed.exists():
-        return f"method {m.name} needs a list of frequent tokens and there is no {listed}: {train} with its head"
+        needs = f"method {m.name} needs a list of frequent tokens and there is no {listed}"
+        return f"{needs}, which a head of `harness train` comes with: {train}"
     return None

@@ -19,6 +19,7 @@ from harness.common.errors import UserError
 from harness.common.names import SIX_TASKS
 from harness.ledger.ledger import read
 from harness.load.config import model_config
+from harness.load.kinds import training
 from harness.load.model import Loaded, load
 from harness.localise.localise import cut
 from harness.metrics.cells import summarise
@@ -65,6 +66,11 @@ def test_all_tasks_are_the_six_for_a_model_of_text_and_its_own_for_a_model_of_pi
 
 def test_no_training_is_checked_against_pixels() -> None:
     assert {name.partition("/")[0] for name in evaluation_prompts()} == set(SIX)
+
+
+def test_no_drafter_is_said_to_be_trained_on_texts_for_a_model_that_reads_none() -> None:
+    assert training("lm", "smollm2-135m") == "`harness train sps --model smollm2-135m --out DIR` makes one"
+    assert training("lm", "digits-mosaic") == "give its folder with --head"
 
 
 def test_a_task_that_is_not_for_the_model_is_one_clear_line(tmp_path: Path) -> None:
