@@ -9,6 +9,9 @@ An episode is a round. To go on costs `alpha`, to stop after k calls beyond the 
 
 Training draws actions as the authors do, without a baseline (`gradient=sampled`). As every outcome is in the table, the same
 gradient can be had without chance, summed over all that could have been drawn (`gradient=enumerated`).
+
+Such training tends to end where a network is sure of one action everywhere: its gradient is gone there. `entropy`, which the
+authors do not have, keeps it from being so sure (Williams and Peng, 1991).
 """
 
 from __future__ import annotations
@@ -37,13 +40,15 @@ HELD_OUT = 10  # of so many conversations one chooses the epoch, and one is for 
 
 class StopSettings(pydantic.BaseModel, extra="forbid", frozen=True):
     """The authors' values where they tell them. alpha: of a further call, at `SCALE`; they search 0.01 to 0.09, and `ratio` takes
-    none. rounds: those that a decode starts, as theirs, or every position of the answers."""
+    none. entropy: what a nat of a look's entropy is worth, in units of the reward. rounds: those that a decode starts, as theirs,
+    or every position of the answers."""
 
     alpha: float = pydantic.Field(0.01, ge=0)
     gamma: float = pydantic.Field(0.99, gt=0, le=1)
     learning_rate: float = pydantic.Field(1e-4, gt=0)
     least_rate: float = pydantic.Field(1e-6, ge=0)
     weight_decay: float = pydantic.Field(1e-4, ge=0)
+    entropy: float = pydantic.Field(0.0, ge=0)
     clip_norm: float = pydantic.Field(1.0, gt=0)
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     batch: int = pydantic.Field(64, ge=1)
@@ -109,6 +114,12 @@ def policy_loss(logits: Tensor, follows: Tensor, weights: Tensor) -> Tensor:
     k, i = torch.arange(n_looks + 1)[:, None], torch.arange(n_looks)
     taken = (i < k) * logs[:, None, :, CONTINUE] + (i == k) * logs[:, None, :, STOP]
     return -(weights[..., None] * taken * follows).sum() / (n * n_looks)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """logits [n, K, 2] -> the mean over looks of the entropy of their actions, in nats."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1).mean()
 
 
 def drawn(law: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,11 +208,13 @@ def train(
     beta = SCALE * (times.call + times.look)
     alpha, gamma = (settings.alpha, settings.gamma) if objective == "mean" else (0.0, 1.0)
     found, worths, kept = list[Outcome](), list[float](), dict[str, Tensor]()
+    fixed = best_fixed(learn.accepted, times.without_looks, "ratio")
+    least = outcome(at(np.full(len(learn), fixed), learn.most), learn.accepted, times.without_looks).ratio
     for epoch in range(settings.epochs):
         if objective == "mean":
             rewards = beta * accepted / torch.from_numpy(t).float()
         else:
-            rate = outcome(law_of(learner, learn.states), learn.accepted, t).ratio
+            rate = max(outcome(law_of(learner, learn.states), learn.accepted, t).ratio, least)  # no less than without a network
             rewards = accepted + 1 - rate * torch.from_numpy(t).float()
         learner.train()
         for rows in torch.randperm(len(learn), generator=chance).split(settings.batch):
@@ -209,6 +222,8 @@ def train(
             chances = stop_law(logits).detach()
             weights = chances if settings.gradient == "enumerated" else drawn(chances, chance)
             loss = policy_loss(logits, returns(rewards[rows], alpha, gamma), weights)
+            if settings.entropy:
+                loss = loss - settings.entropy * entropy(logits)
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learner.parameters(), settings.clip_norm)

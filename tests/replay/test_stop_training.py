@@ -24,6 +24,7 @@ from harness.replay.stop_training import (
     best_fixed,
     best_places,
     drawn,
+    entropy,
     law_of,
     outcome,
     policy_loss,
@@ -200,6 +201,18 @@ def test_the_ratio_s_training_reaches_what_no_rule_exceeds() -> None:
     found = train(rounds, rounds, times, "ratio", QUICK)
     assert 0.98 * best < found.epochs[found.best].ratio <= best + 1e-9
     assert outcome(law_of(found.learner, rounds.states), rounds.accepted, t).ratio == found.epochs[found.best].ratio
+
+
+def test_entropy_is_that_of_a_look_s_actions_and_keeps_training_from_being_sure() -> None:
+    assert entropy(torch.zeros(2, 3, 2)).item() == pytest.approx(np.log(2))
+    assert entropy(torch.tensor([[[40.0, 0.0]]])).item() == pytest.approx(0, abs=1e-6)
+    rounds, times = made_up(), RoundTimes("toy", np.full(4, 1.0), 0.3, 0.02)
+
+    def left(**changes: float) -> float:
+        found = train(rounds, rounds, times, "mean", QUICK.model_copy(update=changes)).learner
+        return entropy(found(torch.from_numpy(rounds.states))).item()
+
+    assert left(entropy=0.5) > 2 * left()
 
 
 def test_an_oracle_and_the_best_fixed_number_of_calls() -> None:
