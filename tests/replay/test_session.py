@@ -21,10 +21,12 @@ from safetensors.torch import load_file as torch_load
 from safetensors.torch import save_file as torch_save
 
 from harness.common.errors import UserError
+from harness.ledger.ledger import read
 from harness.replay import record, session
 from harness.replay.store import FOLDER
 
-MADE = ("--model", str(TINY), "--task", "mt_bench", "--limit", "1", "--source", "bundled", "--max-new-tokens", "12")
+MADE = ("--model", str(TINY), "--task", "mt_bench", "--limit", "1", "--source", "bundled", "--dtype", "float32",
+        "--max-new-tokens", "12")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,25 @@ def test_a_ledgers_own_steps_come_out(ledger: Path, tmp_path: Path) -> None:
     again = harness("replay", "--results", str(ledger), "--model", str(TINY), "--policy", "all", "--out", str(tmp_path))
     assert again.code == 0, again.err
     assert {r.method for r in record.read(tmp_path)} >= {"eagle2", "eagle1", "eagle2-no-both", "vanilla"}
+
+
+def test_a_run_with_other_steps_ends_the_command_after_its_table(ledger: Path, tmp_path: Path) -> None:
+    results = tmp_path / "ledger"
+    shutil.copytree(ledger, results)
+    lines = (results / "records.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    i = next(
+        i for i, r in enumerate(found) if r["method"] == "eagle2" and not r["is_warmup"] and len(r["trace"]["tree_size"]) > 1
+    )
+    found[i]["trace"]["tree_size"][0] += 1
+    (results / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    out = tmp_path / "out"
+    made = harness("replay", "--results", str(results), "--model", str(TINY), "--policy", "eagle2", "--out", str(out))
+    exact = next(r for r in read(results) if r["method"] == "eagle2")["row_invariant"]
+    assert made.code == (2 if exact else 0), made.err
+    assert ("!! the same in 1 of 2" if exact else "the same in 1 of 2") in made.out
+    assert not exact or "an error of the harness: eagle2 at T = " in made.err.splitlines()[-1]
+    assert (out / "tables" / "replay.csv").is_file()
 
 
 def test_one_temperature_of_a_ledger_has_the_prompts_of_later_turns(ledger: Path, tmp_path: Path) -> None:
