@@ -178,8 +178,8 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
             if own:
                 n = own[0][0].conversations
                 section = _section(own[0][1], t, rows)
-                facts = (*section.facts, f"costs: {price.name}; options chosen on {n} held-out conversations")
-                sections.append(Section(section.title, facts, section.shown))
+                facts = (section.title, *section.facts, f"options chosen on {n} held-out conversations")
+                sections.append(Section(f"T = {t:g}, costs of {price.name}", facts, section.shown))
     notes = (*NOTES, f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
              "oracle-stop knows what vanilla will say and random-stop looks at nothing: bounds, not methods.")  # fmt: skip
     return Table(CHOSEN_NAME, tuple(sections), notes, pd.DataFrame(numbers))
