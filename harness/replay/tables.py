@@ -10,6 +10,7 @@ import pandas as pd
 
 import methods
 from harness.common.names import SIX_TASKS, VANILLA, method_order
+from harness.common.plain_names import split_hash
 from harness.forms.table import NOTHING, Section, Table, bracketed, number
 from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
@@ -164,7 +165,7 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
                     "nodes": number(of_counts["nodes"]["mean"].value, "{:.1f}"),
                     "speed": _shown(found["mean"], "{:.2f}×"),
                     f"over {CONTROL}": _shown(against, "{:.3f}") if against and c.method != CONTROL else number(None),
-                    "p": number(p.get(i), "{:.3f}"),
+                    "p": _p(p.get(i)),
                 })  # fmt: skip
                 numbers += [row | {"costs": name} for row in _numbers(rs[0], t, c.method, "chosen", "speed", found)]
                 for s, e in of_counts.items():
@@ -180,8 +181,12 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
                 section = _section(own[0][1], t, rows)
                 facts = (section.title, *section.facts, f"options chosen on {n} held-out conversations")
                 sections.append(Section(f"T = {t:g}, costs of {price.name}", facts, section.shown))
-    notes = (*NOTES, f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
-             "oracle-stop knows what vanilla will say and random-stop looks at nothing: bounds, not methods.")  # fmt: skip
+    notes = (
+        *NOTES,
+        "setting: options that are not the method's defaults.",
+        f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
+        "oracle-stop knows what vanilla will say; random-stop makes as many calls as radar, as often, at random: bounds, no methods.",
+    )
     return Table(CHOSEN_NAME, tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -194,9 +199,14 @@ def adjusted(estimates: Sequence[Estimate | None]) -> list[float | None]:
 
 
 def _setting(c: Choice) -> str:
-    return " ".join(
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in c.options.items() if k not in ("costs", "weights")
-    )
+    """The options that are not the method's defaults; costs stand above, and hashes in the records."""
+    defaults = methods.get(c.method).options
+    shown = {k: v for k, v in c.options.items() if k != "costs" and v != defaults.get(k)}
+    return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={split_hash(str(v))[0]}" for k, v in shown.items())
+
+
+def _p(p: float | None) -> str:
+    return "<0.001" if p is not None and p < 0.0005 else number(p, "{:.3f}")
 
 
 def _estimates(by_task: Mapping[str, Array], statistic: Any) -> dict[str, Estimate]:
