@@ -185,7 +185,7 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
         *NOTES,
         "setting: options that are not the method's defaults.",
         f"p: of being no faster than {CONTROL}, one-sided, paired by conversation; Holm's over a section.",
-        "oracle-stop knows what vanilla will say; random-stop makes as many calls as radar, as often, at random: bounds, no methods.",
+        "oracle-stop knows what vanilla will say, random-stop looks at nothing: bounds, not methods.",
     )
     return Table(CHOSEN_NAME, tuple(sections), notes, pd.DataFrame(numbers))
 
