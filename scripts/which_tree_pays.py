@@ -10,6 +10,7 @@ python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from harness.common.files import write_file
 from harness.forms.figure import save_figure
 from harness.forms.table import write_forms
 from harness.replay import choose, regions
+from harness.replay.record import Replay
 from harness.replay.saved import as_often_as
 from harness.replay.session import ReplayRequest, choose_options, replay
 from harness.replay.tables import chosen_table
@@ -55,6 +57,7 @@ def main() -> None:
     named = [c for c in named if c.method != "random-stop"]
     found, _ = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     named += as_often_as(named, found, "radar")
+    named += [_as_it_is(found, t, costs) for t in temperatures for costs in dict.fromkeys(c.costs for c in named)]
     found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     write_forms(chosen_table(found, named, prices), given.results / "tables")
     if plane:
@@ -64,6 +67,12 @@ def main() -> None:
         rows = pd.DataFrame([row for t, rs in drawn.items() for row in regions.rows_of(rs, t)])
         write_file(given.results / "tables" / "regions.csv", rows.to_csv(index=False, float_format="%.6g"))
         save_figure(regions.figure(drawn), given.results / "tables" / "regions")
+
+
+def _as_it_is(replays: Sequence[Replay], temperature: float, costs: str) -> choose.Choice:
+    """EAGLE-2 at the paper's options, which nobody chose, beside what was chosen under some costs."""
+    paper = next(r for r in replays if (r.method, r.preset, r.temperature) == ("eagle2", "paper", temperature))
+    return choose.Choice("eagle2", temperature, costs, paper.options, float("nan"), float("nan"), 1, 0)
 
 
 def _choices(request: ReplayRequest, file: Path, conversations: int) -> list[choose.Choice]:

@@ -177,7 +177,7 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
                         for row in _numbers(rs[0], t, c.method, "chosen", f"over {CONTROL}", over)
                     ]
             if own:
-                n = own[0][0].conversations
+                n = max(c.conversations for c, _ in own)
                 section = _section(own[0][1], t, rows)
                 facts = (section.title, *section.facts, f"options chosen on {n} held-out conversations")
                 sections.append(Section(f"T = {t:g}, costs of {price.name}", facts, section.shown))
