@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import methods
@@ -59,3 +61,15 @@ def check_turns(spec: RunSpec) -> None:
     for prompts in spec.prompt_sets:
         if any(len(prompt.turns) > 1 for prompt in prompts.prompts):
             raise UserError(f"task {prompts.task} has later turns, which hold the baseline's answers: --set baseline_url=URL")
+
+
+AUDITED = {"quick": (2, 64, 1), "full": (20, 128, 3)}
+"""Level of an audit -> prompts a task, budget, and repeats at T = 1."""
+
+
+def audit_requests(level: str, model: str, changes: tuple[str, ...], out: Path) -> list[RunRequest]:
+    """What is measured of an engine to audit it: greedy and sampled outputs of every task's bundled prompts."""
+    limit, budget, repeats = AUDITED[level]
+    greedy = RunRequest(methods=(SERVER,), model=model, limit=limit, max_new_tokens=budget, source="bundled", changes=changes,
+                        on_overflow="skip", out=out)  # fmt: skip
+    return [greedy, replace(greedy, temperature=1.0, repeats=repeats)]
