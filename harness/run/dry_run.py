@@ -33,4 +33,7 @@ def dry_run_lines(config: ModelConfig, request: RunRequest) -> Iterator[str]:
     else:
         seconds = turns * spec.repeats * spec.max_new_tokens * sum(rates[name] for name in names)
         yield f"time: at most {duration(seconds)}, by the records in {request.out}; what is measured already is not taken off"
+    if spec.is_served:
+        yield "memory: nothing is loaded here but the tokenizer; whether the engines answer is not looked at"
+        return
     yield from preflight_lines(config, names, head=request.head, dtype=request.dtype)

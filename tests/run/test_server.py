@@ -300,3 +300,4 @@ def test_a_dry_run_asks_nobody(tmp_path: Path) -> None:
     with engine(drafts=2) as spec, engine() as plain:
         outcome = asked(tmp_path, spec, plain, "--task gsm8k --dry-run")
     assert outcome.code == 0 and "server-plain (baseline)" in outcome.out and not spec.requests and not plain.requests
+    assert "memory: nothing is loaded here but the tokenizer" in outcome.out and "KV cache" not in outcome.out
