@@ -60,7 +60,8 @@ class Method:
     target's. `drafter`: the kind of drafter that it drafts with, None where it has none. `external`: somebody else's loop,
     measured for comparison only. `group`: whose word asks for it, where `all` does not. `replay_only`: it knows what vanilla will
     say, so that it is no method but a bound, and only `harness replay` has it. `pins`: of options that name a file, what adds its
-    hash to the value.
+    hash to the value. `served`: an engine elsewhere decodes, and no target is loaded. `places`: options that say where something
+    is found and not what it does; they are in no record and no label.
     """
 
     name: str
@@ -82,10 +83,14 @@ class Method:
     replay_only: bool = False
     levels: Callable[[Mapping[str, Any]], int] | None = None
     pins: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    served: bool = False
+    places: Collection[str] = ()
 
     @property
     def sources(self) -> tuple[Path, ...]:
         """The files that its records depend on, with what they import: its own, the target's forwards and its drafter's."""
+        if self.served:
+            return (Path(self.file),)
         engine = Path(__file__).parent / "engine"
         drafting = engine_file(self.drafter) if self.drafter else None
         brought = _DRAFTER_FILES.get(self.drafter or "")
@@ -145,6 +150,11 @@ class Arm:
     def name(self) -> str:
         return self.method.name
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """The options as records have them."""
+        return {k: v for k, v in self.options.items() if k not in self.method.places}
+
 
 _METHODS: dict[str, Method] = {}
 
@@ -184,6 +194,8 @@ def method(
     group: str = "",
     replay_only: bool = False,
     pins: Mapping[str, Callable[[str], str]] | None = None,
+    served: bool = False,
+    places: Collection[str] = (),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Callable[..., Decode]], Callable[..., Decode]]:
@@ -197,7 +209,7 @@ def method(
     samples_drafts: at T > 0 drafts are sampled and verified by rejection. The law is the target's, the ids are not vanilla's.
     dynamic: top_k, depth and total make a dynamic tree, ranked by value and reranked. `harness tune` chooses them by replay.
     candidates: changes to the options. `harness tune` decodes with each, and with the options in force, and keeps the best.
-    group: its methods are asked for by this word; `all` leaves them out. replay_only, pins: as in `Method`.
+    group: its methods are asked for by this word; `all` leaves them out. replay_only, pins, served, places: as in `Method`.
 
     Raises:
         UserError: an option without a default, an unknown kind of drafter, a value of the wrong type, or a name that is taken or
@@ -230,7 +242,7 @@ def method(
             name=name, line=line, build=_failing_alone(build), options={k: p.default for k, p in parameters.items()},
             presets=presets or {}, exact=exact, drafter=kind, needs_frequent=needs_frequent, samples_drafts=samples_drafts,
             dynamic=dynamic, candidates=tuple(candidates), external=external, group=group, replay_only=replay_only, file=file,
-            pins=pins or {},
+            pins=pins or {}, served=served, places=tuple(places),
             small=(small,) if isinstance(small, Mapping) else tuple(small), types=types,
             levels=_guarded(levels) if levels is not None else None,
         )  # fmt: skip
@@ -272,6 +284,8 @@ def _as_type(name: str, option: str, value: Any, kind: type) -> Any:
 POLICIES = "policies"
 GROUPS = (POLICIES,)
 """Words that ask for the methods of a group, which `all` leaves out."""
+SERVERS = "servers"
+"""The group of engines elsewhere. It is no such word: each needs an address of its own."""
 
 
 def names(exact: bool | None = None, group: str = "") -> list[str]:
@@ -322,6 +336,11 @@ def samples_drafts(name: str) -> bool:
 def is_external(name: str) -> bool:
     """Whether a method is another's loop, on transformers' own module; for the same rooms as `drafter_of`."""
     return _METHODS[name].external if name in _METHODS else bool(_declared().get(name, {}).get("external"))
+
+
+def is_served(name: str) -> bool:
+    """Whether a method is an engine elsewhere; for the same rooms as `drafter_of`."""
+    return _METHODS[name].served if name in _METHODS else bool(_declared().get(name, {}).get("served"))
 
 
 @cache

@@ -25,7 +25,7 @@ def command(what: str, includes: tuple[Path, ...]) -> None:
 
 def list_lines(what: str) -> Iterator[str]:
     if what == "methods":
-        for name in (name for group in ("", *methods.GROUPS) for name in methods.names(group=group)):
+        for name in (name for group in ("", *methods.GROUPS, methods.SERVERS) for name in methods.names(group=group)):
             m = methods.get(name)
             options = " ".join(f"{k}={v}" for k, v in m.options.items() if len(str(v)) < 20)
             told = ["inexact"] * (not m.exact) + [f"group {m.group}"] * bool(m.group) + ["replay only"] * m.replay_only

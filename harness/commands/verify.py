@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import click
 
 from harness.commands.options import (
     PATH,
+    changes_option,
     examples,
     head_option,
     include_all,
@@ -21,6 +22,7 @@ from harness.commands.options import (
 )
 from harness.common.errors import UserError
 from harness.common.files_written import files_written
+from harness.common.names import SERVER
 
 if TYPE_CHECKING:
     from harness.audit.request import AuditRequest, FaultsRequest
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     help="A ledger; its differences from plain decoding are explained too. Repeatable.",
 )  # fmt: skip
 @prompts_option
+@changes_option
 @head_option
 @row_invariant_option
 @click.option("--threads", type=int, default=None, help="CPU threads (default: the cores this process may use).")
@@ -51,10 +54,15 @@ if TYPE_CHECKING:
 @include_option
 def command(
     model: str, names: tuple[str, ...], level: str, dtypes: tuple[str, ...], results: tuple[Path, ...],
-    prompts_dir: Path | None, head: Path | None, threads: int | None, out: Path, as_json: bool, record: bool, plant: bool,
-    includes: tuple[Path, ...],
+    prompts_dir: Path | None, changes: tuple[str, ...], head: Path | None, threads: int | None, out: Path, as_json: bool,
+    record: bool, plant: bool, includes: tuple[Path, ...],
 ) -> int:  # fmt: skip
-    """Audit whether methods leave the output's distribution as it is, in layers: exact laws, logits, greedy ids, statistics."""
+    """Audit whether methods leave the output's distribution as it is, in layers: exact laws, logits, greedy ids, statistics.
+
+    Of `server`, an engine elsewhere, layers 3 and 4: of records (--results), or of an engine that is asked (--set url=URL
+    --set baseline_url=URL).
+    """
+    import methods
     from harness.audit.request import AuditRequest, FaultsRequest
 
     include_all(includes)
@@ -62,6 +70,12 @@ def command(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
         threads=threads, record=record, includes=includes,
     )  # fmt: skip
+    served = [name for name in names if name not in ("all", *methods.GROUPS) and methods.get(name).served]
+    if served and not plant:
+        _check_served(names, dtypes, record)
+        return _audit_served(request, changes, as_json)
+    if changes:
+        raise UserError(f"--set {changes[0]} is for --method {SERVER}: other methods are audited at the options that tables show")
     if not plant:
         return _audit(request, as_json)
     if names != ("all",) or dtypes or results or record:
@@ -80,6 +94,47 @@ def _audit(request: AuditRequest, as_json: bool) -> int:
 
     report = audit(request)
     click.echo(page.plain(report.rows, report.title, report.level))
+    click.echo(files_written(report.written))
+    if as_json:
+        click.echo(json.dumps([asdict(v) for v in report.rows]))
+    if report.problems:
+        raise UserError("; ".join(report.problems))
+    return 0
+
+
+def _check_served(names: tuple[str, ...], dtypes: tuple[str, ...], record: bool) -> None:
+    """
+    Raises:
+        UserError: what is asked for along with an engine elsewhere does not go with one.
+    """
+    if names != (SERVER,):
+        raise UserError(f"{', '.join(names)}: --method {SERVER} is judged beside its own baseline, by a command of its own")
+    if dtypes or record:
+        option = "--dtype" if dtypes else "--record"
+        raise UserError(f"{option} is for methods that run here; --method {SERVER} is an engine elsewhere")
+
+
+def _audit_served(request: AuditRequest, changes: tuple[str, ...], as_json: bool) -> int:
+    """The same of an engine elsewhere: asked first, where it is named; then judged by its records.
+
+    Raises:
+        UserError: bad input, an engine that does not answer, or a layer that does not hold.
+    """
+    from harness.audit.served import audit_served, shown
+    from harness.load.config import model_config
+    from harness.run.engines import audit_requests
+    from harness.run.session import carry_out, tell_failures
+
+    if not changes and not request.ledgers:
+        either = "--set url=URL --set baseline_url=URL, or --results DIR"
+        raise UserError(f"--method {SERVER} needs an engine or its records: {either}")
+    if changes:
+        ledger = request.out / "served"
+        asked = audit_requests(request.level, request.model, changes, ledger)
+        tell_failures(carry_out(model_config(request.model), asked).n_failed)
+        request = replace(request, ledgers=(*request.ledgers, ledger))
+    report = audit_served(request)
+    click.echo(shown(report))
     click.echo(files_written(report.written))
     if as_json:
         click.echo(json.dumps([asdict(v) for v in report.rows]))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 VANILLA = "vanilla"  # the reference arm: every speedup and every identity check is against its records
+SERVER, SERVER_PLAIN = "server", "server-plain"  # an engine elsewhere, and its own reference: the same with speculation off
+BASELINES = (VANILLA, SERVER_PLAIN)
+"""What others are compared with. No record is compared with both: those of an engine elsewhere have another target than ours."""
+SERVED_DTYPE = "served"
+"""The dtype of records of an engine elsewhere: it is the engine's own. What it tells of it stands in the environment."""
 
 # The order of tables and legends: baselines first, then EAGLE-2 with its parts put back one by one.
 KNOWN_METHODS = (
     VANILLA, "hf-generate", "hf-assisted", "hf-prompt-lookup", "sps", "pld", "lookahead", "medusa", "medusa-typical", "hydra",
-    "eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank", "eagle2", "eagle2-fr",
+    "eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank", "eagle2", "eagle2-fr", SERVER_PLAIN, SERVER,
 )  # fmt: skip
 
 # The paper's six tasks, in its order; the six-task mean is over exactly these.
@@ -21,7 +26,7 @@ _WORDS = {
     "hydra": "Hydra", "eagle1": "EAGLE-1", "eagle2-no-both": "EAGLE-2 without both", "eagle2-no-value": "EAGLE-2 without value",
     "eagle2-no-rerank": "EAGLE-2 without reranking", "eagle2": "EAGLE-2", "eagle2-fr": "EAGLE-2 FR",
     "mt_bench": "MT-bench", "humaneval": "HumanEval", "gsm8k": "GSM8K", "alpaca": "Alpaca", "cnn_dm": "CNN/DM",
-    "natural_questions": "Natural Questions",
+    "natural_questions": "Natural Questions", SERVER_PLAIN: "Server, plain", SERVER: "Server",
 }  # fmt: skip
 
 

@@ -101,6 +101,12 @@ _ALWAYS: dict[str, Test] = {
     "head_sha": _or_null(_NAME), "head_id": _or_null(_NAME), "turn1_sha": _or_null(_NAME),
     "status": _one_of(*STATUSES), "error": _or_null(_ANY_TEXT), "env": _HASH,
 }  # fmt: skip
+_COUNT_OR_NULL, _NAME_OR_NULL = _or_null(_COUNT), _or_null(_NAME)
+_SERVED: dict[str, Test] = {
+    "first_s": _SECONDS, "n_first": _COUNT_OR_NULL, "prompt_as": _one_of("ids", "text"), "ids_from": _one_of("engine", "text"),
+    "n_cached": _COUNT_OR_NULL, "steps": _COUNT_OR_NULL, "drafted": _COUNT_OR_NULL, "accepted": _COUNT_OR_NULL,
+    "counter": _NAME_OR_NULL, "why": _NAME_OR_NULL,
+}  # fmt: skip
 _IF_THERE: dict[str, Test] = {
     "cpu_s": _or_null(_SECONDS), "load": _or_null(_SECONDS), "n_special": _COUNT,
 }  # fmt: skip
@@ -199,6 +205,8 @@ def _check(record: dict[str, Any], imported: bool) -> None:
     if record["turn"] > record["n_turns"]:
         raise ValueError(f"turn is {record['turn']} of {record['n_turns']}")
     (_check_foreign if imported else _check_trace)(record)
+    if "served" in record:
+        _check_served(record)
     _check_status(record, imported)
     what = "its sample, turn, repeat and prompt"
     if imported:
@@ -228,6 +236,27 @@ def _check_foreign(record: Mapping[str, Any]) -> None:
     for name, (is_right, what) in _FOREIGN.items():
         if not is_right(foreign[name]):
             raise _wrong(f"foreign.{name}", foreign[name], what)
+
+
+def _check_served(record: Mapping[str, Any]) -> None:
+    """What an engine elsewhere told, and whether it agrees with itself and with the record."""
+    served = record["served"]
+    if type(served) is not dict or served.keys() != _SERVED.keys():
+        raise _wrong("served", served, f"an object of {', '.join(_SERVED)}")
+    for name, (is_right, what) in _SERVED.items():
+        if not is_right(served[name]):
+            raise _wrong(f"served.{name}", served[name], what)
+    if record["trace"] is not None:
+        raise ValueError("it has a trace and is served: an engine elsewhere keeps none")
+    steps, n, wall = served["steps"], len(record["token_ids"]), record["wall_s"]
+    if steps is not None and not (steps <= n - 1 and (steps > 0 or n == 1)):
+        raise ValueError(f"served.steps is {steps}, and after the prefill's token there are {n - 1}")
+    if (steps is None) != (served["why"] is not None):
+        raise ValueError("served.why is to say why there are no steps, and nothing else")
+    if served["drafted"] is not None and (served["accepted"] or 0) > served["drafted"]:
+        raise ValueError(f"served.accepted is {served['accepted']} of {served['drafted']} drafted")
+    if wall is not None and served["first_s"] > wall * (1 + SLACK) + SLACK_S:
+        raise ValueError(f"served.first_s is {shown(served['first_s'])}, and wall_s is {shown(wall)}")
 
 
 def _check_trace(record: Mapping[str, Any]) -> None:

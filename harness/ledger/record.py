@@ -113,12 +113,28 @@ class Foreign(TypedDict):
     accept_lengths: list[int] | None  # accepted + 1 a forward
 
 
+class Served(TypedDict):
+    """What an engine elsewhere tells of one answer; None where it does not tell. Times are of this side's clock."""
+
+    first_s: float  # from the request to the first token
+    n_first: int | None  # tokens that came with it
+    prompt_as: str  # ids | text: how the prompt was given
+    ids_from: str  # engine | text: whose the token ids are
+    n_cached: int | None  # tokens of the prompt that it had computed before
+    steps: int | None  # target forwards after the prefill
+    drafted: int | None
+    accepted: int | None  # before any cutting
+    counter: str | None  # which of its counters these are
+    why: str | None  # why there are no steps
+
+
 class Record(StoredRecord, total=False):
     """A record as `read` gives it. An imported one has `foreign`, and null for all that an answer file does not tell."""
 
     machine: str  # what measured it, from the env file
     system: str  # the prompt format's system prompt, from the env file: paper, none or the text
     target_parts: dict[str, str] | None  # what target_id is made of, from the env file; None where that does not say
+    served: Served  # only in records of an engine elsewhere; they have no trace
     row_invariant: bool  # whether each row of a forward had the bits of plain decoding, from the env file
     cpu_s: float | None  # CPU seconds of the thread that decodes; earlier records lack it
     load: float | None  # of the machine over the last minute; earlier records lack it

@@ -39,9 +39,17 @@ def steps_of(record: Mapping[str, Any]) -> Steps | None:
     return Steps.of(trace) if trace else None
 
 
+def forwards_of(record: Mapping[str, Any]) -> int | None:
+    """Target forwards after the prefill: of the trace, or as an engine elsewhere counted them; None where neither is there."""
+    if steps := steps_of(record):
+        return steps.forwards
+    served = record.get("served")
+    return served["steps"] if served else None
+
+
 _LEFT_OUT = frozenset({"trace", "text"})
 _KEPT = tuple(name for name in StoredRecord.__annotations__ if name not in _LEFT_OUT)
-_OPTIONAL = ("cpu_s", "load", "n_special", "machine", "system", "target_parts", "row_invariant")
+_OPTIONAL = ("cpu_s", "load", "n_special", "machine", "system", "target_parts", "row_invariant", "served")
 _OWN = frozenset({"key"})  # no two records have the same
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-from harness.common.names import VANILLA
+from harness.common.names import BASELINES
 from harness.ledger.record import Record
 from harness.metrics.pairing import Setting, Side, Variant, setting_of, side_of, variant_of
 
@@ -13,8 +13,8 @@ from harness.metrics.pairing import Setting, Side, Variant, setting_of, side_of,
 class Arms(Sequence[Record]):
     """Records in their order, and the arms that they belong to.
 
-    `settings`: setting -> variant -> its records, each in the order in which it comes first. `baseline`: vanilla's measured
-    records of all settings, by what pairs them.
+    `settings`: setting -> variant -> its records, each in the order in which it comes first. `baseline`: the baselines' measured
+    records of all settings, by what pairs them: vanilla's, and of an engine elsewhere its own without speculation.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -24,7 +24,7 @@ class Arms(Sequence[Record]):
         self.settings: dict[Setting, dict[Variant, list[Record]]] = {}
         for record in self._records:
             self.settings.setdefault(setting_of(record), {}).setdefault(variant_of(record), []).append(record)
-        self.baseline = side_of(r for r in self._records if r["method"] == VANILLA)
+        self.baseline = side_of(r for r in self._records if r["method"] in BASELINES)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Arms:
@@ -39,10 +39,10 @@ class Arms(Sequence[Record]):
         return self._sides[key]
 
     def base(self, setting: Setting) -> Side:
-        """Vanilla's measured records in a setting."""
+        """The baseline's measured records in a setting."""
         key = setting, None
         if key not in self._sides:
-            vanilla = (own for variant, own in self.settings.get(setting, {}).items() if variant[0] == VANILLA)
+            vanilla = (own for variant, own in self.settings.get(setting, {}).items() if variant[0] in BASELINES)
             self._sides[key] = side_of(r for own in vanilla for r in own)
         return self._sides[key]
 

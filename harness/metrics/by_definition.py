@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from harness.common.names import VANILLA
+from harness.common.names import BASELINES
 from harness.ledger.record import Record
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.pairing import Conversation, Side, conversation_of
@@ -77,7 +77,7 @@ def speedup_of_questions(own: Side, base: Side) -> Estimate:
     """
     records = _first_repeats(own)
     pairs = [(r, booked(r), base.get(key)) for key, r in own.items() if r["repeat"] == 0]
-    if not records or any(r["method"] == VANILLA or counts is None or plain is None for r, counts, plain in pairs):
+    if not records or any(r["method"] in BASELINES or counts is None or plain is None for r, counts, plain in pairs):
         return Estimate(None, None, 0)
     speeds: dict[str, tuple[Mapping[Hashable, float], Mapping[Hashable, float]]] = {}
     for task in sorted({r["task"] for r in records}):

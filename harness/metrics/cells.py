@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 import methods
-from harness.common.names import SIX_TASKS, VANILLA, method_order, preset_order, task_order
+from harness.common.names import BASELINES, SIX_TASKS, method_order, preset_order, task_order
 from harness.ledger.record import Record
+from harness.ledger.reduced import forwards_of
 from harness.metrics.arms import Arms
 from harness.metrics.clocks import was_shared
 from harness.metrics.definitions import Estimate, Interval, Joined, decode_speed_ratio, point, speed_ratio, tau, tokens_per_s
@@ -100,6 +101,7 @@ class CellSummary:
     n_elsewhere: int  # records whose baseline was measured in another process
     is_apart: bool  # so were most of them: the machine may have been slower or faster then
     is_shared: bool  # other work shared the machine while it, or its baseline, was measured
+    n_untold: int  # records without steps beside others with them: τ rests on those
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
     engine: str  # whose forward ran, in words; empty where the records do not say
     is_row_invariant: bool  # so that an exact method's outputs at T = 0 must be vanilla's
@@ -108,6 +110,11 @@ class CellSummary:
     def is_beside(self) -> bool:
         """Whether it is another's loop, which ran transformers' module and not the row-invariant engine of the others."""
         return self.is_row_invariant and methods.is_external(self.method)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether an engine elsewhere decoded."""
+        return methods.is_served(self.method)
 
     @property
     def is_lossy(self) -> bool:
@@ -174,7 +181,7 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
     alone, with_base = Joined([own]), Joined([own, base])
     speed, accept = with_base.estimate(speed_ratio), alone.estimate(tau)
     loopless = without_loops(own, base)
-    is_reference = first["method"] == VANILLA  # compared with itself, so the ratio is 1
+    is_reference = first["method"] in BASELINES  # compared with itself, so the ratio is 1
     greedy = first["temperature"] == 0 and not is_reference and bool(with_baseline)
     n_identical, n_compared = identical(own, base) if greedy else (None, None)
     seconds = sum(r["wall_s"] or 0.0 for r in used)
@@ -207,6 +214,7 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
         n_elsewhere=(n_elsewhere := sum(r["run"] != base[key]["run"] for key, r in with_baseline.items())),
         is_apart=2 * n_elsewhere > len(with_baseline),
         is_shared=was_shared(used) or was_shared(base[key] for key in with_baseline),
+        n_untold=_n_untold(used),
         n_incomplete=_n_incomplete(used),
         engine=engine_of(first),
         is_row_invariant=is_row_invariant(first),
@@ -216,6 +224,11 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
 def _n_unmeasured(cell: Iterable[Record], own: Side, status: str) -> int:
     done = {(r["sample_id"], r["turn"], r["repeat"]) for r in own.values()}
     return len({(r["sample_id"], r["turn"], r["repeat"]) for r in cell if r["status"] == status} - done)
+
+
+def _n_untold(own: Sequence[Record]) -> int:
+    n = sum(forwards_of(r) is None for r in own)
+    return n if n < len(own) else 0
 
 
 def _n_incomplete(own: Iterable[Record]) -> int:

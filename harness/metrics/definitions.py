@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.ledger.record import Record
-from harness.ledger.reduced import steps_of
+from harness.ledger.reduced import forwards_of
 from harness.metrics.intervals import Array, Interval, Spread, Statistic, jackknife
 from harness.metrics.pairing import Conversation, Side, conversation_of, side_of
 
@@ -25,16 +25,16 @@ class Totals(NamedTuple):
     seconds: Array
     decode_tokens: Array  # without the one token of the prefill
     decode_seconds: Array  # without the prefill; nan where it was not timed
-    traced_tokens: Array  # decode tokens of the records that have a trace
+    traced_tokens: Array  # decode tokens of the records whose forwards are known
     forwards: Array  # target forwards after prefill
 
 
 def totals(record: Record) -> tuple[float, ...]:
     """One record's summands, in the order of `Totals`."""
-    n, steps, wall, prefill = len(record["token_ids"]), steps_of(record), record["wall_s"], record["prefill_s"]
+    n, forwards, wall, prefill = len(record["token_ids"]), forwards_of(record), record["wall_s"], record["prefill_s"]
     assert wall is not None  # measured records only
     return (n, wall, n - 1, np.nan if prefill is None else wall - prefill,
-            n - 1 if steps else 0, steps.forwards if steps else 0)  # fmt: skip
+            0 if forwards is None else n - 1, forwards or 0)  # fmt: skip
 
 
 def tokens_per_s(t: Totals) -> Array:

@@ -1,11 +1,11 @@
-"""Token-level comparison of a method's outputs with vanilla's, from records."""
+"""Token-level comparison of a method's outputs with its baseline's, vanilla's as a rule, from records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.common.names import VANILLA, method_order, preset_order, task_order
+from harness.common.names import BASELINES, method_order, preset_order, task_order
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
 
@@ -48,7 +48,7 @@ def divergences(records: Iterable[Record]) -> list[Divergence]:
     greedy = [(variant, setting) for setting, own in arms.settings.items() if setting.temperature == 0 for variant in own]
     found = []
     for variant, setting in sorted(greedy, key=lambda arm: arm[0]):
-        if variant[0] != VANILLA:
+        if variant[0] not in BASELINES:
             for key, record in arms.side(setting, variant).items():
                 if key in arms.baseline and (divergence := _divergence(record, arms.baseline[key])):
                     found.append(divergence)

@@ -6,18 +6,30 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import methods
-from harness.common.names import method_order
+from harness.common.names import SERVER_PLAIN, method_order
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary
 from harness.metrics.pairing import engine_of, is_row_invariant
 
 BESIDE = " ‡"
 """After the name of another's loop, where the other rows are of a row-invariant engine."""
+SERVED = " ‖"
+"""After the name of an engine elsewhere."""
 LOSSY = "lossy"
 LOSSY_NOTE = (
     "lossy: on a row-invariant engine every row has plain decoding's bits. So an exact method's output at T = 0 that is not "
     "vanilla's is an error of the method or of the engine; it is no rounding."
 )
+
+
+def served_note(ran: Iterable[tuple[str, str]]) -> list[str]:
+    """What the mark of engines elsewhere means, with their names; none where there are none. ran: (method, engine) each."""
+    engines = sorted({engine or "an engine that is not known" for method, engine in ran if methods.is_served(method)})
+    if not engines:
+        return []
+    return [f"‖ external: an engine elsewhere ({'; '.join(engines)}), its own weights, kernels and drafter, timed by its stream. "
+            f"Where a table says vanilla, its baseline is {SERVER_PLAIN}: the same engine with speculation off. τ is by the "
+            "engine's own counters. The machine named is the one that asked."]  # fmt: skip
 
 
 class Ran(NamedTuple):
@@ -39,7 +51,7 @@ def of_records(records: Iterable[Record]) -> list[Ran]:
 
 def engine_notes(ran: Iterable[Ran]) -> tuple[str, ...]:
     """The footnotes: one on the engine of our loops, one on others' loops beside it. None where no engine is known."""
-    known = {one for one in ran if one.engine}
+    known = {one for one in ran if one.engine and not methods.is_served(one.method)}
     dtypes: dict[tuple[str, bool], set[str]] = {}
     for one in known:
         dtypes.setdefault((one.engine, one.is_row_invariant), set()).add(one.dtype)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.common.identities import shown_id
-from harness.common.names import SIX_TASKS, VANILLA, label, method_order, task_order
+from harness.common.names import BASELINES, SIX_TASKS, label, method_order, task_order
 from harness.metrics import marks
 from harness.metrics.cells import CellSummary
 from harness.metrics.clocks import SHARED
 from harness.metrics.definitions import Interval
-from harness.metrics.engines import BESIDE, LOSSY_NOTE
+from harness.metrics.engines import BESIDE, LOSSY_NOTE, SERVED, served_note
 from harness.metrics.pairing import Setting, Variant
 
 MEAN = "six-task mean"
@@ -24,7 +24,7 @@ INEXACT = "† not exact: the method does not promise the target's own outputs."
 
 def shown_cells(summaries: Iterable[CellSummary]) -> list[CellSummary]:
     """Without vanilla cells of first turns alone, which are measured only to build second-turn prompts from."""
-    return [s for s in summaries if not (s.method == VANILLA and s.prompts and s.n_incomplete == s.prompts)]
+    return [s for s in summaries if not (s.method in BASELINES and s.prompts and s.n_incomplete == s.prompts)]
 
 
 def by_setting(summaries: Iterable[CellSummary]) -> list[tuple[Setting, list[CellSummary]]]:
@@ -45,7 +45,7 @@ def by_variant(summaries: Iterable[CellSummary]) -> list[tuple[Variant, list[Cel
 
 def labels(summaries: Sequence[CellSummary]) -> dict[Variant, str]:
     """A label for each variant: method and preset, with a hash of options, head or code only where two would read alike."""
-    marks_of = {s.variant: mark_of(s.exact) + BESIDE * s.is_beside for s in summaries}
+    marks_of = {s.variant: mark_of(s.exact) + BESIDE * s.is_beside + SERVED * s.is_served for s in summaries}
     names = {}
     for variant in marks_of:
         method, preset, options, head, code = variant
@@ -105,6 +105,7 @@ def not_in_the_numbers(summaries: Sequence[CellSummary]) -> list[str]:
         "n_skipped": "skipped",
         "n_unpaired": "without a baseline",
         "n_incomplete": "lack a turn",
+        "n_untold": "answers not in τ, as the engine tells of no steps",
     }
     left_out = [
         f"{s.method} {s.task}: {getattr(s, name)} {reason}"
@@ -144,6 +145,7 @@ def notes_of(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         notes.append(INEXACT)
     if any(s.is_lossy for s in summaries):
         notes.append(LOSSY_NOTE)
+    notes += served_note((s.method, s.engine) for s in summaries)
     if any(s.looped for s in summaries):
         notes.append("looped: share of outputs whose last 64 tokens hold at most half distinct 8-grams; loops flatter τ.")
     return tuple(notes)

@@ -11,6 +11,7 @@ from typing import Any
 
 import methods
 from harness.common.errors import UserError
+from harness.common.names import SERVED_DTYPE
 from harness.ledger.record import NEW_IN_3, Record, canonical_hash
 
 # Two records are compared only where all of these are equal. Two folders may hold other weights or come from other machines.
@@ -42,8 +43,9 @@ class Setting:
     def title(self) -> str:
         top_p = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
         system = "" if self.system == "paper" else f", {'no' if self.system == 'none' else 'another'} system prompt"
+        how = "served over HTTP" if self.dtype == SERVED_DTYPE else f"{self.dtype}, {self.threads} threads"
         return (
-            f"{self.model}, T = {self.temperature:g}{top_p}, {self.dtype}, {self.threads} threads, "
+            f"{self.model}, T = {self.temperature:g}{top_p}, {how}, "
             f"at most {self.max_new_tokens} new tokens, seed {self.seed}{system}"
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from harness.common.names import VANILLA
+from harness.common.names import BASELINES
 from harness.ledger.record import Record
 from harness.ledger.reduced import steps_of
 
@@ -32,7 +32,7 @@ def booked(record: Record) -> Booked | None:
     The reference's drafting loop appends a step's root and accepted tokens, cuts nothing, and drops the last bonus token. Its
     plain loop appends a token a step, the first one included.
     """
-    if record["method"] == VANILLA:
+    if record["method"] in BASELINES:
         return Booked(len(record["token_ids"]), len(record["token_ids"]))
     steps = steps_of(record)
     return Booked(steps.drafted + steps.forwards, steps.forwards) if steps else None
@@ -91,7 +91,7 @@ def official(turns: Sequence[tuple[Hashable, Record, Record | None]], ours: floa
     first = [turn for turn in turns if turn[1]["repeat"] == 0]  # it scores the first choice only
     if not first:
         return Official(lacks="no first repeat")
-    if first[0][1]["method"] == VANILLA:
+    if first[0][1]["method"] in BASELINES:
         return Official(lacks="the baseline")
     counts = [(question, booked(r), r["wall_s"] or 0.0) for question, r, _ in first]
     known = [(question, b, seconds) for question, b, seconds in counts if b]

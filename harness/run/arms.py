@@ -114,7 +114,7 @@ def make_arms(
         except Exception as e:  # a builder, perhaps a user's own, may raise anything
             why = str(e) if isinstance(e, ValueError) else f"its code in {m.file} raised {in_one_line(e)}"
             raise UserError(f"method {m.name}: {why}") from None
-        label = named + "".join(f"+{k}={options[k]}" for k in sorted(own))
+        label = named + "".join(f"+{k}={options[k]}" for k in sorted(own) if k not in m.places)
         arms.append(methods.Arm(m, label, options))
     if untuned and not any(a.preset.startswith(TUNED) for a in arms):
         tune = hinted("tune", "--model", config.given, "--method", "all")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness.common.errors import duration
 from harness.load.config import ModelConfig
-from harness.run.arms import BASELINE, check_given
+from harness.run.arms import check_given
 from harness.run.request import RunRequest
 from harness.run.session import known_rates, preflight_lines, run_spec
 
@@ -24,7 +24,7 @@ def dry_run_lines(config: ModelConfig, request: RunRequest) -> Iterator[str]:
         for label in labels:
             where = f"{ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns)"
             yield f"cell: {config.name} x {where} x {label} at T = {spec.temperature:g}"
-    names = [a.name for a in spec.arms] + [BASELINE] * len(added)
+    names = [a.name for a in spec.arms] + [a.name for a in added]
     yield f"generations: {turns * len(names) * spec.repeats} of at most {spec.max_new_tokens} tokens"
     rates = known_rates(request.out, config.name)
     if lacking := [name for name in names if name not in rates]:
@@ -33,4 +33,7 @@ def dry_run_lines(config: ModelConfig, request: RunRequest) -> Iterator[str]:
     else:
         seconds = turns * spec.repeats * spec.max_new_tokens * sum(rates[name] for name in names)
         yield f"time: at most {duration(seconds)}, by the records in {request.out}; what is measured already is not taken off"
+    if spec.is_served:
+        yield "memory: nothing is loaded here but the tokenizer; whether the engines answer is not looked at"
+        return
     yield from preflight_lines(config, names, head=request.head, dtype=request.dtype)

@@ -10,7 +10,7 @@ import click
 import methods
 from harness.common.errors import say
 from harness.common.hints import hinted
-from harness.common.names import VANILLA, method_order
+from harness.common.names import SERVER, SERVER_PLAIN, VANILLA, method_order
 from harness.ledger.record import Record
 from harness.metrics.divergences import divergences
 from harness.metrics.pairing import is_row_invariant, measured
@@ -25,8 +25,10 @@ def tell_differences(records: Sequence[Record], model: str, out: Path) -> int:
     """Say which exact methods' greedy outputs differ from vanilla's and which command tells why; -> the exit status.
 
     In float64 rounding is no excuse, nor is it on a row-invariant engine. Elsewhere a near tie may be one in float32, and in 16
-    bits it usually is. Other people's loops are left out: they draw with code of their own.
+    bits it usually is. Other people's loops are left out: they draw with code of their own. Of an engine elsewhere it is said,
+    too: its baseline is itself without speculation.
     """
+    _tell_served(records, model, out)
     mine = [r for r in measured(records) if r["temperature"] == 0 and r["exact"] and not methods.is_external(r["method"])]
     status = 0
     for dtype, has_bits in dict.fromkeys((r["dtype"], is_row_invariant(r)) for r in mine):
@@ -46,3 +48,12 @@ def tell_differences(records: Sequence[Record], model: str, out: Path) -> int:
         else:
             say(f"{differs}; {USUAL}; {why}")
     return status
+
+
+def _tell_served(records: Sequence[Record], model: str, out: Path) -> None:
+    """Say how many greedy outputs of an engine elsewhere are not the plain engine's, and which command tells why."""
+    mine = [r for r in measured(records) if r["temperature"] == 0 and methods.is_served(r["method"])]
+    n, n_outputs = len(divergences(mine)), sum(r["method"] == SERVER for r in mine)
+    if n:
+        why = hinted("verify", "--model", model, "--method", SERVER, "--results", out)
+        say(f"{n} of {n_outputs} greedy outputs of {SERVER} differ from {SERVER_PLAIN}'s; {why} tells why")

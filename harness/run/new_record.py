@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import methods
 from harness.ledger.record import SCHEMA, is_looped, sample_key, text_sha
 from harness.load.model import Loaded
-from harness.run.arms import BASELINE
 from harness.run.plan import Cell, RunSpec, head_id, head_sha
 from methods.base import Generation
+from methods.servers.answer import Counts, EngineGone
 from tasks import Prompt
 
 
@@ -42,19 +42,40 @@ def new_record(
         "run": facts.run_id, "model": loaded.config.name, "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
         "head_sha": head_sha(loaded, arm), "head_id": head_id(loaded, arm), "task": prompts.task, "source": prompts.source,
         "method": arm.name,
-        "preset": arm.preset, "exact": arm.method.exact, "options": dict(arm.options), "sample_id": prompt.id,
+        "preset": arm.preset, "exact": arm.method.exact, "options": arm.told, "sample_id": prompt.id,
         "category": prompt.category, "turn": turn, "n_turns": len(prompt.turns), "repeat": repeat, "is_warmup": False,
         "temperature": cell.temperature, "top_p": spec.top_p, "dtype": loaded.dtype, "threads": spec.threads,
         "max_new_tokens": spec.max_new_tokens, "seed": spec.seed, "token_ids": [], "text": "", "n_prompt": n_prompt,
         "n_text_tokens": 0, "n_cut": 0, "looped": False, "finish": None, "wall_s": None, "prefill_s": None, "cpu_s": None,
         "load": None, "trace": None, "peak_bytes": None, "prompts_sha": prompts.sha256, "prompt_sha": prompt_sha,
         "turn1_sha": turn1_sha, "status": "ok", "error": None, "env": facts.env, "code_sha": methods.code_sha(arm.name),
-        "baseline_sha": methods.code_sha(BASELINE),
+        "baseline_sha": methods.code_sha(spec.base.name),
     }  # fmt: skip
 
 
 def measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:
     """The fields that a generation fills."""
+    found = _measured(loaded, made)
+    return found | served_fields(loaded, made.generation) if getattr(loaded.target, "is_served", False) else found
+
+
+def served_fields(loaded: Loaded, generation: Generation) -> dict[str, Any]:
+    """What an engine elsewhere told of a generation, in place of what is counted and clocked inside a process of ours."""
+    answer = loaded.target.answer_of(generation.token_ids)  # type: ignore[attr-defined]
+    try:
+        counts = answer.counts()
+    except EngineGone as e:  # the answer is whole all the same
+        counts = Counts(why=f"its counters cannot be read: {e}")
+    served = {
+        "first_s": answer.first_s, "n_first": answer.n_first, "prompt_as": answer.prompt_as, "ids_from": answer.ids_from,
+        "n_cached": answer.n_cached, "steps": counts.steps, "drafted": counts.drafted, "accepted": counts.accepted,
+        "counter": counts.counter or None, "why": counts.why or None,
+    }  # fmt: skip
+    # what came with the first token came by drafts: its time is not the prefill's
+    return {"served": served, "prefill_s": answer.first_s if answer.n_first == 1 else None, "cpu_s": None, "peak_bytes": None}
+
+
+def _measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:
     generation, trace = made.generation, made.generation.trace
     text = loaded.decode(generation.token_ids)
     return {

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import methods
+from harness.common.names import BASELINES
 from harness.ledger.record import Record, cell_key
 from harness.ledger.reduced import steps_of
 from harness.load.model import Loaded
-from harness.run.arms import BASELINE, baseline_arm
+from harness.run.arms import baseline_arm
 from methods import Arm
 from tasks import Prompt, PromptSet
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What one run measures: a request with its methods, options and prompts found. `trees`: keep every drafted tree."""
+    """What one run measures: a request with its methods, options and prompts found. `trees`: keep every drafted tree.
+    `base`: what speeds are measured against, and whose greedy answers later turns hold."""
 
     arms: tuple[Arm, ...]
     prompt_sets: tuple[PromptSet, ...]
@@ -32,11 +34,17 @@ class RunSpec:
     baseline: bool
     on_overflow: str  # error | skip
     trees: bool = False
+    base: Arm = field(default_factory=baseline_arm)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether an engine elsewhere decodes: then all its methods are such."""
+        return any(arm.method.served for arm in self.arms)
 
     def measured_arms(self) -> tuple[Arm, ...]:
-        """The methods asked for and, unless the run has no baseline, vanilla first."""
-        has_vanilla = any(arm.name == BASELINE for arm in self.arms)
-        return self.arms if has_vanilla or not self.baseline else (baseline_arm(), *self.arms)
+        """The methods asked for and, unless the run has no baseline, that first."""
+        has_base = any(arm.name == self.base.name for arm in self.arms)
+        return self.arms if has_base or not self.baseline else (self.base, *self.arms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ class Plan:
     def of(cls, spec: RunSpec, loaded: Loaded) -> Plan:
         cells = (_cell(spec, loaded, arm, ps, spec.temperature) for ps in spec.prompt_sets for arm in spec.measured_arms())
         # at any temperature, and without a baseline too
-        answers = {ps.task: _cell(spec, loaded, baseline_arm(), ps, 0.0) for ps in spec.prompt_sets}
+        answers = {ps.task: _cell(spec, loaded, spec.base, ps, 0.0) for ps in spec.prompt_sets}
         return cls(spec, tuple(cells), answers)
 
     def cells_written(self) -> list[Cell]:
@@ -137,8 +145,8 @@ class Plan:
 class Recorded:
     """What a ledger holds that need not be measured again.
 
-    `keys`: of the generations; `done`: the same by what is known before a prompt is; `answers`: vanilla's, which later turns are
-    built from; `treeless`: generations measured without keeping their trees, by key, where trees are asked for.
+    `keys`: of the generations; `done`: the same by what is known before a prompt is; `answers`: a baseline's, which later turns
+    are built from; `treeless`: generations measured without keeping their trees, by key, where trees are asked for.
     """
 
     skipped_counts: bool  # whether a prompt that was skipped need not be tried again
@@ -166,7 +174,7 @@ class Recorded:
         last = record["turn"] if record["status"] == "ok" else record["n_turns"]
         for turn in range(record["turn"], last + 1):
             self.done.add(Wanted(record["cell"], record["sample_id"], turn, record["repeat"]))
-        if record["method"] == BASELINE and record["turn"] < record["n_turns"] and record["status"] == "ok":
+        if record["method"] in BASELINES and record["turn"] < record["n_turns"] and record["status"] == "ok":
             self.answers[record["key"]] = record
 
 
@@ -183,14 +191,16 @@ def head_sha(loaded: Loaded, arm: Arm) -> str | None:
 
 
 def head_id(loaded: Loaded, arm: Arm) -> str | None:
-    """Of all that decides what an arm's drafter drafts; None without one."""
+    """Of all that decides what an arm's drafter drafts; None without one. Of an engine elsewhere, of what it tells of that."""
+    if arm.method.served:
+        return loaded.target.drafting_id(arm.name)  # type: ignore[attr-defined]
     return loaded.drafter_id(arm.method.drafter, with_frequent=arm.method.needs_frequent)
 
 
 def _cell(spec: RunSpec, loaded: Loaded, arm: Arm, prompts: PromptSet, temperature: float) -> Cell:
     key = cell_key(
         model=loaded.config.name, target_id=loaded.identity.id, head_id=head_id(loaded, arm), code_sha=methods.code_sha(arm.name),
-        prompts_sha=prompts.sha256, task=prompts.task, method=arm.name, options=dict(arm.options), preset=arm.preset,
+        prompts_sha=prompts.sha256, task=prompts.task, method=arm.name, options=arm.told, preset=arm.preset,
         source=prompts.source, temperature=temperature, top_p=spec.top_p, dtype=loaded.dtype, threads=spec.threads,
         max_new_tokens=spec.max_new_tokens, seed=spec.seed,
     )  # fmt: skip

@@ -32,6 +32,7 @@ from methods import Arm
 from methods.base import SamplerParams
 from methods.engine.engines import begin, prepare
 from methods.engine.sampling import stream_key
+from methods.servers.answer import EngineGone
 from tasks import Prompt
 
 WARMUP_TOKENS = 16
@@ -147,7 +148,7 @@ class Runner:
         that is refused the run is one of steps launched call by call from here on, and its records say so.
 
         Raises:
-            UserError: it is refused, and the ledger's cells were measured with it.
+            UserError: it is refused, and the ledger's cells were measured with it; or an engine elsewhere does not answer.
         """
         first = next(((ps, p) for ps in self.spec.prompt_sets for p in ps.prompts), None)
         rates: dict[str, float] = {}
@@ -165,6 +166,8 @@ class Runner:
             try:
                 for n in (4, WARMUP_TOKENS):  # the first run of a method compiles and allocates
                     made = self._generate(arm, ids, self._params(n, "warm-up", 1, 0, self.spec.temperature))
+            except EngineGone as e:
+                raise UserError(f"{arm.name} on {prompt.id} turn 1, warming up: {e}") from None
             except FAILURES:  # told and recorded when it fails on a prompt that counts
                 rates[arm.name] = 0.0
                 continue
@@ -255,6 +258,10 @@ class Runner:
             made = self._generate(cell.arm, turn.ids, params)
         except ModeChanged:
             raise
+        except EngineGone as e:  # whatever is asked after it fails as well
+            self._append(record | {"status": "error", "error": str(e)})
+            raise UserError(f"{cell.arm.name} on {prompt.id} turn {turn.turn}: {e}; the records written are whole, and the same "
+                            "command goes on from here") from None  # fmt: skip
         except FAILURES as e:
             self._fail(record, cell, turn, in_one_line(e))
             return

@@ -18,6 +18,7 @@ from harness.common.options import parse_changes
 from harness.ledger.ledger import Ledger, read
 from harness.ledger.record import Record
 from harness.load.config import ModelConfig
+from harness.run.engines import check_turns, served_base
 from harness.run.progress import Work, interruptible, progress
 from harness.run.request import RunRequest
 from harness.run.tuned import find_tuned, keep_beside
@@ -42,16 +43,21 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
     if budget >= config.context_length:
         raise UserError(f"--max-new-tokens is {budget:,}; the context of {config.name} is {config.context_length:,} tokens, "
                         "the prompt included")  # fmt: skip
-    return RunSpec(
-        arms=_arms(config, request),
-        prompt_sets=tuple(
-            tasks.load(name, source=request.source, limit=limit, prompts_dir=request.prompts_dir, seed=request.seed)
-            for name in dict.fromkeys(names)
-        ),
+    arms = _arms(config, request)
+    base = served_base(request, arms)
+    prompt_sets = tuple(
+        tasks.load(name, source=request.source, limit=limit, prompts_dir=request.prompts_dir, seed=request.seed)
+        for name in dict.fromkeys(names)
+    )
+    spec = RunSpec(
+        arms=arms, prompt_sets=prompt_sets,
         temperature=request.temperature, top_p=request.top_p, seed=request.seed, repeats=request.repeats,
-        max_new_tokens=budget, threads=request.threads or usable_cores(),
+        max_new_tokens=budget, threads=1 if base else request.threads or usable_cores(),
         baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees,
+        **({"base": base} if base else {}),
     )  # fmt: skip
+    check_turns(spec)
+    return spec
 
 
 def _arms(config: ModelConfig, request: RunRequest) -> tuple[methods.Arm, ...]:
@@ -103,11 +109,16 @@ def session(config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec]) 
 
         torch.set_num_threads(specs[0].threads)
         from harness.load.model import load
+        from harness.load.served import load_served
         from harness.run.plan import drafters_of
         from harness.run.runner import Runner
 
-        say(f"loading {config.title} ...")
-        loaded = load(config, request.dtype, head=request.head, drafters=drafters_of(specs))
+        if specs[0].is_served:
+            say(f"asking what serves {config.title} ...")
+            loaded = load_served(config, list({arm.name: arm for spec in specs for arm in spec.measured_arms()}.values()))
+        else:
+            say(f"loading {config.title} ...")
+            loaded = load(config, request.dtype, head=request.head, drafters=drafters_of(specs))
         yield [Runner(loaded, spec, ledger) for spec in specs]
 
 
@@ -153,7 +164,8 @@ def measure(runners: Sequence[Runner]) -> int:
     if not total:
         say("everything asked for is in the ledger already: nothing to measure")
         return 0
-    say(f"{total} generations to measure in {runners[0].loaded.dtype}; warming up each method ...")
+    how = "" if runners[0].spec.is_served else f" in {runners[0].loaded.dtype}"
+    say(f"{total} generations to measure{how}; warming up each method ...")
     _tell_apart(runners, missing)
     failed = 0
     with interruptible():
@@ -183,14 +195,13 @@ def _advance(advance: Callable[[Work], None], run: int, method: str) -> None:
 
 def _tell_apart(runners: Sequence[Runner], missing: Sequence[dict[str, int]]) -> None:
     """Before hours are spent: speeds beside a baseline from an earlier process are worth little."""
-    from harness.run.arms import BASELINE
-
     late = sorted({
-        name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(BASELINE)
+        name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(run.spec.base.name)
         for name, n in m.items() if n > run.plan.n_treeless(run.recorded, name)
     })  # fmt: skip
     if late:
-        say(f"note: {BASELINE} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
+        base = runners[0].spec.base.name
+        say(f"note: {base} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
             "will be marked ≈ and not judged; methods whose speeds are to be compared are measured by one command")  # fmt: skip
 
 

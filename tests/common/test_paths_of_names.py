@@ -16,6 +16,7 @@ JOINING = {"joinpath", "with_name", "with_stem", "Path", "PurePath", "join"}
 OURS = {
     "harness/audit/faults/bench.py": {"request.out / name"},  # mutants.md, mutants.csv
     "harness/audit/figures.py": {"out / name"},  # l1-law ... l5-acceptance
+    "harness/audit/served.py": {"out / AUDIT.name"},
     "harness/audit/page.py": {"out / AUDIT.name"},  # lossless.json
     "harness/audit/keeper.py": {"probe / f'{name}.py'"},  # our own modules
     "harness/common/files.py": {"kept.with_name(f'{kept.name}.sha256')", "Path(name)"},  # beside a place; a temporary file

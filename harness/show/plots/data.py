@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.common.names import VANILLA, label_in_words, preset_order
+from harness.common.names import BASELINES, label_in_words, preset_order
 from harness.forms.colours import PARTS, colour, hatch, marker
 from harness.metrics import acceptance
 from harness.metrics.arms import Arms
@@ -53,7 +53,7 @@ def tau_data(panel: Panel) -> pd.DataFrame:
 
 def _by_task(panel: Panel, value: str, *more: str) -> pd.DataFrame:
     rows = []
-    for variant, cells in by_variant(s for s in panel.summaries if s.method != VANILLA):
+    for variant, cells in by_variant(s for s in panel.summaries if s.method not in BASELINES):
         for s in cells:
             row = {**_arm(panel, variant), "task": s.task, "source": s.source, "prompts": s.prompts}
             rows.append(row | {name: getattr(s, name) for name in (value, *more)} | _ends(getattr(s, f"{value}_ci95")))
@@ -82,7 +82,7 @@ def time_data(panel: Panel) -> pd.DataFrame:
     The unit is vanilla's time per token on the same prompts, or milliseconds where the setting has no baseline.
     """
     base = panel.arms.base(panel.setting)
-    relative = any(compared(_arm_of(panel, v), base) for v, _ in by_variant(panel.summaries) if v[0] != VANILLA)
+    relative = any(compared(_arm_of(panel, v), base) for v, _ in by_variant(panel.summaries) if v[0] not in BASELINES)
     rows = []
     for variant, _ in by_variant(panel.summaries):
         everything = _arm_of(panel, variant)

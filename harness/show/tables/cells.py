@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from harness.common.names import SIX_TASKS, VANILLA
+from harness.common.names import BASELINES, SIX_TASKS
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
 from harness.metrics.cells import CellSummary, joint_mark, summarise
@@ -53,7 +53,7 @@ def cells_table(summaries: Iterable[CellSummary]) -> Table:
 
 def official_table(summaries: Iterable[CellSummary]) -> Table:
     """Our speedup and τ beside the reference's formulas on the same generations, and what each difference amounts to."""
-    summaries = [s for s in shown_cells(summaries) if s.method != VANILLA]
+    summaries = [s for s in shown_cells(summaries) if s.method not in BASELINES]
     sections = []
     for setting, group in by_setting(summaries):
         rows = []

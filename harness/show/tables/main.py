@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from harness.common.names import SIX_TASKS, VANILLA, task_order
+from harness.common.names import BASELINES, SIX_TASKS, task_order
 from harness.forms.table import NOTHING, Section, Table, bracketed, number, one_line
 from harness.ledger.record import Record
 from harness.metrics.arms import Arms
@@ -103,7 +103,7 @@ def means_table(
             if mean.tau is None and mean.speedup is None:
                 continue
             speed, length = (e.ci95 for e in means_of(arms, setting, variant))
-            if variant[0] == VANILLA:
+            if variant[0] in BASELINES:
                 speed = length = None  # against itself
             n = sum(c.prompts for c in cells)
             row = {"method": names[variant], "speedup": bracketed(speedup_text(mean), speed),

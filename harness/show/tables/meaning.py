@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from harness.common.names import VANILLA
+from harness.common.names import BASELINES
 from harness.metrics.cells import CellSummary, joint_mark
 from harness.metrics.groups import Variant, by_variant, labels
 from harness.metrics.marks import without_signs
@@ -47,7 +47,7 @@ def conclusions(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
 def arms_of(summaries: Sequence[CellSummary]) -> list[MethodMeans]:
     """The drafting methods of one setting with their means, in the order of tables."""
     names = labels(summaries)
-    return [_arm(variant, names[variant], cells) for variant, cells in by_variant(summaries) if variant[0] != VANILLA]
+    return [_arm(variant, names[variant], cells) for variant, cells in by_variant(summaries) if variant[0] not in BASELINES]
 
 
 def subject_of(arms: Sequence[MethodMeans]) -> MethodMeans | None:

@@ -16,7 +16,7 @@ from harness.metrics.cells import CellSummary
 from harness.metrics.comparisons import Comparison, comparisons
 from harness.metrics.definitions import Estimate
 from harness.metrics.divergences import Divergence, divergences
-from harness.metrics.engines import BESIDE
+from harness.metrics.engines import BESIDE, SERVED
 from harness.metrics.groups import (
     by_setting,
     facts,
@@ -74,7 +74,7 @@ def divergences_table(records: Sequence[Record], summaries: Sequence[CellSummary
     beside = {r["key"] for r in records if r["key"] in keys and is_row_invariant(r) and methods.is_external(r["method"])}
     rows: dict[Setting, list[dict[str, str]]] = defaultdict(list)
     for d in found:
-        rows[settings[d.key]].append(_divergence_row(d, BESIDE * (d.key in beside)))
+        rows[settings[d.key]].append(_divergence_row(d, BESIDE * (d.key in beside) + SERVED * methods.is_served(d.method)))
     sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
                 for setting, group in by_setting(shown_cells(summaries)) if setting in rows]  # fmt: skip
     numbers = [{**asdict(settings[d.key]), **asdict(d)} for d in found]

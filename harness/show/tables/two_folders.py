@@ -11,16 +11,26 @@ import pandas as pd
 
 import methods
 from harness.common.errors import UserError
-from harness.common.names import SIX_TASKS, VANILLA, in_words, label, method_order, preset_order, task_order
+from harness.common.names import BASELINES, SIX_TASKS, in_words, label, method_order, preset_order, task_order
 from harness.forms.table import Section, Table, number, one_line
 from harness.ledger.ledger import read
 from harness.ledger.record import NEW_IN_3, SCHEMA, Record
 from harness.metrics import marks
 from harness.metrics.definitions import Estimate, estimate, point, speed_ratio, speedup_change, tau, tau_difference, tokens_per_s
-from harness.metrics.engines import BESIDE, engine_notes, of_records
+from harness.metrics.engines import BESIDE, SERVED, engine_notes, of_records, served_note
 from harness.metrics.groups import INEXACT, MEAN, interval_columns, mark_of
 from harness.metrics.marks import joined, signs_of_records
-from harness.metrics.pairing import ACROSS_FOLDERS, Side, field, is_row_invariant, measured, side_of, variant_of, without_loops
+from harness.metrics.pairing import (
+    ACROSS_FOLDERS,
+    Side,
+    engine_of,
+    field,
+    is_row_invariant,
+    measured,
+    side_of,
+    variant_of,
+    without_loops,
+)
 from harness.metrics.steps import identical
 from harness.show.tables.cell_text import estimated_text, marked_text
 
@@ -73,7 +83,8 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
     engines = [f"{side}: {note}" for side, records in (("A", records_a), ("B", records_b))
                for note in engine_notes(of_records(records))]  # fmt: skip
     notes = (_NOTE, *marks.notes(signs), *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
-             *engines, *records_a.footnotes, *records_b.footnotes)  # fmt: skip
+             *served_note((r["method"], engine_of(r)) for r in (*records_a, *records_b)), *engines, *records_a.footnotes,
+             *records_b.footnotes)  # fmt: skip
     return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
 
 
@@ -144,7 +155,7 @@ class Change:
 
 
 def _cells_of(records: Sequence[Record], folder: Path) -> dict[_Key, _Cell]:
-    base = side_of((r for r in records if r["method"] == VANILLA), by=ACROSS_FOLDERS)
+    base = side_of((r for r in records if r["method"] in BASELINES), by=ACROSS_FOLDERS)
     groups: dict[_Key, list[Record]] = {}
     for record in records:
         groups.setdefault(_Key(**{name: field(record, name) for name in _Key._fields}), []).append(record)
@@ -285,9 +296,8 @@ def _numbers(c: Change) -> dict[str, Any]:
 
 
 def _row(key: _Key, cell: _Cell, task: str | None, c: Change) -> dict[str, str]:
-    row = {"method": label(key.method, key.preset) + mark_of(cell.exact) + BESIDE * cell.is_beside} | (
-        {"task": task} if task else {}
-    )
+    mark = mark_of(cell.exact) + BESIDE * cell.is_beside + SERVED * methods.is_served(key.method)
+    row = {"method": label(key.method, key.preset) + mark} | ({"task": task} if task else {})
     return (
         row
         | {
