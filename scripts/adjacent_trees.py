@@ -92,7 +92,7 @@ def main() -> None:
     base = ReplayRequest(
         policies=("eagle2",), model=given.model, tasks=(given.task,), temperatures=temperatures, limit=given.limit,
         max_new_tokens=given.max_new_tokens, out=given.out, costs=(*COSTS, *given.costs), as_if=given.as_if, source="bundled",
-        dtype=given.dtype,
+        dtype=given.dtype, depth=max(shape["depth"] for shape in SHAPES),
     )  # fmt: skip
     shapes = SHAPES[:: 7 if given.few else 1]
     tried = [w for arm in arms() for w in candidates(*arm, given.few)] + [word("eagle2", "paper", s) for s in shapes]

@@ -2,7 +2,7 @@
 
     python scripts/pack.py LEDGER ... [--no-trees]
 
-records.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on measuring into a
+records.jsonl, replays.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on measuring into a
 packed ledger: `gunzip LEDGER/records.jsonl.gz`.
 """
 
@@ -26,7 +26,7 @@ def replaced(old: Path, new: Path, data: bytes) -> None:
 
 def pack(ledger: Path, keep_trees: bool) -> None:
     """Pack one ledger in place."""
-    for name in ("records.jsonl", "audit/audit.jsonl", "tables/acceptance.csv"):
+    for name in ("records.jsonl", "replays.jsonl", "audit/audit.jsonl", "tables/acceptance.csv"):
         file, archive = ledger / name, ledger / f"{name}.gz"
         if file.exists():
             before = gzip.decompress(archive.read_bytes()) if archive.exists() and name.startswith("audit") else b""
