@@ -2,8 +2,8 @@
 
     python scripts/pack.py LEDGER ... [--no-trees]
 
-records.jsonl, replays.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on measuring into a
-packed ledger: `gunzip LEDGER/records.jsonl.gz`.
+records.jsonl, replays.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on
+measuring into a packed ledger: `gunzip LEDGER/records.jsonl.gz`.
 """
 
 from __future__ import annotations
