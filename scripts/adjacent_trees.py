@@ -5,8 +5,8 @@ python scripts/adjacent_trees.py --out results/adjacent-trees --costs FILE     #
 1. Vanilla's pictures of the task `digits`, at both temperatures, as `harness run` makes them.
 2. On the first pictures: every candidate of every adjacency and step, and a grid of fixed trees, replayed; per temperature and
    costs the fastest is chosen. These replays are in choosing/, tens of MB that nothing needs any more when it is over.
-3. On the others, which no choice has seen: what was chosen, EAGLE-2, and per arm the fixed tree of the same mean size, as wide as
-   was faster on the first ones: in the mean as wide as the arm's trees, or as EAGLE-2's.
+3. On the others, which no choice has seen: what was chosen, EAGLE-2, and per arm the fixed tree of the same mean size, as wide
+   and deep as was fastest on the first ones: in the mean as wide as the arm's trees, or as EAGLE-2's.
 4. tables/adjacent-trees.md and .csv, tables/trees-by-region.md and .csv, and tables/mosaics.png: pictures with heat maps.
 """
 
@@ -39,7 +39,8 @@ SHAPES = [
     if d <= n <= k + (d - 1) * k * k
 ]  # as deep as the adaptive ones may go
 DRAWN = 5  # pictures
-EAGLE2 = methods.get("eagle2").options
+FIXED = "eagle2-grid"  # EAGLE-2's tree, which runs the drafter on no node below which nothing can be kept, as `adt` does not
+DEEPER = 4  # such trees often end before their last level: so many depths are tried
 
 
 def arms() -> list[tuple[str, str]]:
@@ -74,6 +75,12 @@ def of(replays: Iterable[Replay], t: float, method: str, options: Mapping[str, A
     return [r for r in replays if (r.method, r.temperature) == (method, t) and options.items() <= r.options.items()]
 
 
+def of_size(replays: list[Replay]) -> list[dict[str, Any]]:
+    """Settings of fixed trees of the mean size: as wide as the trees were in the mean or as EAGLE-2's, and of several depths."""
+    shapes = [equal_tree(replays), equal_tree(replays, methods.get("eagle2").options["top_k"])]
+    return [{**shape, "depth": shape["depth"] + more} for shape in shapes for more in range(DEEPER)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="a ledger, made or gone on with")
@@ -95,7 +102,7 @@ def main() -> None:
         dtype=given.dtype, depth=max(shape["depth"] for shape in SHAPES),
     )  # fmt: skip
     shapes = SHAPES[:: 7 if given.few else 1]
-    tried = [w for arm in arms() for w in candidates(*arm, given.few)] + [word("eagle2", "paper", s) for s in shapes]
+    tried = [w for arm in arms() for w in candidates(*arm, given.few)] + [word(FIXED, "paper", s) for s in shapes]
     made, prices = replay(base)
     base = replace(base, results=given.out)  # its answers are there now
     first = list(dict.fromkeys(r.sample_id for r in made))[: given.choose_on]
@@ -108,27 +115,27 @@ def main() -> None:
         for costs, price in prices.items():
             for arm in arms():
                 chosen[costs, *arm] = fastest(own(held, t, *arm), price)
-            fixed = [r for r in held if r.method == "eagle2" and r.temperature == t]
+            fixed = [r for r in held if r.method == FIXED and r.temperature == t]
             chosen[costs, "grid", ""] = fastest(fixed, price)
         at = replace(base, temperatures=(t,))
-        names = {k: "eagle2" if k[1] == "grid" else "adt" for k in chosen}
+        names = {k: FIXED if k[1] == "grid" else "adt" for k in chosen}
         words = dict.fromkeys(word(names[k], "paper", options) for k, options in chosen.items())
         found = [r for r in replay(replace(at, policies=("eagle2", *words)))[0] if r.sample_id not in first]
         replays = {k: of(found, t, names[k], options) for k, options in chosen.items()}
-        sizes = {k: [equal_tree(rs), equal_tree(rs, EAGLE2["top_k"])] for k, rs in replays.items() if k[1] != "grid"}
-        words = dict.fromkeys(word("eagle2", "paper", options) for both in sizes.values() for options in both)
+        sizes = {k: of_size(rs) for k, rs in replays.items() if k[1] != "grid"}
+        words = dict.fromkeys(word(FIXED, "paper", options) for several in sizes.values() for options in several)
         trial = replace(at, policies=tuple(words), limit=len(first), out=given.out / "choosing")
         tried_sizes = replay(trial)[0]
         equal = {
-            k: fastest((r for options in both for r in of(tried_sizes, t, "eagle2", options)), prices[k[0]])
-            for k, both in sizes.items()
+            k: fastest((r for options in several for r in of(tried_sizes, t, FIXED, options)), prices[k[0]])
+            for k, several in sizes.items()
         }  # fmt: skip
-        words = dict.fromkeys(word("eagle2", "paper", options) for options in equal.values())
+        words = dict.fromkeys(word(FIXED, "paper", options) for options in equal.values())
         found += [r for r in replay(replace(at, policies=tuple(words)))[0] if r.sample_id not in first]
         found = list({r.key: r for r in found}.values())
         paper = [r for r in made if r.temperature == t and r.sample_id not in first]
         for costs, price in prices.items():
-            compared = [Compared(*arm, replays[costs, *arm], of(found, t, "eagle2", equal[costs, *arm])) for arm in arms()]
+            compared = [Compared(*arm, replays[costs, *arm], of(found, t, FIXED, equal[costs, *arm])) for arm in arms()]
             settings.append(Setting(t, price, compared, paper, replays[costs, "grid", ""], len(first)))
     table = adjacency_table(settings)
     written = write_forms(table, given.out / "tables")

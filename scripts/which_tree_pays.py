@@ -4,7 +4,7 @@ python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE
 
 1. `harness replay --choose`: each policy's options for every costs and every point of the plane, on held-out prompts.
 2. `harness replay --choices`: those options on the tasks' answers, and random-stop with as many calls as radar made, as often.
-3. tables/which-tree-pays.md and .csv, regions.csv and regions.png beside them.
+3. tables/which-tree-pays.md and .csv, radar-saves.md and .csv, regions.csv and regions.png beside them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from harness.forms.figure import save_figure
 from harness.forms.table import write_forms
 from harness.replay import choose, regions
 from harness.replay.record import Replay
-from harness.replay.saved import as_often_as
+from harness.replay.saved import as_often_as, saving_table
 from harness.replay.session import ReplayRequest, choose_options, replay
 from harness.replay.tables import chosen_table
+from methods.engine.stop_net import shipped
 
 
 def main() -> None:
@@ -60,6 +61,10 @@ def main() -> None:
     named += [_as_it_is(found, t, costs) for t in temperatures for costs in dict.fromkeys(c.costs for c in named)]
     found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     write_forms(chosen_table(found, named, prices), given.results / "tables")
+    for t in temperatures:  # RADAR's own claim: over its own tree with every call
+        own = tuple(f"radar+weights={name}" for name in shipped() if name.endswith(f"-t{t:g}"))
+        found += replay(replace(base, temperatures=(t,), policies=("eagle2+depth=8", *own)))[0]
+    write_forms(saving_table(found, named, prices), given.results / "tables")
     if plane:
         few = replace(base, limit=given.plane_limit if given.limit is None else min(given.limit, given.plane_limit))
         found, _ = replay(replace(few, policies=(), choices=tuple(plane), costs=regions.PLANE))

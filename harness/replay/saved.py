@@ -3,16 +3,21 @@ which on it is the faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
+import methods
+from harness.common.plain_names import split_hash
+from harness.forms.table import Section, Table, bracketed, number
 from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, Statistic
 from harness.replay.choose import Choice
 from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay, of_methods
+from harness.replay.tables import CONTROL
 
 STEPS, CALLS, TIME, VERIFYING, BEYOND, PLAIN, TOKENS = range(7)  # columns of one side
 N = 7
@@ -104,3 +109,53 @@ def as_often_as(choices: Sequence[Choice], replays: Sequence[Replay], method: st
             options = {"histogram": calls_histogram(own), "top_k": c.options["top_k"], "total": c.options["total"]}
             found.append(Choice(control, c.temperature, c.costs, options, float("nan"), float("nan"), 0, c.conversations))
     return found
+
+
+def saving_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: Mapping[str, Prices]) -> Table:
+    """What each policy of `radar` saves over its own tree with every call, and how it stands to the best fixed tree of the same
+    costs: a row a temperature, policy and costs. prices: by the name that choices have them under."""
+    by_arm = {(t, name, sha): rs for (t, name, _, sha), rs in of_methods(replays)}
+    fixed = {(c.temperature, c.costs): by_arm.get((c.temperature, CONTROL, canonical_hash(dict(c.options))))
+             for c in choices if c.method == CONTROL}  # fmt: skip
+    sections, numbers = [], []
+    for t in sorted({key[0] for key in by_arm}):
+        rows = []
+        for own in (by_arm[key] for key in sorted(by_arm) if key[:2] == (t, "radar")):
+            options = own[0].options
+            if {**options, "weights": ""} != {**methods.get("radar").options, "weights": ""}:
+                continue  # on another tree than its own
+            every = {**methods.get("eagle2").options, **{k: options[k] for k in ("top_k", "depth", "total")}}
+            base = by_arm.get((t, "eagle2", canonical_hash(every)))
+            if base is None:
+                continue
+            weights, calls = str(options["weights"]), [c for r in own for c in r.calls]
+            for name, price in prices.items():
+                control = fixed.get((t, name))
+                shares = {
+                    "calls saved": saved(own, base, calls_saved),
+                    "over every call": saved(own, base, faster, price),
+                    "over the best fixed tree": saved(own, control, faster, price) if control else Estimate(None, None, 0),
+                }
+                even = saved(own, base, break_even, price)
+                rows.append({
+                    "policy": split_hash(weights)[0], "costs": price.name,
+                    "calls a step": number(sum(map(len, calls)) / len(calls), "{:.1f}"),
+                    **{k: _as_share(e) for k, e in shares.items()}, "break-even c_draft": number(even.value, "{:.3f}"),
+                })  # fmt: skip
+                for k, e in {**shares, "break-even c_draft": even}.items():
+                    low, high = e.ci95 or (None, None)
+                    numbers.append({"temperature": t, "weights": weights, "costs": name, "statistic": k, "value": e.value,
+                                    "value_low": low, "value_high": high, "conversations": e.prompts})  # fmt: skip
+        if rows:
+            sections.append(Section(f"T = {t:g}, RADAR over its own tree", (), pd.DataFrame(rows)))
+    notes = (
+        "Every call: EAGLE-2's tree of the same width, depth and size, which makes all calls of the drafter.",
+        "Means over tasks, with 95 % intervals over conversations.",
+        "Break-even c_draft: what a call beyond a round's first must cost, in plain steps, for the two to be equally fast.",
+    )
+    return Table("radar-saves", tuple(sections), notes, pd.DataFrame(numbers))
+
+
+def _as_share(e: Estimate) -> str:
+    return bracketed(number(None if e.value is None else 100 * e.value, "{:+.1f}%"),
+                     e.ci95 and (100 * e.ci95[0], 100 * e.ci95[1]), "{:+.1f}")  # fmt: skip

@@ -83,3 +83,25 @@ def test_the_control_makes_as_many_calls_as_often() -> None:
     )  # fmt: skip
     assert set(control.options) == set(methods.get("random-stop").options)
     assert saved.as_often_as([chosen], own[:0], "radar") == []
+
+
+def test_the_table_of_savings_holds_radar_against_its_own_tree_and_the_best_fixed_one() -> None:
+    tree = {k: methods.get("radar").options[k] for k in ("top_k", "depth", "total")}
+    every = {**methods.get("eagle2").options, **tree}
+    a = [
+        replay("radar", i, [2, 2], [[1, 10]] * 2, [20, 20], {**tree, "weights": "w@0123456789ab", "sample": True})
+        for i in range(6)
+    ]
+    b = [replay("eagle2", i, [4, 0], [[1, 10, 10, 10]] * 2, [20, 20], every) for i in range(6)]
+    grid = [replay("eagle2-grid", i, [4, 0], [[1]] * 2, [20, 20], tree) for i in range(6)]
+    chosen = [Choice("eagle2-grid", 0.0, "c", tree, 2.0, 3.0, 5, 24)]
+    made = saved.saving_table([*a, *b, *grid], chosen, {"c": PRICE})
+    values = made.numbers.set_index("statistic")["value"]
+    assert values["calls saved"] == 0.5
+    assert values["over every call"] == pytest.approx(saved.saved(a, b, saved.faster, PRICE).value)
+    assert (
+        values["over the best fixed tree"] == pytest.approx(saved.saved(a, grid, saved.faster, PRICE).value)
+        and values.iloc[2] < 0
+    )
+    assert made.sections[0].shown["policy"].tolist() == ["w"]
+    assert saved.saving_table(a, chosen, {"c": PRICE}).sections == ()  # without its own tree nothing is said
