@@ -10,7 +10,7 @@ python scripts/which_tree_pays.py --results results/which-tree-pays --costs FILE
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def main() -> None:
     named = [c for c in named if c.method != "random-stop"]
     found, _ = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     named += as_often_as(named, found, "radar")
-    named += [_as_it_is(found, t, costs) for t in temperatures for costs in dict.fromkeys(c.costs for c in named)]
+    named += [c for t in temperatures for costs in dict.fromkeys(c.costs for c in named) for c in _as_it_is(found, t, costs)]
     found, prices = replay(replace(base, policies=("eagle2",), choices=tuple(named)))
     write_forms(chosen_table(found, named, prices), given.results / "tables")
     for t in temperatures:  # RADAR's own claim: over its own tree with every call
@@ -74,10 +74,10 @@ def main() -> None:
         save_figure(regions.figure(drawn), given.results / "tables" / "regions")
 
 
-def _as_it_is(replays: Sequence[Replay], temperature: float, costs: str) -> choose.Choice:
-    """EAGLE-2 at the paper's options, which nobody chose, beside what was chosen under some costs."""
-    paper = next(r for r in replays if (r.method, r.preset, r.temperature) == ("eagle2", "paper", temperature))
-    return choose.Choice("eagle2", temperature, costs, paper.options, float("nan"), float("nan"), 1, 0)
+def _as_it_is(replays: Sequence[Replay], temperature: float, costs: str) -> Iterator[choose.Choice]:
+    """EAGLE-2 at the paper's options, which nobody chose, beside what was chosen under some costs; nothing without answers."""
+    for options in [r.options for r in replays if (r.method, r.preset, r.temperature) == ("eagle2", "paper", temperature)][:1]:
+        yield choose.Choice("eagle2", temperature, costs, options, float("nan"), float("nan"), 1, 0)
 
 
 def _choices(request: ReplayRequest, file: Path, conversations: int) -> list[choose.Choice]:

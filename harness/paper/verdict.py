@@ -114,7 +114,8 @@ class Measurements:
         self._left_out = not_in_the_numbers(shown_cells(summarise(asked)))
         self.base = side_of(r for r in self.records if r["method"] == VANILLA)
         self.summaries = {(s.method, s.task, s.temperature): s for s in summarise(self.records)}
-        self._replayed = ReplayedTaus(replays, (r["key"] for r in self.base.values()), PRESET)
+        runs = [r for r in self.records if r["method"] != VANILLA]
+        self._replayed = ReplayedTaus(replays, (r["key"] for r in self.base.values()), runs, PRESET)
 
     def __call__(self, method: str, task: str, temperature: float) -> Ours | None:
         """What was run or replayed for a cell. None where nothing was, or for a mean where one of the six tasks is missing."""

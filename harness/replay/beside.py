@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,8 +11,10 @@ import methods
 from harness.common.names import VANILLA
 from harness.ledger.record import Record, canonical_hash
 from harness.metrics.definitions import Estimate, estimated
-from harness.metrics.intervals import Array
+from harness.metrics.intervals import Array, holm
 from harness.replay.record import Replay
+
+LEVEL = 0.05  # Holm's over all methods and temperatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Beside:
 
     `alike`: turns whose run has the very accept lengths and tree sizes of its replay. `live`, `replayed`: tau, the mean over
     tasks; `difference`: live less replayed, paired by conversation. `is_fault`: steps differ though they cannot, or tau does by
-    more than its interval.
+    more than chance.
     """
 
     method: str
@@ -53,7 +55,11 @@ def beside(replays: Iterable[Replay], records: Iterable[Record]) -> dict[tuple[f
         run = runs.get(_turn(answer, replay.method, sha)) if answer and replay.method != VANILLA else None
         if answer and run and run["head_id"] == replay.head_id:
             pairs.setdefault((replay.temperature, replay.method, sha), []).append((replay, run, answer))
-    return {key: _of(key[1], own) for key, own in pairs.items()}
+    found = {key: _of(key[1], own) for key, own in pairs.items()}
+    judged = {key: b.difference.spread for key, b in found.items() if b.difference.spread}
+    differs = holm([min(2 * min(s.p_above(0.0), s.p_below(0.0)), 1.0) for s in judged.values()])
+    beyond = {key for key, p in zip(judged, differs, strict=True) if p < LEVEL}
+    return {key: replace(b, is_fault=b.is_fault or key in beyond) for key, b in found.items()}
 
 
 def _turn(r: Record, method: str, sha: str) -> tuple[object, ...]:
@@ -77,10 +83,9 @@ def _of(method: str, pairs: Sequence[tuple[Replay, Record, Record]]) -> Beside:
         own[replay.sample_id] = own.get(replay.sample_id, 0.0) + columns
     strata = [np.stack(list(own.values()), axis=1) for own in sums.values()]
     difference = estimated(strata, lambda s: s[0] / s[1] - s[2] / s[3])
-    beyond = difference.ci95 is not None and not difference.ci95[0] <= 0 <= difference.ci95[1]
     return Beside(
         method, len(pairs), alike, estimated(strata, lambda s: s[0] / s[1], 0.0), estimated(strata, lambda s: s[2] / s[3], 0.0),
-        difference, fault or beyond,
+        difference, fault,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from harness.audit.probe.ledger_pairs import LedgerPrompts
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, duration, say
 from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.names import VANILLA
 from harness.common.options import parse_changes
 from harness.common.progress import showing_progress
 from harness.costs.relative import named, table_of
@@ -266,7 +267,10 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     if not any(r["temperature"] in asked for r in records):
         raise UserError(nothing)
     prices = prices_of(config, request)
-    dtype = request.dtype if request.dtype != "auto" else records[0]["dtype"]
+    dtypes = [r["dtype"] for r in records if r["method"] == VANILLA] or [r["dtype"] for r in records if not r.get("served")]
+    if not dtypes:
+        raise UserError(nothing)
+    dtype = request.dtype if request.dtype != "auto" else dtypes[0]
     request = replace(request, dtype=dtype)
     say(f"loading {config.title} ...")
     loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})

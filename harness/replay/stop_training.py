@@ -208,13 +208,13 @@ def train(
     beta = SCALE * (times.call + times.look)
     alpha, gamma = (settings.alpha, settings.gamma) if objective == "mean" else (0.0, 1.0)
     found, worths, kept = list[Outcome](), list[float](), dict[str, Tensor]()
-    fixed = best_fixed(learn.accepted, times.without_looks, "ratio")
-    least = outcome(at(np.full(len(learn), fixed), learn.most), learn.accepted, times.without_looks).ratio
+    fixed = at(np.full(len(learn), best_fixed(learn.accepted, times.of_round, "ratio")), learn.most)
+    least = outcome(fixed, learn.accepted, times.of_round).ratio  # what a network that always says the same reaches
     for epoch in range(settings.epochs):
         if objective == "mean":
             rewards = beta * accepted / torch.from_numpy(t).float()
         else:
-            rate = max(outcome(law_of(learner, learn.states), learn.accepted, t).ratio, least)  # no less than without a network
+            rate = max(outcome(law_of(learner, learn.states), learn.accepted, t).ratio, least)
             rewards = accepted + 1 - rate * torch.from_numpy(t).float()
         learner.train()
         for rows in torch.randperm(len(learn), generator=chance).split(settings.batch):

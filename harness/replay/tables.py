@@ -121,7 +121,7 @@ def replay_table(
 
 BESIDE = (
     "Beside its run: turns that the ledger has a run of, whose accept lengths and tree sizes are the replay's, step by step. !!:"
-    " they differ though they cannot, or tau does by more than its interval: an error of the harness."
+    " they differ though they cannot, or tau does by more than chance (Holm's over the rows): an error of the harness."
 )
 EXACT = (
     "Replays equal runs step by step on row-invariant engines in any dtype, and in our tests on torch's in float32. There"

@@ -392,8 +392,10 @@ def test_of_several_sources_the_papers_is_taken() -> None:
 def _replays_of(records: list[Any], steps: list[list[int]], **changes: Any) -> list[Replay]:
     """EAGLE-2's of vanilla's answers, an answer each."""
     keys = [r["key"] for r in records if r["method"] == "vanilla"]
-    made = [replay("eagle2", i, own, [[1]] * len(own), [4] * len(own)) for i, own in enumerate(steps)]
-    return [r.model_copy(update={"answer": key, **changes}) for r, key in zip(made, keys, strict=True)]
+    run = next((r for r in records if r["method"] == "eagle2"), measured("eagle2", 0, [1]))
+    made = [replay("eagle2", i, own, [[1]] * len(own), [4] * len(own), run["options"]) for i, own in enumerate(steps)]
+    same = {"head_id": run["head_id"], **changes}
+    return [r.model_copy(update={"answer": key, **same}) for r, key in zip(made, keys, strict=True)]
 
 
 def test_tau_of_replays_is_of_all_answers_and_the_speed_of_those_that_were_run() -> None:
@@ -413,9 +415,14 @@ def test_tau_of_replays_is_of_all_answers_and_the_speed_of_those_that_were_run()
     assert alone and alone.speedup.value is None and alone.tau_as(POOLED) == both.replayed.tau
     shown = markdown(judged_table(item("table", "1"), [judge(cell(), STAND_IN, o) for o in (both, alone)]))
     assert f"{of_all:.2f}" in shown and "(8)" in shown
-    for none in (_replays_of(records, steps, preset="tuned"), _replays_of(records, steps, answer="another ledger's"), []):
+    others = [_replays_of(records, steps, **changes) for changes in (
+        {"preset": "tuned"}, {"answer": "another ledger's"}, {"head_id": "another"}, {"options": {"total": 5}})]  # fmt: skip
+    for none in (*others, []):
         without = Measurements(records + runs, "toy", "DIR", none)("eagle2", "gsm8k", 0.0)
         assert without and without.replayed is None
+    two = [*_replays_of(records, steps), *_replays_of(records, steps, head_id="another")]
+    with pytest.raises(UserError, match="the replays of eagle2 at 'paper' are of several heads or options"):
+        Measurements(records, "toy", "DIR", two)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
