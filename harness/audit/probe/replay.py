@@ -11,6 +11,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,6 +52,7 @@ class Recording:
     `n_forwards`, `n_emitted`: target forwards after the prefill, and the tokens they gave, before any cutting.
     `deepest`: the most drafts that one of them accepted.
     `rejected`: one draft of each forward that was not accepted, if there was any, wherever in the tree.
+    `aux_layers`: the hidden states that were asked for as features; none: the last.
     """
 
     def __init__(self, target: Any):
@@ -62,14 +64,16 @@ class Recording:
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         self._tree: Tree | None = None
         self._pending: Forward | None = None
+        self.aux_layers: tuple[int, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        self.aux_layers = tuple(aux_layers)
         self.rows, self.given, self.rejected, self.q = [], [], [], {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
-        features, logits = self._target.prefill(prompt_ids, room)
+        features, logits = self._target.prefill(prompt_ids, room, *([aux_layers] if aux_layers else []))
         self.rows.append(logits.clone())
         self.given.append(features.clone())
         return features, logits
@@ -122,6 +126,7 @@ class Replayed:
     given: Sequence[Tensor | None] = ()
     features: Tensor | None = None
     rejected: Sequence[Rejected] = ()
+    aux_layers: tuple[int, ...] = ()
 
     @property
     def differences(self) -> list[float]:
@@ -150,7 +155,7 @@ ROUNDING = 1e-9  # of cumulated probabilities in float64, many rows at a time an
 
 
 KNOWN_TEXTS = 4
-_Known = WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int], Forward]]
+_Known = WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int, tuple[int, ...]], Forward]]
 _known: _Known = WeakKeyDictionary()
 _known_steps: _Known = WeakKeyDictionary()
 
@@ -163,18 +168,19 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
     return _once(_known, _forward, loaded, prompt, ids)
 
 
-def plain_steps(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+def plain_steps(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int], aux_layers: tuple[int, ...] = ()) -> Forward:
     """The same from the target's own forwards: logits of plain decoding, one token a forward, and features of a prefill of the
-    whole text. On a row-invariant engine every forward gives these bits. The last few texts are kept, as in `plain_forward`."""
-    return _once(_known_steps, _stepped, loaded, prompt, ids)
+    whole text: its hidden states `aux_layers`, where they are named. On a row-invariant engine every forward gives these bits.
+    The last few texts are kept, as in `plain_forward`."""
+    return _once(_known_steps, partial(_stepped, aux_layers), loaded, prompt, ids, aux_layers)
 
 
 def _once(
     all_known: _Known, make: Callable[[Loaded, Sequence[int], Sequence[int]], Forward], loaded: Loaded, prompt: Sequence[int],
-    ids: Sequence[int],
+    ids: Sequence[int], aux_layers: tuple[int, ...] = (),
 ) -> Forward:  # fmt: skip
     known = all_known.setdefault(loaded.target, OrderedDict())
-    text = (*prompt, *ids), len(prompt)
+    text = (*prompt, *ids), len(prompt), aux_layers
     if text not in known:
         known[text] = make(loaded, prompt, ids)
         if len(known) > KNOWN_TEXTS:
@@ -184,9 +190,9 @@ def _once(
 
 
 @torch.inference_mode()
-def _stepped(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+def _stepped(aux_layers: tuple[int, ...], loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
     target, text = loaded.target, [*prompt, *ids[:-1]]
-    features = target.prefill(text, 0)[0].cpu().clone()
+    features = target.prefill(text, 0, aux_layers)[0].cpu().clone()
     rows = [target.prefill(list(prompt), len(ids))[1].cpu().clone()]
     rows += [target.step(token).cpu().clone() for token in ids[:-1]]
     return features, torch.stack(rows)
@@ -209,7 +215,7 @@ def other_bits(loaded: Loaded, run: Replayed, most_rejected: int = 0) -> OtherBi
     """The logits that a generation's tokens were drawn from and the features that came with them, beside `plain_steps`, bit by
     bit, and the logits of up to `most_rejected` rejected drafts beside plain decoding of their paths. It says something of a
     row-invariant engine alone."""
-    features, rows = plain_steps(loaded, run.prompt, run.ids)
+    features, rows = plain_steps(loaded, run.prompt, run.ids, run.aux_layers)
     logits = [i for i, same in enumerate(same_bits(run.used, rows)) if not same]
     n_prompt, n_features, off = len(run.prompt), 0, list[int]()
     for i, given in enumerate(run.given[: len(run.ids)]):
@@ -287,7 +293,7 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
     used = torch.stack(seen.rows[:n]).cpu()
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.deepest,
-                    seen.q, seen.given, features, seen.rejected)  # fmt: skip
+                    seen.q, seen.given, features, seen.rejected, seen.aux_layers)  # fmt: skip
 
 
 def replayed_external(
