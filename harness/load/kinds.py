@@ -16,7 +16,7 @@ import methods
 import tasks
 from harness.common.errors import unknown
 from harness.common.hints import hinted
-from harness.load.layout import has_medusas_layout, lacking, stored_numbers
+from harness.load.layout import has_medusas_layout, lacking, stored_numbers, tensor_names
 from harness.load.placement import BYTES, TREE_TOKENS
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a drafter must fit: the target's name, sizes, hash, tokenizer and dtype."""
+    """What a drafter must fit: the target's name, sizes, hash, tokenizer and dtype. `layers`: None where not known."""
 
     model: str
     vocab_size: int
@@ -37,6 +37,7 @@ class TargetFacts:
     sha: str
     tokenizer: PreTrainedTokenizerBase
     dtype: str
+    layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ def drafter_kind(folder: Path) -> str:
 
 STORED = 2  # bytes a parameter, as nearly everything is published
 PUBLISHED_HEADS = 5  # in Medusa's repositories, each with an LM head of its own
+PUBLISHED_DRAFT_VOCAB = 32_000  # tokens that EAGLE-3 heads draft over
 PUBLISHED_LM = 68_000_000  # parameters of the draft LM that the paper's Vicuna targets have
 
 
@@ -175,6 +177,23 @@ def _eagle_memory(folder: Path | None, sizes: Architecture, dtype: str, context:
 def _eagle_download(sizes: Architecture) -> int:
     """Some are stored in 32 bits, with a copy of the embedding; all but that copy is converted once more."""
     return 4 * (2 * eagle_parameters(sizes) + sizes.n_embedding)
+
+
+def _read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
+    from harness.load.eagle3_head import read_eagle3
+
+    return read_eagle3(folder, target)
+
+
+def _eagle3_numbers(sizes: Architecture) -> int:
+    """Parameters of an EAGLE-3 head as published: fc of three states, a layer whose attention reads 2H, an LM head."""
+    h = sizes.hidden_size
+    return 3 * h * h + sizes.n_layer + h * (h + 2 * sizes.kv_size) + 2 * h + h * min(PUBLISHED_DRAFT_VOCAB, sizes.vocab_size)
+
+
+def _eagle3_memory(folder: Path | None, sizes: Architecture, dtype: str, context: int) -> int:
+    weights = as_stored(_eagle3_numbers)(folder, sizes, dtype, context)
+    return weights + BYTES[dtype] * sizes.n_kv(context + TREE_TOKENS)
 
 
 def _read_medusa(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -222,6 +241,12 @@ add_kind(DrafterKind(
     methods.EAGLE, "draft head", _read_eagle, _eagle_memory, _eagle_download, architectures=("EagleHead",),
     is_unnamed=lambda folder: not _has_tokenizer(folder), check_config=_check_eagle,
     train_command="eagle", train_makes="an EAGLE head",
+))  # fmt: skip
+add_kind(DrafterKind(
+    methods.EAGLE3, "draft head of EAGLE-3", _read_eagle3, _eagle3_memory, lambda sizes: 2 * STORED * _eagle3_numbers(sizes),
+    architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
+    shows_in=lambda folder: any(name.startswith("midlayer.") for name in tensor_names(folder)),
+    train_command="eagle3", train_makes="an EAGLE-3 head",
 ))  # fmt: skip
 add_kind(DrafterKind(
     "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_numbers), lambda sizes: 2 * STORED * _heads_numbers(sizes),

@@ -23,10 +23,20 @@ from harness.common.plain_names import place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
-from harness.train.data import SHARD_TEXTS, Conversation, make_shards, make_text_shards, read_shards, restore_features
+from harness.train.data import (
+    SHARD_TEXTS,
+    Conversation,
+    add_states,
+    aux_suffix,
+    frequent_tokens,
+    make_shards,
+    make_text_shards,
+    read_shards,
+    restore_features,
+)
 from harness.train.features import Part, keeps_features, tokens_to_keep
 from harness.train.generate import FeaturesOf, features_of
-from harness.train.held_out import calibration, frequent_tokens
+from harness.train.held_out import calibration
 from harness.train.loop import train
 from harness.train.processes import started
 from harness.train.request import TrainRequest
@@ -79,7 +89,10 @@ def train_drafter(request: TrainRequest) -> None:
     dialogues = sharegpt.split(sharegpt.conversations())
     texts = texts_of(loaded, dialogues, evaluation, request, work, lengths, tell)
     hidden = loaded.target.embedding.shape[1]
-    keep = processes.once(lambda: keeps_features(request.features, sum(map(tokens_to_keep, texts.parts)), hidden, work))
+    aux_layers = trainer.aux_layers(head)
+    n_states = sum(tokens_to_keep(part, aux_suffix(aux_layers)) for part in texts.parts) * len(aux_layers)
+    n_tokens = sum(map(tokens_to_keep, texts.parts))
+    keep = processes.once(lambda: keeps_features(request.features, n_tokens, hidden, work, n_states=n_states))
     make_answers(loaded, texts, request.seed, slots(loaded.target, threads, lengths), keep, tell)
     if settings.tokens == 0:
         tell("no training was asked for (--tokens 0): done")
@@ -89,8 +102,9 @@ def train_drafter(request: TrainRequest) -> None:
     folder.mkdir(exist_ok=True)
     one_trainer = filelock.FileLock(folder / "train.lock")
     processes.once(lambda: _alone_in(one_trainer, folder))
-    processes.once(lambda: complete_shards(loaded, texts, keep))
-    answers, given, held = training_data(texts, hidden, None if keep else features_of(loaded.target.model))
+    processes.once(lambda: complete_shards(loaded, texts, keep, aux_layers))
+    compute = None if keep else features_of(loaded.target.model, aux_layers)
+    answers, given, held = training_data(texts, hidden, compute, aux_layers)
     pool, held = [*answers, *given], held[: settings.held_out]
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     n_kept = sum(len(c.ids) for c in pool)
@@ -213,8 +227,8 @@ def answers_folder(work: Path, n_tokens: int) -> Path:
     return whole if n_tokens > FEW or any(whole.glob("shard-?????.npz")) else work / "few_answers"
 
 
-def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool) -> None:
-    """Make the shards of given texts and, where features are kept, those that are missing."""
+def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool, aux_layers: Sequence[int] = ()) -> None:
+    """Make the shards of given texts and, where features are kept, those that are missing, other hidden states among them."""
     for part in texts.parts[2:]:
         make_text_shards(
             part.folder, loaded.target.model, texts.given, n_tokens=part.n_tokens, shard_texts=part.per_shard,
@@ -222,17 +236,20 @@ def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool) -> None:
         )  # fmt: skip
     for part in texts.parts if keep_features else ():
         restore_features(part.folder, loaded.target.model)
+        if aux_layers:
+            add_states(part.folder, loaded.target.model, aux_layers)
 
 
 def training_data(
-    texts: Texts, hidden: int, compute: FeaturesOf | None
+    texts: Texts, hidden: int, compute: FeaturesOf | None, aux_layers: Sequence[int] = ()
 ) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
-    """(the target's answers, ShareGPT's own texts, the held-out answers), with their features, kept or computed by `compute`.
+    """(the target's answers, ShareGPT's own texts, the held-out answers), with their features, kept or computed by `compute`, and
+    with those other hidden states.
 
     Raises:
         UserError: nothing is held out.
     """
-    held, answers, *given = (read_shards(part.folder, hidden, compute) for part in texts.parts)
+    held, answers, *given = (read_shards(part.folder, hidden, compute, aux_layers) for part in texts.parts)
     if not held:
         raise UserError("no dialogue of the training data is held out: there are too few of them to judge a drafter by")
     return answers, [c for part in given for c in part], held

@@ -98,8 +98,8 @@ def training_settings(
 
 
 LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
-    (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers"}),
-     lambda n: n >= 1, "at least 1"),
+    (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers",
+                "draft_vocab"}), lambda n: n >= 1, "at least 1"),
     (frozenset({"held_out"}), lambda n: n <= HELD_OUT, f"at most {HELD_OUT}"),
     (frozenset({"tokens", "seed"}), lambda n: n >= 0, "0 or more"),
     (frozenset({"learning_rate", "cooldown", "clip_norm"}), lambda x: x > 0, "over 0"),
@@ -107,6 +107,7 @@ LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
      lambda x: x >= 0, "0 or more"),
     (frozenset({"unroll_from", "prompt_share"}), lambda x: 0 <= x <= 1, "from 0 to 1"),
     (frozenset({"ce_share"}), lambda x: 0 < x <= 1, "over 0 and at most 1"),
+    (frozenset({"aux_layers"}), lambda layers: all(isinstance(i, int) for i in layers), "whole numbers from 0"),
     (frozenset({"betas"}), lambda pair: len(pair) == 2 and all(0 <= x < 1 for x in pair), "two numbers from 0 to under 1"),
 )  # fmt: skip
 """(settings, whether a value of theirs can be, what it must be)."""
@@ -115,4 +116,6 @@ LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
 def _parsed(kind: type, value: str) -> Any:
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    return tuple(float(x) for x in value.split(",")) if kind is tuple else kind(value)
+    if kind is tuple:
+        return tuple(int(x) if x.strip().isdecimal() else float(x) for x in value.split(","))
+    return kind(value)
