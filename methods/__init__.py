@@ -108,7 +108,8 @@ class Method:
         return self.drafter in HEADS
 
     def on(self, kind: str | None) -> Method:
-        """The same method with another kind of EAGLE head. A policy takes either; another method is as it is."""
+        """The same method with another kind of EAGLE head. A policy takes either; another method is as it is. The code is the
+        same: engines have the drafters of both kinds in one file."""
         is_free = self.group == POLICIES and self.needs_head and kind in HEADS
         return replace(self, drafter=kind) if is_free else self
 
@@ -170,9 +171,9 @@ _PACKAGE = Package("methods", Path(__file__).parent)
 _NATIVE = (_PACKAGE.folder / "engine" / "native" / "target.py",)  # which imports what compiles the C
 
 
-def code_sha(method: str | Method) -> str:
+def code_sha(name: str) -> str:
     """The hash of the code that a method's tokens and times depend on: `Method.sources` and what they import in this package."""
-    return closure_sha((get(method) if isinstance(method, str) else method).sources, _PACKAGE)
+    return closure_sha(get(name).sources, _PACKAGE)
 
 
 def engine_sha() -> str:

@@ -101,6 +101,7 @@ class Eagle3Head(Head):
 
     def fused(self, features: Tensor) -> Tensor:
         """features [.., n, aux_layers * hidden]: the hidden states side by side -> [.., n, hidden]."""
+        features = features.to(self.fc.weight.dtype)
         if self.input_norm is not None:
             features = self.input_norm(features)
         if self.fc_norm:

@@ -94,10 +94,11 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
     return decode
 
 
-def prefilled(target: Target, drafter: Drafter | None, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+def prefilled(target: Any, drafter: Drafter | None, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
     """`target.prefill`, with those hidden states as features that the drafter observes."""
     aux_layers: tuple[int, ...] = getattr(drafter, "aux_layers", ())
-    return target.prefill(prompt_ids, room, aux_layers) if aux_layers else target.prefill(prompt_ids, room)
+    features, logits = target.prefill(prompt_ids, room, *([aux_layers] if aux_layers else ()))
+    return features, logits
 
 
 def _forward_s(drafter: Drafter | None) -> float:

@@ -16,12 +16,14 @@ from places import TINY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.load import preflight
 from harness.load.eagle3_head import head_config
 from harness.load.kinds import TargetFacts, drafter_kind
 from harness.load.model import Loaded, load
+from harness.run.arms import check_given, make_arms
 
 FACTS = TargetFacts("tiny", 384, 64, "", None, "float32", 2)  # type: ignore[arg-type]
 HEAD = TINY.parent / "eagle3"
@@ -188,6 +190,20 @@ def test_weights_that_are_no_head_are_refused_in_one_line(
 def test_a_head_is_known_by_its_weights_where_its_config_names_no_architecture(tmp_path: Path) -> None:
     folder = edited(tmp_path, "eagle3", architectures=None)
     assert drafter_kind(folder) == "eagle3" and loaded_with(folder, "float32").drafter_of("eagle3") is not None
+
+
+def test_a_policy_drafts_with_the_kind_of_head_that_is_given_and_other_methods_with_their_own() -> None:
+    names = ("opt-tree", "eagle2", "eagle3", "pld")
+
+    def drafters(head: Path | None) -> dict[str, str | None]:
+        return {arm.name: arm.method.drafter for arm in make_arms(names, "paper", {}, CONFIG, head)}
+
+    assert drafters(CONFIG.head_folder) == {"opt-tree": "eagle", "eagle2": "eagle", "eagle3": "eagle3", "pld": None}
+    assert drafters(HEAD) == {"opt-tree": "eagle3", "eagle2": "eagle", "eagle3": "eagle3", "pld": None}
+    (own,) = make_arms(("eagle3",), "paper", {}, CONFIG, None)
+    assert own.options["total"] == CONFIG.presets["paper"]["total"]  # a model's own presets count for either head
+    with pytest.raises(UserError, match="holds a draft head of EAGLE-3, and none of eagle2 drafts with one"):
+        check_given(HEAD, [methods.get("eagle2")])
 
 
 def test_its_bytes_count_in_a_dry_run() -> None:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+import methods
 from harness.audit.probe.scores import summands
 from harness.audit.probe.stand_ins import texts_of
 from harness.load.model import Loaded
@@ -265,6 +266,15 @@ def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forwa
     return features, logits.cpu()
 
 
+@torch.inference_mode()
+def plain_states(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int], aux_layers: Sequence[int]) -> Tensor:
+    """Hidden states of the plain forward side by side [n_prompt + n - 1, states * hidden], as transformers numbers them."""
+    model = loaded.target.stock_model
+    text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+    states = model.model(text, use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[i][0].to(states[-1].device) for i in aux_layers], dim=-1)
+
+
 def replayed(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None,
     kind: str | None = None,
@@ -312,41 +322,50 @@ def below_best(logits: Tensor, token: int) -> float:
 
 
 @torch.inference_mode()
-def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
+def head_law(loaded: Loaded, run: Replayed, params: SamplerParams, kind: str = methods.EAGLE) -> Tensor:
     """[n, vocab] float64: a drafter's law before each token.
 
     If the tree brought the law that the token's draft was drawn from, it is that. Else it is the draft head's, teacher-forced on
     the target's own features; without a head it is uniform. The score test is valid whatever q is, if q does not depend on the
-    token drawn; q decides the test's power.
+    token drawn; q decides the test's power. kind: of the head.
     """
-    n, vocab = run.used.shape
-    if loaded.drafter is None:
+    (n, vocab), drafter = run.used.shape, loaded.drafter_of(kind)
+    if drafter is None:
         law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
     else:
         target, text = loaded.target, [*run.prompt, *run.ids]
-        assert (features := run.features) is not None
-        head, embedding = loaded.drafter.head, loaded.drafter.embedding
+        aux_layers: tuple[int, ...] = getattr(drafter, "aux_layers", ())
+        features = plain_states(loaded, run.prompt, run.ids, aux_layers) if aux_layers else run.features
+        assert features is not None
+        head, embedding = drafter.head, drafter.embedding
         where = embedding.device  # the target's last one: a copy elsewhere of a large vocabulary's embedding takes gigabytes
         features = torch.cat([features, features[-1:]])[None].to(where, embedding.dtype)
         wanted = torch.ones(1, len(text) - 1, dtype=torch.bool, device=where)  # every pair is predicted
         out, _ = next(teacher_forced(head, embedding, torch.tensor([text], device=where), features, wanted, levels=1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
         predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.lm_head.weight.device, target.dtype)
-        law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
+        if kind == methods.EAGLE3:
+            law = torch.zeros(n, vocab, dtype=torch.float64)
+            of_its_own = head.lm_head(head.readable(predicted.to(where)))
+            law[:, head.tokens.cpu()] = probabilities(of_its_own, params.temperature, params.top_p).cpu()
+        else:
+            law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
     for position, q in run.q.items():
         if position < len(law):
             law[position] = q
     return law
 
 
-def drafts_off(loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]], names: Tensor) -> list[float]:
+def drafts_off(
+    loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]], names: Tensor, kind: str = methods.EAGLE
+) -> list[float]:
     """How far the draft head's first drafts are, in the probability of a token, from those of the head over the finished text.
 
     first: (output position, logits [columns]) of each step; names [columns]: their tokens. The head's cache and the features that
     it was given are thereby checked, which the law of the output is silent about.
     """
     plain = replace(run, q={})
-    law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0))[:, names]
+    law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0), kind)[:, names]
     law = law / law.sum(-1, keepdim=True)
     return [float((logits.double().softmax(-1) - law[at]).abs().max()) for at, logits in first if at < len(law)]
 
