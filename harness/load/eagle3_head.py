@@ -35,7 +35,7 @@ def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     check_target(folder, values, methods.EAGLE3, target)
     state, digest = read_state(folder, values)
     head = Eagle3Head(config)
-    fill(head, _with_vocabulary(weight_files(folder)[0], state, config), folder)
+    fill(head, with_vocabulary(weight_files(folder)[0], state, config), folder)
 
     def attach(t: HFTarget) -> Any:
         where, n = t.lm_head.weight.device, len(t.body.layers)
@@ -95,7 +95,7 @@ def _layers(file: Path, values: dict[str, Any], nested: dict[str, Any], n: int |
     named = nested.get(LAYERS)
     if named is None:
         try:
-            return default_layers(n or 0)
+            named = list(default_layers(n or 0))
         except ValueError as e:
             raise UserError(f"{file}: {e} in {NESTED}.{LAYERS}") from None
     is_right = isinstance(named, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in named)
@@ -111,7 +111,7 @@ def _layers(file: Path, values: dict[str, Any], nested: dict[str, Any], n: int |
     return tuple(named)
 
 
-def _with_vocabulary(file: Path, state: dict[str, Tensor], config: Eagle3Config) -> dict[str, Tensor]:
+def with_vocabulary(file: Path, state: dict[str, Tensor], config: Eagle3Config) -> dict[str, Tensor]:
     """The state, its `d2t` and `t2d` checked against each other; all tokens where it has neither and needs none.
 
     Raises:

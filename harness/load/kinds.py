@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
 import tasks
-from harness.common.errors import unknown
+from harness.common.errors import UserError, unknown
 from harness.common.hints import hinted
 from harness.load.layout import has_medusas_layout, lacking, stored_numbers, tensor_names
 from harness.load.placement import BYTES, TREE_TOKENS
+from harness.load.published import by_our_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,6 +143,8 @@ def drafter_kind(folder: Path) -> str:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return methods.EAGLE  # whose reader says what is wrong with the folder
+    with suppress(UserError):  # which its reader raises again
+        values = by_our_keys(folder / "config.json", values) if isinstance(values, dict) else values
     return kind_shown(folder, values) or next(kind.name for kind in KINDS.values() if kind.is_unnamed(folder))
 
 
@@ -250,7 +254,7 @@ add_kind(DrafterKind(
 ))  # fmt: skip
 add_kind(DrafterKind(
     "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_numbers), lambda sizes: 2 * STORED * _heads_numbers(sizes),
-    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
+    architectures=("MedusaHeads", "MedusaModel"), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
     train_command="medusa", train_makes="Medusa heads",
 ))  # fmt: skip
 add_kind(DrafterKind(
