@@ -77,7 +77,7 @@ def collate(items: list[Conversation], max_length: int, hidden: int, rows: slice
     for row, c in enumerate(items):
         m = min(len(c.ids), n)
         ids[row, :m] = torch.from_numpy(c.ids[:m].astype(np.int64))
-        trained[row, c.n_prompt - 1 : m - 1] = True
+        trained[row, c.n_prompt - 1 : m - 1] = True if c.asked is None else torch.from_numpy(c.asked[c.n_prompt : m])
         prompt[row, TEMPLATE_TOKENS : c.n_prompt - 1] = True
     made = padded_features(items[rows], n, hidden)
     aux = made[..., hidden:] if made.shape[-1] > hidden else None

@@ -1,6 +1,7 @@
 """The training set on disk: shards of conversations with their features. They are made once, and making them can be resumed.
 
-A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags.
+A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags; of
+texts with a mask also that.
 `shard-00000.features` has a row a token, as bf16 bits, and is memory-mapped. A shard exists whole or not at all. Where only its
 features are missing, they are computed again from its ids: so the ids alone are enough to repeat a training. Where features do
 not fit on the disk, they are never written, and computed for each batch.
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import filelock
 import numpy as np
@@ -30,13 +31,15 @@ SHARD_TEXTS = 256  # given texts in a shard
 class Conversation:
     """`ids` [n] int32; `features` [n, hidden], bf16 bits, or what computes them, the same for all that share a batch; the answer
     begins at `n_prompt`; `greedy`: it is the target's own at T = 0. `aux` [n, states * hidden]: other hidden states of the
-    target, where a drafter reads them and they are kept; what computes features gives them behind these."""
+    target, where a drafter reads them and they are kept; what computes features gives them behind these. `asked` [n]: which
+    tokens are to be predicted, where that is not each one from `n_prompt` on."""
 
     ids: np.ndarray
     features: np.ndarray | FeaturesOf
     n_prompt: int
     greedy: bool = False
     aux: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 def make_shards(
@@ -116,9 +119,13 @@ def make_text_shards(
     n_tokens: int,
     shard_texts: int = SHARD_TEXTS,
     keep_features: bool = True,
+    asked: Sequence[Sequence[bool]] | None = None,
     say: Callable[[str], None] = say,
 ) -> int:
-    """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held."""
+    """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held.
+
+    asked: of each text, which tokens are to be predicted; None: all after its prompt.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     held, started, fresh = 0, time.monotonic(), 0
     for number, first in enumerate(range(0, len(texts), shard_texts)):
@@ -129,7 +136,7 @@ def make_text_shards(
             chunk = texts[first : first + shard_texts]
             done = list(text_features(model, chunk)) if keep_features else [_bare(i, *text) for i, text in enumerate(chunk)]
             fresh += sum(len(a.ids) for a in done)
-            _write_shard(meta, done, keep_features)
+            _write_shard(meta, done, keep_features, None if asked is None else asked[first : first + shard_texts])
             say(f"texts: {held:,} of {n_tokens:,} tokens, {fresh / (time.monotonic() - started):.0f} tokens/s")
         with np.load(meta) as shard:
             held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
@@ -183,17 +190,19 @@ def _write_rows(file: Path, parts: Iterable[np.ndarray]) -> None:
     os.replace(tmp, file)
 
 
-def _write_shard(meta: Path, done: list[Answer], keep_features: bool) -> None:
+def _write_shard(meta: Path, done: list[Answer], keep_features: bool, asked: Sequence[Sequence[bool]] | None = None) -> None:
     if keep_features:
         _write_features(meta, done)
     tmp = meta.with_suffix(".part.npz")
-    np.savez_compressed(
-        tmp,
-        ids=np.concatenate([a.ids for a in done]),
-        offsets=np.cumsum([0, *[len(a.ids) for a in done]]),
-        n_prompt=np.array([a.n_prompt for a in done]),
-        greedy=np.array([a.greedy for a in done]),
-    )
+    columns: dict[str, Any] = {
+        "ids": np.concatenate([a.ids for a in done]),
+        "offsets": np.cumsum([0, *[len(a.ids) for a in done]]),
+        "n_prompt": np.array([a.n_prompt for a in done]),
+        "greedy": np.array([a.greedy for a in done]),
+    }
+    if asked is not None:
+        columns["asked"] = np.concatenate([np.array(mask, dtype=bool) for mask in asked])
+    np.savez_compressed(tmp, **columns)
     os.replace(tmp, meta)  # last: its presence says the shard is whole
 
 
@@ -213,6 +222,7 @@ def read_shards(
     for meta in sorted(folder.glob("shard-?????.npz")):
         with np.load(meta) as shard:
             ids, offsets, n_prompt, greedy = shard["ids"], shard["offsets"], shard["n_prompt"], shard["greedy"]
+            asked = shard["asked"] if "asked" in shard else None
         kept = None if compute else np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
         states = None
         if aux_layers and not compute:
@@ -220,12 +230,14 @@ def read_shards(
             states = np.memmap(file, dtype=np.uint16, mode="r").reshape(-1, len(aux_layers) * hidden)
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
             features, aux = compute or cast("np.ndarray", kept)[a:b], None if states is None else states[a:b]
-            out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i]), aux))
+            mask = None if asked is None else asked[a:b]
+            out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i]), aux, mask))
     return out
 
 
 def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
     """The token ids that occur in answers [n], most frequent first, ties to the lower id; at most `most`."""
-    counts = np.bincount(np.concatenate([c.ids[c.n_prompt :] for c in items]), minlength=vocab)
+    told = [c.ids[c.n_prompt :] if c.asked is None else c.ids[c.asked] for c in items]
+    counts = np.bincount(np.concatenate(told), minlength=vocab)
     order = np.argsort(-counts, kind="stable")
     return order[: min(most, int((counts > 0).sum()))].astype(np.int32)
