@@ -248,7 +248,7 @@ add_kind(DrafterKind(
 ))  # fmt: skip
 add_kind(DrafterKind(
     methods.EAGLE3, "draft head of EAGLE-3", _read_eagle3, _eagle3_memory, lambda sizes: 2 * STORED * _eagle3_numbers(sizes),
-    architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
+    architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Speculator", "Eagle3DraftModel"),
     shows_in=lambda folder: any(name.startswith("midlayer.") for name in tensor_names(folder)),
     train_command="eagle3", train_makes="an EAGLE-3 head",
 ))  # fmt: skip

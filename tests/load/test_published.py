@@ -57,6 +57,29 @@ def test_a_head_of_speculators_drafts_what_it_drafts_in_our_layout(tmp_path: Pat
     assert same(made, drafted(own, "eagle", "eagle2", **tree)) and made.trace is not None and any(made.trace.accepted)
 
 
+def test_an_eagle3_head_of_speculators_drafts_what_it_drafts_in_our_layout(tmp_path: Path) -> None:
+    own = TINY.parent / "eagle3"
+    config, tensors = json.loads((own / "config.json").read_text()), load_file(own / "model.safetensors")
+    choices = config["eagle_config"]
+    theirs = {
+        "speculators_model_type": "eagle3", "architectures": ["Eagle3Speculator"], "draft_vocab_size": config["draft_vocab_size"],
+        "norm_before_residual": False, "eagle_aux_hidden_state_layer_ids": choices["eagle_aux_hidden_state_layer_ids"],
+        "transformer_layer_config": {
+            key: config[key] for key in (
+                "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "vocab_size",
+            )
+        },
+    }  # fmt: skip
+    named = {name.replace("midlayer.", "layers.0."): x for name, x in tensors.items()}
+    tree = {"top_k": 3, "depth": 3, "total": 8}
+    made = drafted(folder_of(tmp_path / "theirs", theirs, named), "eagle3", "eagle3", **tree)
+    assert same(made, drafted(own, "eagle3", "eagle3", **tree)) and made.trace is not None and any(made.trace.accepted)
+    del theirs["norm_before_residual"]
+    with pytest.raises(UserError, match="lacks 'norm_before_residual', which is false to speculators and true to vLLM"):
+        drafted(folder_of(tmp_path / "lacking", theirs, named), "eagle3", "eagle3")
+
+
 # ---- Medusa ----
 
 VLLM = {"architectures": ["MedusaModel"], "model_type": "medusa", "num_heads": 2, "num_hidden_layers": 1, "hidden_size": HIDDEN,
