@@ -28,9 +28,9 @@ WORKFLOW: dict[str, Sequence[str]] = {
     "Check": ("verify", "localise", "claims"),
     "Show": ("table", "plot", "report"),
     "Train": ("train", "train-policy"),
-    "Exchange": ("import", "export"),
+    "Exchange": ("import", "export", "export-head"),
 }
-MODULES = {"import": "import_", "train-policy": "train_policy"}
+MODULES = {"import": "import_", "export-head": "export_head", "train-policy": "train_policy"}
 
 T = TypeVar("T")
 

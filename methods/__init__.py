@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,12 @@ from methods.base import Decode
 
 T = TypeVar("T")
 
-EAGLE = "eagle"
-ENGINES = {EAGLE: "draft_head", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
+EAGLE, EAGLE3 = "eagle", "eagle3"
+HEADS = (EAGLE, EAGLE3)
+"""The kinds of drafters that are an EAGLE head: a dynamic tree is drafted with either, and replayed from its rows."""
+ENGINES = {EAGLE: "draft_head", EAGLE3: "eagle3", "medusa": "heads", "hydra": "heads", "lm": "draft_lm"}
 """The module of `methods.engine` that drafts, for the kinds of drafters that have not given it their name."""
-NATIVE_DRAFTERS = ("draft_head", "draft_lm")
+NATIVE_DRAFTERS = ("draft_head", "draft_lm", "eagle3")
 """Those of them that other engines have forwards of their own for: `methods.engine.native.drafters` in C, for one."""
 
 DRAFTERS: dict[str, str] = {}
@@ -102,8 +104,14 @@ class Method:
 
     @property
     def needs_head(self) -> bool:
-        """Whether it drafts with the model's EAGLE head."""
-        return self.drafter == EAGLE
+        """Whether it drafts with an EAGLE head, of either kind."""
+        return self.drafter in HEADS
+
+    def on(self, kind: str | None) -> Method:
+        """The same method with another kind of EAGLE head. A policy takes either; another method is as it is. The code is the
+        same: engines have the drafters of both kinds in one file."""
+        is_free = self.group == POLICIES and self.needs_head and kind in HEADS
+        return replace(self, drafter=kind) if is_free else self
 
     @property
     def tunable(self) -> bool:

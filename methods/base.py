@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -110,10 +110,12 @@ class Target(Protocol):
         """Seconds spent inside forwards so far."""
         ...
 
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Empty the cache, run the prompt; -> features [n, hidden], logits [vocab] after the last token.
 
-        `room`: tokens that may follow, uncommitted tree nodes included.
+        `room`: tokens that may follow, uncommitted tree nodes included. `aux_layers`: until the next prefill features are these
+        hidden states side by side [n, len(aux_layers) * hidden], by the numbers of transformers' `hidden_states`: i is what
+        layer i is given, the number of layers what comes after the final norm. None named: that last one alone.
         """
         ...
 
@@ -122,7 +124,7 @@ class Target(Protocol):
         ...
 
     def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
-        """Run all nodes under the tree mask -> features [nodes, hidden], logits [nodes, vocab]. Commits nothing."""
+        """Run all nodes under the tree mask -> features [nodes, ..] as of `prefill`, logits [nodes, vocab]. Commits nothing."""
         ...
 
     def commit(self, path: list[int]) -> None:
@@ -133,16 +135,17 @@ class Target(Protocol):
 class Drafter(Protocol):
     """What a grower may ask of a draft head, or of a draft LM.
 
-    Entries: nodes run in this step, in order; dropped by the next `observe`. It may have more: `best_children` and
-    `drawn_children`, its own ways to pick and to draw (else those of `engine.grow` and `engine.sampling`); and
-    `remember(tokens, parents)`, which tells it what its entries are once a draft was read back.
+    Entries: nodes run in this step, in order; dropped by the next `observe`. It may have more: `aux_layers`, the target's hidden
+    states that it observes (`Target.prefill`; else the last); `best_children` and `drawn_children`, its own ways to pick and to
+    draw (else those of `engine.grow` and `engine.sampling`); and `remember(tokens, parents)`, which tells it what its entries
+    are once a draft was read back.
     """
 
     @property
     def forward_s(self) -> float: ...
 
     def observe(self, tokens: list[int], features: Tensor) -> None:
-        """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, hidden]. Starts a new step."""
+        """New pairs (f_i, t_{i+1}): tokens [m], true target features [m, ..] as of `Target.prefill`. Starts a new step."""
         ...
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:

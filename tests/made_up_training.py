@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.train.batches import Batch
 from harness.train.data import Conversation
+from harness.train.generate import bits_of
 from harness.train.loop import train
 from harness.train.settings import TrainSettings
 from harness.train.trainers import EAGLE
@@ -24,14 +25,15 @@ SETTINGS = TrainSettings(
 
 
 def made_up(n: int, seed: int = 0) -> list[Conversation]:
-    """Conversations of random tokens whose feature depends on the token: something a head can learn."""
+    """Conversations of random tokens whose feature depends on the token, as three other states do: something a head can learn."""
     rng = np.random.default_rng(seed)
-    table = torch.from_numpy(rng.normal(size=(VOCAB, HIDDEN))).to(torch.bfloat16)
+    table, states = (torch.from_numpy(np.random.default_rng([seed, i]).normal(size=(VOCAB, i * HIDDEN))).to(torch.bfloat16)
+                     for i in (1, 3))  # fmt: skip
     out = []
     for _ in range(n):
         ids = rng.integers(1, VOCAB, size=rng.integers(30, 60)).astype(np.int32)
-        bits = table[torch.from_numpy(ids).long()].view(torch.int16).numpy().view(np.uint16)
-        out.append(Conversation(ids, bits, int(rng.integers(3, 28))))
+        features, aux = (bits_of(x[torch.from_numpy(ids).long()]) for x in (table, states))
+        out.append(Conversation(ids, features, int(rng.integers(3, 28)), aux=aux))
     return out
 
 
@@ -39,10 +41,12 @@ def made_up(n: int, seed: int = 0) -> list[Conversation]:
 def true_batch(tiny: TinyModel, n: int) -> Batch:
     """Two texts with the target's own features, in float32."""
     texts = [tiny.prompts[0][:n], tiny.prompts[3][:n]]
-    features = torch.stack([tiny.loaded.target.prefill(text, 1)[0] for text in texts])
+    features, aux = (
+        torch.stack([tiny.loaded.target.prefill(text, 1, states)[0] for text in texts]) for states in ((), (0, 1, 2))
+    )
     trained = torch.zeros(2, n - 1, dtype=torch.bool)
     trained[0, 4:] = trained[1, 9:14] = trained[1, 17:] = True
-    return Batch(torch.tensor(texts), features, trained, torch.zeros_like(trained))
+    return Batch(torch.tensor(texts), features, trained, torch.zeros_like(trained), aux)
 
 
 def new_head() -> EagleHead:

@@ -3,9 +3,9 @@
     python tests/make_tiny.py [DIR]
 
 The target (two layers, hidden size 64, grouped heads) learns the texts of tasks/bundled by heart in a minute or so; the
-head and the other drafters (Medusa, Hydra, a narrow draft LM) then learn to draft the target's own answers, with the trainer
-that trains all others. All are seeded: a second run on the same machine, torch version and single thread gives the same files.
-What is there already is not made again: to remake a part, delete its folder.
+head and the other drafters (Medusa, Hydra, a narrow draft LM, an EAGLE-3 head) then learn to draft the target's own answers, with
+the trainer that trains all others. All are seeded: a second run on the same machine, torch version and single thread gives the
+same files. What is there already is not made again: to remake a part, delete its folder.
 
 What is committed is what this makes, but for the head. That one is of the trainer of 22 November (commit d470021), which began
 its weights elsewhere and had other answers: top-1 is 0.46, and 0.60 today. It stays: figures of tests/audit rest on its drafts.
@@ -36,9 +36,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from harness.load.eagle_head import FREQUENT  # noqa: E402
-from harness.train.data import Conversation  # noqa: E402
-from harness.train.generate import answers  # noqa: E402
-from harness.train.held_out import frequent_tokens  # noqa: E402
+from harness.train.data import Conversation, frequent_tokens  # noqa: E402
+from harness.train.generate import answers, bits_of, features_of  # noqa: E402
 from harness.train.loop import train  # noqa: E402
 from harness.train.save import save_drafter  # noqa: E402
 from harness.train.settings import TrainSettings  # noqa: E402
@@ -61,6 +60,7 @@ OTHERS = {
     "medusa": replace(TRAINERS["medusa"].defaults, tokens=500_000),
     "hydra": replace(TRAINERS["hydra"].defaults, tokens=500_000),
     "sps": replace(TRAINERS["sps"].defaults, tokens=700_000, width=32, layers=1),
+    "eagle3": replace(TRAINERS["eagle3"].defaults, tokens=500_000, draft_vocab=256, aux_layers=(0, 1, 2), intermediate_size=96),
 }
 YAML = """\
 # A target of {params:,} parameters for tests; made by tests/make_tiny.py.
@@ -69,7 +69,7 @@ title: tiny LLaMA, trained on the bundled prompts
 weights: {{path: target, sha256: {sha256}}}
 licence: Apache-2.0
 head: head
-drafters: {{medusa: medusa, hydra: hydra, lm: sps}}
+drafters: {{medusa: medusa, hydra: hydra, lm: sps, eagle3: eagle3}}
 context_length: {context}
 stop_ids: {stop_ids}
 limit: 2
@@ -87,6 +87,8 @@ def exchanges() -> list[tuple[str, str]]:
     for file in sorted((ROOT / "tasks" / "bundled").glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            if "category" not in row:  # pictures in numbers, which are a task of another model
+                continue
             parts = [p for p in row["turns"][0].split("\n\n") if p.strip()]
             if row["category"] == "summarization":
                 pairs += list(zip(parts, parts[1:], strict=False))
@@ -188,6 +190,14 @@ def training_answers(model: LlamaForCausalLM, prompts: list[list[int]]) -> list[
     return [Conversation(a.ids, a.features, a.n_prompt) for a in made]
 
 
+def with_states(made: list[Conversation], model: LlamaForCausalLM, aux_layers: tuple[int, ...]) -> list[Conversation]:
+    """The same with those hidden states of the target, if any are named."""
+    if not aux_layers:
+        return made
+    hidden, states = model.config.hidden_size, features_of(model, aux_layers)([c.ids for c in made])
+    return [replace(c, aux=bits_of(x[:, hidden:])) for c, x in zip(made, states, strict=True)]
+
+
 def make_drafter(
     name: str, folder: Path, model: LlamaForCausalLM, target_sha256: str, made: list[Conversation], settings: TrainSettings
 ) -> None:
@@ -199,7 +209,7 @@ def make_drafter(
     trainer = TRAINERS[name]
     drafter = trainer.new(model.config, settings)
     embedding, lm_head = tables(model)
-    pool, held = hold_out(made, settings)
+    pool, held = hold_out(with_states(made, model, trainer.aux_layers(drafter)), settings)
     with tempfile.TemporaryDirectory() as scratch:
         said = partial(print, f"{name}:", flush=True)
         curve = train(trainer, drafter, embedding, lm_head, pool, held, settings, Path(scratch), say=said)

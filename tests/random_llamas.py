@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.engine.draft_head import EagleHead, HeadConfig
+from methods.engine.eagle3 import Eagle3Config, Eagle3Head
 from methods.engine.native.target import NativeTarget
 
 VOCAB = 517
@@ -81,6 +83,23 @@ def head_of(name: str, dtype: torch.dtype, bias: bool = True) -> EagleHead:
         bias=bias, head_dim=c.head_dim,
     ))  # fmt: skip
     spread(head)
+    return head.to(dtype).eval()
+
+
+@cache
+@torch.inference_mode(False)
+def eagle3_head_of(name: str, dtype: torch.dtype, **changes: Any) -> Eagle3Head:
+    """An EAGLE-3 head with random weights for `module_of` that model, over a third of its vocabulary. changes: of its config."""
+    c = module_of(name, dtype).config
+    torch.manual_seed(9)
+    config = Eagle3Config(
+        hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads, rms_norm_eps=c.rms_norm_eps, rope_theta=10000.0, vocab_size=c.vocab_size,
+        head_dim=c.head_dim, draft_vocab_size=c.vocab_size // 3, aux_layers=(0, 1, 2),
+    )  # fmt: skip
+    head = Eagle3Head(replace(config, **changes))
+    spread(head)
+    head.draft_over(torch.randperm(c.vocab_size)[: len(head.d2t)])
     return head.to(dtype).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,17 +25,18 @@ class RowByRow(LlamaTarget):
         return "row by row"
 
     def _row(self, token: int) -> Tensor:
-        """-> the feature [1, hidden] of one token after all in the cache, which it joins."""
+        """-> what `_forward` gives of one token [1, ..] after all in the cache, which it joins."""
         feature = self._forward([token], torch.full((1,), self.cache.length), None)
         self.cache.append(1)
         return feature
 
     @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        self._observe(aux_layers)
         with self._clock:
             self.cache.reserve(len(prompt_ids) + room)
-            features = torch.cat([self._row(token) for token in prompt_ids])
-            return features, self.lm_head(features[-1:])[0]
+            last, features = self._parted(torch.cat([self._row(token) for token in prompt_ids]))
+            return features, self.lm_head(last[-1:])[0]
 
     @torch.inference_mode()
     def verify(self, tree: Tree) -> tuple[Tensor, Tensor]:
@@ -45,8 +47,8 @@ class RowByRow(LlamaTarget):
             todo = [(0, length)]  # a node, and the cache's length before it: depth first, so that the cache holds its path
             while todo:
                 node, self.cache.length = todo.pop()
-                features[node] = self._row(tree.tokens[node])
-                logits[node] = self.lm_head(features[node])
+                last, features[node] = self._parted(self._row(tree.tokens[node]))
+                logits[node] = self.lm_head(last)
                 todo += [(child, self.cache.length) for child in children[node]]
         self.cache.length, self._n_pending = length, len(tree)
         return torch.cat(features), torch.cat(logits)

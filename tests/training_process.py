@@ -30,7 +30,8 @@ MODEL = LlamaConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=2,
 def settings_of(kind: str, tokens: int) -> TrainSettings:
     small = {k: getattr(SETTINGS, k) for k in ("batch_tokens", "learning_rate", "warmup_steps", "frequent_rows", "max_length",
                                                "held_out", "seed")}  # fmt: skip
-    return replace(TRAINERS[kind].defaults, **small, tokens=tokens, cooldown=1e-9, noise=0.0, width=8, layers=1)
+    return replace(TRAINERS[kind].defaults, **small, tokens=tokens, cooldown=1e-9, noise=0.0, width=8, layers=1,
+                   draft_vocab=25)  # fmt: skip
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         raise UserError(f"--record keeps taus beside the draft head, and model {config.name} has none")
     if head is not None:
         recorded_taus.taus(head)  # a spoilt file is found out before hours are spent
-    subjects = chosen(request.methods, config)
+    subjects = chosen(request.methods, config, request.head)
     pairs, rows = ledger_pairs(request.ledgers, config)
     measured = measured_dtype(request, config, rows)
     own = list(level.dtypes) if request.dtypes else computed_here(level.dtypes, rows)

@@ -24,6 +24,7 @@ from harness.common.names import VANILLA, method_order
 from harness.ledger import ledger as records
 from harness.load.config import ModelConfig
 from harness.load.dtype import resolve_dtype
+from harness.load.kinds import drafter_kind
 from harness.load.model import Loaded
 from harness.load.placement import gb
 from harness.load.preflight import architecture
@@ -31,9 +32,9 @@ from harness.load.preflight import architecture
 Tell = Callable[[str], None]
 
 
-def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
+def chosen(names: Sequence[str], config: ModelConfig, head: Path | None = None) -> list[Subject]:
     """The methods of these names. `all` is every one of no group, inexact ones and external loops included; a group's word is its
-    own, controls that only a replay has left out. Vanilla always is.
+    own, controls that only a replay has left out. Vanilla always is. Policies draft with the kind of EAGLE head in `head`.
 
     Raises:
         UserError: a method that is not there, or that only a replay has.
@@ -45,7 +46,8 @@ def chosen(names: Sequence[str], config: ModelConfig) -> list[Subject]:
         found |= {n for n in of_group if name not in groups or not methods.get(n).replay_only}
         if name not in groups and (why := methods.only_replayed(methods.get(name))):
             raise UserError(why)
-    return [Subject.of(methods.get(n), config) for n in sorted({*found, VANILLA}, key=method_order)]
+    kind = drafter_kind(head) if head is not None else None
+    return [Subject.of(methods.get(n).on(kind), config) for n in sorted({*found, VANILLA}, key=method_order)]
 
 
 def ledger_pairs(folders: Sequence[Path], config: ModelConfig) -> tuple[list[LedgerPair], list[Verdict]]:

@@ -56,6 +56,9 @@ from harness.common.errors import UserError
 @dtype_option
 @threads_option
 @head_option
+@option(
+    "--drafter", default=None, metavar="eagle|eagle3", help="The EAGLE head that policies draft with (default: --head's kind)."
+)
 @option("--out", type=PATH, default=None, help="Where pools and replays go (default: beside the ledger).")
 @json_option
 @include_option

@@ -28,7 +28,17 @@ def _train_command(kind: str, about: str) -> None:
     @option("--out", required=True, type=PATH, help="Folder for the weights, settings and learning curve.")
     @option("--work", type=PATH, default=None, help="Folder for features and checkpoints (default: the cache).")
     @option("--answer-tokens", type=int, default=200_000, help="On-policy tokens to generate.")
-    @option("--text-tokens", type=int, default=190_000, help="Tokens of ShareGPT's own answers.")
+    @option(
+        "--text-tokens", type=int, default=None, help="Tokens of ShareGPT's own answers (default: 190000), or of --data's (all)."
+    )
+    @option(
+        "--data",
+        multiple=True,
+        type=PATH,
+        metavar="FILE",
+        help="Conversations in SpecForge's form (JSON lines) to train on, in place of ShareGPT's own answers; repeatable.",
+    )
+    @option("--write-answers", type=PATH, default=None, metavar="FILE", help="Write the target's answers in that form, too.")
     @option("--tokens", type=int, default=5_000_000, help="Positions to train on, all epochs together; 0: only generate.")
     @option("--max-new-tokens", type=int, default=None, help="Of an answer (default: the model's, at least 256).")
     @option(

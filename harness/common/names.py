@@ -12,7 +12,7 @@ SERVED_DTYPE = "served"
 # The order of tables and legends: baselines first, then EAGLE-2 with its parts put back one by one.
 KNOWN_METHODS = (
     VANILLA, "hf-generate", "hf-assisted", "hf-prompt-lookup", "sps", "pld", "lookahead", "medusa", "medusa-typical", "hydra",
-    "eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank", "eagle2", "eagle2-fr", SERVER_PLAIN, SERVER,
+    "eagle1", "eagle2-no-both", "eagle2-no-value", "eagle2-no-rerank", "eagle2", "eagle2-fr", "eagle3", SERVER_PLAIN, SERVER,
 )  # fmt: skip
 
 # The paper's six tasks, in its order; the six-task mean is over exactly these.
@@ -24,7 +24,7 @@ _WORDS = {
     "hf-generate": "HF generate", "hf-assisted": "HF assisted", "hf-prompt-lookup": "HF prompt lookup",
     "sps": "SpS", "pld": "PLD", "lookahead": "Lookahead", "medusa": "Medusa", "medusa-typical": "Medusa, typical",
     "hydra": "Hydra", "eagle1": "EAGLE-1", "eagle2-no-both": "EAGLE-2 without both", "eagle2-no-value": "EAGLE-2 without value",
-    "eagle2-no-rerank": "EAGLE-2 without reranking", "eagle2": "EAGLE-2", "eagle2-fr": "EAGLE-2 FR",
+    "eagle2-no-rerank": "EAGLE-2 without reranking", "eagle2": "EAGLE-2", "eagle2-fr": "EAGLE-2 FR", "eagle3": "EAGLE-3",
     "mt_bench": "MT-bench", "humaneval": "HumanEval", "gsm8k": "GSM8K", "alpaca": "Alpaca", "cnn_dm": "CNN/DM",
     "natural_questions": "Natural Questions", SERVER_PLAIN: "Server, plain", SERVER: "Server",
 }  # fmt: skip

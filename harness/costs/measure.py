@@ -23,12 +23,13 @@ from harness.costs.table import AtContext, Figure, OfDrafter, Outside
 from harness.watch.check import Names
 from methods.base import SamplerParams
 from methods.engine.grow import draft_pool
+from methods.engine.loop import prefilled
 from methods.engine.tree import chain
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 21, 26, 29, 32, 33, 41, 49, 60, 64, 80, 128)  # tiles are of 16
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)  # drafted nodes of a level
 # of other drafters: a chain; heads of which all nodes of a level have the same children; the published tree has up to 18
-OTHERS = {"lm": (1,), "medusa": (1,), "hydra": (1, 4, 10, 18)}
+OTHERS = {"lm": (1,), "medusa": (1,), "hydra": (1, 4, 10, 18), methods.EAGLE3: LEVELS}
 OBSERVED = (1, 2, 3, 4, 5, 6, 8)  # accepted tokens, the bonus among them
 CHILDREN = 10  # that are picked of each row
 DEEPER = 5  # levels that a whole draft has beyond one of a single level
@@ -38,7 +39,7 @@ PROBED, PROBE_TOKENS = 2, 24  # prompts that whole decodes answer, with so many 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: `rows` of the target, `levels` of the EAGLE head (rows of each), `observed` tokens, in so many `rounds`.
+    """What is measured: `rows` of the target, `levels` of EAGLE heads (rows of each), `observed` tokens, in so many `rounds`.
 
     layers_measured, layers: of the target, those that are there and those that it has.
     """
@@ -54,7 +55,7 @@ class Plan:
 
     def rows_of(self, kind: str) -> Sequence[int]:
         """Nodes of each level that are measured of a drafter."""
-        return self.levels if kind == methods.EAGLE else OTHERS[kind]
+        return self.levels if kind in methods.HEADS else OTHERS[kind]
 
 
 @dataclass(slots=True)
@@ -161,13 +162,15 @@ def inside(target: Any, drafters: Mapping[str, Any], context: int, plan: Plan) -
     for i in range(plan.rounds + 1):  # the first one warms up
         into, into_half = (samples.whole, samples.half) if i else (None, None)
         if i <= PREFILLS:
+            # those that observe other hidden states are given them first: a plain step after that gives none
+            given = {kind: prefilled(target, d, ids, room)[0] for kind, d in drafters.items() if getattr(d, "aux_layers", ())}
             features = prefill(into)
             for kind, drafter in drafters.items():
                 drafter.start(context + room, plan.frequent if kind == methods.EAGLE else None, ids[0])
-                timed(into, (kind, "prefill"), partial(drafter.observe, [*ids[1:], ids[0]], features))
+                timed(into, (kind, "prefill"), partial(drafter.observe, [*ids[1:], ids[0]], given.get(kind, features)))
         of_target(into)
         for kind, drafter in drafters.items():
-            of_drafter(into, kind, drafter, features)
+            of_drafter(into, kind, drafter, given.get(kind, features))
         with target.shallow(list(range(halves))) if halves else nullcontext():
             if halves:
                 if i <= PREFILLS:

@@ -124,6 +124,7 @@ def table_of(
             tell(f"measuring {config.name} at a context of {context} tokens ...")
             found.append(inside(stand.target, stand.drafters, context, plan))
     tell("measuring what is outside both models ...")
+    head = next((stand.drafters[kind] for kind in methods.HEADS if kind in stand.drafters), None)  # a tree of either costs alike
     m = methods.get("eagle2" if wanted.frequent is None else "eagle2-fr")
     options = m.resolve("paper", {} if wanted.frequent is None else {"frequent": str(wanted.frequent)}, config.presets)
     whole = outside(stand.target, head, config.name, min(contexts[0], OUTSIDE_AT), m, options, wanted.temperature,

@@ -8,7 +8,7 @@ ranks below all of the one above (what is out of reach is so at once).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ class _Target:
     def _rows(self, n: int) -> Tensor:
         return self._made(n, self._random)
 
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         self.length = len(prompt_ids)
         return torch.zeros(self.length, HIDDEN), self._rows(1)[0]
 

@@ -1,4 +1,4 @@
-"""Answer files of other harnesses as records.
+"""Answer files and benchmark files of others as records.
 
 An imported record has the counts of its file in `foreign`, and null for everything that the file is silent about. Records
 measured here never stand in the same folder. All figures are recomputed from the records (`imported_report`).
@@ -20,6 +20,7 @@ from harness.common.hints import hinted
 from harness.common.hub_client import unreachable
 from harness.common.names import VANILLA
 from harness.exchange.answer_file import AnswerFile, read_answers
+from harness.exchange.bench_file import BenchFile, read_bench
 from harness.exchange.imported_report import IMPORTED, report
 from harness.forms.table import Table, plain
 from harness.ledger.ledger import RECORDS, Ledger, read
@@ -52,15 +53,67 @@ def import_answers(file: Path, baseline: Path | None, tokenizer: str | None, out
     with Ledger(out, imported=True) as ledger:
         if known := {r["cell"] for r in _recorded(out)} - {cell}:
             raise UserError(f"{out} holds another import ({', '.join(sorted(known))}); choose another --out")
+        there = {r["key"] for r in _recorded(out)}
         for answers, method in sides:
             env = ledger.write_env(
                 {"answer_file": answers.name, "sha256": answers.sha256, "format": answers.format, "model_id": answers.model_id,
                  "n_repeated": answers.n_repeated, "tokenizer": tokenizer}
             )  # fmt: skip
             for record in imported_records(answers, method, cell, env, count):
-                if record["key"] not in ledger.keys():
+                if record["key"] not in there:
                     ledger.append(record)
     return report(out)
+
+
+def import_bench(own: BenchFile, base: BenchFile | None, out: Path) -> Table:
+    """Benchmark files into records in `out` -> what they show. The same command again adds nothing.
+
+    Raises:
+        UserError: two files of other formats, or an `out` that holds other records.
+    """
+    sides = [(own, IMPORTED), *([] if base is None else [(base, VANILLA)])]
+    if base is not None and base.format.name != own.format.name:
+        raise UserError(
+            f"{own.name} is a file of {own.format.title}, {base.name} one of {base.format.title}; give two of one kind"
+        )
+    cell = canonical_hash([[bench.sha256, method] for bench, method in sides])
+    with Ledger(out, imported=True) as ledger:
+        if known := {r["cell"] for r in _recorded(out)} - {cell}:
+            raise UserError(f"{out} holds another import ({', '.join(sorted(known))}); choose another --out")
+        there = {r["key"] for r in _recorded(out)}
+        for bench, method in sides:
+            env = ledger.write_env({"answer_file": bench.name, "sha256": bench.sha256, "format": bench.format.name,
+                                    "model_id": bench.model_id, "n_left_out": bench.n_left_out})  # fmt: skip
+            for record in bench_records(bench, method, cell, env):
+                if record["key"] not in there:
+                    ledger.append(record)
+    return report(out)
+
+
+def bench_records(bench: BenchFile, method: str, cell: str, env: str) -> list[dict[str, Any]]:
+    """A record a run, or a request. `foreign` has the file's own numbers in `told`, and in `tau_means` what it counts as a step's
+    tokens."""
+    n_turns: dict[str, int] = {}
+    for i, row in enumerate(bench.rows):
+        n_turns[_sample(bench, i)] = max(n_turns.get(_sample(bench, i), 1), row.turn)
+    records = []
+    for i, row in enumerate(bench.rows):
+        sample = _sample(bench, i)
+        record = _record(cell, method, sample, row.name[:200], row.turn, n_turns[sample], 0, bench.sha256, bench.model_id, env)
+        record |= {
+            "temperature": None, "text": "", "n_text_tokens": None, "wall_s": row.wall_s, "options": dict(row.setting),
+            "foreign": {"line": row.line, "new_tokens": row.tokens, "steps": row.steps, "accept_lengths": row.accept_lengths,
+                        "told": dict(row.told), "tau_means": bench.format.tau_means},
+        }  # fmt: skip
+        if row.error is not None:
+            record |= {"status": "error", "error": row.error}
+        records.append(record)
+    return records
+
+
+def _sample(bench: BenchFile, i: int) -> str:
+    """What a row's record is called: a request by its session, a run by its place."""
+    return bench.rows[i].name if bench.format.of_requests else str(i + 1)
 
 
 def _recorded(folder: Path) -> list[Record]:
@@ -80,13 +133,11 @@ def imported_records(answers: AnswerFile, method: str, cell: str, env: str, coun
     records = []
     for a in answers.answers:
         n_text, n_special = count(a.text) if count and not a.failed else (None, None)
-        record: dict[str, Any] = dict.fromkeys(StoredRecord.__annotations__)
+        record = _record(
+            cell, method, a.question_id, a.category or "", a.turn, a.n_turns, a.choice, answers.sha256, answers.model_id, env
+        )
         record |= {
-            "schema": SCHEMA, "key": canonical_hash([cell, method, a.question_id, a.choice, a.turn]), "cell": cell,
-            "run": answers.sha256[:12], "model": answers.model_id, "source": "file", "method": method,
-            "sample_id": a.question_id, "category": a.category or "", "turn": a.turn, "n_turns": a.n_turns, "repeat": a.choice,
-            "is_warmup": False, "temperature": temperature, "text": a.text,
-            "n_text_tokens": n_text, "wall_s": a.wall_s, "status": "ok", "env": env,
+            "temperature": temperature, "text": a.text, "n_text_tokens": n_text, "wall_s": a.wall_s,
             "foreign": {"line": a.line, "new_tokens": a.new_tokens, "steps": a.steps, "accept_lengths": a.accept_lengths},
         }  # fmt: skip
         if n_special is not None:
@@ -97,6 +148,17 @@ def imported_records(answers: AnswerFile, method: str, cell: str, env: str, coun
             record |= {"text": "", "wall_s": None, "status": "error", "error": why, "foreign": nothing}
         records.append(record)
     return records
+
+
+def _record(
+    cell: str, method: str, sample: str, category: str, turn: int, n_turns: int, repeat: int, sha256: str, model: str, env: str
+) -> dict[str, Any]:
+    """An imported record that went well: null but for what names it."""
+    return dict.fromkeys(StoredRecord.__annotations__) | {
+        "schema": SCHEMA, "key": canonical_hash([cell, method, sample, repeat, turn]), "cell": cell, "run": sha256[:12],
+        "model": model, "source": "file", "method": method, "sample_id": sample, "category": category, "turn": turn,
+        "n_turns": n_turns, "repeat": repeat, "is_warmup": False, "status": "ok", "env": env,
+    }  # fmt: skip
 
 
 def temperature_in(model_id: str) -> float | None:
@@ -159,7 +221,22 @@ def _no_tokenizer(name: str, error: Exception) -> UserError:
 
 
 def import_command(file: Path, baseline: Path | None, tokenizer: str | None, out: Path) -> str:
-    """Import, and say where to -> the report as plain text."""
-    text = plain(import_answers(file, baseline, tokenizer, out))
+    """Import a file of answers or of a benchmark, and say where to -> the report as plain text.
+
+    Raises:
+        UserError: as `import_answers` and `import_bench`; or a tokenizer for a benchmark, which has no texts.
+    """
+    bench = read_bench(file)
+    if bench is None:
+        text = plain(import_answers(file, baseline, tokenizer, out))
+    else:
+        if tokenizer is not None:
+            raise UserError(
+                f"--tokenizer {tokenizer}: {file} is a benchmark of {bench.format.title}, whose texts are not counted"
+            )
+        base = None if baseline is None else read_bench(baseline)
+        if baseline is not None and base is None:
+            raise UserError(f"{baseline} is no benchmark of {bench.format.title}, which {file} is")
+        text = plain(import_bench(bench, base, out))
     say(f"records: {out / RECORDS}; {hinted('table', '--results', out)} writes this as Markdown and CSV")
     return text

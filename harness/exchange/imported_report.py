@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 
 from harness.common.names import VANILLA
-from harness.exchange.imported_figures import Questions, figures, is_counted, told
+from harness.exchange.bench_figures import request_figures, run_figures
+from harness.exchange.bench_file import FORMATS, BenchFormat
+from harness.exchange.imported_figures import Questions, Row, figures, is_counted, told
 from harness.forms.table import NOTHING, Section, Table, write_forms
-from harness.ledger.ledger import read, read_env
+from harness.ledger.ledger import Records, read, read_env
 from harness.ledger.record import Record
 from harness.metrics.definitions import Estimate
 
@@ -23,8 +25,10 @@ MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", 
 def report(folder: Path, *, strict: bool = False) -> Table:
     """The figures of a folder of imported records, each with its formula, and what the files cannot tell."""
     records = read(folder, imported=True, strict=strict)
-    own, base = (_questions([r for r in records if r["method"] == method]) for method in (IMPORTED, VANILLA))
     envs = {r["method"]: read_env(folder, r["env"]) or {} for r in records}
+    if (bench := FORMATS.get(str(envs[records[0]["method"]].get("format")))) is not None:
+        return bench_report(bench, records, envs)
+    own, base = (_questions([r for r in records if r["method"] == method]) for method in (IMPORTED, VANILLA))
     has_base = VANILLA in envs
     shared = {q: own[q] for q in own if not has_base or (q in base and len(base[q]) == len(own[q]))}
     beside = {q: base[q] for q in shared} if has_base else None
@@ -36,16 +40,63 @@ def report(folder: Path, *, strict: bool = False) -> Table:
         rows = figures(part, None if beside is None else {q: beside[q] for q in part})
         facts = _facts(records, envs, len(shared)) if group is None else (f"{len(part)} questions",)
         sections.append(Section(name, tuple(facts), pd.DataFrame([_shown(*row) for row in rows])))
-        for figure, e, formula in rows:
-            low, high = e.ci95 or (None, None)
-            numbers.append({"part": group or "all", "figure": figure, "value": e.value, "low": low, "high": high,
-                            "questions": e.prompts, "from": formula})  # fmt: skip
+        numbers += [_number(group or "all", *row) for row in rows]
     return Table("imported", tuple(sections), (*_cannot_tell(shared, beside), *records.footnotes), pd.DataFrame(numbers))
 
 
 def write_report(folder: Path, out: Path | None = None, *, strict: bool = False) -> list[Path]:
     """Write the report as Markdown and CSV into `out` (default: `tables` in the folder) -> the files."""
     return write_forms(report(folder, strict=strict), out or Path(folder) / "tables")
+
+
+def bench_report(bench: BenchFormat, records: Records, envs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The figures of benchmark files: a section a run; of single requests one."""
+    own, base = ([r for r in records if r["method"] == method] for method in (IMPORTED, VANILLA))
+    sections: list[Section] = []
+    numbers: list[dict[str, Any]] = []
+    title = " against ".join(dict.fromkeys(str(r["model"]) for r in records))
+    for what, rows in _runs(bench, own, base).items():
+        name = f"{what}, {title}" if what != "all" else title
+        facts = [*_bench_facts(bench, records, envs), f"Tokens a step there: {bench.tau_means}"] if not sections else []
+        if not bench.of_requests and (load := own[len(sections)]["options"]):
+            facts.append("; ".join(f"{key}: {value}" for key, value in load.items()))
+        sections.append(Section(name, tuple(facts), pd.DataFrame([_shown(*row) for row in rows])))
+        numbers += [_number(what, *row) for row in rows]
+    return Table("imported", tuple(sections), (BENCH_NOTE, *records.footnotes), pd.DataFrame(numbers))
+
+
+BENCH_NOTE = (
+    "Benchmark files hold no token ids: whether outputs are the target's cannot be asked. Where several requests run at once, "
+    "tokens/s is throughput and not the speed of one answer."
+)
+
+
+def _runs(bench: BenchFormat, own: Sequence[Record], base: Sequence[Record]) -> dict[str, list[Row]]:
+    """The figures by part: `all` of single requests, else a run's name. Runs of two files are compared in their order."""
+    if bench.of_requests:
+        fine = [[r for r in side if r["status"] == "ok"] for side in (own, base)]
+        return {"all": request_figures(fine[0], fine[1] if base else None)}
+    beside = [*base] if len(base) == len(own) else [*base] * len(own) if len(base) == 1 else [None] * len(own)
+    names = [str(r["category"]) for r in own]
+    named = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+    return {name: run_figures(bench.name, r, b) for name, r, b in zip(named, own, beside, strict=True)}
+
+
+def _bench_facts(bench: BenchFormat, records: Sequence[Record], envs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    facts, unit = [], "request" if bench.of_requests else "run"
+    for method, what in ((IMPORTED, "File"), (VANILLA, "Baseline")):
+        if mine := [r for r in records if r["method"] == method]:
+            env, failed = envs[method], sum(r["status"] == "error" for r in mine)
+            line = f"{what}: {env.get('answer_file')} ({bench.title}), sha256 {str(env.get('sha256'))[:16]}: {len(mine)} {unit}s"
+            left = {f"{unit}s failed and are left out": failed, "warm-ups are left out": env.get("n_left_out", 0)}
+            facts.append("; ".join([line, *(f"{n} {text}" for text, n in left.items() if n)]))
+    return facts
+
+
+def _number(part: str, figure: str, e: Estimate, formula: str) -> dict[str, Any]:
+    """A figure as a row of numbers."""
+    low, high = e.ci95 or (None, None)
+    return {"part": part, "figure": figure, "value": e.value, "low": low, "high": high, "questions": e.prompts, "from": formula}
 
 
 def _questions(records: Sequence[Record]) -> Questions:

@@ -24,8 +24,9 @@ _METHODS = {
     "eagle2-no-rerank": "#009e73",
     "eagle2": "#d55e00",
     "eagle2-fr": "#7f3300",
+    "eagle3": "#117733",
 }
-_OTHER_COLOURS = ("#44aa99", "#aa4499", "#117733", "#ddcc77", "#cc6677", "#88ccee")  # of Tol's muted set
+_OTHER_COLOURS = ("#44aa99", "#aa4499", "#661100", "#ddcc77", "#cc6677", "#88ccee")  # of Tol's muted set
 _PRESET_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 _PRESET_MARKERS = ("o", "s", "^", "D", "v", "P")
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 def text_sha(text: str) -> str:
@@ -105,12 +105,14 @@ NEW_IN_3 = frozenset({"target_id", "head_id", "baseline_sha"})
 
 
 class Foreign(TypedDict):
-    """What an answer file of another harness tells of a turn; see `harness/answers.py`."""
+    """What a file of another harness tells of a turn, or of a run or request of a benchmark; see `harness/exchange`."""
 
     line: int  # of the file, from 1
     new_tokens: int | None
     steps: int | None  # target forwards after prefill
     accept_lengths: list[int] | None  # accepted + 1 a forward
+    told: NotRequired[dict[str, float]]  # of a benchmark: its numbers, by their names there
+    tau_means: NotRequired[str]  # of a benchmark: what it counts as the tokens of a step
 
 
 class Served(TypedDict):

@@ -107,6 +107,8 @@ def rope_of(file: Path, values: dict[str, Any], theta: float = 10000.0) -> tuple
     if not isinstance(name, str) or name not in ROPES:
         raise UserError(f"{file}: rope_type is {name!r}; a drafter here may have {', '.join(ROPES)}")
     stretch = {key: positive(file, f"{key} of its {name} rope", found.pop(key, None)) for key in ROPES[name]}
+    if (first := stretch.get("original_max_position_embeddings")) is not None:
+        stretch |= {"original_max_position_embeddings": int(first)}  # as transformers wants it
     if stretch and name == "linear":
         found.pop("original_max_position_embeddings", None)  # for the record: linear does not use it
     odd = {k: v for k, v in found.items() if not is_neutral("factor", v)}

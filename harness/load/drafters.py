@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from harness.common.identities import shown_id
 from harness.load.config_keys import positive, whole
 from harness.load.kinds import TargetFacts, kind_of, kind_shown, training
 from harness.load.layout import weight_files, weights_digest
+from harness.load.published import by_our_keys, by_our_names
 from harness.load.self_check import is_finite
 from harness.load.weights import EMBEDDING, unpickled
 
@@ -22,7 +24,7 @@ Config = TypeVar("Config")
 
 
 def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
-    """What the config.json of a drafter of `kind` for `model` says.
+    """What the config.json of a drafter of `kind` for `model` says, by our keys (`published`).
 
     Raises:
         UserError: no config.json, no JSON object in it, or a drafter of another kind.
@@ -36,6 +38,7 @@ def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
         raise UserError(f"{file} is not JSON: {e}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object, not {type(values).__name__}")
+    values = by_our_keys(file, values)
     holds = kind_shown(folder, values)
     if holds is not None and holds != kind:
         raise UserError(f"{folder} holds a {kind_of(holds).title}, where {model} should have a {title}")
@@ -89,11 +92,11 @@ def config_from(kind: type[Config], folder: Path, values: dict[str, Any]) -> Con
 
 
 def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The tensors in a folder's weights, in one file or in shards, and their `weights_digest`. values: its config.json's, which
-    may name that.
+    """The tensors in a folder's weights by our names, in one file or in shards, and their `weights_digest`. values: its
+    config.json's, which may name that. The copy of the target's embedding is left out.
 
     Raises:
-        UserError: not there, truncated or altered; or one tensor in two shards.
+        UserError: not there, truncated or altered; or one tensor in two shards, or under two names.
     """
     state: dict[str, Tensor] = {}
     files = weight_files(folder)
@@ -110,6 +113,7 @@ def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor],
     digest, expected = weights_digest(files), values.get("weights_sha256")
     if expected is not None and digest != expected:
         raise UserError(f"{files[0]} has sha256 {digest}, its config.json says {expected}: truncated or altered")
+    state = by_our_names(state, files[0])
     # old files hold rotary tables besides the embedding; they follow from the config
     return {k: v for k, v in state.items() if k != EMBEDDING and not k.endswith(".rotary_emb.inv_freq")}, digest
 
@@ -118,9 +122,18 @@ def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     """Load a state into a module, strictly.
 
     Raises:
+        UserError: as `check_state`.
+    """
+    check_state(module.state_dict(), state, folder)
+    module.load_state_dict(state)
+
+
+def check_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], folder: Path) -> None:
+    """
+    Raises:
         UserError: a key is missing, unexpected or of another shape, or holds NaN or infinity; the first is named.
     """
-    file, wanted = weight_files(folder)[0], module.state_dict()
+    file = weight_files(folder)[0]
     for what, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
         if keys:
             raise UserError(f"{file}: {what} key {sorted(keys)[0]!r} ({len(keys)} in all)")
@@ -129,7 +142,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
             raise UserError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")
         if not is_finite(state[key]):
             raise UserError(f"{file}: {key} holds NaN or infinity")
-    module.load_state_dict(state)
 
 
 def n_heads(folder: Path) -> int | None:

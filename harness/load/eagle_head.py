@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from methods.engine.engines import eagle_drafter
 from methods.engine.target import HFTarget
 
 FREQUENT = "frequent.safetensors"
-USED = (
+SIZES = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "rms_norm_eps",
-    "rope_theta", "rope_parameters", "rope_scaling", "vocab_size", "bias", "head_dim",
+    "rope_theta", "rope_parameters", "rope_scaling", "vocab_size", "head_dim",
 )  # fmt: skip
 # The layer is LLaMA's. Published heads for Vicuna, LLaMA2 and LLaMA3 say so; other engines give them other names.
 MODEL_TYPES = (None, "llama", "eagle")
@@ -81,7 +83,18 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
     """
     file, values = folder / "config.json", read_config(folder, methods.EAGLE, model)
     check_architecture(file, values)
-    check_keys(file, values, USED, "draft head")
+    check_keys(file, values, (*SIZES, "bias"), "draft head")
+    if not isinstance(bias := values.get("bias", True), bool):
+        raise UserError(f"{file}: bias is {bias!r}; it must be true or false")
+    return HeadConfig(**sizes_of(file, values), bias=bias), values
+
+
+def sizes_of(file: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """What the config.json of a head says of its layer, by the fields of `HeadConfig`.
+
+    Raises:
+        UserError: sizes missing or impossible.
+    """
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         if key not in values:
             raise UserError(f"{file} lacks {key!r}")
@@ -89,8 +102,6 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
     hidden, kv_heads = whole(file, "hidden_size", values["hidden_size"]), values.get("num_key_value_heads")
     if (layers := values.get("num_hidden_layers", 1)) != 1:
         raise UserError(f"{file}: num_hidden_layers is {layers!r}; a draft head has 1")
-    if not isinstance(bias := values.get("bias", True), bool):
-        raise UserError(f"{file}: bias is {bias!r}; it must be true or false")
     theta, stretch = rope_of(file, values)
     config = HeadConfig(
         hidden_size=hidden,
@@ -100,7 +111,6 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
         rms_norm_eps=positive(file, "rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         vocab_size=whole(file, "vocab_size", values["vocab_size"]),
-        bias=bias,
         head_dim=0 if values.get("head_dim") is None else whole(file, "head_dim", values["head_dim"]),
         rope_scaling=stretch,
     )
@@ -111,20 +121,23 @@ def head_config(folder: Path, model: str) -> tuple[HeadConfig, dict[str, Any]]:
             f"{file}: {heads} heads of {config.head_dim} with {config.num_key_value_heads} key-value heads: "
             "head_dim must be even, and the heads a multiple of the key-value heads"
         )
-    return config, values
+    return {k: v for k, v in asdict(config).items() if k != "bias"}
 
 
-def check_architecture(file: Path, values: dict[str, Any]) -> None:
-    """
+def check_architecture(
+    file: Path, values: dict[str, Any], architectures: Collection[str] = ARCHITECTURES, eagle3: bool = False
+) -> None:
+    """architectures: what its layer may be called. eagle3: whether it is to be one of EAGLE-3.
+
     Raises:
         UserError: config.json says that the head's layer is another than LLaMA's.
     """
     named = values.get("architectures")
     if named is not None and not isinstance(named, list):
         raise UserError(f"{file}: architectures is {str(named)[:60]}; it must be a list of names")
-    if any("eagle3" in str(x).lower() for x in named or ()):
+    if not eagle3 and any("eagle3" in str(x).lower() for x in named or ()):
         raise UserError(f"{file}: the head is one of EAGLE-3, which has other layers than one of EAGLE and EAGLE-2")
-    said = {f"architectures = {str(x)[:60]}": x in ARCHITECTURES for x in named or ()}
+    said = {f"architectures = {str(x)[:60]}": x in architectures for x in named or ()}
     said |= {f"model_type = {str(values.get('model_type'))[:60]}": values.get("model_type") in MODEL_TYPES}
     if odd := [text for text, is_llamas in said.items() if not is_llamas]:
         raise UserError(f"{file}: {', '.join(odd)}: a draft head here has the layer of a LLaMA")

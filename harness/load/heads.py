@@ -83,7 +83,11 @@ def _published(folder: Path, values: dict[str, Any], state: dict[str, Tensor], t
         there = 1 + max(int(key.split(".")[0]) for key in state)
         layers = max(int(key.split(".")[1]) for key in state)
     except (ValueError, IndexError):
-        raise UserError(f"{weight_files(folder)[0]}: not Medusa's layout: keys are not HEAD.LAYER...") from None
+        odd = next((key for key in sorted(state) if not MEDUSA_KEY.fullmatch(key)), "nothing")
+        raise UserError(
+            f"{weight_files(folder)[0]}: not Medusa's layout: {odd!r} is no HEAD.LAYER...; the heads of a whole model that was "
+            "trained with them (Medusa-2) are for that model alone"
+        ) from None
     if (said := values.get("medusa_num_layers", layers)) != layers:
         raise UserError(f"{folder / 'config.json'}: medusa_num_layers is {said!r}, and the weights have {layers} a head")
     for key in [*state]:

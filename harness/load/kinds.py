@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
 import tasks
-from harness.common.errors import unknown
+from harness.common.errors import UserError, unknown
 from harness.common.hints import hinted
-from harness.load.layout import has_medusas_layout, lacking, stored_numbers
+from harness.load.layout import has_medusas_layout, lacking, stored_numbers, tensor_names
 from harness.load.placement import BYTES, TREE_TOKENS
+from harness.load.published import by_our_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a drafter must fit: the target's name, sizes, hash, tokenizer and dtype."""
+    """What a drafter must fit: the target's name, sizes, hash, tokenizer and dtype. `layers`: None where not known."""
 
     model: str
     vocab_size: int
@@ -37,6 +39,7 @@ class TargetFacts:
     sha: str
     tokenizer: PreTrainedTokenizerBase
     dtype: str
+    layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ def drafter_kind(folder: Path) -> str:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return methods.EAGLE  # whose reader says what is wrong with the folder
+    with suppress(UserError):  # which its reader raises again
+        values = by_our_keys(folder / "config.json", values) if isinstance(values, dict) else values
     return kind_shown(folder, values) or next(kind.name for kind in KINDS.values() if kind.is_unnamed(folder))
 
 
@@ -147,6 +152,7 @@ def drafter_kind(folder: Path) -> str:
 
 STORED = 2  # bytes a parameter, as nearly everything is published
 PUBLISHED_HEADS = 5  # in Medusa's repositories, each with an LM head of its own
+PUBLISHED_DRAFT_VOCAB = 32_000  # tokens that EAGLE-3 heads draft over
 PUBLISHED_LM = 68_000_000  # parameters of the draft LM that the paper's Vicuna targets have
 
 
@@ -175,6 +181,23 @@ def _eagle_memory(folder: Path | None, sizes: Architecture, dtype: str, context:
 def _eagle_download(sizes: Architecture) -> int:
     """Some are stored in 32 bits, with a copy of the embedding; all but that copy is converted once more."""
     return 4 * (2 * eagle_parameters(sizes) + sizes.n_embedding)
+
+
+def _read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
+    from harness.load.eagle3_head import read_eagle3
+
+    return read_eagle3(folder, target)
+
+
+def _eagle3_numbers(sizes: Architecture) -> int:
+    """Parameters of an EAGLE-3 head as published: fc of three states, a layer whose attention reads 2H, an LM head."""
+    h = sizes.hidden_size
+    return 3 * h * h + sizes.n_layer + h * (h + 2 * sizes.kv_size) + 2 * h + h * min(PUBLISHED_DRAFT_VOCAB, sizes.vocab_size)
+
+
+def _eagle3_memory(folder: Path | None, sizes: Architecture, dtype: str, context: int) -> int:
+    weights = as_stored(_eagle3_numbers)(folder, sizes, dtype, context)
+    return weights + BYTES[dtype] * sizes.n_kv(context + TREE_TOKENS)
 
 
 def _read_medusa(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -224,8 +247,14 @@ add_kind(DrafterKind(
     train_command="eagle", train_makes="an EAGLE head",
 ))  # fmt: skip
 add_kind(DrafterKind(
+    methods.EAGLE3, "draft head of EAGLE-3", _read_eagle3, _eagle3_memory, lambda sizes: 2 * STORED * _eagle3_numbers(sizes),
+    architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Speculator", "Eagle3DraftModel"),
+    shows_in=lambda folder: any(name.startswith("midlayer.") for name in tensor_names(folder)),
+    train_command="eagle3", train_makes="an EAGLE-3 head",
+))  # fmt: skip
+add_kind(DrafterKind(
     "medusa", "set of Medusa heads", _read_medusa, as_stored(_heads_numbers), lambda sizes: 2 * STORED * _heads_numbers(sizes),
-    architectures=("MedusaHeads",), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
+    architectures=("MedusaHeads", "MedusaModel"), config_keys=("medusa_num_heads",), shows_in=has_medusas_layout,
     train_command="medusa", train_makes="Medusa heads",
 ))  # fmt: skip
 add_kind(DrafterKind(

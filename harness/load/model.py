@@ -204,7 +204,9 @@ def load(
         template = template_sha(
             partial(render, config, tokenizer), lambda text: encode(config, tokenizer, text, theirs, "a probe of the template")
         )
-        facts = TargetFacts(config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name)
+        facts = TargetFacts(
+            config.name, sizes.vocab_size, sizes.hidden_size, target_sha, tokenizer, name, sizes.num_hidden_layers
+        )
         read = {kind: kind_of(kind).read(path, facts) for kind, path in folders.items()}
         if layers is not None:
             _cut(config, sizes, layers)

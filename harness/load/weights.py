@@ -30,6 +30,7 @@ from harness.load.hub import from_hub
 from harness.load.hub_cache import unchecked
 from harness.load.kinds import KINDS, drafter_kind, kind_of
 from harness.load.layout import first_cut_short, lacking, weight_files, weights_digest
+from harness.load.published import NESTED
 from harness.load.sources import GGUFWheel, HubRepo, LocalFolder
 
 if TYPE_CHECKING:
@@ -248,9 +249,10 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
                 state = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as e:  # of a corrupted pickle nearly any error may come
                 raise UserError(f"{file} is truncated or altered: {(str(e).splitlines() or ['?'])[0]}") from None
-            if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+            named = _by_name(state)
+            if named is None:
                 raise UserError(f"{file} holds something else than tensors by name")
-            own = {k: v.clone().contiguous() for k, v in state.items() if k != EMBEDDING}
+            own = {k: v.clone().contiguous() for k, v in named.items() if k != EMBEDDING}
 
             def save(tmp: Path) -> None:
                 save_file(own, tmp, {"format": "pt"})
@@ -258,6 +260,20 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
 
             save_whole(kept, save)
     return load_file(unaltered(kept)), digest
+
+
+def _by_name(state: object) -> dict[str, Tensor] | None:
+    """The tensors by name in what was pickled: itself, or the one state that a trainer put into it."""
+    import torch
+
+    while isinstance(state, dict):
+        if state and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+            return state
+        inner = [state[key] for key in NESTED if isinstance(state.get(key), dict)]
+        if len(inner) != 1:
+            return None
+        state = inner[0]
+    return None
 
 
 EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

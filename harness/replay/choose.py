@@ -55,9 +55,10 @@ class _Held:
 
 def choose(
     loaded: Loaded, names: Sequence[str], prices: Mapping[str, Prices], temperatures: Sequence[float], *, conversations: int,
-    max_new_tokens: int, folder: Path, top_k: int, depth: int,
+    max_new_tokens: int, folder: Path, top_k: int, depth: int, drafter: str = methods.EAGLE,
 ) -> list[Choice]:  # fmt: skip
-    """The fastest candidates of each method under each costs. prices: by the name that options have them under.
+    """The fastest candidates of each method under each costs. prices: by the name that options have them under. drafter: the kind
+    of EAGLE head that policies draft with.
 
     Raises:
         UserError: a method that cannot be replayed, or no held-out prompts.
@@ -67,19 +68,24 @@ def choose(
         raise UserError("no held-out prompt is short enough for this model")
     found: list[Choice] = []
     for t in temperatures:
-        held = _drafted(loaded, [Prompt(i, p) for i, p in enumerate(ids)], t, max_new_tokens, folder, top_k, depth)
+        held: dict[str, list[_Held]] = {}  # by the kind of head
         for name in names:
-            m = methods.get(name)
+            m = methods.get(name).on(drafter)
             if why := cannot_be_replayed(m, t):
                 raise UserError(why)
-            found += _best(loaded, m, held, prices, t)
+            kind = m.drafter or drafter
+            if kind not in held:
+                asked = [Prompt(i, p) for i, p in enumerate(ids)]
+                held[kind] = _drafted(loaded, asked, t, max_new_tokens, folder, top_k, depth, kind)
+            found += _best(loaded, m, held[kind], prices, t)
     return found
 
 
 def _drafted(
-    loaded: Loaded, prompts: Sequence[Prompt], t: float, budget: int, folder: Path, top_k: int, depth: int
+    loaded: Loaded, prompts: Sequence[Prompt], t: float, budget: int, folder: Path, top_k: int, depth: int, kind: str
 ) -> list[_Held]:  # fmt: skip
-    drawn = Drawn(loaded.config.name, loaded.identity.id, loaded.drafter_id(methods.EAGLE) or "", loaded.dtype, "")
+    real = head_of(loaded, kind)
+    drawn = Drawn(loaded.config.name, loaded.identity.id, loaded.drafter_id(kind) or "", loaded.dtype, "")
     store = Store(folder, drawn)
     say(f"answering {len(prompts)} held-out prompts at T = {t:g} ...")
     found = []
@@ -87,14 +93,14 @@ def _drafted(
         for answer in progress.each(vanilla_answers(loaded, prompts, t, budget), "prompt"):
             how = params(loaded, answer.prompt, t, budget)
             key = held_out_key(answer.prompt.number, t, budget)
-            features, beyond = went_on(loaded, answer.prompt.ids, answer.ids, how)
+            features, beyond = went_on(loaded, answer.prompt.ids, answer.ids, how, real)
             text = KnownText(answer.prompt.ids, answer.ids, beyond)
             there = store.read(key)
             if there is not None and there[0] == text:
                 rows = there[1]
             else:
                 rows = Rows()
-                drafter = RowsDrafter(_drafter(loaded), rows, text.ids, len(text.prompt), lambda f=features: f)  # type: ignore[misc]
+                drafter = RowsDrafter(real, rows, text.ids, len(text.prompt), lambda f=features: f)  # type: ignore[misc]
                 with loaded.target.decoding(), torch.inference_mode():
                     drafter.draft(range(1, len(text.answer)), top_k, depth)
                 store.write(key, text, rows)
@@ -102,10 +108,17 @@ def _drafted(
     return found
 
 
-def _drafter(loaded: Loaded) -> Any:
-    if loaded.drafter is None:
-        raise UserError(f"{loaded.config.name} has no EAGLE head, whose drafts are replayed")
-    return loaded.drafter
+def head_of(loaded: Loaded, kind: str) -> Any:
+    """The drafter with an EAGLE head of that kind.
+
+    Raises:
+        UserError: the model has none.
+    """
+    found = loaded.drafter_of(kind)
+    if found is None:
+        what = "EAGLE head" if kind == methods.EAGLE else methods.DRAFTERS[kind]
+        raise UserError(f"{loaded.config.name} has no {what}, whose drafts are replayed")
+    return found
 
 
 def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapping[str, Prices], t: float) -> list[Choice]:
@@ -131,7 +144,7 @@ def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapp
                 context = len(h.text.prompt) + 1
                 plain += sum(price.plain(context + j) for j in range(r.tokens - 1))
                 for calls, size, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-                    ours += price.step(calls, size, accepted, context) + price.look * looks(calls)
+                    ours += price.step(calls, size, accepted, context, m.drafter or methods.EAGLE) + price.look * looks(calls)
                     context += accepted + 1
             forwards, tokens = sum(len(r.accepted) for r in made), sum(r.tokens - 1 for r in made)
             if best is None or plain / ours > best.speedup:
@@ -142,10 +155,12 @@ def _best(loaded: Loaded, m: methods.Method, held: Sequence[_Held], prices: Mapp
 
 
 def _replayed(loaded: Loaded, arm: Arm, h: _Held, t: float) -> Replayed:
-    drafter = RowsDrafter(_drafter(loaded), h.rows, h.text.ids, len(h.text.prompt), lambda: h.features)
+    kind, drafter = arm.method.drafter, None
+    if kind is not None:
+        drafter = RowsDrafter(head_of(loaded, kind), h.rows, h.text.ids, len(h.text.prompt), lambda: h.features)
     how = params(loaded, h.answer.prompt, t, max(len(h.answer.ids), 1))
     with loaded.target.decoding():
-        return replayed(arm, h.text, how, drafter if arm.method.drafter else None)
+        return replayed(arm, h.text, how, drafter)
 
 
 def save(choices: Sequence[Choice], path: Path) -> Path:

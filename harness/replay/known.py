@@ -96,7 +96,7 @@ class KnownTarget:
     def __init__(self) -> None:
         self.length = 0
 
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Any]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Any]:
         self.length = len(prompt_ids)
         return torch.empty(self.length, 0), _Unknown(1)
 

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+import methods
 from harness.load.model import Loaded
 from harness.replay.prompts import Answer
 from harness.replay.rows import Rows, RowsDrafter
 from methods.engine.grow import draft_pool
+from methods.engine.loop import prefilled
 
 TOTALS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 59)  # nodes kept, of the trees that are replayed
 ABSENT = np.iinfo(np.int64).max  # the rank of a token that no tree holds
@@ -45,13 +47,16 @@ def path_ranks(
 
 
 @torch.inference_mode()
-def drafter_over(loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None) -> RowsDrafter:
-    """A drafter that answers from one drafting pass over an answer; what a narrower tree asks for besides is drafted then."""
-    assert loaded.drafter is not None
+def drafter_over(
+    loaded: Loaded, answer: Answer, top_k: int, depth: int, frequent: int | None, kind: str = methods.EAGLE
+) -> RowsDrafter:
+    """A drafter that answers from one drafting pass over an answer; what a narrower tree asks for besides is drafted then.
+    kind: of the EAGLE head."""
+    real = loaded.drafter_of(kind)
     text = [*answer.prompt.ids, *answer.ids]
     with loaded.target.decoding():
-        features, _ = loaded.target.prefill(text[:-1], 1)
-        drafter = RowsDrafter(loaded.drafter, Rows(), text, len(answer.prompt.ids), lambda: features, frequent)
+        features, _ = prefilled(loaded.target, real, text[:-1], 1)
+        drafter = RowsDrafter(real, Rows(), text, len(answer.prompt.ids), lambda: features, frequent)
         drafter.draft(range(1, len(answer.ids)), top_k, depth)
     return drafter
 

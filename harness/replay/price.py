@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+import methods
 from harness.costs.price import Prices as _OfTable
 from harness.costs.price import near
 from harness.costs.relative import named, table_of
@@ -26,8 +27,8 @@ class Prices(Protocol):
         """A step of plain decoding."""
         ...
 
-    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
-        """A step that ran the drafter on so many rows a call, the root's first, and verified so many nodes."""
+    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int, kind: str = methods.EAGLE) -> float:
+        """A step that ran the drafter on so many rows a call, the root's first, and verified so many nodes. kind: of its head."""
         ...
 
 
@@ -41,8 +42,8 @@ class TablePrices:
     def plain(self, context: int) -> float:
         return self._prices.plain(near(context))
 
-    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
-        work = StepWork(1, tuple(calls[1:]), 1) if calls else StepWork(1)
+    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int, kind: str = methods.EAGLE) -> float:
+        work = StepWork(1, tuple(calls[1:]), 1, drafter=kind) if calls else StepWork(1)
         return sum(self._prices.step(work, nodes, accepted + 1, near(context)))
 
 
@@ -56,7 +57,7 @@ class RelativePrices:
     def plain(self, context: int) -> float:
         return 1.0
 
-    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int) -> float:
+    def step(self, calls: Sequence[int], nodes: int, accepted: int, context: int, kind: str = methods.EAGLE) -> float:
         return float(self._costs.verifying[nodes]) + self._drafting(tuple(calls))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import filelock
 import pydantic
 
+import methods
 from harness.common.errors import UserError, in_one_line
 from harness.ledger.record import canonical_hash
 
@@ -25,8 +26,9 @@ Key = tuple[str, str, str, str, str | None]
 class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
     """One turn, decoded again by one method.
 
-    `answer`: the key of vanilla's record. `tokens`: of the answer. `accepted`, `sizes`, `calls`: as `Replayed` has them.
-    `asked`, `lacking`: rows that the trees asked for, and those that are not of the drafting pass.
+    `answer`: the key of vanilla's record. `drafter`: its kind; None: there is none, or it was not told yet. `tokens`: of the
+    answer. `accepted`, `sizes`, `calls`: as `Replayed` has them. `asked`, `lacking`: rows that the trees asked for, and those
+    that are not of the drafting pass.
     """
 
     schema_version: int = 1
@@ -34,6 +36,7 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
     model: str
     target_id: str
     head_id: str | None
+    drafter: str | None = None
     dtype: str
     method: str
     preset: str
@@ -54,6 +57,11 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
     calls: list[_Counts]
     asked: int
     lacking: int
+
+    @property
+    def head_kind(self) -> str:
+        """The kind of EAGLE head that its calls are of."""
+        return self.drafter or methods.drafter_of(self.method) or methods.EAGLE
 
     @property
     def key(self) -> Key:

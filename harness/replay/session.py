@@ -14,7 +14,7 @@ import methods
 import tasks
 from harness.audit.probe.ledger_pairs import LedgerPrompts
 from harness.common.bounds import bounded
-from harness.common.errors import UserError, duration, say
+from harness.common.errors import UserError, duration, say, unknown
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.names import VANILLA
 from harness.common.options import parse_changes
@@ -23,10 +23,11 @@ from harness.costs.relative import named, table_of
 from harness.ledger.ledger import read
 from harness.ledger.record import Record, canonical_hash
 from harness.load.config import ModelConfig, model_config
+from harness.load.kinds import drafter_kind
 from harness.load.model import Loaded, load
 from harness.load.preflight import architecture
 from harness.replay import record
-from harness.replay.choose import Choice, choose
+from harness.replay.choose import Choice, choose, head_of
 from harness.replay.known import KnownText
 from harness.replay.price import Prices, prices_named
 from harness.replay.record import Replay
@@ -50,7 +51,8 @@ class ReplayRequest:
 
     policies: `METHOD[+PRESET][+KEY=VALUE]...`, or a group's word. choices: options that `choose` found, replayed beside them.
     costs: names or files, for speeds. as_if: also those of another target: as if a step's parts cost this one what they cost
-    that. limit: conversations a task. out: where the rows and replays go; None: beside the ledger.
+    that. limit: conversations a task. drafter: the kind of EAGLE head that policies draft with; None: that of `head`. out: where
+    the rows and replays go; None: beside the ledger.
 
     Raises:
         UserError: a value that cannot be.
@@ -69,6 +71,7 @@ class ReplayRequest:
     dtype: str = "auto"
     threads: int | None = None
     head: Path | None = None
+    drafter: str | None = None
     out: Path | None = None
     costs: tuple[str, ...] = ()
     as_if: bool = False
@@ -76,6 +79,8 @@ class ReplayRequest:
     depth: int = DEPTH
 
     def __post_init__(self) -> None:
+        if self.drafter not in (None, *methods.HEADS):
+            raise unknown("kind of EAGLE head", str(self.drafter), methods.HEADS)
         need(bool(self.policies or self.choices), "at least one --policy must be named, or --choices")
         need(
             self.results is not None or self.out is not None,
@@ -89,6 +94,12 @@ class ReplayRequest:
         found = self.out or self.results
         assert found is not None
         return found
+
+
+def drafts_with(request: ReplayRequest) -> str:
+    """The kind of EAGLE head that policies draft with."""
+    of_head = drafter_kind(request.head) if request.head is not None else methods.EAGLE
+    return request.drafter or (of_head if of_head in methods.HEADS else methods.EAGLE)
 
 
 def prices_of(config: ModelConfig, request: ReplayRequest) -> dict[str, Prices]:
@@ -124,7 +135,9 @@ def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> 
     for text in request.policies:
         is_group = text in (*methods.GROUPS, "all")
         more = MoreTrees(text) if is_group else MoreTrees.parsed(text)
-        for arm in make_arms((more.method,), more.preset, parse_changes(more.changes), config, head, tuned, replays=True):
+        made = make_arms((more.method,), more.preset, parse_changes(more.changes), config, head, tuned, replays=True,
+                         drafter=drafts_with(request))  # fmt: skip
+        for arm in made:
             if why := cannot_be_replayed(arm.method, temperature):
                 if not is_group:
                     raise UserError(why)
@@ -132,7 +145,7 @@ def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> 
             if all((arm.name, arm.options) != (other.name, other.options) for other in found):
                 found.append(arm)
     for c in (c for c in request.choices if c.temperature == temperature):
-        m = methods.get(c.method)
+        m = methods.get(c.method).on(drafts_with(request))
         options = {**c.options, **({"costs": named(str(c.options["costs"]))} if "costs" in c.options else {})}
         if set(options) != set(m.options):
             raise UserError(
@@ -232,12 +245,28 @@ def choose_options(request: ReplayRequest, conversations: int) -> list[Choice]:
         else:
             wanted.append(methods.get(text).name)
     say(f"loading {config.title} ...")
-    loaded = load(config, request.dtype, head=request.head, drafters={methods.EAGLE})
+    kind = drafts_with(request)
+    kinds = {methods.get(name).on(kind).drafter or kind for name in wanted}
+    check_priced(prices, kinds)
+    loaded = load(config, request.dtype, head=request.head, drafters=kinds & {*methods.HEADS})
     return choose(
         loaded, list(dict.fromkeys(wanted)), prices, request.temperatures or (0.0,), conversations=conversations,
         max_new_tokens=request.max_new_tokens or config.max_new_tokens, folder=request.folder, top_k=request.top_k,
-        depth=request.depth,
+        depth=request.depth, drafter=kind,
     )  # fmt: skip
+
+
+def check_priced(prices: Mapping[str, Prices], kinds: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: a table of costs lacks one of these kinds of EAGLE heads.
+    """
+    for name in prices:
+        table = table_of(name)
+        for kind in {kind for kind in kinds if kind in methods.HEADS}:
+            if table is not None and not table.has(kind):
+                raise UserError(f"the costs {name} were measured without a {methods.DRAFTERS[kind]}: `harness costs` measures "
+                                "those of a model that has one")  # fmt: skip
 
 
 def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
@@ -272,11 +301,13 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
         raise UserError(nothing)
     dtype = request.dtype if request.dtype != "auto" else dtypes[0]
     request = replace(request, dtype=dtype)
+    arms = {t: arms_of(config, request, t) for t in {r["temperature"] for r in records} if t in asked}
+    kinds = {arm.method.drafter or "" for of_temperature in arms.values() for arm in of_temperature}
+    check_priced(prices, kinds)
     say(f"loading {config.title} ...")
-    loaded = load(config, dtype, head=request.head, drafters={methods.EAGLE})
+    loaded = load(config, dtype, head=request.head, drafters=kinds & {*methods.HEADS})
     own = [a for a in answered(records, loaded) if a.record["temperature"] in asked]
     _of_one_kind(own, request.results or request.folder)
-    arms = {t: arms_of(config, request, t) for t in {a.record["temperature"] for a in own}}
     tell_other_heads([arm for of_temperature in arms.values() for arm in of_temperature], loaded)
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []
@@ -296,25 +327,23 @@ def _of_answer(
     r = answer.record
     params = replace(answer.params, stop_ids=frozenset(loaded.config.stop_ids))
     found: dict[int, Replay] = {}
-    by_frequent: dict[int | None, list[int]] = {}
+    by_rows: dict[tuple[str | None, int | None], list[int]] = {}  # the kind of head, and over how many frequent tokens
     for i, arm in enumerate(arms):
         key = (r["key"], arm.name, canonical_hash(arm.options), methods.code_sha(arm.name), _head_of(loaded, arm))
         if key in done:
             found[i] = done[key].model_copy(update={"preset": arm.preset})
         else:
-            by_frequent.setdefault(arm.options.get("frequent"), []).append(i)
-    for frequent, wanted in by_frequent.items():
-        drafting = any(arms[i].method.drafter for i in wanted)
-        store, text, rows, features = _rows_of(loaded, answer, prompts, request, told, frequent, drafting)
+            by_rows.setdefault((arm.method.drafter, arm.options.get("frequent")), []).append(i)
+    for (kind, frequent), wanted in by_rows.items():
+        store, text, rows, features = _rows_of(loaded, answer, prompts, request, told, kind, frequent)
         drafter = None
-        if drafting:
-            assert loaded.drafter is not None
-            drafter = RowsDrafter(loaded.drafter, rows, text.ids, len(text.prompt), features, frequent)
+        if kind is not None:
+            drafter = RowsDrafter(head_of(loaded, kind), rows, text.ids, len(text.prompt), features, frequent)
         before, new = rows.n, []
         began = time.perf_counter()
         with loaded.target.decoding():
             for i in wanted:
-                made = replayed(arms[i], text, params, drafter if arms[i].method.drafter else None)
+                made = replayed(arms[i], text, params, drafter)
                 told.tokens, told.asked, told.lacking = (
                     told.tokens + made.tokens,
                     told.asked + made.asked,
@@ -330,15 +359,16 @@ def _of_answer(
 
 
 def _rows_of(
-    loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: ReplayRequest, told: Told, frequent: int | None,
-    drafting: bool,
+    loaded: Loaded, answer: Answered, prompts: LedgerPrompts, request: ReplayRequest, told: Told, kind: str | None,
+    frequent: int | None,
 ) -> tuple[Store | None, KnownText, Rows, Callable[[], torch.Tensor]]:  # fmt: skip
-    """(store, text, rows, features): read, or drafted and kept."""
+    """(store, text, rows, features): read, or drafted by the EAGLE head of that kind and kept."""
     key = answer.record["key"]
+    real = head_of(loaded, kind) if kind is not None else None
     made: list[torch.Tensor] = []
 
     def fresh() -> KnownText:
-        text, features = known_text(loaded, prompts, answer)
+        text, features = known_text(loaded, prompts, answer, real)
         made.append(features)
         return text
 
@@ -347,11 +377,9 @@ def _rows_of(
             fresh()
         return made[0]
 
-    if not drafting:
+    if real is None:
         return None, fresh(), Rows(), features
-    if loaded.drafter is None:
-        raise UserError(f"{loaded.config.name} has no EAGLE head, whose drafts are replayed")
-    head = loaded.drafter_id(methods.EAGLE, with_frequent=frequent is not None) or ""
+    head = loaded.drafter_id(kind, with_frequent=frequent is not None) or ""
     drawn = Drawn(loaded.config.name, loaded.identity.id, head, loaded.dtype, str(frequent or ""))
     store = Store(request.folder, drawn)
     there = store.read(key)
@@ -363,7 +391,7 @@ def _rows_of(
     text, rows = fresh(), Rows()
     positions = range(1, len(text.answer))
     if len(positions):
-        drafter = RowsDrafter(loaded.drafter, rows, text.ids, len(text.prompt), features, frequent)
+        drafter = RowsDrafter(real, rows, text.ids, len(text.prompt), features, frequent)
         began = time.perf_counter()
         with loaded.target.decoding(), torch.inference_mode():
             drafter.draft(positions, request.top_k, request.depth)
@@ -395,7 +423,8 @@ def _as_record(loaded: Loaded, answer: Answered, arm: Arm, made: Replayed) -> Re
         "dtype",
     )
     return Replay(
-        answer=r["key"], target_id=loaded.identity.id, head_id=_head_of(loaded, arm), method=arm.name, preset=arm.preset,
-        options=dict(arm.options), code_sha=methods.code_sha(arm.name), tokens=made.tokens, accepted=made.accepted,
-        sizes=made.sizes, calls=made.calls, asked=made.asked, lacking=made.lacking, **{name: r[name] for name in copied},
+        answer=r["key"], target_id=loaded.identity.id, head_id=_head_of(loaded, arm), drafter=arm.method.drafter, method=arm.name,
+        preset=arm.preset, options=dict(arm.options), code_sha=methods.code_sha(arm.name), tokens=made.tokens,
+        accepted=made.accepted, sizes=made.sizes, calls=made.calls, asked=made.asked, lacking=made.lacking,
+        **{name: r[name] for name in copied},
     )  # fmt: skip

@@ -46,7 +46,7 @@ def costs(replays: Sequence[Replay], price: Prices) -> Summed:
         if r.method != VANILLA:
             ours, context, looks = 0.0, r.n_prompt + 1, looks_of(r.options)
             for calls, nodes, accepted in zip(r.calls, r.sizes, r.accepted, strict=True):
-                ours += price.step(calls, nodes, accepted, context) + price.look * looks(calls)
+                ours += price.step(calls, nodes, accepted, context, r.head_kind) + price.look * looks(calls)
                 context += accepted + 1
         found[r.task, r.sample_id] = found.get((r.task, r.sample_id), 0.0) + np.array([plain, ours])
     return found

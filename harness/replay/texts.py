@@ -13,7 +13,8 @@ from harness.common.names import VANILLA
 from harness.ledger.record import Record
 from harness.load.model import Loaded
 from harness.replay.known import BEYOND, KnownText
-from methods.base import SamplerParams
+from methods.base import Drafter, SamplerParams
+from methods.engine.loop import prefilled
 from methods.engine.sampling import Chooser, stream_key
 
 
@@ -56,25 +57,28 @@ def answered(records: Iterable[Record], loaded: Loaded) -> list[Answered]:
     return [Answered(r, tuple(turns.get((r["task"], r["source"], r["sample_id"]), []))) for r in mine]
 
 
-def known_text(loaded: Loaded, prompts: LedgerPrompts, answer: Answered) -> tuple[KnownText, torch.Tensor]:
-    """(the text, the target's features over prompt and answer [n, hidden]).
+def known_text(
+    loaded: Loaded, prompts: LedgerPrompts, answer: Answered, drafter: Drafter | None = None
+) -> tuple[KnownText, torch.Tensor]:
+    """(the text, the target's features over prompt and answer [n, ..], as the drafter observes them).
 
     Raises:
         UserError: the prompt is not here, or is another than the record's.
     """
     ids, record = prompts.ids_of(answer.record, answer.turns, loaded), answer.record
-    features, beyond = went_on(loaded, ids, record["token_ids"], answer.params)
+    features, beyond = went_on(loaded, ids, record["token_ids"], answer.params, drafter)
     return KnownText(ids, list(record["token_ids"]), beyond), features
 
 
 @torch.inference_mode()
 def went_on(
-    loaded: Loaded, prompt: Sequence[int], answer: Sequence[int], params: SamplerParams
+    loaded: Loaded, prompt: Sequence[int], answer: Sequence[int], params: SamplerParams, drafter: Drafter | None = None
 ) -> tuple[torch.Tensor, list[int]]:
-    """(the target's features over prompt and answer, `BEYOND` tokens that vanilla would have gone on with)."""
+    """(the target's features over prompt and answer, as the drafter observes them; `BEYOND` tokens that vanilla would have gone
+    on with)."""
     target, chooser = loaded.target, Chooser.of(params)
     with target.decoding():
-        features, logits = target.prefill([*prompt, *answer], BEYOND)
+        features, logits = prefilled(target, drafter, [*prompt, *answer], BEYOND)
         features = features.clone()
         beyond = [chooser.token(logits, len(answer))]
         while len(beyond) < BEYOND:

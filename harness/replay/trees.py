@@ -61,10 +61,10 @@ class Choice:
 
 def choices(
     drafts: Mapping[int, Sequence[Ranks]], table: CostTable, context: int, depths: Sequence[int], totals: Sequence[int],
-    stop_early: bool = False,
+    stop_early: bool = False, kind: str = methods.EAGLE,
 ) -> list[Choice]:  # fmt: skip
     """Every tree that the drafts cover, best first, at the costs of a context. drafts: the answers' ranks by top_k; stop_early:
-    as in `dynamic_tree`."""
+    as in `dynamic_tree`; kind: of the EAGLE head."""
     found, prices = [], Prices(table)
     plain = prices.plain(context)
     for top_k, answers in drafts.items():
@@ -77,7 +77,8 @@ def choices(
                 stops = stop_early and total in TOTALS
                 levels = np.minimum(run[:, TOTALS.index(total)], depth) if stops else np.full(1, depth)
                 ran, times = np.unique(levels, return_counts=True)
-                steps = [prices.step(StepWork(total + 1, (top_k,) * (int(n) - 1), 1), total, tau, context) for n in ran]
+                works = [StepWork(total + 1, (top_k,) * (int(n) - 1), 1, drafter=kind) for n in ran]
+                steps = [prices.step(work, total, tau, context) for work in works]
                 verify, draft, other = np.average(steps, axis=0, weights=times) / plain
                 found.append(Choice(top_k, depth, total, tau, float(verify), float(draft), float(other), stop_early))
     return sorted(found, key=lambda c: -c.speedup)
@@ -85,10 +86,10 @@ def choices(
 
 def ranked_trees(
     loaded: Loaded, options: Mapping[str, Any], *, temperature: float, answers: Sequence[Answer], threads: int,
-    costs: Path | None = None,
+    costs: Path | None = None, kind: str = methods.EAGLE,
 ) -> tuple[list[Choice], CostTable, int]:  # fmt: skip
     """(all trees, best first; the costs that they were judged by; at which context). options: the method's, at which the rest of
-    it is kept. costs: where tables of costs are; None: they are measured here.
+    it is kept. costs: where tables of costs are; None: they are measured here. kind: of the EAGLE head.
 
     Where the method can stop early, every tree is there twice, without and with it.
 
@@ -100,19 +101,19 @@ def ranked_trees(
     if costs is not None:
         machine = machine_of(loaded.target, loaded.dtype, threads)
         table = given_table(costs, loaded.config.name, machine, frequent, temperature)
-        if not table.has(methods.EAGLE):
-            raise UserError(f"--costs {costs}: the costs of {table.title} were measured without a draft head")
+        if not table.has(kind):
+            raise UserError(f"--costs {costs}: the costs of {table.title} were measured without a {methods.DRAFTERS[kind]}")
     else:
         wanted = Wanted(contexts=(context,), frequent=frequent, rounds=ROUNDS, command="harness tune", temperature=temperature)
-        table = measured_of(loaded, threads, wanted, {methods.EAGLE})
+        table = measured_of(loaded, threads, wanted, {kind})
     drafts: dict[int, list[Ranks]] = {}
     n = sum(len(a.ids) - 1 for a in answers)
     say(f"drafting at {n} positions ...")
     for answer in answers:
-        drafter = drafter_over(loaded, answer, max(TOP_KS), max(DEPTHS), frequent)
+        drafter = drafter_over(loaded, answer, max(TOP_KS), max(DEPTHS), frequent, kind)
         with loaded.target.decoding():
             for top_k in TOP_KS:
                 drafts.setdefault(top_k, []).append(answer_ranks(drafter, answer, top_k, max(DEPTHS)))
     kinds = (False, True) if "stop_early" in options else (False,)
-    found = [choice for stops in kinds for choice in choices(drafts, table, context, DEPTHS, TOTALS, stops)]
+    found = [choice for stops in kinds for choice in choices(drafts, table, context, DEPTHS, TOTALS, stops, kind)]
     return sorted(found, key=lambda c: -c.speedup), table, context

@@ -251,8 +251,9 @@ def _replayed(tuning: Tuning, job: Job) -> list[Ranked]:
     stops = "stop_early" in arm.options and (as_given or tuning.loaded.target.device.type == "cpu")
     options = {**arm.options, **({"stop_early": stops} if "stop_early" in arm.options else {})}
     trees, table, context = ranked_trees(
-        tuning.loaded, options, temperature=job.key.temperature, answers=answers, threads=job.key.threads, costs=tuning.costs
-    )
+        tuning.loaded, options, temperature=job.key.temperature, answers=answers, threads=job.key.threads, costs=tuning.costs,
+        kind=arm.method.drafter or methods.EAGLE,
+    )  # fmt: skip
     plain_ms = Prices(table).plain(context)
     best = [c for c in trees if c.stop_early is stops][:RACED]
     given = tuple(arm.options[k] for k in ("top_k", "depth", "total"))

@@ -40,28 +40,35 @@ def make_arms(
     tuned: Callable[[str], Mapping[str, Any]] | None = None,
     *,
     replays: bool = False,
+    drafter: str | None = None,
 ) -> tuple[methods.Arm, ...]:
     """Methods by name with their options resolved; `all` = the exact ones of this repository that the model has weights for; a
     group's word = its own. replays: whether those that know the answer may be among them.
 
-    head: the draft head's folder, if there is one. tuned: method -> options, for the preset `tuned`; methods without options
-    to tune keep `paper`, those of `all` that were not tuned are left out. A `--set` option must belong to at least one of the
-    methods asked for, and changes those that have it.
+    head: the draft head's folder, if there is one. drafter: the kind of EAGLE head that policies draft with; None: that of
+    `head`. tuned: method -> options, for the preset `tuned`; methods without options to tune keep `paper`, those of `all` that
+    were not tuned are left out. A `--set` option must belong to at least one of the methods asked for, and changes those that
+    have it.
 
     Raises:
         UserError: unknown method, preset or option, a bad value, or a method asked for by name whose weights the model lacks.
     """
     wanted: list[str] = []
     folders = drafter_folders(config, head)
+    kind = drafter or (drafter_kind(head) if head is not None else None)
+
+    def get(name: str) -> methods.Method:
+        return methods.get(name).on(kind)
+
     for name in names:
         several = methods.names(exact=True, group="" if name == "all" else name) if name in ("all", *methods.GROUPS) else None
         if several is not None and not replays:
             several = [n for n in several if not methods.get(n).replay_only]
-        known = [name] if several is None else [n for n in several if lacks(methods.get(n), config, folders) is None]
+        known = [name] if several is None else [n for n in several if lacks(get(n), config, folders) is None]
         wanted += [n for n in known if n not in wanted]
         for n in (n for n in several or () if n not in known):
-            print(f"left out: {lacks(methods.get(n), config, folders)}", file=sys.stderr)
-    chosen = [methods.get(name) for name in wanted]
+            print(f"left out: {lacks(get(n), config, folders)}", file=sys.stderr)
+    chosen = [get(name) for name in wanted]
     for option in changes:
         if not any(option in m.options for m in chosen):
             nearest = unknown("option", option, {o for m in chosen for o in m.options})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -77,11 +77,17 @@ class BatchedLlama:
             self._cos, self._sin = rotary_rows(cos[0], sin[0])
         return self._cos[positions], self._sin[positions]
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def _run(
+        self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor], aux_layers: Sequence[int] = ()
+    ) -> torch.Tensor:
         x, rotary = F.embedding(ids, self.embedding), self._rotary(positions)
+        states: dict[int, torch.Tensor] = {}
         for i, layer in enumerate(self.layers):
+            if i in aux_layers:
+                states[i] = x
             x = layer(x, rotary, partial(attend, i))
-        return self.norm(x)
+        last = self.norm(x)
+        return torch.cat([last, *(states.get(i, last) for i in aux_layers)], dim=-1) if aux_layers else last
 
     def prefill(self, slots: list[int], prompts: list[list[int]]) -> list[torch.Tensor]:
         """Run all `prompts` in one forward, and keep their keys and values in `slots` -> the features [n, hidden] of each."""
@@ -110,8 +116,11 @@ class BatchedLlama:
         made = self._run(ids, positions, attend).split(sizes)
         return [torch.cat([self._prefix_features, features]) for features in made]
 
-    def features(self, texts: list[list[int]]) -> list[torch.Tensor]:
-        """Run whole texts in one forward, without padding -> the features [n, hidden] of each. No keys are kept."""
+    def features(self, texts: list[list[int]], aux_layers: Sequence[int] = ()) -> list[torch.Tensor]:
+        """Run whole texts in one forward, without padding -> the features [n, hidden] of each. No keys are kept.
+
+        aux_layers: other hidden states that stand behind each feature, numbered as `methods.base.Target.prefill` has them.
+        """
         sizes, group = [len(text) for text in texts], self.heads // self.kv_heads
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -122,7 +131,7 @@ class BatchedLlama:
 
         ids = torch.tensor([t for text in texts for t in text], device=self.device)
         positions = torch.cat([torch.arange(n, device=self.device) for n in sizes])
-        return list(self._run(ids, positions, attend).split(sizes))
+        return list(self._run(ids, positions, attend, aux_layers).split(sizes))
 
     def step(self, tokens: list[int], at: list[int]) -> torch.Tensor:
         """Run one token of each of the first n slots -> features [n, hidden]. tokens, at: [n], the tokens and their positions."""

@@ -41,22 +41,25 @@ class Batch:
     """Several conversations side by side, padded to one length. Pair i is (feature i, token i+1).
 
     ids [b, n] int64; features [b, n, hidden] bf16, zero behind a text's end; trained [b, n-1]: whether token i+1 is of the
-    answer; prompt [b, n-1]: the pairs before those, a share of which is trained as well. Where several processes share a batch,
-    each has the features of its own conversations alone; `of` is their part of the rest.
+    answer; prompt [b, n-1]: the pairs before those, a share of which is trained as well. aux [b, n, states * hidden] bf16: other
+    hidden states of the target, where a drafter reads them. Where several processes share a batch, each has the features of its
+    own conversations alone; `of` is their part of the rest.
     """
 
     ids: Tensor
     features: Tensor
     trained: Tensor
     prompt: Tensor
+    aux: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(*(x.to(device, non_blocking=True) for x in (self.ids, self.features, self.trained, self.prompt)))
+        parts = (self.ids, self.features, self.trained, self.prompt, self.aux)
+        return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in parts))  # type: ignore[arg-type]
 
     def of(self, rows: slice) -> Batch:
         """The conversations of these rows, whose features are here."""
-        return Batch(self.ids[rows], self.features, self.trained[rows], self.prompt[rows])
+        return Batch(self.ids[rows], self.features, self.trained[rows], self.prompt[rows], self.aux)
 
 
 ALL = slice(0, None, 1)
@@ -74,22 +77,26 @@ def collate(items: list[Conversation], max_length: int, hidden: int, rows: slice
     for row, c in enumerate(items):
         m = min(len(c.ids), n)
         ids[row, :m] = torch.from_numpy(c.ids[:m].astype(np.int64))
-        trained[row, c.n_prompt - 1 : m - 1] = True
+        trained[row, c.n_prompt - 1 : m - 1] = True if c.asked is None else torch.from_numpy(c.asked[c.n_prompt : m])
         prompt[row, TEMPLATE_TOKENS : c.n_prompt - 1] = True
-    return Batch(ids, padded_features(items[rows], n, hidden), trained, prompt)
+    made = padded_features(items[rows], n, hidden)
+    aux = made[..., hidden:] if made.shape[-1] > hidden else None
+    return Batch(ids, made[..., :hidden], trained, prompt, aux)
 
 
 def padded_features(items: list[Conversation], n: int, hidden: int) -> Tensor:
-    """The features [b, n, hidden] of the first n tokens of each, bf16: from the disk, or computed where the target is."""
+    """The features [b, n, hidden] of the first n tokens of each, bf16: from the disk, or computed where the target is. Other
+    hidden states stand behind each feature, where there are any."""
     if not items:
         return torch.zeros(0, n, hidden, dtype=torch.bfloat16)
     compute = items[0].features
     if isinstance(compute, np.ndarray):
-        kept = (np.array(cast("np.ndarray", c.features)[:n]) for c in items)
+        columns = ([cast("np.ndarray", c.features), *([] if c.aux is None else [c.aux])] for c in items)
+        kept = (np.concatenate([x[:n] for x in own], axis=1) for own in columns)
         parts = [torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16) for bits in kept]
     else:
         parts = compute([c.ids[:n] for c in items])
-    out = torch.zeros(len(items), n, hidden, dtype=torch.bfloat16, device=parts[0].device)
+    out = torch.zeros(len(items), n, parts[0].shape[1], dtype=torch.bfloat16, device=parts[0].device)
     for row, part in enumerate(parts):
         out[row, : len(part)] = part
     return out
@@ -143,21 +150,35 @@ class NormalisedInput(nn.Module):
 STATISTICS_OVER = 40_000  # pairs
 
 
+def some_batches(pool: list[Conversation], settings: TrainSettings, embedding: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+    """Some conversations of the pool, each a batch where the embedding is, and which of its pairs count [n-1]: enough of them for
+    statistics."""
+    n = 0
+    for i in np.random.default_rng(settings.seed).permutation(len(pool)):
+        batch = collate([pool[i]], settings.max_length, embedding.shape[1]).to(embedding.device)
+        rows = (batch.trained | batch.prompt)[0]
+        yield batch, rows
+        n += int(rows.sum())
+        if n >= STATISTICS_OVER:
+            break
+
+
 @torch.no_grad()
 def some_pairs(embedding: Tensor, pool: list[Conversation], settings: TrainSettings) -> tuple[Tensor, Tensor]:
     """Some pairs of the pool: (inputs [m, 2 * hidden]: a token's embedding and a feature; truth [m, hidden]: the next one)."""
-    chosen = np.random.default_rng(settings.seed).permutation(len(pool))
-    inputs, truth, n = [], [], 0
-    for i in chosen:
-        batch = collate([pool[i]], settings.max_length, embedding.shape[1]).to(embedding.device)
-        rows = (batch.trained | batch.prompt)[0]
+    inputs, truth = [], []
+    for batch, rows in some_batches(pool, settings, embedding):
         pair = torch.cat([F.embedding(batch.ids[0, 1:], embedding), batch.features[0, :-1]], dim=-1)
         inputs.append(pair[rows].float())
         truth.append(batch.features[0, 1:][rows].float())
-        n += len(inputs[-1])
-        if n >= STATISTICS_OVER:
-            break
     return torch.cat(inputs), torch.cat(truth)
+
+
+def least_squares(x: Tensor, y: Tensor) -> Tensor:
+    """The map W [outputs, inputs] with x W^T nearest to y, a little drawn to 0. x: [m, inputs], y: [m, outputs]."""
+    gram = (x.T @ x).double()
+    gram.diagonal().add_(1e-3 * len(x))
+    return torch.linalg.solve(gram, (x.T @ y).double()).T
 
 
 def spread(x: Tensor) -> tuple[Tensor, Tensor]:

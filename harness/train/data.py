@@ -1,6 +1,7 @@
 """The training set on disk: shards of conversations with their features. They are made once, and making them can be resumed.
 
-A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags.
+A shard is two files. `shard-00000.npz` has the ids of all conversations end to end, offsets, prompt lengths and greedy flags; of
+texts with a mask also that.
 `shard-00000.features` has a row a token, as bf16 bits, and is memory-mapped. A shard exists whole or not at all. Where only its
 features are missing, they are computed again from its ids: so the ids alone are enough to repeat a training. Where features do
 not fit on the disk, they are never written, and computed for each batch.
@@ -10,17 +11,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
 from harness.common.errors import say
-from harness.train.generate import Answer, FeaturesOf, answers, text_features
+from harness.train.generate import Answer, FeaturesOf, answers, bits_of, features_of, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
 SHARD_TEXTS = 256  # given texts in a shard
@@ -29,12 +30,16 @@ SHARD_TEXTS = 256  # given texts in a shard
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """`ids` [n] int32; `features` [n, hidden], bf16 bits, or what computes them, the same for all that share a batch; the answer
-    begins at `n_prompt`; `greedy`: it is the target's own at T = 0."""
+    begins at `n_prompt`; `greedy`: it is the target's own at T = 0. `aux` [n, states * hidden]: other hidden states of the
+    target, where a drafter reads them and they are kept; what computes features gives them behind these. `asked` [n]: which
+    tokens are to be predicted, where that is not each one from `n_prompt` on."""
 
     ids: np.ndarray
     features: np.ndarray | FeaturesOf
     n_prompt: int
     greedy: bool = False
+    aux: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 def make_shards(
@@ -114,9 +119,13 @@ def make_text_shards(
     n_tokens: int,
     shard_texts: int = SHARD_TEXTS,
     keep_features: bool = True,
+    asked: Sequence[Sequence[bool]] | None = None,
     say: Callable[[str], None] = say,
 ) -> int:
-    """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held."""
+    """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held.
+
+    asked: of each text, which tokens are to be predicted; None: all after its prompt.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     held, started, fresh = 0, time.monotonic(), 0
     for number, first in enumerate(range(0, len(texts), shard_texts)):
@@ -127,7 +136,7 @@ def make_text_shards(
             chunk = texts[first : first + shard_texts]
             done = list(text_features(model, chunk)) if keep_features else [_bare(i, *text) for i, text in enumerate(chunk)]
             fresh += sum(len(a.ids) for a in done)
-            _write_shard(meta, done, keep_features)
+            _write_shard(meta, done, keep_features, None if asked is None else asked[first : first + shard_texts])
             say(f"texts: {held:,} of {n_tokens:,} tokens, {fresh / (time.monotonic() - started):.0f} tokens/s")
         with np.load(meta) as shard:
             held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
@@ -142,6 +151,22 @@ def restore_features(folder: Path, model: LlamaForCausalLM, say: Callable[[str],
             _write_features(meta, text_features(model, _stored_texts(meta)))
 
 
+def aux_suffix(aux_layers: Sequence[int]) -> str:
+    """Of the file beside a shard that holds those hidden states of the target, a row a token: `.states-2-15-27`."""
+    return f".states-{'-'.join(map(str, aux_layers))}"
+
+
+def add_states(folder: Path, model: LlamaForCausalLM, aux_layers: Sequence[int], say: Callable[[str], None] = say) -> None:
+    """Compute hidden states of the stored ids of every shard that lacks them."""
+    compute = features_of(model, aux_layers)
+    for meta in sorted(folder.glob("shard-?????.npz")):
+        if not meta.with_suffix(aux_suffix(aux_layers)).exists():
+            say(f"{meta.name}: computing the hidden states {', '.join(map(str, aux_layers))} of its stored ids ...")
+            texts, hidden = _stored_texts(meta), model.config.hidden_size
+            parts = (compute([np.array(ids, dtype=np.int32)])[0][:, hidden:] for ids, _ in texts)
+            _write_rows(meta.with_suffix(aux_suffix(aux_layers)), map(bits_of, parts))
+
+
 def _bare(index: int, ids: list[int], n_prompt: int) -> Answer:
     """A text without features."""
     return Answer(index, np.array(ids, dtype=np.int32), np.zeros((0, 0), dtype=np.uint16), n_prompt, False)
@@ -154,25 +179,30 @@ def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
 
 
 def _write_features(meta: Path, done: Iterable[Answer]) -> None:
-    features = meta.with_suffix(".features")
-    tmp = features.with_suffix(".part")
+    _write_rows(meta.with_suffix(".features"), (a.features for a in done))
+
+
+def _write_rows(file: Path, parts: Iterable[np.ndarray]) -> None:
+    tmp = file.with_suffix(f"{file.suffix}.part")
     with tmp.open("wb") as f:
-        for a in done:
-            f.write(a.features.tobytes())
-    os.replace(tmp, features)
+        for part in parts:
+            f.write(part.tobytes())
+    os.replace(tmp, file)
 
 
-def _write_shard(meta: Path, done: list[Answer], keep_features: bool) -> None:
+def _write_shard(meta: Path, done: list[Answer], keep_features: bool, asked: Sequence[Sequence[bool]] | None = None) -> None:
     if keep_features:
         _write_features(meta, done)
     tmp = meta.with_suffix(".part.npz")
-    np.savez_compressed(
-        tmp,
-        ids=np.concatenate([a.ids for a in done]),
-        offsets=np.cumsum([0, *[len(a.ids) for a in done]]),
-        n_prompt=np.array([a.n_prompt for a in done]),
-        greedy=np.array([a.greedy for a in done]),
-    )
+    columns: dict[str, Any] = {
+        "ids": np.concatenate([a.ids for a in done]),
+        "offsets": np.cumsum([0, *[len(a.ids) for a in done]]),
+        "n_prompt": np.array([a.n_prompt for a in done]),
+        "greedy": np.array([a.greedy for a in done]),
+    }
+    if asked is not None:
+        columns["asked"] = np.concatenate([np.array(mask, dtype=bool) for mask in asked])
+    np.savez_compressed(tmp, **columns)
     os.replace(tmp, meta)  # last: its presence says the shard is whole
 
 
@@ -181,14 +211,33 @@ def has_features(folder: Path) -> bool:
     return all(meta.with_suffix(".features").exists() for meta in folder.glob("shard-?????.npz"))
 
 
-def read_shards(folder: Path, hidden: int, compute: FeaturesOf | None = None) -> list[Conversation]:
-    """All conversations of a folder, with their features memory-mapped, or computed by `compute` when they are asked for."""
+def read_shards(
+    folder: Path, hidden: int, compute: FeaturesOf | None = None, aux_layers: Sequence[int] = ()
+) -> list[Conversation]:
+    """All conversations of a folder, with their features memory-mapped, or computed by `compute` when they are asked for.
+
+    aux_layers: of other hidden states that are memory-mapped, too.
+    """
     out = []
     for meta in sorted(folder.glob("shard-?????.npz")):
         with np.load(meta) as shard:
             ids, offsets, n_prompt, greedy = shard["ids"], shard["offsets"], shard["n_prompt"], shard["greedy"]
+            asked = shard["asked"] if "asked" in shard else None
         kept = None if compute else np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
+        states = None
+        if aux_layers and not compute:
+            file = meta.with_suffix(aux_suffix(aux_layers))
+            states = np.memmap(file, dtype=np.uint16, mode="r").reshape(-1, len(aux_layers) * hidden)
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-            features = compute or cast("np.ndarray", kept)[a:b]
-            out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i])))
+            features, aux = compute or cast("np.ndarray", kept)[a:b], None if states is None else states[a:b]
+            mask = None if asked is None else asked[a:b]
+            out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i]), aux, mask))
     return out
+
+
+def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
+    """The token ids that occur in answers [n], most frequent first, ties to the lower id; at most `most`."""
+    told = [c.ids[c.n_prompt :] if c.asked is None else c.ids[c.asked] for c in items]
+    counts = np.bincount(np.concatenate(told), minlength=vocab)
+    order = np.argsort(-counts, kind="stable")
+    return order[: min(most, int((counts > 0).sum()))].astype(np.int32)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from harness.train.batches import Batch, NormalisedInput, some_pairs, spread
+from harness.train.batches import Batch, NormalisedInput, least_squares, some_pairs, spread
 from harness.train.data import Conversation
 from harness.train.settings import TrainSettings
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.teacher_forced import teacher_forced
 
-UNUSED = frozenset({"width", "layers"})
+UNUSED = frozenset({"width", "layers", "draft_vocab", "aux_layers"})
 
 
 def new_head(target: LlamaConfig, settings: TrainSettings) -> EagleHead:
@@ -70,9 +70,7 @@ def initialise(head: EagleHead, embedding: Tensor, pool: list[Conversation], set
     if settings.linear_start:
         x = (x - mean) / std
         offset = y.mean(0) if head.fc.bias is not None else torch.zeros_like(y[0])
-        gram = (x.T @ x).double()
-        gram.diagonal().add_(1e-3 * len(x))
-        head.fc.weight.copy_(torch.linalg.solve(gram, (x.T @ (y - offset)).double()).T)
+        head.fc.weight.copy_(least_squares(x, y - offset))
         if head.fc.bias is not None:
             head.fc.bias.copy_(offset)
         for matrix in (head.layer.self_attn.o_proj, head.layer.mlp.down_proj):

@@ -34,8 +34,9 @@ class Part:
     per_shard: int
 
 
-def tokens_to_keep(part: Part) -> int:
-    """Tokens whose features are not on the disk: of shards that lack them, and of shards to come until `n_tokens` are there."""
+def tokens_to_keep(part: Part, suffix: str = ".features") -> int:
+    """Tokens whose features are not on the disk: of shards that lack them, and of shards to come until `n_tokens` are there.
+    suffix: of the files that hold them."""
     missing = answered = 0
     there = set()
     for meta in sorted(part.folder.glob("shard-?????.npz")):
@@ -43,7 +44,7 @@ def tokens_to_keep(part: Part) -> int:
             n, n_prompts = int(shard["offsets"][-1]), int(shard["n_prompt"].sum())
         there.add(meta.name)
         answered += n - n_prompts
-        missing += 0 if meta.with_suffix(".features").exists() else n
+        missing += 0 if meta.with_suffix(suffix).exists() else n
     for number, first in enumerate(range(0, len(part.lengths), part.per_shard)):
         if answered >= part.n_tokens:
             break
@@ -55,20 +56,21 @@ def tokens_to_keep(part: Part) -> int:
 
 
 def keeps_features(
-    asked: str, n_tokens: int, hidden: int, work: Path, say: Callable[[str], None] = say
+    asked: str, n_tokens: int, hidden: int, work: Path, say: Callable[[str], None] = say, n_states: int = 0
 ) -> bool:  # fmt: skip
     """Whether features are kept, by what was asked for and by the room on the disk; one line says which, and why.
 
-    n_tokens: whose features are not on the disk yet.
+    n_tokens: whose features are not on the disk yet; n_states: other hidden states that are not.
 
     Raises:
         UserError: they are to be kept, and the disk has no room for them.
     """
-    needed, free = 2 * hidden * n_tokens, shutil.disk_usage(work).free
+    needed, free = 2 * hidden * (n_tokens + n_states), shutil.disk_usage(work).free
     if asked == "recompute":
         say("features: computed again for each batch, as asked for; the disk holds token ids alone")
         return False
-    room = f"{n_tokens:,} tokens take about {gb(needed)}, and {gb(free)} are free in {work}"
+    what = f"{n_tokens:,} tokens" + (f" and {n_states:,} hidden states" if n_states else "")
+    room = f"{what} take about {gb(needed)}, and {gb(free)} are free in {work}"
     if asked == "keep" and needed > free:
         raise UserError(f"--features keep: {room}; --features recompute needs none, --work takes another folder")
     keep = asked == "keep" or needed <= MOST_OF_DISK * free

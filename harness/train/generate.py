@@ -125,7 +125,7 @@ def answers(
         tokens = sampler(llama.lm_head(torch.stack([features[-1] for features in made])), [c.greedy for c in fresh])
         for c, features, token in zip(fresh, made, tokens, strict=True):
             if keep_features:
-                c.features[: c.n_prompt] = _bits(features)
+                c.features[: c.n_prompt] = bits_of(features)
             c.ids.append(token)
 
     while waiting or active:
@@ -133,7 +133,7 @@ def answers(
             fill()
         features = llama.step([c.ids[-1] for c in active], [len(c.ids) - 1 for c in active])
         tokens = sampler(llama.lm_head(features), [c.greedy for c in active])
-        bits = _bits(features) if keep_features else None
+        bits = bits_of(features) if keep_features else None
         progress(len(active))
         for slot in reversed(range(len(active))):  # the last one first: what is moved into a hole has been looked at
             c = active[slot]
@@ -149,7 +149,8 @@ def answers(
                 active[slot] = last
 
 
-def _bits(features: torch.Tensor) -> np.ndarray:
+def bits_of(features: torch.Tensor) -> np.ndarray:
+    """bf16 bits of numbers, as uint16."""
     return features.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
@@ -158,8 +159,9 @@ FeaturesOf = Callable[[Sequence[np.ndarray]], list[torch.Tensor]]
 """ids [n] of several texts -> the target's features [n, hidden] of each, bf16, on its device."""
 
 
-def features_of(model: LlamaForCausalLM) -> FeaturesOf:
-    """What computes the features of texts with the target's forward, in its dtype, without a gradient."""
+def features_of(model: LlamaForCausalLM, aux_layers: Sequence[int] = ()) -> FeaturesOf:
+    """What computes the features of texts with the target's forward, in its dtype, without a gradient; behind each feature those
+    other hidden states of the target."""
     llama = BatchedLlama(model, 0, [])
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ def features_of(model: LlamaForCausalLM) -> FeaturesOf:
         for i, ids in enumerate(texts):
             group.append(ids.tolist())
             if i + 1 == len(texts) or sum(map(len, group)) + len(texts[i + 1]) > FORWARD_ROWS:
-                made += [features.to(torch.bfloat16) for features in llama.features(group)]
+                made += [features.to(torch.bfloat16) for features in llama.features(group, aux_layers)]
                 group = []
         return made
 
@@ -182,4 +184,4 @@ def text_features(model: LlamaForCausalLM, texts: list[tuple[list[int], int]], a
     for first in range(0, len(texts), at_once):
         ids = [np.array(tokens, dtype=np.int32) for tokens, _ in texts[first : first + at_once]]
         for i, features in enumerate(compute(ids)):
-            yield Answer(first + i, ids[i], _bits(features).copy(), texts[first + i][1], False)
+            yield Answer(first + i, ids[i], bits_of(features).copy(), texts[first + i][1], False)

@@ -27,7 +27,7 @@ from methods.engine.teacher_forced import next_valid, placed
 DEFAULTS = replace(
     TrainSettings(), unroll=4, unroll_from=0.0, unroll_decay=0.8, feature_weight=0.0, ce_weight=1.0, noise=0.0
 )  # fmt: skip
-UNUSED = frozenset({"feature_weight", "linear_start", "width", "layers"})
+UNUSED = frozenset({"feature_weight", "linear_start", "width", "layers", "draft_vocab", "aux_layers"})
 RANKS = 10  # candidates of a level whose accuracy is kept
 
 

@@ -38,7 +38,7 @@ def held_out_acceptance(
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 asked = valid if s == 0 else valid & shifted(right[..., None], 1)[..., 0]
                 wanted, first, ten = target[asked][:, None], list[Tensor](), list[Tensor]()
-                for some, logits in logits_of(out[asked], lm_head):
+                for some, logits in trainer.logits_of(head, out[asked], lm_head):
                     first.append(logits.max(-1).indices == wanted[some, 0])
                     if s == 0:
                         ten.append((logits > logits.gather(1, wanted[some])).sum(-1) < 10)
@@ -82,7 +82,7 @@ def calibration(
         with torch.autocast(embedding.device.type, dtype=torch.bfloat16):
             for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, depth)):
                 theirs = logits_of(batch.features[:, 1:][valid], lm_head)
-                for (_, ours), (_, target) in zip(logits_of(out[valid], lm_head), theirs, strict=True):
+                for (_, ours), (_, target) in zip(trainer.logits_of(head, out[valid], lm_head), theirs, strict=True):
                     best = ours.float().softmax(-1).topk(top_k)
                     hit = best.indices == target.max(-1).indices[:, None]
                     mass = target.float().softmax(-1).gather(1, best.indices)
@@ -95,10 +95,3 @@ def calibration(
          "sampled": round(m / n, 4)}
         for s in range(depth) for b, (n, c, a, m) in enumerate(sums[s]) if n > 0
     ]  # fmt: skip
-
-
-def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
-    """The token ids that occur in answers [n], most frequent first, ties to the lower id; at most `most`."""
-    counts = np.bincount(np.concatenate([c.ids[c.n_prompt :] for c in items]), minlength=vocab)
-    order = np.argsort(-counts, kind="stable")
-    return order[: min(most, int((counts > 0).sum()))].astype(np.int32)

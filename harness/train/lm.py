@@ -22,7 +22,9 @@ from methods.engine.draft_lm import NarrowConfig, NarrowLM
 from methods.engine.teacher_forced import next_valid
 
 DEFAULTS = replace(TrainSettings(), unroll=1, unroll_from=0.0, feature_weight=0.0, ce_weight=1.0, noise=0.0)
-UNUSED = frozenset({"feature_weight", "noise", "linear_start", "unroll", "unroll_from", "unroll_decay"})
+UNUSED = frozenset(
+    {"feature_weight", "noise", "linear_start", "unroll", "unroll_from", "unroll_decay", "draft_vocab", "aux_layers"}
+)
 
 
 def new_lm(target: LlamaConfig, settings: TrainSettings) -> NarrowLM:

@@ -25,7 +25,7 @@ from harness.train.batches import ALL, Batch, batches, collate
 from harness.train.checkpoint import BEFORE_COOLDOWN, CHECKPOINT, resume, save_checkpoint
 from harness.train.data import Conversation
 from harness.train.held_out import held_out_acceptance
-from harness.train.loss import SoftCrossEntropy, scored_rows, wanted_of
+from harness.train.loss import SoftCrossEntropy, best_are_among, scored_rows, wanted_of
 from harness.train.processes import ALONE, Processes
 from harness.train.settings import TrainSettings
 from harness.train.trainers import Trainer, W
@@ -76,6 +76,8 @@ def train(
     device = embedding.device
     head.to(device)
     trainer.initialise(head, embedding, pool, settings)
+    if trainer.own_lm is not None:
+        trainer.own_lm.begin(head, lm_head)
     counts = np.bincount(np.concatenate([c.ids for c in pool]), minlength=len(embedding))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: settings.frequent_rows].copy()).to(device)
     optimizers, pool_tokens = make_optimizers(head, settings), int(counts.sum())
@@ -157,7 +159,8 @@ def batch_loss(
 ) -> tuple[Tensor, float]:
     """(the loss of a batch over so many levels, the share of positions scored where the first level is right).
 
-    frequent: token ids [rows] that every cross-entropy is over. What is trained of the batch is chosen here, in place.
+    frequent: token ids [rows] that every cross-entropy is over. Of an LM head of its own it is over that one's tokens, and 0
+    where the target's argmax is not among them. What is trained of the batch is chosen here, in place.
     rows: the conversations whose features are here; the losses of all parts of a batch add up to its loss.
     """
     here = batch.ids.device
@@ -165,7 +168,8 @@ def batch_loss(
         first = batch.trained.int().argmax(-1)
         batch.trained[torch.arange(len(first), device=here), first] = False
     batch.trained |= batch.prompt & _some(batch.prompt, settings.prompt_share)
-    lm_rows = lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
+    own = trainer.own_lm.of(head) if trainer.own_lm else None
+    lm_rows = own[0].to(lm_head.dtype) if own else lm_head[scored_rows(frequent, batch.ids, len(lm_head))]
     total, agree = torch.zeros((), device=here), 0.0
     scored = batch.trained & _some(batch.trained, settings.ce_share)
     scored = scored if scored.any() else batch.trained  # a small share of a small batch may be none
@@ -176,7 +180,9 @@ def batch_loss(
         if not len(batch.ids):
             return total, agree
     truth = batch.features[:, 1:]
-    wanted = wanted_of(truth[scored], lm_rows)
+    wanted, known = wanted_of(truth[scored], lm_head[own[1]] if own else lm_rows), scored
+    if own:
+        known = scored.masked_scatter(scored, best_are_among(own[1], truth[scored], lm_head))
     with torch.autocast(here.type, dtype=torch.bfloat16):
         for s, (out, valid) in enumerate(trainer.predicted_features(head, embedding, batch, levels, settings.noise)):
             asked, all_asked = valid & scored, whole & whole_scored
@@ -187,13 +193,16 @@ def batch_loss(
             loss = torch.zeros((), device=here)
             if settings.feature_weight and of_valid:
                 loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * (settings.feature_weight * of_valid)
+            if own:
+                of_asked *= _part(asked & known, asked)
+                asked &= known
+            rows_here = wanted[asked[scored]]
             if settings.ce_weight and of_asked:
-                rows_here = wanted if s == 0 else wanted[asked[scored]]
                 ce = SoftCrossEntropy.apply(out[asked].to(lm_rows.dtype), lm_rows, rows_here)
                 loss = loss + settings.ce_weight * of_asked * ce
             if s == 0 and of_asked:
                 few = F.linear(out[asked][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
-                agree = float((few == wanted[:256].max(-1).indices).float().mean())
+                agree = float((few == rows_here[:256].max(-1).indices).float().mean())
             total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
     return total, agree
 

@@ -7,31 +7,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
 
 import tasks
 from harness.common.errors import UserError, say
-from harness.common.files import cache_dir, whole_file
+from harness.common.files import cache_dir, sha256_file, whole_file
 from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
-from harness.common.plain_names import place
+from harness.common.plain_names import made_plain, place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config
 from harness.load.model import Loaded, load
-from harness.train.data import SHARD_TEXTS, Conversation, make_shards, make_text_shards, read_shards, restore_features
+from harness.train.data import (
+    SHARD_TEXTS,
+    Conversation,
+    add_states,
+    aux_suffix,
+    frequent_tokens,
+    make_shards,
+    make_text_shards,
+    read_shards,
+    restore_features,
+)
 from harness.train.features import Part, keeps_features, tokens_to_keep
 from harness.train.generate import FeaturesOf, features_of
-from harness.train.held_out import calibration, frequent_tokens
+from harness.train.given import Text, read_given, write_answers
+from harness.train.held_out import calibration
 from harness.train.loop import train
 from harness.train.processes import started
 from harness.train.request import TrainRequest
 from harness.train.save import save_drafter
-from harness.train.texts import Lengths, exchange_ids, held_out_texts, lengths_of, prompt_ids, training_texts
+from harness.train.texts import Lengths, exchange_ids, held_out_texts, judged_on, lengths_of, prompt_ids, training_texts
 from methods.engine.llama import is_plain_llama
 from methods.engine.target import HFTarget
 from tasks import sharegpt
@@ -79,18 +91,27 @@ def train_drafter(request: TrainRequest) -> None:
     dialogues = sharegpt.split(sharegpt.conversations())
     texts = texts_of(loaded, dialogues, evaluation, request, work, lengths, tell)
     hidden = loaded.target.embedding.shape[1]
-    keep = processes.once(lambda: keeps_features(request.features, sum(map(tokens_to_keep, texts.parts)), hidden, work))
+    aux_layers = trainer.aux_layers(head)
+    n_states = sum(tokens_to_keep(part, aux_suffix(aux_layers)) for part in texts.parts) * len(aux_layers)
+    n_tokens = sum(map(tokens_to_keep, texts.parts))
+    keep = processes.once(lambda: keeps_features(request.features, n_tokens, hidden, work, n_states=n_states))
     make_answers(loaded, texts, request.seed, slots(loaded.target, threads, lengths), keep, tell)
+    if request.write_answers is not None and processes.is_main:
+        n = write_answers(request.write_answers, read_shards(texts.parts[1].folder, hidden, _no_features), config.name)
+        tell(f"answers: {n:,} written to {request.write_answers}, as token ids with a mask")
     if settings.tokens == 0:
         tell("no training was asked for (--tokens 0): done")
         processes.finish()
         return
     folder = work / trainer.subfolder
-    folder.mkdir(exist_ok=True)
+    if texts.data:  # a training on other data does not go on from here
+        folder = place(folder, "data", texts.parts[-1].folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
     one_trainer = filelock.FileLock(folder / "train.lock")
     processes.once(lambda: _alone_in(one_trainer, folder))
-    processes.once(lambda: complete_shards(loaded, texts, keep))
-    answers, given, held = training_data(texts, hidden, None if keep else features_of(loaded.target.model))
+    processes.once(lambda: complete_shards(loaded, texts, keep, aux_layers))
+    compute = None if keep else features_of(loaded.target.model, aux_layers)
+    answers, given, held = training_data(texts, hidden, compute, aux_layers)
     pool, held = [*answers, *given], held[: settings.held_out]
     embedding, lm_head = (w.detach().to(torch.bfloat16) for w in (loaded.target.embedding, loaded.target.lm_head.weight))
     n_kept = sum(len(c.ids) for c in pool)
@@ -106,7 +127,8 @@ def train_drafter(request: TrainRequest) -> None:
                 "kind": request.kind,
                 "answer_tokens": sum(len(c.ids) - c.n_prompt for c in answers),
                 "split": "dialogues",
-                "text_tokens": request.text_tokens,
+                "text_tokens": sum(len(c.ids) - c.n_prompt for c in given) if request.data else request.n_text_tokens,
+                **({"data": texts.data} if request.data else {}),
                 "max_new_tokens": lengths.answer,
                 "overlap_checked_against": {name: len(prompts) for name, prompts in checked.items()},
                 **{k: v for k, v in asdict(settings).items() if k not in trainer.unused},
@@ -115,12 +137,17 @@ def train_drafter(request: TrainRequest) -> None:
                 "parameters": sum(p.numel() for p in head.parameters()),
             },
             calibrated=calibration(trainer, head, embedding, lm_head, held, depth=min(4, trainer.n_levels(head))),
-            frequent=frequent_tokens(answers, len(embedding)) if trainer.lists_frequent else None,
+            frequent=frequent_tokens(answers or given, len(embedding)) if trainer.lists_frequent else None,
             figures=trainer.figures(head, embedding, lm_head, held),
         )  # fmt: skip
         use = hinted("run", "--model", config.given, "--head", request.out, "--method", "all", "--task", "all")
         say(f"written to {request.out}: {what}; to use it: {use}")
     processes.finish()
+
+
+def _no_features(texts: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """In place of what computes features, where ids alone are read."""
+    raise NotImplementedError
 
 
 def _quiet(text: str) -> None:
@@ -154,7 +181,8 @@ class Texts:
     """What a training is made from, as token ids, and the folders of its shards.
 
     held_out, answered: prompts; given: ShareGPT's own exchanges, (ids, tokens of the prompt). parts: the same as shards, in this
-    order; given texts have none where none are asked for.
+    order; given texts have none where none are asked for. asked: of each given text, which tokens are to be predicted; None: all
+    after its prompt. data: of each file of `--data` its sha256 and what was left out of it.
     """
 
     held_out: list[list[int]]
@@ -162,6 +190,8 @@ class Texts:
     given: list[tuple[list[int], int]]
     lengths: Lengths
     parts: tuple[Part, ...]
+    asked: list[list[bool]] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def texts_of(
@@ -181,7 +211,7 @@ def texts_of(
     made_from = {"prompts": canonical_hash(kept), "held_out": canonical_hash(held), "max_new_tokens": lengths.answer}
     _same_work(work, {"model": loaded.config.name, "seed": request.seed, **made_from, "longest_prompt": lengths.prompt})
     held_out, answered = (prompt_ids(loaded, texts, lengths.prompt) for texts in (held, kept))
-    given = exchange_ids(loaded, dialogues, request.seed, evaluation, lengths) if request.text_tokens else []
+    given, asked, data = _given(loaded, dialogues, evaluation, request, lengths, say)
     folder = answers_folder(work, request.answer_tokens)
     assumed = lengths.answer // 2  # of answers to come: they end where the target ends them
     each = [[(len(ids), assumed) for ids in prompts] for prompts in (held_out, answered)]
@@ -189,10 +219,37 @@ def texts_of(
         Part(work / "held_out", each[0], lengths.answer * len(held_out), SHARD_PROMPTS),
         Part(folder, each[1], request.answer_tokens, SHARD_PROMPTS if folder.name == "answers" else FEW_PROMPTS),
     ]
-    if request.text_tokens:
+    if request.n_text_tokens:
         of_texts = [(n, len(ids) - n) for ids, n in given]
-        parts.append(Part(work / "texts", of_texts, request.text_tokens, SHARD_TEXTS))
-    return Texts(held_out, answered, given, lengths, tuple(parts))
+        where = (
+            work / "texts"
+            if not data
+            else place(work, "texts", f"texts-{canonical_hash([data, lengths.prompt, lengths.answer])}")
+        )
+        parts.append(Part(where, of_texts, request.n_text_tokens, SHARD_TEXTS))
+    return Texts(held_out, answered, given, lengths, tuple(parts), asked, data)
+
+
+def _given(
+    loaded: Loaded, dialogues: sharegpt.Split, evaluation: Sequence[str], request: TrainRequest, lengths: Lengths,
+    say: Callable[[str], None],
+) -> tuple[list[tuple[list[int], int]], list[list[bool]] | None, dict[str, Any]]:  # fmt: skip
+    """(given texts as (ids, tokens of the prompt); of each which tokens are to be predicted, None for all after the prompt; of
+    each file of `--data` its sha256 and what was left out of it)."""
+    if not request.data:
+        use = request.n_text_tokens > 0
+        return (exchange_ids(loaded, dialogues, request.seed, evaluation, lengths) if use else []), None, {}
+    judged, texts, data = judged_on(dialogues, request.seed, evaluation), list[Text](), dict[str, Any]()
+    for path in request.data:
+        found = read_given(path, loaded, judged, lengths)
+        out = {"rows": found.n_rows, "overlap": found.n_overlap, "nothing_to_predict": found.n_empty}
+        say(f"{path}: {found.n_rows:,} rows; {found.n_overlap:,} left out for overlap with a task's prompt or a held-out one, "
+            f"{found.n_empty:,} for a prompt over {lengths.prompt} tokens or nothing to predict")  # fmt: skip
+        texts += found.texts
+        data[made_plain(path.name)] = {"sha256": sha256_file(path), **out}
+    if not texts:
+        raise UserError(f"nothing of {', '.join(map(str, request.data))} can be trained on")
+    return [(text.ids, text.n_prompt) for text in texts], [text.asked for text in texts], data
 
 
 def make_answers(
@@ -209,30 +266,35 @@ def make_answers(
 
 def answers_folder(work: Path, n_tokens: int) -> Path:
     """Where the answers to train on are. Few tokens are made in small shards, apart from the whole ones of larger requests."""
+    if n_tokens == 0:
+        return work / "no_answers"
     whole = work / "answers"
     return whole if n_tokens > FEW or any(whole.glob("shard-?????.npz")) else work / "few_answers"
 
 
-def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool) -> None:
-    """Make the shards of given texts and, where features are kept, those that are missing."""
+def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool, aux_layers: Sequence[int] = ()) -> None:
+    """Make the shards of given texts and, where features are kept, those that are missing, other hidden states among them."""
     for part in texts.parts[2:]:
         make_text_shards(
             part.folder, loaded.target.model, texts.given, n_tokens=part.n_tokens, shard_texts=part.per_shard,
-            keep_features=keep_features,
+            keep_features=keep_features, asked=texts.asked,
         )  # fmt: skip
     for part in texts.parts if keep_features else ():
         restore_features(part.folder, loaded.target.model)
+        if aux_layers:
+            add_states(part.folder, loaded.target.model, aux_layers)
 
 
 def training_data(
-    texts: Texts, hidden: int, compute: FeaturesOf | None
+    texts: Texts, hidden: int, compute: FeaturesOf | None, aux_layers: Sequence[int] = ()
 ) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
-    """(the target's answers, ShareGPT's own texts, the held-out answers), with their features, kept or computed by `compute`.
+    """(the target's answers, ShareGPT's own texts, the held-out answers), with their features, kept or computed by `compute`, and
+    with those other hidden states.
 
     Raises:
         UserError: nothing is held out.
     """
-    held, answers, *given = (read_shards(part.folder, hidden, compute) for part in texts.parts)
+    held, answers, *given = (read_shards(part.folder, hidden, compute, aux_layers) for part in texts.parts)
     if not held:
         raise UserError("no dialogue of the training data is held out: there are too few of them to judge a drafter by")
     return answers, [c for part in given for c in part], held

@@ -14,6 +14,8 @@ from harness.train.features import CHOICES
 from harness.train.settings import TrainSettings
 from harness.train.trainers import Trainer, trainer_of
 
+TEXT_TOKENS = 190_000  # of ShareGPT's own answers, where nothing else is said
+MOST_TOKENS = 10**10  # more than any file has
 HELD_OUT = 256  # held-out prompts that are answered; a training is judged on the first `held_out` of them
 
 
@@ -23,7 +25,9 @@ class TrainRequest:
 
     kind: what `harness train` calls it. model: a name, or the path of a YAML. out: the folder for the weights. work: the folder
     for data and checkpoints, None for one in the cache. answer_tokens: tokens of the target's own answers to generate.
-    text_tokens: tokens of ShareGPT's own answers to train on besides. tokens: positions to train on, 0 for none. changes:
+    text_tokens: tokens of ShareGPT's own answers to train on besides, or of those in `data`; None for 190,000 of ShareGPT's, and
+    for all of those. data: files in SpecForge's form, in place of ShareGPT's own answers. write_answers: a file for the target's
+    answers in that form. tokens: positions to train on, 0 for none. changes:
     `KEY=VALUE` settings. threads: None for as many as the process may use. max_new_tokens: of an answer, None for as many as the
     model's evaluation gives it (`harness.train.texts`). features: one of `harness.train.features.CHOICES`.
 
@@ -36,17 +40,20 @@ class TrainRequest:
     out: Path
     work: Path | None = None
     answer_tokens: int = 200_000
-    text_tokens: int = 190_000
+    text_tokens: int | None = None
     tokens: int = 5_000_000
     changes: tuple[str, ...] = ()
     seed: int = 0
     threads: int | None = None
     max_new_tokens: int | None = None
     features: str = "auto"
+    data: tuple[Path, ...] = ()
+    write_answers: Path | None = None
 
     def __post_init__(self) -> None:
         for option, value, least in (
-            ("--answer-tokens", self.answer_tokens, 1), ("--text-tokens", self.text_tokens, 0), ("--tokens", self.tokens, 0),
+            ("--answer-tokens", self.answer_tokens, 0 if self.data else 1), ("--text-tokens", self.text_tokens, 0),
+            ("--tokens", self.tokens, 0),
         ):  # fmt: skip
             bounded(option, value, least)
         bounded("--threads", self.threads)
@@ -55,6 +62,11 @@ class TrainRequest:
         if self.features not in CHOICES:
             raise unknown("choice of --features", self.features, CHOICES)
         _ = self.settings
+
+    @property
+    def n_text_tokens(self) -> int:
+        """How many tokens of given texts to train on."""
+        return self.text_tokens if self.text_tokens is not None else MOST_TOKENS if self.data else TEXT_TOKENS
 
     @property
     def trainer(self) -> Trainer[Any]:
@@ -98,8 +110,8 @@ def training_settings(
 
 
 LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
-    (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers"}),
-     lambda n: n >= 1, "at least 1"),
+    (frozenset({"batch_tokens", "warmup_steps", "unroll", "frequent_rows", "max_length", "held_out", "width", "layers",
+                "draft_vocab"}), lambda n: n >= 1, "at least 1"),
     (frozenset({"held_out"}), lambda n: n <= HELD_OUT, f"at most {HELD_OUT}"),
     (frozenset({"tokens", "seed"}), lambda n: n >= 0, "0 or more"),
     (frozenset({"learning_rate", "cooldown", "clip_norm"}), lambda x: x > 0, "over 0"),
@@ -107,6 +119,7 @@ LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
      lambda x: x >= 0, "0 or more"),
     (frozenset({"unroll_from", "prompt_share"}), lambda x: 0 <= x <= 1, "from 0 to 1"),
     (frozenset({"ce_share"}), lambda x: 0 < x <= 1, "over 0 and at most 1"),
+    (frozenset({"aux_layers"}), lambda layers: all(isinstance(i, int) for i in layers), "whole numbers from 0"),
     (frozenset({"betas"}), lambda pair: len(pair) == 2 and all(0 <= x < 1 for x in pair), "two numbers from 0 to under 1"),
 )  # fmt: skip
 """(settings, whether a value of theirs can be, what it must be)."""
@@ -115,4 +128,6 @@ LIMITS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
 def _parsed(kind: type, value: str) -> Any:
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    return tuple(float(x) for x in value.split(",")) if kind is tuple else kind(value)
+    if kind is tuple:
+        return tuple(int(x) if x.strip().isdecimal() else float(x) for x in value.split(","))
+    return kind(value)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from harness.common.files import save_whole, sha256_file, whole_file
 from harness.load.eagle_head import FREQUENT
 from harness.train.report import write_report
 from harness.train.trainers import Trainer, W
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def save_drafter(
@@ -36,11 +32,15 @@ def save_drafter(
     """
     out.mkdir(parents=True, exist_ok=True)
     shipped = trainer.shipped(head)
-    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in shipped.state_dict().items()}
+    state = {k: (v.detach().to(torch.bfloat16) if v.is_floating_point() else v).contiguous()
+             for k, v in shipped.state_dict().items()}  # fmt: skip
     file = out / "model.safetensors"
     save_whole(file, partial(save_file, state))
-    config = cast("DataclassInstance", shipped.config)
-    values: dict[str, Any] = {"architectures": [trainer.drafter.architectures[0]], **asdict(config), **figures}
+    values: dict[str, Any] = {
+        "architectures": [trainer.drafter.architectures[0]],
+        **trainer.config_values(shipped.config),
+        **figures,
+    }
     values |= {"target_sha256": target_sha, "weights_sha256": sha256_file(file)}
     with whole_file(out / "config.json") as tmp:
         tmp.write_text(json.dumps(values, indent=2) + "\n")

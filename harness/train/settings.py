@@ -27,6 +27,8 @@ class TrainSettings:
     intermediate_size: of the MLPs; 0 for the kind's own.
     linear_start: an EAGLE head's `fc` begins as the least-squares map to the next feature.
     width, layers: of a draft LM.
+    draft_vocab: tokens that an EAGLE-3 head drafts over, the most frequent ones of the training answers.
+    aux_layers: the target's hidden states that an EAGLE-3 head reads, by transformers' numbers; none: 2, n/2 and n - 3.
     """
 
     tokens: int = 5_000_000
@@ -54,4 +56,6 @@ class TrainSettings:
     linear_start: bool = True
     width: int = 256
     layers: int = 3
+    draft_vocab: int = 4096
+    aux_layers: tuple[int, ...] = ()
     seed: int = 0

@@ -49,8 +49,8 @@ def watched_target(target: Any, seen: Seen, keep_trees: bool) -> Any:
         def __getattr__(self, name: str) -> Any:
             return getattr(target, name)
 
-        def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
-            features, logits = target.prefill(prompt_ids, room)
+        def prefill(self, prompt_ids: list[int], room: int, *aux_layers: Any) -> tuple[Tensor, Tensor]:
+            features, logits = target.prefill(prompt_ids, room, *aux_layers)
             seen.n_prefills += 1
             seen.n_prompt = len(prompt_ids)
             for column in (seen.sizes, seen.accepted, seen.trees, seen.used):

@@ -59,7 +59,7 @@ def inverse_frequencies(c: HeadConfig) -> Tensor:
     return stretched.double()
 
 
-class _RMSNorm(nn.Module):
+class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -71,17 +71,17 @@ class _RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-class _Attention(nn.Module):
-    def __init__(self, c: HeadConfig):
+class Attention(nn.Module):
+    def __init__(self, c: HeadConfig, inputs: int):
         super().__init__()
         wide, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, wide, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, kv, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, kv, bias=False)
+        self.q_proj = nn.Linear(inputs, wide, bias=False)
+        self.k_proj = nn.Linear(inputs, kv, bias=False)
+        self.v_proj = nn.Linear(inputs, kv, bias=False)
         self.o_proj = nn.Linear(wide, c.hidden_size, bias=False)
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
     def __init__(self, c: HeadConfig):
         super().__init__()
         self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
@@ -92,27 +92,36 @@ class _MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class _Layer(nn.Module):
-    def __init__(self, c: HeadConfig):
+class Layer(nn.Module):
+    """A decoder layer without its first norm. inputs: how wide what its attention reads is."""
+
+    def __init__(self, c: HeadConfig, inputs: int):
         super().__init__()
-        self.self_attn = _Attention(c)
-        self.mlp = _MLP(c)
-        self.post_attention_layernorm = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c, inputs)
+        self.mlp = MLP(c)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
 
-class EagleHead(nn.Module):
-    """The weights and the two halves of a forward; the attention between them differs in training and in drafting."""
+class Head(nn.Module):
+    """One layer, and the halves of its forward; the attention between them differs in training and in drafting."""
 
     def __init__(self, config: HeadConfig):
         super().__init__()
         self.config = config
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
-        self.layers = nn.ModuleList([_Layer(config)])  # a list of one, for the checkpoint's key names
         self._inverse_frequencies = inverse_frequencies(config)
 
     @property
-    def layer(self) -> _Layer:
-        return cast(_Layer, self.layers[0])
+    def layer(self) -> Layer:
+        raise NotImplementedError
+
+    def fused(self, features: Tensor) -> Tensor:
+        """The target's features [.., n, ..] as the state [.., n, hidden] that a pair begins with."""
+        return features
+
+    def read(self, embedded: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """embedded, given [.., n, hidden]: of pairs their tokens and states -> (the residual [.., n, hidden]; what attention
+        reads)."""
+        raise NotImplementedError
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [..., n, head_dim] for integer positions [..., n]."""
@@ -121,7 +130,7 @@ class EagleHead(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [..., n, hidden] -> q [..., heads, n, d], k and v [..., kv_heads, n, d]; q and k are rotated."""
+        """x: [..., n, inputs] -> q [..., heads, n, d], k and v [..., kv_heads, n, d]; q and k are rotated."""
         attention, d = self.layer.self_attn, self.config.head_dim
         q, k, v = (p(x).unflatten(-1, (-1, d)).transpose(-3, -2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
         cos, sin = (r.unsqueeze(-3) for r in rotary)
@@ -132,6 +141,23 @@ class EagleHead(nn.Module):
         layer = self.layer
         x = x + layer.self_attn.o_proj(attended.transpose(-3, -2).flatten(-2))
         return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+class EagleHead(Head):
+    """The weights of an EAGLE-1/2 head."""
+
+    def __init__(self, config: HeadConfig):
+        super().__init__(config)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
+        self.layers = nn.ModuleList([Layer(config, config.hidden_size)])  # a list of one, for the checkpoint's key names
+
+    @property
+    def layer(self) -> Layer:
+        return cast(Layer, self.layers[0])
+
+    def read(self, embedded: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.fc(torch.cat([embedded, given.to(embedded.dtype)], dim=-1))
+        return x, x
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -184,9 +210,7 @@ class EagleDrafter:
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         c = self.head.config
-        self._logits, self._names = self._lm_head, None
-        if frequent is not None:
-            self._logits, self._names = self._cut_to(frequent)
+        self._logits, self._names = self._columns(frequent)
         self._n_pairs = self._n_entries = self._level = 0
         if room > self._capacity:
             self._capacity = -(-room // 256) * 256
@@ -194,6 +218,18 @@ class EagleDrafter:
             self._keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._values = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self._cos, self._sin = rotary_rows(*self.head.rotary(torch.arange(self._capacity, device=self.device), self.dtype))
+
+    def _columns(self, frequent: int | None) -> tuple[Any, Tensor | None]:
+        """(the LM head of a generation, the tokens of its columns; None: all, in their order)."""
+        return (self._lm_head, None) if frequent is None else self._cut_to(frequent)
+
+    def _given(self, features: Tensor) -> Tensor:
+        """Features of the target [m, ..] as states [m, hidden]."""
+        return features
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """What the LM head reads of states [m, hidden] that the head predicted."""
+        return hidden
 
     def _cut_to(self, n: int) -> tuple[Any, Tensor]:
         """The LM head's rows of the n most frequent tokens (FR-Spec, arXiv 2502.14856), of all listed if there are fewer."""
@@ -220,7 +256,7 @@ class EagleDrafter:
         mask = causal(m, at, self.dtype, self._group, self.device)
         with self._clock:
             ids = sent(tokens, self.device)
-            out = self._run(ids, features.to(self.device), torch.arange(at, at + m, device=self.device), at, mask)
+            out = self._run(ids, self._given(features.to(self.device)), torch.arange(at, at + m, device=self.device), at, mask)
             self._hidden = out[-1:]
         self._n_pairs, self._n_entries, self._level = at + m, 0, 0
 
@@ -235,7 +271,7 @@ class EagleDrafter:
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
         with self._clock:
-            return self._logits(self._hidden[:1])
+            return self._logits(self._read(self._hidden[:1]))
 
     def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest children of each row and their log-probabilities: the head's own law, so its clock runs."""
@@ -251,7 +287,7 @@ class EagleDrafter:
         with self._clock:
             features = self._hidden[sent(parents + 1, self.device)]
             out = self._run(sent(tokens, self.device), features, positions, pairs + self._n_entries, mask)
-            logits = self._logits(out)
+            logits = self._logits(self._read(out))
         self._hidden = torch.cat([self._hidden, out])
         self._n_entries += m
         self._level += 1

@@ -16,13 +16,18 @@ from torch import Tensor
 
 from methods.engine.draft_head import EagleDrafter, EagleHead
 from methods.engine.draft_lm import LMDrafter
+from methods.engine.eagle3 import Eagle3Drafter, Eagle3Head
 from methods.engine.layer import PACKED_DTYPES, Linear
 from methods.engine.llama import LlamaTarget, is_lean
 from methods.engine.native import build
-from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
+from methods.engine.native.drafters import NativeEagle3Drafter, NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.library import NativeLinear
 from methods.engine.native.target import NativeTarget
-from methods.engine.row_invariant.drafters import RowInvariantEagleDrafter, RowInvariantLMDrafter
+from methods.engine.row_invariant.drafters import (
+    RowInvariantEagle3Drafter,
+    RowInvariantEagleDrafter,
+    RowInvariantLMDrafter,
+)
 from methods.engine.row_invariant.target import RowInvariantTarget
 from methods.engine.static.drafter import StaticEagleDrafter
 from methods.engine.static.target import StaticTarget
@@ -114,6 +119,14 @@ def eagle_drafter(target: HFTarget, head: EagleHead, embedding: Tensor, frequent
     if isinstance(target, StaticTarget):
         return StaticEagleDrafter(head, embedding, target.lm_head, frequent, target.replayer)
     return EagleDrafter(head, embedding, target.lm_head, frequent)
+
+
+def eagle3_drafter(target: HFTarget, head: Eagle3Head, embedding: Tensor) -> Eagle3Drafter:
+    """A drafter with an EAGLE-3 head, on the engine of its target; beside one of fixed shapes it is launched call by call."""
+    if isinstance(target, NativeTarget):
+        return NativeEagle3Drafter(head, embedding, target.lm_head)
+    kind = RowInvariantEagle3Drafter if isinstance(target, RowInvariantTarget) else Eagle3Drafter
+    return kind(head, embedding, target.lm_head)
 
 
 def begin(target: HFTarget, drafters: Iterable[Any]) -> None:

@@ -99,15 +99,17 @@ class DecoderLayer:
         self.norm2 = Norm(module.post_attention_layernorm.weight, eps, packed)
         self.heads, self.kv_heads = heads, kv_heads
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """x [n, hidden], rotary of the rows (`rotary_rows`) -> [n, hidden].
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend, read: Tensor | None = None) -> Tensor:
+        """x [n, hidden], rotary of the rows (`rotary_rows`) -> [n, hidden]. read: what attention reads in place of x, as it is.
 
         `attend(q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d]) -> [n, heads * d]` keeps the keys and values.
         """
         n, heads, kv = x.shape[0], self.heads, self.kv_heads
         cos, sin = rotary
         d = cos.shape[-1]
-        qkv = self.qkv(x if self.norm1 is None else self.norm1(x)).view(n, heads + 2 * kv, d)
+        if read is None:
+            read = x if self.norm1 is None else self.norm1(x)
+        qkv = self.qkv(read).view(n, heads + 2 * kv, d)
         qk = qkv[:, : heads + kv]
         qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin).transpose(0, 1)
         x = self.o(attend(qk[:heads], qk[heads:], qkv[:, heads + kv :].transpose(0, 1)), plus=x)

@@ -141,7 +141,10 @@ class LlamaTarget(HFTarget):
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
         self._make_tables()
         n, x, here = len(ids), F.embedding(sent(ids, self.device), self.embedding), None
-        for layer, (i, device) in zip(self._layers, self._placed, strict=True):
+        states: dict[int, Tensor] = {}
+        for number, (layer, (i, device)) in enumerate(zip(self._layers, self._placed, strict=True)):
+            if number in self.aux_layers:
+                states[number] = x
             if device != here:
                 here, x, places = device, x.to(device), positions.to(device)
                 cos, sin = self._tables[device]
@@ -152,4 +155,4 @@ class LlamaTarget(HFTarget):
                 return self._attended(q[None], keys, values, seen)[0].view(n, -1)
 
             x = layer(x, rotary, attend)
-        return self._norm(x.to(self.devices[-1]))
+        return self._beside(self._norm(x.to(self.devices[-1])), states)

@@ -57,7 +57,7 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         chooser, output, trace = Chooser.of(params), Output(params), Trace()
         # the last step may start one token short of the budget and holds the tree besides
         room = params.max_new_tokens + grow.most + 1
-        features, logits = target.prefill(prompt_ids, room)
+        features, logits = prefilled(target, drafter, prompt_ids, room)
         context = Context([*prompt_ids, chooser.token(logits, 0)], 1, chooser, params.keep_trees)
         over = output.extend(context.tokens[-1:])
         if drafter is not None and not over:
@@ -92,6 +92,13 @@ def speculative(grow: Grow, verify: Verify = walk) -> Decode:
         return Generation(output.token_ids, output.finish, output.n_cut, prefill_s, trace)
 
     return decode
+
+
+def prefilled(target: Any, drafter: Drafter | None, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    """`target.prefill`, with those hidden states as features that the drafter observes."""
+    aux_layers: tuple[int, ...] = getattr(drafter, "aux_layers", ())
+    features, logits = target.prefill(prompt_ids, room, *([aux_layers] if aux_layers else ()))
+    return features, logits
 
 
 def _forward_s(drafter: Drafter | None) -> float:

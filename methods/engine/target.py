@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -60,6 +60,25 @@ def cannot_verify(config: Any, kind: Any = None) -> str | None:
     return None
 
 
+@contextmanager
+def given_to(layers: Any, numbers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Meanwhile what those layers of a module are given is noted: number -> hidden states [n, hidden]. Others are left out."""
+    found: dict[int, Tensor] = {}
+
+    def note(number: int, args: Any, kwargs: Any) -> None:
+        found[number] = (args[0] if args else kwargs["hidden_states"])[0]
+
+    hooks = [
+        layers[i].register_forward_pre_hook(lambda _, args, kwargs, i=i: note(i, args, kwargs), with_kwargs=True)
+        for i in numbers if i < len(layers)
+    ]  # fmt: skip
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class HFTarget:
     """Implements methods.base.Target for decoder-only models of transformers: LLaMA's names, full attention in every layer."""
 
@@ -69,6 +88,8 @@ class HFTarget:
     """One line for the user on the engine that was taken, where there is something to say."""
     mode: Literal["eager", "graphs"] = "eager"
     """How steps are launched: call by call, or as CUDA graphs."""
+    aux_layers: tuple[int, ...] = ()
+    """The hidden states that forwards give as features since the last prefill: see `methods.base.Target.prefill`."""
     pages: str | None = None
     """Of what size the memory is in that the weights lie in (`methods.engine.native.pages`), set where that was asked for."""
 
@@ -165,32 +186,59 @@ class HFTarget:
         return self.cache.length
 
     def _forward(self, ids: list[int], positions: Tensor, mask: Tensor | None) -> Tensor:
-        """-> features [n, hidden]: the last hidden state after the final norm."""
-        out = self.body(
-            input_ids=sent([ids], self.device),
-            position_ids=positions[None],
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        features: Tensor = out.last_hidden_state[0]
-        return features
+        """-> [n, (1 + len(aux_layers)) * hidden]: the last hidden state after the final norm, and those of `aux_layers`."""
+        with given_to(self.body.layers, self.aux_layers) as states:
+            out = self.body(
+                input_ids=sent([ids], self.device),
+                position_ids=positions[None],
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        last: Tensor = out.last_hidden_state[0]
+        return self._beside(last, states)
+
+    def _beside(self, last: Tensor, states: dict[int, Tensor]) -> Tensor:
+        """last [n, hidden], and the states of `aux_layers` behind it. states: by number, but for the last one."""
+        if not self.aux_layers:
+            return last
+        return torch.cat([last, *(states[i].to(last.device) if i in states else last for i in self.aux_layers)], dim=-1)
+
+    def _parted(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What `_forward` gave -> (what the LM head reads [n, hidden], what is given as features)."""
+        if not self.aux_layers:
+            return rows, rows
+        hidden = self.embedding.shape[1]
+        return rows[:, :hidden].contiguous(), rows[:, hidden:]
+
+    def _observe(self, aux_layers: Sequence[int]) -> None:
+        """Begin a text whose features are those hidden states.
+
+        Raises:
+            ValueError: there is no such state.
+        """
+        n = len(self.body.layers)
+        if bad := [i for i in aux_layers if not 0 <= i <= n]:
+            raise ValueError(f"hidden state {bad[0]} was asked for; a target of {n} layers has those from 0 to {n}")
+        self.aux_layers = tuple(aux_layers)
 
     @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        self._observe(aux_layers)
         with self._clock:
             self.cache.reserve(len(prompt_ids) + room)
-            features = self._forward(prompt_ids, torch.arange(len(prompt_ids), device=self.device), None)
+            rows = self._forward(prompt_ids, torch.arange(len(prompt_ids), device=self.device), None)
             self.cache.append(len(prompt_ids))
-            logits = self.lm_head(features[-1:])[0]
+            last, features = self._parted(rows)
+            logits = self.lm_head(last[-1:])[0]
         return features, logits
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
         with self._clock:
-            features = self._forward([token], torch.full((1,), self.cache.length, device=self.device), None)
+            rows = self._forward([token], torch.full((1,), self.cache.length, device=self.device), None)
             self.cache.append(1)
-            logits: Tensor = self.lm_head(features)[0]
+            logits: Tensor = self.lm_head(self._parted(rows)[0])[0]
         return logits
 
     @torch.inference_mode()
@@ -202,8 +250,8 @@ class HFTarget:
         mask = sent(mask.repeat(self._group, 1)[None, None], self.device)
         positions = length + sent(tree.depths(), self.device)
         with self._clock:
-            features = self._forward(tree.tokens, positions, mask)
-            logits = self.lm_head(features)
+            last, features = self._parted(self._forward(tree.tokens, positions, mask))
+            logits = self.lm_head(last)
         self._n_pending = n
         return features, logits
 

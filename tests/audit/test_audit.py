@@ -25,6 +25,7 @@ from harness.audit.faults.forwards import Misgiven, one_further
 from harness.audit.levels import LEVELS
 from harness.audit.probe import findings, lanes
 from harness.audit.probe.replay import head_law, replayed
+from harness.audit.probe.subject import Subject
 from harness.audit.store import Store
 from harness.audit.verdicts import verdict as verdicts
 from harness.audit.verdicts.acceptance import acceptance_verdicts
@@ -33,6 +34,7 @@ from harness.audit.verdicts.replay import Control, control_verdicts, controls, r
 from harness.audit.verdicts.sampling import coupled_verdicts, score_verdicts
 from harness.common.errors import UserError
 from methods.base import SamplerParams
+from methods.engine.loop import prefilled
 from methods.engine.native.build import VARIABLE
 from methods.engine.sampling import probabilities
 
@@ -689,20 +691,41 @@ def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, monkeypatch: pytest.Mo
     refused(harness(COMMAND, "--method pld --out", tmp_path), "not judged: all of float64: this model has no float64 kernels")
 
 
-def test_q_of_the_score_test_is_what_the_head_would_draft(tiny: TinyModel) -> None:
+@pytest.mark.parametrize("kind", methods.HEADS)
+def test_q_of_the_score_test_is_what_the_head_would_draft(kind: str, tiny: TinyModel) -> None:
     """Teacher-forced in one pass of the trainer's forward; a q that says nothing would leave the test without power."""
-    target, drafter, prompt = tiny.loaded.target, tiny.loaded.drafter, tiny.prompts[0]
-    assert drafter is not None
+    target, drafter, prompt = tiny.loaded.target, tiny.loaded.drafter_of(kind), tiny.prompts[0]
     params = SamplerParams(6, frozenset(), temperature=1.0, key=1)
     run = replayed(tiny.loaded, methods.get("vanilla").build(), prompt, params, None)
-    law = head_law(tiny.loaded, run, params)
+    law = head_law(tiny.loaded, run, params, kind)
     for n in (0, 1, 5):
         text = [*prompt, *run.ids[:n]]
-        features, _ = target.prefill(text, 1)
+        features, _ = prefilled(target, drafter, text, 1)
         drafter.start(len(text) + 1)
         drafter.observe(text[1:], features[:-1])
-        own = probabilities(drafter.root_logits()[0], 1.0, 1.0)
-        assert torch.allclose(law[n], own.double(), atol=1e-5) and own.max() > 2 / len(own)
+        own = probabilities(drafter.root_logits()[0], 1.0, 1.0).double()
+        assert torch.allclose(law[n][drafter.named(torch.arange(len(own)))], own, atol=1e-5) and own.max() > 2 / len(own)
+        assert law[n].sum() == pytest.approx(1)
+
+
+def test_hidden_states_of_other_layers_show_in_the_first_drafts_of_an_eagle3_head(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The law of the output is silent about them: every draft is verified."""
+    subject = Subject.of(methods.get("eagle3"), tiny.loaded.config)
+    params = SamplerParams(16, frozenset())
+    vanilla = tiny.vanilla(tiny.prompts[0], params).token_ids
+
+    def off() -> float:
+        found = findings.greedy_finding(tiny.loaded, subject, tiny.prompts[0], params, vanilla, guided=True)
+        assert found["divergence"] is None
+        return max(found["drafts"])
+
+    assert off() < 1e-5
+    target = tiny.loaded.target
+    real = target._observe
+    monkeypatch.setattr(target, "_observe", lambda states: real([max(i - 1, 0) for i in states]))
+    assert off() > 0.01
 
 
 def test_packed_findings_are_found_and_new_ones_go_beside_them(tmp_path: Path) -> None:

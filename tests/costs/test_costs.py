@@ -79,12 +79,14 @@ def test_every_kind_of_drafter_is_measured_by_level_and_takes_back_what_it_obser
     tiny = shared_tiny_model("float32")
     target = tiny.loaded.target
     made = {kind: tiny.loaded.drafter_of(kind) for kind in OTHERS}
-    found = inside(target, {"eagle": tiny.loaded.drafter, **made}, 48, Plan((48,), 2, 2, **FEW))
+    plan = Plan((48,), 2, 2, **FEW)
+    found = inside(target, {"eagle": tiny.loaded.drafter, **made}, 48, plan)
     assert set(found.drafters) == set(made)
     for kind, d in found.drafters.items():
         assert len(d.levels) == n_levels(made[kind]) and d.root.ms > 0 and set(d.observe) == {1, 3}
-        assert [set(level) for level in d.levels] == [set(OTHERS[kind])] * len(d.levels)
-    assert [len(found.drafters[kind].levels) for kind in made] == [1, 3, 3]
+        assert [set(level) for level in d.levels] == [set(plan.rows_of(kind))] * len(d.levels)
+    assert [len(found.drafters[kind].levels) for kind in made] == [1, 3, 3, 1]
+    assert target.aux_layers == () and plan.rows_of("eagle3") == plan.levels  # a plain step was timed without other states
     assert found.drafters["hydra"].levels[0][18].ms > 0 and found.drafters["lm"].prefill.ms > 0
 
 

@@ -101,7 +101,7 @@ VALUES_REFUSED = [
     ({"head_dim": 7}, "head_dim must be even"),
     ({"num_hidden_layers": 2}, "num_hidden_layers is 2; a draft head has 1"),
     ({"bias": "no"}, "bias is 'no'; it must be true or false"),
-    ({"architectures": ["LlamaForCausalLMEagle3"]}, "one of EAGLE-3"),
+    ({"architectures": ["Eagle3Qwen3ForCausalLM"]}, "one of EAGLE-3"),
     ({"architectures": ["GemmaForCausalLM"]}, "architectures = GemmaForCausalLM: a draft head here has the layer of a LLaMA"),
     ({"architectures": ["LlamaForCausalLM", 3]}, "architectures = 3: a draft head"),
     ({"architectures": "LlamaForCausalLM"}, "it must be a list of names"),

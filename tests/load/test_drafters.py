@@ -331,7 +331,7 @@ def test_heads_that_do_not_fit_are_refused_in_one_line(kind: str, changes: dict[
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-HOLDS = {"medusa": "set of Medusa heads", "hydra": "set of Hydra heads", "sps": "draft LM"}
+HOLDS = {"medusa": "set of Medusa heads", "hydra": "set of Hydra heads", "sps": "draft LM", "eagle3": "draft head of EAGLE-3"}
 
 
 @pytest.mark.parametrize(("holds", "asked"), [(h, a) for h in HOLDS for a in methods.DRAFTERS if a != {"sps": "lm"}.get(h, h)])

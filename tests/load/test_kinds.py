@@ -208,5 +208,5 @@ def test_an_eagle_head_may_stand_among_the_drafters_but_not_twice(tmp_path: Path
     with pytest.raises(UserError, match="head and drafters: eagle are the same drafter; give one of them"):
         read_model(yaml)
     yaml.write_text(text.replace("drafters: {", "drafters: {clover: x, "))
-    with pytest.raises(UserError, match="drafters: .*unknown kind of drafter 'clover'; known: eagle, hydra, lm, medusa"):
+    with pytest.raises(UserError, match="drafters: .*unknown kind of drafter 'clover'; known: eagle, eagle3, hydra, lm, medusa"):
         read_model(yaml)

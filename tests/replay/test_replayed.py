@@ -29,17 +29,22 @@ from methods.policies.opt_tree import OptTree
 
 TOKENS = 24
 EVERY = [m.name for m in sorted(methods.registered(), key=lambda m: m.name)]
+ON_EITHER = ("opt-tree", "ema-depth")  # policies, which draft with an EAGLE-3 head, too
 LIVE = [n for n in EVERY if cannot_be_replayed(methods.get(n), 0.0) is None and not methods.get(n).replay_only]
 
 
-def known(tiny: TinyModel, prompt: list[int], params: SamplerParams) -> tuple[KnownText, torch.Tensor]:
+def known(
+    tiny: TinyModel, prompt: list[int], params: SamplerParams, kind: str | None = methods.EAGLE
+) -> tuple[KnownText, torch.Tensor]:
     answer = tiny.vanilla(prompt, params).token_ids
-    features, beyond = went_on(tiny.loaded, prompt, answer, params)
+    features, beyond = went_on(tiny.loaded, prompt, answer, params, tiny.loaded.drafter_of(kind))
     return KnownText(prompt, answer, beyond), features
 
 
-def drafter_of(tiny: TinyModel, text: KnownText, features: torch.Tensor, frequent: int | None = None) -> RowsDrafter:
-    drafter: Any = tiny.loaded.drafter
+def drafter_of(
+    tiny: TinyModel, text: KnownText, features: torch.Tensor, frequent: int | None = None, kind: str | None = methods.EAGLE
+) -> RowsDrafter:
+    drafter: Any = tiny.loaded.drafter_of(kind)
     return RowsDrafter(drafter, Rows(), text.ids, len(text.prompt), lambda: features, frequent)
 
 
@@ -66,20 +71,22 @@ def test_every_method_replays_as_it_decodes(tiny: TinyModel, temperature: float)
     """Whatever the pool lacks is drafted, and then it is there."""
     params = SamplerParams(TOKENS, STOP_IDS, temperature=temperature, key=7)
     prompts = [tiny.prompts[0], tiny.prompts[4]][: 1 if tiny.loaded.identity.engine.startswith("torch") else 2]
-    texts = [known(tiny, prompt, params) for prompt in prompts]
-    by_frequent: dict[Any, list[RowsDrafter]] = {}
-    for name in LIVE:
-        m = methods.get(name)
+    kinds = {kind: [known(tiny, prompt, params, kind) for prompt in prompts] for kind in methods.HEADS}
+    by_rows: dict[Any, list[RowsDrafter]] = {}
+    for m in (*map(methods.get, LIVE), *(methods.get(name).on(methods.EAGLE3) for name in ON_EITHER)):
         if cannot_be_replayed(m, temperature):
             continue
         frequent = m.options.get("frequent")
-        if frequent not in by_frequent:
-            by_frequent[frequent] = [drafter_of(tiny, text, features, frequent) for text, features in texts]
-            for (text, _), drafter in zip(texts, by_frequent[frequent], strict=True):
+        kind = m.drafter or methods.EAGLE
+        texts = kinds[kind]
+        if (kind, frequent) not in by_rows:
+            by_rows[kind, frequent] = [drafter_of(tiny, text, features, frequent, kind) for text, features in texts]
+            for (text, _), drafter in zip(texts, by_rows[kind, frequent], strict=True):
                 with tiny.loaded.target.decoding(), torch.inference_mode():
                     drafter.draft(range(1, len(text.answer)), 10, 6)
-        for (text, _), drafter in zip(texts, by_frequent[frequent], strict=True):
-            live = tiny.decode(name, text.prompt, replace(params, keep_trees=True))
+        for (text, _), drafter in zip(texts, by_rows[kind, frequent], strict=True):
+            decode = m.build(**m.options)
+            live = decode(text.prompt, tiny.loaded.target, tiny.loaded.drafter_of(m.drafter), replace(params, keep_trees=True))
             arm = Arm(m, "paper", m.options)
             lacking = []
             for again in (False, True):

@@ -159,7 +159,7 @@ def test_what_is_wrong_is_one_line(ledger: Path, tmp_path: Path) -> None:
     own = ("--results", str(ledger), "--model", str(TINY), "--out", str(tmp_path))
     assert "at least one --policy must be named" in refused(*own)
     assert "name the ledger to replay (--results)" in refused("--policy", "eagle2")
-    assert "unknown method 'eagle3'" in refused(*own, "--policy", "eagle3")
+    assert "unknown method 'eagle4'" in refused(*own, "--policy", "eagle4")
     assert "draws its drafts at T = 1" in refused(*own, "--policy", "eagle1")
     assert "no answers of vanilla's" in refused(*own, "--policy", "eagle2", "--task", "gsm8k")
     assert "none of the known costs: gpu-radar" in refused(*own, "--policy", "eagle2", "--costs", "nowhere")
@@ -231,3 +231,25 @@ def test_choosing_and_replaying_what_was_chosen(ledger: Path, tmp_path: Path, mo
                     "--out", str(tmp_path))  # fmt: skip
     assert shown.code == 0, shown.out
     assert "over eagle2-grid" in shown.out and "options chosen on 2 held-out conversations" in shown.out
+
+
+def test_both_kinds_of_heads_are_replayed_and_a_policy_takes_the_one_that_is_named(ledger: Path, tmp_path: Path) -> None:
+    """From one command; each in a pool of its own, and a policy with the other head's drafts is another replay."""
+    words = ["replay", "--results", str(ledger), "--model", str(TINY), "--temperature", "0", "--out", str(tmp_path)]
+    first = harness(*words, "--policy", "eagle2", "--policy", "eagle3", "--policy", "opt-tree")
+    assert first.code == 0, first.out + first.err
+    second = harness(*words, "--policy", "opt-tree", "--drafter", "eagle3")
+    third = harness(*words, "--policy", "opt-tree", "--head", str(TINY.parent / "eagle3"))
+    assert second.code == third.code == 0, second.err + third.err
+    found = record.read(tmp_path)
+    assert sorted((r.method, str(r.drafter)) for r in found if r.turn == 1) == [
+        ("eagle2", "eagle"), ("eagle3", "eagle3"), ("opt-tree", "eagle"), ("opt-tree", "eagle3"),
+    ]  # fmt: skip
+    heads = {r.drafter: r.head_id for r in found}
+    assert len(set(heads.values())) == 2 and all(r.head_id == heads[r.drafter] for r in found)
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+    assert "unknown kind of EAGLE head 'medusa'; known: eagle, eagle3" in refused(*words[1:], "--policy", "eagle2", "--drafter",
+                                                                                 "medusa")  # fmt: skip
+    shipped = "smollm2-135m-AMD_EPYC-1-threads-bfloat16"
+    said = refused(*words[1:], "--policy", "eagle3", "--as-if", "--costs", shipped)
+    assert "were measured without a draft head of EAGLE-3: `harness costs` measures those of a model that has one" in said

@@ -55,14 +55,15 @@ def numbered(prompts: Sequence[list[int]]) -> list[Prompt]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("method", "frequent"), [("eagle2", None), ("eagle2-fr", 200)])
+@pytest.mark.parametrize(("method", "frequent"), [("eagle2", None), ("eagle2-fr", 200), ("eagle3", None)])
 def test_a_replay_has_the_tau_of_the_decode_it_stands_for(
     temperature: float, method: str, frequent: int | None, tiny: TinyModel
 ) -> None:
     """Ranks of one deep pool give the tau of every shallower and smaller tree, as decoding with that tree would."""
     answers = vanilla_answers(tiny.loaded, numbered(tiny.prompts[:4]), temperature, 24)
     for top_k in (2, 5):
-        drafts = [answer_ranks(drafter_over(tiny.loaded, a, 10, 5, frequent), a, top_k, 5) for a in answers]
+        kind = methods.get(method).drafter or ""
+        drafts = [answer_ranks(drafter_over(tiny.loaded, a, 10, 5, frequent, kind), a, top_k, 5) for a in answers]
         ranks = [r for r, _ in drafts]
         for depth, total in ((1, 1), (2, 4), (3, 9), (5, 3), (5, 24)):
             tokens = forwards = 0

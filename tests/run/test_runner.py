@@ -333,7 +333,7 @@ def test_settings_beside_are_timed_along_and_compared_with_their_like(tmp_path: 
         ("eagle2+=4", ["--beside takes METHOD", "eagle2+=4"]),
         ("all+total=4", ["--beside takes METHOD", "of one method"]),
         ("eagle2+total=4+total=6", ["--beside 'eagle2+total=4+total=6'", "names total twice"]),
-        ("eagle3", ["unknown method 'eagle3'"]),
+        ("eagle4", ["unknown method 'eagle4'"]),
         ("eagle2+early=true", ["unknown option 'early'", "eagle2"]),
         ("eagle2+total=0", ["total=0", "at least 1"]),
         ("eagle2+tuned", ["no tuned preset of eagle2"]),

@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.common.errors import UserError
 from harness.load.config import model_config
 from harness.train import loop, loss, pipeline
-from harness.train.data import Conversation, make_text_shards, read_shards
+from harness.train.data import Conversation, add_states, make_text_shards, read_shards
 from harness.train.features import Part, keeps_features, tokens_to_keep
 from harness.train.generate import FeaturesOf, answers, features_of
 from harness.train.held_out import calibration, held_out_acceptance
@@ -47,11 +47,16 @@ def llama(dtype: torch.dtype) -> object:
     return LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=dtype).eval()
 
 
+AUX = (0, 1, 2)
+
+
 def both(dtype: torch.dtype, folder: Path) -> tuple[object, list[Conversation], list[Conversation]]:
     """(the target, its texts with features kept, the same with features that are computed)."""
     model = llama(dtype)
     make_text_shards(folder, model, texts(), n_tokens=10**6, say=lambda text: None)  # type: ignore[arg-type]
-    return model, read_shards(folder, 64), read_shards(folder, 64, features_of(model))  # type: ignore[arg-type]
+    add_states(folder, model, AUX, say=lambda text: None)  # type: ignore[arg-type]
+    kept = read_shards(folder, 64, aux_layers=AUX)
+    return model, kept, read_shards(folder, 64, features_of(model, AUX))  # type: ignore[arg-type]
 
 
 def head_of(
@@ -69,7 +74,8 @@ def head_of(
 def settings_of(kind: str) -> TrainSettings:
     same_for_all = ("tokens", "batch_tokens", "warmup_steps", "frequent_rows", "held_out", "intermediate_size")
     mine = {name: getattr(SETTINGS, name) for name in same_for_all}
-    return replace(TRAINERS[kind].defaults, **mine, unroll=min(TRAINERS[kind].defaults.unroll, 2), width=16, layers=1)
+    return replace(TRAINERS[kind].defaults, **mine, unroll=min(TRAINERS[kind].defaults.unroll, 2), width=16, layers=1,
+                   draft_vocab=200, aux_layers=AUX)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -218,7 +224,7 @@ def test_what_is_told_of_held_out_answers_does_not_depend_on_how_many_positions_
     for rows in (10**6, 7):
         monkeypatch.setattr(loss, "LOSS_ROWS", rows)
         made: list[object] = []
-        for kind in ("eagle", "medusa"):
+        for kind in ("eagle", "medusa", "eagle3"):
             torch.manual_seed(0)
             head = TRAINERS[kind].new(model.config, settings_of(kind))  # type: ignore[attr-defined]
             TRAINERS[kind].initialise(head, embedding, kept, settings_of(kind))

@@ -25,9 +25,9 @@ from harness.common.errors import UserError
 from harness.train import data, loop
 from harness.train.batched_llama import BatchedLlama
 from harness.train.batches import TEMPLATE_TOKENS, batches, collate
-from harness.train.data import Conversation, make_shards, read_shards, restore_features
+from harness.train.data import Conversation, frequent_tokens, make_shards, read_shards, restore_features
 from harness.train.generate import Answer, Sampler
-from harness.train.held_out import calibration, frequent_tokens, held_out_acceptance
+from harness.train.held_out import calibration, held_out_acceptance
 from harness.train.loop import make_optimizers, train
 from harness.train.loss import LOSS_ROWS, SoftCrossEntropy, scored_rows, wanted_of
 from harness.train.pipeline import slots
@@ -336,6 +336,11 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_the_plain_formula() -> 
     loss = SoftCrossEntropy.apply(predicted, rows, wanted)
     (gradient,) = torch.autograd.grad(3 * loss, predicted)
     assert torch.allclose(loss, plain) and torch.allclose(gradient, expected, atol=1e-7)
+    rows.requires_grad_()  # where the LM head is trained, too
+    plain = -(wanted * (predicted @ rows.T).log_softmax(-1)).sum(-1).mean()
+    expected = torch.autograd.grad(3 * plain, (predicted, rows))
+    gradients = torch.autograd.grad(3 * SoftCrossEntropy.apply(predicted, rows, wanted), (predicted, rows))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected, strict=True))
 
 
 def test_a_batch_is_scored_over_frequent_tokens_its_own_and_some_at_random() -> None:

@@ -31,16 +31,17 @@ from harness.train.texts import Lengths
 from harness.train.trainers import TRAINERS
 from methods.base import SamplerParams
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
+from methods.engine.eagle3 import Eagle3Head
 from methods.engine.heads import HeadsConfig, ResidualHeads
 
 MODEL = LlamaConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=2, rms_norm_eps=1e-5)
-OTHERS = ("medusa", "hydra", "sps")
+OTHERS = ("medusa", "hydra", "sps", "eagle3")
 
 
 def settings_of(kind: str) -> TrainSettings:
     small = {k: getattr(SETTINGS, k) for k in ("tokens", "batch_tokens", "learning_rate", "warmup_steps", "frequent_rows",
                                                "max_length", "held_out", "seed")}  # fmt: skip
-    return replace(TRAINERS[kind].defaults, **small, width=8, layers=1)
+    return replace(TRAINERS[kind].defaults, **small, width=8, layers=1, draft_vocab=25)
 
 
 def untrained(kind: str) -> nn.Module:
@@ -55,20 +56,25 @@ def test_a_level_of_the_trainer_is_what_drafting_computes_there(kind: str) -> No
     tiny: TinyModel = shared_tiny_model("float32")
     state, _ = read_state(TINY.parent / kind, {})
     values = json.loads((TINY.parent / kind / "config.json").read_text())
+    drafter = tiny.loaded.drafter_of("lm" if kind == "sps" else kind)
     if kind == "sps":
         module: nn.Module = NarrowLM(NarrowConfig(**{k: values[k] for k in NarrowConfig.__dataclass_fields__}))
+    elif kind == "eagle3":
+        module = Eagle3Head(drafter.head.config)
     else:
         module = ResidualHeads(HeadsConfig(**{k: values[k] for k in HeadsConfig.__dataclass_fields__}))
-    module.load_state_dict({k: v.float() for k, v in state.items()})
-    drafter = tiny.loaded.drafter_of("lm" if kind == "sps" else kind)
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     target, batch, n, depth = tiny.loaded.target, true_batch(tiny, 24), 24, 4
+    given = batch.aux if kind == "eagle3" else batch.features
+    lm_head = module.lm_head if kind == "eagle3" else target.lm_head
+    assert given is not None
     levels = list(TRAINERS[kind].predicted_features(module, target.embedding, batch, depth))
     checked = [0] * depth
     for row in range(2):
         ids = batch.ids[row].tolist()
         for last in range(0, n - depth, 3):  # the last pair whose feature is the target's
             drafter.start(64, None, ids[0])
-            drafter.observe(ids[1 : last + 2], batch.features[row, : last + 1])
+            drafter.observe(ids[1 : last + 2], given[row, : last + 1])
             logits = [drafter.root_logits()[0]]
             for d in range(1, depth):
                 sees = torch.ones(1, d, dtype=torch.bool)
@@ -78,7 +84,7 @@ def test_a_level_of_the_trainer_is_what_drafting_computes_there(kind: str) -> No
                 assert valid[row, last + s] == all(batch.trained[row, i] for i in pairs)
                 if valid[row, last + s]:
                     checked[s] += 1
-                    wanted: Tensor = target.lm_head(out[row, last + s])
+                    wanted: Tensor = lm_head(out[row, last + s])
                     assert (logits[s] - wanted).abs().max() < 1e-4 * wanted.abs().max()
     assert min(checked) >= 4
 
@@ -222,6 +228,8 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     changes = ("batch_tokens=512", "held_out=4", "warmup_steps=2", "frequent_rows=384")
     for kind in TRAINERS:
         own = (*changes, "width=16", "layers=1") if kind == "sps" else (*changes, "intermediate_size=16", "unroll=2")
+        if kind == "eagle3":
+            own = (*(change for change in own if "frequent" not in change), "draft_vocab=60", "aux_layers=0,1,2")
         train_drafter(TrainRequest(kind, str(TINY), tmp_path / kind, work, 400, 0, tokens=1500, changes=own, threads=1))
         made[kind] = json.loads((tmp_path / kind / "training.json").read_text())
         assert (tmp_path / kind / "curve.jsonl").read_text() and (tmp_path / kind / "training.png").exists()
@@ -240,7 +248,7 @@ def test_one_work_folder_trains_every_kind_on_the_same_data_and_what_comes_out_d
     params = SamplerParams(16)
     assert {kind: drafter_kind(tmp_path / command) for kind, command in drafters.items()} == {kind: kind for kind in drafters}
     for method, options in (("medusa", {"tree": "chosen"}), ("hydra", {"tree": "0 1 00 01"}), ("sps", {}), ("eagle2", {}),
-                            ("eagle2-fr", {"frequent": 9})):  # fmt: skip
+                            ("eagle2-fr", {"frequent": 9}), ("eagle3", {})):  # fmt: skip
         assert (
             tiny.decode(method, tiny.prompts[0], params, **options).token_ids == tiny.vanilla(tiny.prompts[0], params).token_ids
         )

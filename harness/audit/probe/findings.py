@@ -29,7 +29,7 @@ from harness.load.model import Loaded
 from harness.metrics import divergences as lossless
 from harness.watch.check import BadGeneration, is_generation
 from harness.watch.run import names_of, watched
-from methods import EAGLE, get
+from methods import HEADS, get
 from methods.base import SamplerParams
 
 Finding = dict[str, Any]
@@ -112,8 +112,8 @@ def greedy_finding(
     )
     if told is not None:
         tau |= {"deepest": run.deepest}
-        if subject.kind == EAGLE:
-            tau |= {"drafts": rounded(drafts_off(loaded, run, told.first, told.names))}
+        if subject.kind in HEADS:
+            tau |= {"drafts": rounded(drafts_off(loaded, run, told.first, told.names, str(subject.kind)))}
     if has_bits:
         other = other_bits(loaded, run, rejected)
         tau |= {"n_bits": other.n, "other_bits": other.logits, "other_features": other.features}

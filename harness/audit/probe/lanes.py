@@ -100,7 +100,10 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
         torch.cat([lane.rotary[1][positions] for lane, _, positions, _ in calls]),
     )
     x = F.embedding(torch.tensor([t for _, ids, _, _ in calls for t in ids]), first.embedding)
+    states: dict[int, Tensor] = {}
     for i, layer in enumerate(first._layers):
+        if any(i in lane.aux_layers for lane, *_ in calls):
+            states[i] = x
 
         def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i) -> Tensor:
             out = []
@@ -111,7 +114,8 @@ def _forwards(calls: list[tuple[_Lane, list[int], Tensor, Tensor | None]]) -> Se
             return torch.cat(out)
 
         x = layer(x, rotary, attend)
-    return first._norm(x).split(sizes)
+    last, parts = first._norm(x).split(sizes), {i: state.split(sizes) for i, state in states.items()}
+    return [lane._beside(last[j], {i: part[j] for i, part in parts.items()}) for j, (lane, *_) in enumerate(calls)]
 
 
 def can_run_in_lanes(loaded: Loaded, subject: Subject, dtype: str) -> bool:

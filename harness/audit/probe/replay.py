@@ -11,12 +11,14 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+import methods
 from harness.audit.probe.scores import summands
 from harness.audit.probe.stand_ins import texts_of
 from harness.load.model import Loaded
@@ -51,6 +53,7 @@ class Recording:
     `n_forwards`, `n_emitted`: target forwards after the prefill, and the tokens they gave, before any cutting.
     `deepest`: the most drafts that one of them accepted.
     `rejected`: one draft of each forward that was not accepted, if there was any, wherever in the tree.
+    `aux_layers`: the hidden states that were asked for as features; none: the last.
     """
 
     def __init__(self, target: Any):
@@ -62,14 +65,16 @@ class Recording:
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
         self._tree: Tree | None = None
         self._pending: Forward | None = None
+        self.aux_layers: tuple[int, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        self.aux_layers = tuple(aux_layers)
         self.rows, self.given, self.rejected, self.q = [], [], [], {}
         self.n_offside = self.n_branching = self.n_forwards = self.n_emitted = self.deepest = 0
-        features, logits = self._target.prefill(prompt_ids, room)
+        features, logits = self._target.prefill(prompt_ids, room, *([aux_layers] if aux_layers else []))
         self.rows.append(logits.clone())
         self.given.append(features.clone())
         return features, logits
@@ -122,6 +127,7 @@ class Replayed:
     given: Sequence[Tensor | None] = ()
     features: Tensor | None = None
     rejected: Sequence[Rejected] = ()
+    aux_layers: tuple[int, ...] = ()
 
     @property
     def differences(self) -> list[float]:
@@ -150,7 +156,7 @@ ROUNDING = 1e-9  # of cumulated probabilities in float64, many rows at a time an
 
 
 KNOWN_TEXTS = 4
-_Known = WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int], Forward]]
+_Known = WeakKeyDictionary[Any, OrderedDict[tuple[tuple[int, ...], int, tuple[int, ...]], Forward]]
 _known: _Known = WeakKeyDictionary()
 _known_steps: _Known = WeakKeyDictionary()
 
@@ -163,18 +169,19 @@ def plain_forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> 
     return _once(_known, _forward, loaded, prompt, ids)
 
 
-def plain_steps(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+def plain_steps(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int], aux_layers: tuple[int, ...] = ()) -> Forward:
     """The same from the target's own forwards: logits of plain decoding, one token a forward, and features of a prefill of the
-    whole text. On a row-invariant engine every forward gives these bits. The last few texts are kept, as in `plain_forward`."""
-    return _once(_known_steps, _stepped, loaded, prompt, ids)
+    whole text: its hidden states `aux_layers`, where they are named. On a row-invariant engine every forward gives these bits.
+    The last few texts are kept, as in `plain_forward`."""
+    return _once(_known_steps, partial(_stepped, aux_layers), loaded, prompt, ids, aux_layers)
 
 
 def _once(
     all_known: _Known, make: Callable[[Loaded, Sequence[int], Sequence[int]], Forward], loaded: Loaded, prompt: Sequence[int],
-    ids: Sequence[int],
+    ids: Sequence[int], aux_layers: tuple[int, ...] = (),
 ) -> Forward:  # fmt: skip
     known = all_known.setdefault(loaded.target, OrderedDict())
-    text = (*prompt, *ids), len(prompt)
+    text = (*prompt, *ids), len(prompt), aux_layers
     if text not in known:
         known[text] = make(loaded, prompt, ids)
         if len(known) > KNOWN_TEXTS:
@@ -184,9 +191,9 @@ def _once(
 
 
 @torch.inference_mode()
-def _stepped(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
+def _stepped(aux_layers: tuple[int, ...], loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forward:
     target, text = loaded.target, [*prompt, *ids[:-1]]
-    features = target.prefill(text, 0)[0].cpu().clone()
+    features = target.prefill(text, 0, aux_layers)[0].cpu().clone()
     rows = [target.prefill(list(prompt), len(ids))[1].cpu().clone()]
     rows += [target.step(token).cpu().clone() for token in ids[:-1]]
     return features, torch.stack(rows)
@@ -209,7 +216,7 @@ def other_bits(loaded: Loaded, run: Replayed, most_rejected: int = 0) -> OtherBi
     """The logits that a generation's tokens were drawn from and the features that came with them, beside `plain_steps`, bit by
     bit, and the logits of up to `most_rejected` rejected drafts beside plain decoding of their paths. It says something of a
     row-invariant engine alone."""
-    features, rows = plain_steps(loaded, run.prompt, run.ids)
+    features, rows = plain_steps(loaded, run.prompt, run.ids, run.aux_layers)
     logits = [i for i, same in enumerate(same_bits(run.used, rows)) if not same]
     n_prompt, n_features, off = len(run.prompt), 0, list[int]()
     for i, given in enumerate(run.given[: len(run.ids)]):
@@ -259,6 +266,15 @@ def _forward(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int]) -> Forwa
     return features, logits.cpu()
 
 
+@torch.inference_mode()
+def plain_states(loaded: Loaded, prompt: Sequence[int], ids: Sequence[int], aux_layers: Sequence[int]) -> Tensor:
+    """Hidden states of the plain forward side by side [n_prompt + n - 1, states * hidden], as transformers numbers them."""
+    model = loaded.target.stock_model
+    text = torch.tensor([[*prompt, *ids[:-1]]], device=loaded.target.device)
+    states = model.model(text, use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[i][0].to(states[-1].device) for i in aux_layers], dim=-1)
+
+
 def replayed(
     loaded: Loaded, decode: Decode, prompt: list[int], params: SamplerParams, drafter: Any, target: Any = None,
     kind: str | None = None,
@@ -287,7 +303,7 @@ def beside_plain(loaded: Loaded, prompt: list[int], ids: list[int], seen: Record
     used = torch.stack(seen.rows[:n]).cpu()
     features, reference = plain_forward(loaded, prompt, ids)
     return Replayed(prompt, ids, used, reference, seen.n_offside, seen.n_branching, seen.n_forwards, seen.n_emitted, seen.deepest,
-                    seen.q, seen.given, features, seen.rejected)  # fmt: skip
+                    seen.q, seen.given, features, seen.rejected, seen.aux_layers)  # fmt: skip
 
 
 def replayed_external(
@@ -306,41 +322,50 @@ def below_best(logits: Tensor, token: int) -> float:
 
 
 @torch.inference_mode()
-def head_law(loaded: Loaded, run: Replayed, params: SamplerParams) -> Tensor:
+def head_law(loaded: Loaded, run: Replayed, params: SamplerParams, kind: str = methods.EAGLE) -> Tensor:
     """[n, vocab] float64: a drafter's law before each token.
 
     If the tree brought the law that the token's draft was drawn from, it is that. Else it is the draft head's, teacher-forced on
     the target's own features; without a head it is uniform. The score test is valid whatever q is, if q does not depend on the
-    token drawn; q decides the test's power.
+    token drawn; q decides the test's power. kind: of the head.
     """
-    n, vocab = run.used.shape
-    if loaded.drafter is None:
+    (n, vocab), drafter = run.used.shape, loaded.drafter_of(kind)
+    if drafter is None:
         law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
     else:
         target, text = loaded.target, [*run.prompt, *run.ids]
-        assert (features := run.features) is not None
-        head, embedding = loaded.drafter.head, loaded.drafter.embedding
+        aux_layers: tuple[int, ...] = getattr(drafter, "aux_layers", ())
+        features = plain_states(loaded, run.prompt, run.ids, aux_layers) if aux_layers else run.features
+        assert features is not None
+        head, embedding = drafter.head, drafter.embedding
         where = embedding.device  # the target's last one: a copy elsewhere of a large vocabulary's embedding takes gigabytes
         features = torch.cat([features, features[-1:]])[None].to(where, embedding.dtype)
         wanted = torch.ones(1, len(text) - 1, dtype=torch.bool, device=where)  # every pair is predicted
         out, _ = next(teacher_forced(head, embedding, torch.tensor([text], device=where), features, wanted, levels=1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
         predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.lm_head.weight.device, target.dtype)
-        law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
+        if kind == methods.EAGLE3:
+            law = torch.zeros(n, vocab, dtype=torch.float64)
+            of_its_own = head.lm_head(head.readable(predicted.to(where)))
+            law[:, head.tokens.cpu()] = probabilities(of_its_own, params.temperature, params.top_p).cpu()
+        else:
+            law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
     for position, q in run.q.items():
         if position < len(law):
             law[position] = q
     return law
 
 
-def drafts_off(loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]], names: Tensor) -> list[float]:
+def drafts_off(
+    loaded: Loaded, run: Replayed, first: Sequence[tuple[int, Tensor]], names: Tensor, kind: str = methods.EAGLE
+) -> list[float]:
     """How far the draft head's first drafts are, in the probability of a token, from those of the head over the finished text.
 
     first: (output position, logits [columns]) of each step; names [columns]: their tokens. The head's cache and the features that
     it was given are thereby checked, which the law of the output is silent about.
     """
     plain = replace(run, q={})
-    law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0))[:, names]
+    law = head_law(loaded, plain, SamplerParams(len(run.ids), temperature=1.0), kind)[:, names]
     law = law / law.sum(-1, keepdim=True)
     return [float((logits.double().softmax(-1) - law[at]).abs().max()) for at, logits in first if at < len(law)]
 

@@ -1,10 +1,11 @@
-"""Drafters on the native engine: the EAGLE head and the draft LM, a level of the tree in one call.
+"""Drafters on the native engine: EAGLE heads and the draft LM, a level of the tree in one call.
 
 They draft what the torch ones do, but for rounding. A node's logits do not depend on what other nodes are run beside it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,17 @@ from torch import Tensor
 from methods.base import SamplerParams
 from methods.engine.draft_head import EagleDrafter, EagleHead
 from methods.engine.draft_lm import LMDrafter
-from methods.engine.native.library import Laws, NativeLinear, NativeModel, best_children, draws
+from methods.engine.eagle3 import Eagle3Drafter, Eagle3Head
+from methods.engine.native.library import (
+    NORMED_RESIDUAL,
+    RAW_HIDDEN,
+    Laws,
+    NativeLinear,
+    NativeModel,
+    NativeNorm,
+    best_children,
+    draws,
+)
 from methods.engine.sampling import drawn_children
 
 
@@ -29,32 +40,30 @@ class _Draws:
         return draws(library, logits, params.temperature, u), Laws(library, logits, params.temperature)
 
 
-class NativeEagleDrafter(_Draws, EagleDrafter):
-    """`EagleDrafter` with the C forward. Features and logits are float32 in either dtype."""
+class _Head(_Draws):
+    """What the EAGLE heads' drafters have in common. Features, states and logits are float32 in either dtype."""
 
     reads_masks = False
+    head: Any
+    _clock: Any
+    _names: Tensor | None
+    _columns: Any
+    _given: Callable[[Tensor], Tensor]
+    _read: Callable[[Tensor], Tensor]
 
-    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: NativeLinear, frequent: Tensor | None = None):
-        super().__init__(head, embedding, lm_head, frequent, packed=False)
-        c, layer = head.config, head.layer
-        self._native = NativeModel(
-            [layer], embedding, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim,
-            eps=c.rms_norm_eps, fc=NativeLinear(head.fc.weight, head.fc.bias, lm_head.library), library=lm_head.library,
-        )  # fmt: skip
-        self._cache = self._native.new_cache()
-        self._whole = self._head = lm_head  # of the target; `_head`: it, or cut to the frequent tokens
+    def _run_by(self, native: NativeModel) -> None:
+        self._native, self._cache = native, native.new_cache()
+        self._hidden = torch.empty(0)
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
-        self._head, self._names = self._whole, None
-        if frequent is not None:
-            self._head, self._names = self._cut_to(frequent)
+        self._head, self._names = self._columns(frequent)
         self._native.reserve(self._cache, room, lambda positions: self.head.rotary(positions, torch.float32))
 
     @torch.inference_mode()
     def observe(self, tokens: list[int], features: Tensor) -> None:
         with self._clock:
             self._cache.n_waiting = 0
-            out, _ = self._native.run(self._cache, torch.tensor(tokens), None, None, features=features)
+            out, _ = self._native.run(self._cache, torch.tensor(tokens), None, None, features=self._given(features))
         self._hidden = out[-1:]
 
     def rewind(self, n: int) -> None:
@@ -63,7 +72,8 @@ class NativeEagleDrafter(_Draws, EagleDrafter):
     @torch.inference_mode()
     def root_logits(self) -> Tensor:
         with self._clock:
-            return self._head(self._hidden[:1])
+            logits: Tensor = self._head(self._read(self._hidden[:1]))
+        return logits
 
     def best_children(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         with self._clock:
@@ -83,12 +93,13 @@ class NativeEagleDrafter(_Draws, EagleDrafter):
         """Further pairs as entries, each on the one before: drafts may then hang on any of them. -> logits after each [m,
         columns].
 
-        tokens [m], features [m, hidden]: as of `observe`, which they follow. Drafts over many places of one text are so one tree.
+        tokens [m], features [m, ..]: as of `observe`, which they follow. Drafts over many places of one text are so one tree.
         """
         first = self._cache.n_waiting
         parents = torch.arange(first - 1, first - 1 + len(tokens))
         with self._clock:
-            out, logits = self._native.run(self._cache, torch.tensor(tokens), parents, self._head, features=features)
+            given = self._given(features)
+            out, logits = self._native.run(self._cache, torch.tensor(tokens), parents, self._head, features=given)
         self._hidden = torch.cat([self._hidden, out])
         return logits
 
@@ -99,6 +110,39 @@ class NativeEagleDrafter(_Draws, EagleDrafter):
     def drop_entries(self, n: int) -> None:
         """Drop all entries but the first n."""
         self._cache.n_waiting, self._hidden = n, self._hidden[: n + 1]
+
+
+class NativeEagleDrafter(_Head, EagleDrafter):
+    """`EagleDrafter` with the C forward."""
+
+    def __init__(self, head: EagleHead, embedding: Tensor, lm_head: NativeLinear, frequent: Tensor | None = None):
+        super().__init__(head, embedding, lm_head, frequent, packed=False)
+        c = head.config
+        self._run_by(NativeModel(
+            [head.layer], embedding, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim,
+            eps=c.rms_norm_eps, fc=NativeLinear(head.fc.weight, head.fc.bias, lm_head.library), library=lm_head.library,
+        ))  # fmt: skip
+
+
+class NativeEagle3Drafter(_Head, Eagle3Drafter):
+    """`Eagle3Drafter` with the C forward: what it observes is fused first, and then runs as drafts do."""
+
+    def __init__(self, head: Eagle3Head, embedding: Tensor, lm_head: NativeLinear):
+        super().__init__(head, embedding, lm_head, packed=False)
+        c, library = head.config, lm_head.library
+        flags = (NORMED_RESIDUAL if c.norm_before_residual else 0) | (0 if c.norm_output else RAW_HIDDEN)
+        self._run_by(NativeModel(
+            [head.midlayer], embedding, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim,
+            eps=c.rms_norm_eps, final_norm=head.norm.weight, flags=flags, library=library,
+        ))  # fmt: skip
+
+        def norm(module: Any) -> Any:
+            return NativeNorm(module.weight, c.rms_norm_eps, library)
+
+        self._fc: Any = NativeLinear(head.fc.weight, head.fc.bias, library)
+        self._norm = norm(head.norm)
+        self._input_norm = None if head.input_norm is None else norm(head.input_norm)
+        self._state_norms = [norm(module) for module in head.fc_norm]
 
 
 class NativeLMDrafter(_Draws, LMDrafter):

@@ -7,6 +7,7 @@
 enum { PANEL = 64 };                   /* columns of a weight that lie together */
 enum { FLOAT32 = 0, BFLOAT16 = 1 };    /* the dtypes of weights, keys and values; sums are float32 in both */
 enum { CHUNK = 64 };                   /* tokens of a text that are run at once */
+enum { NORMED_RESIDUAL = 1, RAW_HIDDEN = 2 }; /* flags of an EAGLE-3 head: see `Model` */
 enum { BLOCK = 512 };                  /* entries of the vocabulary that a draw looks at together; a multiple of 64 */
 
 /* y = x W^T. W [n, k] lies in panels of 64 rows of W: [n / 64][k][64], in bfloat16 [n / 64][k / 2][64][2].
@@ -20,14 +21,18 @@ typedef struct {
 /* One decoder layer. The rows of gate_up are those of `gate_proj`, padded to 64, then those of `up_proj`. */
 typedef struct {
     const float *norm1; /* [hidden], or NULL: EAGLE's layer has no first norm */
+    const float *norm_hidden; /* [hidden] of EAGLE-3's layer, whose attention reads [norm1(embedding); norm_hidden(x)]; else NULL */
     const float *norm2; /* [hidden] */
     Linear qkv, o, gate_up, down;
 } Layer;
 
-/* A LLaMA, or an EAGLE head: then `fc.n` > 0 and a row is fc([embedding of its token; feature]). */
+/* A LLaMA, or an EAGLE head: then `fc.n` > 0 and a row is fc([embedding of its token; feature]). Or an EAGLE-3 head, whose layer has
+   a `norm_hidden`: a row is its feature, attention reads its embedding, too. Its flags: NORMED_RESIDUAL: the row goes on as its norm;
+   RAW_HIDDEN: what is given as `hidden` is before the final norm. */
 typedef struct {
     int64_t hidden, heads, kv_heads, head_dim, intermediate, n_layers, vocab, dtype;
-    float eps, unused;
+    float eps;
+    int32_t flags;
     const Layer *layers;
     const float *final_norm; /* [hidden], or NULL */
     const void *embedding;   /* [vocab, hidden] in `dtype` */
@@ -53,11 +58,14 @@ typedef struct {
     const int32_t *ids;      /* [n] */
     const int32_t *parents;  /* [n]; a text has none: NULL */
     const float *features;   /* [n, hidden], of an EAGLE head; else NULL */
-    float *hidden;           /* out [n, hidden]: after the final norm, if there is one */
+    float *hidden;           /* out [n, hidden]: after the final norm, if there is one; but see RAW_HIDDEN */
     const Linear *lm_head;   /* NULL: no logits are asked for */
     float *logits;           /* out [n_logits, lm_head.n]: of the last n_logits rows */
     int64_t n_logits, threads;
     float *taps;             /* out, or NULL: what every operator of every layer gave; see `tap` */
+    const int32_t *states;   /* [n_states]: hidden states that are kept; i: what layer i is given, n_layers: what `hidden` gets */
+    int64_t n_states;
+    float *state_rows;       /* out [n, n_states, hidden] */
 } Rows;
 
 /* kernels.c */

@@ -1,4 +1,4 @@
-/* The forward of a LLaMA, and of an EAGLE head: rows of a tree, or a text, through all layers in one call.
+/* The forward of a LLaMA, and of EAGLE heads: rows of a tree, or a text, through all layers in one call.
 
    Threads share out columns of products, rows of norms and heads of attention, but never a sum. A row attends to the text before it and
    to its own path, in order of position; what other rows there are changes nothing of it. */
@@ -313,13 +313,54 @@ static void norm(Call *c, const float *weight, int64_t thread, int64_t threads)
     }
 }
 
+/* Rows of the embedding, as float32. */
+static void embed(const Model *m, int32_t token, float *out)
+{
+    if (m->dtype == FLOAT32) {
+        memcpy(out, (const float *)m->embedding + token * m->hidden, 4 * m->hidden);
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)m->embedding + token * m->hidden;
+    for (int64_t j = 0; j < m->hidden; j++) {
+        const uint32_t bits = (uint32_t)from[j] << 16;
+        memcpy(out + j, &bits, 4);
+    }
+}
+
+/* What attention of an EAGLE-3 head reads: [norm1(embedding); norm_hidden(x)]. */
+static void norm_both(Call *c, const Layer *l, int64_t thread, int64_t threads)
+{
+    const Model *m = c->m;
+    const int64_t hidden = m->hidden, width = l->qkv.k;
+    for (int64_t i = thread; i < c->n; i += threads) {
+        float *x = c->x + i * padded(hidden), *both = c->y + i * width;
+        embed(m, c->rows->ids[i], both);
+        rms_norm(both, l->norm1, both, hidden, m->eps);
+        rms_norm(x, l->norm_hidden, both + hidden, hidden, m->eps);
+        if (m->flags & NORMED_RESIDUAL) memcpy(x, both + hidden, 4 * hidden);
+        to_act(both, c->y_act + i * width * c->act, 2 * hidden, width, m->dtype);
+    }
+}
+
+/* Keep hidden states where this one is asked for. rows: [n, ..], padded. */
+static void keep_state(const Call *c, const float *rows, int64_t state, int64_t thread, int64_t threads)
+{
+    const Rows *r = c->rows;
+    const int64_t hidden = c->m->hidden, stride = padded(hidden);
+    for (int64_t j = 0; j < r->n_states; j++)
+        for (int64_t i = thread; r->states[j] == state && i < c->n; i += threads)
+            memcpy(r->state_rows + (i * r->n_states + j) * hidden, rows + i * stride, 4 * hidden);
+}
+
 static void run_layer(Call *c, int64_t index, int64_t thread, int64_t threads)
 {
     const Model *m = c->m;
     const Layer *l = m->layers + index;
     const Linear *next = index + 1 < m->n_layers ? &l[1].qkv : c->rows->n_logits ? c->rows->lm_head : 0;
     const int64_t n = c->n, hidden = padded(m->hidden), inner = padded(m->intermediate), heads = padded(m->heads * m->head_dim);
-    norm(c, l->norm1, thread, threads);
+    keep_state(c, c->x, index, thread, threads);
+    if (l->norm_hidden) norm_both(c, l, thread, threads);
+    else norm(c, l->norm1, thread, threads);
     meet(threads);
     tap(c, thread, c->y, hidden, m->hidden);
     add_product(c, &l->qkv, &l->o, c->y_act, c->qkv, l->qkv.n, 0, thread, threads, n);
@@ -360,20 +401,6 @@ static void run_layer(Call *c, int64_t index, int64_t thread, int64_t threads)
     tap(c, thread, c->x, hidden, m->hidden);
 }
 
-/* Rows of the embedding, as float32. */
-static void embed(const Model *m, int32_t token, float *out)
-{
-    if (m->dtype == FLOAT32) {
-        memcpy(out, (const float *)m->embedding + token * m->hidden, 4 * m->hidden);
-        return;
-    }
-    const uint16_t *from = (const uint16_t *)m->embedding + token * m->hidden;
-    for (int64_t j = 0; j < m->hidden; j++) {
-        const uint32_t bits = (uint32_t)from[j] << 16;
-        memcpy(out + j, &bits, 4);
-    }
-}
-
 static void run_rows(void *what, int64_t thread, int64_t threads)
 {
     Call *c = what;
@@ -383,7 +410,8 @@ static void run_rows(void *what, int64_t thread, int64_t threads)
     for (int64_t i = thread; i < n; i += threads) {
         float *x = c->x + i * stride;
         if (!m->fc.n) {
-            embed(m, r->ids[i], x);
+            if (m->layers[0].norm_hidden) memcpy(x, r->features + i * hidden, 4 * hidden);
+            else embed(m, r->ids[i], x);
             continue;
         }
         float *both = c->y + i * m->fc.k;
@@ -402,7 +430,9 @@ static void run_rows(void *what, int64_t thread, int64_t threads)
     norm(c, m->final_norm, thread, threads);
     meet(threads);
     tap(c, thread, c->y, stride, hidden);
-    for (int64_t i = thread; i < n; i += threads) memcpy(r->hidden + i * hidden, c->y + i * stride, 4 * hidden);
+    const float *given = m->flags & RAW_HIDDEN ? c->x : c->y;
+    for (int64_t i = thread; i < n; i += threads) memcpy(r->hidden + i * hidden, given + i * stride, 4 * hidden);
+    keep_state(c, c->y, m->n_layers, thread, threads);
     if (r->lm_head && r->n_logits)
         add_product(c, r->lm_head, 0, c->y_act + (n - r->n_logits) * stride * c->act, r->logits, r->lm_head->n, 0, thread,
                     threads, r->n_logits);
@@ -470,6 +500,7 @@ int ne_append(const Model *m, Cache *k, const Rows *r)
         part.parents = 0;
         part.hidden += done * m->hidden;
         if (part.features) part.features += done * m->hidden;
+        if (part.state_rows) part.state_rows += done * part.n_states * m->hidden;
         if (done + part.n < r->n) part.n_logits = 0;
         else part.n_logits = less(part.n_logits, part.n);
         k->n_waiting = 0;
@@ -510,6 +541,12 @@ int ne_linear(const Linear *l, int64_t dtype, const float *x, int64_t rows, int6
     on_threads(run_product, &p, useful(l->n * l->k, threads));
     free(p.act);
     return 0;
+}
+
+/* y [rows, size] = the RMS norm of each row of x. */
+void ne_norm(const float *x, const float *weight, int64_t rows, int64_t size, float eps, float *y)
+{
+    for (int64_t i = 0; i < rows; i++) rms_norm(x + i * size, weight, y + i * size, size, eps);
 }
 
 typedef struct {

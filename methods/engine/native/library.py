@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ FAILURES = {
 }  # fmt: skip
 CHUNK = 64  # engine.h
 BLOCK = 512  # engine.h
+NORMED_RESIDUAL, RAW_HIDDEN = 1, 2  # engine.h
 
 
 class _Linear(ctypes.Structure):
@@ -32,14 +33,15 @@ class _Linear(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        ("norm1", c_void_p), ("norm2", c_void_p), ("qkv", _Linear), ("o", _Linear), ("gate_up", _Linear), ("down", _Linear),
+        ("norm1", c_void_p), ("norm_hidden", c_void_p), ("norm2", c_void_p), ("qkv", _Linear), ("o", _Linear),
+        ("gate_up", _Linear), ("down", _Linear),
     ]  # fmt: skip
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "n_layers", "vocab", "dtype")),
-        ("eps", c_float), ("unused", c_float), ("layers", POINTER(_Layer)), ("final_norm", c_void_p), ("embedding", c_void_p),
+        ("eps", c_float), ("flags", c_int32), ("layers", POINTER(_Layer)), ("final_norm", c_void_p), ("embedding", c_void_p),
         ("fc", _Linear), ("cos", c_void_p), ("sin", c_void_p),
     ]  # fmt: skip
 
@@ -56,6 +58,7 @@ class _Rows(ctypes.Structure):
     _fields_ = [
         ("n", c_int64), ("ids", c_void_p), ("parents", c_void_p), ("features", c_void_p), ("hidden", c_void_p),
         ("lm_head", POINTER(_Linear)), ("logits", c_void_p), ("n_logits", c_int64), ("threads", c_int64), ("taps", c_void_p),
+        ("states", c_void_p), ("n_states", c_int64), ("state_rows", c_void_p),
     ]  # fmt: skip
 
 
@@ -64,6 +67,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ne_append": (c_int, [POINTER(_Model), POINTER(_Cache), POINTER(_Rows)]),
     "ne_commit": (c_int, [POINTER(_Model), POINTER(_Cache), POINTER(c_int32), c_int64]),
     "ne_linear": (c_int, [POINTER(_Linear), c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
+    "ne_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
     "ne_best": (None, [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
     "ne_draw": (None, [c_void_p, *[c_int64] * 4, c_float, c_void_p, c_void_p, c_void_p, c_int64]),
     "ne_law": (None, [c_void_p, c_int64, c_float, c_void_p]),
@@ -169,6 +173,18 @@ class NativeLinear:
         return y + plus if plus is not None else y * times if times is not None else y
 
 
+class NativeNorm:
+    """RMS norm: x [n, size] -> [n, size] in float32. A row's bits do not depend on the rows beside it."""
+
+    def __init__(self, weight: Tensor, eps: float, library: Any):
+        self.weight, self.eps, self.library = weight.detach().float().contiguous(), eps, library
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x, out = x.float().contiguous(), torch.empty(x.shape, dtype=torch.float32)
+        self.library.ne_norm(x.data_ptr(), self.weight.data_ptr(), len(x), x.shape[1], self.eps, out.data_ptr())
+        return out
+
+
 class NativeCache:
     """Keys and values of a model: of `length` committed tokens, and of rows that wait to be committed or dropped."""
 
@@ -231,12 +247,13 @@ class NativeCache:
 class NativeModel:
     """A LLaMA's layers and final norm, or an EAGLE head's, packed; rows of tokens go through all of them in one call.
 
-    modules: transformers' layers, or what has LLaMA's names. final_norm: [hidden], or None. fc: an EAGLE head's.
+    modules: transformers' layers, or what has LLaMA's names; with a `hidden_norm`, an EAGLE-3 head's. final_norm: [hidden], or
+    None. fc: an EAGLE head's. flags: of engine.h.
     """
 
     def __init__(
         self, modules: list[Any], embedding: Tensor, *, heads: int, kv_heads: int, head_dim: int, eps: float,
-        final_norm: Tensor | None = None, fc: NativeLinear | None = None, library: Any = None,
+        final_norm: Tensor | None = None, fc: NativeLinear | None = None, flags: int = 0, library: Any = None,
     ):  # fmt: skip
         self.library = library if library is not None else functions()
         self.embedding, self.dtype = embedding.detach().contiguous(), embedding.dtype
@@ -245,7 +262,7 @@ class NativeModel:
         self.c = _Model(
             hidden=embedding.shape[1], heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             intermediate=len(modules[0].mlp.gate_proj.weight), n_layers=len(modules), vocab=len(embedding),
-            dtype=DTYPES[self.dtype], eps=eps,
+            dtype=DTYPES[self.dtype], eps=eps, flags=flags,
             layers=self._layers,
             final_norm=None if final_norm is None else self._float(final_norm), embedding=self.embedding.data_ptr(),
             fc=_Linear() if fc is None else fc.c,
@@ -264,11 +281,13 @@ class NativeModel:
         return linear.c
 
     def _layer(self, module: Any) -> _Layer:
-        a, mlp, norm1 = module.self_attn, module.mlp, getattr(module, "input_layernorm", None)
+        a, mlp = module.self_attn, module.mlp
+        norm1, norm_hidden = (getattr(module, name, None) for name in ("input_layernorm", "hidden_norm"))
         gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
         pad = gate.new_zeros(up_to(len(gate)) - len(gate), gate.shape[1])
         return _Layer(
             norm1=None if norm1 is None else self._float(norm1.weight),
+            norm_hidden=None if norm_hidden is None else self._float(norm_hidden.weight),
             norm2=self._float(module.post_attention_layernorm.weight),
             qkv=self._linear(a.q_proj.weight, a.k_proj.weight, a.v_proj.weight), o=self._linear(a.o_proj.weight),
             gate_up=self._linear(gate, pad, up, pad), down=self._linear(mlp.down_proj.weight),
@@ -297,12 +316,13 @@ class NativeModel:
 
     def run(
         self, cache: NativeCache, ids: Tensor, parents: Tensor | None, lm_head: NativeLinear | None, n_logits: int | None = None,
-        features: Tensor | None = None, taps: Tensor | None = None,
+        features: Tensor | None = None, taps: Tensor | None = None, states: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """ids [n] -> (hidden [n, hidden], logits [n_logits, vocab]), float32.
 
         parents [n]: the waiting row that each hangs on, -1 the text's last token; the rows then wait. None: the rows are a text,
-        which is committed. n_logits: of the last rows; all if None. features [n, hidden]: an EAGLE head's.
+        which is committed. n_logits: of the last rows; all if None. features [n, hidden]: an EAGLE head's. states: the
+        hidden states that are given side by side in place of the last one, as `methods.base.Target.prefill` numbers them.
 
         Raises:
             ValueError: no rows, other numbers of parents or features, or more logits of a text than its last chunk has rows.
@@ -329,6 +349,9 @@ class NativeModel:
             rows.features = features.data_ptr()
         if taps is not None:
             rows.taps = taps.data_ptr()
+        if states:
+            numbers, given = torch.tensor(states, dtype=torch.int32), torch.empty(n, len(states) * self.hidden_size)
+            rows.states, rows.n_states, rows.state_rows = numbers.data_ptr(), len(states), given.data_ptr()
         if parents is None:
             _check(self.library.ne_append(self.c, cache.c, rows))
         else:
@@ -336,7 +359,7 @@ class NativeModel:
             parents = parents.to(torch.int32)
             rows.parents = parents.data_ptr()
             _check(self.library.ne_run(self.c, cache.c, rows))
-        return hidden, logits if lm_head is None else logits[:, : lm_head.weight.shape[0]]
+        return given if states else hidden, logits if lm_head is None else logits[:, : lm_head.weight.shape[0]]
 
     def tap_sizes(self) -> dict[str, int]:
         """What `taps` of `run` is filled with: "layer.operator" -> numbers a row, in order. A tap [n, size] follows the other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -93,10 +93,13 @@ class NativeTarget(HFTarget):
         return cos[0], sin[0]
 
     @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        self._observe(aux_layers)
         with self._clock:
             self.reserve(len(prompt_ids) + room)
-            features, logits = self.native.run(self.cache, torch.tensor(prompt_ids), None, self.lm_head, 1)
+            features, logits = self.native.run(
+                self.cache, torch.tensor(prompt_ids), None, self.lm_head, 1, states=self.aux_layers
+            )
         return features, logits[0]
 
     @torch.inference_mode()
@@ -110,7 +113,7 @@ class NativeTarget(HFTarget):
         ids, parents = torch.tensor(tree.tokens), torch.tensor(tree.parents)
         with self._clock:
             self.cache.n_waiting = 0
-            features, logits = self.native.run(self.cache, ids, parents, self.lm_head)
+            features, logits = self.native.run(self.cache, ids, parents, self.lm_head, states=self.aux_layers)
         self._n_pending = len(tree)
         return features, logits
 

@@ -1,4 +1,4 @@
-"""Drafters on the row-invariant engine: the EAGLE head and the draft LM, whose nodes do not depend on what is run beside them."""
+"""Drafters on the row-invariant engine: EAGLE heads and the draft LM, whose nodes do not depend on what is run beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from methods.engine.draft_head import EagleDrafter, EagleHead, LMHead
 from methods.engine.draft_lm import LMDrafter
+from methods.engine.eagle3 import Eagle3Drafter, Eagle3Head
 from methods.engine.layer import Attend
 from methods.engine.row_invariant.target import InBlocks, attended, batches, in_blocks, on_one_thread
 
@@ -34,6 +35,24 @@ class RowInvariantEagleDrafter(EagleDrafter):
         super().__init__(head, embedding, lm_head, frequent, packed=False)
         self._fc: Any = InBlocks(self._fc)
         in_blocks(self._layer)
+
+    def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
+        with on_one_thread(self.device):
+            return super()._run(tokens, features, positions, at, mask)
+
+
+class RowInvariantEagle3Drafter(Eagle3Drafter):
+    """`Eagle3Drafter`, every operator in blocks and every row over its own keys."""
+
+    attend_over = staticmethod(attend_over)
+
+    def __init__(self, head: Eagle3Head, embedding: Tensor, lm_head: LMHead):
+        super().__init__(head, embedding, lm_head, packed=False)
+        in_blocks(self._layer)
+        for name in ("_fc", "_embedding_norm", "_hidden_norm", "_norm", "_input_norm"):
+            if (compute := getattr(self, name)) is not None:
+                setattr(self, name, InBlocks(compute))
+        self._state_norms = [InBlocks(norm) for norm in self._state_norms]
 
     def _run(self, tokens: Tensor, features: Tensor, positions: Tensor, at: int, mask: Tensor | None) -> Tensor:
         with on_one_thread(self.device):

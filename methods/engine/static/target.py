@@ -7,7 +7,7 @@ Layers on several devices are a recording a device: what they share is made or s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ class StaticTarget(LlamaTarget):
         # outside the recordings' pool: what was drawn of them and what is kept is asked for after other replays
         self._features = torch.zeros(max(ROWS), hidden, dtype=self.dtype, device=last)
         self._row_logits = torch.zeros(max(ROWS), self.lm_head.weight.shape[0], dtype=self.dtype, device=last)
+        self._states: dict[int, Tensor] = {}  # of `aux_layers`, each on the device where it arises
         self.begin()
 
     @classmethod
@@ -110,6 +111,7 @@ class StaticTarget(LlamaTarget):
     def begin(self) -> None:
         """Forget what was asked for so far: what `prepare` records is then what is asked for from now on."""
         self._most_rows, self._most_room = 1, 0
+        self._asked: dict[tuple[int, ...], None] = {}  # the `aux_layers` of prefills
 
     @torch.inference_mode()
     def prepare(self, tokens: int) -> None:
@@ -123,10 +125,12 @@ class StaticTarget(LlamaTarget):
         self._reserve(tokens + self._most_room + max(ROWS))
         self._make_tables()
         self._fill_length()
-        for rows in (n for n in ROWS if n <= self._most_rows):
-            for keys in widths(rows, tokens, self.cache.capacity):
-                for replayer, key, compute, _ in self._parts(rows, keys):
-                    replayer.prepare(key, compute)
+        for asked in self._asked or [()]:
+            self._observe(asked)
+            for rows in (n for n in ROWS if n <= self._most_rows):
+                for keys in widths(rows, tokens, self.cache.capacity):
+                    for replayer, key, compute, _ in self._parts(rows, keys):
+                        replayer.prepare(key, compute)
         if self._most_rows > 1:
             for rows in PATHS:
                 self._prepare_commit(rows)
@@ -142,10 +146,18 @@ class StaticTarget(LlamaTarget):
         return self.replayer if device == self.device else self._others[device]
 
     @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], room: int) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompt_ids: list[int], room: int, aux_layers: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         self._most_room = max(self._most_room, room)
         self._reserve(len(prompt_ids) + room + max(ROWS))
-        return super().prefill(prompt_ids, room + max(ROWS))
+        return super().prefill(prompt_ids, room + max(ROWS), aux_layers)
+
+    def _observe(self, aux_layers: Sequence[int]) -> None:
+        super()._observe(aux_layers)
+        self._asked[self.aux_layers] = None
+        where = [*(device for _, device in self._placed), self.devices[-1]]
+        for i in self.aux_layers:
+            if i not in self._states:
+                self._states[i] = torch.zeros_like(self._inputs[where[i]].x)
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
@@ -164,6 +176,8 @@ class StaticTarget(LlamaTarget):
         with self._clock:
             features, logits = self._replayed(rows)
         self._n_pending = n
+        if self.aux_layers:
+            features = torch.cat([self._states[i][:n].to(features.device) for i in self.aux_layers], dim=-1)
         return features[:n], logits[:n]
 
     def _fill(self, tree: Tree, rows: int) -> None:
@@ -197,7 +211,7 @@ class StaticTarget(LlamaTarget):
         for device in self.devices:
             layers = tuple(i for i, own in self._placed if own == device)
             compute = partial(self._through, self._inputs[device], layers, rows, keys)
-            yield self._replayer_of(device), (layers, rows, keys), compute, self._inputs[device]
+            yield self._replayer_of(device), (layers, rows, keys, self.aux_layers), compute, self._inputs[device]
 
     def _through(self, here: _Inputs, layers: tuple[int, ...], rows: int, keys: int) -> Any:
         """The layers of one device; keys and values are written behind those of the text. -> x [rows, hidden], and on the last
@@ -208,13 +222,17 @@ class StaticTarget(LlamaTarget):
         cos, sin = self._tables[here.device]
         rotary = cos[places], sin[places]
         x = F.embedding(self._ids[rows], self.embedding) if here.device == self.device else here.x[:rows]
-        for layer, (i, _) in zip(self._layers, self._placed, strict=True):
+        for number, (layer, (i, _)) in enumerate(zip(self._layers, self._placed, strict=True)):
             if i in layers:
+                if number in self.aux_layers:
+                    self._states[number][:rows].copy_(x)
                 x = layer(x, rotary, attend_in(*self.cache.of_layer(i), at, keys, mask))
         if here.device != self.devices[-1]:
             return x
         features, logits = self._features[:rows], self._row_logits[:rows]
         features.copy_(self._norm(x))
+        if len(self._layers) in self.aux_layers:
+            self._states[len(self._layers)][:rows].copy_(features)
         logits.copy_(self.lm_head(features))
         return features, logits
 

@@ -28,7 +28,7 @@ from methods.engine.attention import grouped_attention
 from methods.engine.layer import Linear
 from methods.engine.llama import LlamaTarget
 from methods.engine.row_invariant import target as engine
-from methods.engine.row_invariant.drafters import RowInvariantEagleDrafter, RowInvariantLMDrafter
+from methods.engine.row_invariant.drafters import RowInvariantEagle3Drafter, RowInvariantEagleDrafter, RowInvariantLMDrafter
 from methods.engine.row_invariant.target import BESIDE, ROWS, SPAN, InBlocks, RowInvariantTarget
 from methods.engine.tree import Tree, chain
 
@@ -291,6 +291,7 @@ def check_method(name: str, dtype: str, temperature: float, prompts: range, n: i
     assert type(model.loaded.target) is RowInvariantTarget
     assert type(model.loaded.drafter_of("eagle")) is RowInvariantEagleDrafter
     assert type(model.loaded.drafter_of("lm")) is RowInvariantLMDrafter
+    assert type(model.loaded.drafter_of("eagle3")) is RowInvariantEagle3Drafter
     for i in prompts:
         params = SamplerParams(n, temperature=temperature, key=i)
         made = model.decode(name, model.prompts[i], params)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from drafting import expand_in_levels
 from hypothesis import example, given, settings
-from random_llamas import SHAPES, VOCAB, fresh_target, head_of, module_of, same_bits, target_of
+from random_llamas import SHAPES, VOCAB, eagle3_head_of, fresh_target, head_of, module_of, same_bits, target_of
 from torch import Tensor
 
 from harness.load import self_check
@@ -28,7 +28,7 @@ from methods.engine.draft_head import EagleDrafter
 from methods.engine.draft_lm import LMDrafter
 from methods.engine.llama import LlamaTarget
 from methods.engine.native import build, library
-from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
+from methods.engine.native.drafters import NativeEagle3Drafter, NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.library import NativeLinear, best_children
 from methods.engine.native.target import NativeTarget
 from methods.engine.tree import Tree, chain
@@ -289,10 +289,19 @@ def test_some_of_its_layers_are_a_model_of_those_layers(dtype: torch.dtype) -> N
 # ---- drafters ----
 
 
-def drafter_of(kind: str, case: Case, path: str) -> NativeEagleDrafter | NativeLMDrafter:
+EAGLE3: dict[str, dict[str, bool]] = {
+    "eagle3": {"norm_before_fc": True},
+    "eagle3.1": {"fc_norm": True, "norm_output": True, "norm_before_residual": True},
+}
+KINDS_OF_DRAFTERS = ["eagle", "lm", *EAGLE3]
+
+
+def drafter_of(kind: str, case: Case, path: str) -> NativeEagleDrafter | NativeEagle3Drafter | NativeLMDrafter:
     target = target_of(case.model, case.dtype, path)
     if kind == "lm":
         return NativeLMDrafter(module_of(case.model, case.dtype), target.library)
+    if kind in EAGLE3:
+        return NativeEagle3Drafter(eagle3_head_of(case.model, case.dtype, **EAGLE3[kind]), target.embedding, target.lm_head)
     return NativeEagleDrafter(head_of(case.model, case.dtype), target.embedding, target.lm_head)
 
 
@@ -308,7 +317,8 @@ def check_drafter(kind: str, case: Case, path: str) -> None:
     """A level at once, each node in a call of its own, and all nodes in one call give the same bits."""
     rng = case.rng
     text, tree = case.text(case.context + 2, rng), case.tree(rng)
-    hidden = torch.randn(len(text) + 8, case_width(case), generator=torch.Generator().manual_seed(case.seed % 2**31))
+    wide = case_width(case) * (3 if kind in EAGLE3 else 1)  # of what is observed
+    hidden = torch.randn(len(text) + 8, wide, generator=torch.Generator().manual_seed(case.seed % 2**31))
     drafter = drafter_of(kind, case, path)
     with threads(case.threads):
         observed(drafter, text, hidden, at_once=len(text))
@@ -345,7 +355,7 @@ def case_width(case: Case) -> int:
     return int(module_of(case.model, case.dtype).config.hidden_size)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "lm"])
+@pytest.mark.parametrize("kind", KINDS_OF_DRAFTERS)
 @each_path
 @given(case=cases)
 @settings(max_examples=2)
@@ -357,7 +367,7 @@ def test_a_draft_does_not_depend_on_what_is_drafted_beside_it(case: Case, path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", ["eagle", "lm"])
+@pytest.mark.parametrize("kind", KINDS_OF_DRAFTERS)
 @each_path
 @given(case=cases)
 @SLOW

@@ -19,7 +19,7 @@ from harness.audit.faults.wrappers import with_last_bit
 from harness.common.errors import UserError
 from harness.load.config import model_config
 from methods.base import SamplerParams
-from methods.engine.native.drafters import NativeEagleDrafter, NativeLMDrafter
+from methods.engine.native.drafters import NativeEagle3Drafter, NativeEagleDrafter, NativeLMDrafter
 from methods.engine.native.target import NativeTarget
 from methods.engine.sampling import stream_key
 from methods.engine.tree import Tree
@@ -76,6 +76,7 @@ def test_the_models_of_these_tests_run_on_the_native_engine(native: TinyModel) -
     assert type(native.loaded.target) is NativeTarget and native.loaded.target.dtype == torch.bfloat16
     assert type(native.loaded.drafter_of("eagle")) is NativeEagleDrafter
     assert type(native.loaded.drafter_of("lm")) is NativeLMDrafter
+    assert type(native.loaded.drafter_of("eagle3")) is NativeEagle3Drafter
 
 
 @each_arm
@@ -94,6 +95,8 @@ def test_a_methods_ids_on_the_embedded_target_are_vanillas(name: str, temperatur
         weights_folder(model_config("smollm2-135m"))
     except UserError as error:
         pytest.skip(f"the embedded target is not to be had: {error}")
+    if (kind := methods.get(name).drafter) is not None and kind not in embedded().loaded.drafters:
+        pytest.skip(f"the embedded target has no {methods.DRAFTERS[kind]}")
     assert type(embedded().loaded.target) is NativeTarget
     assert not differing(embedded(), name, temperature, 48, **options)
 

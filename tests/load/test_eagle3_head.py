@@ -1,0 +1,211 @@
+"""Reading an EAGLE-3 head: its config.json says what drafts, its vocabulary is checked, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drafter_folders import CONFIG, edited
+from places import TINY
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import methods
+from harness.common.errors import UserError
+from harness.common.files import sha256_file
+from harness.load import preflight
+from harness.load.eagle3_head import head_config
+from harness.load.kinds import TargetFacts, drafter_kind
+from harness.load.model import Loaded, load
+from harness.run.arms import check_given, make_arms
+
+FACTS = TargetFacts("tiny", 384, 64, "", None, "float32", 2)  # type: ignore[arg-type]
+HEAD = TINY.parent / "eagle3"
+
+
+def loaded_with(folder: Path, dtype: str = "float64", **how: Any) -> Loaded:
+    return load(CONFIG.model_copy(update={"drafters": {"eagle3": str(folder)}}), dtype, drafters=["eagle3"], **how)
+
+
+def with_state(tmp_path: Path, change: Callable[[dict[str, Tensor]], None], **changes: Any) -> Path:
+    """The tiny model's head with other weights, which its config.json names by their hash."""
+    folder = tmp_path / "changed"
+    shutil.copytree(HEAD, folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text()) | {"weights_sha256": sha256_file(folder / "model.safetensors")}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
+    return folder
+
+
+def config_of(tmp_path: Path, **changes: Any) -> Any:
+    return head_config(edited(tmp_path, "eagle3", **changes), FACTS)[0]
+
+
+def nested(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((HEAD / "config.json").read_text())["eagle_config"] | changes
+    return {"eagle_config": {k: v for k, v in values.items() if v is not None}}
+
+
+def test_weights_are_read_as_they_are() -> None:
+    loaded = loaded_with(HEAD)
+    drafter, stored = loaded.drafter_of("eagle3"), load_file(HEAD / "model.safetensors")
+    state = drafter.head.state_dict()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[k].to(stored[k].dtype), stored[k]) for k in stored)
+    assert drafter.aux_layers == (0, 1, 2) and len(drafter.named(torch.arange(256))) == 256
+    assert drafter_kind(HEAD) == "eagle3" and loaded.sha_of("eagle3") == sha256_file(HEAD / "model.safetensors")
+    assert loaded.drafter is None  # which is of the other kind
+
+
+@pytest.mark.parametrize("flag", ["norm_output", "norm_before_residual", "fc_norm", "norm_before_fc"])
+def test_a_choice_may_stand_inside_eagle_config_or_beside_it_and_is_false_where_it_does_not(flag: str, tmp_path: Path) -> None:
+    rest = {k: v for k, v in nested(norm_before_fc=None)["eagle_config"].items() if k != flag}
+    for i, (beside, inside) in enumerate([(True, None), (None, True), (True, True), (None, None), (False, False)]):
+        inner = rest | ({} if inside is None else {flag: inside})
+        config = config_of(tmp_path / str(i), **{flag: beside, "eagle_config": inner})
+        assert getattr(config, flag) is bool(beside or inside)
+    with pytest.raises(UserError, match=f"two values of {flag}, one of them in eagle_config"):
+        config_of(tmp_path / "clash", **{flag: True, "eagle_config": rest | {flag: False}})
+    with pytest.raises(UserError, match=f"{flag} is 'yes'; it must be true or false"):
+        config_of(tmp_path / "text", **{flag: "yes", "eagle_config": rest})
+
+
+def test_choices_reach_the_drafter_with_their_weights(tmp_path: Path) -> None:
+    def norms(state: dict[str, Tensor]) -> None:
+        state.update({f"fc_norm.{i}.weight": torch.full((64,), 1.0 + i) for i in range(3)})
+
+    folder = with_state(tmp_path, norms, fc_norm=True, norm_output=True, norm_before_residual=True)
+    head = loaded_with(folder).drafter_of("eagle3").head
+    assert head.config.fc_norm and head.config.norm_output and head.config.norm_before_residual
+    assert [float(norm.weight[0]) for norm in head.fc_norm] == [1.0, 2.0, 3.0]
+
+
+def test_a_head_without_a_draft_vocabulary_is_over_all_tokens(tmp_path: Path) -> None:
+    def whole(state: dict[str, Tensor]) -> None:
+        state["lm_head.weight"] = torch.zeros(384, 64)
+        del state["d2t"], state["t2d"]
+
+    folder = with_state(tmp_path, whole, draft_vocab_size=None)
+    assert torch.equal(loaded_with(folder).drafter_of("eagle3").named(torch.arange(384)), torch.arange(384))
+
+
+def test_the_usual_hidden_states_are_read_where_none_are_named(tmp_path: Path) -> None:
+    folder = edited(tmp_path, "eagle3", **nested(eagle_aux_hidden_state_layer_ids=None))
+    assert head_config(folder, replace(FACTS, layers=30))[0].aux_layers == (2, 15, 27)
+    with pytest.raises(UserError, match=r"of 2 layers has no usual three \(2, 1, -1\): name them in eagle_config.eagle_aux"):
+        head_config(folder, FACTS)
+
+
+def test_of_a_target_of_which_some_layers_are_run_the_last_state_stands_in_for_what_is_not_there() -> None:
+    loaded = loaded_with(HEAD, layers=1)
+    assert len(loaded.target.body.layers) == 1 and loaded.drafter_of("eagle3").aux_layers == (0, 1, 1)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another target": ({"target_sha256": "0" * 64}, "trained for a target with sha256 0000000000000000..; tiny has"),
+    "altered weights": ({"weights_sha256": "0" * 64}, "truncated or altered"),
+    "another width": ({"hidden_size": 96, "target_hidden_size": None}, "is for a target with hidden size 96 and 384 tokens"),
+    "another vocabulary": ({"vocab_size": 500}, "is for a target with hidden size 64 and 500 tokens; tiny has 64 and 384"),
+    "a target of another width": ({"target_hidden_size": 96}, "target_hidden_size is 96 and hidden_size 64"),
+    "more drafted than there are": ({"draft_vocab_size": 400}, "draft_vocab_size is 400, and vocab_size 384"),
+    "another draft vocabulary": ({"draft_vocab_size": 200}, "has shape [256], expected [200]"),
+    "two norms before fc": ({"fc_norm": True, **nested(norm_before_fc=True)}, "fc_norm and norm_before_fc are both true"),
+    "a norm without its weight": ({"fc_norm": True}, "missing key 'fc_norm.0.weight' (3 in all)"),
+    "two layers": ({"num_hidden_layers": 2}, "num_hidden_layers is 2; a draft head has 1"),
+    "no hidden states": (nested(use_aux_hidden_state=False), "use_aux_hidden_state is False; a head of EAGLE-3 here reads"),
+    "states that are not there": (nested(eagle_aux_hidden_state_layer_ids=[0, 1, 3]), "is [0, 1, 3]; it must be hidden states of "
+                                  "the target, ascending, from 0 to 2, the layers of the target"),
+    "states in another order": (nested(eagle_aux_hidden_state_layer_ids=[1, 0, 2]), "is [1, 0, 2]; it must be hidden states"),
+    "a state twice": (nested(eagle_aux_hidden_state_layer_ids=[0, 1, 1]), "is [0, 1, 1]; it must be hidden states"),
+    "two states": ({**nested(eagle_aux_hidden_state_layer_ids=[0, 1]), "num_aux_hidden_states": 2}, "names 2 hidden states; a "
+                   "head of EAGLE-3 reads 3"),
+    "a number of states": ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, and eagle_aux_hidden_state_layer_ids"),
+    "no object": ({"eagle_config": [1]}, "eagle_config is [1]; it must be an object"),
+    "another key": ({"attention_bias": True}, "does not honour attention_bias = True"),
+    "another key inside": (nested(parallel_drafting=True), "does not honour parallel_drafting = True"),
+    "another layer": ({"architectures": ["Eagle3Qwen3ForCausalLM"]}, "architectures = Eagle3Qwen3ForCausalLM: a draft head here "
+                      "has the layer of a LLaMA"),
+    "heads that do not divide": ({"num_key_value_heads": 3}, "the heads a multiple of the key-value heads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_does_not_fit_is_refused_in_one_line(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        loaded_with(edited(tmp_path, "eagle3", **changes), "float32")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def _moved(state: dict[str, Tensor]) -> None:
+    state["d2t"] += 200
+
+
+def _swapped(state: dict[str, Tensor]) -> None:
+    tokens = state["d2t"] + torch.arange(256)
+    state["d2t"] = tokens[torch.tensor([1, 0, *range(2, 256)])] - torch.arange(256)
+
+
+def _unmarked(state: dict[str, Tensor]) -> None:
+    marked = state["t2d"].nonzero()[:, 0]
+    state["t2d"][marked[3]], state["t2d"][(~state["t2d"]).nonzero()[0, 0]] = False, True
+
+
+def _fractions(state: dict[str, Tensor]) -> None:
+    state["d2t"] = state["d2t"].float()
+
+
+def _biased(state: dict[str, Tensor]) -> None:
+    state["fc.bias"] = torch.zeros(64)
+
+
+def _without(state: dict[str, Tensor]) -> None:
+    del state["t2d"]
+
+
+def _infinite(state: dict[str, Tensor]) -> None:
+    state["norm.weight"][3] = torch.inf
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (_moved, "d2t gives no ascending token ids under 384"), (_swapped, "d2t gives no ascending token ids"),
+    (_unmarked, "t2d marks other tokens than d2t gives"), (_fractions, "d2t holds whole numbers and t2d truth values"),
+    (_biased, "unexpected key 'fc.bias'"), (_without, "missing key 't2d'"), (_infinite, "norm.weight holds NaN or infinity"),
+])  # fmt: skip
+def test_weights_that_are_no_head_are_refused_in_one_line(
+    change: Callable[[dict[str, Tensor]], None], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        loaded_with(with_state(tmp_path, change), "float32")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_head_is_known_by_its_weights_where_its_config_names_no_architecture(tmp_path: Path) -> None:
+    folder = edited(tmp_path, "eagle3", architectures=None)
+    assert drafter_kind(folder) == "eagle3" and loaded_with(folder, "float32").drafter_of("eagle3") is not None
+
+
+def test_a_policy_drafts_with_the_kind_of_head_that_is_given_and_other_methods_with_their_own() -> None:
+    names = ("opt-tree", "eagle2", "eagle3", "pld")
+
+    def drafters(head: Path | None) -> dict[str, str | None]:
+        return {arm.name: arm.method.drafter for arm in make_arms(names, "paper", {}, CONFIG, head)}
+
+    assert drafters(CONFIG.head_folder) == {"opt-tree": "eagle", "eagle2": "eagle", "eagle3": "eagle3", "pld": None}
+    assert drafters(HEAD) == {"opt-tree": "eagle3", "eagle2": "eagle", "eagle3": "eagle3", "pld": None}
+    (own,) = make_arms(("eagle3",), "paper", {}, CONFIG, None)
+    assert own.options["total"] == CONFIG.presets["paper"]["total"]  # a model's own presets count for either head
+    with pytest.raises(UserError, match="holds a draft head of EAGLE-3, and none of eagle2 drafts with one"):
+        check_given(HEAD, [methods.get("eagle2")])
+
+
+def test_its_bytes_count_in_a_dry_run() -> None:
+    lines = "\n".join(preflight.report(CONFIG, kinds=["eagle3"], head=None, dtype="float32"))
+    assert "missing: nothing" in lines
