@@ -201,24 +201,23 @@ def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked
     return ids
 
 
-def steps_by_drafts(n_tokens: int, drafts: int, drafted: int, accepted: int, counter: str, told: int | None = None) -> Counts:
-    """Steps from counters of drafts, where the sums agree.
+def steps_by_drafts(n_tokens: int, drafts: int, drafted: int, accepted: int, counter: str, told: int | None) -> Counts:
+    """Steps that an engine counts, where its counters of drafts agree with them.
 
     Every step emits the drafts that it accepted and one token more. What the last one emitted beyond the output's end was cut. So
-    n_tokens - 1 = steps + accepted - cut, and cut is at most what one step drafts.
+    n_tokens - 1 = steps + accepted - cut, and cut is at most what one step drafts. Drafts alone do not tell the steps: as many
+    steps without a draft as tokens were cut leave the same counters.
 
-    n_tokens: of the answer, the prefill's included. drafts: steps that verified drafts. told: all steps after the prefill, where
-    the engine counts them.
+    n_tokens: of the answer, the prefill's included. drafts: steps that verified drafts. told: all steps after the prefill; None
+    where the engine does not count them.
     """
     most = -(-drafted // drafts) if drafts else 0  # tokens drafted a step: the mean, rounded up
-    steps = drafts if told is None else told
-    cut = steps + accepted - (n_tokens - 1)
-    if cut < 0:
-        why = f"{-cut} steps at least had no draft, and the engine does not count those"
-    elif cut > max(most, 1) or steps < drafts:
-        why = f"its counters do not add up: {steps} steps, {accepted} accepted, {n_tokens} tokens"
+    if told is None:
+        why = "it counts steps with a draft, and does not tell of those without"
+    elif told < drafts or not 0 <= told + accepted - (n_tokens - 1) <= max(most, 1):
+        why = f"its counters do not add up: {told} steps, {accepted} accepted, {n_tokens} tokens"
     else:
-        return Counts(steps, drafted, accepted, counter)
+        return Counts(told, drafted, accepted, counter)
     return Counts(None, drafted, accepted, counter, why)
 
 

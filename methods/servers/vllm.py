@@ -1,13 +1,15 @@
-"""vLLM: token ids in and out by `/v1/completions`; steps by its per-request metrics, else by differences of `/metrics`.
+"""vLLM: token ids in and out by `/v1/completions`; steps by differences of `/metrics`, whose waits count all of them.
 
-Facts: vLLM 0.33.0. Per-request metrics are there with `--per-request-spec-decode-metrics summary` (or `detailed`). `/metrics`
-counts drafts (steps that verified one), draft tokens, accepted ones, new tokens, and the waits between two steps' tokens.
+Facts: vLLM 0.33.0. Per-request metrics are there with `--per-request-spec-decode-metrics summary` (or `detailed`), and
+count the steps that verified a draft. `/metrics` counts those, draft tokens, accepted ones, new tokens, and the waits between two
+steps' tokens: all steps after the prefill.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -87,24 +89,38 @@ def _reason(choice: Mapping[str, Any]) -> str:
 
 
 def _counts(address: Address, n_tokens: int, spec: Mapping[str, Any] | None) -> Counts:
+    """Drafts by the answer's own metrics, where it has them; all steps by /metrics alone."""
+    found, why = _since(address, n_tokens)
+    counter = "/metrics"
     if spec is not None:
-        return steps_by_drafts(n_tokens, int(spec["num_spec_steps"]), int(spec["num_draft_tokens"]),
-                               int(spec["num_accepted_draft_tokens"]), "metrics.speculative_decoding")  # fmt: skip
-    before, after = _before.get(address), _metrics(address)
+        drafts, drafted, accepted = (spec.get(f"num_{name}") for name in ("spec_steps", "draft_tokens", "accepted_draft_tokens"))
+        counter = "metrics.speculative_decoding, /metrics"
+    elif not why:
+        drafts, drafted, accepted = (found[name] for name in ("drafts", "drafted", "accepted"))
+    else:
+        return Counts(why=why)
+    if drafts is None or drafted is None or accepted is None:
+        return Counts(why=f"its {counter} lacks some of the counters of drafts")
+    counts = steps_by_drafts(n_tokens, int(drafts), int(drafted), int(accepted), counter, found["steps"])
+    return replace(counts, why=f"{counts.why}: {why}") if why else counts
+
+
+def _since(address: Address, n_tokens: int) -> tuple[dict[str, int | None], str]:
+    """(what was counted since `ready`, by name; why that is not the answer's, or empty: then all is None)."""
+    nothing = dict.fromkeys(COUNTERS)
+    before = _before.get(address)
+    if before is None:
+        return nothing, "nothing was read of its /metrics before"
+    after = _metrics(address)
     if after["drafts"] is None:
-        return Counts(why="its /metrics has no spec_decode counters")
+        return nothing, "its /metrics has no spec_decode counters"
     until = time.monotonic() + PATIENCE_S
-    while before is not None and (_difference(before, after, "tokens") or 0) < n_tokens and time.monotonic() < until:
+    while (_difference(before, after, "tokens") or 0) < n_tokens and time.monotonic() < until:
         time.sleep(0.02)  # they are written after the answer
         after = _metrics(address)
-    if before is None:
-        return Counts(why="nothing was read of its /metrics before")
     if (n := _difference(before, after, "tokens")) != n_tokens:
-        return Counts(why=f"its /metrics counted {n} new tokens, and the answer has {n_tokens}: other requests ran")
-    drafts, drafted, accepted, steps = (_difference(before, after, name) for name in ("drafts", "drafted", "accepted", "steps"))
-    if drafts is None or drafted is None or accepted is None:
-        return Counts(why="its /metrics lacks some of the spec_decode counters")
-    return steps_by_drafts(n_tokens, drafts, drafted, accepted, "/metrics", steps)
+        return nothing, f"its /metrics counted {n} new tokens, and the answer has {n_tokens}: other requests ran"
+    return {name: _difference(before, after, name) for name in COUNTERS}, ""
 
 
 def _metrics(address: Address) -> _Metrics:

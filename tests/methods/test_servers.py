@@ -100,10 +100,29 @@ def test_vllm_streams_token_ids_and_its_counters_differ_by_the_steps() -> None:
 
 
 def test_vllm_tells_the_same_with_the_answer_where_it_is_started_to() -> None:
-    with replaying({"/v1/completions": "vllm_per_request.sse"}) as address:
+    counter = "metrics.speculative_decoding, /metrics"
+    with replaying({"/v1/completions": "vllm_per_request.sse", "/metrics": ["vllm_before.prom", "vllm_after.prom"]}) as address:
+        vllm.ready(address)
         answer = vllm.ask(address, WHO, asked())
         whole(answer)
-        assert answer.counts() == Counts(2, 6, 4, "metrics.speculative_decoding")
+        assert answer.counts() == Counts(2, 6, 4, counter)
+    with replaying({"/v1/completions": "vllm_per_request.sse", "/metrics": ""}) as address:
+        vllm.ready(address)  # and all steps are not in its own metrics
+        why = "it counts steps with a draft, and does not tell of those without: its /metrics has no spec_decode counters"
+        assert vllm.ask(address, WHO, asked()).counts() == Counts(None, 6, 4, counter, why)
+
+
+def test_vllms_steps_without_a_draft_count_in_both_ways() -> None:
+    """16 tokens in 8 steps, of which 5 drafted; 12 drafts were accepted, and of the last step's tokens 5 cut."""
+    names = ("generation_tokens_total", "spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total",
+             "spec_decode_num_accepted_tokens_total", "inter_token_latency_seconds_count")  # fmt: skip
+    before, after = ("".join(f"vllm:{name} {n}\n" for name, n in zip(names, told, strict=True))
+                     for told in ((0, 0, 0, 0, 0), (16, 5, 40, 12, 8)))  # fmt: skip
+    spec = {"num_spec_steps": 5, "num_draft_tokens": 40, "num_accepted_draft_tokens": 12}
+    for own in (spec, None):
+        with replaying({"/metrics": [before, after]}) as address:
+            vllm.ready(address)
+            assert vllm._counts(address, 16, own).steps == 8
 
 
 def test_an_earlier_vllm_streams_text_whose_ids_must_be_certain() -> None:
@@ -229,22 +248,21 @@ def test_any_other_engine_is_asked_by_text() -> None:
 
 
 @pytest.mark.parametrize(("numbers", "steps"), [
-    ((6, 2, 6, 4), 2), ((6, 2, 6, 3), 2), ((6, 5, 15, 0), 5), ((1, 0, 0, 0), 0),
-    ((6, 2, 6, 4, 2), 2), ((6, 2, 6, 2, 3), 3), ((6, 0, 0, 0, 5), 5),
+    ((6, 2, 6, 4, 2), 2), ((6, 2, 6, 3, 2), 2), ((6, 5, 15, 0, 5), 5), ((1, 0, 0, 0, 0), 0), ((6, 2, 6, 2, 3), 3),
+    ((6, 0, 0, 0, 5), 5), ((16, 5, 40, 12, 8), 8),
 ])  # fmt: skip
-def test_steps_of_counters_that_add_up(numbers: tuple[int, ...], steps: int) -> None:
-    n, drafts, drafted, accepted, *told = numbers
-    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", *told)
-    assert found == Counts(steps, drafted, accepted, "counters")
+def test_steps_of_counters_that_add_up(numbers: tuple[int, int, int, int, int], steps: int) -> None:
+    n, drafts, drafted, accepted, told = numbers
+    assert steps_by_drafts(n, drafts, drafted, accepted, "counters", told) == Counts(steps, drafted, accepted, "counters")
 
 
 @pytest.mark.parametrize(("numbers", "why"), [
-    ((6, 2, 6, 2), "1 steps at least had no draft"), ((6, 2, 6, 9), "do not add up"), ((6, 3, 9, 1, 2), "2 steps at least"),
-    ((6, 4, 12, 3, 3), "do not add up: 3 steps"),
+    ((6, 2, 6, 2, 2), "do not add up"), ((6, 2, 6, 9, 2), "do not add up"), ((6, 3, 9, 1, 2), "do not add up"),
+    ((6, 4, 12, 3, 3), "do not add up: 3 steps"), ((16, 5, 40, 12, None), "does not tell of those without"),
 ])  # fmt: skip
-def test_counters_that_do_not_add_up_give_no_steps(numbers: tuple[int, ...], why: str) -> None:
-    n, drafts, drafted, accepted, *told = numbers
-    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", *told)
+def test_counters_that_do_not_add_up_give_no_steps(numbers: tuple[int, int, int, int, int | None], why: str) -> None:
+    n, drafts, drafted, accepted, told = numbers
+    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", told)
     assert found.steps is None and why in found.why and (found.drafted, found.accepted) == (drafted, accepted)
 
 

@@ -110,10 +110,12 @@ def test_what_is_there_is_not_asked_again_but_of_an_engine_with_other_settings(t
     assert len(measured(tmp_path)) == 4
 
 
-def test_vllms_own_metrics_of_a_request_come_before_the_differences_of_its_counters(tmp_path: Path) -> None:
-    with engine("vllm", drafts=3, per_request=True, fault="others ask too") as spec, engine("vllm") as plain:
+def test_vllms_own_metrics_of_a_request_need_all_steps_beside_them(tmp_path: Path) -> None:
+    with engine("vllm", drafts=3, per_request=True, fault="others ask too", since=3) as spec, engine("vllm") as plain:
         assert asked(tmp_path, spec, plain).code == 0
-    assert {(r["served"]["steps"], r["served"]["counter"]) for r in measured(tmp_path)} == {(7, "metrics.speculative_decoding")}
+    told = [r["served"] for r in measured(tmp_path)]
+    assert [served["steps"] for served in told] == [7, None] and "other requests ran" in told[1]["why"]
+    assert {(served["drafted"], served["counter"]) for served in told} == {(21, "metrics.speculative_decoding, /metrics")}
 
 
 def test_counters_that_other_requests_share_tell_of_no_steps_and_tables_say_so(tmp_path: Path) -> None:
