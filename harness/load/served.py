@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from harness.common.errors import UserError
-from harness.common.names import SERVED_DTYPE, SERVER_PLAIN
+from harness.common.names import SERVED_DTYPE, SERVER, SERVER_PLAIN
 from harness.load.config import ModelConfig
 from harness.load.identity import TargetIdentity, template_sha, tokenizer_sha
 from harness.load.model import Loaded, encode
@@ -96,8 +96,8 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
     arms: those of `server` and `server-plain`.
 
     Raises:
-        UserError: no tokenizer, an engine that does not answer, engines that are not the same, or a baseline that tells of
-            speculation.
+        UserError: no tokenizer, an engine that does not answer, engines that are not the same, a baseline that tells of
+            speculation, or an engine that tells of none, or not of what it drafts with.
     """
     forget()  # an engine may have been started anew
     engines = [(arm, _identity_of(arm).told) for arm in arms]
@@ -109,6 +109,8 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
         if arm.name == SERVER_PLAIN and who.drafting:
             told = ", ".join(f"{key} {value}" for key, value in who.drafting.items())
             raise UserError(f"the baseline at {arm.options['url']} tells of speculation ({told}): start it without")
+        if arm.name == SERVER:
+            _check_speculation(arm, who)
     folder = tokenizer_folder(config)
     tokenizer = load_tokenizer(folder)
     check_template(config, tokenizer, folder)
@@ -123,6 +125,20 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
     )  # fmt: skip
     target = ServedTarget(tokenizer, _vocab_size(folder, len(tokenizer)), {arm.name: own for arm, own in engines})
     return Loaded(config, cast(HFTarget, target), tokenizer, SERVED_DTYPE, identity, {}, theirs)
+
+
+def _check_speculation(arm: Arm, who: Identity) -> None:
+    """
+    Raises:
+        UserError: an engine that would tell of its speculation tells of none; or nobody says what it drafts with:
+            records of two heads could not be told apart.
+    """
+    if who.tells != "nothing" and not who.drafting:
+        raise UserError(f"the engine at {arm.options['url']} does not speculate: start {who.engine} with speculation, or measure "
+                        f"it with --method {SERVER_PLAIN}")  # fmt: skip
+    if who.tells != "how" and not arm.options["drafts"]:
+        raise UserError(f"the engine at {arm.options['url']} does not say what it drafts with: name it, --set drafts=NAME, so "
+                        "that another's records are not taken for its own")  # fmt: skip
 
 
 def _identity_of(arm: Arm) -> Identity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from harness.common.errors import UserError
 from methods.base import SamplerParams
@@ -26,7 +26,7 @@ class Identity:
 
     `engine`: whose it is; `version`: as it says, "untold" where it does not. `model`: the id by which requests name it.
     `settings`: of the model (dtype, sizes ...), by the engine's own words; a baseline must have the same. `drafting`: of its
-    speculation; empty where it tells of none.
+    speculation; empty where it tells of none. `tells`: how it speculates, with what, or only whether, or nothing of it.
     """
 
     engine: str
@@ -34,6 +34,7 @@ class Identity:
     model: str
     settings: Mapping[str, str] = field(default_factory=dict)
     drafting: Mapping[str, str] = field(default_factory=dict)
+    tells: Literal["how", "whether", "nothing"] = "how"
 
     @property
     def name(self) -> str:

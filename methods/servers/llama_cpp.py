@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity
 from methods.servers.wire import Address, get, stream
@@ -29,7 +29,9 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     found = [event["generation_settings"] for _, event in stream(address, "/completion", body) if event.get("stop")]
     if not found:
         raise EngineGone(f"{address.url}/completion answers nothing")
-    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, _drafting(found[0]))
+    drafting = _drafting(found[0])
+    tells: Literal["how", "whether"] = "whether" if "draft" in drafting.get("types", "") else "how"  # no word of the draft model
+    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, drafting, tells)
 
 
 def _drafting(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ WHY = "it tells of no steps"
 
 def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     """What it tells of itself. card: the model's entry in `/v1/models`."""
-    return Identity(str(card.get("owned_by") or "unnamed engine"), "untold", str(card["id"]))
+    return Identity(str(card.get("owned_by") or "unnamed engine"), "untold", str(card["id"]), tells="nothing")
 
 
 def ready(address: Address) -> None:

@@ -37,7 +37,7 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     version = str(told.get("version", "untold")) if isinstance(told, dict) else "untold"
     settings = {key: str(card[key]) for key in ("root", "max_model_len") if card.get(key) is not None}
     drafting = {} if _metrics(address)["drafts"] is None else {"counters": "spec_decode"}
-    return Identity(NAME, version, str(card["id"]), settings, drafting)
+    return Identity(NAME, version, str(card["id"]), settings, drafting, "whether")
 
 
 def ready(address: Address) -> None:

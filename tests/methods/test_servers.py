@@ -283,7 +283,7 @@ def test_an_engine_that_serves_several_models_needs_one_named() -> None:
     with replaying({"/v1/models": listed}) as address:
         with pytest.raises(UserError, match="serves several models: name one with --set model=ID, of a, b"):
             connected(address)
-        assert connected(Address(address.url, model="b")).identity == Identity("somebody", "untold", "b")
+        assert connected(Address(address.url, model="b")).identity == Identity("somebody", "untold", "b", tells="nothing")
     with replaying({"/v1/models": '{"data": []}'}) as address, pytest.raises(EngineGone, match="lists no model"):
         connected(address)
 

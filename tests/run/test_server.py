@@ -26,6 +26,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def asked(out: Path, spec: Serving, plain: Serving | None, *words: object) -> Outcome:
     urls = ["--set", f"url={spec.url}", *(["--set", f"baseline_url={plain.url}"] if plain else [])]
+    if spec.kind in ("vllm", "openai") and not any("drafts=" in str(word) for word in words):
+        urls += ["--set", "drafts=k"]  # which they do not say
     return harness("run", BASE, "--out", out, *urls, *(words or ("--task gsm8k",)))
 
 
@@ -280,6 +282,25 @@ def test_a_baseline_that_is_another_engine_or_speculates_is_refused(tmp_path: Pa
         refused(asked(tmp_path, spec, newer), "differ in more than speculation: version: b1-test and b2")
         refused(asked(tmp_path, spec, other), "differ in more than speculation: engine: llama.cpp and vllm")
         refused(asked(tmp_path, spec, drafting), "tells of speculation (types ngram-simple): start it without")
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp"])
+def test_an_engine_that_does_not_speculate_is_refused(kind: str, tmp_path: Path) -> None:
+    with engine(kind) as spec, engine(kind) as plain:
+        refused(asked(tmp_path, spec, plain), f"the engine at {spec.url} does not speculate: start {kind} with speculation")
+        assert not spec.requests
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_what_an_engine_drafts_with_must_be_named_where_it_does_not_say(kind: str, tmp_path: Path) -> None:
+    with engine(kind, drafts=2) as spec, engine(kind) as plain:
+        refused(
+            asked(tmp_path, spec, plain, "--task gsm8k --set drafts="), "does not say what it drafts with", "--set drafts=NAME"
+        )
+        assert asked(tmp_path, spec, plain, "--task gsm8k --set drafts=k2").code == 0
+    with engine(kind, drafts=3) as spec, engine(kind) as plain:
+        assert asked(tmp_path, spec, plain, "--task gsm8k --set drafts=k3").code == 0 and spec.requests
+    assert {r["options"]["drafts"] for r in measured(tmp_path)} == {"k2", "k3"} and len(measured(tmp_path)) == 4
 
 
 def test_a_loaded_model_says_that_it_is_no_engine_elsewhere() -> None:
