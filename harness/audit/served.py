@@ -196,12 +196,12 @@ class Difference:
 
 
 def greedy_rows(pairs: Sequence[Pair], target: Target) -> tuple[list[Verdict], list[Difference]]:
-    """Layer 3, a row a method and preset."""
+    """Layer 3, a row an engine, method and preset."""
     rows, differences = list[Verdict](), list[Difference]()
-    for name, mine in _by_name(p for p in pairs if p.own["temperature"] == 0).items():
+    for name, mine in _by_engine(p for p in pairs if p.own["temperature"] == 0):
         found = [p for p in mine if p.at is not None]
         positions = sum(len(p.own["token_ids"]) if p.at is None else p.at + 1 for p in mine)
-        checked = f"{counted(len(mine), 'output')}, {counted(positions, 'token')}"
+        checked = _checked(mine, positions)
         layer = "L3 greedy equality, served"
         if not found:
             seen = f"fault rate under {rate_bound(0, len(mine)):.2%} of outputs (95 %)"
@@ -259,15 +259,13 @@ def _greedy_row(
 
 
 def sampled_rows(pairs: Sequence[Pair], target: Target) -> list[Verdict]:
-    """Layer 4, a row a method, preset and temperature."""
+    """Layer 4, a row an engine, method, preset and temperature."""
     rows = list[Verdict]()
-    by_cell: dict[tuple[str, float], list[Pair]] = defaultdict(list)
-    for p in pairs:
-        if p.own["temperature"] > 0:
-            by_cell[p.name, p.own["temperature"]].append(p)
-    for (name, temperature), mine in by_cell.items():
+    temperatures = sorted({p.own["temperature"] for p in pairs} - {0})
+    cells = ((t, *cell) for t in temperatures for cell in _by_engine(p for p in pairs if p.own["temperature"] == t))
+    for temperature, name, mine in cells:
         layer, n = f"L4 plain engine's law, T = {temperature:g}, served", sum(len(p.own["token_ids"]) for p in mine)
-        checked = f"{counted(len(mine), 'output')}, {counted(n, 'token')}"
+        checked = _checked(mine, n)
         if all(p.at is None for p in mine):
             seen = f"fault rate under {rate_bound(0, n):.2%} of tokens (95 %)"
             rows.append(Verdict(layer, name, checked, "all identical", "the plain engine's ids, or its law", seen, True,
@@ -415,8 +413,14 @@ def shown(report: Report) -> str:
     return plain(report.rows, report.title, report.level)
 
 
-def _by_name(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    found: dict[str, list[Pair]] = defaultdict(list)
+def _by_engine(pairs: Iterable[Pair]) -> list[tuple[str, list[Pair]]]:
+    """(method and preset, the pairs of one target and drafter): what one engine's tokens tell says nothing of another's."""
+    found: dict[tuple[str, str | None, str | None], list[Pair]] = defaultdict(list)
     for p in pairs:
-        found[p.name].append(p)
-    return found
+        found[p.name, p.own["target_id"], p.own["head_id"]].append(p)
+    return [(name, mine) for (name, *_), mine in found.items()]
+
+
+def _checked(mine: Sequence[Pair], n_tokens: int) -> str:
+    """What was compared, and whose."""
+    return f"{counted(len(mine), 'output')}, {counted(n_tokens, 'token')} of {mine[0].own['target_sha']}"
