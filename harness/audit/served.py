@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import torch
 from scipy import stats
 
 import methods
 from harness.audit.levels import LEVELS
 from harness.audit.page import overview, plain, sections, summary
 from harness.audit.probe.ledger_pairs import LedgerPrompts
-from harness.audit.probe.replay import Replayed, below_best, head_law, plain_forward, score_sums
-from harness.audit.probe.scores import ALPHA, FUNCTIONS, POWER, more_often, rate_bound
+from harness.audit.probe.replay import Replayed, below_best, head_law, plain_forward
+from harness.audit.probe.scores import ALPHA, FUNCTIONS, POWER, more_often, rate_bound, summands
 from harness.audit.request import AuditRequest
 from harness.audit.room import rooms_for
 from harness.audit.verdicts.greedy import UNJUDGED, classify
@@ -42,6 +43,7 @@ from harness.metrics.divergences import first_divergence
 from harness.metrics.intervals import holm
 from harness.metrics.pairing import engine_of, measured, side_of
 from methods.base import SamplerParams
+from methods.engine.sampling import probabilities
 
 DTYPE = "float32"  # of the target here: an engine's own rounding is in the control
 MOST_GAP = 1.0  # of the control: tokens further below the best here are of another model, or of weights rounded otherwise
@@ -58,8 +60,9 @@ LAYERS = {
     "L4": (
         "sampling",
         f"""Outputs at T > 0 with the same seeds. If they are the plain engine's own, token by token, no more is to be shown. Else
-        the six functions of the score test are summed over both engines' tokens, each less its expectation under the target here.
-        The two sums a token must agree: what the engine's weights and kernels do is in both. Holm over the six, at {ALPHA:g}.""",
+        the six functions of the score test are summed over both engines' tokens from the first difference on, each less its
+        expectation under the target here. The two sums must agree: what the engine's weights and kernels do is in both. Holm over
+        the six, at {ALPHA:g}.""",
     ),
 }
 NOT_JUDGED = ("L1 exact law", "L2 logit replay", "L5 acceptance", "L6 conduct")
@@ -280,9 +283,12 @@ def sampled_rows(pairs: Sequence[Pair], target: Target) -> list[Verdict]:
 
 
 def _sampled_row(layer: str, name: str, checked: str, mine: Sequence[Pair], target: Target, loaded: Loaded) -> Verdict:
-    own, base = (_sums([(side(p), p.turns) for p in mine], target, loaded) for side in (lambda p: p.own, lambda p: p.base))
-    means = [a / own.n - b / base.n for a, b in zip(own.deviations, base.deviations, strict=True)]
-    errors = [math.sqrt(a / own.n**2 + b / base.n**2) for a, b in zip(own.variances, base.variances, strict=True)]
+    differ = [(p, p.at) for p in mine if p.at is not None]
+    own, base = (_sums([(side(p), p.turns, at) for p, at in differ], target, loaded)
+                 for side in (lambda p: p.own, lambda p: p.base))  # fmt: skip
+    n = (own.n + base.n) / 2
+    means = [(a - b) / n for a, b in zip(own.deviations, base.deviations, strict=True)]
+    errors = [math.sqrt(a + b) / n for a, b in zip(own.variances, base.variances, strict=True)]
     known = [i for i, error in enumerate(errors) if error > 0]
     if not known:
         return Verdict.missing(layer, name, "no function of the tokens varied: nothing was tested")
@@ -302,24 +308,27 @@ def _sampled_row(layer: str, name: str, checked: str, mine: Sequence[Pair], targ
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The six functions over `n` tokens: deviations from what the target here expects, and their variances."""
+    """The six functions over `n` tokens: deviations from what the target here expects, and their variances. What comes before a
+    first difference is the same on both sides: it is in no sum, as it would cancel in the deviations and not in the variances."""
 
     n: int
     deviations: list[float]
     variances: list[float]
 
 
-def _sums(outputs: Sequence[tuple[Record, Sequence[Record]]], target: Target, loaded: Loaded) -> Sums:
+def _sums(outputs: Sequence[tuple[Record, Sequence[Record], int]], target: Target, loaded: Loaded) -> Sums:
+    """outputs: each with the answers before it, and from which token on it counts."""
     n, deviations, variances = 0, [0.0] * len(FUNCTIONS), [0.0] * len(FUNCTIONS)
-    for record, turns in outputs:
+    for record, turns, at in outputs:
         prompt, ids = target.prompt(record, turns), list(record["token_ids"])
         features, reference = plain_forward(loaded, prompt, ids)
         params = SamplerParams(len(ids), temperature=record["temperature"], top_p=record["top_p"])
         run = Replayed(prompt, ids, reference, reference, features=features)
-        d, v = score_sums(run, head_law(loaded, run, params), params)
-        n += len(ids)
-        deviations = [a + b for a, b in zip(deviations, d, strict=True)]
-        variances = [a + b for a, b in zip(variances, v, strict=True)]
+        p = probabilities(reference, params.temperature, params.top_p)
+        d, v = summands(p, head_law(loaded, run, params), torch.tensor(ids))
+        n += len(ids) - at
+        deviations = [a + b for a, b in zip(deviations, d[at:].sum(0).tolist(), strict=True)]
+        variances = [a + b for a, b in zip(variances, v[at:].sum(0).tolist(), strict=True)]
     return Sums(n, deviations, variances)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from command_line import Outcome, harness, isolate, refused
 from engine_stand_in import Serving, engine
 from places import TINY
+from tiny_model import shared_tiny_model
 
 from harness.audit import served
-from harness.audit.served import Control, Difference, Target, _greedy_row
+from harness.audit.request import AuditRequest
+from harness.audit.served import Control, Difference, Pair, Target, _greedy_row
 from harness.common.errors import UserError
+from harness.ledger.record import Record
 from harness.run import engines
 
 AUDIT = f"verify --model {TINY} --threads 1 --method server"
@@ -113,6 +117,28 @@ def test_other_draws_of_the_same_law_hold_and_those_of_another_do_not(tmp_path: 
         outcome = audited(tmp_path / "other", spec, plain, "--level full")
     refused(outcome, "server fails L4 plain engine's law, T = 1, served: p = ")
     assert row(outcome, "L3")["passed"] is True
+
+
+def test_what_is_the_same_on_both_sides_is_in_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = shared_tiny_model("float32").loaded
+    monkeypatch.setattr(Target, "prompt", lambda self, record, turns: [1, 2, 3])
+
+    def output(*ids: int) -> Record:
+        return cast(Record, {"token_ids": list(ids), "temperature": 1.0, "top_p": 1.0})
+
+    def pair(own: Record, base: Record) -> Pair:
+        return Pair(own, base, (), served.first_divergence(base["token_ids"], own["token_ids"]))
+
+    target = Target(loaded.config, AuditRequest(model=str(TINY)))
+    late = pair(output(*range(10, 40), 60, 61), output(*range(10, 40), 70, 71, 72))
+    found = served._sums([(late.own, (), 30)], target, loaded)
+    whole = served._sums([(late.own, (), 0)], target, loaded)
+    assert (found.n, whole.n) == (2, 32) and all(
+        0 < a < b / 4 for a, b in zip(found.variances[1:3], whole.variances[1:3], strict=True)
+    )
+    same = pair(output(*range(10, 40)), output(*range(10, 40)))
+    alone, among = (served._sampled_row("L4", "server", "?", mine, target, loaded) for mine in ([late], [late, same, same]))
+    assert alone.worst == among.worst and alone.detectable == among.detectable and among.why.startswith("2 of 3 have")
 
 
 def test_tokens_of_the_plain_engine_far_below_the_best_here_set_no_threshold() -> None:
