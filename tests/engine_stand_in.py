@@ -125,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuses":
             self._send(400, json.dumps({"error": {"message": "the prompt is too long for me", "code": 400}}))
             return
+        if fault == "fails":
+            self._send(500, json.dumps({"error": {"message": "the prompt is too much for me", "code": 500}}))
+            return
         if fault == "slow":
             time.sleep(1.5)
         if fault == "hangs up":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Outcome, files, harness, isolate, refused
-from engine_stand_in import MODEL, OWNERS, Serving, engine
+from engine_stand_in import MODEL, OWNERS, Serving, _Handler, engine
 from places import TINY
 
 from harness.ledger.ledger import RECORDS, read
@@ -190,6 +190,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "breaks off": ("llama.cpp", "its answer broke off after 16 tokens"),
     "own context": ("llama.cpp", "it cut the answer at its own context after 16 tokens"),
     "refuses": ("llama.cpp", "answers with status 400: the prompt is too long for me"),
+    "fails": ("llama.cpp", "answers with status 500: the prompt is too much for me"),
 }
 
 
@@ -233,6 +234,19 @@ def test_an_engine_that_is_gone_or_another_ends_the_run_with_the_prompt_named(fa
         spec.fault = ""
         assert asked(tmp_path, spec, plain).code == 0
     assert len(measured(tmp_path)) + len(measured(tmp_path, "server-plain")) == 4
+
+
+def test_an_engine_that_fails_and_answers_nothing_more_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: _Handler) -> None:
+        if self.serving.drafts and len(self.serving.requests) > 3:
+            self._send(500, "{}")
+        else:
+            told(self)
+
+    told = _Handler.do_GET
+    monkeypatch.setattr(_Handler, "do_GET", fails)
+    with engine(drafts=2, fault="fails", since=3) as spec, engine() as plain:
+        refused(asked(tmp_path, spec, plain), "server on 2 turn 1: ", "status 500", "the same command goes on from here")
 
 
 def closed_port() -> int:
@@ -301,6 +315,11 @@ def test_what_an_engine_drafts_with_must_be_named_where_it_does_not_say(kind: st
     with engine(kind, drafts=3) as spec, engine(kind) as plain:
         assert asked(tmp_path, spec, plain, "--task gsm8k --set drafts=k3").code == 0 and spec.requests
     assert {r["options"]["drafts"] for r in measured(tmp_path)} == {"k2", "k3"} and len(measured(tmp_path)) == 4
+
+
+def test_a_baseline_that_is_named_and_not_wanted_is_refused(tmp_path: Path) -> None:
+    with engine(drafts=2) as spec, engine() as plain:
+        refused(asked(tmp_path, spec, plain, "--task gsm8k --no-baseline"), "--no-baseline does without what --set baseline_url")
 
 
 def test_a_loaded_model_says_that_it_is_no_engine_elsewhere() -> None:
