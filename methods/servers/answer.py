@@ -140,6 +140,22 @@ class Answer:
     why_ended: str
     counts: Callable[[], Counts]
 
+    def counted(self) -> Counts:
+        """`counts`, where they can be read and can be of this answer; else a `why` and no steps."""
+        try:
+            told = self.counts()
+        except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            said = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+            return Counts(why=f"its counters cannot be read: {' '.join(said.split())}")
+        n, steps, drafted, accepted = len(self.token_ids), told.steps, told.drafted, told.accepted
+        if any(count is not None and count < 0 for count in (steps, drafted, accepted)) or (
+            drafted is not None and accepted is not None and accepted > drafted
+        ):
+            return Counts(why=f"its {told.counter} does not add up: {steps} steps, {accepted} accepted of {drafted} drafted")
+        if steps is not None and not (0 < steps < n or steps == n - 1 == 0):
+            return replace(told, steps=None, why=f"its {told.counter} does not add up: {steps} steps, {n} tokens")
+        return told
+
 
 def checked(answer: Answer, asked: Asked, identity: Identity) -> str:
     """How the answer ended: `stop` or `length`, by the one stop rule.

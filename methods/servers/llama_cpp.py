@@ -26,9 +26,12 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     settings = {key: str(meta[key]) for key in SIZES if meta.get(key) is not None}
     # what speculates stands in the settings of an answer, and not in /props
     body = {"prompt": "a", "n_predict": 1, "stream": True, "model": str(card["id"])}
-    found = [event["generation_settings"] for _, event in stream(address, "/completion", body) if event.get("stop")]
+    found = [event.get("generation_settings") for _, event in stream(address, "/completion", body) if event.get("stop")]
     if not found:
         raise EngineGone(f"{address.url}/completion answers nothing")
+    if not isinstance(found[0], dict):
+        raise EngineGone(f"{address.url}/completion answers without generation_settings: whether it speculates cannot be told "
+                         "(--set engine=openai asks it as any other engine)")  # fmt: skip
     drafting = _drafting(found[0])
     tells: Literal["how", "whether"] = "whether" if "draft" in drafting.get("types", "") else "how"  # no word of the draft model
     return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, drafting, tells)

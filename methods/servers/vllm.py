@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from methods.servers.answer import Answer, Asked, BadAnswer, Counts, Identity, from_text, steps_by_drafts
+from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity, from_text, steps_by_drafts
 from methods.servers.wire import Address, get, stream, total
 
 NAME = "vllm"
@@ -42,7 +43,9 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
 
 def ready(address: Address) -> None:
     """Read the counters, from which those of one request are the difference."""
-    _before[address] = _metrics(address)
+    _before.pop(address, None)
+    with suppress(EngineGone):  # whether it is, the request will show
+        _before[address] = _metrics(address)
 
 
 def ask(address: Address, who: Identity, asked: Asked) -> Answer:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -172,12 +174,38 @@ def test_sglang_streams_all_ids_or_the_new_ones(file: str, cached: int) -> None:
 
 @pytest.mark.parametrize("names", list(zip(sglang.ACCEPTED, sglang.DRAFTED, strict=True)))
 def test_sglangs_counters_are_found_under_the_names_of_every_version(names: tuple[str, str]) -> None:
-    assert sglang._counts(6, {"spec_verify_ct": 2, names[0]: 4, names[1]: 6}) == Counts(2, 6, 4, "meta_info")
+    assert sglang._counts({"spec_verify_ct": 2, names[0]: 4, names[1]: 6}) == Counts(2, 6, 4, "meta_info")
 
 
-def test_sglangs_counters_that_lack_or_do_not_fit_give_no_steps() -> None:
-    assert sglang._counts(6, {}).why == "its meta_info has no spec_verify_ct"
-    assert sglang._counts(3, {"spec_verify_ct": 5}).why == "its meta_info does not add up: 5 verifications, 3 tokens"
+def counted(n_tokens: int, counts: Callable[[], Counts]) -> Counts:
+    """As an answer of so many tokens tells it."""
+    return Answer([5] * n_tokens, 0.1, 1, "", None, "ids", "engine", 3, n_tokens, 0, "stop", counts).counted()
+
+
+def test_counters_that_lack_or_do_not_fit_give_no_steps() -> None:
+    def told(n_tokens: int, **meta: int) -> str:
+        found = counted(n_tokens, lambda: sglang._counts(meta))
+        assert found.steps is None
+        return found.why
+
+    assert told(6) == "its meta_info has no spec_verify_ct"
+    assert told(3, spec_verify_ct=5) == "its meta_info does not add up: 5 steps, 3 tokens"
+    assert told(3, spec_verify_ct=0) == "its meta_info does not add up: 0 steps, 3 tokens"
+    too_many = told(6, spec_verify_ct=2, spec_num_correct_drafts=7, spec_num_proposed_drafts=6)
+    assert too_many == "its meta_info does not add up: 2 steps, 7 accepted of 6 drafted"
+    assert counted(1, lambda: sglang._counts({"spec_verify_ct": 0})) == Counts(0, None, None, "meta_info")
+
+
+def test_counters_that_cannot_be_read_give_no_steps() -> None:
+    for meta in ({"spec_verify_ct": "many"}, {"spec_verify_ct": 2, "spec_num_correct_drafts": [4]}):
+        assert counted(6, partial(sglang._counts, meta)).why.startswith("its counters cannot be read: ")
+    nulls = dict.fromkeys(("num_spec_steps", "num_draft_tokens", "num_accepted_draft_tokens"))
+    with replaying({"/metrics": ["vllm_before.prom", "vllm_after.prom"]}) as address:
+        vllm.ready(address)
+        assert "lacks some of the counters" in counted(6, lambda: vllm._counts(address, 6, nulls)).why
+    gone = Address("http://127.0.0.1:9", timeout=1)
+    vllm.ready(gone)  # an answer's request will tell
+    assert counted(6, lambda: vllm._counts(gone, 6, None)).why == "nothing was read of its /metrics before"
 
 
 def test_sglangs_settings_of_speculation_are_told_where_it_is_on() -> None:
@@ -276,6 +304,51 @@ def test_events_that_are_none_are_told() -> None:
             list(stream(address, "/x", {}))
     with replaying({"/x": ': a comment\nevent: token\ndata: {"a": 1}\n\ndata: [DONE]\n\ndata: {"b": 2}\n\n'}) as address:
         assert [event for _, event in stream(address, "/x", {})] == [{"a": 1}]
+
+
+def test_events_are_read_as_server_sent_events_may_be_written() -> None:
+    for text, events in (('data:{"a":1}\n\ndata:[DONE]\n\ndata: {"b":1}\n\n', [{"a": 1}]),
+                         ('data: {"a":1,\ndata: "b":2}\n\ndata: [DONE]\n\n', [{"a": 1, "b": 2}]),
+                         ('data: {"a":1}\r\n\r\ndata: \n\n\ndata: {"b":1}', [{"a": 1}, {"b": 1}])):  # fmt: skip
+        with replaying({"/x": text}) as address:
+            assert [event for _, event in stream(address, "/x", {})] == events
+
+
+@contextmanager
+def cutting(hangs: bool) -> Iterator[Address]:
+    """Answers everything with the beginning of what it says that it sends; it hangs up then, or not."""
+
+    class Cutting(_Replay):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"data": [')
+            self.wfile.flush()
+            if hangs:
+                time.sleep(0.6)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cutting)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield Address(f"http://127.0.0.1:{server.server_port}", timeout=0.3)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_answer_that_is_cut_or_hangs_is_an_engine_that_is_gone() -> None:
+    with cutting(hangs=False) as address, pytest.raises(EngineGone, match="broke off its answer"):
+        connected(address)
+    with cutting(hangs=True) as address, pytest.raises(EngineGone, match="no whole answer within 0.3 s"):
+        connected(address)
+
+
+def test_a_server_of_llama_cpp_that_does_not_tell_its_settings_is_one_line() -> None:
+    models = '{"data": [{"id": "m", "owned_by": "llamacpp"}]}'
+    with replaying({"/v1/models": models, "/completion": 'data: {"stop": true}\n\n'}) as address:
+        with pytest.raises(EngineGone, match="answers without generation_settings"):
+            connected(address)
 
 
 def test_an_engine_that_serves_several_models_needs_one_named() -> None:
