@@ -38,11 +38,11 @@ class ServedTarget:
     is_row_invariant = runs_module = False
     forward_s = 0.0
 
-    def __init__(self, tokenizer: Any, vocab_size: int, engines: Mapping[str, Identity]) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int, engines: Mapping[str, Identity], turn_end: int | None = None) -> None:
         self.vocab_size, self.device = vocab_size, torch.device("cpu")
         self.devices = (self.device,)
         self.engine_facts = {"engines": {name: _plain(who) for name, who in engines.items()}}
-        self._tokenizer, self._engines = tokenizer, dict(engines)
+        self._tokenizer, self._engines, self._turn_end = tokenizer, dict(engines), turn_end
         self._clock = SimpleNamespace(n_started=0)
         self._answers: list[Answer] = []
 
@@ -74,6 +74,9 @@ class ServedTarget:
     def adds_first(self) -> list[int]:
         ids: list[int] = self._tokenizer("").input_ids
         return ids
+
+    def turn_end(self) -> int | None:
+        return self._turn_end
 
     # ---- what a run asks of every target ----
 
@@ -123,7 +126,8 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
         weights=f"{who.model}@{who.name}", config=_sha(who.settings), tokenizer=tokenizer_sha(folder, how_read(tokenizer)),
         template=template, stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))), engine=f"{who.name} over HTTP",
     )  # fmt: skip
-    target = ServedTarget(tokenizer, _vocab_size(folder, len(tokenizer)), {arm.name: own for arm, own in engines})
+    target = ServedTarget(tokenizer, _vocab_size(folder, len(tokenizer)), {arm.name: own for arm, own in engines},
+                          _turn_end(config, tokenizer))  # fmt: skip
     return Loaded(config, cast(HFTarget, target), tokenizer, SERVED_DTYPE, identity, {}, theirs)
 
 
@@ -144,6 +148,15 @@ def _check_speculation(arm: Arm, who: Identity) -> None:
 def _identity_of(arm: Arm) -> Identity:
     o = arm.options
     return connected(checked_address("url", o["url"], o["engine"], o["model"], o["timeout"])).identity
+
+
+def _turn_end(config: ModelConfig, tokenizer: Any) -> int | None:
+    """The stop id that the prompt format puts behind an answer: that between one and the next turn, if it is one alone."""
+    answer = "An answer."
+    text = render(config, tokenizer, [("user", "A"), ("assistant", answer), ("user", "B")])
+    ids = tokenizer(text.partition(answer)[2].partition("B")[0], add_special_tokens=False).input_ids
+    found = [i for i in ids if i in config.stop_ids]
+    return found[0] if len(set(found)) == 1 else None
 
 
 def _vocab_size(folder: Path, of_tokenizer: int) -> int:

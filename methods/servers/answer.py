@@ -71,6 +71,10 @@ class Texts(Protocol):
         """What the tokenizer itself puts before a text: BOS, or nothing."""
         ...
 
+    def turn_end(self) -> int | None:
+        """The one stop id that the prompt format ends an answer with; None where there is none, or several."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -198,10 +202,11 @@ def _check_text(answer: Answer, asked: Asked) -> None:
                         f"character {at}: another tokenizer serves there")  # fmt: skip
 
 
-def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked) -> list[int]:
+def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked, ended_at: object = None) -> list[int]:
     """The ids of an answer whose engine streams text alone: the text tokenised here. The counts must agree.
 
-    ended_by_stop: the engine ended at a stop id, which is no part of the text. It is added where there is only one it can be.
+    ended_by_stop: the engine ended at a stop id, which is no part of the text. It is `ended_at` where the engine tells, else the
+    only one, else the one that ends a turn by the prompt format.
 
     Raises:
         BadAnswer: the engine counted another number, or it does not say which stop id it was.
@@ -210,9 +215,10 @@ def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked
     if n_tokens is None:
         raise BadAnswer("it streams text alone and does not count its tokens: what they were cannot be told")
     if ended_by_stop and n_tokens == len(ids) + 1:
-        if len(asked.stop_ids) != 1:
+        can_be = [i for i in (ended_at, asked.texts.turn_end()) if i in asked.stop_ids]
+        if len(asked.stop_ids) != 1 and not can_be:
             raise BadAnswer(f"it does not say at which of the stop ids {', '.join(map(str, asked.stop_ids))} it ended")
-        return [*ids, asked.stop_ids[0]]
+        return [*ids, *(can_be or asked.stop_ids)[:1]]
     if n_tokens != len(ids):
         raise BadAnswer(f"its text has {len(ids)} tokens here and it counted {n_tokens}: what they were cannot be told")
     return ids

@@ -43,12 +43,13 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         },
     }  # fmt: skip
     ids: list[int] = []
-    text, first, n_first, has_ids, meta = "", None, None, False, dict[str, Any]()
+    text, first, n_first, has_ids, meta, is_new = "", None, None, False, dict[str, Any](), None
     for seconds, event in stream(address, "/generate", body):
         meta = event.get("meta_info") or meta
         told, n = event.get("output_ids"), meta.get("completion_tokens")
-        # all so far; an engine may also send only what is new
-        is_all = told is None or len(told) == n or (len(told) > len(ids) and list(told[: len(ids)]) == ids)
+        if told is not None and ids and is_new is None:  # an engine sends all so far, or only what is new: the whole answer long
+            is_new = {len(ids) + len(told): True, len(told): False}.get(n, list(told[: len(ids)]) != ids)
+        is_all = told is None or not is_new
         text = str(event.get("text") or "") if is_all else text + str(event.get("text") or "")
         if told is not None:
             ids, has_ids = list(told) if is_all else [*ids, *told], True
@@ -60,7 +61,7 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         raise BadAnswer(f"it gave up: {finish.get('message') or 'it does not say why'}")
     n_tokens = meta.get("completion_tokens")
     if not has_ids:
-        ids = from_text(text, n_tokens, reason == "stop", asked)
+        ids = from_text(text, n_tokens, reason == "stop", asked, at)
     elif isinstance(at, int) and n_tokens == len(ids) + 1 and ids[-1:] != [at]:
         ids.append(at)  # the stop id is counted, and some versions cut it off what they stream
     return Answer(ids, first or 0.0, n_first, text, None, "ids", "engine" if has_ids else "text", meta.get("prompt_tokens"),

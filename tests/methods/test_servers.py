@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from places import TESTS
+from places import TESTS, TINY
 
 from harness.common.errors import UserError
+from harness.load.config import model_config
+from harness.load.prompt_text import load_tokenizer
+from harness.load.served import _turn_end
+from harness.load.weights import tokenizer_folder
 from methods.base import SamplerParams
 from methods.servers import llama_cpp, openai, sglang, vllm
 from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity, checked, from_text, steps_by_drafts
@@ -39,6 +45,9 @@ class Words:
 
     def adds_first(self) -> list[int]:
         return [1]
+
+    def turn_end(self) -> int | None:
+        return None
 
 
 def asked(*, n: int = 16, stop_ids: frozenset[int] = frozenset({2}), prompt: Sequence[int] = (1, 2, 3)) -> Asked:
@@ -132,8 +141,7 @@ def test_an_earlier_vllm_streams_text_whose_ids_must_be_certain() -> None:
         answer = vllm.ask(address, WHO, asked())
         assert answer.token_ids == IDS and answer.ids_from == "text" and answer.n_first is None
         assert answer.counts().why == "nothing was read of its /metrics before"
-        with pytest.raises(BadAnswer, match="at which of the stop ids 0, 2 it ended"):
-            vllm.ask(address, WHO, asked(stop_ids=frozenset({0, 2})))
+        assert vllm.ask(address, WHO, asked(stop_ids=frozenset({0, 2}))).token_ids == IDS  # it says at which one
 
 
 def test_vllms_counters_that_are_of_more_than_the_answer_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +216,18 @@ def test_counters_that_cannot_be_read_give_no_steps() -> None:
     assert counted(6, lambda: vllm._counts(gone, 6, None)).why == "nothing was read of its /metrics before"
 
 
+def test_sglangs_new_ids_that_begin_as_the_answer_did_are_new() -> None:
+    events = [((10,), 1), ((10, 10), 3), ((11, 2), 5)]
+    texts = [" t10", " t10 t10", " t11"]
+    last = {"finish_reason": {"type": "stop", "matched": 2}}
+    raw = [{"text": text, "output_ids": ids, "meta_info": {"prompt_tokens": 3, "completion_tokens": n} | (last if n == 5 else {})}
+           for text, (ids, n) in zip(texts, events, strict=True)]  # fmt: skip
+    with replaying({"/generate": "".join(f"data: {json.dumps(event)}\n\n" for event in raw)}) as address:
+        answer = sglang.ask(address, WHO, asked())
+    assert answer.token_ids == [10, 10, 10, 11, 2] and answer.text == " t10 t10 t10 t11"
+    assert checked(answer, asked(), WHO) == "stop"
+
+
 def test_sglangs_settings_of_speculation_are_told_where_it_is_on() -> None:
     info = '{"version": "0.5.23", "dtype": "bfloat16", "speculative_algorithm": %s, "speculative_num_steps": 3, "port": 1}'
     models = '{"data": [{"id": "m", "owned_by": "sglang"}]}'
@@ -260,6 +280,27 @@ def test_an_engine_that_counts_nothing_is_not_believed() -> None:
     with pytest.raises(BadAnswer, match="does not count its tokens"):
         from_text(" t10", None, False, asked())
     assert from_text(" t10", 1, False, asked()) == [10] and from_text(" t10", 2, True, asked()) == [10, 2]
+
+
+def test_at_which_of_several_stop_ids_a_text_ended_is_told_by_the_engine_or_by_the_prompt_format() -> None:
+    class Ending(Words):
+        def turn_end(self) -> int | None:
+            return 0
+
+    two = asked(stop_ids=frozenset({0, 2}))
+    assert from_text(" t10", 2, True, two, 2) == [10, 2] and from_text(" t10", 2, True, replace(two, texts=Ending()), 2) == [
+        10,
+        2,
+    ]
+    assert from_text(" t10", 2, True, replace(two, texts=Ending())) == [10, 0]
+    for told in (None, 7, "word"):
+        with pytest.raises(BadAnswer, match="at which of the stop ids 0, 2 it ended"):
+            from_text(" t10", 2, True, two, told)
+
+
+def test_the_prompt_format_tells_what_ends_an_answer() -> None:
+    config = model_config(str(TINY))
+    assert config.stop_ids == [0, 2] and _turn_end(config, load_tokenizer(tokenizer_folder(config))) == 2
 
 
 def test_any_other_engine_is_asked_by_text() -> None:
