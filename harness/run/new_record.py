@@ -68,7 +68,13 @@ def served_fields(loaded: Loaded, generation: Generation) -> dict[str, Any]:
         "counter": counts.counter or None, "why": counts.why or None,
     }  # fmt: skip
     # what came with the first token came by drafts: its time is not the prefill's
-    return {"served": served, "prefill_s": answer.first_s if answer.n_first == 1 else None, "cpu_s": None, "peak_bytes": None}
+    return {
+        "served": served,
+        "wall_s": answer.wall_s,
+        "prefill_s": answer.first_s if answer.n_first == 1 else None,
+        "cpu_s": None,
+        "peak_bytes": None,
+    }
 
 
 def _measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:

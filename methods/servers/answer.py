@@ -127,8 +127,8 @@ class Answer:
     `token_ids`: new tokens, a stop id included. `first_s`: seconds from the request to the first token; `n_first`: tokens that
     came with it, None if that is not known. `text`: as streamed. `model`: whose answer it says it is. `prompt_as`: `ids` or
     `text`; `ids_from`: `engine`, or `text` where the text was tokenised here. `n_prompt`, `n_tokens`: as the engine counts, None
-    where it does not; `n_cached`: of the prompt, tokens that it had computed before. `why_ended`: the engine's word. `counts`:
-    asked off the clock, once.
+    where it does not; `n_cached`: of the prompt, tokens that it had computed before. `why_ended`: the engine's word. `wall_s`:
+    seconds from the request to the last event. `counts`: asked off the clock, once.
     """
 
     token_ids: list[int]
@@ -142,6 +142,7 @@ class Answer:
     n_tokens: int | None
     n_cached: int | None
     why_ended: str
+    wall_s: float
     counts: Callable[[], Counts]
 
     def counted(self) -> Counts:

@@ -43,8 +43,8 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         },
     }  # fmt: skip
     ids: list[int] = []
-    text, first, n_first, has_ids, meta, is_new = "", None, None, False, dict[str, Any](), None
-    for seconds, event in stream(address, "/generate", body):
+    wall, text, first, n_first, has_ids, meta, is_new = 0.0, "", None, None, False, dict[str, Any](), None
+    for wall, event in stream(address, "/generate", body):
         meta = event.get("meta_info") or meta
         told, n = event.get("output_ids"), meta.get("completion_tokens")
         if told is not None and ids and is_new is None:  # an engine sends all so far, or only what is new: the whole answer long
@@ -54,7 +54,7 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         if told is not None:
             ids, has_ids = list(told) if is_all else [*ids, *told], True
         if first is None and n:
-            first, n_first = seconds, n
+            first, n_first = wall, n
     finish = meta.get("finish_reason") or {}
     reason, at = str(finish.get("type") or "it does not say why"), finish.get("matched")
     if reason == "abort":
@@ -65,7 +65,7 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
     elif isinstance(at, int) and n_tokens == len(ids) + 1 and ids[-1:] != [at]:
         ids.append(at)  # the stop id is counted, and some versions cut it off what they stream
     return Answer(ids, first or 0.0, n_first, text, None, "ids", "engine" if has_ids else "text", meta.get("prompt_tokens"),
-                  n_tokens, meta.get("cached_tokens"), reason if at is None else f"{reason} {at}",
+                  n_tokens, meta.get("cached_tokens"), reason if at is None else f"{reason} {at}", wall,
                   partial(_counts, meta))  # fmt: skip
 
 

@@ -60,9 +60,9 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         "cache_salt": uuid4().hex,  # no prompt's prefill is another's
     }  # fmt: skip
     ids: list[int] = []
-    text, first, n_first, model, has_ids = "", None, None, None, False
+    wall, text, first, n_first, model, has_ids = 0.0, "", None, None, None, False
     usage, reason, ended_at, spec = dict[str, Any](), "", None, None
-    for seconds, event in stream(address, "/v1/completions", body):
+    for wall, event in stream(address, "/v1/completions", body):
         model = event.get("model", model)
         usage = event.get("usage") or usage
         spec = (event.get("metrics") or {}).get("speculative_decoding", spec)
@@ -75,14 +75,14 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
             ids += told or ()
             text += choice.get("text") or ""
             if first is None and (told or choice.get("text")):
-                first, n_first = seconds, len(told) if told else None
+                first, n_first = wall, len(told) if told else None
             reason, ended_at = _reason(choice) or reason, choice.get("stop_reason", ended_at)
     n_tokens, n_cached = usage.get("completion_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     if not has_ids:
         ids = from_text(text, n_tokens, reason.startswith("stop"), asked, ended_at)
     counter = partial(_counts, address, len(ids), spec)
     return Answer(ids, first or 0.0, n_first, text, model, "ids", "engine" if has_ids else "text", usage.get("prompt_tokens"),
-                  n_tokens, n_cached, reason or "it does not say why", counter)  # fmt: skip
+                  n_tokens, n_cached, reason or "it does not say why", wall, counter)  # fmt: skip
 
 
 def _reason(choice: Mapping[str, Any]) -> str:

@@ -78,8 +78,10 @@ def get(address: Address, path: str) -> Any:
         return text
 
 
-def stream(address: Address, path: str, body: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The events of a streamed answer, each with the seconds since the request was sent.
+def stream(
+    address: Address, path: str, body: dict[str, Any], *, is_streamed: bool = True
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The events of a streamed answer, each with the seconds since the request was sent; else the one that the body is.
 
     Raises:
         EngineGone: nobody answers, or not within the time limit.
@@ -91,7 +93,8 @@ def stream(address: Address, path: str, body: dict[str, Any]) -> Iterator[tuple[
         if status != 200:
             said = f"{address.url}{path} answers with status {status}: {_said(line.body(answer))}"
             raise (BadAnswer if 400 <= status < 500 or _is_there(address) else EngineGone)(said)
-        while (data := line.event(answer)) is not None:
+        whole = None if is_streamed else iter([line.body(answer).encode(), None])
+        while (data := line.event(answer) if whole is None else next(whole)) is not None:
             took = line.seconds
             try:
                 event = json.loads(data)
@@ -102,6 +105,12 @@ def stream(address: Address, path: str, body: dict[str, Any]) -> Iterator[tuple[
             if event.get("error"):
                 raise BadAnswer(f"{address.url} answers with an error: {_said(json.dumps(event['error']))}")
             yield took, event
+
+
+def post(address: Address, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is not streamed. Raises as `stream` does."""
+    (found, *_) = [event for _, event in stream(address, path, body, is_streamed=False)]
+    return found
 
 
 def _is_there(address: Address) -> bool:

@@ -187,7 +187,7 @@ def test_sglangs_counters_are_found_under_the_names_of_every_version(names: tupl
 
 def counted(n_tokens: int, counts: Callable[[], Counts]) -> Counts:
     """As an answer of so many tokens tells it."""
-    return Answer([5] * n_tokens, 0.1, 1, "", None, "ids", "engine", 3, n_tokens, 0, "stop", counts).counted()
+    return Answer([5] * n_tokens, 0.1, 1, "", None, "ids", "engine", 3, n_tokens, 0, "stop", 0.2, counts).counted()
 
 
 def test_counters_that_lack_or_do_not_fit_give_no_steps() -> None:

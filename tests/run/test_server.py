@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import engine_stand_in
 import pytest
 from command_line import Outcome, files, harness, isolate, refused
 from engine_stand_in import MODEL, OWNERS, Serving, _Handler, engine
@@ -127,6 +130,32 @@ def test_counters_that_other_requests_share_tell_of_no_steps_and_tables_say_so(t
     assert [served["steps"] for served in told] == [7, None]
     assert told[1]["why"] == "its /metrics counted 23 new tokens, and the answer has 16: other requests ran"
     assert "server gsm8k: 1 answers not in τ, as the engine tells of no steps" in outcome.out
+
+
+def test_tokens_that_llama_cpp_does_not_stream_are_asked_for_off_the_clock(tmp_path: Path) -> None:
+    with engine(drafts=3) as spec, engine() as plain:
+        assert asked(tmp_path / "a", spec, plain).code == 0
+        spec.held_back = plain.held_back = (0, 4, 5, 9)
+        assert asked(tmp_path / "b", spec, plain).code == 0
+        assert [body["stream"] for body in spec.requests[-4:]] == [True, False] * 2 and spec.requests[-1]["return_tokens"]
+    for method in ("server", "server-plain"):
+        whole, held = (measured(tmp_path / name, method) for name in "ab")
+        assert [r["token_ids"] for r in held] == [r["token_ids"] for r in whole] and len(held) == 2
+        assert all(r["served"]["steps"] is None and "streamed not every token" in r["served"]["why"] for r in held)
+        assert all(r["prefill_s"] is None and r["wall_s"] < engine_stand_in.AGAIN_S for r in held)
+
+
+def test_ids_of_another_answer_than_was_streamed_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(drafts=3, held_back=(4,)) as spec, engine() as plain:
+        made = engine_stand_in.made
+
+        def other(s: Serving, *how: Any) -> engine_stand_in.Made:
+            is_again = bool(s.drafts and s.requests) and not s.requests[-1]["stream"]
+            return made(replace(s, flip_at=7) if is_again else s, *how)
+
+        monkeypatch.setattr(engine_stand_in, "made", other)
+        outcome = asked(tmp_path, spec, plain)
+    assert "it counted 16 tokens and streamed 15" in outcome.err and not measured(tmp_path)
 
 
 def test_without_a_baseline_there_is_a_tau_and_no_speedup(tmp_path: Path) -> None:
