@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +21,7 @@ from tiny_model import STOP_IDS, shared_tiny_model
 from methods.base import SamplerParams
 
 MODEL = "tiny-served"
+AGAIN_S = 0.25  # an answer that is not streamed takes: no clock may have it
 PACE_S = 0.001  # between two steps: what streams at once has no times to tell
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llama.cpp": "llamacpp", "openai": "somebody"}
 
@@ -37,6 +38,7 @@ class Serving:
     flip_at: int | None = None  # position at which another token is put: an output that is not the plain engine's
     sharpened: float = 1.0  # what its temperature is divided by: another law than was asked for
     reseeded: int = 0  # added to the seed: the same law, other draws
+    held_back: Collection[int] = ()  # positions of tokens that llama.cpp does not stream: they leave a character incomplete
     per_request: bool = False  # vLLM's own metrics of a request
     requests: list[dict[str, Any]] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
@@ -125,10 +127,18 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuses":
             self._send(400, json.dumps({"error": {"message": "the prompt is too long for me", "code": 400}}))
             return
+        if fault == "fails":
+            self._send(500, json.dumps({"error": {"message": "the prompt is too much for me", "code": 500}}))
+            return
         if fault == "slow":
             time.sleep(1.5)
         if fault == "hangs up":
             self.connection.close()
+            return
+        if not body.get("stream", True):  # llama.cpp's way: every token, at once
+            time.sleep(AGAIN_S)
+            *_, last = self._llama_cpp(body, "")
+            self._send(200, json.dumps({**last, "tokens": self._answer(body["prompt"], body, body["n_predict"], "").ids}))
             return
         events = {"vllm": self._vllm, "sglang": self._sglang, "llama.cpp": self._llama_cpp, "openai": self._openai}[s.kind]
         self.send_response(200)
@@ -219,16 +229,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _llama_cpp(self, body: dict[str, Any], fault: str) -> Iterator[dict[str, Any]]:
         s, prompt = self.serving, body["prompt"]
         found = self._answer(prompt, body, body["n_predict"], fault)
-        accepted = 0
+        accepted, at, held = 0, -1, ""  # of text, what comes with a later token
         for i, (step, text) in enumerate(self._steps(found, fault)):
             accepted += found.accepted[i - 1] if i else 0
             timings = {"draft_n": s.drafts * i, "draft_n_accepted": accepted} if s.drafts and i else {}
             for k, token in enumerate(step):
-                yield {"content": text if k == len(step) - 1 else "", "tokens": [token], "stop": False, "timings": timings}
+                at, held = at + 1, held + (text if k == len(step) - 1 else "")
+                if at in s.held_back:  # nothing is sent of it, then or later
+                    continue
+                yield {"content": held, "tokens": [token], "stop": False, "timings": timings}
+
+                held = ""
         if fault == "breaks off":
             return
         types = {"speculative.types": "none,ngram-simple" if s.drafts else "none"}
-        yield {"content": "", "tokens": [], "stop": True, "model": self._names(fault), "generation_settings": types,
+        yield {"content": held, "tokens": [], "stop": True, "model": self._names(fault), "generation_settings": types,
                "tokens_predicted": self._n(len(found.ids), fault), "tokens_evaluated": len(prompt) - (fault == "another prompt"),
                "truncated": fault == "own context", "stop_type": "eos" if found.stopped else "limit",
                "timings": {"cache_n": 0, **timings}}  # fmt: skip

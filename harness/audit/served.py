@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import torch
 from scipy import stats
 
 import methods
 from harness.audit.levels import LEVELS
 from harness.audit.page import overview, plain, sections, summary
 from harness.audit.probe.ledger_pairs import LedgerPrompts
-from harness.audit.probe.replay import Replayed, below_best, head_law, plain_forward, score_sums
-from harness.audit.probe.scores import ALPHA, FUNCTIONS, POWER, more_often, rate_bound
+from harness.audit.probe.replay import Replayed, below_best, head_law, plain_forward
+from harness.audit.probe.scores import ALPHA, FUNCTIONS, POWER, more_often, rate_bound, summands
 from harness.audit.request import AuditRequest
 from harness.audit.room import rooms_for
 from harness.audit.verdicts.greedy import UNJUDGED, classify
@@ -42,6 +43,7 @@ from harness.metrics.divergences import first_divergence
 from harness.metrics.intervals import holm
 from harness.metrics.pairing import engine_of, measured, side_of
 from methods.base import SamplerParams
+from methods.engine.sampling import probabilities
 
 DTYPE = "float32"  # of the target here: an engine's own rounding is in the control
 MOST_GAP = 1.0  # of the control: tokens further below the best here are of another model, or of weights rounded otherwise
@@ -58,8 +60,9 @@ LAYERS = {
     "L4": (
         "sampling",
         f"""Outputs at T > 0 with the same seeds. If they are the plain engine's own, token by token, no more is to be shown. Else
-        the six functions of the score test are summed over both engines' tokens, each less its expectation under the target here.
-        The two sums a token must agree: what the engine's weights and kernels do is in both. Holm over the six, at {ALPHA:g}.""",
+        the six functions of the score test are summed over both engines' tokens from the first difference on, each less its
+        expectation under the target here. The two sums must agree: what the engine's weights and kernels do is in both. Holm over
+        the six, at {ALPHA:g}.""",
     ),
 }
 NOT_JUDGED = ("L1 exact law", "L2 logit replay", "L5 acceptance", "L6 conduct")
@@ -196,12 +199,12 @@ class Difference:
 
 
 def greedy_rows(pairs: Sequence[Pair], target: Target) -> tuple[list[Verdict], list[Difference]]:
-    """Layer 3, a row a method and preset."""
+    """Layer 3, a row an engine, method and preset."""
     rows, differences = list[Verdict](), list[Difference]()
-    for name, mine in _by_name(p for p in pairs if p.own["temperature"] == 0).items():
+    for name, mine in _by_engine(p for p in pairs if p.own["temperature"] == 0):
         found = [p for p in mine if p.at is not None]
         positions = sum(len(p.own["token_ids"]) if p.at is None else p.at + 1 for p in mine)
-        checked = f"{counted(len(mine), 'output')}, {counted(positions, 'token')}"
+        checked = _checked(mine, positions)
         layer = "L3 greedy equality, served"
         if not found:
             seen = f"fault rate under {rate_bound(0, len(mine)):.2%} of outputs (95 %)"
@@ -259,15 +262,13 @@ def _greedy_row(
 
 
 def sampled_rows(pairs: Sequence[Pair], target: Target) -> list[Verdict]:
-    """Layer 4, a row a method, preset and temperature."""
+    """Layer 4, a row an engine, method, preset and temperature."""
     rows = list[Verdict]()
-    by_cell: dict[tuple[str, float], list[Pair]] = defaultdict(list)
-    for p in pairs:
-        if p.own["temperature"] > 0:
-            by_cell[p.name, p.own["temperature"]].append(p)
-    for (name, temperature), mine in by_cell.items():
+    temperatures = sorted({p.own["temperature"] for p in pairs} - {0})
+    cells = ((t, *cell) for t in temperatures for cell in _by_engine(p for p in pairs if p.own["temperature"] == t))
+    for temperature, name, mine in cells:
         layer, n = f"L4 plain engine's law, T = {temperature:g}, served", sum(len(p.own["token_ids"]) for p in mine)
-        checked = f"{counted(len(mine), 'output')}, {counted(n, 'token')}"
+        checked = _checked(mine, n)
         if all(p.at is None for p in mine):
             seen = f"fault rate under {rate_bound(0, n):.2%} of tokens (95 %)"
             rows.append(Verdict(layer, name, checked, "all identical", "the plain engine's ids, or its law", seen, True,
@@ -282,9 +283,12 @@ def sampled_rows(pairs: Sequence[Pair], target: Target) -> list[Verdict]:
 
 
 def _sampled_row(layer: str, name: str, checked: str, mine: Sequence[Pair], target: Target, loaded: Loaded) -> Verdict:
-    own, base = (_sums([(side(p), p.turns) for p in mine], target, loaded) for side in (lambda p: p.own, lambda p: p.base))
-    means = [a / own.n - b / base.n for a, b in zip(own.deviations, base.deviations, strict=True)]
-    errors = [math.sqrt(a / own.n**2 + b / base.n**2) for a, b in zip(own.variances, base.variances, strict=True)]
+    differ = [(p, p.at) for p in mine if p.at is not None]
+    own, base = (_sums([(side(p), p.turns, at) for p, at in differ], target, loaded)
+                 for side in (lambda p: p.own, lambda p: p.base))  # fmt: skip
+    n = (own.n + base.n) / 2
+    means = [(a - b) / n for a, b in zip(own.deviations, base.deviations, strict=True)]
+    errors = [math.sqrt(a + b) / n for a, b in zip(own.variances, base.variances, strict=True)]
     known = [i for i, error in enumerate(errors) if error > 0]
     if not known:
         return Verdict.missing(layer, name, "no function of the tokens varied: nothing was tested")
@@ -304,24 +308,27 @@ def _sampled_row(layer: str, name: str, checked: str, mine: Sequence[Pair], targ
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The six functions over `n` tokens: deviations from what the target here expects, and their variances."""
+    """The six functions over `n` tokens: deviations from what the target here expects, and their variances. What comes before a
+    first difference is the same on both sides: it is in no sum, as it would cancel in the deviations and not in the variances."""
 
     n: int
     deviations: list[float]
     variances: list[float]
 
 
-def _sums(outputs: Sequence[tuple[Record, Sequence[Record]]], target: Target, loaded: Loaded) -> Sums:
+def _sums(outputs: Sequence[tuple[Record, Sequence[Record], int]], target: Target, loaded: Loaded) -> Sums:
+    """outputs: each with the answers before it, and from which token on it counts."""
     n, deviations, variances = 0, [0.0] * len(FUNCTIONS), [0.0] * len(FUNCTIONS)
-    for record, turns in outputs:
+    for record, turns, at in outputs:
         prompt, ids = target.prompt(record, turns), list(record["token_ids"])
         features, reference = plain_forward(loaded, prompt, ids)
         params = SamplerParams(len(ids), temperature=record["temperature"], top_p=record["top_p"])
         run = Replayed(prompt, ids, reference, reference, features=features)
-        d, v = score_sums(run, head_law(loaded, run, params), params)
-        n += len(ids)
-        deviations = [a + b for a, b in zip(deviations, d, strict=True)]
-        variances = [a + b for a, b in zip(variances, v, strict=True)]
+        p = probabilities(reference, params.temperature, params.top_p)
+        d, v = summands(p, head_law(loaded, run, params), torch.tensor(ids))
+        n += len(ids) - at
+        deviations = [a + b for a, b in zip(deviations, d[at:].sum(0).tolist(), strict=True)]
+        variances = [a + b for a, b in zip(variances, v[at:].sum(0).tolist(), strict=True)]
     return Sums(n, deviations, variances)
 
 
@@ -415,8 +422,14 @@ def shown(report: Report) -> str:
     return plain(report.rows, report.title, report.level)
 
 
-def _by_name(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
-    found: dict[str, list[Pair]] = defaultdict(list)
+def _by_engine(pairs: Iterable[Pair]) -> list[tuple[str, list[Pair]]]:
+    """(method and preset, the pairs of one target and drafter): what one engine's tokens tell says nothing of another's."""
+    found: dict[tuple[str, str | None, str | None], list[Pair]] = defaultdict(list)
     for p in pairs:
-        found[p.name].append(p)
-    return found
+        found[p.name, p.own["target_id"], p.own["head_id"]].append(p)
+    return [(name, mine) for (name, *_), mine in found.items()]
+
+
+def _checked(mine: Sequence[Pair], n_tokens: int) -> str:
+    """What was compared, and whose."""
+    return f"{counted(len(mine), 'output')}, {counted(n_tokens, 'token')} of {mine[0].own['target_sha']}"

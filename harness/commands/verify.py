@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +122,7 @@ def _audit_served(request: AuditRequest, changes: tuple[str, ...], as_json: bool
         UserError: bad input, an engine that does not answer, or a layer that does not hold.
     """
     from harness.audit.served import audit_served, shown
+    from harness.ledger.ledger import has_records
     from harness.load.config import model_config
     from harness.run.engines import audit_requests
     from harness.run.session import carry_out, tell_failures
@@ -128,11 +130,15 @@ def _audit_served(request: AuditRequest, changes: tuple[str, ...], as_json: bool
     if not changes and not request.ledgers:
         either = "--set url=URL --set baseline_url=URL, or --results DIR"
         raise UserError(f"--method {SERVER} needs an engine or its records: {either}")
+    if changes and request.ledgers:
+        raise UserError(f"--results judges records, and --set {changes[0]} asks an engine: one of the two")
     if changes:
-        ledger = request.out / "served"
+        ledger = next(
+            f for n in count(1) if not has_records(f := request.out / f"served-{n}")
+        )  # what was asked before is not now
         asked = audit_requests(request.level, request.model, changes, ledger)
         tell_failures(carry_out(model_config(request.model), asked).n_failed)
-        request = replace(request, ledgers=(*request.ledgers, ledger))
+        request = replace(request, ledgers=(ledger,))
     report = audit_served(request)
     click.echo(shown(report))
     click.echo(files_written(report.written))

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from harness.common.errors import UserError
-from harness.common.names import SERVED_DTYPE, SERVER_PLAIN
+from harness.common.names import SERVED_DTYPE, SERVER, SERVER_PLAIN
 from harness.load.config import ModelConfig
 from harness.load.identity import TargetIdentity, template_sha, tokenizer_sha
 from harness.load.model import Loaded, encode
@@ -38,11 +38,11 @@ class ServedTarget:
     is_row_invariant = runs_module = False
     forward_s = 0.0
 
-    def __init__(self, tokenizer: Any, vocab_size: int, engines: Mapping[str, Identity]) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int, engines: Mapping[str, Identity], turn_end: int | None = None) -> None:
         self.vocab_size, self.device = vocab_size, torch.device("cpu")
         self.devices = (self.device,)
         self.engine_facts = {"engines": {name: _plain(who) for name, who in engines.items()}}
-        self._tokenizer, self._engines = tokenizer, dict(engines)
+        self._tokenizer, self._engines, self._turn_end = tokenizer, dict(engines), turn_end
         self._clock = SimpleNamespace(n_started=0)
         self._answers: list[Answer] = []
 
@@ -75,6 +75,9 @@ class ServedTarget:
         ids: list[int] = self._tokenizer("").input_ids
         return ids
 
+    def turn_end(self) -> int | None:
+        return self._turn_end
+
     # ---- what a run asks of every target ----
 
     def decoding(self) -> Any:
@@ -96,8 +99,8 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
     arms: those of `server` and `server-plain`.
 
     Raises:
-        UserError: no tokenizer, an engine that does not answer, engines that are not the same, or a baseline that tells of
-            speculation.
+        UserError: no tokenizer, an engine that does not answer, engines that are not the same, a baseline that tells of
+            speculation, or an engine that tells of none, or not of what it drafts with.
     """
     forget()  # an engine may have been started anew
     engines = [(arm, _identity_of(arm).told) for arm in arms]
@@ -109,6 +112,8 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
         if arm.name == SERVER_PLAIN and who.drafting:
             told = ", ".join(f"{key} {value}" for key, value in who.drafting.items())
             raise UserError(f"the baseline at {arm.options['url']} tells of speculation ({told}): start it without")
+        if arm.name == SERVER:
+            _check_speculation(arm, who)
     folder = tokenizer_folder(config)
     tokenizer = load_tokenizer(folder)
     check_template(config, tokenizer, folder)
@@ -121,13 +126,37 @@ def load_served(config: ModelConfig, arms: Sequence[Arm]) -> Loaded:
         weights=f"{who.model}@{who.name}", config=_sha(who.settings), tokenizer=tokenizer_sha(folder, how_read(tokenizer)),
         template=template, stop_ids=" ".join(map(str, sorted(set(config.stop_ids)))), engine=f"{who.name} over HTTP",
     )  # fmt: skip
-    target = ServedTarget(tokenizer, _vocab_size(folder, len(tokenizer)), {arm.name: own for arm, own in engines})
+    target = ServedTarget(tokenizer, _vocab_size(folder, len(tokenizer)), {arm.name: own for arm, own in engines},
+                          _turn_end(config, tokenizer))  # fmt: skip
     return Loaded(config, cast(HFTarget, target), tokenizer, SERVED_DTYPE, identity, {}, theirs)
+
+
+def _check_speculation(arm: Arm, who: Identity) -> None:
+    """
+    Raises:
+        UserError: an engine that would tell of its speculation tells of none; or nobody says what it drafts with:
+            records of two heads could not be told apart.
+    """
+    if who.tells != "nothing" and not who.drafting:
+        raise UserError(f"the engine at {arm.options['url']} does not speculate: start {who.engine} with speculation, or measure "
+                        f"it with --method {SERVER_PLAIN}")  # fmt: skip
+    if who.tells != "how" and not arm.options["drafts"]:
+        raise UserError(f"the engine at {arm.options['url']} does not say what it drafts with: name it, --set drafts=NAME, so "
+                        "that another's records are not taken for its own")  # fmt: skip
 
 
 def _identity_of(arm: Arm) -> Identity:
     o = arm.options
     return connected(checked_address("url", o["url"], o["engine"], o["model"], o["timeout"])).identity
+
+
+def _turn_end(config: ModelConfig, tokenizer: Any) -> int | None:
+    """The stop id that the prompt format puts behind an answer: that between one and the next turn, if it is one alone."""
+    answer = "An answer."
+    text = render(config, tokenizer, [("user", "A"), ("assistant", answer), ("user", "B")])
+    ids = tokenizer(text.partition(answer)[2].partition("B")[0], add_special_tokens=False).input_ids
+    found = [i for i in ids if i in config.stop_ids]
+    return found[0] if len(set(found)) == 1 else None
 
 
 def _vocab_size(folder: Path, of_tokenizer: int) -> int:

@@ -42,6 +42,8 @@ def served_base(request: RunRequest, arms: Sequence[Arm]) -> Arm | None:
     if arm.name == SERVER_PLAIN:
         return arm
     url = arm.options.get("baseline_url", "")
+    if url and not request.baseline:
+        raise UserError("--no-baseline does without what --set baseline_url names: one of the two")
     if url:
         m = methods.get(SERVER_PLAIN)
         return Arm(m, "paper", {**m.options, **{k: v for k, v in arm.options.items() if k in m.options}, "url": url})

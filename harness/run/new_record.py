@@ -9,7 +9,6 @@ from harness.ledger.record import SCHEMA, is_looped, sample_key, text_sha
 from harness.load.model import Loaded
 from harness.run.plan import Cell, RunSpec, head_id, head_sha
 from methods.base import Generation
-from methods.servers.answer import Counts, EngineGone
 from tasks import Prompt
 
 
@@ -62,17 +61,20 @@ def measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:
 def served_fields(loaded: Loaded, generation: Generation) -> dict[str, Any]:
     """What an engine elsewhere told of a generation, in place of what is counted and clocked inside a process of ours."""
     answer = loaded.target.answer_of(generation.token_ids)  # type: ignore[attr-defined]
-    try:
-        counts = answer.counts()
-    except EngineGone as e:  # the answer is whole all the same
-        counts = Counts(why=f"its counters cannot be read: {e}")
+    counts = answer.counted()
     served = {
         "first_s": answer.first_s, "n_first": answer.n_first, "prompt_as": answer.prompt_as, "ids_from": answer.ids_from,
         "n_cached": answer.n_cached, "steps": counts.steps, "drafted": counts.drafted, "accepted": counts.accepted,
         "counter": counts.counter or None, "why": counts.why or None,
     }  # fmt: skip
     # what came with the first token came by drafts: its time is not the prefill's
-    return {"served": served, "prefill_s": answer.first_s if answer.n_first == 1 else None, "cpu_s": None, "peak_bytes": None}
+    return {
+        "served": served,
+        "wall_s": answer.wall_s,
+        "prefill_s": answer.first_s if answer.n_first == 1 else None,
+        "cpu_s": None,
+        "peak_bytes": None,
+    }
 
 
 def _measured(loaded: Loaded, made: Clocked) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from harness.common.errors import UserError
 from methods.base import SamplerParams
@@ -26,7 +26,7 @@ class Identity:
 
     `engine`: whose it is; `version`: as it says, "untold" where it does not. `model`: the id by which requests name it.
     `settings`: of the model (dtype, sizes ...), by the engine's own words; a baseline must have the same. `drafting`: of its
-    speculation; empty where it tells of none.
+    speculation; empty where it tells of none. `tells`: how it speculates, with what, or only whether, or nothing of it.
     """
 
     engine: str
@@ -34,6 +34,7 @@ class Identity:
     model: str
     settings: Mapping[str, str] = field(default_factory=dict)
     drafting: Mapping[str, str] = field(default_factory=dict)
+    tells: Literal["how", "whether", "nothing"] = "how"
 
     @property
     def name(self) -> str:
@@ -68,6 +69,10 @@ class Texts(Protocol):
 
     def adds_first(self) -> list[int]:
         """What the tokenizer itself puts before a text: BOS, or nothing."""
+        ...
+
+    def turn_end(self) -> int | None:
+        """The one stop id that the prompt format ends an answer with; None where there is none, or several."""
         ...
 
 
@@ -122,8 +127,8 @@ class Answer:
     `token_ids`: new tokens, a stop id included. `first_s`: seconds from the request to the first token; `n_first`: tokens that
     came with it, None if that is not known. `text`: as streamed. `model`: whose answer it says it is. `prompt_as`: `ids` or
     `text`; `ids_from`: `engine`, or `text` where the text was tokenised here. `n_prompt`, `n_tokens`: as the engine counts, None
-    where it does not; `n_cached`: of the prompt, tokens that it had computed before. `why_ended`: the engine's word. `counts`:
-    asked off the clock, once.
+    where it does not; `n_cached`: of the prompt, tokens that it had computed before. `why_ended`: the engine's word. `wall_s`:
+    seconds from the request to the last event. `counts`: asked off the clock, once.
     """
 
     token_ids: list[int]
@@ -137,7 +142,24 @@ class Answer:
     n_tokens: int | None
     n_cached: int | None
     why_ended: str
+    wall_s: float
     counts: Callable[[], Counts]
+
+    def counted(self) -> Counts:
+        """`counts`, where they can be read and can be of this answer; else a `why` and no steps."""
+        try:
+            told = self.counts()
+        except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            said = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+            return Counts(why=f"its counters cannot be read: {' '.join(said.split())}")
+        n, steps, drafted, accepted = len(self.token_ids), told.steps, told.drafted, told.accepted
+        if any(count is not None and count < 0 for count in (steps, drafted, accepted)) or (
+            drafted is not None and accepted is not None and accepted > drafted
+        ):
+            return Counts(why=f"its {told.counter} does not add up: {steps} steps, {accepted} accepted of {drafted} drafted")
+        if steps is not None and not (0 < steps < n or steps == n - 1 == 0):
+            return replace(told, steps=None, why=f"its {told.counter} does not add up: {steps} steps, {n} tokens")
+        return told
 
 
 def checked(answer: Answer, asked: Asked, identity: Identity) -> str:
@@ -181,10 +203,11 @@ def _check_text(answer: Answer, asked: Asked) -> None:
                         f"character {at}: another tokenizer serves there")  # fmt: skip
 
 
-def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked) -> list[int]:
+def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked, ended_at: object = None) -> list[int]:
     """The ids of an answer whose engine streams text alone: the text tokenised here. The counts must agree.
 
-    ended_by_stop: the engine ended at a stop id, which is no part of the text. It is added where there is only one it can be.
+    ended_by_stop: the engine ended at a stop id, which is no part of the text. It is `ended_at` where the engine tells, else the
+    only one, else the one that ends a turn by the prompt format.
 
     Raises:
         BadAnswer: the engine counted another number, or it does not say which stop id it was.
@@ -193,32 +216,32 @@ def from_text(text: str, n_tokens: int | None, ended_by_stop: bool, asked: Asked
     if n_tokens is None:
         raise BadAnswer("it streams text alone and does not count its tokens: what they were cannot be told")
     if ended_by_stop and n_tokens == len(ids) + 1:
-        if len(asked.stop_ids) != 1:
+        can_be = [i for i in (ended_at, asked.texts.turn_end()) if i in asked.stop_ids]
+        if len(asked.stop_ids) != 1 and not can_be:
             raise BadAnswer(f"it does not say at which of the stop ids {', '.join(map(str, asked.stop_ids))} it ended")
-        return [*ids, asked.stop_ids[0]]
+        return [*ids, *(can_be or asked.stop_ids)[:1]]
     if n_tokens != len(ids):
         raise BadAnswer(f"its text has {len(ids)} tokens here and it counted {n_tokens}: what they were cannot be told")
     return ids
 
 
-def steps_by_drafts(n_tokens: int, drafts: int, drafted: int, accepted: int, counter: str, told: int | None = None) -> Counts:
-    """Steps from counters of drafts, where the sums agree.
+def steps_by_drafts(n_tokens: int, drafts: int, drafted: int, accepted: int, counter: str, told: int | None) -> Counts:
+    """Steps that an engine counts, where its counters of drafts agree with them.
 
     Every step emits the drafts that it accepted and one token more. What the last one emitted beyond the output's end was cut. So
-    n_tokens - 1 = steps + accepted - cut, and cut is at most what one step drafts.
+    n_tokens - 1 = steps + accepted - cut, and cut is at most what one step drafts. Drafts alone do not tell the steps: as many
+    steps without a draft as tokens were cut leave the same counters.
 
-    n_tokens: of the answer, the prefill's included. drafts: steps that verified drafts. told: all steps after the prefill, where
-    the engine counts them.
+    n_tokens: of the answer, the prefill's included. drafts: steps that verified drafts. told: all steps after the prefill; None
+    where the engine does not count them.
     """
     most = -(-drafted // drafts) if drafts else 0  # tokens drafted a step: the mean, rounded up
-    steps = drafts if told is None else told
-    cut = steps + accepted - (n_tokens - 1)
-    if cut < 0:
-        why = f"{-cut} steps at least had no draft, and the engine does not count those"
-    elif cut > max(most, 1) or steps < drafts:
-        why = f"its counters do not add up: {steps} steps, {accepted} accepted, {n_tokens} tokens"
+    if told is None:
+        why = "it counts steps with a draft, and does not tell of those without"
+    elif told < drafts or not 0 <= told + accepted - (n_tokens - 1) <= max(most, 1):
+        why = f"its counters do not add up: {told} steps, {accepted} accepted, {n_tokens} tokens"
     else:
-        return Counts(steps, drafted, accepted, counter)
+        return Counts(told, drafted, accepted, counter)
     return Counts(None, drafted, accepted, counter, why)
 
 

@@ -1,21 +1,23 @@
 """llama.cpp's server: token ids in and out by its own `/completion`, whose `timings` count accepted drafts token by token.
 
 With `timings_per_token` every streamed token brings the number of drafts that were accepted so far, which rises at the first
-token of a step. So the steps can be told one from another, those without a draft, too.
+token of a step. So the steps can be told one from another, those without a draft, too. Tokens that leave a character incomplete
+are not streamed: their ids are asked for off the clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity
-from methods.servers.wire import Address, get, stream
+from methods.servers.wire import Address, get, post, stream
 
 NAME = "llama.cpp"
 SIZES = ("ftype", "n_vocab", "n_embd", "n_params", "size", "n_ctx_train")
 SPECULATIVE = "speculative."
+HELD_BACK = "it streamed not every token (some left a character incomplete), and steps are told token by token"
 
 
 def identity(address: Address, card: Mapping[str, Any]) -> Identity:
@@ -26,10 +28,15 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     settings = {key: str(meta[key]) for key in SIZES if meta.get(key) is not None}
     # what speculates stands in the settings of an answer, and not in /props
     body = {"prompt": "a", "n_predict": 1, "stream": True, "model": str(card["id"])}
-    found = [event["generation_settings"] for _, event in stream(address, "/completion", body) if event.get("stop")]
+    found = [event.get("generation_settings") for _, event in stream(address, "/completion", body) if event.get("stop")]
     if not found:
         raise EngineGone(f"{address.url}/completion answers nothing")
-    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, _drafting(found[0]))
+    if not isinstance(found[0], dict):
+        raise EngineGone(f"{address.url}/completion answers without generation_settings: whether it speculates cannot be told "
+                         "(--set engine=openai asks it as any other engine)")  # fmt: skip
+    drafting = _drafting(found[0])
+    tells: Literal["how", "whether"] = "whether" if "draft" in drafting.get("types", "") else "how"  # no word of the draft model
+    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, drafting, tells)
 
 
 def _drafting(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -55,12 +62,12 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         "samplers": ["temperature", "top_p"] if params.temperature > 0 else ["top_k"],
     }  # fmt: skip
     ids: list[int] = []
-    text, first, n_first, accepted, last = "", None, None, list[int](), dict[str, Any]()
-    for seconds, event in stream(address, "/completion", body):
+    wall, text, first, n_first, accepted, last = 0.0, "", None, None, list[int](), dict[str, Any]()
+    for wall, event in stream(address, "/completion", body):
         text += event.get("content") or ""
         told = [] if event.get("stop") else event.get("tokens") or []
         if first is None and told:
-            first, n_first = seconds, len(told)
+            first, n_first = wall, len(told)
         ids += told
         accepted += [int((event.get("timings") or {}).get("draft_n_accepted") or 0)] * len(told)
         last = event if event.get("stop") else last
@@ -68,10 +75,27 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         raise BadAnswer(f"its answer broke off after {len(ids)} tokens")
     if last.get("truncated"):
         raise BadAnswer(f"it cut the answer at its own context after {len(ids)} tokens: start it with a larger one (-c)")
-    timings = last.get("timings") or {}
+    timings, n_tokens, n_streamed = last.get("timings") or {}, last.get("tokens_predicted"), len(ids)
+    if n_tokens is not None and n_tokens > n_streamed:
+        whole = _with_held_back(ids, n_tokens, address, body)
+        ids, n_first = whole, n_first if whole[:1] == ids[:1] else None
+    counts = partial(_counts, accepted, timings, bool(who.drafting)) if len(ids) == n_streamed else partial(Counts, why=HELD_BACK)
     return Answer(ids, first or 0.0, n_first, text, last.get("model"), "ids", "engine", last.get("tokens_evaluated"),
-                  last.get("tokens_predicted"), timings.get("cache_n"), str(last.get("stop_type") or "it does not say why"),
-                  partial(_counts, accepted, timings, bool(who.drafting)))  # fmt: skip
+                  n_tokens, timings.get("cache_n"), str(last.get("stop_type") or "it does not say why"),
+                  wall, counts)  # fmt: skip
+
+
+def _with_held_back(streamed: list[int], n_tokens: int, address: Address, body: Mapping[str, Any]) -> list[int]:
+    """The ids of an answer, those that were not streamed included: a token that leaves a character incomplete is held back.
+
+    The same is asked once more, off the clock, without streaming. Those ids are taken only if they are as many as were counted
+    and have the streamed ones in their order; else the streamed ones are given back.
+    """
+    whole = post(address, "/completion", {**body, "stream": False, "timings_per_token": False}).get("tokens")
+    if not isinstance(whole, list) or len(whole) != n_tokens:
+        return streamed
+    left = iter(whole)
+    return whole if all(token in left for token in streamed) else streamed
 
 
 def _counts(accepted: Sequence[int], timings: Mapping[str, Any], drafts: bool) -> Counts:

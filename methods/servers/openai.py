@@ -17,7 +17,7 @@ WHY = "it tells of no steps"
 
 def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     """What it tells of itself. card: the model's entry in `/v1/models`."""
-    return Identity(str(card.get("owned_by") or "unnamed engine"), "untold", str(card["id"]))
+    return Identity(str(card.get("owned_by") or "unnamed engine"), "untold", str(card["id"]), tells="nothing")
 
 
 def ready(address: Address) -> None:
@@ -30,18 +30,18 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         "model": who.model, "prompt": asked.prompt_text(), "max_tokens": params.max_new_tokens, "stream": True,
         "stream_options": {"include_usage": True}, "temperature": params.temperature, "top_p": params.top_p, "seed": asked.seed,
     }  # fmt: skip
-    text, first, first_text, model, reason, usage = "", None, "", None, "", dict[str, Any]()
-    for seconds, event in stream(address, "/v1/completions", body):
+    wall, text, first, first_text, model, reason, usage = 0.0, "", None, "", None, "", dict[str, Any]()
+    for wall, event in stream(address, "/v1/completions", body):
         model = event.get("model", model)
         usage = event.get("usage") or usage
         for choice in event.get("choices") or ():
             if first is None and choice.get("text"):
-                first, first_text = seconds, choice["text"]
+                first, first_text = wall, choice["text"]
             text += choice.get("text") or ""
             reason = choice.get("finish_reason") or reason
     n_tokens = usage.get("completion_tokens")
     ids = from_text(text, n_tokens, reason == "stop", asked)
     n_first = 1 if first is not None and len(asked.texts.ids_of(first_text)) == 1 else None
     return Answer(ids, first or 0.0, n_first, text, model, "text", "text", usage.get("prompt_tokens"), n_tokens,
-                  (usage.get("prompt_tokens_details") or {}).get("cached_tokens"), reason or "it does not say why",
+                  (usage.get("prompt_tokens_details") or {}).get("cached_tokens"), reason or "it does not say why", wall,
                   lambda: Counts(why=WHY))  # fmt: skip

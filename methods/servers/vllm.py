@@ -1,18 +1,21 @@
-"""vLLM: token ids in and out by `/v1/completions`; steps by its per-request metrics, else by differences of `/metrics`.
+"""vLLM: token ids in and out by `/v1/completions`; steps by differences of `/metrics`, whose waits count all of them.
 
-Facts: vLLM 0.33.0. Per-request metrics are there with `--per-request-spec-decode-metrics summary` (or `detailed`). `/metrics`
-counts drafts (steps that verified one), draft tokens, accepted ones, new tokens, and the waits between two steps' tokens.
+Facts: vLLM 0.33.0. Per-request metrics are there with `--per-request-spec-decode-metrics summary` (or `detailed`), and
+count the steps that verified a draft. `/metrics` counts those, draft tokens, accepted ones, new tokens, and the waits between two
+steps' tokens: all steps after the prefill.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from methods.servers.answer import Answer, Asked, BadAnswer, Counts, Identity, from_text, steps_by_drafts
+from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity, from_text, steps_by_drafts
 from methods.servers.wire import Address, get, stream, total
 
 NAME = "vllm"
@@ -35,12 +38,14 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     version = str(told.get("version", "untold")) if isinstance(told, dict) else "untold"
     settings = {key: str(card[key]) for key in ("root", "max_model_len") if card.get(key) is not None}
     drafting = {} if _metrics(address)["drafts"] is None else {"counters": "spec_decode"}
-    return Identity(NAME, version, str(card["id"]), settings, drafting)
+    return Identity(NAME, version, str(card["id"]), settings, drafting, "whether")
 
 
 def ready(address: Address) -> None:
     """Read the counters, from which those of one request are the difference."""
-    _before[address] = _metrics(address)
+    _before.pop(address, None)
+    with suppress(EngineGone):  # whether it is, the request will show
+        _before[address] = _metrics(address)
 
 
 def ask(address: Address, who: Identity, asked: Asked) -> Answer:
@@ -55,9 +60,9 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         "cache_salt": uuid4().hex,  # no prompt's prefill is another's
     }  # fmt: skip
     ids: list[int] = []
-    text, first, n_first, model, has_ids = "", None, None, None, False
-    usage, reason, spec = dict[str, Any](), "", None
-    for seconds, event in stream(address, "/v1/completions", body):
+    wall, text, first, n_first, model, has_ids = 0.0, "", None, None, None, False
+    usage, reason, ended_at, spec = dict[str, Any](), "", None, None
+    for wall, event in stream(address, "/v1/completions", body):
         model = event.get("model", model)
         usage = event.get("usage") or usage
         spec = (event.get("metrics") or {}).get("speculative_decoding", spec)
@@ -70,14 +75,14 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
             ids += told or ()
             text += choice.get("text") or ""
             if first is None and (told or choice.get("text")):
-                first, n_first = seconds, len(told) if told else None
-            reason = _reason(choice) or reason
+                first, n_first = wall, len(told) if told else None
+            reason, ended_at = _reason(choice) or reason, choice.get("stop_reason", ended_at)
     n_tokens, n_cached = usage.get("completion_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     if not has_ids:
-        ids = from_text(text, n_tokens, reason.startswith("stop"), asked)
+        ids = from_text(text, n_tokens, reason.startswith("stop"), asked, ended_at)
     counter = partial(_counts, address, len(ids), spec)
     return Answer(ids, first or 0.0, n_first, text, model, "ids", "engine" if has_ids else "text", usage.get("prompt_tokens"),
-                  n_tokens, n_cached, reason or "it does not say why", counter)  # fmt: skip
+                  n_tokens, n_cached, reason or "it does not say why", wall, counter)  # fmt: skip
 
 
 def _reason(choice: Mapping[str, Any]) -> str:
@@ -87,24 +92,38 @@ def _reason(choice: Mapping[str, Any]) -> str:
 
 
 def _counts(address: Address, n_tokens: int, spec: Mapping[str, Any] | None) -> Counts:
+    """Drafts by the answer's own metrics, where it has them; all steps by /metrics alone."""
+    found, why = _since(address, n_tokens)
+    counter = "/metrics"
     if spec is not None:
-        return steps_by_drafts(n_tokens, int(spec["num_spec_steps"]), int(spec["num_draft_tokens"]),
-                               int(spec["num_accepted_draft_tokens"]), "metrics.speculative_decoding")  # fmt: skip
-    before, after = _before.get(address), _metrics(address)
+        drafts, drafted, accepted = (spec.get(f"num_{name}") for name in ("spec_steps", "draft_tokens", "accepted_draft_tokens"))
+        counter = "metrics.speculative_decoding, /metrics"
+    elif not why:
+        drafts, drafted, accepted = (found[name] for name in ("drafts", "drafted", "accepted"))
+    else:
+        return Counts(why=why)
+    if drafts is None or drafted is None or accepted is None:
+        return Counts(why=f"its {counter} lacks some of the counters of drafts")
+    counts = steps_by_drafts(n_tokens, int(drafts), int(drafted), int(accepted), counter, found["steps"])
+    return replace(counts, why=f"{counts.why}: {why}") if why else counts
+
+
+def _since(address: Address, n_tokens: int) -> tuple[dict[str, int | None], str]:
+    """(what was counted since `ready`, by name; why that is not the answer's, or empty: then all is None)."""
+    nothing = dict.fromkeys(COUNTERS)
+    before = _before.get(address)
+    if before is None:
+        return nothing, "nothing was read of its /metrics before"
+    after = _metrics(address)
     if after["drafts"] is None:
-        return Counts(why="its /metrics has no spec_decode counters")
+        return nothing, "its /metrics has no spec_decode counters"
     until = time.monotonic() + PATIENCE_S
-    while before is not None and (_difference(before, after, "tokens") or 0) < n_tokens and time.monotonic() < until:
+    while (_difference(before, after, "tokens") or 0) < n_tokens and time.monotonic() < until:
         time.sleep(0.02)  # they are written after the answer
         after = _metrics(address)
-    if before is None:
-        return Counts(why="nothing was read of its /metrics before")
     if (n := _difference(before, after, "tokens")) != n_tokens:
-        return Counts(why=f"its /metrics counted {n} new tokens, and the answer has {n_tokens}: other requests ran")
-    drafts, drafted, accepted, steps = (_difference(before, after, name) for name in ("drafts", "drafted", "accepted", "steps"))
-    if drafts is None or drafted is None or accepted is None:
-        return Counts(why="its /metrics lacks some of the spec_decode counters")
-    return steps_by_drafts(n_tokens, drafts, drafted, accepted, "/metrics", steps)
+        return nothing, f"its /metrics counted {n} new tokens, and the answer has {n_tokens}: other requests ran"
+    return {name: _difference(before, after, name) for name in COUNTERS}, ""
 
 
 def _metrics(address: Address) -> _Metrics:

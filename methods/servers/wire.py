@@ -6,8 +6,9 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,7 +67,7 @@ def get(address: Address, path: str) -> Any:
     """
     with _Line(address) as line:
         status, answer = line.request("GET", path, None)
-        text = answer.read().decode(errors="replace")
+        text = line.body(answer)
     if status in (404, 405, 501):
         return None
     if status != 200:
@@ -77,19 +78,23 @@ def get(address: Address, path: str) -> Any:
         return text
 
 
-def stream(address: Address, path: str, body: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The events of a streamed answer, each with the seconds since the request was sent.
+def stream(
+    address: Address, path: str, body: dict[str, Any], *, is_streamed: bool = True
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The events of a streamed answer, each with the seconds since the request was sent; else the one that the body is.
 
     Raises:
         EngineGone: nobody answers, or not within the time limit.
-        BadAnswer: the request was refused, or an event is no JSON object or tells of an error.
+        BadAnswer: the request was refused, or failed in an engine that still answers; or an event is no JSON object, or tells of
+            an error.
     """
     with _Line(address) as line:
         status, answer = line.request("POST", path, json.dumps(body).encode())
         if status != 200:
-            said = _said(answer.read().decode(errors="replace"))
-            raise (BadAnswer if 400 <= status < 500 else EngineGone)(f"{address.url}{path} answers with status {status}: {said}")
-        while (data := line.event(answer)) is not None:
+            said = f"{address.url}{path} answers with status {status}: {_said(line.body(answer))}"
+            raise (BadAnswer if 400 <= status < 500 or _is_there(address) else EngineGone)(said)
+        whole = None if is_streamed else iter([line.body(answer).encode(), None])
+        while (data := line.event(answer) if whole is None else next(whole)) is not None:
             took = line.seconds
             try:
                 event = json.loads(data)
@@ -100,6 +105,19 @@ def stream(address: Address, path: str, body: dict[str, Any]) -> Iterator[tuple[
             if event.get("error"):
                 raise BadAnswer(f"{address.url} answers with an error: {_said(json.dumps(event['error']))}")
             yield took, event
+
+
+def post(address: Address, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is not streamed. Raises as `stream` does."""
+    (found, *_) = [event for _, event in stream(address, path, body, is_streamed=False)]
+    return found
+
+
+def _is_there(address: Address) -> bool:
+    try:
+        return get(address, "/v1/models") is not None
+    except EngineGone:
+        return False
 
 
 class _Line:
@@ -145,24 +163,40 @@ class _Line:
             raise self._broken(e) from None
         return answer.status, answer
 
+    def body(self, answer: http.client.HTTPResponse) -> str:
+        """The whole of an answer that is not streamed."""
+        parts = list[bytes]()
+        while part := self._read(answer, answer.read1):
+            parts.append(part)
+        if answer.length:
+            raise self._broken(http.client.IncompleteRead(b"".join(parts), answer.length))
+        return b"".join(parts).decode(errors="replace")
+
     def event(self, answer: http.client.HTTPResponse) -> bytes | None:
-        """The data of the next event; None at the end."""
-        while True:
-            left = self._address.timeout - self.seconds
-            if left <= 0:
-                raise self._slow()
-            assert self._socket is not None
-            self._socket.settimeout(left)
-            try:
-                line = answer.readline(MOST_LINE)
-            except TimeoutError:
-                raise self._slow() from None
-            except (OSError, http.client.HTTPException) as e:
-                raise self._broken(e) from None
-            if not line or line.strip() == b"data: [DONE]":
-                return None
+        """The data of the next event, its lines joined; None at the end. Events without data are left out."""
+        data = list[bytes]()
+        while line := self._read(answer, partial(answer.readline, MOST_LINE)):
             if line.startswith(b"data:"):
-                return line[len(b"data:") :].strip()
+                data.append(line[len(b"data:") :].strip())
+            elif not line.strip() and any(data):
+                break
+        whole = b"\n".join(data).strip()
+        return None if whole in (b"", b"[DONE]") else whole
+
+    def _read(self, answer: http.client.HTTPResponse, read: Callable[[], bytes]) -> bytes:
+        if answer.isclosed():
+            return b""
+        left = self._address.timeout - self.seconds
+        if left <= 0:
+            raise self._slow()
+        assert self._socket is not None
+        self._socket.settimeout(left)
+        try:
+            return read()
+        except TimeoutError:
+            raise self._slow() from None
+        except (OSError, http.client.HTTPException) as e:
+            raise self._broken(e) from None
 
     def _slow(self) -> EngineGone:
         return EngineGone(f"{self._address.url} gave no whole answer within {self._address.timeout:g} s (--set timeout=SECONDS)")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from command_line import Outcome, harness, isolate, refused
 from engine_stand_in import Serving, engine
 from places import TINY
+from tiny_model import shared_tiny_model
 
 from harness.audit import served
-from harness.audit.served import Control, Difference, Target, _greedy_row
+from harness.audit.request import AuditRequest
+from harness.audit.served import Control, Difference, Pair, Target, _greedy_row
 from harness.common.errors import UserError
+from harness.ledger.record import Record
 from harness.run import engines
 
 AUDIT = f"verify --model {TINY} --threads 1 --method server"
@@ -44,18 +48,44 @@ def test_an_engine_whose_speculation_changes_nothing_holds_and_needs_no_target(
     with engine(drafts=2) as spec, engine() as plain:
         outcome = audited(tmp_path, spec, plain)
         assert outcome.code == 0, outcome.err
-        n = len(spec.requests)
-        again = audited(tmp_path, spec, plain)
-        assert len(spec.requests) == n and again.value == outcome.value
     assert [r["passed"] for r in outcome.value if r["layer"][:2] in ("L3", "L4")] == [True, True]
     assert all(not r["blocks"] for r in outcome.value)
     assert row(outcome, "L4")["why"] == "with the same seeds it draws the same tokens"
     assert json.loads((tmp_path / "lossless.json").read_text())["methods"] == {"server": "lossless (quick)"}
-    alone = harness(AUDIT, "--json --results", tmp_path / "served", "--out", tmp_path / "served" / "audit")
+    alone = harness(AUDIT, "--json --results", tmp_path / "served-1", "--out", tmp_path / "served-1" / "audit")
     assert alone.code == 0 and alone.value == outcome.value
-    assert harness("table --results", tmp_path / "served").code == 0
-    (line, *_) = [line for line in (tmp_path / "served/tables/main.md").read_text().splitlines() if line.startswith("| server ‖")]
+    assert harness("table --results", tmp_path / "served-1").code == 0
+    (line, *_) = [
+        line for line in (tmp_path / "served-1/tables/main.md").read_text().splitlines() if line.startswith("| server ‖")
+    ]
     assert line.rstrip(" |").endswith("lossless (quick)")
+
+
+def test_an_audit_judges_what_it_has_just_asked(tmp_path: Path) -> None:
+    with engine(drafts=2, flip_at=5, version="b1") as spec, engine(version="b1") as plain:
+        refused(audited(tmp_path, spec, plain), "server fails L3")
+        spec.flip_at, n = None, len(spec.requests)  # mended, and it calls itself what it was
+        assert audited(tmp_path, spec, plain).code == 0 and len(spec.requests) == 2 * n
+        refused(audited(tmp_path, spec, plain, "--results", str(tmp_path / "served-1")), "one of the two")
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["server"] == "lossless (quick)"
+
+
+def test_engines_in_one_folder_are_judged_apart(tmp_path: Path) -> None:
+    run = f"run --model {TINY} --source bundled --limit 2 --max-new-tokens 8 --method server --task gsm8k"
+    for temperature in (0, 1):
+        for version, drafts, flip_at in (("b1", 2, 3), ("b2", 2, None)):
+            with (
+                engine("sglang", drafts=drafts, version=version, flip_at=flip_at) as spec,
+                engine("sglang", version=version) as plain,
+            ):
+                urls = ("--set", f"url={spec.url}", "--set", f"baseline_url={plain.url}")
+                assert harness(run, "--temperature", temperature, "--out", tmp_path, *urls).code == 0
+    outcome = harness(AUDIT, "--json --results", tmp_path, "--out", tmp_path / "audit")
+    refused(outcome, "server fails L3")
+    for layer in ("L3", "L4"):
+        found = {str(r["checked"]).rpartition("sglang ")[2][:2]: r for r in outcome.value if r["layer"].startswith(layer)}
+        assert set(found) == {"b1", "b2"} and [r["cells"] for r in found.values()] == [2, 2]
+        assert found["b2"]["worst"] == "all identical" and found["b1"]["worst"] != "all identical"
 
 
 def test_a_token_that_is_no_near_tie_is_a_fault(tmp_path: Path) -> None:
@@ -89,6 +119,28 @@ def test_other_draws_of_the_same_law_hold_and_those_of_another_do_not(tmp_path: 
     assert row(outcome, "L3")["passed"] is True
 
 
+def test_what_is_the_same_on_both_sides_is_in_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = shared_tiny_model("float32").loaded
+    monkeypatch.setattr(Target, "prompt", lambda self, record, turns: [1, 2, 3])
+
+    def output(*ids: int) -> Record:
+        return cast(Record, {"token_ids": list(ids), "temperature": 1.0, "top_p": 1.0})
+
+    def pair(own: Record, base: Record) -> Pair:
+        return Pair(own, base, (), served.first_divergence(base["token_ids"], own["token_ids"]))
+
+    target = Target(loaded.config, AuditRequest(model=str(TINY)))
+    late = pair(output(*range(10, 40), 60, 61), output(*range(10, 40), 70, 71, 72))
+    found = served._sums([(late.own, (), 30)], target, loaded)
+    whole = served._sums([(late.own, (), 0)], target, loaded)
+    assert (found.n, whole.n) == (2, 32) and all(
+        0 < a < b / 4 for a, b in zip(found.variances[1:3], whole.variances[1:3], strict=True)
+    )
+    same = pair(output(*range(10, 40)), output(*range(10, 40)))
+    alone, among = (served._sampled_row("L4", "server", "?", mine, target, loaded) for mine in ([late], [late, same, same]))
+    assert alone.worst == among.worst and alone.detectable == among.detectable and among.why.startswith("2 of 3 have")
+
+
 def test_tokens_of_the_plain_engine_far_below_the_best_here_set_no_threshold() -> None:
     assert Control(0.2, 100, 1, 50).gap_tol == pytest.approx(0.3)
     assert Control(served.MOST_GAP + 0.1, 100, 1, 50).gap_tol is None
@@ -105,14 +157,14 @@ def test_near_ties_hold_unless_there_are_more_of_them_than_the_plain_engine_show
 def test_an_output_that_ends_where_the_other_goes_on_is_a_fault(tmp_path: Path) -> None:
     with engine(drafts=2) as spec, engine() as plain:
         assert audited(tmp_path, spec, plain).code == 0
-    records = tmp_path / "served" / "records.jsonl"
+    records = tmp_path / "served-1" / "records.jsonl"
     lines = [json.loads(line) for line in records.read_text().splitlines()]
     for r in lines:
         if r["method"] == "server" and r["temperature"] == 0 and not r["is_warmup"] and len(r["token_ids"]) > 8:
             r |= {"token_ids": r["token_ids"][:8], "looped": False}
             r["served"] |= {"steps": None, "why": "cut by a test"}
     records.write_text("".join(json.dumps(r) + "\n" for r in lines))
-    outcome = harness(AUDIT, "--results", tmp_path / "served", "--out", tmp_path / "again")
+    outcome = harness(AUDIT, "--results", tmp_path / "served-1", "--out", tmp_path / "again")
     refused(outcome, "server fails L3")
     assert "one output ended and the other went on" in (tmp_path / "again" / "divergences.csv").read_text()
 

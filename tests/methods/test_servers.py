@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from places import TESTS
+from places import TESTS, TINY
 
 from harness.common.errors import UserError
+from harness.load.config import model_config
+from harness.load.prompt_text import load_tokenizer
+from harness.load.served import _turn_end
+from harness.load.weights import tokenizer_folder
 from methods.base import SamplerParams
 from methods.servers import llama_cpp, openai, sglang, vllm
 from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity, checked, from_text, steps_by_drafts
@@ -37,6 +45,9 @@ class Words:
 
     def adds_first(self) -> list[int]:
         return [1]
+
+    def turn_end(self) -> int | None:
+        return None
 
 
 def asked(*, n: int = 16, stop_ids: frozenset[int] = frozenset({2}), prompt: Sequence[int] = (1, 2, 3)) -> Asked:
@@ -100,10 +111,29 @@ def test_vllm_streams_token_ids_and_its_counters_differ_by_the_steps() -> None:
 
 
 def test_vllm_tells_the_same_with_the_answer_where_it_is_started_to() -> None:
-    with replaying({"/v1/completions": "vllm_per_request.sse"}) as address:
+    counter = "metrics.speculative_decoding, /metrics"
+    with replaying({"/v1/completions": "vllm_per_request.sse", "/metrics": ["vllm_before.prom", "vllm_after.prom"]}) as address:
+        vllm.ready(address)
         answer = vllm.ask(address, WHO, asked())
         whole(answer)
-        assert answer.counts() == Counts(2, 6, 4, "metrics.speculative_decoding")
+        assert answer.counts() == Counts(2, 6, 4, counter)
+    with replaying({"/v1/completions": "vllm_per_request.sse", "/metrics": ""}) as address:
+        vllm.ready(address)  # and all steps are not in its own metrics
+        why = "it counts steps with a draft, and does not tell of those without: its /metrics has no spec_decode counters"
+        assert vllm.ask(address, WHO, asked()).counts() == Counts(None, 6, 4, counter, why)
+
+
+def test_vllms_steps_without_a_draft_count_in_both_ways() -> None:
+    """16 tokens in 8 steps, of which 5 drafted; 12 drafts were accepted, and of the last step's tokens 5 cut."""
+    names = ("generation_tokens_total", "spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total",
+             "spec_decode_num_accepted_tokens_total", "inter_token_latency_seconds_count")  # fmt: skip
+    before, after = ("".join(f"vllm:{name} {n}\n" for name, n in zip(names, told, strict=True))
+                     for told in ((0, 0, 0, 0, 0), (16, 5, 40, 12, 8)))  # fmt: skip
+    spec = {"num_spec_steps": 5, "num_draft_tokens": 40, "num_accepted_draft_tokens": 12}
+    for own in (spec, None):
+        with replaying({"/metrics": [before, after]}) as address:
+            vllm.ready(address)
+            assert vllm._counts(address, 16, own).steps == 8
 
 
 def test_an_earlier_vllm_streams_text_whose_ids_must_be_certain() -> None:
@@ -111,8 +141,7 @@ def test_an_earlier_vllm_streams_text_whose_ids_must_be_certain() -> None:
         answer = vllm.ask(address, WHO, asked())
         assert answer.token_ids == IDS and answer.ids_from == "text" and answer.n_first is None
         assert answer.counts().why == "nothing was read of its /metrics before"
-        with pytest.raises(BadAnswer, match="at which of the stop ids 0, 2 it ended"):
-            vllm.ask(address, WHO, asked(stop_ids=frozenset({0, 2})))
+        assert vllm.ask(address, WHO, asked(stop_ids=frozenset({0, 2}))).token_ids == IDS  # it says at which one
 
 
 def test_vllms_counters_that_are_of_more_than_the_answer_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +182,50 @@ def test_sglang_streams_all_ids_or_the_new_ones(file: str, cached: int) -> None:
 
 @pytest.mark.parametrize("names", list(zip(sglang.ACCEPTED, sglang.DRAFTED, strict=True)))
 def test_sglangs_counters_are_found_under_the_names_of_every_version(names: tuple[str, str]) -> None:
-    assert sglang._counts(6, {"spec_verify_ct": 2, names[0]: 4, names[1]: 6}) == Counts(2, 6, 4, "meta_info")
+    assert sglang._counts({"spec_verify_ct": 2, names[0]: 4, names[1]: 6}) == Counts(2, 6, 4, "meta_info")
 
 
-def test_sglangs_counters_that_lack_or_do_not_fit_give_no_steps() -> None:
-    assert sglang._counts(6, {}).why == "its meta_info has no spec_verify_ct"
-    assert sglang._counts(3, {"spec_verify_ct": 5}).why == "its meta_info does not add up: 5 verifications, 3 tokens"
+def counted(n_tokens: int, counts: Callable[[], Counts]) -> Counts:
+    """As an answer of so many tokens tells it."""
+    return Answer([5] * n_tokens, 0.1, 1, "", None, "ids", "engine", 3, n_tokens, 0, "stop", 0.2, counts).counted()
+
+
+def test_counters_that_lack_or_do_not_fit_give_no_steps() -> None:
+    def told(n_tokens: int, **meta: int) -> str:
+        found = counted(n_tokens, lambda: sglang._counts(meta))
+        assert found.steps is None
+        return found.why
+
+    assert told(6) == "its meta_info has no spec_verify_ct"
+    assert told(3, spec_verify_ct=5) == "its meta_info does not add up: 5 steps, 3 tokens"
+    assert told(3, spec_verify_ct=0) == "its meta_info does not add up: 0 steps, 3 tokens"
+    too_many = told(6, spec_verify_ct=2, spec_num_correct_drafts=7, spec_num_proposed_drafts=6)
+    assert too_many == "its meta_info does not add up: 2 steps, 7 accepted of 6 drafted"
+    assert counted(1, lambda: sglang._counts({"spec_verify_ct": 0})) == Counts(0, None, None, "meta_info")
+
+
+def test_counters_that_cannot_be_read_give_no_steps() -> None:
+    for meta in ({"spec_verify_ct": "many"}, {"spec_verify_ct": 2, "spec_num_correct_drafts": [4]}):
+        assert counted(6, partial(sglang._counts, meta)).why.startswith("its counters cannot be read: ")
+    nulls = dict.fromkeys(("num_spec_steps", "num_draft_tokens", "num_accepted_draft_tokens"))
+    with replaying({"/metrics": ["vllm_before.prom", "vllm_after.prom"]}) as address:
+        vllm.ready(address)
+        assert "lacks some of the counters" in counted(6, lambda: vllm._counts(address, 6, nulls)).why
+    gone = Address("http://127.0.0.1:9", timeout=1)
+    vllm.ready(gone)  # an answer's request will tell
+    assert counted(6, lambda: vllm._counts(gone, 6, None)).why == "nothing was read of its /metrics before"
+
+
+def test_sglangs_new_ids_that_begin_as_the_answer_did_are_new() -> None:
+    events = [((10,), 1), ((10, 10), 3), ((11, 2), 5)]
+    texts = [" t10", " t10 t10", " t11"]
+    last = {"finish_reason": {"type": "stop", "matched": 2}}
+    raw = [{"text": text, "output_ids": ids, "meta_info": {"prompt_tokens": 3, "completion_tokens": n} | (last if n == 5 else {})}
+           for text, (ids, n) in zip(texts, events, strict=True)]  # fmt: skip
+    with replaying({"/generate": "".join(f"data: {json.dumps(event)}\n\n" for event in raw)}) as address:
+        answer = sglang.ask(address, WHO, asked())
+    assert answer.token_ids == [10, 10, 10, 11, 2] and answer.text == " t10 t10 t10 t11"
+    assert checked(answer, asked(), WHO) == "stop"
 
 
 def test_sglangs_settings_of_speculation_are_told_where_it_is_on() -> None:
@@ -215,6 +282,27 @@ def test_an_engine_that_counts_nothing_is_not_believed() -> None:
     assert from_text(" t10", 1, False, asked()) == [10] and from_text(" t10", 2, True, asked()) == [10, 2]
 
 
+def test_at_which_of_several_stop_ids_a_text_ended_is_told_by_the_engine_or_by_the_prompt_format() -> None:
+    class Ending(Words):
+        def turn_end(self) -> int | None:
+            return 0
+
+    two = asked(stop_ids=frozenset({0, 2}))
+    assert from_text(" t10", 2, True, two, 2) == [10, 2] and from_text(" t10", 2, True, replace(two, texts=Ending()), 2) == [
+        10,
+        2,
+    ]
+    assert from_text(" t10", 2, True, replace(two, texts=Ending())) == [10, 0]
+    for told in (None, 7, "word"):
+        with pytest.raises(BadAnswer, match="at which of the stop ids 0, 2 it ended"):
+            from_text(" t10", 2, True, two, told)
+
+
+def test_the_prompt_format_tells_what_ends_an_answer() -> None:
+    config = model_config(str(TINY))
+    assert config.stop_ids == [0, 2] and _turn_end(config, load_tokenizer(tokenizer_folder(config))) == 2
+
+
 def test_any_other_engine_is_asked_by_text() -> None:
     events = ['{"model":"m","choices":[{"index":0,"text":" t10"}]}', '{"model":"m","choices":[{"index":0,"text":" t11 t12"}]}',
               '{"model":"m","choices":[{"index":0,"text":"","finish_reason":"stop"}]}',
@@ -229,22 +317,21 @@ def test_any_other_engine_is_asked_by_text() -> None:
 
 
 @pytest.mark.parametrize(("numbers", "steps"), [
-    ((6, 2, 6, 4), 2), ((6, 2, 6, 3), 2), ((6, 5, 15, 0), 5), ((1, 0, 0, 0), 0),
-    ((6, 2, 6, 4, 2), 2), ((6, 2, 6, 2, 3), 3), ((6, 0, 0, 0, 5), 5),
+    ((6, 2, 6, 4, 2), 2), ((6, 2, 6, 3, 2), 2), ((6, 5, 15, 0, 5), 5), ((1, 0, 0, 0, 0), 0), ((6, 2, 6, 2, 3), 3),
+    ((6, 0, 0, 0, 5), 5), ((16, 5, 40, 12, 8), 8),
 ])  # fmt: skip
-def test_steps_of_counters_that_add_up(numbers: tuple[int, ...], steps: int) -> None:
-    n, drafts, drafted, accepted, *told = numbers
-    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", *told)
-    assert found == Counts(steps, drafted, accepted, "counters")
+def test_steps_of_counters_that_add_up(numbers: tuple[int, int, int, int, int], steps: int) -> None:
+    n, drafts, drafted, accepted, told = numbers
+    assert steps_by_drafts(n, drafts, drafted, accepted, "counters", told) == Counts(steps, drafted, accepted, "counters")
 
 
 @pytest.mark.parametrize(("numbers", "why"), [
-    ((6, 2, 6, 2), "1 steps at least had no draft"), ((6, 2, 6, 9), "do not add up"), ((6, 3, 9, 1, 2), "2 steps at least"),
-    ((6, 4, 12, 3, 3), "do not add up: 3 steps"),
+    ((6, 2, 6, 2, 2), "do not add up"), ((6, 2, 6, 9, 2), "do not add up"), ((6, 3, 9, 1, 2), "do not add up"),
+    ((6, 4, 12, 3, 3), "do not add up: 3 steps"), ((16, 5, 40, 12, None), "does not tell of those without"),
 ])  # fmt: skip
-def test_counters_that_do_not_add_up_give_no_steps(numbers: tuple[int, ...], why: str) -> None:
-    n, drafts, drafted, accepted, *told = numbers
-    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", *told)
+def test_counters_that_do_not_add_up_give_no_steps(numbers: tuple[int, int, int, int, int | None], why: str) -> None:
+    n, drafts, drafted, accepted, told = numbers
+    found = steps_by_drafts(n, drafts, drafted, accepted, "counters", told)
     assert found.steps is None and why in found.why and (found.drafted, found.accepted) == (drafted, accepted)
 
 
@@ -260,12 +347,57 @@ def test_events_that_are_none_are_told() -> None:
         assert [event for _, event in stream(address, "/x", {})] == [{"a": 1}]
 
 
+def test_events_are_read_as_server_sent_events_may_be_written() -> None:
+    for text, events in (('data:{"a":1}\n\ndata:[DONE]\n\ndata: {"b":1}\n\n', [{"a": 1}]),
+                         ('data: {"a":1,\ndata: "b":2}\n\ndata: [DONE]\n\n', [{"a": 1, "b": 2}]),
+                         ('data: {"a":1}\r\n\r\ndata: \n\n\ndata: {"b":1}', [{"a": 1}, {"b": 1}])):  # fmt: skip
+        with replaying({"/x": text}) as address:
+            assert [event for _, event in stream(address, "/x", {})] == events
+
+
+@contextmanager
+def cutting(hangs: bool) -> Iterator[Address]:
+    """Answers everything with the beginning of what it says that it sends; it hangs up then, or not."""
+
+    class Cutting(_Replay):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"data": [')
+            self.wfile.flush()
+            if hangs:
+                time.sleep(0.6)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cutting)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield Address(f"http://127.0.0.1:{server.server_port}", timeout=0.3)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_answer_that_is_cut_or_hangs_is_an_engine_that_is_gone() -> None:
+    with cutting(hangs=False) as address, pytest.raises(EngineGone, match="broke off its answer"):
+        connected(address)
+    with cutting(hangs=True) as address, pytest.raises(EngineGone, match="no whole answer within 0.3 s"):
+        connected(address)
+
+
+def test_a_server_of_llama_cpp_that_does_not_tell_its_settings_is_one_line() -> None:
+    models = '{"data": [{"id": "m", "owned_by": "llamacpp"}]}'
+    with replaying({"/v1/models": models, "/completion": 'data: {"stop": true}\n\n'}) as address:
+        with pytest.raises(EngineGone, match="answers without generation_settings"):
+            connected(address)
+
+
 def test_an_engine_that_serves_several_models_needs_one_named() -> None:
     listed = '{"data": [{"id": "a", "owned_by": "somebody"}, {"id": "b", "owned_by": "somebody"}]}'
     with replaying({"/v1/models": listed}) as address:
         with pytest.raises(UserError, match="serves several models: name one with --set model=ID, of a, b"):
             connected(address)
-        assert connected(Address(address.url, model="b")).identity == Identity("somebody", "untold", "b")
+        assert connected(Address(address.url, model="b")).identity == Identity("somebody", "untold", "b", tells="nothing")
     with replaying({"/v1/models": '{"data": []}'}) as address, pytest.raises(EngineGone, match="lists no model"):
         connected(address)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import engine_stand_in
 import pytest
 from command_line import Outcome, files, harness, isolate, refused
-from engine_stand_in import MODEL, OWNERS, Serving, engine
+from engine_stand_in import MODEL, OWNERS, Serving, _Handler, engine
 from places import TINY
 
 from harness.ledger.ledger import RECORDS, read
@@ -26,6 +29,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def asked(out: Path, spec: Serving, plain: Serving | None, *words: object) -> Outcome:
     urls = ["--set", f"url={spec.url}", *(["--set", f"baseline_url={plain.url}"] if plain else [])]
+    if spec.kind in ("vllm", "openai") and not any("drafts=" in str(word) for word in words):
+        urls += ["--set", "drafts=k"]  # which they do not say
     return harness("run", BASE, "--out", out, *urls, *(words or ("--task gsm8k",)))
 
 
@@ -110,10 +115,12 @@ def test_what_is_there_is_not_asked_again_but_of_an_engine_with_other_settings(t
     assert len(measured(tmp_path)) == 4
 
 
-def test_vllms_own_metrics_of_a_request_come_before_the_differences_of_its_counters(tmp_path: Path) -> None:
-    with engine("vllm", drafts=3, per_request=True, fault="others ask too") as spec, engine("vllm") as plain:
+def test_vllms_own_metrics_of_a_request_need_all_steps_beside_them(tmp_path: Path) -> None:
+    with engine("vllm", drafts=3, per_request=True, fault="others ask too", since=3) as spec, engine("vllm") as plain:
         assert asked(tmp_path, spec, plain).code == 0
-    assert {(r["served"]["steps"], r["served"]["counter"]) for r in measured(tmp_path)} == {(7, "metrics.speculative_decoding")}
+    told = [r["served"] for r in measured(tmp_path)]
+    assert [served["steps"] for served in told] == [7, None] and "other requests ran" in told[1]["why"]
+    assert {(served["drafted"], served["counter"]) for served in told} == {(21, "metrics.speculative_decoding, /metrics")}
 
 
 def test_counters_that_other_requests_share_tell_of_no_steps_and_tables_say_so(tmp_path: Path) -> None:
@@ -123,6 +130,32 @@ def test_counters_that_other_requests_share_tell_of_no_steps_and_tables_say_so(t
     assert [served["steps"] for served in told] == [7, None]
     assert told[1]["why"] == "its /metrics counted 23 new tokens, and the answer has 16: other requests ran"
     assert "server gsm8k: 1 answers not in τ, as the engine tells of no steps" in outcome.out
+
+
+def test_tokens_that_llama_cpp_does_not_stream_are_asked_for_off_the_clock(tmp_path: Path) -> None:
+    with engine(drafts=3) as spec, engine() as plain:
+        assert asked(tmp_path / "a", spec, plain).code == 0
+        spec.held_back = plain.held_back = (0, 4, 5, 9)
+        assert asked(tmp_path / "b", spec, plain).code == 0
+        assert [body["stream"] for body in spec.requests[-4:]] == [True, False] * 2 and spec.requests[-1]["return_tokens"]
+    for method in ("server", "server-plain"):
+        whole, held = (measured(tmp_path / name, method) for name in "ab")
+        assert [r["token_ids"] for r in held] == [r["token_ids"] for r in whole] and len(held) == 2
+        assert all(r["served"]["steps"] is None and "streamed not every token" in r["served"]["why"] for r in held)
+        assert all(r["prefill_s"] is None and r["wall_s"] < engine_stand_in.AGAIN_S for r in held)
+
+
+def test_ids_of_another_answer_than_was_streamed_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(drafts=3, held_back=(4,)) as spec, engine() as plain:
+        made = engine_stand_in.made
+
+        def other(s: Serving, *how: Any) -> engine_stand_in.Made:
+            is_again = bool(s.drafts and s.requests) and not s.requests[-1]["stream"]
+            return made(replace(s, flip_at=7) if is_again else s, *how)
+
+        monkeypatch.setattr(engine_stand_in, "made", other)
+        outcome = asked(tmp_path, spec, plain)
+    assert "it counted 16 tokens and streamed 15" in outcome.err and not measured(tmp_path)
 
 
 def test_without_a_baseline_there_is_a_tau_and_no_speedup(tmp_path: Path) -> None:
@@ -186,6 +219,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "breaks off": ("llama.cpp", "its answer broke off after 16 tokens"),
     "own context": ("llama.cpp", "it cut the answer at its own context after 16 tokens"),
     "refuses": ("llama.cpp", "answers with status 400: the prompt is too long for me"),
+    "fails": ("llama.cpp", "answers with status 500: the prompt is too much for me"),
 }
 
 
@@ -229,6 +263,19 @@ def test_an_engine_that_is_gone_or_another_ends_the_run_with_the_prompt_named(fa
         spec.fault = ""
         assert asked(tmp_path, spec, plain).code == 0
     assert len(measured(tmp_path)) + len(measured(tmp_path, "server-plain")) == 4
+
+
+def test_an_engine_that_fails_and_answers_nothing_more_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: _Handler) -> None:
+        if self.serving.drafts and len(self.serving.requests) > 3:
+            self._send(500, "{}")
+        else:
+            told(self)
+
+    told = _Handler.do_GET
+    monkeypatch.setattr(_Handler, "do_GET", fails)
+    with engine(drafts=2, fault="fails", since=3) as spec, engine() as plain:
+        refused(asked(tmp_path, spec, plain), "server on 2 turn 1: ", "status 500", "the same command goes on from here")
 
 
 def closed_port() -> int:
@@ -278,6 +325,30 @@ def test_a_baseline_that_is_another_engine_or_speculates_is_refused(tmp_path: Pa
         refused(asked(tmp_path, spec, newer), "differ in more than speculation: version: b1-test and b2")
         refused(asked(tmp_path, spec, other), "differ in more than speculation: engine: llama.cpp and vllm")
         refused(asked(tmp_path, spec, drafting), "tells of speculation (types ngram-simple): start it without")
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama.cpp"])
+def test_an_engine_that_does_not_speculate_is_refused(kind: str, tmp_path: Path) -> None:
+    with engine(kind) as spec, engine(kind) as plain:
+        refused(asked(tmp_path, spec, plain), f"the engine at {spec.url} does not speculate: start {kind} with speculation")
+        assert not spec.requests
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_what_an_engine_drafts_with_must_be_named_where_it_does_not_say(kind: str, tmp_path: Path) -> None:
+    with engine(kind, drafts=2) as spec, engine(kind) as plain:
+        refused(
+            asked(tmp_path, spec, plain, "--task gsm8k --set drafts="), "does not say what it drafts with", "--set drafts=NAME"
+        )
+        assert asked(tmp_path, spec, plain, "--task gsm8k --set drafts=k2").code == 0
+    with engine(kind, drafts=3) as spec, engine(kind) as plain:
+        assert asked(tmp_path, spec, plain, "--task gsm8k --set drafts=k3").code == 0 and spec.requests
+    assert {r["options"]["drafts"] for r in measured(tmp_path)} == {"k2", "k3"} and len(measured(tmp_path)) == 4
+
+
+def test_a_baseline_that_is_named_and_not_wanted_is_refused(tmp_path: Path) -> None:
+    with engine(drafts=2) as spec, engine() as plain:
+        refused(asked(tmp_path, spec, plain, "--task gsm8k --no-baseline"), "--no-baseline does without what --set baseline_url")
 
 
 def test_a_loaded_model_says_that_it_is_no_engine_elsewhere() -> None:
