@@ -293,9 +293,7 @@ def by_arm(records: Iterable[Record], counts: Mapping[str, Counts]) -> Iterator[
         parts = [counts[r["key"]] for r in own.values()]
         of_generation = about.iloc[np.repeat(np.arange(len(parts)), [len(p.at) for p in parts])].reset_index(drop=True)
         group = pd.concat([frame_of(parts), of_generation], axis=1)
-        of_head = (
-            methods.drafter_of(variant[0]) == methods.EAGLE
-        )  # n-alpha counts the head's own features; other drafters have none
+        of_head = methods.drafter_of(variant[0]) in methods.HEADS  # n-alpha counts the head's own features; others have none
         if not (of_head and all(p.is_chain for p in parts)):
             group = group[group["kind"] != "n_alpha"]
         named = asdict(setting) | dict(zip(ARM, variant, strict=True))

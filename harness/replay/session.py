@@ -334,6 +334,8 @@ def _of_answer(
             found[i] = done[key].model_copy(update={"preset": arm.preset})
         else:
             by_rows.setdefault((arm.method.drafter, arm.options.get("frequent")), []).append(i)
+    if of_text := by_rows.pop((None, None), []):  # what drafts from the text has no rows: those of a head come with the text
+        by_rows.setdefault(next(iter(by_rows), (None, None)), []).extend(of_text)
     for (kind, frequent), wanted in by_rows.items():
         store, text, rows, features = _rows_of(loaded, answer, prompts, request, told, kind, frequent)
         drafter = None
@@ -343,7 +345,7 @@ def _of_answer(
         began = time.perf_counter()
         with loaded.target.decoding():
             for i in wanted:
-                made = replayed(arms[i], text, params, drafter)
+                made = replayed(arms[i], text, params, drafter if arms[i].method.drafter else None)
                 told.tokens, told.asked, told.lacking = (
                     told.tokens + made.tokens,
                     told.asked + made.asked,

@@ -448,7 +448,8 @@ def test_the_law_of_a_head_is_made_where_the_head_lies(monkeypatch: pytest.Monke
     monkeypatch.setattr(replay, "probabilities", law)
     monkeypatch.setattr("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True)
     target = SimpleNamespace(lm_head=lm_head, dtype=torch.float16, device=torch.device("cpu"))  # of the first of several GPUs
-    loaded: Any = SimpleNamespace(target=target, drafter=SimpleNamespace(head=head, embedding=embedding, device=embedding.device))
+    drafter = SimpleNamespace(head=head, embedding=embedding, device=embedding.device)
+    loaded: Any = SimpleNamespace(target=target, drafter_of=lambda kind: drafter)
     run = replay.Replayed([1, 2, 3], [4, 5], torch.zeros(2, 64), torch.zeros(2, 64), features=embedding[:4])
     assert replay.head_law(loaded, run, SamplerParams(2, temperature=1.0)).shape == (2, 64)
     assert seen[0].shape == (2, 64) and seen[0].device.type == "meta"
