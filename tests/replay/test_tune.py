@@ -450,7 +450,7 @@ def test_candidates_are_options_that_the_method_can_be_built_with(name: str) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        ["--method all --method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, hydra"],
+        ["--method all --method vanilla", "no options that can be tuned; these have: eagle1, eagle2, eagle2-fr, eagle3, hydra"],
         ["--method eagle4", "unknown method 'eagle4'"],
         [f"--method eagle2 --head {TINY.parent / 'medusa'}", "holds a set of Medusa heads, and none of eagle2 drafts with one"],
         ["--temperature -1", "--temperature is -1"],

@@ -150,7 +150,7 @@ def _row_by_row(target: NativeTarget, tree: Tree, given: Given) -> tuple[Tensor,
         places = (torch.arange(len(tables[0])) + shift).clamp(0, len(tables[0]) - 1)
         native.turn_by(*(table[places] for table in tables))
         parent = torch.tensor(above[-1:] or [-1])
-        return native.run(cache, torch.tensor(tree.tokens[i : i + 1]), parent, target.lm_head)
+        return native.run(cache, torch.tensor(tree.tokens[i : i + 1]), parent, target.lm_head, states=target.aux_layers)
 
     seen = [[j for j in given.sees[i].nonzero().flatten().tolist() if j != i] for i in range(n)]
     try:
