@@ -29,6 +29,7 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
     body: dict[str, Any] = {
         "model": who.model, "prompt": asked.prompt_text(), "max_tokens": params.max_new_tokens, "stream": True,
         "stream_options": {"include_usage": True}, "temperature": params.temperature, "top_p": params.top_p, "seed": asked.seed,
+        "frequency_penalty": 0.0, "presence_penalty": 0.0,  # the API has no other switches
     }  # fmt: skip
     wall, text, first, first_text, model, reason, usage = 0.0, "", None, "", None, "", dict[str, Any]()
     for wall, event in stream(address, "/v1/completions", body):

@@ -48,7 +48,10 @@ def ask(address: Address, who: Identity, asked: Asked) -> Answer:
         meta = event.get("meta_info") or meta
         told, n = event.get("output_ids"), meta.get("completion_tokens")
         if told is not None and ids and is_new is None:  # an engine sends all so far, or only what is new: the whole answer long
-            is_new = {len(ids) + len(told): True, len(told): False}.get(n, list(told[: len(ids)]) != ids)
+            if n in (len(ids) + len(told), len(told)):
+                is_new = n != len(told)
+            else:
+                is_new = list(told[: len(ids)]) != ids
         is_all = told is None or not is_new
         text = str(event.get("text") or "") if is_all else text + str(event.get("text") or "")
         if told is not None:

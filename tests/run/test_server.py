@@ -96,6 +96,14 @@ def test_both_are_asked_prompt_by_prompt_with_the_same_token_ids_budget_and_stop
     assert [sample for sample, _ in order] == ["1", "1", "2", "2"]
 
 
+def test_what_would_change_the_law_is_switched_off_as_far_as_the_engine_has_switches(tmp_path: Path) -> None:
+    for kind, more in (("openai", set()), ("vllm", {"repetition_penalty", "top_k", "min_p"})):
+        with engine(kind, drafts=1) as spec, engine(kind) as plain:
+            assert asked(tmp_path / kind, spec, plain).code == 0
+        body = spec.requests[-1]
+        assert body["frequency_penalty"] == body["presence_penalty"] == 0 and more <= set(body) and "seed" in body
+
+
 def test_later_turns_hold_the_plain_engines_answers(tmp_path: Path) -> None:
     with engine(drafts=2, flip_at=3) as spec, engine() as plain:
         assert asked(tmp_path, spec, plain, "--task mt_bench").code == 0
