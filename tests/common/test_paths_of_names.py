@@ -19,6 +19,7 @@ OURS = {
     "harness/audit/served.py": {"out / AUDIT.name"},
     "harness/audit/page.py": {"out / AUDIT.name"},  # lossless.json
     "harness/audit/keeper.py": {"probe / f'{name}.py'"},  # our own modules
+    "harness/commands/verify.py": {"request.out / f'served-{n}'"},  # a number
     "harness/common/files.py": {"kept.with_name(f'{kept.name}.sha256')", "Path(name)"},  # beside a place; a temporary file
     "harness/common/machine.py": {"root / name"},  # the kernel's files
     "harness/common/plain_names.py": {
