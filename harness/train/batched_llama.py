@@ -22,7 +22,8 @@ class BatchedLlama:
     slots. All conversations begin with the tokens of `prefix`, which are run once.
     """
 
-    def __init__(self, model: LlamaForCausalLM, n_slots: int, prefix: list[int]):
+    def __init__(self, model: LlamaForCausalLM, n_slots: int, prefix: list[int], aux_layers: Sequence[int] = ()):
+        """aux_layers: other hidden states that stand behind each feature, as `methods.base.Target.prefill` numbers them."""
         if not is_plain_llama(model):
             raise ValueError(f"{type(model).__name__} with these settings cannot generate training data: only plain LLaMA can")
         c = model.config
@@ -36,9 +37,11 @@ class BatchedLlama:
         self.device, self.dtype = self.embedding.device, model.dtype
         self.shape = (len(self.layers), n_slots, self.kv_heads, 0, self.head_dim)
         self.keys = self.values = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        self.aux_layers = aux_layers
         self._rotary_of = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0)
-        self.n_prefix, self._prefix_features = 0, torch.zeros(0, c.hidden_size, dtype=self.dtype, device=self.device)
+        wide = (1 + len(aux_layers)) * c.hidden_size
+        self.n_prefix, self._prefix_features = 0, torch.zeros(0, wide, dtype=self.dtype, device=self.device)
         if prefix:
             self._prefix_features = self.prefill([0], [prefix])[0]
             self.keys[:, 1:, :, : len(prefix)] = self.keys[:, :1, :, : len(prefix)]
@@ -77,10 +80,9 @@ class BatchedLlama:
             self._cos, self._sin = rotary_rows(cos[0], sin[0])
         return self._cos[positions], self._sin[positions]
 
-    def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor], aux_layers: Sequence[int] = ()
-    ) -> torch.Tensor:
-        x, rotary = F.embedding(ids, self.embedding), self._rotary(positions)
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """-> features [n, (1 + len(aux_layers)) * hidden]."""
+        x, rotary, aux_layers = F.embedding(ids, self.embedding), self._rotary(positions), self.aux_layers
         states: dict[int, torch.Tensor] = {}
         for i, layer in enumerate(self.layers):
             if i in aux_layers:
@@ -90,7 +92,7 @@ class BatchedLlama:
         return torch.cat([last, *(states.get(i, last) for i in aux_layers)], dim=-1) if aux_layers else last
 
     def prefill(self, slots: list[int], prompts: list[list[int]]) -> list[torch.Tensor]:
-        """Run all `prompts` in one forward, and keep their keys and values in `slots` -> the features [n, hidden] of each."""
+        """Run all `prompts` in one forward, and keep their keys and values in `slots` -> the features [n, ..] of each."""
         skip, group = self.n_prefix, self.heads // self.kv_heads
         self.fit(max(self.width, *(len(p) for p in prompts)))
         sizes = [len(p) - skip for p in prompts]
@@ -116,11 +118,8 @@ class BatchedLlama:
         made = self._run(ids, positions, attend).split(sizes)
         return [torch.cat([self._prefix_features, features]) for features in made]
 
-    def features(self, texts: list[list[int]], aux_layers: Sequence[int] = ()) -> list[torch.Tensor]:
-        """Run whole texts in one forward, without padding -> the features [n, hidden] of each. No keys are kept.
-
-        aux_layers: other hidden states that stand behind each feature, numbered as `methods.base.Target.prefill` has them.
-        """
+    def features(self, texts: list[list[int]]) -> list[torch.Tensor]:
+        """Run whole texts in one forward, without padding -> the features [n, ..] of each. No keys are kept."""
         sizes, group = [len(text) for text in texts], self.heads // self.kv_heads
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -131,10 +130,10 @@ class BatchedLlama:
 
         ids = torch.tensor([t for text in texts for t in text], device=self.device)
         positions = torch.cat([torch.arange(n, device=self.device) for n in sizes])
-        return list(self._run(ids, positions, attend, aux_layers).split(sizes))
+        return list(self._run(ids, positions, attend).split(sizes))
 
     def step(self, tokens: list[int], at: list[int]) -> torch.Tensor:
-        """Run one token of each of the first n slots -> features [n, hidden]. tokens, at: [n], the tokens and their positions."""
+        """Run one token of each of the first n slots -> features [n, ..]. tokens, at: [n], the tokens and their positions."""
         here = torch.tensor(at, device=self.device)
         self.fit(max(at) + 1)
         n, group = len(at), self.heads // self.kv_heads

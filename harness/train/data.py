@@ -21,7 +21,7 @@ import numpy as np
 from transformers import LlamaForCausalLM
 
 from harness.common.errors import say
-from harness.train.generate import Answer, FeaturesOf, answers, bits_of, features_of, text_features
+from harness.train.generate import Answer, FeaturesOf, answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
 SHARD_TEXTS = 256  # given texts in a shard
@@ -55,12 +55,14 @@ def make_shards(
     greedy_share: float = 0.5,
     seed: int = 0,
     keep_features: bool = True,
+    aux_layers: Sequence[int] = (),
     say: Callable[[str], None] = say,
 ) -> int:
     """Answer prompts (token ids) until `n_tokens` answer tokens are held, or the prompts run out -> the answer tokens held.
 
     A shard is `shard_prompts` prompts in the given order, and does not depend on other shards. So interruptions change nothing,
-    and several processes may fill one folder: a shard belongs to the process that holds its lock.
+    and several processes may fill one folder: a shard belongs to the process that holds its lock. aux_layers: other hidden states
+    that are kept beside the features; `add_states` makes those of shards that are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started, fresh, made = time.monotonic(), 0, 0
@@ -95,9 +97,9 @@ def make_shards(
                             done = answers(
                                 model, prompts[first : first + shard_prompts], stop_ids=stop_ids, max_new_tokens=max_new_tokens,
                                 n_slots=n_slots, greedy_share=greedy_share, seed=seed * 1_000_003 + number, progress=tick,
-                                keep_features=keep_features,
+                                keep_features=keep_features, aux_layers=aux_layers,
                             )  # fmt: skip
-                            _write_shard(meta, sorted(done, key=lambda a: a.index), keep_features)
+                            _write_shard(meta, sorted(done, key=lambda a: a.index), keep_features, aux_layers)
                             made = 0
                 except filelock.Timeout:
                     elsewhere += 1
@@ -120,6 +122,7 @@ def make_text_shards(
     shard_texts: int = SHARD_TEXTS,
     keep_features: bool = True,
     asked: Sequence[Sequence[bool]] | None = None,
+    aux_layers: Sequence[int] = (),
     say: Callable[[str], None] = say,
 ) -> int:
     """The same for given texts `(ids, n_prompt)`, until `n_tokens` tokens after prompts are held -> the tokens held.
@@ -134,9 +137,11 @@ def make_text_shards(
         meta = folder / f"shard-{number:05d}.npz"
         if not meta.exists():
             chunk = texts[first : first + shard_texts]
-            done = list(text_features(model, chunk)) if keep_features else [_bare(i, *text) for i, text in enumerate(chunk)]
+            made = text_features(model, chunk, aux_layers=aux_layers)
+            done = list(made) if keep_features else [_bare(i, *text) for i, text in enumerate(chunk)]
             fresh += sum(len(a.ids) for a in done)
-            _write_shard(meta, done, keep_features, None if asked is None else asked[first : first + shard_texts])
+            own = None if asked is None else asked[first : first + shard_texts]
+            _write_shard(meta, done, keep_features, aux_layers, own)
             say(f"texts: {held:,} of {n_tokens:,} tokens, {fresh / (time.monotonic() - started):.0f} tokens/s")
         with np.load(meta) as shard:
             held += int((np.diff(shard["offsets"]) - shard["n_prompt"]).sum())
@@ -148,7 +153,7 @@ def restore_features(folder: Path, model: LlamaForCausalLM, say: Callable[[str],
     for meta in sorted(folder.glob("shard-?????.npz")):
         if not meta.with_suffix(".features").exists():
             say(f"{meta.name}: computing the features of its stored ids ...")
-            _write_features(meta, text_features(model, _stored_texts(meta)))
+            _write_rows(meta.with_suffix(".features"), (a.features for a in text_features(model, _stored_texts(meta))))
 
 
 def aux_suffix(aux_layers: Sequence[int]) -> str:
@@ -158,13 +163,12 @@ def aux_suffix(aux_layers: Sequence[int]) -> str:
 
 def add_states(folder: Path, model: LlamaForCausalLM, aux_layers: Sequence[int], say: Callable[[str], None] = say) -> None:
     """Compute hidden states of the stored ids of every shard that lacks them."""
-    compute = features_of(model, aux_layers)
     for meta in sorted(folder.glob("shard-?????.npz")):
         if not meta.with_suffix(aux_suffix(aux_layers)).exists():
             say(f"{meta.name}: computing the hidden states {', '.join(map(str, aux_layers))} of its stored ids ...")
-            texts, hidden = _stored_texts(meta), model.config.hidden_size
-            parts = (compute([np.array(ids, dtype=np.int32)])[0][:, hidden:] for ids, _ in texts)
-            _write_rows(meta.with_suffix(aux_suffix(aux_layers)), map(bits_of, parts))
+            hidden = model.config.hidden_size
+            done = text_features(model, _stored_texts(meta), aux_layers=aux_layers)
+            _write_rows(meta.with_suffix(aux_suffix(aux_layers)), (a.features[:, hidden:] for a in done))
 
 
 def _bare(index: int, ids: list[int], n_prompt: int) -> Answer:
@@ -178,10 +182,6 @@ def _stored_texts(meta: Path) -> list[tuple[list[int], int]]:
     return [(ids[a:b].tolist(), int(n)) for a, b, n in zip(offsets[:-1], offsets[1:], n_prompt, strict=True)]
 
 
-def _write_features(meta: Path, done: Iterable[Answer]) -> None:
-    _write_rows(meta.with_suffix(".features"), (a.features for a in done))
-
-
 def _write_rows(file: Path, parts: Iterable[np.ndarray]) -> None:
     tmp = file.with_suffix(f"{file.suffix}.part")
     with tmp.open("wb") as f:
@@ -190,9 +190,15 @@ def _write_rows(file: Path, parts: Iterable[np.ndarray]) -> None:
     os.replace(tmp, file)
 
 
-def _write_shard(meta: Path, done: list[Answer], keep_features: bool, asked: Sequence[Sequence[bool]] | None = None) -> None:
+def _write_shard(
+    meta: Path, done: list[Answer], keep_features: bool, aux_layers: Sequence[int] = (),
+    asked: Sequence[Sequence[bool]] | None = None,
+) -> None:  # fmt: skip
     if keep_features:
-        _write_features(meta, done)
+        hidden = done[0].features.shape[1] // (1 + len(aux_layers))
+        _write_rows(meta.with_suffix(".features"), (a.features[:, :hidden] for a in done))
+        if aux_layers:
+            _write_rows(meta.with_suffix(aux_suffix(aux_layers)), (a.features[:, hidden:] for a in done))
     tmp = meta.with_suffix(".part.npz")
     columns: dict[str, Any] = {
         "ids": np.concatenate([a.ids for a in done]),

@@ -23,8 +23,8 @@ REFILL, PREFILL_ROWS = 6, 600  # free slots before new prompts are run; tokens o
 
 @dataclass(slots=True)
 class Answer:
-    """One conversation. `index`: of its prompt; `ids` [n]: prompt, then answer; `features` [n, hidden] as bf16 bits (uint16), or
-    [0, hidden] where they are not kept."""
+    """One conversation. `index`: of its prompt; `ids` [n]: prompt, then answer; `features` [n, hidden] as bf16 bits (uint16),
+    other hidden states behind them where they were asked for, or [0, ..] where they are not kept."""
 
     index: int
     ids: np.ndarray
@@ -95,12 +95,13 @@ def answers(
     stop_loops: bool = True,
     progress: Callable[[int], None] = lambda n: None,
     keep_features: bool = True,
+    aux_layers: Sequence[int] = (),
 ) -> Iterator[Answer]:
     """Answers to `prompts` (token ids, template included), in order of completion.
 
     They are the same for the same seed and number of slots. greedy_share: of the prompts, at random, that are answered at T = 0;
     the others at T = 1. stop_loops: an answer ends where it repeats itself; a picture's plain areas do, and must not. progress:
-    called with the number of tokens made.
+    called with the number of tokens made. aux_layers: other hidden states of the target that stand behind each feature.
 
     The longest prompts come first. Buffers are as wide as the longest conversation open, so conversations of one length should
     be open together; and the last ones, when slots stay empty, should be short.
@@ -108,7 +109,8 @@ def answers(
     generator = torch.Generator().manual_seed(seed)
     n_slots = min(n_slots, len(prompts))
     prefix = list(commonprefix(prompts))[: min(map(len, prompts)) - 1]  # of each prompt at least one token is to be run
-    llama = BatchedLlama(model, n_slots, prefix)
+    hidden = model.config.hidden_size
+    llama = BatchedLlama(model, n_slots, prefix, aux_layers)
     sampler = Sampler(generator, model.config.vocab_size, n_slots, llama.device)
     is_greedy = (torch.rand(len(prompts), generator=generator) < greedy_share).tolist()
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), -i))  # taken from the end
@@ -118,11 +120,11 @@ def answers(
         first = len(active)
         while waiting and len(active) < n_slots and sum(c.n_prompt for c in active[first:]) < PREFILL_ROWS:
             ids = prompts[i := waiting.pop()]
-            room = np.zeros(((len(ids) + max_new_tokens) * keep_features, model.config.hidden_size), dtype=np.uint16)
+            room = np.zeros(((len(ids) + max_new_tokens) * keep_features, (1 + len(aux_layers)) * hidden), dtype=np.uint16)
             active.append(Open(i, [*ids], room, len(ids), is_greedy[i]))
         fresh = active[first:]
         made = llama.prefill(list(range(first, len(active))), [c.ids for c in fresh])
-        tokens = sampler(llama.lm_head(torch.stack([features[-1] for features in made])), [c.greedy for c in fresh])
+        tokens = sampler(llama.lm_head(torch.stack([features[-1, :hidden] for features in made])), [c.greedy for c in fresh])
         for c, features, token in zip(fresh, made, tokens, strict=True):
             if keep_features:
                 c.features[: c.n_prompt] = bits_of(features)
@@ -132,7 +134,7 @@ def answers(
         while waiting and len(active) <= n_slots - min(REFILL, n_slots):
             fill()
         features = llama.step([c.ids[-1] for c in active], [len(c.ids) - 1 for c in active])
-        tokens = sampler(llama.lm_head(features), [c.greedy for c in active])
+        tokens = sampler(llama.lm_head(features[:, :hidden].contiguous()), [c.greedy for c in active])
         bits = bits_of(features) if keep_features else None
         progress(len(active))
         for slot in reversed(range(len(active))):  # the last one first: what is moved into a hole has been looked at
@@ -162,7 +164,7 @@ FeaturesOf = Callable[[Sequence[np.ndarray]], list[torch.Tensor]]
 def features_of(model: LlamaForCausalLM, aux_layers: Sequence[int] = ()) -> FeaturesOf:
     """What computes the features of texts with the target's forward, in its dtype, without a gradient; behind each feature those
     other hidden states of the target."""
-    llama = BatchedLlama(model, 0, [])
+    llama = BatchedLlama(model, 0, [], aux_layers)
 
     @torch.no_grad()
     def compute(texts: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -171,16 +173,18 @@ def features_of(model: LlamaForCausalLM, aux_layers: Sequence[int] = ()) -> Feat
         for i, ids in enumerate(texts):
             group.append(ids.tolist())
             if i + 1 == len(texts) or sum(map(len, group)) + len(texts[i + 1]) > FORWARD_ROWS:
-                made += [features.to(torch.bfloat16) for features in llama.features(group, aux_layers)]
+                made += [features.to(torch.bfloat16) for features in llama.features(group)]
                 group = []
         return made
 
     return compute
 
 
-def text_features(model: LlamaForCausalLM, texts: list[tuple[list[int], int]], at_once: int = 16) -> Iterator[Answer]:
+def text_features(
+    model: LlamaForCausalLM, texts: list[tuple[list[int], int]], at_once: int = 16, aux_layers: Sequence[int] = ()
+) -> Iterator[Answer]:
     """Given texts `(ids, n_prompt)` with their features: off-policy data, several times as fast to make as answers."""
-    compute = features_of(model)
+    compute = features_of(model, aux_layers)
     for first in range(0, len(texts), at_once):
         ids = [np.array(tokens, dtype=np.int32) for tokens, _ in texts[first : first + at_once]]
         for i, features in enumerate(compute(ids)):

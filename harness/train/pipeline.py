@@ -95,7 +95,7 @@ def train_drafter(request: TrainRequest) -> None:
     n_states = sum(tokens_to_keep(part, aux_suffix(aux_layers)) for part in texts.parts) * len(aux_layers)
     n_tokens = sum(map(tokens_to_keep, texts.parts))
     keep = processes.once(lambda: keeps_features(request.features, n_tokens, hidden, work, n_states=n_states))
-    make_answers(loaded, texts, request.seed, slots(loaded.target, threads, lengths), keep, tell)
+    make_answers(loaded, texts, request.seed, slots(loaded.target, threads, lengths), keep, tell, aux_layers)
     if request.write_answers is not None and processes.is_main:
         n = write_answers(request.write_answers, read_shards(texts.parts[1].folder, hidden, _no_features), config.name)
         tell(f"answers: {n:,} written to {request.write_answers}, as token ids with a mask")
@@ -253,14 +253,16 @@ def _given(
 
 
 def make_answers(
-    loaded: Loaded, texts: Texts, seed: int, n_slots: int, keep_features: bool, say: Callable[[str], None] = say
+    loaded: Loaded, texts: Texts, seed: int, n_slots: int, keep_features: bool, say: Callable[[str], None] = say,
+    aux_layers: Sequence[int] = (),
 ) -> None:  # fmt: skip
-    """Have the target answer the held-out prompts and, up to the tokens asked for, the training prompts."""
+    """Have the target answer the held-out prompts and, up to the tokens asked for, the training prompts. aux_layers: other hidden
+    states that are kept with the features."""
     for part, prompts in zip(texts.parts[:2], (texts.held_out, texts.answered), strict=True):
         make_shards(
             part.folder, loaded.target.model, prompts, stop_ids=set(loaded.config.stop_ids), n_tokens=part.n_tokens,
             max_new_tokens=texts.lengths.answer, shard_prompts=part.per_shard, n_slots=n_slots, seed=seed,
-            keep_features=keep_features, say=say,
+            keep_features=keep_features, aux_layers=aux_layers, say=say,
         )  # fmt: skip
 
 
@@ -277,7 +279,7 @@ def complete_shards(loaded: Loaded, texts: Texts, keep_features: bool, aux_layer
     for part in texts.parts[2:]:
         make_text_shards(
             part.folder, loaded.target.model, texts.given, n_tokens=part.n_tokens, shard_texts=part.per_shard,
-            keep_features=keep_features, asked=texts.asked,
+            keep_features=keep_features, asked=texts.asked, aux_layers=aux_layers,
         )  # fmt: skip
     for part in texts.parts if keep_features else ():
         restore_features(part.folder, loaded.target.model)

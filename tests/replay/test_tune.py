@@ -23,7 +23,7 @@ import methods
 from harness.common.errors import UserError
 from harness.costs import measure, outside
 from harness.costs.price import step_costs
-from harness.costs.table import CostTable, Outside, read
+from harness.costs.table import CostTable, OfDrafter, Outside, read
 from harness.costs.work import StepWork
 from harness.ledger import ledger as records
 from harness.ledger.tuned_presets import Entry, Key, save, stored
@@ -172,6 +172,16 @@ def test_what_is_outside_both_models_makes_a_step_dearer_and_a_smaller_tree_the_
     assert best.cost == pytest.approx(1 + 0.2 + best.c_other) and best.speedup == pytest.approx(best.tau / best.cost)
     free, dear_nodes = costs(*inside), costs(*inside, 0.0, 0.0, 0.0, 2.0, 0.0)
     assert [choices(ranks, t, 10, (1, 2), (1, 4))[0].total for t in (free, dear_nodes)] == [4, 1]
+
+
+def test_a_tree_on_an_eagle3_head_is_charged_what_that_head_costs() -> None:
+    ranks = {2: [(np.tile(np.array([[0, 0], [99, 3]]), (40, 1, 1)), np.full((40, len(TOTALS)), 2))]}
+    own = costs(1.0, {1: 1.0, 5: 1.0}, 0.1, {2: 0.1}).contexts[0]
+    dearer = {"root": (0.3,) * 3, "levels": [{2: (0.4,) * 3}], "observe": {1: (0, 0, 0)}, "prefill": (0, 0, 0)}
+    both = table(own.model_copy(update={"drafters": {"eagle3": OfDrafter.model_validate(dearer)}}),
+                 outside=Outside(plain=0, step=0, level=0, row=0, node=0, token=0))  # fmt: skip
+    drafted = {kind: choices(ranks, both, 10, (2,), (2,), kind=kind)[0] for kind in ("eagle", "eagle3")}
+    assert [drafted[kind].c_draft for kind in drafted] == pytest.approx([0.2, 0.7])
 
 
 def test_what_tune_predicts_of_a_step_is_what_the_table_of_costs_has() -> None:

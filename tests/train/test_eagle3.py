@@ -20,7 +20,7 @@ from harness.common.errors import UserError
 from harness.load.eagle3_head import head_config
 from harness.load.kinds import TargetFacts, drafter_kind
 from harness.train.batches import collate
-from harness.train.data import Conversation, add_states, aux_suffix, frequent_tokens, make_text_shards, read_shards
+from harness.train.data import Conversation, add_states, aux_suffix, frequent_tokens, make_shards, make_text_shards, read_shards
 from harness.train.eagle3 import initialise, new_head, shipped, take_lm
 from harness.train.generate import features_of
 from harness.train.held_out import held_out_acceptance
@@ -159,6 +159,28 @@ def test_tokens_outside_the_draft_vocabulary_count_against_it_when_it_is_judged(
         right += int((best[:, 0] == wanted).sum())
         among += int((best == wanted[:, None]).any(-1).sum())
     assert found["top1"] == pytest.approx(right / n, abs=0.01) and found["top10"] == pytest.approx(among / n, abs=0.01)
+
+
+@torch.no_grad()
+def test_states_are_kept_while_the_target_answers(tmp_path: Path) -> None:
+    """The answers are the same with and without them, and what is kept is what a forward over the whole text gives."""
+    model = LlamaForCausalLM.from_pretrained(TINY.parent / "target", dtype=torch.float64).eval()
+    prompts = [[1, *range(40 + i, 50 + 2 * i)] for i in range(9)]
+    for name, states in (("with", (0, 1, 2)), ("without", ())):
+        make_shards(
+            tmp_path / name, model, prompts, stop_ids={0, 2}, n_tokens=10**6, max_new_tokens=20, shard_prompts=5, n_slots=4,
+            aux_layers=states, say=lambda text: None,
+        )  # fmt: skip
+    said: list[str] = []
+    add_states(tmp_path / "with", model, (0, 1, 2), said.append)
+    assert not said  # all are there
+    found = read_shards(tmp_path / "with", 64, aux_layers=(0, 1, 2))
+    compute = features_of(model, (0, 1, 2))
+    for c, other in zip(found, read_shards(tmp_path / "without", 64), strict=True):
+        batch, plain = collate([c], 60, 64), collate([other], 60, 64)
+        assert torch.equal(batch.ids, plain.ids) and torch.equal(batch.features, plain.features) and plain.aux is None
+        assert batch.aux is not None
+        assert torch.equal(compute([c.ids])[0], torch.cat([batch.features[0], batch.aux[0]], dim=-1))
 
 
 @torch.no_grad()
