@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 
 import methods
+from harness.audit.audit import Report
 from harness.audit.levels import LEVELS
 from harness.audit.page import overview, plain, sections, summary
 from harness.audit.probe.ledger_pairs import LedgerPrompts
@@ -333,17 +334,6 @@ def _sums(outputs: Sequence[tuple[Record, Sequence[Record], int]], target: Targe
 
 
 # ---- the whole ----
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an audit of an engine came to; as `harness.audit.audit.Report`."""
-
-    title: str
-    level: str
-    rows: Sequence[Verdict]
-    problems: Sequence[str]
-    written: Sequence[Path]
 
 
 def audit_served(request: AuditRequest, tell: Callable[[str], None] = say) -> Report:

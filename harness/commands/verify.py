@@ -26,6 +26,7 @@ from harness.common.files_written import files_written
 from harness.common.names import SERVER
 
 if TYPE_CHECKING:
+    from harness.audit.audit import Report
     from harness.audit.request import AuditRequest, FaultsRequest
 
 
@@ -94,7 +95,16 @@ def _audit(request: AuditRequest, as_json: bool) -> int:
     from harness.audit.audit import audit
 
     report = audit(request)
-    click.echo(page.plain(report.rows, report.title, report.level))
+    return _told(report, page.plain(report.rows, report.title, report.level), as_json)
+
+
+def _told(report: Report, table: str, as_json: bool) -> int:
+    """Print what an audit came to.
+
+    Raises:
+        UserError: it does not hold.
+    """
+    click.echo(table)
     click.echo(files_written(report.written))
     if as_json:
         click.echo(json.dumps([asdict(v) for v in report.rows]))
@@ -140,13 +150,7 @@ def _audit_served(request: AuditRequest, changes: tuple[str, ...], as_json: bool
         tell_failures(carry_out(model_config(request.model), asked).n_failed)
         request = replace(request, ledgers=(ledger,))
     report = audit_served(request)
-    click.echo(shown(report))
-    click.echo(files_written(report.written))
-    if as_json:
-        click.echo(json.dumps([asdict(v) for v in report.rows]))
-    if report.problems:
-        raise UserError("; ".join(report.problems))
-    return 0
+    return _told(report, shown(report), as_json)
 
 
 def _plant(request: FaultsRequest, as_json: bool) -> int:
