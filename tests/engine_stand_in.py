@@ -216,8 +216,9 @@ class _Handler(BaseHTTPRequestHandler):
         so_far, text, last = list[int](), "", len(found.steps) - 1
         for i, (step, new) in enumerate(self._steps(found, fault)):
             so_far, text = so_far + step, text + new
-            meta: dict[str, Any] = {"prompt_tokens": len(prompt) - (fault == "another prompt"), "cached_tokens": 0,
-                                    "completion_tokens": len(so_far), "finish_reason": None}  # fmt: skip
+            meta: dict[str, Any] = {"prompt_tokens": len(prompt) - (fault == "another prompt"),
+                                    "cached_tokens": 4 * (fault == "caches"), "completion_tokens": len(so_far),
+                                    "finish_reason": None}  # fmt: skip
             if i == last:
                 meta["completion_tokens"] = self._n(len(so_far), fault)
                 meta["finish_reason"] = {"type": "stop", "matched": so_far[-1]} if found.stopped else {"type": "length"}

@@ -102,6 +102,7 @@ class CellSummary:
     is_apart: bool  # so were most of them: the machine may have been slower or faster then
     is_shared: bool  # other work shared the machine while it, or its baseline, was measured
     n_untold: int  # records without steps beside others with them: τ rests on those
+    n_uneven: int  # served pairs whose engines had computed other parts of the prompt before: their prefills differ
     n_incomplete: int  # conversations that lack a turn, as after an interrupted run
     engine: str  # whose forward ran, in words; empty where the records do not say
     is_row_invariant: bool  # so that an exact method's outputs at T = 0 must be vanilla's
@@ -215,6 +216,7 @@ def _summary(cell: Sequence[Record], base: Side) -> CellSummary:
         is_apart=2 * n_elsewhere > len(with_baseline),
         is_shared=was_shared(used) or was_shared(base[key] for key in with_baseline),
         n_untold=_n_untold(used),
+        n_uneven=sum(_n_cached(r) != _n_cached(base[key]) for key, r in with_baseline.items()),
         n_incomplete=_n_incomplete(used),
         engine=engine_of(first),
         is_row_invariant=is_row_invariant(first),
@@ -229,6 +231,12 @@ def _n_unmeasured(cell: Iterable[Record], own: Side, status: str) -> int:
 def _n_untold(own: Sequence[Record]) -> int:
     n = sum(forwards_of(r) is None for r in own)
     return n if n < len(own) else 0
+
+
+def _n_cached(record: Record) -> int:
+    """Tokens of the prompt that an engine elsewhere had computed before; 0 where it does not say."""
+    served = record.get("served")
+    return (served["n_cached"] or 0) if served else 0
 
 
 def _n_incomplete(own: Iterable[Record]) -> int:

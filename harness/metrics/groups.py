@@ -106,6 +106,7 @@ def not_in_the_numbers(summaries: Sequence[CellSummary]) -> list[str]:
         "n_unpaired": "without a baseline",
         "n_incomplete": "lack a turn",
         "n_untold": "answers not in τ, as the engine tells of no steps",
+        "n_uneven": "pairs in which one engine had more of the prompt in its cache: their speedup is not of the same work",
     }
     left_out = [
         f"{s.method} {s.task}: {getattr(s, name)} {reason}"

@@ -140,6 +140,13 @@ def test_counters_that_other_requests_share_tell_of_no_steps_and_tables_say_so(t
     assert "server gsm8k: 1 answers not in τ, as the engine tells of no steps" in outcome.out
 
 
+def test_pairs_of_which_one_engine_had_more_of_the_prompt_in_its_cache_are_counted_below_the_table(tmp_path: Path) -> None:
+    with engine("sglang", drafts=3, fault="caches", since=3) as spec, engine("sglang") as plain:
+        outcome = asked(tmp_path, spec, plain)
+    assert [r["served"]["n_cached"] for r in measured(tmp_path)] == [0, 4]
+    assert "server gsm8k: 1 pairs in which one engine had more of the prompt in its cache" in outcome.out
+
+
 def test_tokens_that_llama_cpp_does_not_stream_are_asked_for_off_the_clock(tmp_path: Path) -> None:
     with engine(drafts=3) as spec, engine() as plain:
         assert asked(tmp_path / "a", spec, plain).code == 0
