@@ -91,6 +91,7 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.ledger.ledger import read, read_env
+    from harness.metrics.pairing import by_machine
     from harness.paper.held_against import against
     from harness.paper.prediction_tables import held_table
 
@@ -108,7 +109,7 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
     shown = []
     for wanted, own in tables.items():
         if mine := [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]:
-            shown.append((own[0], against(own, mine)))
+            shown += [(own[0], against(own, of_one)) for of_one in by_machine(mine).values()]
     if not shown:
         raise UserError(f"{costs or 'the shipped tables'}: no costs of what {results} was measured on; `harness costs` with its "
                         "--model, --dtype and --threads measures them")  # fmt: skip

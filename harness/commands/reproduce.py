@@ -133,7 +133,7 @@ def _show(tables: list[Table], folder: Path, as_json: bool) -> None:
 
 
 def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predictions) -> tuple[list[Table], list[str]]:
-    """A table an item, from what the folder holds now; and the models whose records cannot be judged together.
+    """A table an item, from what the folder holds now, each machine apart; and the models whose records cannot be judged.
 
     Raises:
         UserError: that is so of all models.
@@ -141,6 +141,7 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predicti
     from harness.ledger.trees import each_drafts
     from harness.metrics.acceptance import acceptance_numbers, by_arm, counted
     from harness.metrics.engines import engine_notes, of_records
+    from harness.metrics.pairing import by_machine
     from harness.paper.figures_5_6 import drafts_table
     from harness.paper.plan import records_of
     from harness.paper.tables_1_3 import judged_table
@@ -149,10 +150,13 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predicti
 
     recorded, replays = records_of(request.results), read(request.results)
     configs = {c.name: c for found in wanted.values() for c, _ in found}
-    measurements, mixed = {}, []
+    measurements: dict[str, list[tuple[str, Measurements]]] = {}  # a model's, by machine
+    mixed = []
     for name in configs:
         try:
-            measurements[name] = Measurements(recorded, name, request.results, replays)
+            of_machines = by_machine(r for r in recorded if r["model"] == name)
+            measurements[name] = [(machine * (len(of_machines) > 1), Measurements(own, name, request.results, replays))
+                                  for machine, own in of_machines.items()]  # fmt: skip
         except UserError as e:
             if len(configs) == 1:
                 raise
@@ -162,20 +166,21 @@ def _reproduced(wanted: Wanted, request: ReproduceRequest, predictions: Predicti
         raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
     wanted = {item: own for item, found in wanted.items() if (own := [x for x in found if x[0].name in measurements])}
     targets = {
-        name: reported_model(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts())
-        for name, m in measurements.items()
-    }
+        name: [(reported_model(name, configs[name].paper, configs[name].max_new_tokens, m.records, m.facts(), machine), m)
+               for machine, m in of_machines]
+        for name, of_machines in measurements.items()
+    }  # fmt: skip
     counts = counted(each_drafts(request.results)) if any(item.needs_trees for item in wanted) else {}
     made = []
     for item, found in wanted.items():
         if item.needs_trees:
-            drafted = [(targets[c.name], by_arm(measurements[c.name].of(own), counts)) for c, own in found]
+            drafted = [(target, by_arm(m.of(own), counts)) for c, own in found for target, m in targets[c.name]]
             made.append(drafts_table(item, [(target, acceptance_numbers(arms)) for target, arms in drafted]))
             continue
         judged = []
         for c, cells in found:
-            ours = measurements[c.name]
-            judged += [judge(x, targets[c.name], ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
+            for target, ours in targets[c.name]:
+                judged += [judge(x, target, ours(x.method_here or x.method, x.task_here, x.temperature)) for x in cells]
         made.append(judged_table(item, judged, predictions))
     footnotes = (*engine_notes(of_records(recorded)), *recorded.footnotes)
     return [replace(table, notes=(*table.notes, *footnotes)) for table in made], mixed

@@ -52,6 +52,8 @@ def export(folder: Path, out: Path, format_: str, *, strict: bool = False) -> li
         name = _model_id(first)
         if (first["task"], name) in files:  # another source, budget, machine ...: not the same cell
             name = made_plain(f"{name}-{first['cell'][:8]}")
+        if (first["task"], name) in files:  # the same cell on another machine
+            name = made_plain(f"{name}-{first['env'][:8]}")
         tstamp = _created(folder, first["env"])
         files[first["task"], name] = [_row(c, name, tstamp, format_) for c in conversations]
     if not files:

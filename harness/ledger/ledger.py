@@ -23,7 +23,7 @@ from harness.common.errors import UserError
 from harness.common.files import whole_file
 from harness.common.plain_names import place
 from harness.ledger.checked import check_cell, env_of, record_of
-from harness.ledger.record import SCHEMA, Record, canonical_hash
+from harness.ledger.record import SCHEMA, Record, canonical_hash, conversation_key
 from harness.ledger.reduced import Reducer
 
 RECORDS = "records.jsonl"
@@ -87,13 +87,19 @@ class Ledger:
     `imported`: for records of answer files, which never stand beside records measured here. A line that cannot be read is named
     and stays as it is; what it may have held is not in `keys`, and so is measured anew.
 
+    several_machines: for who drives a cluster. A cell may then be measured on several machines, but each of its conversations on
+    one: `machine_of` tells on which, and `append` refuses another's record. Without it a cell's second machine is refused.
+
     Raises:
         UserError: the folder cannot be created or written, another process holds it, no line of it can be read, or it holds
             packed records.
     """
 
-    def __init__(self, folder: Path, *, lock_timeout_s: float = 2.0, imported: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, lock_timeout_s: float = 2.0, imported: bool = False, several_machines: bool = False
+    ) -> None:
         self.folder = Path(folder)
+        self.several_machines = several_machines
         self._path = self.folder / RECORDS
         if not self._path.exists() and (self.folder / PACKED).exists():
             raise UserError(f"{self.folder} is packed: `gunzip {self.folder / PACKED}` to add to it, or choose another --out")
@@ -109,6 +115,7 @@ class Ledger:
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
+            self._machines: dict[tuple[Any, ...], str] = {}  # of conversations, where there may be several
             self._envs = _Envs(self.folder)
             self._reduced = None if imported else Reducer(with_text=True)
             lines = _Lines(self._path)
@@ -154,8 +161,11 @@ class Ledger:
         """Add one record: in the file as a whole line, on the disk when this returns.
 
         Raises:
-            UserError: the line could not be written; what was there of it is taken away again.
+            UserError: the line could not be written; what was there of it is taken away again. With several machines, also: its
+                conversation was measured on another one, or its env file is not there.
         """
+        if self.several_machines:
+            self._check_conversation(record)
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._fd).st_size
         try:
@@ -187,12 +197,30 @@ class Ledger:
             raise _cannot_write(self.folder, error) from error
         return name
 
+    def machine_of(self, record: Mapping[str, Any]) -> str | None:
+        """On which machine (a `machine_label`) a record's conversation was measured, in a ledger of several; None if on none yet.
+
+        record: any record of the conversation, or a mapping with the fields of `record.GROUP_FIELDS`, `sample_id` and `repeat`.
+        """
+        return self._machines.get(conversation_key(record))
+
+    def _check_conversation(self, record: Mapping[str, Any]) -> None:
+        env = self._envs.get(record["env"])
+        if env is None:
+            raise UserError(f"{_env_path(self.folder, record['env'])} is not there: an environment is written before its records")
+        here, there = machine_label(env), self.machine_of(record)
+        if there not in (None, here) and record["status"] == "ok" and not record["is_warmup"]:
+            raise UserError(f"{self.folder} holds conversation {record['sample_id']} of {record['task']} from another machine: "
+                            f"{there}; this record is of {here}")  # fmt: skip
+
     def check_machine(self, cell: str, env: Mapping[str, Any]) -> None:
-        """Refuse to add to a cell that was measured on another machine.
+        """Refuse to add to a cell that was measured on another machine; with several machines, nothing is refused here.
 
         Raises:
             UserError: names the cell, the machine key and both values.
         """
+        if self.several_machines:
+            return
         here = machine_keys(env)
         for name in sorted(self._cell_envs.get(cell, ())):
             stored = read_env(self.folder, name)
@@ -209,6 +237,8 @@ class Ledger:
             self.records.append(_placed(record, self._envs))
         if record["status"] == "ok":
             self._cell_envs.setdefault(record["cell"], set()).add(record["env"])
+            if self.several_machines and not record["is_warmup"]:
+                self._machines.setdefault(conversation_key(record), record["machine"])
         if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
             (self._keys if record["status"] == "ok" else self._skipped).add(record["key"])
 

@@ -33,6 +33,9 @@ CELL_FIELDS_OF = {
     3: ("model", "target_id", "head_id", "code_sha", *_ALWAYS),
 }
 CELL_FIELDS = CELL_FIELDS_OF[SCHEMA]
+# What a cell has alone among the cells of one group, which are compared with one another; the rest is the group's.
+_OWN_OF_A_CELL = ("method", "preset", "options", "head_sha", "head_id", "code_sha")
+GROUP_FIELDS = tuple(name for name in CELL_FIELDS if name not in _OWN_OF_A_CELL)
 
 
 class StoredTrace(TypedDict):
@@ -176,6 +179,12 @@ def cell_key(**fields: Any) -> str:
 
 def sample_key(cell: str, sample_id: str, turn: int, repeat: int, prompt_sha: str) -> str:
     return canonical_hash([cell, sample_id, turn, repeat, prompt_sha])
+
+
+def conversation_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What all records have in common that one conversation gives in a group of cells: the methods', the baseline's, all turns.
+    They stay on one machine, so that no ratio is of two."""
+    return *(record[name] for name in GROUP_FIELDS), record["sample_id"], record["repeat"]
 
 
 def warm_up_key(run: str, method: str, preset: str) -> str:

@@ -50,6 +50,15 @@ class Setting:
         )
 
 
+def titles(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """The title of each setting, with its machine where another one of these differs in nothing else that a title tells."""
+    found = list(dict.fromkeys(settings))
+    machines: dict[str, set[str]] = defaultdict(set)
+    for s in found:
+        machines[s.title()].add(s.machine)
+    return {s: f"{s.title()}, on {s.machine}" if len(machines[s.title()]) > 1 else s.title() for s in found}
+
+
 _SETTING = tuple(f.name for f in fields(Setting))
 _settings: dict[tuple[Any, ...], Setting] = {}
 
@@ -142,6 +151,18 @@ def fields_of(record: Record, names: Sequence[str]) -> tuple[Any, ...]:
 @cache
 def _getter(names: tuple[str, ...]) -> Callable[[Record], Any]:
     return itemgetter(*names)
+
+
+def by_machine(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records apart by what measured them, in the order of its name. A machine on which nothing succeeded is left out where
+    another one is there."""
+    records = list(records)
+    found: dict[str, list[Record]] = defaultdict(list)
+    for r in records:
+        found[field(r, "machine")].append(r)
+    if len(found) < 2:
+        return dict(found) or {"": []}
+    return {name: own for name, own in sorted(found.items()) if measured(own)} or {"": records}
 
 
 # What must be one value over all records of a model before a verdict is given on it.

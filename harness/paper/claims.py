@@ -27,7 +27,7 @@ from harness.metrics import marks
 from harness.metrics.definitions import Estimate, speed_ratio, tau_difference
 from harness.metrics.engines import engine_notes, of_records
 from harness.metrics.groups import MEAN, weights_line
-from harness.metrics.pairing import Side, is_row_invariant, without_loops
+from harness.metrics.pairing import Side, by_machine, is_row_invariant, without_loops
 from harness.metrics.steps import identical
 from harness.paper import published
 from harness.paper.claim_arms import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, ClaimArms
@@ -265,7 +265,7 @@ _NOTE = one_line("""
 
 
 def claims_table(folder: Path, *, strict: bool = False, records: Records | None = None) -> Table:
-    """Every claim tested on every model in a folder of records, a section a model. records: the folder's, read already.
+    """Every claim tested on every model in a folder of records, a section a model and machine. records: the folder's, if read.
 
     Raises:
         UserError: no records, records of mixed environments (names the key), a file of trees or audits that cannot be read, or
@@ -279,18 +279,20 @@ def _claims_table(folder: Path, progress: Progress, records: Records) -> Table:
     audits = audits_of(folder)
     sections, numbers = [], []
     for model in sorted({r["model"] for r in records}):
-        own = [r for r in records if r["model"] == model]
-        rows = rows_of(own, folder, audits.get(model), progress)
-        used = ClaimArms(own, folder).records or own
-        first, sources = used[0], {r["task"]: r["source"] for r in used}
-        facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
-        facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
-        facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
-        title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
-        together = list(zip(rows, taken_together(rows), strict=True))
-        shown = pd.DataFrame([_shown(row, p) for row, p in together])
-        sections.append(Section(title, (*facts, family_line(rows)), shown))
-        numbers += [{"model": model, **_numbers(row, p)} for row, p in together]
+        of_machines = by_machine(r for r in records if r["model"] == model)
+        for machine, own in of_machines.items():
+            rows = rows_of(own, folder, audits.get(model), progress)
+            used = ClaimArms(own, folder).records or own
+            first, sources = used[0], {r["task"]: r["source"] for r in used}
+            facts = ["Prompts: " + ", ".join(f"{task} {sources[task]}" for task in sorted(sources, key=task_order))]
+            facts += [weights_line(first["target_sha"], ((r["method"], r["head_sha"]) for r in used))]
+            facts += [f"Machine: {first['machine']}"] if first.get("machine") else []
+            title = f"{model}, {first['dtype']}, {first['threads']} threads, at most {first['max_new_tokens']} new tokens"
+            together = list(zip(rows, taken_together(rows), strict=True))
+            shown = pd.DataFrame([_shown(row, p) for row, p in together])
+            sections.append(Section(title, (*facts, family_line(rows)), shown))
+            where = {"model": model} | ({"machine": machine} if len(of_machines) > 1 else {})
+            numbers += [{**where, **_numbers(row, p)} for row, p in together]
     signs = marks.notes(marks.joined(row["test"] for row in numbers))
     # a report has them among the footnotes already
     footnotes = dict.fromkeys((*engine_notes(of_records(records)), *records.footnotes))

@@ -45,7 +45,8 @@ def drafts_table(item: Item, found: Sequence[tuple[ReportedModel, pd.DataFrame]]
             if made != whole:  # said once where no output looped
                 shown += [{"outputs": outputs, **row} for row in made]
             whole = made
-            numbers += [{"item": item.name, "model": target.name, "method": method, "task": task, "outputs": outputs, **r}
+            numbers += [{"item": item.name, "model": target.name, **target.where, "method": method, "task": task,
+                         "outputs": outputs, **r}
                         for r in mine.to_dict("records")]  # fmt: skip
         measure = hinted("reproduce", f"--{item.kind}", item.number)
         shown = shown or [{"outputs": "all", "verdict": f"not measured: {measure} does"}]

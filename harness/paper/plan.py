@@ -15,6 +15,7 @@ from harness.ledger.ledger import Records, has_records, machine_label, read
 from harness.ledger.record import Record
 from harness.load import config as model_configs
 from harness.load.config import ModelConfig
+from harness.metrics.pairing import by_machine
 from harness.paper.published import MEAN, Item, PaperCell, cells, stand_in
 from harness.paper.verdict import of_the_paper
 from harness.run.request import RunRequest
@@ -60,13 +61,23 @@ def records_of(folder: Path) -> Records:
     return read(folder, quiet=True, reduced=True) if has_records(folder) else Records()
 
 
+def _there(config: ModelConfig, folder: Path) -> list[Record]:
+    """A model's records in a folder that belong to cells of the paper.
+
+    Raises:
+        UserError: those of one machine are of several environments.
+    """
+    found = by_machine(r for r in records_of(folder) if r["model"] == config.name)
+    return [r for own in found.values() for r in of_the_paper(own, config.name, folder)]
+
+
 def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:
     """Before hours are spent.
 
     Raises:
         UserError: what is asked for could not be judged together with what the folder holds.
     """
-    there = of_the_paper(records_of(request.results), config.name, request.results)
+    there = _there(config, request.results)
     dtype = config.dtype if request.dtype == "auto" else request.dtype
     asked = {
         "dtype": there[0]["dtype"] if there and dtype == "auto" else dtype,  # what auto is shows on loading
@@ -79,7 +90,7 @@ def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:
 
 def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
     """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
-    there = of_the_paper(records_of(results), config.name, results)
+    there = _there(config, results)
     loaded, spec = run.loaded, run.spec
     here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
             "dtype": loaded.dtype, "seed": spec.seed,
@@ -94,8 +105,9 @@ def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
 
 def _same_environment(config: ModelConfig, there: Sequence[Record], asked: Mapping[str, Any], results: Path) -> None:
     for key, value in asked.items():
-        if there and there[0].get(key, value) != value:
-            raise UserError(f"{results} holds records of {config.name} with {key} {there[0].get(key)}, and {value} is asked "
+        other = next((r.get(key) for r in there if r.get(key, value) != value), value)
+        if other != value:
+            raise UserError(f"{results} holds records of {config.name} with {key} {other}, and {value} is asked "
                             "for: they cannot be judged together; ask for the same, or choose another --results")  # fmt: skip
 
 

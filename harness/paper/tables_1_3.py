@@ -145,7 +145,8 @@ def _as_defined(n: Number, j: Judged) -> str:
 def _numbers(item: Item, j: Judged, predictions: Predictions) -> dict[str, Any]:
     c, o, p = j.cell, j.ours, predictions.get(_key(j))
     row: dict[str, Any] = {
-        "item": item.name, "model": j.target.name, "paper_model": j.target.paper, "temperature": c.temperature,
+        "item": item.name, "model": j.target.name, **j.target.where, "paper_model": j.target.paper,
+        "temperature": c.temperature,
         "method": c.method_here, "paper_method": c.method, "task": c.task_here, "source": o and o.source,
         "prompts": o.tau.prompts if o else 0, "max_new_tokens": o and o.max_new_tokens,
     }  # fmt: skip

@@ -41,6 +41,12 @@ class ReportedModel:
     facts: tuple[str, ...] = ()  # what its records were measured on
     departures: tuple[str, ...] = ()  # what in them is not as in the paper, in all cells alike
     altered: frozenset[str] = frozenset()  # tasks whose `paper` prompts are from files that are not the authors'
+    machine: str = ""  # of a folder that holds the model from several: which of them
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The column `machine`, of a model that was measured on several."""
+        return {"machine": self.machine} if self.machine else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +180,10 @@ def _of(c: CellSummary) -> Ours:
 
 
 def reported_model(
-    name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = ()
+    name: str, paper: str | None, max_new_tokens: int, records: Sequence[Record], facts: tuple[str, ...] = (), machine: str = ""
 ) -> ReportedModel:  # fmt: skip
-    """A model as measured in one environment, with everything in it that is not as in the paper."""
+    """A model as measured in one environment, with everything in it that is not as in the paper. machine: where it was measured
+    on several."""
     departures = []
     for r in records[:1]:
         if (system := r.get("system", "paper")) != "paper":
@@ -185,7 +192,7 @@ def reported_model(
             departures.append(f"top-p {r['top_p']:g}")
     shas = {(r["task"], r["prompts_sha"]) for r in records if r["source"] == "paper" and r["task"] in SIX_TASKS}
     altered = {task for task, sha in shas if sha != PAPER_FILES[f"{tasks.get(task).paper_folder}/question.jsonl"]}
-    return ReportedModel(name, paper, max_new_tokens, facts, tuple(departures), frozenset(altered))
+    return ReportedModel(name, paper, max_new_tokens, facts, tuple(departures), frozenset(altered), machine)
 
 
 def judge(cell: PaperCell, target: ReportedModel, ours: Ours | None) -> Judged:

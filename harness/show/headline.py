@@ -11,6 +11,7 @@ from harness.common.names import SIX_TASKS, label_in_words
 from harness.forms.table import number
 from harness.metrics.cells import CellSummary
 from harness.metrics.groups import by_setting, shown_cells
+from harness.metrics.pairing import titles
 from harness.show.contents import Contents
 from harness.show.tables.cell_text import audit_text, marked_text
 from harness.show.tables.meaning import MethodMeans, arms_of, conclusions, rivals_of, subject_of
@@ -28,7 +29,9 @@ class Headline:
 def headlines(contents: Contents) -> list[Headline]:
     """EAGLE-2, its fastest variant and the fastest method of each setting; settings without a drafting method have none."""
     found = []
-    for setting, group in by_setting(shown_cells(contents.summaries)):
+    groups = by_setting(shown_cells(contents.summaries))
+    title_of = titles(setting for setting, _ in groups)
+    for setting, group in groups:
         arms = [a for a in arms_of(group) if a.tau is not None or a.speedup is not None]
         subject = subject_of(arms)
         if subject is None:
@@ -39,7 +42,9 @@ def headlines(contents: Contents) -> list[Headline]:
         rows = [_row(a, cells[a.variant], audit) for a in {a.variant: a for a in chosen}.values()]
         where = "means over the six tasks" if len(subject.tasks) == len(SIX_TASKS) else f"mean over {len(subject.tasks)} tasks"
         where = f"on {next(iter(subject.tasks))[0]}" if len(subject.tasks) == 1 else where
-        found.append(Headline(f"{setting.model}, T = {setting.temperature:g}, {where}", pd.DataFrame(rows), conclusions(group)))
+        machine = f", on {setting.machine}" if title_of[setting] != setting.title() else ""
+        title = f"{setting.model}, T = {setting.temperature:g}, {where}{machine}"
+        found.append(Headline(title, pd.DataFrame(rows), conclusions(group)))
     return found
 
 

@@ -26,7 +26,7 @@ from harness.common.progress import showing_progress
 from harness.forms.table import NOTHING, Table, one_line, write_forms
 from harness.ledger.audit_words import AUDIT, audits_of
 from harness.ledger.record import Record
-from harness.metrics.pairing import measured, setting_of
+from harness.metrics.pairing import measured, setting_of, titles
 from harness.show.contents import Contents, read_contents
 from harness.show.headline import headlines
 from harness.show.plots.all import DrawnPlot, drawn_plots, write_drawn_plots
@@ -150,7 +150,7 @@ def page(
         version=__version__,
         headlines=[(h.title, _block("", h.rows), h.conclusions) for h in headlines(contents)],
         claims_counted=_claims_counted(folder),
-        settings=[s.title() for s in dict.fromkeys(setting_of(r) for r in ok)],
+        settings=list(titles(setting_of(r) for r in ok).values()),
         machines=sorted({r["machine"] for r in ok}),
         counts={what: n for what, n in (
             ("generations", len(ok)), ("with drafted trees", sum(r["key"] in counts for r in ok)),

@@ -16,7 +16,7 @@ from harness.metrics.cells import CellSummary, means_of, six_task_mean
 from harness.metrics.comparisons import ABLATIONS, FULL, comparisons
 from harness.metrics.definitions import Interval, point, tokens_per_s
 from harness.metrics.groups import MEAN, Variant, by_setting, by_variant, labels, shown_cells
-from harness.metrics.pairing import Setting, Side, compared
+from harness.metrics.pairing import Setting, Side, compared, titles
 from harness.metrics.steps import acceptance_by_depth, time_split
 from harness.show.contents import Contents
 
@@ -30,6 +30,7 @@ class Panel:
     arms: Arms  # of all settings
     looks: dict[Variant, Look]
     drafted: tuple[acceptance.ArmSums, ...] = ()  # of the arms whose trees were kept
+    title: str = ""  # the setting's, with its machine where that alone tells it from another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,12 @@ def _with_value(rows: list[dict[str, Any]], value: str) -> pd.DataFrame:
 def panels_of(contents: Contents) -> list[Panel]:
     """A panel a setting, in the order of tables."""
     panels = []
-    for setting, summaries in by_setting(shown_cells(contents.summaries)):
+    groups = by_setting(shown_cells(contents.summaries))
+    title_of = titles(setting for setting, _ in groups)
+    for setting, summaries in groups:
         named = asdict(setting)
         drafted = tuple(arm for arm in contents.drafted if all(arm[0][name] == value for name, value in named.items()))
-        panels.append(Panel(setting, tuple(summaries), contents.records, _looks(summaries), drafted))
+        panels.append(Panel(setting, tuple(summaries), contents.records, _looks(summaries), drafted, title_of[setting]))
     return panels
 
 

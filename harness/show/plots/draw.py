@@ -349,9 +349,14 @@ def _task_ticks(ax: Axes, groups: Sequence[tuple[str, str]]) -> None:
     ax.tick_params(axis="x", length=0)
 
 
+def _titled(figure: Figure, title: str, panel: Panel) -> str:
+    width = int(12 * figure.get_figwidth())
+    return "\n".join(textwrap.fill(text, width) for text in (title, panel.title or panel.setting.title()))
+
+
 def _head(figure: Figure, title: str, panel: Panel) -> None:
     """The title of a figure of several axes."""
-    figure.suptitle(f"{textwrap.fill(title, int(12 * figure.get_figwidth()))}\n{panel.setting.title()}", x=0.01, ha="left",
+    figure.suptitle(_titled(figure, title, panel), x=0.01, ha="left",
                     fontsize=10.5)  # fmt: skip
 
 
@@ -362,7 +367,7 @@ def _finish(
 
     has_speeds: it shows times or speeds. What a sign says of them in tables is then said below, with the methods it holds for.
     """
-    ax.set_title(f"{textwrap.fill(title, int(12 * figure.get_figwidth()))}\n{panel.setting.title()}")
+    ax.set_title(_titled(figure, title, panel))
     ax.grid(axis=grid)  # type: ignore[arg-type]
     entries = [(handle, name) for handle, name in zip(*ax.get_legend_handles_labels(), strict=True) if _is_drawn(handle, ax)]
     entries.sort(key=lambda entry: entry[1] in _LAST)  # after the methods

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.common.names import label
 from harness.forms.table import NOTHING, Section, Table, one_line, with_interval
 from harness.metrics.acceptance import ALL, ARM, POSITIONS, ArmSums, acceptance_numbers
-from harness.metrics.pairing import Setting
+from harness.metrics.pairing import Setting, titles
 
 _NOTES = (
     one_line("""
@@ -29,12 +29,14 @@ def acceptance_table(drafted: Iterable[ArmSums]) -> Table:
     """Calibration, acceptance by position and n-α of every method whose trees were kept; without sections where none were."""
     numbers = acceptance_numbers(drafted)
     sections = []
+    names = [f.name for f in fields(Setting)]
+    title_of = titles(Setting(*row) for row in numbers[names].itertuples(index=False)) if len(numbers) else {}
     setting: Any
-    for setting, mine in numbers.groupby([f.name for f in fields(Setting)], sort=False) if len(numbers) else ():
+    for setting, mine in numbers.groupby(names, sort=False) if len(numbers) else ():
         pooled = mine[(mine["outputs"] == ALL) & _pooled(mine)]
         rows = [_shown(str(m), str(p), part) for (m, p, *_), part in pooled.groupby(ARM, sort=False)]
         columns = sorted({c for row in rows for c in row}, key=_COLUMNS.index)
-        sections.append(Section(Setting(*setting).title(), (), pd.DataFrame(rows, columns=columns).fillna(NOTHING)))
+        sections.append(Section(title_of[Setting(*setting)], (), pd.DataFrame(rows, columns=columns).fillna(NOTHING)))
     return Table("acceptance", tuple(sections), _NOTES, numbers)
 
 

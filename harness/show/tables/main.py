@@ -151,5 +151,10 @@ def models_table(summaries: Iterable[CellSummary]) -> Table:
             values = {value: getattr(one, value) for value in _MAIN_VALUES}
             numbers.append({**asdict(setting), "on": row["on"], "method": name, **values})
     several = len({s.model for s in summaries}) > 1
-    sections = (Section("Models", (), pd.DataFrame(rows).fillna(NOTHING)),) if several else ()
+    machines = list(dict.fromkeys(s.machine for s in summaries))
+    if len(machines) > 1:  # a row each; numbered, as their names are long
+        for row, (setting, _) in zip(rows, by_setting(summaries), strict=True):
+            row["machine"] = str(1 + machines.index(setting.machine))
+    named = tuple(f"Machine {i}: {machine}" for i, machine in enumerate(machines, start=1)) if len(machines) > 1 else ()
+    sections = (Section("Models", named, pd.DataFrame(rows).fillna(NOTHING)),) if several else ()
     return Table("models", sections, (_MODELS_NOTE, *notes_of(summaries)), pd.DataFrame(numbers))
