@@ -219,5 +219,4 @@ if __name__ == "__main__":
     shutil.rmtree(FOLDER, ignore_errors=True)
     make_ledger(FOLDER)
     write_tables(FOLDER)
-    (FOLDER / ".records.jsonl.lock").unlink(missing_ok=True)
     print(f"wrote {FOLDER}")

@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from harness.common.errors import UserError
+from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash, text_sha
 
-FILE, PACKED = "audit.jsonl", "audit.jsonl.gz"
+FILE, PACKED, LOCK = "audit.jsonl", "audit.jsonl.gz", "audit.jsonl.lock"
 
 
 def _sha_of(finding: Mapping[str, Any]) -> str:
@@ -39,15 +38,21 @@ class Store:
     def __init__(self, folder: Path):
         self.path = Path(folder) / FILE
         self._found: dict[str, dict[str, Any]] = {}
-        self._lock = filelock.FileLock(str(self.path) + ".lock")
+        self._lock = WriteLock(self.path.with_name(LOCK))
+        self._fd = -1
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=2)
+            self._lock.acquire(2)
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        except filelock.Timeout:
-            raise UserError(f"another process writes to {folder}; wait for it or choose another --out") from None
+            self._read()
         except OSError as e:
+            self.__exit__()
             raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _read(self) -> None:
         packed = self.path.with_name(PACKED)
         if packed.exists():
             try:
@@ -80,7 +85,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
         self._lock.release()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -17,11 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
-import filelock
-
 from harness.common.errors import UserError
 from harness.common.files import whole_file
 from harness.common.plain_names import place
+from harness.common.write_lock import WriteLock
 from harness.ledger.checked import check_cell, env_of, record_of
 from harness.ledger.record import SCHEMA, Record, canonical_hash, conversation_key
 from harness.ledger.reduced import Reducer
@@ -103,7 +102,7 @@ class Ledger:
         self._path = self.folder / RECORDS
         if not self._path.exists() and (self.folder / PACKED).exists():
             raise UserError(f"{self.folder} is packed: `gunzip {self.folder / PACKED}` to add to it, or choose another --out")
-        self._lock = filelock.FileLock(self.folder / f".{RECORDS}.lock")
+        self._lock = WriteLock(lock_path(self.folder))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # O_APPEND: a line lands at the end whatever else happened to the file since
@@ -111,7 +110,7 @@ class Ledger:
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
         try:
-            self._lock.acquire(timeout=lock_timeout_s)
+            self._lock.acquire(lock_timeout_s)
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
@@ -131,9 +130,6 @@ class Ledger:
                         "and prompt format they were made with: they are read, but not added to; choose another --out"
                     )
                 self._remember(record)
-        except filelock.Timeout:
-            self.close()
-            raise UserError(f"another process writes to {self.folder}; wait for it or choose another --out") from None
         except OSError as error:
             self.close()
             raise _cannot_write(self.folder, error) from error
@@ -249,6 +245,11 @@ class Ledger:
             print(f"{self._path}: dropped a torn last line of {lines.n_torn} bytes", file=sys.stderr)
         elif lines.lacks_newline:
             os.write(self._fd, b"\n")
+
+
+def lock_path(folder: Path) -> Path:
+    """The file that says who writes to a ledger."""
+    return Path(folder) / f".{RECORDS}.lock"
 
 
 def has_records(folder: Path) -> bool:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import filelock
 import pydantic
 
 import methods
 from harness.common.errors import UserError, in_one_line
+from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash
 
 FILE = "replays.jsonl"
@@ -87,18 +87,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     if (folder / PACKED).exists():
         raise UserError(f"the replays of {folder} are packed: `gunzip {folder / PACKED}` to add to them, or choose another --out")
-    lock = filelock.FileLock(folder / f".{FILE}.lock")
+    lock = WriteLock(folder / f".{FILE}.lock", "replays")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        raise UserError(f"another process writes replays to {folder}; wait for it or choose another --out") from None
+        lock.acquire(1)
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror}") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def read(folder: Path) -> list[Replay]:

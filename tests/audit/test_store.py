@@ -47,3 +47,13 @@ def test_a_line_that_is_no_finding_or_was_altered_is_named(tmp_path: Path, line:
     (tmp_path / FILE).write_text("\n".join([lines[0], spoilt, lines[2]]) + "\n")
     with pytest.raises(UserError, match=f"{FILE}:2: {why}.*remove the line: it is made again"):
         Store(tmp_path)
+
+
+def test_an_opening_that_fails_gives_the_lock_back(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("{\n")
+    with pytest.raises(UserError, match=f"{FILE}:1: not JSON"):
+        Store(tmp_path)
+    (tmp_path / FILE).unlink()
+    with Store(tmp_path), pytest.raises(UserError, match=f"another process writes to {tmp_path}: process "):
+        Store(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE]

@@ -32,9 +32,10 @@ OURS = {
         "file.parent.joinpath(*name.split('.'))",
         "base / alias.name",
     },  # modules that Python has imported
+    "harness/common/write_lock.py": {"Path(f'/proc/{pid}/stat')"},  # a number
     "harness/exchange/imported.py": {"Path(name)"},  # --tokenizer: a path, if it is one
     "harness/forms/figure.py": {"stem.with_name(f'{stem.name}.png')"},
-    "harness/ledger/ledger.py": {"Path(folder) / name", "self.folder / f'.{RECORDS}.lock'"},  # records.jsonl, and packed
+    "harness/ledger/ledger.py": {"Path(folder) / name", "Path(folder) / f'.{RECORDS}.lock'"},  # records.jsonl, and packed
     "harness/load/config.py": {"Path(name)"},  # --model: a path, if it is one
     "harness/load/inventory.py": {"folder / name"},  # files that the folder's own mark or list names
     "harness/load/layout.py": {  # model.safetensors ...

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from make_ledger import ENV, FOLDER, METHODS, base_record, output_of
 from places import ROOT
 
+from harness.common import write_lock
 from harness.common.errors import UserError
-from harness.ledger.ledger import RECORDS, Ledger, has_records, machine_label, read, read_env
+from harness.ledger.ledger import RECORDS, Ledger, has_records, lock_path, machine_label, read, read_env
 from harness.ledger.record import (
     CELL_FIELDS,
     NEW_IN_3,
@@ -94,9 +95,19 @@ def test_a_packed_ledger_is_read_and_not_added_to(tmp_path: Path) -> None:
 
 
 def test_two_ledgers_cannot_hold_one_folder(tmp_path: Path) -> None:
-    with Ledger(tmp_path), pytest.raises(UserError, match=str(tmp_path)):
+    with Ledger(tmp_path), pytest.raises(UserError, match=f"{tmp_path}: process {os.getpid()} on "):
         Ledger(tmp_path, lock_timeout_s=0.1)
     Ledger(tmp_path, lock_timeout_s=0.1).close()  # given back on leaving
+    assert not lock_path(tmp_path).exists()
+
+
+def test_a_share_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(write_lock.tempfile, "mkstemp", read_only)
+    with pytest.raises(UserError, match=f"^cannot write to {tmp_path}: Read-only file system$"):
+        Ledger(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
