@@ -24,7 +24,7 @@ from harness.common.users_files import place_in_users_file
 # `--help` and bad options answer at once.
 WORKFLOW: dict[str, Sequence[str]] = {
     "Prepare": ("list", "fetch", "data"),
-    "Measure": ("run", "matrix", "reproduce", "replay", "tune", "profile", "costs", "predict"),
+    "Measure": ("run", "matrix", "reproduce", "replay", "tune", "profile", "costs", "predict", "merge"),
     "Check": ("verify", "localise", "claims"),
     "Show": ("table", "plot", "report"),
     "Train": ("train", "train-policy"),
@@ -44,6 +44,7 @@ KEPT = {
     "tune": f"the options saved so far are kept; with --method all {GOES_ON}, methods that are named are tuned anew",
     "replay": f"the answers, pools and replays written are whole; {GOES_ON}",
     "train": f"whole shards are kept, and a checkpoint from every two minutes of training; {GOES_ON}",
+    "merge": f"what was copied is whole; {GOES_ON}",
     "fetch": f"what was fetched whole is kept; {GOES_ON}",
 }
 NOTHING_KEPT = "no file is half written; the same command begins anew"

@@ -78,6 +78,67 @@ class Records(list[Record]):
         self.footnotes = footnotes
 
 
+class RecordsFile:
+    """A folder's `records.jsonl`, locked and open for appending whole lines. Opening creates the folder.
+
+    Raises:
+        UserError: the folder cannot be created or written, another process holds it, or it holds packed records.
+    """
+
+    def __init__(self, folder: Path, lock_timeout_s: float = 2.0) -> None:
+        self._folder = Path(folder)
+        self.path = self._folder / RECORDS
+        if not self.path.exists() and (self._folder / PACKED).exists():
+            raise UserError(f"{self._folder} is packed: `gunzip {self._folder / PACKED}` to add to it, or choose another --out")
+        self._lock = WriteLock(lock_path(self._folder))
+        self._fd = -1
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # O_APPEND: a line lands at the end whatever else happened to the file since
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._lock.acquire(lock_timeout_s)
+        except OSError as error:
+            self.close()
+            raise _cannot_write(self._folder, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, lines: bytes) -> None:
+        """Add whole lines; on the disk when this returns.
+
+        Raises:
+            UserError: they could not be written; what was there of them is taken away again.
+        """
+        size = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, lines)
+            if written < len(lines):  # a disk that fills up takes part of a line and reports nothing yet
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            with suppress(OSError):  # the next opening repairs what stays
+                os.ftruncate(self._fd, size)
+            raise _cannot_write(self._folder, error) from error
+
+    def repair(self, lines: Lines) -> None:
+        """Take away a last line that a kill cut short, or give it its newline. lines: read to their end."""
+        try:
+            if lines.n_torn:
+                os.ftruncate(self._fd, lines.n_whole)
+                print(f"{self.path}: dropped a torn last line of {lines.n_torn} bytes", file=sys.stderr)
+            elif lines.lacks_newline:
+                os.write(self._fd, b"\n")
+        except OSError as error:
+            raise _cannot_write(self._folder, error) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._lock.release()
+
+
 class Ledger:
     """The records of one folder, open for appending; any number of cells, one process at a time.
 
@@ -99,29 +160,20 @@ class Ledger:
     ) -> None:
         self.folder = Path(folder)
         self.several_machines = several_machines
-        self._path = self.folder / RECORDS
-        if not self._path.exists() and (self.folder / PACKED).exists():
-            raise UserError(f"{self.folder} is packed: `gunzip {self.folder / PACKED}` to add to it, or choose another --out")
-        self._lock = WriteLock(lock_path(self.folder))
+        self._file = RecordsFile(self.folder, lock_timeout_s)
+        self._path = self._file.path
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # O_APPEND: a line lands at the end whatever else happened to the file since
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
-        try:
-            self._lock.acquire(lock_timeout_s)
             self._keys: set[str] = set()
             self._skipped: set[str] = set()
             self._cell_envs: dict[str, set[str]] = {}
             self._machines: dict[tuple[Any, ...], str] = {}  # of conversations, where there may be several
-            self._envs = _Envs(self.folder)
+            self._envs = Envs(self.folder)
             self._reduced = None if imported else Reducer(with_text=True)
-            lines = _Lines(self._path)
+            lines = Lines(self._path)
             found, bad = _parsed(lines, imported, self._envs, self._reduced)
             _check_any(self._path, found, bad)  # before anything is repaired
-            self._repair(lines)
-            _tell(self._path, bad, "does not count, and stays where it is")
+            self._file.repair(lines)
+            tell_bad(self._path, bad, "does not count, and stays where it is")
             self.records: list[Record] = []
             for record in found:
                 if record["schema"] != SCHEMA and not imported:
@@ -144,10 +196,7 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self._lock.release()
+        self._file.close()
 
     def keys(self, *, with_skipped: bool = True) -> set[str]:
         """Sample keys that need no measuring again: status ok or skipped. Errors are retried, warm-ups do not count."""
@@ -162,17 +211,7 @@ class Ledger:
         """
         if self.several_machines:
             self._check_conversation(record)
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        size = os.fstat(self._fd).st_size
-        try:
-            written = os.write(self._fd, line)
-            if written < len(line):  # a disk that fills up takes part of the line and reports nothing yet
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._fd)
-        except OSError as error:
-            with suppress(OSError):  # the next opening repairs what stays
-                os.ftruncate(self._fd, size)
-            raise _cannot_write(self.folder, error) from error
+        self._file.append(json.dumps(record, allow_nan=False).encode() + b"\n")
         added = cast(Record, record)
         self._remember(self._reduced(added) if self._reduced else added)
 
@@ -182,15 +221,8 @@ class Ledger:
         Raises:
             UserError: it cannot be written, or what lies there under its name was altered.
         """
-        name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
-        path = _env_path(self.folder, name)
+        name = write_env(self.folder, env)
         self._envs.forget(name)
-        try:
-            if read_env(self.folder, name) is None:
-                with whole_file(path) as tmp:
-                    tmp.write_text(json.dumps({**env, "hash": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
         return name
 
     def machine_of(self, record: Mapping[str, Any]) -> str | None:
@@ -238,13 +270,17 @@ class Ledger:
         if record["status"] in ("ok", "skipped") and not record["is_warmup"]:
             (self._keys if record["status"] == "ok" else self._skipped).add(record["key"])
 
-    def _repair(self, lines: _Lines) -> None:
-        """Take away a last line that a kill cut short, or give it its newline. lines: read to their end."""
-        if lines.n_torn:
-            os.ftruncate(self._fd, lines.n_whole)
-            print(f"{self._path}: dropped a torn last line of {lines.n_torn} bytes", file=sys.stderr)
-        elif lines.lacks_newline:
-            os.write(self._fd, b"\n")
+
+def write_env(folder: Path, env: Mapping[str, Any]) -> str:
+    """Store an environment once and return its hash; see `Ledger.write_env`."""
+    name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
+    try:
+        if read_env(folder, name) is None:
+            with whole_file(_env_path(folder, name)) as tmp:
+                tmp.write_text(json.dumps({**env, "hash": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return name
 
 
 def lock_path(folder: Path) -> Path:
@@ -277,7 +313,7 @@ def read(
     """
     check_is_no_file(folder)
     folder = Path(folder)
-    lines, envs = _Lines(_path_of(folder)), _Envs(folder)
+    lines, envs = Lines(path_of(folder)), Envs(folder)
     path = lines.path
     records, bad = _parsed(lines, imported, envs, Reducer() if reduced else None)
     if lines.n_torn:
@@ -299,7 +335,7 @@ def read(
                 raise UserError(f"{why}; without --strict its records are those of an unknown machine")
             footnotes.append(f"The machine of some records is not known: {why}.")
     if not quiet:
-        _tell(path, bad, "left out")
+        tell_bad(path, bad, "left out")
         for why in envs.unknown.values():
             print(why, file=sys.stderr)
     return Records(records, tuple(footnotes))
@@ -308,7 +344,7 @@ def read(
 def holds_import(folder: Path) -> bool:
     """Whether a folder's records are of answer files of others: its first line that is JSON tells. False where nothing is."""
     with suppress(UserError):
-        for _, line in _Lines(_path_of(Path(folder))):
+        for _, line in Lines(path_of(Path(folder))):
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 return isinstance(record, dict) and "foreign" in record
@@ -330,7 +366,7 @@ def read_env(folder: Path, name: str) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-class _Envs:
+class Envs:
     """The env files of a folder, each read once. `unknown`: those that are missing or cannot be read, and why."""
 
     def __init__(self, folder: Path) -> None:
@@ -354,7 +390,7 @@ class _Envs:
         return self._found[name]
 
 
-def _placed(record: Record, envs: _Envs) -> Record:
+def _placed(record: Record, envs: Envs) -> Record:
     """The record, told what measured it."""
     env = envs.get(record["env"])
     record["machine"] = machine_label(env) if env else f"unknown machine (no env-{record['env']}.json that can be read)"
@@ -364,13 +400,13 @@ def _placed(record: Record, envs: _Envs) -> Record:
     return record
 
 
-def _path_of(folder: Path) -> Path:
+def path_of(folder: Path) -> Path:
     """The file of records, packed where only that is there."""
     path = folder / RECORDS
     return packed if not path.exists() and (packed := folder / PACKED).exists() else path
 
 
-class _Lines:
+class Lines:
     """The whole lines of a file of records with their numbers, from 1, each without its newline, as they are read.
 
     A last line that lacks only its newline is whole: a JSON object ends with its brace. At the end `n_whole` bytes were of whole
@@ -424,12 +460,11 @@ def _is_torn(line: bytes) -> bool:
     return False
 
 
-def _parsed(
-    lines: Iterable[tuple[int, bytes]], imported: bool, envs: _Envs, reduced: Reducer | None
-) -> tuple[list[Record], list[BadLine]]:
-    """The records of whole lines, and the lines that hold none, or a second measurement of one generation."""
-    records: list[Record] = []
-    bad: list[BadLine] = []
+def each_record(
+    lines: Iterable[tuple[int, bytes]], imported: bool, envs: Envs, bad: list[BadLine]
+) -> Iterator[tuple[int, Record]]:  # fmt: skip
+    """The records of whole lines with the lines' numbers, as they are read. Lines that hold none, or a second measurement of one
+    generation, go into `bad`."""
     cells: dict[str, tuple[Any, ...]] = {}
     first_of: dict[str, int] = {}  # the line of what was measured, by key
     for number, line in lines:
@@ -444,7 +479,15 @@ def _parsed(
         except ValueError as error:
             bad.append(BadLine(number, str(error)))
         else:
-            records.append(reduced(record) if reduced else record)
+            yield number, record
+
+
+def _parsed(
+    lines: Iterable[tuple[int, bytes]], imported: bool, envs: Envs, reduced: Reducer | None
+) -> tuple[list[Record], list[BadLine]]:
+    """All of them, and the bad lines."""
+    bad: list[BadLine] = []
+    records = [reduced(record) if reduced else record for _, record in each_record(lines, imported, envs, bad)]
     return records, bad
 
 
@@ -456,7 +499,8 @@ def _check_any(path: Path, records: Sequence[Record], bad: Sequence[BadLine]) ->
         raise UserError(f"no records in {path.parent}: {whole} {cannot} be read; {path}:{bad[0].number}: {bad[0].why}")
 
 
-def _tell(path: Path, bad: Sequence[BadLine], what: str) -> None:
+def tell_bad(path: Path, bad: Sequence[BadLine], what: str) -> None:
+    """Name the first bad lines on stderr, and how many more there are."""
     for line in bad[:MOST_TOLD]:
         print(f"{path}:{line.number}: {what}: {line.why}", file=sys.stderr)
     if len(bad) > MOST_TOLD:

@@ -18,12 +18,13 @@ A method that keeps no trees of its own drafts has a line with empty columns.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -106,12 +107,10 @@ class TreeStore:
         Raises:
             UserError: the file cannot be written; what was there of the line is taken away again.
         """
-        path = place(self.folder, "cell", cell, suffix=".jsonl.gz")
-        known = self._known.setdefault(path.name, set())
         ids = dict.fromkeys(str(t) for tokens in (token_ids, *(tree.tokens for tree in trees)) for t in tokens)
-        pieces = {i: self._piece(int(i)) for i in ids if i not in known}
+        known = self._known.get(self._path(cell).name, ())
         has_confidence = any(tree.confidence is not None for tree in trees)
-        line = {
+        self.copy(cell, {
             "key": key,
             "sampled": any(tree.sampled for tree in trees),
             "sizes": [len(tree.tokens) for tree in trees],
@@ -120,9 +119,19 @@ class TreeStore:
             "parents": [p for tree in trees for p in tree.parents],
             "confidence": [float(f"{c:.4g}") for tree in trees for c in tree.confidence or ()] if has_confidence else None,
             "path": [i for tree in trees for i in tree.path],
-            "pieces": pieces,
-        }
-        member = gzip.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n", mtime=0)
+            "pieces": {i: self._piece(int(i)) for i in ids if i not in known},
+        })  # fmt: skip
+
+    def copy(self, cell: str, line: Mapping[str, Any]) -> None:
+        """Write a line of another file of trees; of its pieces those that the file lacks.
+
+        Raises:
+            UserError: as `add`.
+        """
+        path = self._path(cell)
+        known = self._known.setdefault(path.name, set())
+        own = {i: piece for i, piece in line["pieces"].items() if i not in known}
+        member = gzip.compress(json.dumps({**line, "pieces": own}, separators=(",", ":")).encode() + b"\n", mtime=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
@@ -136,8 +145,11 @@ class TreeStore:
                     raise
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from None
-        self.keys.add(key)
-        known.update(pieces)
+        self.keys.add(line["key"])
+        known.update(own)
+
+    def _path(self, cell: str) -> Path:
+        return place(self.folder, "cell", cell, suffix=".jsonl.gz")
 
 
 def has_trees(folder: Path) -> bool:
@@ -200,6 +212,57 @@ def _drafts(line: dict[str, Any], path: Path) -> Drafts:
         return drafts
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: a line holds no drafted trees ({error}); remove the file: `--trees` makes it again") from None
+
+
+def unlike(folders: Sequence[tuple[Path, Collection[str]]]) -> list[str]:
+    """Generations whose trees two folders have, and not the same: `KEY in A and B`, in the order found.
+
+    folders: each with the keys that count. A run that was killed may have left trees of a record that it never wrote.
+
+    Raises:
+        UserError: a file that is no such file.
+    """
+    known: dict[str, tuple[bytes, Path]] = {}
+    found = []
+    for folder, keys in folders:
+        own: set[str] = set()
+        for path in _files(folder / FOLDER):
+            for line in _lines(path):
+                if (key := line["key"]) not in keys or key in own:  # of a key in one folder the first stands
+                    continue
+                digest = _digest(line)
+                first, where = known.setdefault(key, (digest, folder))
+                if first != digest:
+                    found.append(f"{key} in {where} and {folder}")
+                own.add(key)
+    return found
+
+
+def add_from(folders: Sequence[tuple[Path, Collection[str]]], out: Path) -> int:
+    """Add the trees that a folder lacks, as the others have them, each in its cell's file; -> how many. Whoever writes holds the
+    ledger's lock. folders: each with the keys that count.
+
+    Raises:
+        UserError: a file that cannot be read, mended or written.
+    """
+    if not any(has_trees(folder) for folder, _ in folders):
+        return 0
+    store, n = TreeStore(out, str), 0
+    for folder, keys in folders:
+        for path in _files(folder / FOLDER):
+            pieces: dict[str, str] = {}  # of a line, those that earlier ones have, too
+            for line in _lines(path):
+                pieces |= line["pieces"]
+                if line["key"] in keys and line["key"] not in store.keys:
+                    store.copy(_cell_of(path), line | {"pieces": pieces})
+                    n += 1
+    return n
+
+
+def _digest(line: Mapping[str, Any]) -> bytes:
+    """Of all but the texts of tokens, which stand in the file's first line that needs them."""
+    told = json.dumps([line[name] for name in sorted(line.keys() - {"pieces"})], separators=(",", ":"))
+    return hashlib.sha256(told.encode()).digest()[:16]
 
 
 PACKED = ".xz"
