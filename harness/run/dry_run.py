@@ -19,10 +19,12 @@ def dry_run_lines(config: ModelConfig, request: RunRequest) -> Iterator[str]:
     labels = [*(f"{a.name} (baseline)" for a in added), *(f"{a.name} ({a.preset})" for a in spec.arms)]
     turns = 0
     for ps in spec.prompt_sets:
-        n = sum(len(p.turns) for p in ps.prompts)
+        own = spec.conversations(ps)
+        n = sum(len(p.turns) for p in own)
         turns += n
         for label in labels:
-            where = f"{ps.task} ({ps.source}, {len(ps.prompts)} prompts, {n} turns)"
+            of = f"{len(own)} of {len(ps.prompts)}" if spec.shard.of > 1 else f"{len(own)}"
+            where = f"{ps.task} ({ps.source}, {of} prompts, {n} turns)"
             yield f"cell: {config.name} x {where} x {label} at T = {spec.temperature:g}"
     names = [a.name for a in spec.arms] + [a.name for a in added]
     yield f"generations: {turns * len(names) * spec.repeats} of at most {spec.max_new_tokens} tokens"

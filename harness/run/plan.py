@@ -14,13 +14,15 @@ from harness.ledger.record import Record, cell_key
 from harness.ledger.reduced import steps_of
 from harness.load.model import Loaded
 from harness.run.arms import baseline_arm
+from harness.run.request import Shard
 from methods import Arm
 from tasks import Prompt, PromptSet
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What one run measures: a request with its methods, options and prompts found. `trees`: keep every drafted tree.
+    """What one run measures: a request with its methods, options and prompts found. `trees`: keep every drafted tree. `shard`: of
+    the prompts, which stand here whole, those that this run measures (`conversations`).
     `base`: what speeds are measured against, and whose greedy answers later turns hold."""
 
     arms: tuple[Arm, ...]
@@ -34,12 +36,17 @@ class RunSpec:
     baseline: bool
     on_overflow: str  # error | skip
     trees: bool = False
+    shard: Shard = Shard()
     base: Arm = field(default_factory=baseline_arm)
 
     @property
     def is_served(self) -> bool:
         """Whether an engine elsewhere decodes: then all its methods are such."""
         return any(arm.method.served for arm in self.arms)
+
+    def conversations(self, prompts: PromptSet) -> Sequence[Prompt]:
+        """Those of a task that this run measures."""
+        return self.shard.of_all(prompts.prompts)
 
     def measured_arms(self) -> tuple[Arm, ...]:
         """The methods asked for and, unless the run has no baseline, that first."""
@@ -94,18 +101,18 @@ class Plan:
 
     def cells_written(self) -> list[Cell]:
         """Every cell that the run may add records to."""
-        several_turns = [ps.task for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in ps.prompts)]
+        several_turns = [ps.task for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in self.spec.conversations(ps))]
         return [*self.cells, *(self.answer_cells[task] for task in several_turns)]
 
     def steps(self) -> Iterator[Step]:
         """Prompt by prompt, repeat by repeat; later repeats have the prompts in an order drawn from the seed.
 
-        The methods' order is drawn from the seed and the prompt, not from what was measured before.
+        The methods' order is drawn from the seed and the prompt, not from what was measured before or by another shard.
         """
         for prompts in self.spec.prompt_sets:
             mine = [cell for cell in self.cells if cell.prompts is prompts]
             for repeat in range(self.spec.repeats):
-                ordered = list(prompts.prompts)
+                ordered = list(self.spec.conversations(prompts))
                 if repeat:
                     random.Random(f"{self.spec.seed} {prompts.task} {repeat}").shuffle(ordered)
                 for prompt in ordered:
@@ -117,9 +124,8 @@ class Plan:
     def wanted(self, cell: Cell) -> set[Wanted]:
         """All generations of a cell."""
         repeats = range(self.spec.repeats)
-        return {
-            Wanted(cell.key, p.id, turn, n) for p in cell.prompts.prompts for turn in range(1, len(p.turns) + 1) for n in repeats
-        }
+        own = self.spec.conversations(cell.prompts)
+        return {Wanted(cell.key, p.id, turn, n) for p in own for turn in range(1, len(p.turns) + 1) for n in repeats}
 
     def missing(self, recorded: Recorded, planned: set[Wanted]) -> dict[str, int]:
         """Generations still to be made, by method.

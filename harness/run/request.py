@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, unknown
@@ -13,6 +15,13 @@ from tasks.sources import SOURCES
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 ON_OVERFLOW = ("error", "skip")
 LEAST_T, MOST_T = 1e-3, 1e3
+T = TypeVar("T")
+
+
+def need(holds: bool, what: str) -> None:
+    """Raises UserError with `what` where something does not hold."""
+    if not holds:
+        raise UserError(what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,38 @@ class MoreTrees:
         return cls(method, presets[0] if presets else "paper", tuple(changes))
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `number` of `of`: of each task the conversations number, number + of, ... of the prompt set, counted from 1.
+
+    Cells are those of the whole prompt set, so the ledgers of all parts, merged, are the ledger of one run.
+
+    Raises:
+        UserError: there is no such part.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        is_part = type(self.number) is type(self.of) is int and 1 <= self.number <= self.of
+        need(is_part, f"--shard is {self}; it must be I/N: part I of N, counted from 1, such as 1/4")
+
+    @classmethod
+    def parsed(cls, text: str) -> Shard:
+        """`2/4`."""
+        number, slash, of = text.partition("/")
+        is_whole = slash and all(word.isascii() and word.isdecimal() and len(word) < 7 for word in (number, of))
+        need(bool(is_whole), f"--shard is {text!r}; it must be I/N: part I of N, counted from 1, such as 1/4")
+        return cls(int(number), int(of))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def of_all(self, conversations: Sequence[T]) -> Sequence[T]:
+        return conversations[self.number - 1 :: self.of]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
     """One `harness run`. None stands for the model's own value.
@@ -53,7 +94,8 @@ class RunRequest:
     temperature: 0 is greedy decoding. limit: prompts a task. max_new_tokens: one budget for every method.
     source: where prompts come from. prompts_dir: folder of the paper's prompt files. preset, changes: options of the methods.
     baseline: measure vanilla along. trees: keep every drafted tree. on_overflow: what a prompt too long is.
-    head: a drafter's folder, instead of the model's own of that kind. beside: more settings, timed along.
+    head: a drafter's folder, instead of the model's own of that kind. beside: more settings, timed along. shard: only that part
+    of the conversations of each task.
     out: the ledger's folder.
 
     Raises:
@@ -80,6 +122,7 @@ class RunRequest:
     on_overflow: str = "error"
     head: Path | None = None
     beside: tuple[MoreTrees, ...] = ()
+    shard: Shard = Shard()
     out: Path = Path("results/runs")
 
     def __post_init__(self) -> None:
@@ -107,12 +150,6 @@ class RunRequest:
         need(self.prompts_dir is None or self.source in ("auto", "paper"),
              f"--prompts {self.prompts_dir} is a folder of the paper's files, which --source {self.source} does not read: give "
              "--source paper, or leave one out")  # fmt: skip
-
-
-def need(holds: bool, what: str) -> None:
-    """Raises UserError with `what` where something does not hold."""
-    if not holds:
-        raise UserError(what)
 
 
 def several(option: str, words: tuple[str, ...]) -> None:

@@ -130,7 +130,7 @@ class Runner:
             UserError: names the prompt, and its length or its first wrong id.
         """
         for prompts in self.spec.prompt_sets:
-            for p in prompts.prompts:
+            for p in self.spec.conversations(prompts):
                 dialogue: list[tuple[str, str]] = []
                 for i, turn in enumerate(p.turns):
                     dialogue.append(("user", turn))
@@ -150,7 +150,7 @@ class Runner:
         Raises:
             UserError: it is refused, and the ledger's cells were measured with it; or an engine elsewhere does not answer.
         """
-        first = next(((ps, p) for ps in self.spec.prompt_sets for p in ps.prompts), None)
+        first = next(((ps, p) for ps in self.spec.prompt_sets for p in self.spec.conversations(ps)), None)
         rates: dict[str, float] = {}
         if first is None:
             return rates

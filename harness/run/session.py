@@ -53,7 +53,7 @@ def run_spec(config: ModelConfig, request: RunRequest) -> RunSpec:
         arms=arms, prompt_sets=prompt_sets,
         temperature=request.temperature, top_p=request.top_p, seed=request.seed, repeats=request.repeats,
         max_new_tokens=budget, threads=1 if base else request.threads or usable_cores(),
-        baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees,
+        baseline=request.baseline, on_overflow=request.on_overflow, trees=request.trees, shard=request.shard,
         **({"base": base} if base else {}),
     )  # fmt: skip
     check_turns(spec)
@@ -147,11 +147,11 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
         for request, spec in zip(requests, specs, strict=True):
             keep_beside(config, request, spec.arms)
         n_failed = measure(runners)
-        cells = [(cell, cell.arm in run.spec.arms) for run in runners for cell in run.plan.cells]
+        cells = [(cell, cell.arm in run.spec.arms, run.spec) for run in runners for cell in run.plan.cells]
         recorded = runners[0].ledger.records
-    wanted = {(cell.key, prompt.id) for cell, _ in cells for prompt in cell.prompts.prompts}
+    wanted = {(cell.key, prompt.id) for cell, _, spec in cells for prompt in spec.conversations(cell.prompts)}
     records = [r for r in recorded if (r["cell"], r["sample_id"]) in wanted]
-    return Done(records, frozenset(cell.key for cell, is_asked in cells if is_asked), n_failed)
+    return Done(records, frozenset(cell.key for cell, is_asked, _ in cells if is_asked), n_failed)
 
 
 def measure(runners: Sequence[Runner]) -> int:
@@ -161,6 +161,9 @@ def measure(runners: Sequence[Runner]) -> int:
     planned: set[Wanted] = set()
     missing = [run.plan.missing(run.recorded, planned) for run in runners]
     total = sum(sum(m.values()) for m in missing)
+    if not any(run.plan.wanted(cell) for run in runners for cell in run.plan.cells):
+        say(f"shard {runners[0].spec.shard} has no conversation of these tasks: nothing to measure")
+        return 0
     if not total:
         say("everything asked for is in the ledger already: nothing to measure")
         return 0
