@@ -24,7 +24,7 @@ from harness.common.users_files import place_in_users_file
 # `--help` and bad options answer at once.
 WORKFLOW: dict[str, Sequence[str]] = {
     "Prepare": ("list", "fetch", "data"),
-    "Measure": ("run", "matrix", "reproduce", "replay", "tune", "profile", "costs", "predict", "merge"),
+    "Measure": ("run", "matrix", "reproduce", "replay", "tune", "profile", "costs", "predict", "merge", "status"),
     "Check": ("verify", "localise", "claims"),
     "Show": ("table", "plot", "report"),
     "Train": ("train", "train-policy"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.common.errors import UserError, say
 from harness.common.write_lock import holder_of
-from harness.ledger import trees, tuned_presets
+from harness.ledger import planned, trees, tuned_presets
 from harness.ledger.ledger import (
     MOST_TOLD,
     RECORDS,
@@ -110,6 +110,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
     file = RecordsFile(out)
     try:
         found = _agreeing([out, *folders], file)
+        planned.add_from(folders, out)
         for name, folder in sorted(found.envs.items()):
             if folder != out and (env := read_env(folder, name)) is not None:
                 write_env(out, env)

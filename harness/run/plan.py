@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import methods
 from harness.common.names import BASELINES
+from harness.ledger.planned import PlannedCell
 from harness.ledger.record import Record, cell_key
 from harness.ledger.reduced import steps_of
 from harness.load.model import Loaded
@@ -126,6 +127,14 @@ class Plan:
         repeats = range(self.spec.repeats)
         own = self.spec.conversations(cell.prompts)
         return {Wanted(cell.key, p.id, turn, n) for p in own for turn in range(1, len(p.turns) + 1) for n in repeats}
+
+    def told(self, model: str) -> list[PlannedCell]:
+        """What the run was asked for, as `plan.json` has it."""
+        return [
+            PlannedCell(cell.key, model, cell.arm.name, cell.arm.preset, cell.prompts.task, cell.prompts.source, cell.temperature,
+                        len(self.wanted(cell)), str(self.spec.shard))
+            for cell in self.cells
+        ]  # fmt: skip
 
     def missing(self, recorded: Recorded, planned: set[Wanted]) -> dict[str, int]:
         """Generations still to be made, by method.

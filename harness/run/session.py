@@ -16,6 +16,7 @@ from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
 from harness.common.options import parse_changes
 from harness.ledger.ledger import Ledger, read
+from harness.ledger.planned import add_cells
 from harness.ledger.record import Record
 from harness.load.config import ModelConfig
 from harness.run.engines import check_turns, served_base
@@ -158,6 +159,7 @@ def measure(runners: Sequence[Runner]) -> int:
     """Everything missing, after one estimate for all of it; -> the number of generations that failed."""
     from harness.run.plan import Wanted
 
+    add_cells(runners[0].ledger.folder, [one for run in runners for one in run.plan.told(run.loaded.config.name)])
     planned: set[Wanted] = set()
     missing = [run.plan.missing(run.recorded, planned) for run in runners]
     total = sum(sum(m.values()) for m in missing)
