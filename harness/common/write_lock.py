@@ -118,11 +118,12 @@ class WriteLock:
         return self
 
     def release(self) -> None:
-        """Give it back, if it is held. A file that was deleted and made anew by another process stays."""
+        """Give it back, if it is held. A file that was deleted and made anew by another process stays, and a forked child gives
+        back nothing of its parent's."""
         if self._fd < 0:
             return
         with suppress(OSError):
-            if self._is_at_its_path(self._fd):
+            if self._is_at_its_path(self._fd) and (holder := holder_of(self.path)) and holder.pid == os.getpid():
                 self.path.unlink()
         os.close(self._fd)
         self._fd = -1

@@ -181,9 +181,26 @@ def test_a_lock_that_was_deleted_and_made_anew_is_left_to_its_new_holder(path: P
         assert path.exists()
 
 
+def test_a_forked_child_does_not_give_its_parents_lock_back(path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from harness.common.write_lock import WriteLock
+with WriteLock(Path({str(path)!r})).acquire(0) as lock:
+    if not (child := os.fork()):
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(lock.path.exists())
+print(lock.path.exists())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_of_many_that_take_over_a_stale_lock_at_once_one_wins(path: Path) -> None:
     """Real processes, started together, over and over; each that wins notes when it held the lock."""
-    start, n = time.time() + 3.0, 5
+    start, n = time.time() + 1.5, 5
     code = f"""
 import os, sys, time
 from pathlib import Path

@@ -25,6 +25,7 @@ from harness.show.headline import headlines
 from harness.show.page import Drawn, page
 from harness.show.plots.data import panels_of, speedup_data
 from harness.show.tables.all import TABLES
+from harness.show.tables.two_folders import comparison_table
 
 FAST, SLOW = ENV | {"cpu": "Fast CPU"}, ENV | {"cpu": "Slow CPU"}
 N = 18  # conversations a task: the fast machine has every third
@@ -162,6 +163,27 @@ def test_a_conversation_measured_on_both_machines_gives_no_ratio(tmp_path: Path)
     by_machine = {s.facts[-2].split(",")[0]: s.shown for s in claims_table(tmp_path).sections}
     faster = by_machine["Machine: Slow CPU"].set_index("claim").loc["it is faster than plain decoding"]
     assert all(verdict.startswith("not measured") for verdict in faster["verdict"])
+
+
+def test_two_folders_are_compared_machine_by_machine(ledgers: Folders, tmp_path: Path) -> None:
+    both, alone = ledgers.folders
+    made = comparison_table(both, both).numbers
+    assert set(made["in"]) == {"both"} and set(made["machine"]) == set(alone)
+    for machine, folder in alone.items():
+        there = made[made["machine"] == machine].drop(columns="machine")
+        own = comparison_table(folder, folder).numbers
+        pd.testing.assert_frame_equal(there.astype(str).reset_index(drop=True), own.astype(str).reset_index(drop=True))
+        one = comparison_table(both, folder).numbers  # a folder of one machine: with the same one
+        assert {(on, side) for on, side in zip(one["machine"], one["in"], strict=True)} == {
+            (name, "both" if name == machine else "A") for name in alone
+        }
+
+
+def test_a_comparison_makes_no_ratio_of_two_machines(tmp_path: Path) -> None:
+    write_ledger(tmp_path, records(3.0, range(3), ("vanilla",)), FAST)
+    write_ledger(tmp_path, records(1.0, range(3), ("eagle2",)), SLOW)
+    made = comparison_table(tmp_path, tmp_path).numbers
+    assert made[made["method"] == "eagle2"]["speedup_a"].isna().all() and made["tau_a"].notna().all()
 
 
 def test_a_conversation_stays_on_its_machine(tmp_path: Path) -> None:

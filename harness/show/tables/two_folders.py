@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +43,16 @@ _NOTE = one_line("""
 def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) -> Table:
     """What changed from folder A to folder B, six-task means before single cells, on the prompts that both measured.
 
-    Weights, heads, options and machines may differ: the facts at the top name what does.
+    Weights, heads, options and machines may differ: the facts at the top name what does. A setting that one of the folders has
+    from several machines is compared machine by machine, each with itself.
 
     Raises:
-        UserError: a folder without records, or with one method under several options, weights or machines; two folders without a
+        UserError: a folder without records, or with one method under several options or weights; two folders without a
             cell in common, and why; or `strict` and a line that cannot be read.
     """
     records_a, records_b = (read(folder, strict=strict, reduced=True) for folder in (folder_a, folder_b))
-    cells_a, cells_b = _cells_of(records_a, folder_a), _cells_of(records_b, folder_b)
+    apart = _on_several_machines(records_a) | _on_several_machines(records_b)
+    cells_a, cells_b = _cells_of(records_a, folder_a, apart), _cells_of(records_b, folder_b, apart)
     both = sorted(cells_a.keys() & cells_b.keys(), key=_cell_order)
     sides = _differences(cells_a, cells_b), _one_sided(cells_a, cells_b)
     if not both:
@@ -85,7 +87,7 @@ def comparison_table(folder_a: Path, folder_b: Path, *, strict: bool = False) ->
     notes = (_NOTE, *marks.notes(signs), *([INEXACT] if any(not cells_a[key].exact for key in both) else []),
              *served_note((r["method"], engine_of(r)) for r in (*records_a, *records_b)), *engines, *records_a.footnotes,
              *records_b.footnotes)  # fmt: skip
-    return Table("compare", tuple(sections), notes, pd.DataFrame(numbers))
+    return Table("compare", tuple(sections), notes, pd.DataFrame(numbers).drop(columns=[] if apart else "machine"))
 
 
 class _Key(NamedTuple):
@@ -102,15 +104,29 @@ class _Key(NamedTuple):
     preset: str
     task: str
     source: str
+    machine: str = ""  # where one of the folders has the setting from several
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        return self[:7]
+        return *self[:7], self.machine
+
+    @classmethod
+    def of(cls, record: Record, apart: Collection[tuple[Any, ...]]) -> _Key:
+        key = cls(*(field(record, name) for name in cls._fields[:-1]))
+        return key._replace(machine=field(record, "machine")) if key.setting in apart else key
+
+
+def _on_several_machines(records: Sequence[Record]) -> set[tuple[Any, ...]]:
+    """The settings that a folder has from several machines."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for r in measured(records):
+        found.setdefault(_Key.of(r, ()).setting, set()).add(field(r, "machine"))
+    return {setting for setting, machines in found.items() if len(machines) > 1}
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """One method's records in one folder, and all of that folder's vanilla."""
+    """One method's records in one folder, on one machine, and all of that folder's vanilla there."""
 
     own: Side
     base: Side
@@ -154,19 +170,23 @@ class Change:
     signs_b: str
 
 
-def _cells_of(records: Sequence[Record], folder: Path) -> dict[_Key, _Cell]:
-    base = side_of((r for r in records if r["method"] in BASELINES), by=ACROSS_FOLDERS)
+def _cells_of(records: Sequence[Record], folder: Path, apart: Collection[tuple[Any, ...]]) -> dict[_Key, _Cell]:
+    bases: dict[str, list[Record]] = {}
+    for r in records:
+        if r["method"] in BASELINES:
+            bases.setdefault(field(r, "machine"), []).append(r)
+    base = {machine: side_of(own, by=ACROSS_FOLDERS) for machine, own in bases.items()}
     groups: dict[_Key, list[Record]] = {}
     for record in records:
-        groups.setdefault(_Key(**{name: field(record, name) for name in _Key._fields}), []).append(record)
+        groups.setdefault(_Key.of(record, apart), []).append(record)
     for key, group in groups.items():
-        if len({(variant_of(r), r["target_sha"], r["target_id"], r.get("machine")) for r in measured(group)}) > 1:
+        if len({(variant_of(r), r["target_sha"], r["target_id"]) for r in measured(group)}) > 1:
             raise UserError(
                 f"{folder} holds {key.method} ({key.preset}) on {key.task} with several options, "
-                "weights, codes or machines: compare folders that hold one of each"
+                "weights or codes: compare folders that hold one of each"
             )
     arms = {key: side_of(group, by=ACROSS_FOLDERS) for key, group in groups.items()}
-    return {key: _Cell(own, base) for key, own in arms.items() if own}
+    return {key: _Cell(own, base.get(field(next(iter(own.values())), "machine"), {})) for key, own in arms.items() if own}
 
 
 def _cell_order(key: _Key) -> tuple[Any, ...]:
@@ -178,9 +198,9 @@ def _task_name(key: _Key, with_source: bool) -> str:
 
 
 def _setting_title(setting: tuple[Any, ...]) -> str:
-    model, temperature, top_p, dtype, threads, max_new_tokens, _ = setting
-    top = f", top-p {top_p:g}" if top_p < 1 else ""
-    return f"{model}, T = {temperature:g}{top}, {dtype}, {threads} threads, {max_new_tokens} tokens"
+    model, temperature, top_p, dtype, threads, max_new_tokens, _, machine = setting
+    top, where = f", top-p {top_p:g}" if top_p < 1 else "", f", on {machine}" if machine else ""
+    return f"{model}, T = {temperature:g}{top}, {dtype}, {threads} threads, {max_new_tokens} tokens{where}"
 
 
 # ---- what makes the folders incomparable ----------------------------------------------------------------------------
