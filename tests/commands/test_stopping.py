@@ -17,8 +17,10 @@ from places import ROOT, TINY
 from harness.audit import page
 from harness.audit.jobs import Finding, Job
 from harness.audit.keeper import Keeper
+from harness.audit.store import LOCK
 from harness.cli import KEPT, NOTHING_KEPT
 from harness.common.stopping import Stop, Stopped, stoppable
+from harness.ledger.ledger import lock_path
 from harness.replay import tune as tuning
 from methods.engine.target import HFTarget
 
@@ -119,6 +121,7 @@ def test_an_audit_that_is_stopped_keeps_its_findings_and_goes_on_from_there(
     words = f"verify --method vanilla --dtype float32 {ON_TINY} --out"
     stopped = harness(words, tmp_path)
     assert stopped.code == 130 and stopped.err.splitlines()[-1] == f"interrupted: {KEPT['verify']}"
+    assert not (tmp_path / LOCK).exists()
     first = (tmp_path / "audit.jsonl").read_bytes()
     assert first.endswith(b"\n") and [json.loads(line)["key"] for line in first.splitlines()] == kept
     done = harness(words, tmp_path)
@@ -141,7 +144,7 @@ def test_a_generation_that_is_stopped_is_no_failure_of_its_method(number: int, t
     )
     done = run(tmp_path / "out", "--method mine --task gsm8k --limit 3 --no-baseline --include", stopping)
     assert done.code == STATUS[number] and done.err.splitlines()[-1] == f"interrupted: {KEPT['run']}"
-    assert [r["status"] for r in counted(tmp_path / "out")] == ["ok"]
+    assert [r["status"] for r in counted(tmp_path / "out")] == ["ok"] and not lock_path(tmp_path / "out").exists()
 
 
 def test_what_a_library_makes_of_the_signal_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
