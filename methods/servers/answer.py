@@ -44,7 +44,8 @@ class Identity:
     @property
     def told(self) -> Identity:
         """The same for records: of a file's path, which is of this machine alone, the name."""
-        return replace(self, model=_no_path(self.model), settings={k: _no_path(v) for k, v in self.settings.items()})
+        settings, drafting = ({k: _no_path(v) for k, v in told.items()} for told in (self.settings, self.drafting))
+        return replace(self, model=_no_path(self.model), settings=settings, drafting=drafting)
 
 
 def _no_path(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from methods.servers.answer import Answer, Asked, BadAnswer, Counts, EngineGone, Identity
 from methods.servers.wire import Address, get, post, stream
@@ -34,9 +34,8 @@ def identity(address: Address, card: Mapping[str, Any]) -> Identity:
     if not isinstance(found[0], dict):
         raise EngineGone(f"{address.url}/completion answers without generation_settings: whether it speculates cannot be told "
                          "(--set engine=openai asks it as any other engine)")  # fmt: skip
-    drafting = _drafting(found[0])
-    tells: Literal["how", "whether"] = "whether" if "draft" in drafting.get("types", "") else "how"  # no word of the draft model
-    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, drafting, tells)
+    drafting = _drafting(found[0])  # no word of the draft model, nor of the sizes of n-grams
+    return Identity(NAME, str(told.get("build_info") or "untold"), str(card["id"]), settings, drafting, tells="whether")
 
 
 def _drafting(settings: Mapping[str, Any]) -> dict[str, str]:

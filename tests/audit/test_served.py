@@ -20,6 +20,8 @@ from harness.ledger.record import Record
 from harness.run import engines
 
 AUDIT = f"verify --model {TINY} --threads 1 --method server"
+NAMED = ("--set", "drafts=k")  # what it drafts with, which llama.cpp does not say
+NAME = "server (paper+drafts=k)"
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def audited(out: Path, spec: Serving, plain: Serving, *words: str) -> Outcome:
-    return harness(AUDIT, "--json --out", out, "--set", f"url={spec.url}", "--set", f"baseline_url={plain.url}", *words)
+    return harness(AUDIT, "--json --out", out, "--set", f"url={spec.url}", "--set", f"baseline_url={plain.url}", *NAMED, *words)
 
 
 def row(outcome: Outcome, layer: str) -> dict[str, object]:
@@ -51,23 +53,23 @@ def test_an_engine_whose_speculation_changes_nothing_holds_and_needs_no_target(
     assert [r["passed"] for r in outcome.value if r["layer"][:2] in ("L3", "L4")] == [True, True]
     assert all(not r["blocks"] for r in outcome.value)
     assert row(outcome, "L4")["why"] == "with the same seeds it draws the same tokens"
-    assert json.loads((tmp_path / "lossless.json").read_text())["methods"] == {"server": "lossless (quick)"}
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"] == {NAME: "lossless (quick)"}
     alone = harness(AUDIT, "--json --results", tmp_path / "served-1", "--out", tmp_path / "served-1" / "audit")
     assert alone.code == 0 and alone.value == outcome.value
     assert harness("table --results", tmp_path / "served-1").code == 0
     (line, *_) = [
-        line for line in (tmp_path / "served-1/tables/main.md").read_text().splitlines() if line.startswith("| server ‖")
+        line for line in (tmp_path / "served-1/tables/main.md").read_text().splitlines() if line.startswith(f"| {NAME} ‖")
     ]
     assert line.rstrip(" |").endswith("lossless (quick)")
 
 
 def test_an_audit_judges_what_it_has_just_asked(tmp_path: Path) -> None:
     with engine(drafts=2, flip_at=5, version="b1") as spec, engine(version="b1") as plain:
-        refused(audited(tmp_path, spec, plain), "server fails L3")
+        refused(audited(tmp_path, spec, plain), f"{NAME} fails L3")
         spec.flip_at, n = None, len(spec.requests)  # mended, and it calls itself what it was
         assert audited(tmp_path, spec, plain).code == 0 and len(spec.requests) == 2 * n
         refused(audited(tmp_path, spec, plain, "--results", str(tmp_path / "served-1")), "one of the two")
-    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["server"] == "lossless (quick)"
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"][NAME] == "lossless (quick)"
 
 
 def test_engines_in_one_folder_are_judged_apart(tmp_path: Path) -> None:
@@ -91,20 +93,20 @@ def test_engines_in_one_folder_are_judged_apart(tmp_path: Path) -> None:
 def test_a_token_that_is_no_near_tie_is_a_fault(tmp_path: Path) -> None:
     with engine(drafts=2, flip_at=5) as spec, engine() as plain:
         outcome = audited(tmp_path, spec, plain)
-    refused(outcome, "server fails L3 greedy equality, served", "FAULT")
+    refused(outcome, f"{NAME} fails L3 greedy equality, served", "FAULT")
     assert row(outcome, "L3")["passed"] is False
     table = (tmp_path / "divergences.csv").read_text().splitlines()
     assert len(table) == 1 + 7 and all(",5," in line and "FAULT" in line for line in table[1:])  # six tasks, one of two turns
-    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["server"] == "fails L3"
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"][NAME] == "fails L3"
 
 
 def test_without_the_target_a_difference_is_not_judged_which_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "_load", no_target)
     with engine(drafts=2, flip_at=5) as spec, engine() as plain:
         outcome = audited(tmp_path, spec, plain)
-    refused(outcome, "server is not judged by L3", "server is not judged by L4", "64.1 GB of 22.9 GB free")
+    refused(outcome, f"{NAME} is not judged by L3", f"{NAME} is not judged by L4", "64.1 GB of 22.9 GB free")
     assert "unjudged" in (tmp_path / "divergences.csv").read_text()
-    assert json.loads((tmp_path / "lossless.json").read_text())["methods"]["server"] == "open"
+    assert json.loads((tmp_path / "lossless.json").read_text())["methods"][NAME] == "open"
 
 
 def test_other_draws_of_the_same_law_hold_and_those_of_another_do_not(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_other_draws_of_the_same_law_hold_and_those_of_another_do_not(tmp_path: 
     assert same["passed"] and "0 of" in str(same["why"]) and "6 functions" in str(same["checked"])
     with engine(drafts=2, reseeded=1, sharpened=4.0) as spec, engine() as plain:
         outcome = audited(tmp_path / "other", spec, plain, "--level full")
-    refused(outcome, "server fails L4 plain engine's law, T = 1, served: p = ")
+    refused(outcome, f"{NAME} fails L4 plain engine's law, T = 1, served: p = ")
     assert row(outcome, "L3")["passed"] is True
 
 
@@ -165,7 +167,7 @@ def test_an_output_that_ends_where_the_other_goes_on_is_a_fault(tmp_path: Path) 
             r["served"] |= {"steps": None, "why": "cut by a test"}
     records.write_text("".join(json.dumps(r) + "\n" for r in lines))
     outcome = harness(AUDIT, "--results", tmp_path / "served-1", "--out", tmp_path / "again")
-    refused(outcome, "server fails L3")
+    refused(outcome, f"{NAME} fails L3")
     assert "one output ended and the other went on" in (tmp_path / "again" / "divergences.csv").read_text()
 
 
@@ -173,7 +175,7 @@ def test_records_without_sampled_outputs_are_not_judged_whole(tmp_path: Path) ->
     out = tmp_path / "runs"
     with engine(drafts=2) as spec, engine() as plain:
         words = f"run --model {TINY} --source bundled --limit 1 --max-new-tokens 8 --method server --task gsm8k"
-        assert harness(words, "--out", out, "--set", f"url={spec.url}", "--set", f"baseline_url={plain.url}").code == 0
+        assert harness(words, "--out", out, "--set", f"url={spec.url}", "--set", f"baseline_url={plain.url}", *NAMED).code == 0
     refused(harness(AUDIT, "--results", out, "--out", tmp_path / "audit"), "not judged: L4: no outputs at T > 0 to compare")
 
 

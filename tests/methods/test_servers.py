@@ -237,6 +237,11 @@ def test_sglangs_settings_of_speculation_are_told_where_it_is_on() -> None:
         assert who == Identity("sglang", "0.5.23", "m", {"dtype": "bfloat16"}, drafting) and who.name == "sglang 0.5.23"
 
 
+def test_of_a_path_that_an_engine_tells_records_keep_the_name() -> None:
+    who = Identity("sglang", "1", "/home/me/m", {"model_path": "~/m"}, {"speculative_draft_model_path": "/home/me/heads/h"})
+    assert who.told == Identity("sglang", "1", "m", {"model_path": "m"}, {"speculative_draft_model_path": "h"})
+
+
 def test_sglang_that_gives_up_says_why() -> None:
     event = 'data: {"text":"","output_ids":[],"meta_info":{"finish_reason":{"type":"abort","message":"out of room"}}}\n\n'
     with replaying({"/generate": event}) as address, pytest.raises(BadAnswer, match="it gave up: out of room"):

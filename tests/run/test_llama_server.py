@@ -79,7 +79,7 @@ def test_its_steps_add_up_and_its_outputs_are_the_plain_servers(
 ) -> None:
     # the target as its own draft model: nearly every draft is accepted
     given = f"--spec-type draft-simple --spec-draft-model {weights} --spec-draft-n-max 4" if words == "draft" else words
-    named = ("--set", "drafts=itself") if words == "draft" else ()
+    named = ("--set", f"drafts={'itself' if words == 'draft' else 'n3-m8'}")
     with serving(weights, given) as url:
         outcome = harness(RUN, *named, "--temperature", temperature, "--out", tmp_path, "--json", "--set", f"url={url}", "--set",
                           f"baseline_url={plain}")  # fmt: skip

@@ -29,7 +29,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def asked(out: Path, spec: Serving, plain: Serving | None, *words: object) -> Outcome:
     urls = ["--set", f"url={spec.url}", *(["--set", f"baseline_url={plain.url}"] if plain else [])]
-    if spec.kind in ("vllm", "openai") and not any("drafts=" in str(word) for word in words):
+    if spec.kind != "sglang" and not any("drafts=" in str(word) for word in words):
         urls += ["--set", "drafts=k"]  # which they do not say
     return harness("run", BASE, "--out", out, *urls, *(words or ("--task gsm8k",)))
 
@@ -194,14 +194,17 @@ def test_differences_from_the_plain_engine_are_told_and_stand_in_the_table_of_di
     assert "`harness verify --model" in outcome.err and "--method server --results" in outcome.err
     assert harness("table --results", tmp_path).code == 0
     table = (tmp_path / "tables" / "divergences.md").read_text()
-    assert table.count("| server ‖") == 2 and "‖ external: an engine elsewhere (llama.cpp b1-test over HTTP)" in table
+    assert (
+        table.count("| server (paper+drafts=k) ‖") == 2
+        and "‖ external: an engine elsewhere (llama.cpp b1-test over HTTP)" in table
+    )
 
 
 def test_every_table_marks_it_external_and_no_vanilla_is_its_baseline(tmp_path: Path) -> None:
     """The same model's own runs in the same folder: neither side has the other's baseline."""
     with engine(drafts=3) as spec, engine() as plain:
         assert asked(tmp_path, spec, plain).code == 0
-        alone = harness("run", BASE, "--task humaneval --no-baseline --out", tmp_path, "--set", f"url={spec.url}")
+        alone = asked(tmp_path, spec, None, "--task humaneval --no-baseline")
         assert alone.code == 0, alone.err
     ours = f"--model {TINY} --source bundled --limit 2 --max-new-tokens 16 --dtype float32 --threads 1 --method pld --task gsm8k"
     assert harness("run", ours, "--task humaneval --out", tmp_path).code == 0
@@ -209,9 +212,9 @@ def test_every_table_marks_it_external_and_no_vanilla_is_its_baseline(tmp_path: 
     made = {file.stem: file.read_text() for file in (tmp_path / "tables").glob("*.md")}
     for name in ("main", "cells", "official"):
         rows = [line for line in made[name].splitlines() if line.startswith("| server")]
-        assert rows and all(line.startswith(("| server ‖ |", "| server-plain ‖ |")) for line in rows), name
+        assert rows and all(line.startswith(("| server (paper+drafts=k) ‖ |", "| server-plain ‖ |")) for line in rows), name
         assert "its baseline is server-plain" in made[name]
-    row = next(line for line in made["cells"].splitlines() if line.startswith("| server ‖ | humaneval"))
+    row = next(line for line in made["cells"].splitlines() if line.startswith("| server (paper+drafts=k) ‖ | humaneval"))
     assert row.split("|")[3].strip() == "—"  # vanilla's records of the same prompts are no baseline of it
     assert "served over HTTP" in made["main"] and "float32, 1 threads" in made["main"]
 
@@ -349,7 +352,7 @@ def test_an_engine_that_does_not_speculate_is_refused(kind: str, tmp_path: Path)
         assert not spec.requests
 
 
-@pytest.mark.parametrize("kind", ["vllm", "openai"])
+@pytest.mark.parametrize("kind", ["llama.cpp", "openai", "vllm"])
 def test_what_an_engine_drafts_with_must_be_named_where_it_does_not_say(kind: str, tmp_path: Path) -> None:
     with engine(kind, drafts=2) as spec, engine(kind) as plain:
         refused(
