@@ -19,6 +19,7 @@ from harness.common.files import read_text, whole_file
 from harness.load.model import Loaded
 from harness.train.data import Conversation
 from harness.train.texts import Lengths
+from harness.train.turns import turns_of
 from tasks import sharegpt
 from tasks.overlap import Overlap
 
@@ -39,13 +40,15 @@ class Text:
 
 @dataclass(slots=True)
 class Found:
-    """The texts of a file, and how many rows were left out: for overlap with a prompt that drafters are judged on or that
-    `harness tune` keeps, and for a first prompt, or a mask, that leaves nothing within the lengths."""
+    """The texts of a file, and how many rows were left out: for overlap with a prompt that drafters are judged on, or as a prompt
+    that `harness tune` keeps; and for a first prompt over the lengths, or nothing within them that is to be predicted. n_odd:
+    rows of token ids that the target's template did not write, in which a prompt is less well found."""
 
     texts: list[Text] = field(default_factory=list)
     n_rows: int = 0
     n_overlap: int = 0
     n_empty: int = 0
+    n_odd: int = 0
 
 
 def read_given(path: Path, loaded: Loaded, judged: Iterable[str], lengths: Lengths) -> Found:
@@ -54,7 +57,7 @@ def read_given(path: Path, loaded: Loaded, judged: Iterable[str], lengths: Lengt
     Raises:
         UserError: it cannot be read, or a row is of another form: names the file, the line and the field.
     """
-    found, overlaps = Found(), Overlap(judged)
+    found, overlaps, turns_in = Found(), Overlap(judged), turns_of(loaded)
     is_tokens: bool | None = None
     for where, row in _rows(path):
         found.n_rows += 1
@@ -66,16 +69,19 @@ def read_given(path: Path, loaded: Loaded, judged: Iterable[str], lengths: Lengt
         is_tokens = "input_ids" in has
         if is_tokens:
             text = _of_ids(row, where, loaded.target.vocab_size)
-            leaks = overlaps(loaded.decode(text.ids))
-            made = [text]
+            turns, is_known = turns_in(text.ids, text.asked)
+            found.n_odd += not is_known
         else:
             turns = _turns(row["conversations"], where)
-            leaks = any(overlaps(said) or (role == "user" and sharegpt.is_reserved(said)) for role, said in turns)
-            made = [] if leaks else list(_of_turns(turns, loaded, lengths, where))
+        leaks = any(overlaps(said) or (role == "user" and sharegpt.is_reserved(said)) for role, said in turns)
+        if leaks:
+            made = []
+        else:
+            made = [text] if is_tokens else list(_of_turns(turns, loaded, lengths, where))
         fits = [cut for text in made if (cut := _cut(text, lengths)) is not None]
         found.n_overlap += leaks
         found.n_empty += not leaks and not fits
-        found.texts += [] if leaks else fits
+        found.texts += fits
     if not found.n_rows:
         raise UserError(f"{path} is empty: expected conversations, or token ids with a mask, a JSON object a line")
     return found

@@ -245,6 +245,10 @@ def _given(
         out = {"rows": found.n_rows, "overlap": found.n_overlap, "nothing_to_predict": found.n_empty}
         say(f"{path}: {found.n_rows:,} rows; {found.n_overlap:,} left out for overlap with a task's prompt or a held-out one, "
             f"{found.n_empty:,} for a prompt over {lengths.prompt} tokens or nothing to predict")  # fmt: skip
+        if found.n_odd:
+            say(f"warning: {found.n_odd:,} rows of {path} are not in the template of {loaded.config.name}: whether they overlap "
+                "is checked with their own template's words around their prompts, which hide short ones")  # fmt: skip
+            out["other_template"] = found.n_odd
         texts += found.texts
         data[made_plain(path.name)] = {"sha256": sha256_file(path), **out}
     if not texts:

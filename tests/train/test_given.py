@@ -112,6 +112,54 @@ def test_a_file_may_be_one_array_and_texts_are_cut_to_the_lengths(own: TinyModel
 # ---- what is left out ----
 
 
+def as_ids(own: TinyModel, row: dict[str, Any], **config: Any) -> dict[str, Any]:
+    """A conversation as token ids with a mask over the last answer, as the target is given it."""
+    loaded = replace(own.loaded, config=own.loaded.config.model_copy(update=config))
+    *turns, (_, answer) = [(turn["role"], turn["content"]) for turn in row["conversations"]]
+    prompt, said = loaded.encode_text(loaded.render(turns)), loaded.encode_text(answer + "<|im_end|>")
+    return {"input_ids": prompt + said, "loss_mask": [0] * len(prompt) + [1] * len(said)}
+
+
+KEPT_FOR_TUNE = next(text for i in range(10_000) if is_reserved(text := f"Question number {i} about something"))
+SHORT = "Who are you really?"
+BRIEF = {"role": "system", "content": "Be brief, and say nothing that you do not know."}
+LEAKS = {
+    "kept for tune": talk(KEPT_FOR_TUNE, "An answer of some words."),
+    "kept for tune, later": talk("Hello there, you", "Hi.", KEPT_FOR_TUNE, "An answer."),
+    "under a system turn": {"conversations": [BRIEF, *talk(KEPT_FOR_TUNE, "An answer.")["conversations"]]},
+    "seven words of a judged prompt": talk("how a lighthouse lamp was turned before", "An answer of some words."),
+    "a judged prompt of four words": talk(SHORT, "An answer of some words."),
+    "a judged prompt as an earlier answer": talk("What did you say?", SHORT, "And then?", "No more."),
+    "a judged prompt within another": talk("Hello there, you", "Hi.", f"{ASKED} Answer in French.", "Ah."),
+    "nothing": talk(*LEARNT),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_row_of_ids_is_left_out_where_the_same_conversation_is(name: str, own: TinyModel, tmp_path: Path) -> None:
+    for i, row in enumerate((LEAKS[name], as_ids(own, LEAKS[name]))):
+        seen = found(own, written(tmp_path / f"{i}", row), (ASKED, SHORT))
+        assert (seen.n_overlap, len(seen.texts), seen.n_odd) == (name != "nothing", name == "nothing", 0), i
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1.1", "llama-2"])
+@pytest.mark.parametrize("name", [name for name in LEAKS if "system" not in name])
+def test_the_turns_of_ids_are_found_under_any_template(template: str, name: str, own: TinyModel, tmp_path: Path) -> None:
+    config = own.loaded.config.model_copy(update={"template": template, "system": "paper"})
+    file = written(tmp_path / "f", as_ids(own, LEAKS[name], template=template, system="paper"))
+    seen = read_given(file, replace(own.loaded, config=config), (ASKED, SHORT), Lengths(2000, 400))
+    assert (seen.n_overlap, len(seen.texts), seen.n_odd) == (name != "nothing", name == "nothing", 0)
+
+
+def test_a_row_of_another_template_is_split_at_its_mask_and_told(own: TinyModel, tmp_path: Path) -> None:
+    rows = []
+    for said, answer in ((KEPT_FOR_TUNE, "An answer."), ("What did you say?", SHORT), ("Why?", "Because.")):
+        prompt, end = own.loaded.encode_text(said), own.loaded.encode_text(answer)
+        rows.append({"input_ids": prompt + end, "loss_mask": [0] * len(prompt) + [1] * len(end)})
+    seen = found(own, written(tmp_path / "f", *rows), (ASKED, SHORT))
+    assert (seen.n_rows, seen.n_overlap, len(seen.texts), seen.n_odd) == (3, 2, 1, 3)
+
+
 def test_rows_that_overlap_what_drafters_are_judged_on_are_left_out_whatever_their_form(own: TinyModel, tmp_path: Path) -> None:
     near = f"{ASKED} Answer in French, s'il vous plait."
     encode = own.loaded.encode_text
@@ -128,8 +176,7 @@ def test_rows_that_overlap_what_drafters_are_judged_on_are_left_out_whatever_the
 
 
 def test_prompts_kept_for_tune_are_left_out(own: TinyModel, tmp_path: Path) -> None:
-    kept = next(text for i in range(10_000) if is_reserved(text := f"Question number {i} about something"))
-    assert found(own, written(tmp_path / "f", talk(kept, "An answer."))).n_overlap == 1
+    assert found(own, written(tmp_path / "f", talk(KEPT_FOR_TUNE, "An answer."))).n_overlap == 1
 
 
 def test_a_trainings_file_is_held_against_held_out_prompts_and_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
