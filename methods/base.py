@@ -115,7 +115,8 @@ class Target(Protocol):
 
         `room`: tokens that may follow, uncommitted tree nodes included. `aux_layers`: until the next prefill features are these
         hidden states side by side [n, len(aux_layers) * hidden], by the numbers of transformers' `hidden_states`: i is what
-        layer i is given, the number of layers what comes after the final norm. None named: that last one alone.
+        layer i is given, the number of layers what comes after the final norm (in vLLM: before it). None named: that last one
+        alone.
         """
         ...
 

@@ -116,7 +116,6 @@ EAGLE3_HEADS: dict[str, tuple[dict[str, Any], Tensors]] = {
     "eagle3, fed back normed": (eagle3_config(norm_output=True, fc_norm=True), eagle3_tensors(fc_norm=True)),
     "eagle3, normed residual": (eagle3_config(norm_before_residual=True), eagle3_tensors()),
     "eagle3, normed before fc": (eagle3_config(eagle_config={"norm_before_fc": True}), eagle3_tensors(norm_before_fc=True)),
-    "eagle3, the last state": (eagle3_config(**{LAYER_IDS: [2, 6, 12]}), eagle3_tensors()),
 }  # fmt: skip
 """Heads of EAGLE-3 with every choice that there is: (config.json, tensors)."""
 

@@ -15,13 +15,14 @@ from harness.load.drafters import check_target, fill, read_config, read_state
 from harness.load.eagle_head import SIZES, check_architecture, check_fit, sizes_of
 from harness.load.kinds import KINDS, ReadDrafter, TargetFacts
 from harness.load.layout import weight_files
+from harness.load.published import AUX, LAYERS
+from harness.load.published import EAGLE3_CONFIG as NESTED
 from methods.engine.eagle3 import N_STATES, Eagle3Config, Eagle3Head, default_layers
 from methods.engine.engines import eagle3_drafter
 from methods.engine.target import HFTarget
 
-NESTED, LAYERS = "eagle_config", "eagle_aux_hidden_state_layer_ids"
 FLAGS = ("fc_norm", "norm_before_fc", "norm_output", "norm_before_residual")
-USED = (*SIZES, *FLAGS, "draft_vocab_size", "target_hidden_size", "num_aux_hidden_states", NESTED)
+USED = (*SIZES, *FLAGS, "draft_vocab_size", "target_hidden_size", "num_aux_hidden_states", NESTED, AUX, LAYERS)
 
 
 def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -60,7 +61,7 @@ def head_config(folder: Path, target: TargetFacts) -> tuple[Eagle3Config, dict[s
         raise UserError(f"{file}: {NESTED} is {str(nested)[:60]}; it must be an object")
     nested = nested or {}
     check_keys(file, values, USED, "draft head of EAGLE-3")
-    check_keys(file, nested, (*FLAGS, LAYERS, "use_aux_hidden_state"), "draft head of EAGLE-3")
+    check_keys(file, nested, (*FLAGS, "use_aux_hidden_state"), "draft head of EAGLE-3")
     if nested.get("use_aux_hidden_state", True) is not True:
         raise UserError(f"{file}: use_aux_hidden_state is {nested['use_aux_hidden_state']!r}; a head of EAGLE-3 here reads "
                         "hidden states of the target's layers")  # fmt: skip
@@ -75,8 +76,8 @@ def head_config(folder: Path, target: TargetFacts) -> tuple[Eagle3Config, dict[s
     flags: dict[str, Any] = {flag: _flag(file, flag, values, nested) for flag in FLAGS}
     if flags["fc_norm"] and flags["norm_before_fc"]:
         raise UserError(f"{file}: fc_norm and norm_before_fc are both true: fc has one norm before it, of each state or of all")
-    layers = _layers(file, values, nested, target.layers)
-    return Eagle3Config(**sizes, **flags, draft_vocab_size=draft_vocab, aux_layers=layers), values
+    layers = _layers(file, values, target.layers)
+    return Eagle3Config(**sizes, **flags, draft_vocab_size=draft_vocab, aux_layers=layers, n_layers=target.layers or 0), values
 
 
 def _flag(file: Path, name: str, values: dict[str, Any], nested: dict[str, Any]) -> bool:
@@ -90,24 +91,25 @@ def _flag(file: Path, name: str, values: dict[str, Any], nested: dict[str, Any])
     return bool(found and found[0])
 
 
-def _layers(file: Path, values: dict[str, Any], nested: dict[str, Any], n: int | None) -> tuple[int, ...]:
-    """The hidden states that a head reads. n: layers of the target, None where not known."""
-    named = nested.get(LAYERS)
+def _layers(file: Path, values: dict[str, Any], n: int | None) -> tuple[int, ...]:
+    """The hidden states that a head reads, by transformers' numbers. n: layers of the target, None where not known."""
+    key = AUX if AUX in values else LAYERS
+    named: list[int] | None = values.get(key)
     if named is None:
         try:
             named = list(default_layers(n or 0))
         except ValueError as e:
-            raise UserError(f"{file}: {e} in {NESTED}.{LAYERS}") from None
-    is_right = isinstance(named, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in named)
-    if not is_right or named != sorted({*named}) or not named or named[0] < 0 or (n is not None and named[-1] > n):
+            raise UserError(f"{file}: {e} in {AUX}") from None
+    if named != sorted({*named}) or named[0] < 0 or (n is not None and named[-1] > n):
         within = f" to {n}, the layers of the target" if n is not None else ""
-        raise UserError(
-            f"{file}: {LAYERS} is {str(named)[:60]}; it must be hidden states of the target, ascending, from 0{within}"
-        )
+        raise UserError(f"{file}: {key} is {str(named)[:60]}; it must be hidden states of the target, ascending, from 0{within}")
+    if key == LAYERS and named[-1] == n:
+        raise UserError(f"{file}: {LAYERS} names what comes after the last of {n} layers, which others take before the target's "
+                        "final norm, and a head here behind it")  # fmt: skip
     if (told := values.get("num_aux_hidden_states", len(named))) != len(named):
-        raise UserError(f"{file}: num_aux_hidden_states is {told!r}, and {LAYERS} names {len(named)}")
+        raise UserError(f"{file}: num_aux_hidden_states is {told!r}, and {key} names {len(named)}")
     if len(named) != N_STATES:
-        raise UserError(f"{file}: {LAYERS} names {len(named)} hidden states; a head of EAGLE-3 reads {N_STATES}")
+        raise UserError(f"{file}: {key} names {len(named)} hidden states; a head of EAGLE-3 reads {N_STATES}")
     return tuple(named)
 
 

@@ -8,9 +8,11 @@ What is read, by the code of SpecForge 0.2.0, speculators 0.3.0 and 0.9.0, vLLM 
 - Medusa: `0.0.linear`, `0.1`, with or without `medusa_head.`; of vLLM `blocks.0.layers.0`, `lm_heads.0`.
 - Any of them below a trainer's prefix (`module.`, `model.` ..).
 
-EAGLE-3's hidden states are counted in two ways. A head's own `eagle_aux_hidden_state_layer_ids`, which vLLM and speculators read,
-counts as transformers does: 0 is the embedding. In `eagle_config` SpecForge and SGLang count layers, whose outputs they take: one
-less. By our names they stand in `eagle_config` and count as transformers does; so they do in our own folders.
+EAGLE-3's hidden states are named in three places, each with one meaning. A head's own `eagle_aux_hidden_state_layer_ids`, which
+vLLM and speculators read, counts what layers are given: 0 is the embedding; n, of n layers, is what comes after the last one, and
+before the final norm. In `eagle_config` SpecForge and SGLang count layers, whose outputs they take: one less. Our own folders'
+`aux_hidden_states` counts as transformers does: n comes after the final norm. By our keys the first or the last is there, and
+nothing in `eagle_config`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 
 EAGLE3 = "LlamaForCausalLMEagle3"
 EAGLE3_CONFIG, LAYERS = "eagle_config", "eagle_aux_hidden_state_layer_ids"
+AUX = "aux_hidden_states"
 SPECULATORS = "speculators_model_type"
-OURS = "weights_sha256"  # a key of our own folders
+_OLD = "weights_sha256"  # a key of our own folders, which counted as transformers does in `eagle_config` once
 _NOT_OF_A_HEAD = (  # what a config of speculators tells besides
     SPECULATORS, "speculators_version", "speculators_config", "transformer_layer_config", "transformer_layer_architecture",
     "auto_map", "layernorms", "fusion_bias", "norm_before_fc", LAYERS, "embed_requires_grad", "architectures", "model_type",
@@ -43,7 +46,8 @@ def is_eagle3(values: Mapping[str, Any]) -> bool:
     """Whether a config.json is of an EAGLE-3 head: by its name, by a vocabulary of its own, or by the layers that it reads."""
     named, choices = values.get("architectures"), values.get(EAGLE3_CONFIG)
     is_named = isinstance(named, list) and any("eagle3" in str(x).lower() for x in named)
-    return is_named or values.get("draft_vocab_size") is not None or (isinstance(choices, dict) and LAYERS in choices)
+    names_states = AUX in values or (isinstance(choices, dict) and LAYERS in choices)
+    return is_named or values.get("draft_vocab_size") is not None or names_states
 
 
 def by_our_keys(file: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -91,31 +95,34 @@ def _of_speculators(file: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbered(file: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """An EAGLE-3 head's config with its choices where ours are, hidden states counted as transformers does.
+    """An EAGLE-3 head's config with its choices where ours are, and one list of hidden states at most: `AUX` or `LAYERS`.
 
     Raises:
-        UserError: two places contradict each other, or no list of numbers.
+        UserError: two places contradict each other, no list of numbers, or one that an earlier version of ours may have written.
     """
     nested = values.get(EAGLE3_CONFIG) or {}
     if not isinstance(nested, dict):
         raise UserError(f"{file}: {EAGLE3_CONFIG} is {str(nested)[:60]}; it must be an object")
-    own, below = (_numbers(file, found) for found in (values.get(LAYERS), nested.get(LAYERS)))
-    if own and below and below not in (own, [i - 1 for i in own]):
-        raise UserError(f"{file}: {LAYERS} is {own}, and {below} in {EAGLE3_CONFIG}")
-    layers = own or (below if OURS in values else [i + 1 for i in below])
-    rest = {k: v for k, v in values.items() if k not in (LAYERS, "use_aux_norm")}
+    lists = {AUX: values.get(AUX), LAYERS: values.get(LAYERS), f"{LAYERS} in {EAGLE3_CONFIG}": nested.get(LAYERS)}
+    for place, found in lists.items():
+        if found is not None and not (isinstance(found, list) and all(type(i) is int for i in found)):
+            raise UserError(f"{file}: {place} is {str(found)[:60]}; it must be a list of layers")
+    ours, own, below = (found or [] for found in lists.values())
+    if below and not ours and _OLD in values:
+        raise UserError(f"{file}: {EAGLE3_CONFIG} says {LAYERS} {below}. If an earlier `harness train` wrote that, it "
+                        f"counts as transformers does: write \"{AUX}\": {below} beside {EAGLE3_CONFIG}, and "
+                        f"{[i - 1 for i in below]} in it, as SGLang counts")  # fmt: skip
+    named = ours or own or [i + 1 for i in below]
+    if (own and own != named) or (below and [i + 1 for i in below] != named and (ours or below != own)):
+        raise UserError(f"{file}: {', and '.join(f'{place} is {found}' for place, found in lists.items() if found)}")
+    rest = {k: v for k, v in values.items() if k not in (AUX, LAYERS, "use_aux_norm")}
     if values.get("use_aux_norm"):  # SGLang's older word
         rest["fc_norm"] = True
     if values.get("architectures") in (None, ["LlamaForCausalLM"]):
         rest["architectures"] = [EAGLE3]
-    inner = {k: v for k, v in nested.items() if k != LAYERS} | ({LAYERS: layers} if layers else {})
-    return rest | {EAGLE3_CONFIG: inner}
-
-
-def _numbers(file: Path, found: object) -> list[int]:
-    if found is not None and not (isinstance(found, list) and all(type(i) is int and i >= 0 for i in found)):
-        raise UserError(f"{file}: {LAYERS} is {str(found)[:60]}; it must be a list of layers")
-    return found or []
+    if named:
+        rest[AUX if ours else LAYERS] = named
+    return rest | {EAGLE3_CONFIG: {k: v for k, v in nested.items() if k != LAYERS}}
 
 
 def _of_vllms_medusa(file: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from harness.common.errors import UserError
+from harness.load.published import AUX, EAGLE3_CONFIG, LAYERS
 from harness.train.batches import Batch, NormalisedInput, least_squares, some_batches, spread
 from harness.train.data import Conversation, frequent_tokens
 from harness.train.settings import TrainSettings
-from methods.engine.eagle3 import N_STATES, Eagle3Config, Eagle3Head, default_layers
+from methods.engine.eagle3 import N_STATES, Eagle3Config, Eagle3Head, default_layers, is_usual
 from methods.engine.teacher_forced import teacher_forced
 
 DEFAULTS = replace(
@@ -50,7 +51,7 @@ def new_head(target: LlamaConfig, settings: TrainSettings) -> Eagle3Head:
             hidden_size=c.hidden_size, intermediate_size=settings.intermediate_size or c.intermediate_size,
             num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads or c.num_attention_heads,
             rms_norm_eps=c.rms_norm_eps, rope_theta=rope["rope_theta"], vocab_size=c.vocab_size,
-            draft_vocab_size=settings.draft_vocab, aux_layers=tuple(layers),
+            draft_vocab_size=settings.draft_vocab, aux_layers=tuple(layers), n_layers=n,
         )
     )  # fmt: skip
 
@@ -121,17 +122,22 @@ def shipped(head: Eagle3Head) -> Eagle3Head:
 
 
 def config_values(config: Eagle3Config) -> dict[str, Any]:
-    """A head's config.json in the layout of SafeAILab and SpecForge, every choice written out."""
+    """A head's config.json in the layout of SafeAILab and SpecForge, every choice written out.
+
+    `aux_hidden_states` counts as transformers does. What is not the usual is named for others, too, as each of them counts.
+    """
     c = config
-    return {
+    values: dict[str, Any] = {
         "model_type": "llama", "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "num_hidden_layers": 1,
         "num_attention_heads": c.num_attention_heads, "num_key_value_heads": c.num_key_value_heads, "head_dim": c.head_dim,
         "hidden_act": "silu", "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta, "vocab_size": c.vocab_size,
         "draft_vocab_size": c.draft_vocab_size, "target_hidden_size": c.hidden_size, "tie_word_embeddings": False,
-        "num_aux_hidden_states": len(c.aux_layers), "norm_output": c.norm_output, "fc_norm": c.fc_norm,
-        "norm_before_residual": c.norm_before_residual,
-        "eagle_config": {
-            "eagle_aux_hidden_state_layer_ids": list(c.aux_layers), "use_aux_hidden_state": True,
-            "norm_before_fc": c.norm_before_fc,
-        },
+        "num_aux_hidden_states": len(c.aux_layers), AUX: list(c.aux_layers), "norm_output": c.norm_output,
+        "fc_norm": c.fc_norm, "norm_before_residual": c.norm_before_residual,
+        EAGLE3_CONFIG: {"use_aux_hidden_state": True, "norm_before_fc": c.norm_before_fc},
     }  # fmt: skip
+    if not is_usual(c.aux_layers, c.n_layers):
+        values[EAGLE3_CONFIG][LAYERS] = [i - 1 for i in c.aux_layers]  # SpecForge and SGLang
+        if c.aux_layers[-1] < c.n_layers:
+            values[LAYERS] = list(c.aux_layers)  # vLLM, which takes the last state before the final norm
+    return values

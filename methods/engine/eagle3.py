@@ -13,7 +13,7 @@ Checkpoint layout: `model.safetensors` with `fc`, `midlayer.*`, `norm`, `lm_head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,13 +38,21 @@ def default_layers(n: int) -> tuple[int, ...]:
     return found
 
 
+def is_usual(layers: tuple[int, ...], n: int) -> bool:
+    """Whether these are the hidden states that everybody takes of a target of n layers where none are named."""
+    try:
+        return layers == default_layers(n)
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Eagle3Config(HeadConfig):
     """Sizes and choices of a head. `hidden_size`: the target's, too.
 
     aux_layers: which hidden states it reads, by transformers' numbers. fc_norm: each of them is normed before `fc`;
     norm_before_fc: all of them together are. norm_output: a drafted pair's state is normed, too (vLLM's meaning of the word).
-    norm_before_residual: the residual is the normed state.
+    norm_before_residual: the residual is the normed state. n_layers: of the target, for the record; 0: not known.
     """
 
     bias: bool = False
@@ -54,6 +62,7 @@ class Eagle3Config(HeadConfig):
     norm_before_fc: bool = False
     norm_output: bool = False
     norm_before_residual: bool = False
+    n_layers: int = field(default=0, compare=False)
 
 
 class MidLayer(Layer):

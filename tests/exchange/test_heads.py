@@ -217,7 +217,8 @@ def test_a_head_for_another_target_is_refused_with_both_sizes(tmp_path: Path) ->
     ("config", "layers"),
     [
         (eagle3_config(eagle_config={LAYER_IDS: [1, 5, 8]}), USUAL),  # SpecForge's own default, and SGLang's: layers' outputs
-        (eagle3_config(eagle_config={LAYER_IDS: [0, 5, 11]}), (1, 6, 12)),
+        (eagle3_config(eagle_config={LAYER_IDS: [0, 5, 10]}), (1, 6, 11)),
+        (eagle3_config(aux_hidden_states=[1, 6, 12]), (1, 6, 12)),  # ours: transformers' numbers
         (eagle3_config(**{LAYER_IDS: [1, 5, 8]}), (1, 5, 8)),  # vLLM: transformers' numbers
         (eagle3_config(**{LAYER_IDS: [2, 6, 9]}, eagle_config={LAYER_IDS: [1, 5, 8]}), USUAL),
         (eagle3_config(**{LAYER_IDS: [2, 6, 9]}, eagle_config={LAYER_IDS: [2, 6, 9]}), USUAL),
@@ -236,7 +237,9 @@ def test_hidden_states_are_counted_as_whoever_wrote_the_file_does(config: dict, 
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (eagle3_config(**{LAYER_IDS: [2, 6, 9]}, eagle_config={LAYER_IDS: [0, 5, 8]}), r"\[2, 6, 9\], and \[0, 5, 8\] in eagle_"),
+        (eagle3_config(**{LAYER_IDS: [2, 6, 9]}, eagle_config={LAYER_IDS: [0, 5, 8]}), r"\[2, 6, 9\], and .* is \[0, 5, 8\]"),
+        (eagle3_config(**{LAYER_IDS: [2, 6, 12]}), "names what comes after the last of 12 layers, which others take before"),
+        (eagle3_config(eagle_config={LAYER_IDS: [0, 5, 11]}), "names what comes after the last of 12 layers"),
         (eagle3_config(**{LAYER_IDS: [2, 6, 13]}), r"\[2, 6, 13\]; it must be hidden states of the target, ascending, from 0 to"),
         (eagle3_config(**{LAYER_IDS: [2, "6", 9]}), "must be a list of layers"),
         (eagle3_config(eagle_config={"use_aux_hidden_state": False}), "use_aux_hidden_state is False"),
@@ -285,6 +288,8 @@ HEADS_OF: dict[str, tuple[dict[str, Any], Tensors]] = {
     "eagle, no bias": (EAGLE_CONFIG | {"bias": False}, eagle_tensors(bias=False)),
     "eagle, wide heads": (EAGLE_CONFIG | {"bias": False, "head_dim": 8, "rope_scaling": STRETCH}, eagle_tensors(False, 8)),
     **EAGLE3_HEADS,
+    "eagle3, the embedding": (eagle3_config(**{LAYER_IDS: [0, 6, 11]}), eagle3_tensors()),
+    "eagle3, the last state": (eagle3_config(aux_hidden_states=[2, 6, 12]), eagle3_tensors()),
 }  # fmt: skip
 
 # of each head the formats that hold it, in order of `FORMATS`, and why another does not
@@ -300,7 +305,9 @@ FITS: dict[str, tuple[str, dict[str, str]]] = {
     "eagle3, fed back normed": ("speculators vllm sglang", {"specforge": "norm_output is true", "eagle3": "fc_norm is true"}),
     "eagle3, normed residual": ("speculators vllm", {"sglang": "norm_before_residual is true", "specforge": "before_residual"}),
     "eagle3, normed before fc": ("speculators vllm sglang", {"specforge": "norm_before_fc is true"}),
-    "eagle3, the last state": ("speculators vllm", {"sglang": "of 12 layers it can be told 1 to 11"}),
+    "eagle3, the embedding": ("speculators vllm", {"sglang": "of 12 layers it can be told 1 to 11"}),
+    "eagle3, the last state": ("", {"sglang": "of 12 layers it can be told 1 to 11", **dict.fromkeys(
+        ("vllm", "speculators"), "hidden states 2, 6, 12, the last of them after the target's final norm, which")}),
 }  # fmt: skip
 
 
@@ -397,7 +404,7 @@ def test_a_drafter_of_what_is_read_back_computes_the_formula(name: str, tmp_path
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [name for name in EAGLE3_HEADS if name != "eagle3"])
+@pytest.mark.parametrize("name", [name for name in HEADS_OF if name.startswith("eagle3,") and FITS[name][0]])
 def test_an_eagle3_drafter_of_what_is_read_back_computes_the_formula(name: str, tmp_path: Path) -> None:
     config, tensors = HEADS_OF[name]
     rng = torch.Generator().manual_seed(5)

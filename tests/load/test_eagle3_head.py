@@ -97,11 +97,30 @@ def test_a_head_without_a_draft_vocabulary_is_over_all_tokens(tmp_path: Path) ->
     assert torch.equal(loaded_with(folder).drafter_of("eagle3").named(torch.arange(384)), torch.arange(384))
 
 
+def reading(*states: int, **more: Any) -> dict[str, Any]:
+    """Changes by which a head reads these hidden states."""
+    return {"aux_hidden_states": list(states), **nested(eagle_aux_hidden_state_layer_ids=None), **more}
+
+
 def test_the_usual_hidden_states_are_read_where_none_are_named(tmp_path: Path) -> None:
-    folder = edited(tmp_path, "eagle3", **nested(eagle_aux_hidden_state_layer_ids=None))
+    folder = edited(tmp_path, "eagle3", **reading() | {"aux_hidden_states": None})
     assert head_config(folder, replace(FACTS, layers=30))[0].aux_layers == (2, 15, 27)
-    with pytest.raises(UserError, match=r"of 2 layers has no usual three \(2, 1, -1\): name them in eagle_config.eagle_aux"):
+    with pytest.raises(UserError, match=r"of 2 layers has no usual three \(2, 1, -1\): name them in aux_hidden_states"):
         head_config(folder, FACTS)
+
+
+def test_a_list_in_eagle_config_has_one_meaning_and_one_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    """It counts as SGLang does, whatever else is there; what an earlier `harness train` wrote is not taken for that."""
+    deep, inner = replace(FACTS, layers=30), nested(eagle_aux_hidden_state_layer_ids=[2, 15, 27])
+    alone = {"aux_hidden_states": None, **inner}
+    assert head_config(edited(tmp_path / "a", "eagle3", **alone, weights_sha256=None), deep)[0].aux_layers == (3, 16, 28)
+    with pytest.raises(UserError, match=r'write "aux_hidden_states": \[2, 15, 27\] beside eagle_config, and \[1, 14, 26\] in it'):
+        head_config(edited(tmp_path / "b", "eagle3", **alone), deep)
+    mended = {"aux_hidden_states": [2, 15, 27], **nested(eagle_aux_hidden_state_layer_ids=[1, 14, 26])}
+    for i, gone in enumerate(({}, {"weights_sha256": None})):
+        assert head_config(edited(tmp_path / f"c{i}", "eagle3", **mended, **gone), deep)[0].aux_layers == (2, 15, 27)
+    with pytest.raises(UserError, match=r"aux_hidden_states is \[2, 15, 27\], and .* in eagle_config is \[2, 15, 27\]"):
+        head_config(edited(tmp_path / "d", "eagle3", aux_hidden_states=[2, 15, 27], **inner), deep)
 
 
 def test_of_a_target_of_which_some_layers_are_run_the_last_state_stands_in_for_what_is_not_there() -> None:
@@ -121,13 +140,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a norm without its weight": ({"fc_norm": True}, "missing key 'fc_norm.0.weight' (3 in all)"),
     "two layers": ({"num_hidden_layers": 2}, "num_hidden_layers is 2; a draft head has 1"),
     "no hidden states": (nested(use_aux_hidden_state=False), "use_aux_hidden_state is False; a head of EAGLE-3 here reads"),
-    "states that are not there": (nested(eagle_aux_hidden_state_layer_ids=[0, 1, 3]), "is [0, 1, 3]; it must be hidden states of "
+    "states that are not there": (reading(0, 1, 3), "is [0, 1, 3]; it must be hidden states of "
                                   "the target, ascending, from 0 to 2, the layers of the target"),
-    "states in another order": (nested(eagle_aux_hidden_state_layer_ids=[1, 0, 2]), "is [1, 0, 2]; it must be hidden states"),
-    "a state twice": (nested(eagle_aux_hidden_state_layer_ids=[0, 1, 1]), "is [0, 1, 1]; it must be hidden states"),
-    "two states": ({**nested(eagle_aux_hidden_state_layer_ids=[0, 1]), "num_aux_hidden_states": 2}, "names 2 hidden states; a "
+    "states in another order": (reading(1, 0, 2), "is [1, 0, 2]; it must be hidden states"),
+    "a state twice": (reading(0, 1, 1), "is [0, 1, 1]; it must be hidden states"),
+    "two states": (reading(0, 1, num_aux_hidden_states=2), "names 2 hidden states; a "
                    "head of EAGLE-3 reads 3"),
-    "a number of states": ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, and eagle_aux_hidden_state_layer_ids"),
+    "a number of states": ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, and aux_hidden_states names 3"),
     "no object": ({"eagle_config": [1]}, "eagle_config is [1]; it must be an object"),
     "another key": ({"attention_bias": True}, "does not honour attention_bias = True"),
     "another key inside": (nested(parallel_drafting=True), "does not honour parallel_drafting = True"),

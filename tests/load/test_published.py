@@ -60,10 +60,9 @@ def test_a_head_of_speculators_drafts_what_it_drafts_in_our_layout(tmp_path: Pat
 def test_an_eagle3_head_of_speculators_drafts_what_it_drafts_in_our_layout(tmp_path: Path) -> None:
     own = TINY.parent / "eagle3"
     config, tensors = json.loads((own / "config.json").read_text()), load_file(own / "model.safetensors")
-    choices = config["eagle_config"]
     theirs = {
         "speculators_model_type": "eagle3", "architectures": ["Eagle3Speculator"], "draft_vocab_size": config["draft_vocab_size"],
-        "norm_before_residual": False, "eagle_aux_hidden_state_layer_ids": choices["eagle_aux_hidden_state_layer_ids"],
+        "norm_before_residual": False, "aux_hidden_states": config["aux_hidden_states"],  # all three that the tiny target has
         "transformer_layer_config": {
             key: config[key] for key in (
                 "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

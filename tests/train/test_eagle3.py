@@ -133,12 +133,31 @@ def test_what_is_saved_is_the_layout_of_specforge_with_every_choice_written_out(
     assert state["midlayer.self_attn.q_proj.weight"].shape == (HIDDEN, 2 * HIDDEN) and state["fc.weight"].shape == (16, 48)
     assert torch.equal(state["d2t"] + torch.arange(25), state["t2d"].nonzero()[:, 0])
     assert values["architectures"] == ["LlamaForCausalLMEagle3"] and drafter_kind(tmp_path) == "eagle3"
-    assert values["eagle_config"] == {"eagle_aux_hidden_state_layer_ids": [2, 16, 29], "use_aux_hidden_state": True,
-                                      "norm_before_fc": False}  # fmt: skip
+    assert values["aux_hidden_states"] == [2, 16, 29] and "eagle_aux_hidden_state_layer_ids" not in values
+    assert values["eagle_config"] == {"use_aux_hidden_state": True, "norm_before_fc": False}  # the usual, of 32 layers
     assert [values[k] for k in ("norm_output", "fc_norm", "norm_before_residual")] == [False] * 3
     assert (values["draft_vocab_size"], values["target_hidden_size"]) == (25, HIDDEN)
     facts = TargetFacts("made-up", VOCAB, HIDDEN, "cafe", None, "float32", 32)  # type: ignore[arg-type]
     assert head_config(tmp_path, facts)[0] == head.config
+
+
+@pytest.mark.parametrize(("layers", "own", "below"), [
+    ((2, 16, 29), None, None), ((2, 15, 27), [2, 15, 27], [1, 14, 26]), ((0, 1, 31), [0, 1, 31], [-1, 0, 30]),
+    ((2, 16, 32), None, [1, 15, 31]),
+])  # fmt: skip
+def test_hidden_states_that_a_trained_head_reads_are_named_for_each_reader_as_it_counts(
+    layers: tuple[int, ...], own: list[int] | None, below: list[int] | None, tmp_path: Path
+) -> None:
+    """As SGLang and SpecForge read `eagle_config` (one more), vLLM what stands beside it (no state behind the final norm)."""
+    torch.manual_seed(0)
+    head = new_head(MODEL, replace(SETTINGS, aux_layers=layers))
+    save_drafter(EAGLE3, head, tmp_path, "cafe", [], {})
+    values, key = json.loads((tmp_path / "config.json").read_text()), "eagle_aux_hidden_state_layer_ids"
+    assert (values["aux_hidden_states"], values.get(key), values["eagle_config"].get(key)) == (list(layers), own, below)
+    facts = TargetFacts("made-up", VOCAB, HIDDEN, "cafe", None, "float32", 32)  # type: ignore[arg-type]
+    for gone in ((), ("weights_sha256", "target_sha256")):  # which say nothing of how states are counted
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k not in gone}))
+        assert head_config(tmp_path, facts)[0].aux_layers == layers
 
 
 @torch.no_grad()

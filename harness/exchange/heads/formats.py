@@ -8,7 +8,8 @@ authors (SafeAILab/EAGLE):
   says that logits go through the norm; absent is true, and states are fed back as they are. So for SpecForge it is left out:
   where it is absent, all of them mean the same.
 - SpecForge and SGLang count the layers whose outputs are read, from 0: one less than transformers' number of the hidden state,
-  which vLLM and speculators take. The usual three are everybody's default, so for SpecForge and SGLang they are left out.
+  which vLLM and speculators take. The usual three are everybody's default, so for SpecForge and SGLang they are left out. Of n
+  layers, state n is none that any of them takes: behind the final norm here, before it in vLLM.
 - vLLM and speculators have no maps for a draft vocabulary that is the target's.
 """
 
@@ -25,7 +26,7 @@ from harness.common.errors import UserError, unknown
 from harness.exchange.heads.head import Head
 from harness.exchange.heads.target import Target
 from harness.load.published import EAGLE3, EAGLE3_CONFIG, LAYERS, SPECULATORS
-from methods.engine.eagle3 import Eagle3Config, default_layers
+from methods.engine.eagle3 import Eagle3Config, default_layers, is_usual
 
 Values = dict[str, Any]
 SPECULATORS_VERSION = "0.9.0"
@@ -90,21 +91,23 @@ def features(head: Head, target: Target) -> Iterator[tuple[str, str]]:
         if getattr(e, name):
             yield name, f"{name} is true"
     reads = f"it reads the hidden states {_listed(e.aux_layers)}"
-    if e.aux_layers != (usual := _usual(target)):
-        yield "layers", f"{reads}, not the usual {_listed(usual or ('none',))}"
+    if not is_usual(e.aux_layers, target.n_layers):
+        yield "layers", f"{reads}, not the usual {_usual(target)}"
     if not 0 < min(e.aux_layers) <= max(e.aux_layers) < target.n_layers:
         yield "ends", f"{reads}, and of {target.n_layers} layers it can be told 1 to {target.n_layers - 1}"
+    if max(e.aux_layers) == target.n_layers:
+        yield "last", f"{reads}, the last of them after the target's final norm"
 
 
 def _listed(items: tuple[Any, ...]) -> str:
     return ", ".join(map(str, items))
 
 
-def _usual(target: Target) -> tuple[int, ...] | None:
+def _usual(target: Target) -> str:
     try:
-        return default_layers(target.n_layers)
+        return _listed(default_layers(target.n_layers))
     except ValueError:
-        return None
+        return "none"
 
 
 # ---- config.json ------------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def _counting_layers(head: Head, target: Target, levels: int) -> Values:
     """Of the authors and of SGLang: the layers whose outputs are read, where they are not the usual."""
     assert head.eagle3 is not None
     values, e = _third(head, target, head.eagle3), head.eagle3
-    if e.aux_layers != _usual(target):
+    if not is_usual(e.aux_layers, target.n_layers):
         values[EAGLE3_CONFIG] |= {LAYERS: [i - 1 for i in e.aux_layers]}
     return values
 
