@@ -20,7 +20,7 @@ import filelock
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from harness.common.errors import say
+from harness.common.errors import UserError, say
 from harness.train.generate import Answer, FeaturesOf, answers, text_features
 
 WAIT = 5.0  # seconds between two looks at shards that other processes are at
@@ -194,6 +194,8 @@ def _write_shard(
     meta: Path, done: list[Answer], keep_features: bool, aux_layers: Sequence[int] = (),
     asked: Sequence[Sequence[bool]] | None = None,
 ) -> None:  # fmt: skip
+    for stale in (meta.with_suffix(".features"), *meta.parent.glob(f"{meta.stem}.states-*")):
+        stale.unlink(missing_ok=True)  # of a shard that was begun and never whole: its answers may have been others
     if keep_features:
         hidden = done[0].features.shape[1] // (1 + len(aux_layers))
         _write_rows(meta.with_suffix(".features"), (a.features[:, :hidden] for a in done))
@@ -223,22 +225,37 @@ def read_shards(
     """All conversations of a folder, with their features memory-mapped, or computed by `compute` when they are asked for.
 
     aux_layers: of other hidden states that are memory-mapped, too.
+
+    Raises:
+        UserError: a file of features or states has another size than the shard's ids take.
     """
     out = []
     for meta in sorted(folder.glob("shard-?????.npz")):
         with np.load(meta) as shard:
             ids, offsets, n_prompt, greedy = shard["ids"], shard["offsets"], shard["n_prompt"], shard["greedy"]
             asked = shard["asked"] if "asked" in shard else None
-        kept = None if compute else np.memmap(meta.with_suffix(".features"), dtype=np.uint16, mode="r").reshape(-1, hidden)
-        states = None
-        if aux_layers and not compute:
-            file = meta.with_suffix(aux_suffix(aux_layers))
-            states = np.memmap(file, dtype=np.uint16, mode="r").reshape(-1, len(aux_layers) * hidden)
+        kept = states = None
+        if not compute:
+            kept = _rows_of(meta.with_suffix(".features"), len(ids), hidden)
+            if aux_layers:
+                states = _rows_of(meta.with_suffix(aux_suffix(aux_layers)), len(ids), len(aux_layers) * hidden)
         for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
             features, aux = compute or cast("np.ndarray", kept)[a:b], None if states is None else states[a:b]
             mask = None if asked is None else asked[a:b]
             out.append(Conversation(ids[a:b], features, int(n_prompt[i]), bool(greedy[i]), aux, mask))
     return out
+
+
+def _rows_of(file: Path, n: int, width: int) -> np.ndarray:
+    """bf16 bits [n, width], memory-mapped.
+
+    Raises:
+        UserError: the file has another size.
+    """
+    if (size := file.stat().st_size) != n * width * 2:
+        raise UserError(f"{file} has {size:,} bytes, and {n:,} tokens take {n * width * 2:,}: it is cut off, or of other texts; "
+                        "delete it, and the same command makes it again")  # fmt: skip
+    return np.memmap(file, dtype=np.uint16, mode="r").reshape(n, width)
 
 
 def frequent_tokens(items: list[Conversation], vocab: int, most: int = 32_768) -> np.ndarray:
