@@ -41,7 +41,8 @@ def held_out_acceptance(
                 for some, logits in trainer.logits_of(head, out[asked], lm_head):
                     first.append(logits.max(-1).indices == wanted[some, 0])
                     if s == 0:
-                        ten.append((logits > logits.gather(1, wanted[some])).sum(-1) < 10)
+                        theirs = logits.gather(1, wanted[some])
+                        ten.append(((logits > theirs).sum(-1) < 10) & theirs[:, 0].isfinite())  # a token that is drafted at all
                 right = torch.zeros_like(valid)
                 right[asked] = torch.cat(first)
                 chained[here] += right.sum(-1).numpy(force=True)
