@@ -10,13 +10,15 @@ from safetensors import SafetensorError
 
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys, positive, rope_of
-from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
+from harness.load.drafters import check_embedding, check_sizes, check_target, config_from, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_named
 from harness.load.layout import weight_files, weights_digest
 from harness.load.prompt_text import load_tokenizer
 from harness.load.self_check import is_finite
+from methods.base import Drafter
 from methods.engine.draft_lm import NarrowConfig, NarrowLM
 from methods.engine.engines import lm_drafter
+from methods.engine.target import HFTarget
 
 
 def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
@@ -26,10 +28,15 @@ def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
         return _whole_lm(folder, values, target)
     check_sizes(folder, values, "lm", target)
     check_target(folder, values, "lm", target)
-    state, digest = read_state(folder, values)
+    state, digest, embedding = read_state(folder, values)
     narrow = NarrowLM(narrow_config(folder, values))
     fill(narrow, state, folder)
-    return ReadDrafter(lambda t: lm_drafter(t, narrow.folded(t.embedding, t.lm_head.weight)), digest)
+
+    def attach(t: HFTarget) -> Drafter:
+        check_embedding(folder, embedding, t.embedding)
+        return lm_drafter(t, narrow.folded(t.embedding, t.lm_head.weight))
+
+    return ReadDrafter(attach, digest)
 
 
 def narrow_config(folder: Path, values: dict[str, Any]) -> NarrowConfig:

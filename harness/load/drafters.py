@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from harness.load.kinds import TargetFacts, kind_of, kind_shown, training
 from harness.load.layout import weight_files, weights_digest
 from harness.load.published import by_our_keys, by_our_names
 from harness.load.self_check import is_finite
-from harness.load.weights import EMBEDDING, unpickled
+from harness.load.weights import unpickled
 
 Config = TypeVar("Config")
+EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights
 
 
 def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
@@ -91,9 +93,9 @@ def config_from(kind: type[Config], folder: Path, values: dict[str, Any]) -> Con
     return config
 
 
-def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The tensors in a folder's weights by our names, in one file or in shards, and their `weights_digest`. values: its
-    config.json's, which may name that. The copy of the target's embedding is left out.
+def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str, Tensor | None]:
+    """(the tensors in a folder's weights by our names, in one file or in shards; their `weights_digest`; an embedding that stood
+    among them, which must be a copy of the target's: `check_embedding`). values: its config.json's, which may name the digest.
 
     Raises:
         UserError: not there, truncated or altered; or one tensor in two shards, or under two names.
@@ -114,8 +116,43 @@ def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor],
     if expected is not None and digest != expected:
         raise UserError(f"{files[0]} has sha256 {digest}, its config.json says {expected}: truncated or altered")
     state = by_our_names(state, files[0])
+    embedding = state.pop(EMBEDDING, None)
     # old files hold rotary tables besides the embedding; they follow from the config
-    return {k: v for k, v in state.items() if k != EMBEDDING and not k.endswith(".rotary_emb.inv_freq")}, digest
+    return {k: v for k, v in state.items() if not k.endswith(".rotary_emb.inv_freq")}, digest, embedding
+
+
+ROWS = 4096  # of an embedding that are compared at once
+
+
+def check_embedding(folder: Path, own: Tensor | None, target: Tensor) -> None:
+    """own: the embedding [vocab, hidden] in a drafter's file, None where there is none; target: the target's.
+
+    A copy may have been rounded to its own dtype, and the target's to the one that it runs in: by a step of the coarser at most.
+
+    Raises:
+        UserError: it is another than the target's, which the drafter would be given.
+    """
+    if own is None:
+        return
+    check_embedding_shape(folder, own, (len(target), target.shape[1]))
+    steps = [torch.finfo(x.dtype) for x in (own, target)]
+    rtol, atol = max(step.eps for step in steps), max(step.tiny * step.eps for step in steps)
+    for i in range(0, len(own), ROWS):
+        a, b = (x[i : i + ROWS].detach().cpu().double() for x in (own, target))
+        if (off := ~torch.isclose(a, b, rtol, atol)).any():
+            row = int(off.any(-1).nonzero()[0])
+            raise UserError(f"{weight_files(folder)[0]}: {EMBEDDING} is not the target's (token {i + row} differs by up to "
+                            f"{float((a - b)[row].abs().max()):.2g}): a drafter here has no embedding of its own")  # fmt: skip
+
+
+def check_embedding_shape(folder: Path, own: Tensor | None, shape: tuple[int, int]) -> None:
+    """
+    Raises:
+        UserError: an embedding in a drafter's file that cannot be a copy of the target's.
+    """
+    if own is not None and (own.shape != shape or not own.is_floating_point()):
+        raise UserError(f"{weight_files(folder)[0]}: {EMBEDDING} has shape {list(own.shape)} and dtype {own.dtype}; a copy of "
+                        f"the target's has {list(shape)}")  # fmt: skip
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:

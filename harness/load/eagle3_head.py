@@ -11,7 +11,7 @@ from torch import Tensor
 import methods
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys, whole
-from harness.load.drafters import check_target, fill, read_config, read_state
+from harness.load.drafters import check_embedding, check_target, fill, read_config, read_state
 from harness.load.eagle_head import SIZES, check_architecture, check_fit, sizes_of
 from harness.load.kinds import KINDS, ReadDrafter, TargetFacts
 from harness.load.layout import weight_files
@@ -28,17 +28,18 @@ USED = (*SIZES, *FLAGS, "draft_vocab_size", "target_hidden_size", "num_aux_hidde
 def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     """A head with `fc`, `midlayer`, `norm`, `lm_head` and its draft vocabulary. `read` of `DrafterKind`.
 
-    The embedding is the target's; a copy of one in the file is ignored. Choices that config.json leaves out are vLLM's: none of
+    The embedding is the target's; one in the file must be a copy of it. Choices that config.json leaves out are vLLM's: none of
     `FLAGS`. Without `d2t` and `t2d` the draft vocabulary is the whole one.
     """
     config, values = head_config(folder, target)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
     check_target(folder, values, methods.EAGLE3, target)
-    state, digest = read_state(folder, values)
+    state, digest, embedding = read_state(folder, values)
     head = Eagle3Head(config)
     fill(head, with_vocabulary(weight_files(folder)[0], state, config), folder)
 
     def attach(t: HFTarget) -> Any:
+        check_embedding(folder, embedding, t.embedding)
         where, n = t.lm_head.weight.device, len(t.body.layers)
         drafter = eagle3_drafter(t, head.to(where, t.dtype), t.embedding.to(where))
         # of a target only whose first layers are run, as in an audit, the last state stands in for those that are not there

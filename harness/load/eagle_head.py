@@ -15,7 +15,7 @@ import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.load.config_keys import check_keys, positive, rope_of, whole
-from harness.load.drafters import check_target, fill, read_config, read_state
+from harness.load.drafters import check_embedding, check_target, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.engines import eagle_drafter
@@ -34,16 +34,21 @@ ARCHITECTURES = ("EagleHead", "LlamaForCausalLM", "LlamaForCausalLMEagle", "Eagl
 def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
     """A head in the official layout: `model.safetensors` (or `pytorch_model.bin`) and `config.json`. `read` of `DrafterKind`.
 
-    A copy of the embedding in the file is ignored: the target's is used. `"bias"` absent from config.json means true.
+    An embedding in the file must be the target's, which is used. `"bias"` absent from config.json means true.
     """
     config, values = head_config(folder, target.model)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
     check_target(folder, values, methods.EAGLE, target)
-    state, digest = read_state(folder, values)
+    state, digest, embedding = read_state(folder, values)
     head = EagleHead(config)
     fill(head, state, folder)
     frequent, frequent_sha = load_frequent(folder, target.vocab_size)
-    return ReadDrafter(lambda t: beside_last_layer(t, head, frequent), digest, frequent_sha)
+
+    def attach(t: HFTarget) -> EagleDrafter:
+        check_embedding(folder, embedding, t.embedding)
+        return beside_last_layer(t, head, frequent)
+
+    return ReadDrafter(attach, digest, frequent_sha)
 
 
 def beside_last_layer(target: HFTarget, head: EagleHead, frequent: torch.Tensor | None) -> EagleDrafter:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys
-from harness.load.drafters import check_sizes, check_target, config_from, fill, read_config, read_state
+from harness.load.drafters import check_embedding, check_sizes, check_target, config_from, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_of
 from harness.load.layout import MEDUSA_KEY, weight_files
 from methods.base import Drafter
@@ -33,7 +33,7 @@ def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
     values = read_config(folder, kind, target.model)
     check_sizes(folder, values, kind, target)
     check_target(folder, values, kind, target)
-    state, digest = read_state(folder, values)
+    state, digest, own = read_state(folder, values)
     file = folder / "config.json"
     heads: ResidualHeads | PublishedHeads
     if kind == "medusa" and ("medusa_num_heads" in values or all(MEDUSA_KEY.fullmatch(key) for key in state)):
@@ -52,6 +52,7 @@ def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
         digest = hashlib.sha256(f"{digest} {accuracies}".encode()).hexdigest()
 
     def attach(t: HFTarget) -> Drafter:
+        check_embedding(folder, own, t.embedding)
         where = t.lm_head.weight.device
         heads.to(where, t.dtype)
         embedding = t.embedding.to(where)

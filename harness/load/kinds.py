@@ -179,8 +179,8 @@ def _eagle_memory(folder: Path | None, sizes: Architecture, dtype: str, context:
 
 
 def _eagle_download(sizes: Architecture) -> int:
-    """Some are stored in 32 bits, with a copy of the embedding; all but that copy is converted once more."""
-    return 4 * (2 * eagle_parameters(sizes) + sizes.n_embedding)
+    """Some are stored in 32 bits, with a copy of the embedding; pickles are converted once more."""
+    return 4 * 2 * (eagle_parameters(sizes) + sizes.n_embedding)
 
 
 def _read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:

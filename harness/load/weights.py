@@ -233,7 +233,7 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
     """(the tensors of a pickled drafter, the pickle's sha256). It is converted once to safetensors in the cache, and read there.
 
-    Only tensors are unpickled; no code is run. The copy of the target's embedding is left out, as it is never used.
+    Only tensors are unpickled; no code is run.
 
     Raises:
         UserError: truncated, altered, or something else than tensors by name; or the converted copy was altered.
@@ -242,7 +242,7 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
     from safetensors.torch import load_file, save_file
 
     digest = sha256_file(file)
-    kept = place(cache_dir() / "heads", "head", digest[:16], suffix=".safetensors")
+    kept = place(cache_dir() / "heads", "head", f"{digest[:16]}-whole", suffix=".safetensors")  # earlier ones lack embeddings
     with cache_folder(kept.parent), filelock.FileLock(f"{kept}.lock"):
         if not (kept.exists() and is_sealed(kept)):
             try:
@@ -252,7 +252,7 @@ def unpickled(file: Path) -> tuple[dict[str, Tensor], str]:
             named = _by_name(state)
             if named is None:
                 raise UserError(f"{file} holds something else than tensors by name")
-            own = {k: v.clone().contiguous() for k, v in named.items() if k != EMBEDDING}
+            own = {k: v.clone().contiguous() for k, v in named.items()}
 
             def save(tmp: Path) -> None:
                 save_file(own, tmp, {"format": "pt"})
@@ -274,6 +274,3 @@ def _by_name(state: object) -> dict[str, Tensor] | None:
             return None
         state = inner[0]
     return None
-
-
-EMBEDDING = "embed_tokens.weight"  # what published heads carry besides their own weights

@@ -523,6 +523,15 @@ def test_what_serves_an_eagle3_head(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_an_embedding_in_the_file_is_left_out_and_told_and_one_of_another_shape_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "own", eagle3_config(), eagle3_tensors() | {"embed_tokens.weight": torch.zeros(VOCAB, HIDDEN)})
+    head = read_head(folder, TARGET)
+    assert head.has_embedding and "embed_tokens.weight" not in format_of("sglang").written(head, TARGET, 6)[1]
+    odd = folder_of(tmp_path / "odd", eagle3_config(), eagle3_tensors() | {"embed_tokens.weight": torch.zeros(7, 5)})
+    with pytest.raises(UserError, match=r"embed_tokens.weight has shape \[7, 5\]"):
+        read_head(odd, TARGET)
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

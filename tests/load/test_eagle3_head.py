@@ -206,6 +206,45 @@ def test_weights_that_are_no_head_are_refused_in_one_line(
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def embedding_of_target() -> Tensor:
+    return load_file(TINY.parent / "target" / "model.safetensors")["model.embed_tokens.weight"]
+
+
+def another(embedding: Tensor) -> Tensor:
+    return embedding.index_copy(0, torch.tensor([300]), embedding[300:301] * 1.02)
+
+
+@pytest.mark.parametrize(("kind", "stored", "dtype"), [
+    ("eagle", "float16", "float32"), ("hydra", "bfloat16", "float32"), ("medusa", "float32", "bfloat16"),
+    ("lm", "float16", "bfloat16"), ("eagle3", "float16", "bfloat16"), ("eagle3", "bfloat16", "float64"),
+    ("eagle3", "float32", "bfloat16"), ("eagle3", "float32", "float32"),
+])  # fmt: skip
+def test_an_embedding_in_the_file_must_be_the_targets(kind: str, stored: str, dtype: str, tmp_path: Path) -> None:
+    own = {"eagle": "head", "lm": "sps"}.get(kind, kind)
+
+    def given(name: str, embedding: Tensor) -> Path:
+        shutil.copytree(TINY.parent / own, folder := tmp_path / name)
+        state = load_file(folder / "model.safetensors") | {"embed_tokens.weight": embedding.to(getattr(torch, stored))}
+        if stored == "float16":
+            torch.save(state, folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
+        else:
+            save_file(state, folder / "model.safetensors")
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k != "weights_sha256"}))
+        return folder
+
+    def loads(folder: Path) -> Loaded:
+        return load(CONFIG, dtype, head=folder, drafters=[kind])
+
+    embedding = embedding_of_target()
+    assert loads(given("same", embedding)).drafter_of(kind) is not None
+    with pytest.raises(UserError, match=r"embed_tokens.weight is not the target's \(token 300 differs by up to "):
+        loads(given("another", another(embedding)))
+    with pytest.raises(UserError, match=r"embed_tokens.weight has shape \[7, 5\] .* a copy of the target's has \[384, 64\]"):
+        loads(given("of another shape", torch.zeros(7, 5)))
+
+
 def test_a_head_is_known_by_its_weights_where_its_config_names_no_architecture(tmp_path: Path) -> None:
     folder = edited(tmp_path, "eagle3", architectures=None)
     assert drafter_kind(folder) == "eagle3" and loaded_with(folder, "float32").drafter_of("eagle3") is not None

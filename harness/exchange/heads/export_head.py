@@ -45,7 +45,9 @@ def export_head(folder: Path, format_: str, out: Path, model: str, address: str 
     except OSError as e:
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
     write_file(out / "config.json", json.dumps(config, indent=2) + "\n")
-    lines = how_to_serve(written_as, head, target, out, **tree)
+    lines = [*how_to_serve(written_as, head, target, out, **tree)]
+    if head.has_embedding:
+        lines.append("the embedding in its file is left out; that it is the target's is checked where `harness run` loads it")
     return [f"written to {out}: {len(tensors)} tensors and a config.json for {written_as.loads_in}", *lines]
 
 

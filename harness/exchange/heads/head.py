@@ -13,7 +13,7 @@ import methods
 from harness.common.errors import UserError
 from harness.exchange.heads.target import Target
 from harness.load import eagle3_head, eagle_head
-from harness.load.drafters import check_state, read_state
+from harness.load.drafters import check_embedding_shape, check_state, read_state
 from harness.load.kinds import TargetFacts, drafter_kind, kind_of
 from harness.load.layout import weight_files
 from methods.engine.draft_head import EagleHead, HeadConfig
@@ -23,13 +23,14 @@ from methods.engine.eagle3 import Eagle3Config, Eagle3Head
 @dataclass(frozen=True, slots=True)
 class Head:
     """tensors: by the names of the authors' layouts. context: positions that its config.json names. target_sha: of the target's
-    weights, where that names them."""
+    weights, where that names them. has_embedding: an embedding stands in its file, which is not among `tensors`."""
 
     folder: Path
     config: HeadConfig
     tensors: dict[str, Tensor]
     context: int | None = None
     target_sha: str | None = None
+    has_embedding: bool = False
 
     @property
     def eagle3(self) -> Eagle3Config | None:
@@ -64,11 +65,15 @@ def read_head(folder: Path, target: Target) -> Head:
     else:
         raise UserError(f"{folder} holds a {kind_of(kind).title}; heads of EAGLE, EAGLE-2 and EAGLE-3 are exported")
     eagle_head.check_fit(config, folder, target.name, (target.vocab_size, target.hidden_size))
-    state, _ = read_state(folder, values)
+    state, _, embedding = read_state(folder, values)
+    check_embedding_shape(folder, embedding, (target.vocab_size, target.hidden_size))
     with torch.device("meta"):
         wanted = (Eagle3Head(config) if isinstance(config, Eagle3Config) else EagleHead(config)).state_dict()
     if isinstance(config, Eagle3Config):
         state = eagle3_head.with_vocabulary(weight_files(folder)[0], state, config)
     check_state(wanted, state, folder)
     context, sha = values.get("max_position_embeddings"), values.get("target_sha256")
-    return Head(folder, config, state, context if type(context) is int else None, sha if isinstance(sha, str) else None)
+    return Head(
+        folder, config, state, context if type(context) is int else None, sha if isinstance(sha, str) else None,
+        embedding is not None,
+    )  # fmt: skip
