@@ -157,10 +157,10 @@ def batch_loss(
     settings: TrainSettings,
     rows: slice = ALL,
 ) -> tuple[Tensor, float]:
-    """(the loss of a batch over so many levels, the share of positions scored where the first level is right).
+    """(the loss of a batch over so many levels, the share of the first 256 positions scored where the first level is right).
 
     frequent: token ids [rows] that every cross-entropy is over. Of an LM head of its own it is over that one's tokens, and 0
-    where the target's argmax is not among them. What is trained of the batch is chosen here, in place.
+    where the target's argmax is not among them: there the level is wrong. What is trained of the batch is chosen here, in place.
     rows: the conversations whose features are here; the losses of all parts of a batch add up to its loss.
     """
     here = batch.ids.device
@@ -193,6 +193,10 @@ def batch_loss(
             loss = torch.zeros((), device=here)
             if settings.feature_weight and of_valid:
                 loss = F.smooth_l1_loss(out[valid].float(), truth[valid].float()) * (settings.feature_weight * of_valid)
+            if s == 0 and asked.any():
+                best = F.linear(out[asked][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
+                right = (best == wanted[asked[scored]][:256].max(-1).indices) & known[asked][:256]
+                agree = float(right.float().mean())
             if own:
                 of_asked *= _part(asked & known, asked)
                 asked &= known
@@ -200,9 +204,6 @@ def batch_loss(
             if settings.ce_weight and of_asked:
                 ce = SoftCrossEntropy.apply(out[asked].to(lm_rows.dtype), lm_rows, rows_here)
                 loss = loss + settings.ce_weight * of_asked * ce
-            if s == 0 and of_asked:
-                few = F.linear(out[asked][:256].to(lm_rows.dtype), lm_rows).max(-1).indices
-                agree = float((few == rows_here[:256].max(-1).indices).float().mean())
             total = total + loss * settings.unroll_decay**s / sum(settings.unroll_decay**r for r in range(levels))
     return total, agree
 
