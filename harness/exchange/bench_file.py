@@ -99,7 +99,7 @@ def read_bench(path: Path) -> BenchFile | None:
 
 def _objects(text: str) -> Iterator[tuple[int, Object]]:
     """(line, object) of a text that is one JSON object, or several of them, one after the other; nothing of any other text."""
-    decoder, at, found = json.JSONDecoder(), 0, []
+    decoder, at, found = json.JSONDecoder(), len(text) - len(text.lstrip()), []
     try:
         while at < len(text):
             value, end = decoder.raw_decode(text, at)

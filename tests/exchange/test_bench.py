@@ -131,6 +131,13 @@ def test_several_runs_in_one_file_have_a_section_each(tmp_path: Path) -> None:
     assert values(table, "eagle3 (3)")["tokens/s"] == 100.0 and "no counters" in formula(table, "τ")
 
 
+def test_space_before_the_first_object_is_none_of_it(tmp_path: Path) -> None:
+    file = written(tmp_path / "own.json", VLLM)
+    file.write_text(f"\n  {file.read_text()}")
+    outcome = harness("import", file, "--out", tmp_path / "i")
+    assert outcome.code == 0, outcome.err
+
+
 def test_sglangs_average_is_called_what_it_is(tmp_path: Path) -> None:
     table = imported(tmp_path, SGLANG)
     assert values(table, "random") == pytest.approx({
