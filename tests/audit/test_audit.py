@@ -692,14 +692,19 @@ def test_what_cannot_be_judged_is_no_pass(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", methods.HEADS)
-def test_q_of_the_score_test_is_what_the_head_would_draft(kind: str, tiny: TinyModel) -> None:
-    """Teacher-forced in one pass of the trainer's forward; a q that says nothing would leave the test without power."""
-    target, drafter, prompt = tiny.loaded.target, tiny.loaded.drafter_of(kind), tiny.prompts[0]
+@pytest.mark.parametrize("n_prompt", [None, 2, 1])
+def test_q_of_the_score_test_is_what_the_head_would_draft(kind: str, n_prompt: int | None, tiny: TinyModel) -> None:
+    """Teacher-forced in one pass of the trainer's forward; a q that says nothing would leave the test without power. After a
+    prompt of one token no pair predicts the first one: q is uniform there."""
+    target, drafter, prompt = tiny.loaded.target, tiny.loaded.drafter_of(kind), tiny.prompts[0][:n_prompt]
     params = SamplerParams(6, frozenset(), temperature=1.0, key=1)
     run = replayed(tiny.loaded, methods.get("vanilla").build(), prompt, params, None)
     law = head_law(tiny.loaded, run, params, kind)
     for n in (0, 1, 5):
         text = [*prompt, *run.ids[:n]]
+        if len(text) == 1:
+            assert torch.allclose(law[n], torch.full_like(law[n], 1 / len(law[n])))
+            continue
         features, _ = prefilled(target, drafter, text, 1)
         drafter.start(len(text) + 1)
         drafter.observe(text[1:], features[:-1])

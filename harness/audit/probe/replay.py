@@ -326,13 +326,12 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams, kind: str = m
     """[n, vocab] float64: a drafter's law before each token.
 
     If the tree brought the law that the token's draft was drawn from, it is that. Else it is the draft head's, teacher-forced on
-    the target's own features; without a head it is uniform. The score test is valid whatever q is, if q does not depend on the
-    token drawn; q decides the test's power. kind: of the head.
+    the target's own features; without a head, or where no pair predicts a token, it is uniform. The score test is valid whatever
+    q is, if q does not depend on the token drawn; q decides the test's power. kind: of the head.
     """
     (n, vocab), drafter = run.used.shape, loaded.drafter_of(kind)
-    if drafter is None:
-        law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
-    else:
+    law = torch.full((n, vocab), 1 / vocab, dtype=torch.float64)
+    if drafter is not None:
         target, text = loaded.target, [*run.prompt, *run.ids]
         aux_layers: tuple[int, ...] = getattr(drafter, "aux_layers", ())
         features = plain_states(loaded, run.prompt, run.ids, aux_layers) if aux_layers else run.features
@@ -343,13 +342,14 @@ def head_law(loaded: Loaded, run: Replayed, params: SamplerParams, kind: str = m
         wanted = torch.ones(1, len(text) - 1, dtype=torch.bool, device=where)  # every pair is predicted
         out, _ = next(teacher_forced(head, embedding, torch.tensor([text], device=where), features, wanted, levels=1))
         # pair i (f_i, t_{i+1}) predicts what follows token i + 1; the first new token is predicted by pair n_prompt - 2
-        predicted = out[0, len(run.prompt) - 2 : len(text) - 2].to(target.lm_head.weight.device, target.dtype)
+        first = max(len(run.prompt) - 2, 0)
+        predicted = out[0, first : len(text) - 2].to(target.lm_head.weight.device, target.dtype)
+        told = law[n - len(predicted) :]  # after a prompt of one token no pair predicts the first
         if kind == methods.EAGLE3:
-            law = torch.zeros(n, vocab, dtype=torch.float64)
             of_its_own = head.lm_head(head.readable(predicted.to(where)))
-            law[:, head.tokens.cpu()] = probabilities(of_its_own, params.temperature, params.top_p).cpu()
+            told.zero_()[:, head.tokens.cpu()] = probabilities(of_its_own, params.temperature, params.top_p).cpu().double()
         else:
-            law = probabilities(target.lm_head(predicted), params.temperature, params.top_p).cpu()
+            told.copy_(probabilities(target.lm_head(predicted), params.temperature, params.top_p))
     for position, q in run.q.items():
         if position < len(law):
             law[position] = q
