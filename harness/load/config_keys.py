@@ -40,6 +40,8 @@ def check_keys(file: Path, values: dict[str, Any], used: Collection[str], what: 
         UserError: keys that would change the computation, all of them named.
     """
     odd = {k: v for k, v in values.items() if k not in used and k not in HARMLESS and COMPUTES.search(k) and not is_neutral(k, v)}
+    if values.get("use_sliding_window") is False:
+        odd.pop("max_window_layers", None)  # how many layers would have one
     if odd:
         named = ", ".join(f"{k} = {str(v)[:60]}" for k, v in sorted(odd.items()))
         raise UserError(f"{file}: a {what} here does not honour {named}")

@@ -22,6 +22,11 @@ from methods.engine.engines import eagle3_drafter
 from methods.engine.target import HFTarget
 
 FLAGS = ("fc_norm", "norm_before_fc", "norm_output", "norm_before_residual")
+ALWAYS = {  # choices inside `eagle_config` that are made: true where they are there
+    "use_aux_hidden_state": "reads hidden states of the target's layers",
+    "use_input_layernorm_in_first_layer": "norms the embedding that its layer reads",
+    "use_last_layernorm": "norms what its LM head reads",
+}
 USED = (*SIZES, *FLAGS, "draft_vocab_size", "target_hidden_size", "num_aux_hidden_states", NESTED, AUX, LAYERS)
 
 
@@ -62,16 +67,17 @@ def head_config(folder: Path, target: TargetFacts) -> tuple[Eagle3Config, dict[s
         raise UserError(f"{file}: {NESTED} is {str(nested)[:60]}; it must be an object")
     nested = nested or {}
     check_keys(file, values, USED, "draft head of EAGLE-3")
-    check_keys(file, nested, (*FLAGS, "use_aux_hidden_state"), "draft head of EAGLE-3")
-    if nested.get("use_aux_hidden_state", True) is not True:
-        raise UserError(f"{file}: use_aux_hidden_state is {nested['use_aux_hidden_state']!r}; a head of EAGLE-3 here reads "
-                        "hidden states of the target's layers")  # fmt: skip
+    check_keys(file, nested, (*FLAGS, *ALWAYS), "draft head of EAGLE-3")
+    for key, what in ALWAYS.items():
+        if nested.get(key, True) is not True:
+            raise UserError(f"{file}: {key} is {nested[key]!r}; a head of EAGLE-3 here {what}")
     sizes = sizes_of(file, values)
     vocab, hidden = sizes["vocab_size"], sizes["hidden_size"]
-    draft_vocab = whole(file, "draft_vocab_size", values.get("draft_vocab_size") or vocab)
+    drafted, theirs = values.get("draft_vocab_size"), values.get("target_hidden_size")
+    draft_vocab = vocab if drafted is None else whole(file, "draft_vocab_size", drafted)
     if draft_vocab > vocab:
         raise UserError(f"{file}: draft_vocab_size is {draft_vocab}, and vocab_size {vocab}")
-    if (theirs := values.get("target_hidden_size") or hidden) != hidden:
+    if theirs is not None and whole(file, "target_hidden_size", theirs) != hidden:
         raise UserError(f"{file}: target_hidden_size is {theirs!r} and hidden_size {hidden}: a head here reads the target's "
                         "embedding, so both must be the same")  # fmt: skip
     flags: dict[str, Any] = {flag: _flag(file, flag, values, nested) for flag in FLAGS}
@@ -107,7 +113,7 @@ def _layers(file: Path, values: dict[str, Any], n: int | None) -> tuple[int, ...
     if key == LAYERS and named[-1] == n:
         raise UserError(f"{file}: {LAYERS} names what comes after the last of {n} layers, which others take before the target's "
                         "final norm, and a head here behind it")  # fmt: skip
-    if (told := values.get("num_aux_hidden_states", len(named))) != len(named):
+    if type(told := values.get("num_aux_hidden_states", len(named))) is not int or told != len(named):
         raise UserError(f"{file}: num_aux_hidden_states is {told!r}, and {key} names {len(named)}")
     if len(named) != N_STATES:
         raise UserError(f"{file}: {key} names {len(named)} hidden states; a head of EAGLE-3 reads {N_STATES}")

@@ -105,7 +105,7 @@ def sizes_of(file: Path, values: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{file} lacks {key!r}")
     heads = whole(file, "num_attention_heads", values["num_attention_heads"])
     hidden, kv_heads = whole(file, "hidden_size", values["hidden_size"]), values.get("num_key_value_heads")
-    if (layers := values.get("num_hidden_layers", 1)) != 1:
+    if type(layers := values.get("num_hidden_layers", 1)) is not int or layers != 1:
         raise UserError(f"{file}: num_hidden_layers is {layers!r}; a draft head has 1")
     theta, stretch = rope_of(file, values)
     config = HeadConfig(

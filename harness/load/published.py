@@ -116,8 +116,12 @@ def _numbered(file: Path, values: dict[str, Any]) -> dict[str, Any]:
     if (own and own != named) or (below and [i + 1 for i in below] != named and (ours or below != own)):
         raise UserError(f"{file}: {', and '.join(f'{place} is {found}' for place, found in lists.items() if found)}")
     rest = {k: v for k, v in values.items() if k not in (AUX, LAYERS, "use_aux_norm")}
-    if values.get("use_aux_norm"):  # SGLang's older word
-        rest["fc_norm"] = True
+    if (norms := values.get("use_aux_norm")) is not None:  # SGLang's older word for fc_norm
+        if not isinstance(norms, bool):
+            raise UserError(f"{file}: use_aux_norm is {norms!r}; it must be true or false")
+        if (told := values.get("fc_norm")) is not None and told is not norms:
+            raise UserError(f"{file}: use_aux_norm is {norms}, and fc_norm {told!r}: two words for one choice")
+        rest["fc_norm"] = norms
     if values.get("architectures") in (None, ["LlamaForCausalLM"]):
         rest["architectures"] = [EAGLE3]
     if named:

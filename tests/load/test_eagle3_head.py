@@ -78,6 +78,14 @@ def test_a_choice_may_stand_inside_eagle_config_or_beside_it_and_is_false_where_
         config_of(tmp_path / "text", **{flag: "yes", "eagle_config": rest})
 
 
+def test_choices_that_are_made_here_may_be_named(tmp_path: Path) -> None:
+    """As NVIDIA's heads and Qwen's configs do."""
+    made = nested(use_input_layernorm_in_first_layer=True, use_last_layernorm=True, use_mtp_layernorm=False)
+    window = {"max_window_layers": 36, "use_sliding_window": False, "sliding_window": None}
+    assert config_of(tmp_path / "a", **made, **window, use_aux_norm=False) == config_of(tmp_path / "b")
+    assert config_of(tmp_path / "c", use_aux_norm=True, fc_norm=None).fc_norm
+
+
 def test_choices_reach_the_drafter_with_their_weights(tmp_path: Path) -> None:
     def norms(state: dict[str, Tensor]) -> None:
         state.update({f"fc_norm.{i}.weight": torch.full((64,), 1.0 + i) for i in range(3)})
@@ -148,6 +156,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                    "head of EAGLE-3 reads 3"),
     "a number of states": ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2, and aux_hidden_states names 3"),
     "no object": ({"eagle_config": [1]}, "eagle_config is [1]; it must be an object"),
+    "no draft vocabulary": ({"draft_vocab_size": 0}, "draft_vocab_size is 0; it must be a whole number of at least 1"),
+    "a truth for a size": ({"target_hidden_size": False}, "target_hidden_size is False; it must be a whole number"),
+    "a truth for a number": ({"num_hidden_layers": True}, "num_hidden_layers is True; a draft head has 1"),
+    "a number of states that is none": ({"num_aux_hidden_states": 3.0}, "num_aux_hidden_states is 3.0, and aux_hidden_states"),
+    "an older word that is none": ({"use_aux_norm": "yes"}, "use_aux_norm is 'yes'; it must be true or false"),
+    "an older word that contradicts": ({"use_aux_norm": True, "fc_norm": False}, "use_aux_norm is True, and fc_norm False: two"),
+    "no last norm": (nested(use_last_layernorm=False), "use_last_layernorm is False; a head of EAGLE-3 here norms what its LM"),
+    "no first norm": (nested(use_input_layernorm_in_first_layer=False), "here norms the embedding that its layer reads"),
+    "a window": ({"max_window_layers": 36, "use_sliding_window": True}, "does not honour max_window_layers = 36, use_sliding"),
     "another key": ({"attention_bias": True}, "does not honour attention_bias = True"),
     "another key inside": (nested(parallel_drafting=True), "does not honour parallel_drafting = True"),
     "another layer": ({"architectures": ["Eagle3Qwen3ForCausalLM"]}, "architectures = Eagle3Qwen3ForCausalLM: a draft head here "
