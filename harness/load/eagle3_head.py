@@ -36,7 +36,7 @@ def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     The embedding is the target's; one in the file must be a copy of it. Choices that config.json leaves out are vLLM's: none of
     `FLAGS`. Without `d2t` and `t2d` the draft vocabulary is the whole one.
     """
-    config, values = head_config(folder, target)
+    config, values = head_config(folder, target.model, target.layers)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
     check_target(folder, values, methods.EAGLE3, target)
     state, digest, embedding = read_state(folder, values)
@@ -54,13 +54,14 @@ def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     return ReadDrafter(attach, digest)
 
 
-def head_config(folder: Path, target: TargetFacts) -> tuple[Eagle3Config, dict[str, Any]]:
-    """The sizes and choices in the config.json of a head for a target, and all that it says.
+def head_config(folder: Path, model: str, n_layers: int | None) -> tuple[Eagle3Config, dict[str, Any]]:
+    """The sizes and choices in the config.json of a head for `model`, and all that it says. n_layers: of the target, None where
+    not known.
 
     Raises:
         UserError: not there, not JSON, or sizes or choices that are missing, impossible or contradict each other.
     """
-    file, values = folder / "config.json", read_config(folder, methods.EAGLE3, target.model)
+    file, values = folder / "config.json", read_config(folder, methods.EAGLE3, model)
     check_architecture(file, values, KINDS[methods.EAGLE3].architectures, eagle3=True)
     nested = values.get(NESTED)
     if nested is not None and not isinstance(nested, dict):
@@ -83,8 +84,8 @@ def head_config(folder: Path, target: TargetFacts) -> tuple[Eagle3Config, dict[s
     flags: dict[str, Any] = {flag: _flag(file, flag, values, nested) for flag in FLAGS}
     if flags["fc_norm"] and flags["norm_before_fc"]:
         raise UserError(f"{file}: fc_norm and norm_before_fc are both true: fc has one norm before it, of each state or of all")
-    layers = _layers(file, values, target.layers)
-    return Eagle3Config(**sizes, **flags, draft_vocab_size=draft_vocab, aux_layers=layers, n_layers=target.layers or 0), values
+    layers = _layers(file, values, n_layers)
+    return Eagle3Config(**sizes, **flags, draft_vocab_size=draft_vocab, aux_layers=layers, n_layers=n_layers or 0), values
 
 
 def _flag(file: Path, name: str, values: dict[str, Any], nested: dict[str, Any]) -> bool:

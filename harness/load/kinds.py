@@ -189,6 +189,13 @@ def _read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     return read_eagle3(folder, target)
 
 
+def _check_eagle3(folder: Path, model: str, sizes: Architecture) -> None:
+    from harness.load.eagle3_head import head_config
+    from harness.load.eagle_head import check_fit
+
+    check_fit(head_config(folder, model, sizes.num_hidden_layers)[0], folder, model, (sizes.vocab_size, sizes.hidden_size))
+
+
 def _eagle3_numbers(sizes: Architecture) -> int:
     """Parameters of an EAGLE-3 head as published: fc of three states, a layer whose attention reads 2H, an LM head."""
     h = sizes.hidden_size
@@ -249,7 +256,7 @@ add_kind(DrafterKind(
 add_kind(DrafterKind(
     methods.EAGLE3, "draft head of EAGLE-3", _read_eagle3, _eagle3_memory, lambda sizes: 2 * STORED * _eagle3_numbers(sizes),
     architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Speculator", "Eagle3DraftModel"),
-    shows_in=lambda folder: any(name.startswith("midlayer.") for name in tensor_names(folder)),
+    shows_in=lambda folder: any(name.startswith("midlayer.") for name in tensor_names(folder)), check_config=_check_eagle3,
     train_command="eagle3", train_makes="an EAGLE-3 head",
 ))  # fmt: skip
 add_kind(DrafterKind(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.load import preflight
 from harness.load.eagle3_head import head_config
-from harness.load.kinds import TargetFacts, drafter_kind
+from harness.load.kinds import drafter_kind
 from harness.load.model import Loaded, load
 from harness.run.arms import check_given, make_arms
 
-FACTS = TargetFacts("tiny", 384, 64, "", None, "float32", 2)  # type: ignore[arg-type]
 HEAD = TINY.parent / "eagle3"
 
 
@@ -46,7 +44,7 @@ def with_state(tmp_path: Path, change: Callable[[dict[str, Tensor]], None], **ch
 
 
 def config_of(tmp_path: Path, **changes: Any) -> Any:
-    return head_config(edited(tmp_path, "eagle3", **changes), FACTS)[0]
+    return head_config(edited(tmp_path, "eagle3", **changes), "tiny", 2)[0]
 
 
 def nested(**changes: Any) -> dict[str, Any]:
@@ -112,23 +110,23 @@ def reading(*states: int, **more: Any) -> dict[str, Any]:
 
 def test_the_usual_hidden_states_are_read_where_none_are_named(tmp_path: Path) -> None:
     folder = edited(tmp_path, "eagle3", **reading() | {"aux_hidden_states": None})
-    assert head_config(folder, replace(FACTS, layers=30))[0].aux_layers == (2, 15, 27)
+    assert head_config(folder, "tiny", 30)[0].aux_layers == (2, 15, 27)
     with pytest.raises(UserError, match=r"of 2 layers has no usual three \(2, 1, -1\): name them in aux_hidden_states"):
-        head_config(folder, FACTS)
+        head_config(folder, "tiny", 2)
 
 
 def test_a_list_in_eagle_config_has_one_meaning_and_one_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     """It counts as SGLang does, whatever else is there; what an earlier `harness train` wrote is not taken for that."""
-    deep, inner = replace(FACTS, layers=30), nested(eagle_aux_hidden_state_layer_ids=[2, 15, 27])
+    deep, inner = ("tiny", 30), nested(eagle_aux_hidden_state_layer_ids=[2, 15, 27])
     alone = {"aux_hidden_states": None, **inner}
-    assert head_config(edited(tmp_path / "a", "eagle3", **alone, weights_sha256=None), deep)[0].aux_layers == (3, 16, 28)
+    assert head_config(edited(tmp_path / "a", "eagle3", **alone, weights_sha256=None), *deep)[0].aux_layers == (3, 16, 28)
     with pytest.raises(UserError, match=r'write "aux_hidden_states": \[2, 15, 27\] beside eagle_config, and \[1, 14, 26\] in it'):
-        head_config(edited(tmp_path / "b", "eagle3", **alone), deep)
+        head_config(edited(tmp_path / "b", "eagle3", **alone), *deep)
     mended = {"aux_hidden_states": [2, 15, 27], **nested(eagle_aux_hidden_state_layer_ids=[1, 14, 26])}
     for i, gone in enumerate(({}, {"weights_sha256": None})):
-        assert head_config(edited(tmp_path / f"c{i}", "eagle3", **mended, **gone), deep)[0].aux_layers == (2, 15, 27)
+        assert head_config(edited(tmp_path / f"c{i}", "eagle3", **mended, **gone), *deep)[0].aux_layers == (2, 15, 27)
     with pytest.raises(UserError, match=r"aux_hidden_states is \[2, 15, 27\], and .* in eagle_config is \[2, 15, 27\]"):
-        head_config(edited(tmp_path / "d", "eagle3", aux_hidden_states=[2, 15, 27], **inner), deep)
+        head_config(edited(tmp_path / "d", "eagle3", aux_hidden_states=[2, 15, 27], **inner), *deep)
 
 
 def test_of_a_target_of_which_some_layers_are_run_the_last_state_stands_in_for_what_is_not_there() -> None:
@@ -284,3 +282,13 @@ def test_a_policy_drafts_with_the_kind_of_head_that_is_given_and_other_methods_w
 def test_its_bytes_count_in_a_dry_run() -> None:
     lines = "\n".join(preflight.report(CONFIG, kinds=["eagle3"], head=None, dtype="float32"))
     assert "missing: nothing" in lines
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"hidden_size": 96, "target_hidden_size": None}, "is for a target with hidden size 96 and 384 tokens; tiny"),
+    (reading(0, 1, 3), "[0, 1, 3]; it must be hidden states of the target"),
+])  # fmt: skip
+def test_a_dry_run_tells_that_a_head_does_not_fit(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"drafters": {"eagle3": str(edited(tmp_path, "eagle3", **changes))}})
+    lines = [*preflight.report(config, kinds=["eagle3"], head=None, dtype="float32")]
+    assert sum(line.startswith("missing: a draft head of EAGLE-3 that fits: ") and said in line for line in lines) == 1

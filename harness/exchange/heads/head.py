@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from harness.common.errors import UserError
 from harness.exchange.heads.target import Target
 from harness.load import eagle3_head, eagle_head
 from harness.load.drafters import check_embedding_shape, check_state, read_state
-from harness.load.kinds import TargetFacts, drafter_kind, kind_of
+from harness.load.kinds import drafter_kind, kind_of
 from harness.load.layout import weight_files
 from methods.engine.draft_head import EagleHead, HeadConfig
 from methods.engine.eagle3 import Eagle3Config, Eagle3Head
@@ -56,10 +55,7 @@ def read_head(folder: Path, target: Target) -> Head:
     config: HeadConfig
     kind = drafter_kind(folder)
     if kind == methods.EAGLE3:
-        facts = TargetFacts(  # of which the sizes alone are looked at
-            target.name, target.vocab_size, target.hidden_size, "", cast("Any", None), "", target.n_layers
-        )
-        config, values = eagle3_head.head_config(folder, facts)
+        config, values = eagle3_head.head_config(folder, target.name, target.n_layers)
     elif kind == methods.EAGLE:
         config, values = eagle_head.head_config(folder, target.name)
     else:
