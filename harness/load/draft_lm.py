@@ -27,7 +27,7 @@ def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
     if kind_named(values) is None:
         return _whole_lm(folder, values, target)
     check_sizes(folder, values, "lm", target)
-    check_target(folder, values, "lm", target)
+    check_target(folder, values, "lm", target.model, target.sha)
     state, digest, embedding = read_state(folder, values)
     narrow = NarrowLM(narrow_config(folder, values))
     fill(narrow, state, folder)

@@ -47,16 +47,17 @@ def read_config(folder: Path, kind: str, model: str) -> dict[str, Any]:
     return values
 
 
-def check_target(folder: Path, values: dict[str, Any], kind: str, target: TargetFacts) -> None:
-    """
+def check_target(folder: Path, values: dict[str, Any], kind: str, model: str, sha: str) -> None:
+    """sha: of the weights of `model`.
+
     Raises:
         UserError: config.json names the hash of another target.
     """
     made_for = values.get("target_sha256")
-    if made_for is not None and made_for != target.sha:
+    if made_for is not None and made_for != sha:
         raise UserError(
             f"the {kind_of(kind).title} in {folder} was trained for a target with sha256 {shown_id(str(made_for))}..; "
-            f"{target.model} has {shown_id(target.sha)}.."
+            f"{model} has {shown_id(sha)}.."
         )
 
 

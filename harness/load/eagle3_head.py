@@ -38,7 +38,7 @@ def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     """
     config, values = head_config(folder, target.model, target.layers)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
-    check_target(folder, values, methods.EAGLE3, target)
+    check_target(folder, values, methods.EAGLE3, target.model, target.sha)
     state, digest, embedding = read_state(folder, values)
     head = Eagle3Head(config)
     fill(head, with_vocabulary(weight_files(folder)[0], state, config), folder)

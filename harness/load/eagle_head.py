@@ -38,7 +38,7 @@ def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
     """
     config, values = head_config(folder, target.model)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
-    check_target(folder, values, methods.EAGLE, target)
+    check_target(folder, values, methods.EAGLE, target.model, target.sha)
     state, digest, embedding = read_state(folder, values)
     head = EagleHead(config)
     fill(head, state, folder)

@@ -32,7 +32,7 @@ def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
     """The heads of a folder; kind: `medusa` or `hydra`. `read` of `DrafterKind`."""
     values = read_config(folder, kind, target.model)
     check_sizes(folder, values, kind, target)
-    check_target(folder, values, kind, target)
+    check_target(folder, values, kind, target.model, target.sha)
     state, digest, own = read_state(folder, values)
     file = folder / "config.json"
     heads: ResidualHeads | PublishedHeads

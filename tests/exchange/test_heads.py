@@ -41,6 +41,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from harness.common.errors import UserError
+from harness.common.files import sha256_file
 from harness.exchange.heads.export_head import export_head
 from harness.exchange.heads.formats import FORMATS, format_of
 from harness.exchange.heads.head import Head, read_head
@@ -503,6 +504,18 @@ def test_the_command_says_how_to_serve_what_it_wrote(tmp_path: Path) -> None:
     shallow = TINY.parent / "eagle3"  # of two layers, all of whose hidden states it reads
     refused(harness("export-head", shallow, *tiny, "--format sglang", *at), "of 2 layers it can be told 1 to 1")
     assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("kind", ["head", "eagle3"])
+def test_a_head_that_names_another_target_is_not_exported(kind: str, tmp_path: Path) -> None:
+    own = TINY.parent / kind
+    values = json.loads((own / "config.json").read_text()) | {"target_sha256": "0" * 64}
+    folder = folder_of(tmp_path / "other", values, load_file(own / "model.safetensors"))
+    values["weights_sha256"] = sha256_file(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(values))
+    refused(harness("export-head", folder, "--model", TINY, "--format sglang --out", tmp_path / "s"),
+            "was trained for a target with sha256 0000000000000000..; tiny has")  # fmt: skip
+    assert read_head(folder, Target("m", 64, 384, 2, 64, "x")).target_sha == "0" * 64  # the target's weights are not here
 
 
 def test_what_serves_an_eagle3_head(tmp_path: Path) -> None:

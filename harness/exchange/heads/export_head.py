@@ -46,6 +46,8 @@ def export_head(folder: Path, format_: str, out: Path, model: str, address: str 
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from e
     write_file(out / "config.json", json.dumps(config, indent=2) + "\n")
     lines = [*how_to_serve(written_as, head, target, out, **tree)]
+    if head.target_sha is not None and target.sha is None:
+        lines.append(f"the weights of {target.name} are not here, so that it was trained for them was not checked")
     if head.has_embedding:
         lines.append("the embedding in its file is left out; that it is the target's is checked where `harness run` loads it")
     return [f"written to {out}: {len(tensors)} tensors and a config.json for {written_as.loads_in}", *lines]

@@ -1,8 +1,9 @@
-"""The target that a head is exported for: its sizes, and what it is called where it is served. No weights are read."""
+"""The target that a head is exported for: its sizes, and what it is called where it is served. Its weights are not loaded."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.common.errors import UserError
@@ -10,12 +11,13 @@ from harness.common.hints import hinted
 from harness.load.config import ModelConfig
 from harness.load.preflight import architecture
 from harness.load.sources import HubRepo
-from harness.load.weights import prepared_folder
+from harness.load.weights import prepared_folder, weights_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """name: ours. address: a repository of the hub, or a folder. architectures: as its config.json names them."""
+    """name: ours. address: a repository of the hub, or a folder. architectures: as its config.json names them. sha: what
+    identifies its weights; None where these are not here."""
 
     name: str
     hidden_size: int
@@ -24,6 +26,7 @@ class Target:
     context: int
     address: str
     architectures: tuple[str, ...] = ("LlamaForCausalLM",)
+    sha: Callable[[], str] | None = None
 
 
 def target_of(config: ModelConfig, address: str | None = None) -> Target:
@@ -43,5 +46,6 @@ def target_of(config: ModelConfig, address: str | None = None) -> Target:
         except (OSError, ValueError, KeyError, TypeError):
             pass
     return Target(
-        config.name, sizes.hidden_size, sizes.vocab_size, sizes.num_hidden_layers, config.context_length, address or own, named
-    )
+        config.name, sizes.hidden_size, sizes.vocab_size, sizes.num_hidden_layers, config.context_length, address or own, named,
+        None if folder is None else lambda: weights_folder(config)[1],
+    )  # fmt: skip
