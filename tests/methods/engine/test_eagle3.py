@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from drafting import close, expand_in_levels
+from eagle3_formula import eagle3_logits
 from random_llamas import eagle3_head_of, fresh_target, module_of, same_bits
 from torch import Tensor
 
@@ -31,67 +32,12 @@ CHOICES: dict[str, dict[str, Any]] = {
 each_choice = pytest.mark.parametrize("choice", CHOICES)
 MODEL = "72, three heads a group"
 TREE = Tree([3, 7, 8, 9, 10, 11], [-1, 0, 0, 2, 3, 2])
-Weights = dict[str, Tensor]
-
-
-# ---- the formula ----
-
-
-def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """x [heads, n, d]: component j and j + d/2 as a complex number, turned by position * theta^(-2j/d)."""
-    half = x.shape[-1] // 2
-    angle = positions[:, None].double() * theta ** (-2.0 * torch.arange(half, dtype=torch.float64) / x.shape[-1])
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat([turned.real, turned.imag], dim=-1)
-
-
-def fused(head: Eagle3Head, w: Weights, features: Tensor) -> Tensor:
-    """The target's states side by side [n, states * hidden] -> h [n, hidden]."""
-    c = head.config
-    if c.norm_before_fc:
-        features = normed(features, w["input_norm.weight"], c.rms_norm_eps)
-    if c.fc_norm:
-        parts = features.chunk(len(c.aux_layers), dim=-1)
-        features = torch.cat([normed(x, w[f"fc_norm.{i}.weight"], c.rms_norm_eps) for i, x in enumerate(parts)], dim=-1)
-    return features @ w["fc.weight"].T
-
-
-def slow_layer(head: Eagle3Head, w: Weights, embedded: Tensor, h: Tensor) -> Tensor:
-    """Pairs (h_i, t_{i+1}), their tokens embedded -> the layer's output [n, hidden]; positions are i, attention is causal."""
-    c, n, d = head.config, len(h), head.config.head_dim
-    x = normed(h, w["midlayer.hidden_norm.weight"], c.rms_norm_eps)
-    residual = x if c.norm_before_residual else h
-    both = torch.cat([normed(embedded, w["midlayer.input_layernorm.weight"], c.rms_norm_eps), x], dim=-1)
-
-    def projected(name: str) -> Tensor:
-        return (both @ w[f"midlayer.self_attn.{name}_proj.weight"].T).view(n, -1, d).transpose(0, 1)
-
-    q, k = (rotated(projected(name), torch.arange(n), c.rope_theta) for name in "qk")
-    v, heads = projected("v"), []
-    for i in range(c.num_attention_heads):
-        kv = i * c.num_key_value_heads // c.num_attention_heads
-        scores = (q[i] @ k[kv].T / d**0.5).masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
-        heads.append(scores.softmax(-1) @ v[kv])
-    x = residual + torch.cat(heads, dim=-1) @ w["midlayer.self_attn.o_proj.weight"].T
-    between = normed(x, w["midlayer.post_attention_layernorm.weight"], c.rms_norm_eps)
-    gate, up = (between @ w[f"midlayer.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
-    return x + (F.silu(gate) * up) @ w["midlayer.mlp.down_proj.weight"].T
 
 
 def slow_logits(head: Eagle3Head, embedding: Tensor, tokens: list[int], features: Tensor, drafted: list[int]) -> Tensor:
-    """Logits [draft vocabulary] after `drafted`, whose states are the head's own; one whole forward a token."""
-    c, w = head.config, {name: x.double() for name, x in head.state_dict().items()}
-    h = fused(head, w, features.double())
-    for token in [*drafted, None]:
-        out = slow_layer(head, w, embedding.double()[tokens], h)[-1:]
-        after = normed(out, w["norm.weight"], c.rms_norm_eps)
-        if token is not None:
-            tokens, h = [*tokens, token], torch.cat([h, after if c.norm_output else out])
-    return (after @ w["lm_head.weight"].T)[0]
+    """`eagle3_logits` of a head in memory."""
+    config = asdict(head.config) | {"eagle_config": {"norm_before_fc": head.config.norm_before_fc}}
+    return eagle3_logits(head.state_dict(), config, embedding, tokens, features, drafted)
 
 
 # ---- drafters ----
@@ -157,6 +103,7 @@ def test_other_engines_draft_what_torchs_does(choice: str) -> None:
     tokens, states = pairs_of(140, head)  # more than the native engine runs at once
     embedding, found = module.model.embed_tokens.weight, []
     natives = [NativeEagle3Drafter(head, embedding, fresh_target(MODEL, torch.float32, p).lm_head) for p in build.paths_here()]
+
     others = [RowInvariantEagle3Drafter(head, embedding, module.lm_head)]
     for drafter in (Eagle3Drafter(head, embedding, module.lm_head), *others, *natives):
         drafter.start(300)
