@@ -48,12 +48,14 @@ class _Head(_Draws):
     _clock: Any
     _names: Tensor | None
     _columns: Any
+    _layer: Any
     _given: Callable[[Tensor], Tensor]
     _read: Callable[[Tensor], Tensor]
 
     def _run_by(self, native: NativeModel) -> None:
         self._native, self._cache = native, native.new_cache()
         self._hidden = torch.empty(0)
+        del self._layer  # whose copy of q, k and v would lie beside the panels of ours
 
     def start(self, room: int, frequent: int | None = None, first: int | None = None) -> None:
         self._head, self._names = self._columns(frequent)

@@ -103,7 +103,7 @@ def test_other_engines_draft_what_torchs_does(choice: str) -> None:
     tokens, states = pairs_of(140, head)  # more than the native engine runs at once
     embedding, found = module.model.embed_tokens.weight, []
     natives = [NativeEagle3Drafter(head, embedding, fresh_target(MODEL, torch.float32, p).lm_head) for p in build.paths_here()]
-
+    assert not any(hasattr(native, "_layer") for native in natives)  # a copy of q, k and v that C does not read
     others = [RowInvariantEagle3Drafter(head, embedding, module.lm_head)]
     for drafter in (Eagle3Drafter(head, embedding, module.lm_head), *others, *natives):
         drafter.start(300)
