@@ -10,7 +10,16 @@ from safetensors import SafetensorError
 
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys, positive, rope_of
-from harness.load.drafters import check_embedding, check_sizes, check_target, config_from, fill, read_config, read_state
+from harness.load.drafters import (
+    EMBEDDING,
+    check_embedding,
+    check_sizes,
+    check_target,
+    config_from,
+    fill,
+    read_config,
+    read_state,
+)
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_named
 from harness.load.layout import weight_files, weights_digest
 from harness.load.prompt_text import load_tokenizer
@@ -28,7 +37,8 @@ def read_lm(folder: Path, target: TargetFacts) -> ReadDrafter:
         return _whole_lm(folder, values, target)
     check_sizes(folder, values, "lm", target)
     check_target(folder, values, "lm", target.model, target.sha)
-    state, digest, embedding = read_state(folder, values)
+    state, digest = read_state(folder, values)
+    embedding = state.pop(EMBEDDING, None)
     narrow = NarrowLM(narrow_config(folder, values))
     fill(narrow, state, folder)
 

@@ -94,9 +94,9 @@ def config_from(kind: type[Config], folder: Path, values: dict[str, Any]) -> Con
     return config
 
 
-def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str, Tensor | None]:
-    """(the tensors in a folder's weights by our names, in one file or in shards; their `weights_digest`; an embedding that stood
-    among them, which must be a copy of the target's: `check_embedding`). values: its config.json's, which may name the digest.
+def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The tensors in a folder's weights by our names, in one file or in shards, and their `weights_digest`. values: its
+    config.json's, which may name that. What is under `EMBEDDING` must be a copy of the target's: `check_embedding`.
 
     Raises:
         UserError: not there, truncated or altered; or one tensor in two shards, or under two names.
@@ -117,9 +117,8 @@ def read_state(folder: Path, values: dict[str, Any]) -> tuple[dict[str, Tensor],
     if expected is not None and digest != expected:
         raise UserError(f"{files[0]} has sha256 {digest}, its config.json says {expected}: truncated or altered")
     state = by_our_names(state, files[0])
-    embedding = state.pop(EMBEDDING, None)
-    # old files hold rotary tables besides the embedding; they follow from the config
-    return {k: v for k, v in state.items() if not k.endswith(".rotary_emb.inv_freq")}, digest, embedding
+    # old files hold rotary tables; they follow from the config
+    return {k: v for k, v in state.items() if not k.endswith(".rotary_emb.inv_freq")}, digest
 
 
 ROWS = 4096  # of an embedding that are compared at once

@@ -11,7 +11,7 @@ from torch import Tensor
 import methods
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys, whole
-from harness.load.drafters import check_embedding, check_target, fill, read_config, read_state
+from harness.load.drafters import EMBEDDING, check_embedding, check_target, fill, read_config, read_state
 from harness.load.eagle_head import SIZES, check_architecture, check_fit, sizes_of
 from harness.load.kinds import KINDS, ReadDrafter, TargetFacts
 from harness.load.layout import weight_files
@@ -39,7 +39,8 @@ def read_eagle3(folder: Path, target: TargetFacts) -> ReadDrafter:
     config, values = head_config(folder, target.model, target.layers)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
     check_target(folder, values, methods.EAGLE3, target.model, target.sha)
-    state, digest, embedding = read_state(folder, values)
+    state, digest = read_state(folder, values)
+    embedding = state.pop(EMBEDDING, None)
     head = Eagle3Head(config)
     fill(head, with_vocabulary(weight_files(folder)[0], state, config), folder)
 

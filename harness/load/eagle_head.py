@@ -15,7 +15,7 @@ import methods
 from harness.common.errors import UserError
 from harness.common.files import sha256_file
 from harness.load.config_keys import check_keys, positive, rope_of, whole
-from harness.load.drafters import check_embedding, check_target, fill, read_config, read_state
+from harness.load.drafters import EMBEDDING, check_embedding, check_target, fill, read_config, read_state
 from harness.load.kinds import ReadDrafter, TargetFacts
 from methods.engine.draft_head import EagleDrafter, EagleHead, HeadConfig
 from methods.engine.engines import eagle_drafter
@@ -39,7 +39,8 @@ def read_eagle(folder: Path, target: TargetFacts) -> ReadDrafter:
     config, values = head_config(folder, target.model)
     check_fit(config, folder, target.model, (target.vocab_size, target.hidden_size))
     check_target(folder, values, methods.EAGLE, target.model, target.sha)
-    state, digest, embedding = read_state(folder, values)
+    state, digest = read_state(folder, values)
+    embedding = state.pop(EMBEDDING, None)
     head = EagleHead(config)
     fill(head, state, folder)
     frequent, frequent_sha = load_frequent(folder, target.vocab_size)

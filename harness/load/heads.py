@@ -10,7 +10,16 @@ from torch import Tensor
 
 from harness.common.errors import UserError
 from harness.load.config_keys import check_keys
-from harness.load.drafters import check_embedding, check_sizes, check_target, config_from, fill, read_config, read_state
+from harness.load.drafters import (
+    EMBEDDING,
+    check_embedding,
+    check_sizes,
+    check_target,
+    config_from,
+    fill,
+    read_config,
+    read_state,
+)
 from harness.load.kinds import ReadDrafter, TargetFacts, kind_of
 from harness.load.layout import MEDUSA_KEY, weight_files
 from methods.base import Drafter
@@ -33,7 +42,8 @@ def read_heads(kind: str, folder: Path, target: TargetFacts) -> ReadDrafter:
     values = read_config(folder, kind, target.model)
     check_sizes(folder, values, kind, target)
     check_target(folder, values, kind, target.model, target.sha)
-    state, digest, own = read_state(folder, values)
+    state, digest = read_state(folder, values)
+    own = state.pop(EMBEDDING, None)
     file = folder / "config.json"
     heads: ResidualHeads | PublishedHeads
     if kind == "medusa" and ("medusa_num_heads" in values or all(MEDUSA_KEY.fullmatch(key) for key in state)):

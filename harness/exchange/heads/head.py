@@ -12,7 +12,7 @@ import methods
 from harness.common.errors import UserError
 from harness.exchange.heads.target import Target
 from harness.load import eagle3_head, eagle_head
-from harness.load.drafters import check_embedding_shape, check_state, check_target, read_state
+from harness.load.drafters import EMBEDDING, check_embedding_shape, check_state, check_target, read_state
 from harness.load.kinds import drafter_kind, kind_of
 from harness.load.layout import weight_files
 from methods.engine.draft_head import EagleHead, HeadConfig
@@ -63,7 +63,8 @@ def read_head(folder: Path, target: Target) -> Head:
     eagle_head.check_fit(config, folder, target.name, (target.vocab_size, target.hidden_size))
     if values.get("target_sha256") is not None and target.sha is not None:
         check_target(folder, values, kind, target.name, target.sha())
-    state, _, embedding = read_state(folder, values)
+    state, _ = read_state(folder, values)
+    embedding = state.pop(EMBEDDING, None)
     check_embedding_shape(folder, embedding, (target.vocab_size, target.hidden_size))
     with torch.device("meta"):
         wanted = (Eagle3Head(config) if isinstance(config, Eagle3Config) else EagleHead(config)).state_dict()
