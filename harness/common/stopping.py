@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -48,3 +48,29 @@ def stoppable(stop: Stop, line: str) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def draining(line: str) -> Iterator[Callable[[], bool]]:
+    """In the block the first signal is noted alone, and `line` printed: what is given says whether it came. The second does what
+    it did before the block. At the end of the block the first does so, too: what was under way is done by then."""
+    old = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        before = old[number] if callable(old[number]) else signal.default_int_handler
+        if came:
+            before(number, frame)
+        came.append(number)
+        os.write(2, f"{line}\n".encode())
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if came:
+        before = old[came[0]]
+        (before if callable(before) else signal.default_int_handler)(came[0], None)

@@ -1,0 +1,33 @@
+"""Work cut into shards: each is done by one worker, item by item."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+PER_WORKER = 4  # shards: while one worker does its last, little is left to the others
+
+
+@dataclass(slots=True)
+class Shard:
+    """`items`: those that no worker has yet; `where`: who has it; `n`: how many there were; `left_out`: items given up."""
+
+    name: str
+    items: deque[Any]
+    n: int
+    state: str = "waiting"  # then running, done, given up (some of its items)
+    where: str = ""
+    n_given_up: int = 0
+    deaths: Counter[Any] = field(default_factory=Counter)  # of workers, by the item that they were at
+
+
+def cut(items: Iterable[Any], n: int, together: Callable[[Any], Hashable]) -> list[Shard]:
+    """At most `n` shards, none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
+    groups: dict[Hashable, int] = {}
+    shares: list[list[Any]] = [[] for _ in range(n)]
+    for item in items:
+        shares[groups.setdefault(together(item), len(groups)) % n].append(item)
+    full = [share for share in shares if share]
+    return [Shard(f"{i}/{len(full)}", deque(share), len(share)) for i, share in enumerate(full, start=1)]
