@@ -92,6 +92,8 @@ def _gpus() -> tuple[int, ...]:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
         )
-        return tuple(int(line) << 20 for line in done.stdout.split("\n") if line.strip().isdecimal()) if not done.returncode else ()
+        return (
+            tuple(int(line) << 20 for line in done.stdout.split("\n") if line.strip().isdecimal()) if not done.returncode else ()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ()

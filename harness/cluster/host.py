@@ -54,7 +54,7 @@ class Host:
         threading.Thread(target=self._work, daemon=True).start()
 
     def hello(self, asked: Asked) -> Iterator[Message]:
-        return self._messages(lambda: self._send(FACTS, facts_here(asked)), REFUSED)
+        yield from self._messages(lambda: self._send(FACTS, facts_here(asked)), REFUSED)
 
     def open(self, maker: str, setup: Any, slot: int, threads: int, env: Mapping[str, str]) -> Iterator[Message]:
         """Make the bench: `maker` is MODULE:FUNCTION, called with `setup`. slot: this worker's number on its machine."""
@@ -66,12 +66,12 @@ class Host:
             self._bench = getattr(importlib.import_module(module), name)(setup)
             self._send(OPENED, self._bench.opened)
 
-        return self._messages(make, REFUSED)
+        yield from self._messages(make, REFUSED)
 
     def do(self, item: Any) -> Iterator[Message]:
         assert self._bench is not None
         bench = self._bench
-        return self._messages(lambda: bench.do(item, self._send), FAILED)
+        yield from self._messages(lambda: bench.do(item, self._send), FAILED)
 
     def _messages(self, work: Callable[[], None], refusal: str) -> Iterator[Message]:
         """What `work` sends, what it prints, and what it ends with if not well; an error that users can mend is a `refusal`."""

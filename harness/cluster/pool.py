@@ -45,8 +45,12 @@ class Desk(Protocol):
         """What the next bench is made of."""
         ...
 
-    def given(self, item: Any) -> Any:
-        """An item with all that a worker needs to do it; None where nothing of it is to be done."""
+    def begin(self) -> Any:
+        """What a worker does first; None where nothing."""
+        ...
+
+    def given(self, item: Any, told: Any) -> Any:
+        """An item with all that a worker needs to do it; None where nothing of it is to be done. told: by the worker's bench."""
         ...
 
     def took(self, item: Any, message: Message) -> None: ...
@@ -97,7 +101,8 @@ class _Worker:
     place: _Place
     actor: Any
     slot: int = -1  # a scout has none
-    doing: str = "hello"  # then open, idle, do
+    doing: str = "hello"  # then open, begin, idle, do
+    told: Any = None
     shard: Shard | None = None
     item: Any = None
     heard: float = field(default_factory=time.monotonic)
@@ -216,7 +221,7 @@ class Pool:
         idle = [w for w in begun if w.doing == "idle"]
         for worker in idle:
             self._give(worker)
-        n = len(self._waiting) - sum(w.doing in ("open", "idle") for w in begun)
+        n = len(self._waiting) - sum(w.doing in ("open", "begin", "idle") for w in begun)
         if self._is_draining() or (not self._has_opened and begun):
             return
         free = sorted((p for p in self._places.values() if p.free and not p.why), key=lambda p: len(p.free), reverse=True)
@@ -246,7 +251,7 @@ class Pool:
                 self._mark(worker.shard, "running", worker.place.node.name)
             while worker.shard.items:
                 item = worker.shard.items.popleft()
-                given = self._desk.given(item)
+                given = self._desk.given(item, worker.told)
                 if given is not None:
                     worker.item, worker.doing, worker.heard = item, "do", time.monotonic()
                     self._cluster.call(worker.actor, "do", given)
@@ -267,8 +272,11 @@ class Pool:
                 self._take(worker, event)
             elif worker.doing == "hello":
                 self._end(worker)
-            elif worker.doing == "open":
-                worker.doing = "idle"
+            elif worker.doing == "open" and (job := self._desk.begin()) is not None:
+                worker.doing = "begin"
+                self._cluster.call(actor, "do", job)
+            elif worker.doing in ("open", "begin"):
+                worker.place.deaths, worker.doing = 0, "idle"
             elif worker.doing == "do":
                 self._desk.ended(worker.item)
                 self._give(worker)
@@ -290,7 +298,7 @@ class Pool:
             why = self._desk.opened(body)
             if why is not None:
                 return self._refuse(worker.place, why)
-            self._has_opened, worker.place.deaths = True, 0
+            self._has_opened, worker.told = True, body
         elif kind == REFUSED:
             self._refuse(worker.place, body)
         elif kind == FAILED:

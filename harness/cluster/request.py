@@ -36,7 +36,7 @@ class ClusterRequest:
             raise UserError(f"--worker-timeout is {self.worker_timeout:g}; it must be seconds, over 0")
         host, _, port = self.address.rpartition(":")
         if "://" in self.address:
-            raise UserError(f"--ray {self.address}: a Ray Client's address sends no records while they are made; join the cluster "
+            raise UserError(f"--ray {self.address}: a Ray Client sends nothing before it is done; join the cluster "
                             "(`ray start --address=HOST:6379 --num-cpus=0`) and give HOST:6379")  # fmt: skip
         if self.address not in (LOCAL, "auto") and not (host and port.isdecimal()):
             raise UserError(f"--ray {self.address}: it takes local, auto or HOST:PORT")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class TreeSink(Protocol):
     """Takes drafted trees; `keys`: of the generations whose trees are there. `harness.ledger.trees.TreeStore` is one."""
 
-    keys: set[str]
+    @property
+    def keys(self) -> set[str]: ...
 
     def add(self, cell: str, key: str, token_ids: Sequence[int], trees: Sequence[DraftedTree]) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -107,6 +107,14 @@ class Plan:
         # at any temperature, and without a baseline too
         answers = {ps.task: _cell(spec, loaded, spec.base, ps, 0.0) for ps in spec.prompt_sets}
         return cls(spec, tuple(cells), answers)
+
+    @classmethod
+    def with_keys(cls, spec: RunSpec, keys: Sequence[str], answer_keys: Mapping[str, str]) -> Plan:
+        """The same without a model, where it is known what keys its cells have: in the order of `cells`, and by task."""
+        arms = ((ps, arm) for ps in spec.prompt_sets for arm in spec.measured_arms())
+        cells = tuple(Cell(arm, ps, spec.temperature, key) for (ps, arm), key in zip(arms, keys, strict=True))
+        answers = {ps.task: Cell(spec.base, ps, 0.0, answer_keys[ps.task]) for ps in spec.prompt_sets}
+        return cls(spec, cells, answers)
 
     def cells_written(self) -> list[Cell]:
         """Every cell that the run may add records to."""

@@ -100,6 +100,7 @@ class Runner:
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
+        self._whole = None
         self.recorded = Recorded.of(self.ledger.records, self.spec, self._trees.keys if self._trees else None)
         return self.ledger.records
 
