@@ -59,9 +59,9 @@ def differences(there: Facts, here: Facts) -> Iterator[str]:
         yield f"it cannot read {path}"
     if there.python != here.python:
         yield f"it has Python {there.python}, the driver {here.python}"
-    for (name, version), (_, ours) in zip(there.packages, here.packages, strict=True):
-        if version != ours:
-            yield f"it has {name} {version}, the driver {ours}"
+    for (name, version), (_, our_version) in zip(there.packages, here.packages, strict=True):
+        if version != our_version:
+            yield f"it has {name} {version}, the driver {our_version}"
     if there.code != here.code:
         yield f"its code of this harness is {there.code}, the driver's {here.code}"
     for (path, sha), (_, ours) in zip(there.same, here.same, strict=True):

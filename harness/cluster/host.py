@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import platform
 import queue
 import sys
 import threading
@@ -62,6 +63,7 @@ class Host:
         def make() -> None:
             os.environ.update(env, OMP_NUM_THREADS=str(threads))  # before torch is there, which reads it once
             pin(slot, threads)
+            to_the_front(lambda text: self._send(LINE, text))
             module, _, name = maker.partition(":")
             self._bench = getattr(importlib.import_module(module), name)(setup)
             self._send(OPENED, self._bench.opened)
@@ -108,6 +110,16 @@ def pin(slot: int, threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[(slot * threads + i) % len(cores)] for i in range(threads)})
+
+
+def to_the_front(line: Callable[[str], None]) -> None:
+    """Ray starts workers at nice 15 unless RAY_worker_niceness says otherwise where a node is started: other work comes first."""
+    if (nice := os.getpriority(os.PRIO_PROCESS, 0)) > 0:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        except OSError:
+            line(f"note: workers on {platform.node()} run at nice {nice}, so that any other work there slows them: "
+                 "start its node with RAY_worker_niceness=0")  # fmt: skip
 
 
 class _Lines(io.TextIOBase):

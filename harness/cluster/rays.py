@@ -5,6 +5,7 @@ Ray itself retries nothing: a generator that it replayed would send messages twi
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -119,6 +120,7 @@ def connected(address: str) -> Iterator[Rays]:
     if address == LOCAL:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # this makes it listen on loopback alone
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # its own default here, without the warning
+        os.environ.setdefault("RAY_worker_niceness", "0")  # of 15 by default: any other work would come first
     try:
         import ray
     except ImportError:
@@ -130,7 +132,7 @@ def connected(address: str) -> Iterator[Rays]:
         _check_answers(ray, address)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**given, log_to_driver=False, logging_level="ERROR", namespace="harness")
+        ray.init(**given, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")
     except Exception as e:
         raise UserError(f"--ray {address}: {' '.join(str(e).split()) or type(e).__name__}") from e
     finally:

@@ -54,11 +54,14 @@ def stoppable(stop: Stop, line: str) -> Iterator[None]:
 def draining(line: str) -> Iterator[Callable[[], bool]]:
     """In the block the first signal is noted alone, and `line` printed: what is given says whether it came. The second does what
     it did before the block. At the end of the block the first does so, too: what was under way is done by then."""
-    old = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    old = {int(n): handler for n in SIGNALS if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
     came: list[int] = []
 
+    def before(number: int, frame: FrameType | None) -> None:
+        handler = old[number]
+        (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
     def handle(number: int, frame: FrameType | None) -> None:
-        before = old[number] if callable(old[number]) else signal.default_int_handler
         if came:
             before(number, frame)
         came.append(number)
@@ -72,5 +75,4 @@ def draining(line: str) -> Iterator[Callable[[], bool]]:
         for number, handler in old.items():
             signal.signal(number, handler)
     if came:
-        before = old[came[0]]
-        (before if callable(before) else signal.default_int_handler)(came[0], None)
+        before(came[0], None)
