@@ -27,7 +27,7 @@ TASKS = "--method vanilla --method eagle2 --method sps --task mt_bench --task gs
 def nodes() -> Iterator[Any]:
     """A cluster of two nodes with a core each, on loopback."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], os.environ["RAY_USAGE_STATS_ENABLED"] = "0", "0"
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_worker_niceness"] = "disabled", "0"
     from ray.cluster_utils import Cluster
 
     has = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
