@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from harness.cluster.facts import Asked, Facts, differences
 from harness.cluster.host import CRASHED, FACTS, FAILED, LINE, OPENED, REFUSED, Message
 from harness.cluster.rays import End, Lost, Node
-from harness.cluster.shards import PER_WORKER, Shard, cut
+from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import UserError, duration, say
 
 MOST_DEATHS = 3
@@ -65,7 +65,7 @@ class Desk(Protocol):
         """It is not given again; -> what is left of it to do, or None."""
         ...
 
-    def shards(self, shards: Sequence[Shard]) -> None:
+    def shards(self, shards: Sequence[Share]) -> None:
         """Something of their states changed."""
         ...
 
@@ -103,7 +103,7 @@ class _Worker:
     slot: int = -1  # a scout has none
     doing: str = "hello"  # then open, begin, idle, do
     told: Any = None
-    shard: Shard | None = None
+    shard: Share | None = None
     item: Any = None
     heard: float = field(default_factory=time.monotonic)
 
@@ -115,8 +115,8 @@ class Pool:
         self._cluster, self._needs, self._desk, self._here, self._is_draining = cluster, needs, desk, here, is_draining
         self._places: dict[str, _Place] = {}
         self._workers: dict[Any, _Worker] = {}
-        self._waiting: deque[Shard] = deque()
-        self._shards: list[Shard] = []
+        self._waiting: deque[Share] = deque()
+        self._shards: list[Share] = []
         self._n_slots: dict[str, int] = {}  # by machine
         self._looked = 0.0
         self._has_opened = False
@@ -345,6 +345,6 @@ class Pool:
     def _is_busy(self) -> bool:
         return any(w.doing == "do" for w in self._workers.values())
 
-    def _mark(self, shard: Shard, state: str, where: str) -> None:
+    def _mark(self, shard: Share, state: str, where: str) -> None:
         shard.state, shard.where = state, where
         self._desk.shards(self._shards)

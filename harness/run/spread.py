@@ -20,7 +20,7 @@ from harness.cluster.host import Message
 from harness.cluster.pool import LOADS_IN, Needs, Pool
 from harness.cluster.rays import connected
 from harness.cluster.request import ClusterRequest
-from harness.cluster.shards import Shard
+from harness.cluster.shares import Share
 from harness.common.errors import UserError, duration, say
 from harness.common.stopping import draining
 from harness.ledger.ledger import Ledger
@@ -177,7 +177,7 @@ class RunDesk:
         self.ended(item)
         return Item(item.talk, tuple(left)) if left else None
 
-    def shards(self, shards: Sequence[Shard]) -> None:
+    def shards(self, shards: Sequence[Share]) -> None:
         """Nobody looks at them yet."""
 
     def _take_rates(self, rates: dict[int, dict[str, float]]) -> None:

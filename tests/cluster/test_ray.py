@@ -15,7 +15,6 @@ import pytest
 from command_line import SMALL, Outcome, counted, harness, isolate, refused, run
 from places import TINY
 
-from harness.ledger.ledger import read
 from harness.ledger.record import Record
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'draft-tree-harness[ray]'")
@@ -72,12 +71,190 @@ def test_however_many_shards_the_records_are_a_plain_runs(
     outcome = run(tmp_path, TASKS, "--ray", nodes.address, "--shards", str(shards))
     assert outcome.code == 0, outcome.err
     assert results(counted(tmp_path)) == results(plain)
-    pairs = {}
-    for r in counted(tmp_path):
-        pairs.setdefault((r["task"], r["sample_id"], r["temperature"], r["turn"]), set()).add(r["run"])
-    assert all(len(runs) == 1 for runs in pairs.values()), "methods of one conversation were timed in several processes"
+    one_process(counted(tmp_path))
     envs = {r["env"] for r in counted(tmp_path)}
     assert len(envs) == 1, "two workers of one machine tell two environments"
     again = run(tmp_path, TASKS, "--ray", nodes.address)
     assert again.code == 0 and "nothing to measure" in again.err
     assert results(counted(tmp_path)) == results(plain)
+
+
+# ---- what may happen on the way -------------------------------------------------------------------------------------
+
+METHOD = """
+import os, signal, time
+from pathlib import Path
+
+from methods import get, method
+
+HERE = Path({here!r})
+
+
+@method("odd", line="vanilla, but for what it does on the way")
+def odd():
+    plain = get("vanilla").build()
+
+    def decode(prompt_ids, target, drafter, params):
+        if params.max_new_tokens == 8:  # none of the warm-up
+            mark = HERE / "done"
+            {does}
+        return plain(prompt_ids, target, drafter, params)
+
+    return decode
+"""
+ONCE = "if not mark.exists(): mark.touch(); "
+
+
+def odd(folder: Path, does: str) -> Path:
+    """A file with a method that does something besides decoding."""
+    file = folder / "odd.py"
+    file.write_text(METHOD.format(here=str(folder), does=does))
+    return file
+
+
+ODD = "--method odd --method vanilla --task gsm8k --task mt_bench --limit 2"
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "is lost"),
+        ("time.sleep(600)", "no message in 4 s (--worker-timeout)"),
+    ],
+    ids=["a worker killed", "a worker that hangs"],
+)
+def test_what_a_lost_worker_was_at_is_given_to_another(nodes: Any, tmp_path: Path, does: str, words: str) -> None:
+    file, out = odd(tmp_path, ONCE + does), tmp_path / "out"
+    outcome = run(out, ODD, "--include", file, "--ray", nodes.address, "--worker-timeout 4")
+    assert outcome.code == 0, outcome.err
+    assert "is given again" in outcome.err and words in outcome.err
+    records = counted(out)
+    assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
+    one_process(records)
+
+
+def one_process(records: list[Record]) -> None:
+    """The methods of a conversation at a temperature were timed in one process, whoever was lost on the way."""
+    runs: dict[tuple[Any, ...], set[str]] = {}
+    for r in records:
+        runs.setdefault((r["task"], r["sample_id"], r["temperature"], r["repeat"]), set()).add(r["run"])
+    assert all(len(found) == 1 for found in runs.values()), runs
+
+
+def test_what_kills_three_workers_is_given_up_and_the_rest_is_measured(nodes: Any, tmp_path: Path) -> None:
+    does = "if params.temperature == 0 and len(prompt_ids) % 2: os.kill(os.getpid(), signal.SIGKILL)"
+    file, out = odd(tmp_path, does), tmp_path / "out"
+    outcome = run(out, "--method odd --method vanilla --task gsm8k --limit 3 --temperature 0 --temperature 1",
+                  "--include", file, "--ray", nodes.address)  # fmt: skip
+    records = counted(out)
+    failed = [r for r in records if r["status"] == "error"]
+    odd_lengths = {r["sample_id"] for r in records if r["n_prompt"] % 2}
+    assert failed and {r["sample_id"] for r in failed} == odd_lengths and all(r["temperature"] == 0 for r in failed)
+    assert all("3 workers died at it" in str(r["error"]) for r in failed)
+    refused(outcome, f"{len(failed)} generations failed")
+    assert len(results(records)) == 3 * 2 * 2, "all else is measured"
+
+
+def test_a_raylet_that_is_killed_takes_no_record_with_it(nodes: Any, tmp_path: Path) -> None:
+    file, out = odd(tmp_path, ONCE + "time.sleep(0)"), tmp_path / "out"
+    another = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+    # a raylet starts its workers: the parent of the process, unless that is the head's
+    head = nodes.head_node.all_processes["raylet"][0].process.pid
+    file.write_text(METHOD.format(here=str(tmp_path), does=f"if os.getppid() != {head} and not mark.exists(): mark.touch(); "
+                                  "os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"))  # fmt: skip
+    outcome = run(out, ODD, "--include", file, "--ray", nodes.address, "--shards 6")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "done").exists() and "is given again" in outcome.err
+    records = counted(out)
+    assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
+    one_process(records)
+    nodes.remove_node(another)
+
+
+def started(nodes: Any, out: Path, file: Path, *words: str) -> subprocess.Popen[str]:
+    """A run in a process of its own, once two conversations are written."""
+    command = [sys.executable, "-m", "harness", "run", *SMALL, *ODD.split(), "--include", str(file), "--out", str(out), *words]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until(lambda: n_counted(out) >= 4 or process.poll() is not None)
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+def until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, "it took too long"
+        time.sleep(0.05)
+
+
+def n_counted(out: Path) -> int:
+    file = out / "records.jsonl"
+    return file.read_text().count('"is_warmup": false') if file.exists() else 0
+
+
+def test_a_driver_that_is_killed_goes_on_from_the_ledger(nodes: Any, tmp_path: Path) -> None:
+    file, out = odd(tmp_path, "time.sleep(0.5)"), tmp_path / "out"
+    process = started(nodes, out, file, "--ray", nodes.address)
+    process.kill()
+    process.communicate()
+    there = results(counted(out))
+    assert 4 <= len(there) < 12
+    outcome = run(out, ODD, "--include", file, "--ray", nodes.address)
+    assert outcome.code == 0, outcome.err
+    records = results(counted(out))
+    assert len(records) == 12 and {k: records[k] for k in there} == there
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["drains", "drops"])
+def test_ctrl_c_ends_well(tmp_path: Path, times: int) -> None:
+    file, out = odd(tmp_path, "time.sleep(0.5)"), tmp_path / "out"
+    before = set(ray_processes())
+    process = started(None, out, file, "--ray", "local", "--limit", "4")
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "conversations under way are finished" in err and "the records written are whole" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    records = counted(out)
+    assert 4 <= len(records) < 24
+    one_process(records)
+    if times == 1:  # whole conversations, with all their turns
+        turns = {(r["sample_id"], r["method"]): r["n_turns"] for r in records}
+        assert len(records) == sum(turns.values())
+    until(lambda: not set(ray_processes()) - before, 20)
+
+
+def ray_processes() -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in listed if "ray::" in line or "/ray/" in line]
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_is_told_in_a_line(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(*words: object) -> Outcome:
+        return run(tmp_path / "out", "--method vanilla --task gsm8k", *words)
+
+    started_at = time.monotonic()
+    refused(given("--ray 127.0.0.1:9"), "--ray 127.0.0.1:9", "nothing answers there")
+    assert time.monotonic() - started_at < 20
+    refused(given("--ray here"), "it takes local, auto or HOST:PORT")
+    refused(given("--ray ray://127.0.0.1:10001"), "--num-cpus=0")
+    refused(given("--ray local --shards 0"), "--shards is 0; it must be at least 1")
+    refused(given("--shards 2"), "give --ray, too")
+    refused(given("--ray local --dry-run"), "leave --ray out")
+    refused(given("--ray", nodes.address, "--gpus 2"), "2 GPUs a worker, and it has 0")
+    served = "--method server --set url=http://127.0.0.1:9 --set baseline_url=http://127.0.0.1:9"
+    refused(harness("run", "--model", TINY, "--task gsm8k", served, "--out", tmp_path / "served", "--ray local"),
+            "an engine over HTTP is one machine")  # fmt: skip
+
+
+def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused(run(tmp_path, "--method vanilla --task gsm8k --ray local"), "pip install 'draft-tree-harness[ray]'")

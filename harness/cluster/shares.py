@@ -11,7 +11,7 @@ PER_WORKER = 4  # shards: while one worker does its last, little is left to the 
 
 
 @dataclass(slots=True)
-class Shard:
+class Share:
     """`items`: those that no worker has yet; `where`: who has it; `n`: how many there were; `left_out`: items given up."""
 
     name: str
@@ -23,11 +23,11 @@ class Shard:
     deaths: Counter[Any] = field(default_factory=Counter)  # of workers, by the item that they were at
 
 
-def cut(items: Iterable[Any], n: int, together: Callable[[Any], Hashable]) -> list[Shard]:
+def cut(items: Iterable[Any], n: int, together: Callable[[Any], Hashable]) -> list[Share]:
     """At most `n` shards, none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
     groups: dict[Hashable, int] = {}
     shares: list[list[Any]] = [[] for _ in range(n)]
     for item in items:
         shares[groups.setdefault(together(item), len(groups)) % n].append(item)
     full = [share for share in shares if share]
-    return [Shard(f"{i}/{len(full)}", deque(share), len(share)) for i, share in enumerate(full, start=1)]
+    return [Share(f"{i}/{len(full)}", deque(share), len(share)) for i, share in enumerate(full, start=1)]
