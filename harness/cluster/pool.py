@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from harness.cluster.facts import Asked, Facts, differences
 from harness.cluster.host import CRASHED, FACTS, FAILED, LINE, OPENED, REFUSED, Message
 from harness.cluster.rays import End, Lost, Node
-from harness.cluster.shares import PER_WORKER, Share, cut
+from harness.cluster.shares import Share
 from harness.common.errors import UserError, duration, say
 
 MOST_DEATHS = 3
@@ -139,14 +139,24 @@ class Pool:
         self._check_any()
         return self.room
 
-    def work(self, items: Sequence[Any], n_shards: int | None, together: Callable[[Any], Any]) -> None:
-        """Do all items.
+    def first(self) -> None:
+        """Start the first worker and wait until it has begun: what its bench tells is known then.
+
+        Raises:
+            UserError: as `work`.
+        """
+        while not self._has_opened and not self._is_draining():
+            self._staff(1)
+            self._turn()
+
+    def work(self, shards: Sequence[Share]) -> None:
+        """Do all shards, in this order.
 
         Raises:
             UserError: the work cannot be done, or no node is left that could.
         """
-        self._shards = cut(items, n_shards or PER_WORKER * self.room, together)
-        self._waiting.extend(self._shards)
+        self._shards = list(shards)
+        self._waiting.extend(shards)
         self._desk.shards(self._shards)
         try:
             while self._is_busy() or (self._waiting and not self._is_draining()):
@@ -213,15 +223,15 @@ class Pool:
 
     # ---- workers ----
 
-    def _staff(self) -> None:
-        """Workers for the shards that wait. The first of all begins alone: what it finds holds for the others."""
+    def _staff(self, n: int = 0) -> None:
+        """Workers for the shards that wait, and `n` more. The first of all begins alone: what it finds holds for the others."""
         self._look()
         self._check_any()
         begun = [w for w in self._workers.values() if w.slot >= 0]
         idle = [w for w in begun if w.doing == "idle"]
         for worker in idle:
             self._give(worker)
-        n = len(self._waiting) - sum(w.doing in ("open", "begin", "idle") for w in begun)
+        n += len(self._waiting) - sum(w.doing in ("open", "begin", "idle") for w in begun)
         if self._is_draining() or (not self._has_opened and begun):
             return
         free = sorted((p for p in self._places.values() if p.free and not p.why), key=lambda p: len(p.free), reverse=True)

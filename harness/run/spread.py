@@ -6,39 +6,31 @@ of it is whole: what is timed against each other was then measured in one proces
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cluster.facts import Asked, facts_here
+from harness.cluster.facts import facts_here
 from harness.cluster.host import Message
-from harness.cluster.pool import LOADS_IN, Needs, Pool
+from harness.cluster.needs import needs_of
+from harness.cluster.pool import LOADS_IN, Pool
 from harness.cluster.rays import connected
 from harness.cluster.request import ClusterRequest
-from harness.cluster.shares import Share
+from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import UserError, duration, say
 from harness.common.stopping import draining
 from harness.ledger.ledger import Ledger
 from harness.ledger.record import Record
-from harness.load import placement
 from harness.load.config import ModelConfig
-from harness.load.kinds import kind_of
-from harness.load.preflight import architecture
-from harness.load.sources import LocalFolder
-from harness.load.weights import drafter_folders
 from harness.run.bench import BEGINS, ENV, PART, RATES, RECORD, TREES, Job, Opened, Part, Setup, WarmUp
 from harness.run.plan import Plan, Recorded, RunSpec, Talk, Wanted, conversations, drafters_of
 from harness.run.progress import Progress, Work, progress
 from harness.run.request import RunRequest
-from methods.engine.native.build import VARIABLE
 
 BENCH = "harness.run.bench:RunBench"
-PROCESS = 600 << 20  # bytes of a worker before it has a model: torch and transformers
 SLOWEST = 20  # times the warm-up's pace, at which a generation of the whole budget counts as hung
 LEAST_TIMEOUT = 600.0
 
@@ -79,6 +71,7 @@ class RunDesk:
         treeless = {key for recorded in self.recorded for key in recorded.treeless}
         self._whole = ledger.whole(treeless) if treeless else {}
         self._known = ledger.keys()
+        self._turns = {(ps.task, p.id): len(p.turns) for spec in specs for ps in spec.prompt_sets for p in ps.prompts}
         self._missing: list[dict[str, int]] = []
         self._progress: Progress | None = None
         self._held: dict[Item, list[Message]] = {}  # of the part under way
@@ -127,7 +120,7 @@ class RunDesk:
         """Whether anything of a conversation is to be measured, or decoded again for its trees, in a spec."""
         plan, recorded = self.plans[i], self.recorded[i]
         cells = [cell for cell in plan.cells if cell.prompts.task == talk.task]
-        turns = next((len(p.turns) for p in cells[0].prompts.prompts if p.id == talk.sample_id), 0) if cells else 0
+        turns = self._turns[talk.task, talk.sample_id]
         wanted = {Wanted(cell.key, talk.sample_id, turn, talk.repeat) for cell in cells for turn in range(1, turns + 1)}
         return not wanted <= recorded.done or any(
             Wanted(r["cell"], r["sample_id"], r["turn"], r["repeat"]) in wanted for r in recorded.treeless.values()
@@ -172,8 +165,9 @@ class RunDesk:
         for record in failed:
             self._append({**record, "status": "error", "error": why})
         self.n_failed += max(len(failed), 1)
-        say(f"{item.talk.task} {item.talk.sample_id}, T = {self._specs[i].temperature:g}: given up: {why}; {len(failed)} generations "
-            f"are recorded with status 'error', {len(self._known) - before} were measured")  # fmt: skip
+        where = f"{item.talk.task} {item.talk.sample_id}, T = {self._specs[i].temperature:g}"
+        say(f"{where}: given up: {why}; {len(failed)} generations are recorded with status 'error', "
+            f"{len(self._known) - before} were measured")  # fmt: skip
         self.ended(item)
         return Item(item.talk, tuple(left)) if left else None
 
@@ -248,46 +242,15 @@ def measure_over(
             items.setdefault(Talk(prompts.task, prompt.id, repeat), []).append(i)
     with connected(over.address) as cluster, ExitStack() as work:
         desk = RunDesk(config, request, specs, over, ledger, work)
-        needs = needs_of(config, request, specs, over)
+        needs = needs_of(BENCH, config, over, threads=specs[0].threads, dtype=request.dtype, head=request.head,
+                         kinds=drafters_of(specs))  # fmt: skip
         stops = "stopping: conversations under way are finished and written; again drops them"
         is_draining = work.enter_context(draining(stops))
         pool = Pool(cluster, needs, desk, facts_here(needs.asked), is_draining)
         say(f"{pool.survey()} workers of {specs[0].threads} threads at once")
-        pool.work([Item(talk, tuple(i)) for talk, i in items.items()], over.shards, lambda item: item.talk[:2])
+        n_shards = over.shards or PER_WORKER * pool.room
+        pool.work(cut([Item(talk, tuple(i)) for talk, i in items.items()], n_shards, lambda item: item.talk[:2]))
     if desk.n_elsewhere:
         raise UserError(f"{desk.n_elsewhere} conversations were begun on a machine that is not in this cluster, and stay as they "
                         "are: measure them there, or choose another --out")  # fmt: skip
     return desk.plans, desk.n_failed
-
-
-def needs_of(config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec], over: ClusterRequest) -> Needs:
-    """What a worker must have. Only files that say sizes are looked at."""
-    sizes, folders = architecture(config), drafter_folders(config, request.head)
-    kinds = sorted(drafters_of(specs) & folders.keys())
-    dtype = next(d for d in (request.dtype, config.dtype, "bfloat16") if d != "auto")  # the least it can be, as a dry run has it
-
-    def need(on_cpu: bool) -> placement.Need | None:
-        if sizes is None:
-            return None
-        drafters = sum(kind_of(kind).memory_bytes(folders[kind], sizes, dtype, config.context_length) for kind in kinds)
-        return placement.need(sizes, dtype, config.context_length, drafters, on_cpu=on_cpu)
-
-    def gpus_of(free: Sequence[int]) -> int | None:
-        if (what := need(on_cpu=False)) is None:
-            return 1
-        layers = placement.split(what, [n - placement.WORKSPACE for n in free])
-        return None if layers is None else layers[-1] + 1
-
-    on_cpu = need(on_cpu=True)
-    local = [config.folder / config.weights.path] if isinstance(config.weights, LocalFolder) else []
-    own = [folders[kind] for kind in kinds if config.folder in folders[kind].parents or folders[kind] == request.head]
-    yaml = [Path(config.given)] if config.given.endswith((".yaml", ".yml")) else []
-
-    def named(paths: Sequence[Path]) -> tuple[str, ...]:
-        return tuple(str(path.resolve()) for path in paths)
-
-    return Needs(
-        maker=BENCH, threads=specs[0].threads, memory=on_cpu.total + PROCESS if on_cpu else 0, gpus=over.gpus, gpus_of=gpus_of,
-        asked=Asked(named([*yaml, *local, *own]), named(over.includes)),
-        env={VARIABLE: os.environ[VARIABLE]} if os.environ.get(VARIABLE) else {},
-    )  # fmt: skip
