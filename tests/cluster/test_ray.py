@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from harness.ledger.record import Record
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'draft-tree-harness[ray]'")
 
-TASKS = "--method vanilla --method eagle2 --method sps --task mt_bench --task gsm8k --limit 3 --temperature 0 --temperature 1"
+TASKS = "--method vanilla --method eagle2 --method sps --task mt_bench --task gsm8k --limit 2 --temperature 0 --temperature 1"
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +75,10 @@ def test_however_many_shards_the_records_are_a_plain_runs(
     one_process(counted(tmp_path))
     envs = {r["env"] for r in counted(tmp_path)}
     assert len(envs) == 1, "two workers of one machine tell two environments"
-    again = run(tmp_path, TASKS, "--ray", nodes.address)
-    assert again.code == 0 and "nothing to measure" in again.err
-    assert results(counted(tmp_path)) == results(plain)
+    if shards == 5:
+        again = run(tmp_path, TASKS, "--ray", nodes.address)
+        assert again.code == 0 and "nothing to measure" in again.err
+        assert results(counted(tmp_path)) == results(plain)
 
 
 # ---- what may happen on the way -------------------------------------------------------------------------------------
@@ -102,7 +104,6 @@ def odd():
 
     return decode
 """
-ONCE = "if not mark.exists(): mark.touch(); "
 
 
 def odd(folder: Path, does: str) -> Path:
@@ -115,19 +116,12 @@ def odd(folder: Path, does: str) -> Path:
 ODD = "--method odd --method vanilla --task gsm8k --task mt_bench --limit 2"
 
 
-@pytest.mark.parametrize(
-    ("does", "words"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "is lost"),
-        ("time.sleep(600)", "no message in 4 s (--worker-timeout)"),
-    ],
-    ids=["a worker killed", "a worker that hangs"],
-)
-def test_what_a_lost_worker_was_at_is_given_to_another(nodes: Any, tmp_path: Path, does: str, words: str) -> None:
-    file, out = odd(tmp_path, ONCE + does), tmp_path / "out"
+@pytest.mark.slow
+def test_what_a_worker_that_hangs_was_at_is_given_to_another(nodes: Any, tmp_path: Path) -> None:
+    file, out = odd(tmp_path, "if not mark.exists(): mark.touch(); time.sleep(600)"), tmp_path / "out"
     outcome = run(out, ODD, "--include", file, "--ray", nodes.address, "--worker-timeout 4")
     assert outcome.code == 0, outcome.err
-    assert "is given again" in outcome.err and words in outcome.err
+    assert "is given again" in outcome.err and "no message in 4 s (--worker-timeout)" in outcome.err
     records = counted(out)
     assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
     one_process(records)
@@ -141,6 +135,7 @@ def one_process(records: list[Record]) -> None:
     assert all(len(found) == 1 for found in runs.values()), runs
 
 
+@pytest.mark.slow
 def test_what_kills_three_workers_is_given_up_and_the_rest_is_measured(nodes: Any, tmp_path: Path) -> None:
     does = "if params.temperature == 0 and len(prompt_ids) % 2: os.kill(os.getpid(), signal.SIGKILL)"
     file, out = odd(tmp_path, does), tmp_path / "out"
@@ -155,20 +150,38 @@ def test_what_kills_three_workers_is_given_up_and_the_rest_is_measured(nodes: An
     assert len(results(records)) == 3 * 2 * 2, "all else is measured"
 
 
-def test_a_raylet_that_is_killed_takes_no_record_with_it(nodes: Any, tmp_path: Path) -> None:
-    file, out = odd(tmp_path, ONCE + "time.sleep(0)"), tmp_path / "out"
-    another = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
-    # a raylet starts its workers: the parent of the process, unless that is the head's
+def test_a_killed_worker_a_killed_raylet_and_a_node_of_other_versions_change_no_record(
+    nodes: Any, plain: list[Record], tmp_path: Path
+) -> None:  # fmt: skip
     head = nodes.head_node.all_processes["raylet"][0].process.pid
-    file.write_text(METHOD.format(here=str(tmp_path), does=f"if os.getppid() != {head} and not mark.exists(): mark.touch(); "
-                                  "os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"))  # fmt: skip
+    # the first worker kills itself; then the head's wait until another node's has killed its raylet, the process' parent
+    does = f"""
+            raylet = HERE / "raylet killed"
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while os.getppid() == {head} and not raylet.exists():
+                time.sleep(0.05)
+            if not raylet.exists():
+                raylet.touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(600)"""
+    file, out = odd(tmp_path, does), tmp_path / "out"
+    versions = tmp_path / "versions" / "transformers-9.9.9.dist-info"
+    versions.mkdir(parents=True)
+    (versions / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 9.9.9\n")
+    other = nodes.add_node(num_cpus=1, object_store_memory=80 << 20, env_vars={"PYTHONPATH": str(versions.parent)})
     outcome = run(out, ODD, "--include", file, "--ray", nodes.address, "--shards 6")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "done").exists() and "is given again" in outcome.err
+    assert (tmp_path / "raylet killed").exists() and outcome.err.count("is given again") == 2, outcome.err
+    assert "is left out: it has transformers 9.9.9, the driver" in outcome.err
     records = counted(out)
     assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
     one_process(records)
-    nodes.remove_node(another)
+    ours, theirs = ({(r["task"], r["sample_id"], r["turn"]): list(r["token_ids"]) for r in found
+                     if r["method"] == "vanilla" and r["temperature"] == 0} for found in (records, plain))  # fmt: skip
+    assert ours.items() <= theirs.items()
+    nodes.remove_node(other)
 
 
 def started(nodes: Any, out: Path, file: Path, *words: str) -> subprocess.Popen[str]:
@@ -208,6 +221,7 @@ def test_a_driver_that_is_killed_goes_on_from_the_ledger(nodes: Any, tmp_path: P
     assert len(records) == 12 and {k: records[k] for k in there} == there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2], ids=["drains", "drops"])
 def test_ctrl_c_ends_well(tmp_path: Path, times: int) -> None:
     file, out = odd(tmp_path, "time.sleep(0.5)"), tmp_path / "out"
@@ -250,7 +264,11 @@ def test_what_cannot_be_is_told_in_a_line(nodes: Any, tmp_path: Path, monkeypatc
     refused(given("--shards 2"), "give --ray, too")
     refused(given("--ray local --dry-run"), "leave --ray out")
     refused(given("--ray", nodes.address, "--gpus 2"), "2 GPUs a worker, and it has 0")
-    served = "--method server --set url=http://127.0.0.1:9 --set baseline_url=http://127.0.0.1:9"
+    monkeypatch.setattr("harness.cluster.needs.PROCESS", 1 << 50)
+    refused(given("--ray", nodes.address), "no node of the cluster can do this", "1125900.2 GB a worker, and Ray shares out")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        refused(given(f"--ray 127.0.0.1:{silent.getsockname()[1]}"), "what listens there is no Ray cluster")
+    served = "--method server --set url=http://127.0.0.1:9 --set baseline_url=http://127.0.0.1:8"
     refused(harness("run", "--model", TINY, "--task gsm8k", served, "--out", tmp_path / "served", "--ray local"),
             "an engine over HTTP is one machine")  # fmt: skip
 
