@@ -266,7 +266,7 @@ class Pool:
                     worker.item, worker.doing, worker.heard = item, "do", time.monotonic()
                     self._cluster.call(worker.actor, "do", given)
                     return
-            self._mark(worker.shard, "given up" if worker.shard.n_given_up else "done", worker.place.node.name)
+            self._mark(worker.shard, "failed" if worker.shard.n_given_up else "done", worker.place.node.name)
             worker.shard = None
 
     def _turn(self) -> None:

@@ -17,7 +17,7 @@ class Share:
     name: str
     items: deque[Any]
     n: int
-    state: str = "waiting"  # then running, done, given up (some of its items)
+    state: str = "waiting"  # then running, done or, with items given up, failed
     where: str = ""
     n_given_up: int = 0
     deaths: Counter[Any] = field(default_factory=Counter)  # of workers, by the item that they were at

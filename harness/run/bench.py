@@ -21,7 +21,7 @@ from harness.run.plan import RunSpec, Talk, drafters_of
 if TYPE_CHECKING:
     from methods.base import DraftedTree
 
-ENV, RECORD, TREES, BEGINS, RATES, PART = "env", "record", "trees", "begins", "rates", "part"
+ENV, RECORD, TREES, BEGINS, RATES, WHOLE = "env", "record", "trees", "begins", "rates", "whole"
 """Kinds of messages: an environment, a record, a generation's trees, the records that follow without their numbers, seconds a
 token by method (a mapping a spec), and that a conversation's part of one spec is whole."""
 
@@ -64,7 +64,7 @@ class WarmUp(NamedTuple):
     specs: tuple[int, ...]
 
 
-class Part(NamedTuple):
+class Whole(NamedTuple):
     """What a spec's part of a conversation came to: the methods measured, and how many generations failed."""
 
     spec: int
@@ -158,4 +158,4 @@ class RunBench:
         for i in job.specs:
             measured: list[str] = []
             n_failed = self._runners[i].run(lambda _: None, measured.append, {job.talk}, lambda records: send(BEGINS, records))
-            send(PART, Part(i, tuple(measured), n_failed))
+            send(WHOLE, Whole(i, tuple(measured), n_failed))

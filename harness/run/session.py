@@ -26,7 +26,7 @@ from harness.run.request import RunRequest
 from harness.run.tuned import find_tuned, keep_beside
 
 if TYPE_CHECKING:  # these import torch
-    from harness.run.plan import RunSpec
+    from harness.run.plan import Plan, Recorded, RunSpec
     from harness.run.runner import Runner
 
 
@@ -184,7 +184,7 @@ def measure(runners: Sequence[Runner]) -> int:
         return 0
     how = "" if runners[0].spec.is_served else f" in {runners[0].loaded.dtype}"
     say(f"{total} generations to measure{how}; warming up each method ...")
-    _tell_apart(runners, missing)
+    tell_apart([run.plan for run in runners], [run.recorded for run in runners], missing)
     failed = 0
     with interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
@@ -211,14 +211,15 @@ def _advance(advance: Callable[[Work], None], run: int, method: str) -> None:
     advance((run, method))
 
 
-def _tell_apart(runners: Sequence[Runner], missing: Sequence[dict[str, int]]) -> None:
+def tell_apart(plans: Sequence[Plan], recorded: Sequence[Recorded], missing: Sequence[dict[str, int]]) -> None:
     """Before hours are spent: speeds beside a baseline from an earlier process are worth little."""
     late = sorted({
-        name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(run.spec.base.name)
-        for name, n in m.items() if n > run.plan.n_treeless(run.recorded, name)
+        name for plan, there, m in zip(plans, recorded, missing, strict=True)
+        if plan.spec.baseline and not m.get(plan.spec.base.name)
+        for name, n in m.items() if n > plan.n_treeless(there, name)
     })  # fmt: skip
     if late:
-        base = runners[0].spec.base.name
+        base = plans[0].spec.base.name
         say(f"note: {base} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
             "will be marked ≈ and not judged; methods whose speeds are to be compared are measured by one command")  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from harness.cluster.facts import facts_here
@@ -23,12 +24,14 @@ from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import UserError, duration, say
 from harness.common.stopping import draining
 from harness.ledger.ledger import Ledger
+from harness.ledger.planned import Part, add_cells, drop_parts, set_parts
 from harness.ledger.record import Record
 from harness.load.config import ModelConfig
-from harness.run.bench import BEGINS, ENV, PART, RATES, RECORD, TREES, Job, Opened, Part, Setup, WarmUp
+from harness.run.bench import BEGINS, ENV, RATES, RECORD, TREES, WHOLE, Job, Opened, Setup, WarmUp, Whole
 from harness.run.plan import Plan, Recorded, RunSpec, Talk, Wanted, conversations, drafters_of
 from harness.run.progress import Progress, Work, progress
 from harness.run.request import RunRequest
+from harness.run.session import tell_apart
 
 BENCH = "harness.run.bench:RunBench"
 SLOWEST = 20  # times the warm-up's pace, at which a generation of the whole budget counts as hung
@@ -74,6 +77,8 @@ class RunDesk:
         self._turns = {(ps.task, p.id): len(p.turns) for spec in specs for ps in spec.prompt_sets for p in ps.prompts}
         self._missing: list[dict[str, int]] = []
         self._progress: Progress | None = None
+        self._parts: dict[str, Part] = {}
+        drop_parts(ledger.folder)
         self._held: dict[Item, list[Message]] = {}  # of the part under way
         self._left: dict[Item, list[int]] = {}  # specs of an item under way that are not done
 
@@ -89,6 +94,8 @@ class RunDesk:
             self.plans = [Plan.with_keys(spec, *keys) for spec, keys in zip(self._specs, told.keys, strict=True)]
             planned: set[Wanted] = set()
             self._missing = [p.missing(r, planned) for p, r in zip(self.plans, self.recorded, strict=True)]
+            add_cells(self._ledger.folder, [one for plan in self.plans for one in plan.told(self._config.name)])
+            tell_apart(self.plans, self.recorded, self._missing)
             if total := sum(sum(m.values()) for m in self._missing):
                 say(f"{total} generations to measure in {told.dtype}; each worker warms up each method ...")
             else:
@@ -140,7 +147,7 @@ class RunDesk:
             self._ledger.write_env(body)
         elif kind == RATES:
             self._take_rates(body)
-        elif kind == PART:
+        elif kind == WHOLE:
             assert item is not None
             self._take_part(item, body)
         elif kind == RECORD and body["is_warmup"]:
@@ -172,7 +179,14 @@ class RunDesk:
         return Item(item.talk, tuple(left)) if left else None
 
     def shards(self, shards: Sequence[Share]) -> None:
-        """Nobody looks at them yet."""
+        """`harness status` tells of them."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for share in shards:
+            old = self._parts.get(share.name)
+            if old is None or (old.state, old.machine) != (share.state, share.where):
+                said = f"{share.n} conversations" + (f", {share.n_given_up} of them given up" if share.n_given_up else "")
+                self._parts[share.name] = Part(f"shard {share.name}", share.state, share.where, now, said)
+        set_parts(self._ledger.folder, self._parts.values())
 
     def _take_rates(self, rates: dict[int, dict[str, float]]) -> None:
         """The first worker's tell how long everything takes."""
@@ -189,7 +203,7 @@ class RunDesk:
         say(f"about {duration(one)} of one worker if every answer uses its tokens")
         self._progress = self._work.enter_context(progress(sum(work.values()), cost, work))
 
-    def _take_part(self, item: Item, part: Part) -> None:
+    def _take_part(self, item: Item, part: Whole) -> None:
         self._write(item)
         self._held[item].clear()
         self._left[item].remove(part.spec)
