@@ -122,9 +122,8 @@ def found_over(
         pool = Pool(cluster, needs, desk, facts_here(needs.asked), is_draining)
         tell(f"{pool.survey()} workers of {request.n_threads} threads at once")
         pool.first()
-        assert desk.told is not None
         by_dtype: dict[str, list[Piece]] = {}
-        for piece, _, _ in desk.told.pieces:
+        for piece, _, _ in desk.told.pieces if desk.told else ():
             by_dtype.setdefault(piece.dtype, []).append(piece)
         n = over.shards or PER_WORKER * pool.room
         pool.work([share for pieces in by_dtype.values() for share in cut(pieces, n, lambda piece: piece)])

@@ -135,6 +135,8 @@ class Pool:
         """
         self._look()
         while any(place.room is None and not place.why for place in self._places.values()):
+            if self._is_draining():
+                return 0
             self._turn()
         self._check_any()
         return self.room

@@ -24,10 +24,10 @@ class Share:
 
 
 def cut(items: Iterable[Any], n: int, together: Callable[[Any], Hashable]) -> list[Share]:
-    """At most `n` shards, none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
+    """At most `n` shards (at least one), none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
     groups: dict[Hashable, int] = {}
-    shares: list[list[Any]] = [[] for _ in range(n)]
+    shares: list[list[Any]] = [[] for _ in range(max(n, 1))]
     for item in items:
-        shares[groups.setdefault(together(item), len(groups)) % n].append(item)
+        shares[groups.setdefault(together(item), len(groups)) % len(shares)].append(item)
     full = [share for share in shares if share]
     return [Share(f"{i}/{len(full)}", deque(share), len(share)) for i, share in enumerate(full, start=1)]
