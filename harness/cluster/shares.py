@@ -24,7 +24,7 @@ class Share:
 
 
 def cut(items: Iterable[Any], n: int, together: Callable[[Any], Hashable]) -> list[Share]:
-    """At most `n` shards (at least one), none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
+    """At most `n` shards, or one, none of them empty. Items of one `together` stay in one; neighbours go to different ones."""
     groups: dict[Hashable, int] = {}
     shares: list[list[Any]] = [[] for _ in range(max(n, 1))]
     for item in items:
