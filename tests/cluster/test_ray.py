@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -246,6 +247,19 @@ def test_ctrl_c_ends_well(tmp_path: Path, times: int) -> None:
 def ray_processes() -> list[int]:
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
     return [int(line.split()[0]) for line in listed if "ray::" in line or "/ray/" in line]
+
+
+@pytest.mark.slow
+def test_an_audit_has_the_findings_and_verdicts_of_one_process(nodes: Any, tmp_path: Path) -> None:
+    def findings(out: Path, *words: object) -> tuple[dict[str, Any], str]:
+        outcome = harness("verify", "--model", TINY, "--method eagle2 --method sps --dtype float64 --dtype float32 --threads 1",
+                          "--out", out, *words)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        lines = map(json.loads, (out / "audit.jsonl").read_text().splitlines())
+        made = {f["key"]: {k: v for k, v in f.items() if k not in ("seconds", "line_sha")} for f in lines}
+        return made, (out / "audit.csv").read_text()
+
+    assert findings(tmp_path / "shared", "--ray", nodes.address) == findings(tmp_path / "plain")
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
