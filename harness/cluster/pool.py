@@ -236,14 +236,11 @@ class Pool:
         n += len(self._waiting) - sum(w.doing in ("open", "begin", "idle") for w in begun)
         if self._is_draining() or (not self._has_opened and begun):
             return
-        free = sorted((p for p in self._places.values() if p.free and not p.why), key=lambda p: len(p.free), reverse=True)
-        for place in free:
-            while place.free and n > 0:
-                n -= 1
-                needs = self._needs
-                self._start(place, "open", needs.maker, self._desk.setup(), place.free[0], needs.threads, dict(needs.env))
-                if not self._has_opened:
-                    return
+        while n > 0 and (free := [place for place in self._places.values() if place.free and not place.why]):
+            n, place, needs = n - 1, max(free, key=lambda place: len(place.free)), self._needs
+            self._start(place, "open", needs.maker, self._desk.setup(), place.free[0], needs.threads, dict(needs.env))
+            if not self._has_opened:
+                return
 
     def _start(self, place: _Place, function: str, *given: Any) -> None:
         has = {"cpus": self._needs.threads, "gpus": place.gpus, "memory": 0 if place.gpus else self._needs.memory}
@@ -337,8 +334,8 @@ class Pool:
         else:
             self._desk.lost(item)
             shard.deaths[item] += is_counted and not is_gone
-            say(f"shard {shard.name} is given again: its worker on node {place.node.name} is lost ({why})")
             if shard.deaths[item] < MOST_DEATHS:
+                say(f"shard {shard.name} is given again: its worker on node {place.node.name} is lost ({why})")
                 shard.items.appendleft(item)
             else:
                 shard.n_given_up += 1

@@ -12,7 +12,7 @@ PER_WORKER = 4  # shards: while one worker does its last, little is left to the 
 
 @dataclass(slots=True)
 class Share:
-    """`items`: those that no worker has yet; `where`: who has it; `n`: how many there were; `left_out`: items given up."""
+    """`items`: those that no worker has yet, of `n`; `where`: the node that has it, or had it."""
 
     name: str
     items: deque[Any]

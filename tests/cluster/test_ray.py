@@ -18,10 +18,13 @@ from command_line import SMALL, Outcome, counted, harness, isolate, refused, run
 from places import TINY
 
 from harness.ledger.record import Record
+from harness.ledger.trees import read_drafts
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'draft-tree-harness[ray]'")
 
-TASKS = "--method vanilla --method eagle2 --method sps --task mt_bench --task gsm8k --limit 2 --temperature 0 --temperature 1"
+TASKS = (
+    "--method vanilla --method eagle2 --method sps --task mt_bench --task gsm8k --limit 2 --temperature 0 --temperature 1 --trees"
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +48,12 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process measures."""
     out = tmp_path_factory.mktemp("plain")
     outcome = run(out, TASKS)
     assert outcome.code == 0, outcome.err
-    return counted(out)
+    return out
 
 
 def results(records: list[Record]) -> dict[str, Any]:
@@ -66,14 +69,20 @@ def results(records: list[Record]) -> dict[str, Any]:
     return found
 
 
+def trees(out: Path) -> dict[str, list[list[float]]]:
+    return {key: [list(column) for column in (d.sizes, d.accepted, d.tokens, d.parents, d.path)]
+            for key, d in read_drafts(out).items()}  # fmt: skip
+
+
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_however_many_shards_the_records_are_a_plain_runs(
-    nodes: Any, plain: list[Record], tmp_path: Path, shards: int
+    nodes: Any, plain: Path, tmp_path: Path, shards: int
 ) -> None:  # fmt: skip
     outcome = run(tmp_path, TASKS, "--ray", nodes.address, "--shards", str(shards))
     assert outcome.code == 0, outcome.err
-    assert results(counted(tmp_path)) == results(plain)
+    assert results(counted(tmp_path)) == results(counted(plain))
     one_process(counted(tmp_path))
+    assert trees(tmp_path) == trees(plain)
     envs = {r["env"] for r in counted(tmp_path)}
     assert len(envs) == 1, "two workers of one machine tell two environments"
 
@@ -150,7 +159,7 @@ def test_what_kills_three_workers_is_given_up_and_the_rest_is_measured(nodes: An
 
 
 def test_a_killed_worker_a_killed_raylet_and_a_node_of_other_versions_change_no_record(
-    nodes: Any, plain: list[Record], tmp_path: Path
+    nodes: Any, plain: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     head = nodes.head_node.all_processes["raylet"][0].process.pid
     # the first worker kills itself; then the head's wait until another node's has killed its raylet, the process' parent
@@ -178,7 +187,7 @@ def test_a_killed_worker_a_killed_raylet_and_a_node_of_other_versions_change_no_
     assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
     one_process(records)
     ours, theirs = ({(r["task"], r["sample_id"], r["turn"]): list(r["token_ids"]) for r in found
-                     if r["method"] == "vanilla" and r["temperature"] == 0} for found in (records, plain))  # fmt: skip
+                     if r["method"] == "vanilla" and r["temperature"] == 0} for found in (records, counted(plain)))  # fmt: skip
     assert ours.items() <= theirs.items()
     nodes.remove_node(other)
 
