@@ -11,9 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import harness
+import methods
+import models
+import tasks
 from harness.common.files import sha256_file
 
-HOME = Path(__file__).resolve().parents[2]
+OURS = tuple(Path(str(package.__file__)).parent for package in (harness, methods, tasks, models))
 CODE = (".py", ".c", ".h", ".yaml")
 PACKAGES = ("torch", "transformers")
 
@@ -46,7 +50,7 @@ def facts_here(asked: Asked) -> Facts:
         host=platform.node(),
         python=".".join(platform.python_version_tuple()[:2]),
         packages=tuple((name, _version(name)) for name in PACKAGES),
-        code=_sha(HOME / name for name in ("harness", "methods", "tasks", "models")),
+        code=_sha(OURS),
         same=tuple((path, _sha([Path(path)]) if os.access(path, os.R_OK) else None) for path in asked.same),
         unreadable=tuple(path for path in asked.paths if not os.access(path, os.R_OK)),
         gpus=_gpus(),
