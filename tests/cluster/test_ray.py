@@ -19,6 +19,7 @@ from places import TINY
 
 from harness.ledger.record import Record
 from harness.ledger.trees import read_drafts
+from harness.replay.store import read_pool
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'draft-tree-harness[ray]'")
 
@@ -267,6 +268,21 @@ def test_an_audit_has_the_findings_and_verdicts_of_one_process(nodes: Any, tmp_p
         return made, (out / "audit.csv").read_text()
 
     assert findings(tmp_path / "shared", "--ray", nodes.address) == findings(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_replay_has_the_steps_and_rows_of_one_process(nodes: Any, plain: Path, tmp_path: Path) -> None:
+    def replays(out: Path, *words: object) -> tuple[list[str], dict[str, list[list[float]]], str]:
+        outcome = harness("replay --threads 1 --policy eagle2 --policy eagle2+total=10+depth=3", "--model", TINY, "--results", plain,
+                          "--out", out, *words)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        pools = {}
+        for file in sorted(out.glob("pools/*/*.safetensors")):
+            text, rows = read_pool(file)
+            pools[file.name] = [text.ids, *(column.tolist() for column in rows.columns())]
+        return sorted((out / "replays.jsonl").read_text().splitlines()), pools, outcome.out
+
+    assert replays(tmp_path / "shared", "--ray", nodes.address) == replays(tmp_path / "plain")
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
