@@ -280,8 +280,8 @@ def test_an_audit_has_the_findings_and_verdicts_of_one_process(nodes: Any, tmp_p
 @pytest.mark.slow
 def test_a_replay_has_the_steps_and_rows_of_one_process(nodes: Any, plain: Path, tmp_path: Path) -> None:
     def replays(out: Path, *words: object) -> tuple[list[str], dict[str, list[list[float]]], str]:
-        outcome = harness("replay --threads 1 --policy eagle2 --policy eagle2+total=10+depth=3", "--model", TINY, "--results", plain,
-                          "--out", out, *words)  # fmt: skip
+        policies = "--policy eagle2 --policy eagle2+total=10+depth=3"
+        outcome = harness("replay --threads 1", policies, "--model", TINY, "--results", plain, "--out", out, *words)
         assert outcome.code == 0, outcome.err
         pools = {}
         for file in sorted(out.glob("pools/*/*.safetensors")):
