@@ -164,6 +164,9 @@ class RunDesk:
 
     def gave_up(self, item: Item, why: str) -> Item | None:
         """Write what the last worker made of the part, and an error for whatever else of it was begun."""
+        if not self._left[item]:  # it was done but for the end
+            self.ended(item)
+            return None
         i, *left = self._left[item]
         before = len(self._known)
         self._write(item)
