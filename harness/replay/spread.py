@@ -81,8 +81,8 @@ class ReplayBench:
 
     def do(self, item: Given, send: Send) -> None:
         told, done = Told(), {r.key: r for r in item.done}
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory() as own:
+            folder = Path(own)
             for path, content in item.pools.items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
