@@ -88,6 +88,10 @@ class Method:
     served: bool = False
     places: Collection[str] = ()
 
+    def __reduce__(self) -> tuple[Callable[..., Method], tuple[str, str | None]]:
+        """Pickled by its name: another process has the code."""
+        return _named, (self.name, self.drafter)
+
     @property
     def sources(self) -> tuple[Path, ...]:
         """The files that its records depend on, with what they import: its own, the target's forwards and its drafter's."""
@@ -315,6 +319,10 @@ def registered() -> list[Method]:
 def only_replayed(m: Method) -> str | None:
     """Why a method cannot be run; None where it can."""
     return f"method {m.name} is a bound or a control that only `harness replay` has" if m.replay_only else None
+
+
+def _named(name: str, kind: str | None) -> Method:
+    return get(name).on(kind)
 
 
 def get(name: str) -> Method:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tiny_model import TinyModel
 
 LONGEST = (
+    "cluster/test_ray.py",
     "whole/test_embedded.py",
     "audit/test_audit.py",
     "methods/test_methods.py",

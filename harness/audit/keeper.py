@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import methods
 from harness.audit.jobs import About, Finding, Job
 from harness.audit.levels import Prompt
 from harness.audit.probe.subject import Subject
-from harness.audit.store import Store
 from harness.common.source_hash import Package, closure_sha
 from harness.ledger.record import canonical_hash
 from harness.load.identity import TargetIdentity
@@ -110,12 +109,29 @@ class Origin:
                 "audit": audit_sha(), **self.where}  # fmt: skip
 
 
+class Findings(Protocol):
+    """Where findings lie: a `Store`, or what stands in for one in a worker of a cluster."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def key_of(self, about: Mapping[str, Any]) -> str: ...
+    def get(self, about: Mapping[str, Any]) -> Finding | None: ...
+    def add(self, about: Mapping[str, Any], values: Mapping[str, Any]) -> Finding: ...
+    def __iter__(self) -> Iterator[Finding]: ...
+
+
 @dataclass
 class Keeper:
     """The findings of a store that count for one audit. `touched`: those it is about, old and new; only they are judged."""
 
-    store: Store
+    store: Findings
     touched: list[Finding] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The store's file."""
+        return self.store.path
 
     def key(self, job: Job) -> str:
         """The key under which the job's finding lies in the store, or would."""

@@ -228,10 +228,10 @@ def loop_of(
     jobs = list(expected(plan, keeper.found))
     planned = {keeper.key(job) for job in jobs}
     for why, n in keeper.apart(planned, scope.origin, scope.subjects).items():
-        tell(f"{keeper.store.path} holds {n:,} findings made {why}: they are kept and not judged here")
+        tell(f"{keeper.path} holds {n:,} findings made {why}: they are kept and not judged here")
     missing = [job.work for job in jobs if keeper.found(job) is None]
     if not missing:
-        tell(f"everything asked for is in {keeper.store.path} already: nothing to run")
+        tell(f"everything asked for is in {keeper.path} already: nothing to run")
         return Loop(keeper, Progress([], Rates()), planned, tell)
     rates, how_long = Rates(), ""
     if any(work.dtype for work in missing):

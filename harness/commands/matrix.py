@@ -12,6 +12,8 @@ from harness.commands.options import (
     DTYPES,
     PATH,
     changes_option,
+    cluster_options,
+    cluster_request,
     examples,
     head_option,
     include_all,
@@ -77,6 +79,7 @@ class MatrixRequest:
 @row_invariant_option
 @trees_option
 @option("--out", type=PATH, required=True, help="The ledger's folder.")
+@cluster_options
 @include_option
 def command(tier: str, shard: str | None, includes: tuple[Path, ...], **options: Any) -> None:
     """Measure a whole tier: methods x tasks x temperatures, in one process, resumable."""
@@ -86,11 +89,12 @@ def command(tier: str, shard: str | None, includes: tuple[Path, ...], **options:
     from harness.run.tiers import requests_of
     from harness.run.tuned import tell_predictions
 
+    over = cluster_request(options, includes)
     include_all(includes)
     asked = MatrixRequest(shard=Shard.parsed(shard) if shard is not None else None, **options)
     requests = [asked.applied_to(request) for request in requests_of(tier)]
     config = model_config(asked.model)
-    done = carry_out(config, requests)
+    done = carry_out(config, requests, over)
     summaries = cells.summarise(done.records)
     for request in {request.temperature: request for request in requests}.values():
         tell_predictions(config, request, summaries)

@@ -9,13 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-import methods
-import tasks
-from harness.common.errors import UserError, say
-from harness.common.users_files import files_to_run
-from harness.load import config as model_configs
-from harness.load.kinds import KINDS
-from harness.watch import originals
+from harness.cluster.request import ClusterRequest
+from harness.common.errors import UserError
+from harness.watch.include import include_all as include_all  # which commands find here, beside its option
 from methods.engine.native.build import VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +75,34 @@ include_option = option(
 )  # fmt: skip
 
 
+def cluster_options(function: F) -> F:
+    """`--ray` and what goes with it; `cluster_request` makes one value of them."""
+    for one in (
+        option("--worker-timeout", type=float, default=None, metavar="SECONDS",
+               help="With --ray: a worker silent for so long counts as hung (default: by the warm-up's pace, at least 600)."),
+        option("--gpus", type=int, default=None, help="With --ray: GPUs a worker (default: as many as the model needs)."),
+        option("--shards", type=int, default=None, help="With --ray: pieces that the work is cut into (default: 4 a worker)."),
+        option("--ray", default=None, metavar="local|HOST:PORT", help="Share the work out over a Ray cluster."),
+    ):  # fmt: skip
+        function = one(function)
+    return function
+
+
+def cluster_request(options: dict[str, Any], includes: tuple[Path, ...]) -> ClusterRequest | None:
+    """What was given of `cluster_options`, taken out of all options; None without --ray.
+
+    Raises:
+        UserError: a value that cannot be, or one of them without --ray.
+    """
+    address, given = options.pop("ray"), {name: options.pop(name) for name in ("shards", "gpus", "worker_timeout")}
+    if address is not None:
+        return ClusterRequest(address=address, **given, includes=tuple(path.resolve() for path in includes))
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name.replace('_', '-')} {value:g} is for a cluster: give --ray, too")
+    return None
+
+
 ROW_INVARIANT = "row-invariant"  # one of `methods.engine.engines.CHOICES`, which torch is needed to look at
 
 
@@ -107,32 +131,3 @@ row_invariant_option = option(
     f"--{ROW_INVARIANT}", is_flag=True, expose_value=False, callback=_on_row_invariant_engine,
     help="Run on torch's row-invariant engine, on any device: slow, and every row has plain decoding's bits.",
 )  # fmt: skip
-
-
-def include_all(paths: tuple[Path, ...]) -> None:
-    """Register users' files, and say which were loaded: YAMLs as models, .py files as tasks, methods and kinds of drafters.
-
-    Of a folder those files are loaded that register something; a file named by itself is loaded whatever is in it.
-
-    Raises:
-        UserError: a path that is not there, or holds nothing to register.
-    """
-    originals.remember() if paths else originals.forget()
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"--include {path}: no such file or folder")
-        kinds = dict(KINDS)
-        new_tasks = tasks.include(path)
-        new_methods = methods.include(path, {home for name in new_tasks if (home := tasks.get(name).home)})
-        # models last: a YAML may name a kind of drafter that a file beside it brings
-        new_models = model_configs.include(path)
-        new_kinds = sorted(name for name, kind in KINDS.items() if kinds.get(name) is not kind)
-        if not (new_models or new_tasks or new_methods or new_kinds):
-            what = "method (@method), task (TASK = Task(...)), kind of drafter (add_kind) or model (.yaml)"
-            raise UserError(f"--include {path}: found no {what} there")
-        loaded = [*files_to_run(path), *(model_configs.known_models()[name] for name in new_models)]
-        beside = [file for file in sorted(path.resolve().glob("*")) if file.suffix in (".py", *model_configs.SUFFIXES)]
-        left_out = [file.name for file in beside if file not in loaded]
-        drafters = f"; kind of drafter: {', '.join(new_kinds)}" if new_kinds else ""
-        others = f"; left out, as they register nothing: {', '.join(left_out)}" if left_out else ""
-        say(f"--include {path}: loaded {', '.join(file.name for file in loaded)}{drafters}{others}")

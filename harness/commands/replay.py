@@ -10,6 +10,8 @@ import click
 from harness.commands.options import (
     PATH,
     budget_option,
+    cluster_options,
+    cluster_request,
     dtype_option,
     examples,
     head_option,
@@ -61,6 +63,7 @@ from harness.common.errors import UserError
 )
 @option("--out", type=PATH, default=None, help="Where pools and replays go (default: beside the ledger).")
 @json_option
+@cluster_options
 @include_option
 def command(
     choose: Path | None, conversations: int, choices: Path | None, as_json: bool,
@@ -73,6 +76,9 @@ def command(
     --choices, each policy is compared at its own with the best fixed tree.
     """
     bounded("--conversations", conversations)
+    over = cluster_request(options, includes)
+    if over is not None and choose is not None:
+        raise UserError("--choose runs in one process: leave --ray out")
     include_all(includes)
     from harness.common.files_written import files_written
     from harness.forms.table import json_rows, write_forms
@@ -81,6 +87,7 @@ def command(
     from harness.replay import choose as chosen
     from harness.replay.beside import beside, faults
     from harness.replay.session import ReplayRequest, choose_options, replay
+    from harness.replay.spread import replay_over
     from harness.replay.tables import chosen_table, replay_table
 
     found_choices = tuple(chosen.read(choices)) if choices else ()
@@ -90,7 +97,7 @@ def command(
             raise UserError("--choose makes choices, and --choices takes them: name one of both")
         click.echo(files_written([chosen.save(choose_options(request, conversations), choose)]), err=True)
         return
-    found, prices = replay(request)
+    found, prices = replay(request) if over is None else replay_over(request, over)
     live = {} if found_choices else beside(found, read(request.results or request.folder))
     table = chosen_table(found, found_choices, prices) if found_choices else replay_table(found, list(prices.values()), live)
     print_table(table)

@@ -10,6 +10,8 @@ import click
 
 from harness.commands.options import (
     PATH,
+    cluster_options,
+    cluster_request,
     dtype_option,
     examples,
     head_option,
@@ -26,6 +28,7 @@ from harness.common.files_written import files_written
 from harness.common.plain_names import place
 
 if TYPE_CHECKING:
+    from harness.cluster.request import ClusterRequest
     from harness.forms.table import Table
     from harness.paper.dry_run import Wanted
     from harness.paper.plan import ReproduceRequest
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 @option("--results", type=PATH, default=Path("results/reproduce"), help="The ledger's folder.")
 @option("--out", type=PATH, default=None, help="Where tables go (default: RESULTS/tables).")
 @json_option
+@cluster_options
 @include_option
 def command(
     dry_run: bool, cells: bool, no_run: bool, costs: Path | None, out: Path | None, as_json: bool, includes: tuple[Path, ...],
@@ -67,6 +71,9 @@ def command(
     from harness.paper.plan import ReproduceRequest, paper_cells
     from harness.paper.published import ITEMS, item
 
+    over = cluster_request(options, includes)
+    if over is not None and (dry_run or no_run):
+        raise UserError(f"{'--dry-run' if dry_run else '--no-run'} measures nothing: leave --ray out")
     request = ReproduceRequest(**options)
     named = [item("table", n) for n in request.tables] + [item("figure", n) for n in request.figures]
     include_all(includes)
@@ -88,7 +95,7 @@ def command(
         from harness.paper.prediction import predictions_of
 
         predictions = predictions_of(read_all(costs))
-    failed, left_out = (0, []) if no_run else _measured(wanted, request)
+    failed, left_out = (0, []) if no_run else _measured(wanted, request, over)
     tables, mixed = _reproduced(wanted, request, predictions)
     _show(tables, out or request.results / "tables", as_json)
     from harness.run.session import tell_failures
@@ -100,7 +107,7 @@ def command(
         raise UserError(f"not judged: {', '.join(mixed)} (why stands above)")
 
 
-def _measured(wanted: Wanted, request: ReproduceRequest) -> tuple[int, list[str]]:
+def _measured(wanted: Wanted, request: ReproduceRequest, over: ClusterRequest | None) -> tuple[int, list[str]]:
     """Measure what is missing, model by model; -> generations that failed, and the models that could not be measured."""
     from harness.paper.plan import run_all, run_requests
 
@@ -110,7 +117,7 @@ def _measured(wanted: Wanted, request: ReproduceRequest) -> tuple[int, list[str]
         own = [(item, cell) for item, found in wanted.items() for c, cells in found if c.name == config.name for cell in cells]
         drawn = {(cell.temperature, cell.task_here) for item, cell in own if item.needs_trees}
         try:
-            failed += run_all(config, run_requests(config, [cell for _, cell in own], request, drawn), request)
+            failed += run_all(config, run_requests(config, [cell for _, cell in own], request, drawn), request, over)
         except UserError as e:  # the others are measured all the same, and this one when it is there
             left_out.append(config.name)
             say(f"{config.name} is left out: {e}")

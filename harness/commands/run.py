@@ -12,6 +12,8 @@ from harness.commands.options import (
     PATH,
     budget_option,
     changes_option,
+    cluster_options,
+    cluster_request,
     dtype_option,
     examples,
     head_option,
@@ -31,9 +33,10 @@ from harness.commands.options import (
     threads_option,
     trees_option,
 )
-from harness.common.errors import say
+from harness.common.errors import UserError, say
 
 if TYPE_CHECKING:
+    from harness.cluster.request import ClusterRequest
     from harness.load.config import ModelConfig
     from harness.run.request import RunRequest
 
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
 @option("--dry-run", is_flag=True, help="Print cells, time, memory and what is missing; measure nothing.")
 @option("--out", type=PATH, default=Path("results/runs"), help="The ledger's folder.")
 @json_option
+@cluster_options
 @include_option
 def command(
     temperatures: tuple[float, ...], beside: tuple[str, ...], shard: str | None, dry_run: bool, as_json: bool,
@@ -89,6 +93,9 @@ def command(
     from harness.run.request import MoreTrees, RunRequest, Shard
 
     options["shard"] = Shard.parsed(shard) if shard is not None else Shard()
+    over = cluster_request(options, includes)
+    if dry_run and over is not None:
+        raise UserError("--dry-run measures nothing: leave --ray out")
     options["beside"] = tuple(MoreTrees.parsed(text) for text in beside)
     given = [(t, 1.0 if t == 0 and any(temperatures) else options["top_p"]) for t in dict.fromkeys(temperatures)]
     if any(p != options["top_p"] for _, p in given):
@@ -103,10 +110,10 @@ def command(
             for line in dry_run_lines(config, request):
                 click.echo(line)
         return 0
-    return measure_and_show(config, requests, as_json)
+    return measure_and_show(config, requests, as_json, over)
 
 
-def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: bool) -> int:
+def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: bool, over: ClusterRequest | None) -> int:
     """-> the exit status: 3, after all is recorded, where an exact method is not lossless in float64.
 
     Raises:
@@ -119,7 +126,7 @@ def measure_and_show(config: ModelConfig, requests: list[RunRequest], as_json: b
     from harness.run.tuned import tell_predictions
     from harness.show.tables.run import print_run_table
 
-    done = carry_out(config, requests)
+    done = carry_out(config, requests, over)
     summaries = cells.summarise(done.records)
     print_run_table(summaries)
     for request in requests:

@@ -6,13 +6,15 @@ import json
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.commands.options import (
     PATH,
     changes_option,
+    cluster_options,
+    cluster_request,
     examples,
     head_option,
     include_all,
@@ -28,6 +30,7 @@ from harness.common.names import SERVER
 if TYPE_CHECKING:
     from harness.audit.audit import Report
     from harness.audit.request import AuditRequest, FaultsRequest
+    from harness.cluster.request import ClusterRequest
 
 
 @click.command("verify", epilog=examples("harness verify --method eagle2", "harness verify --method mine --include my_method.py"))
@@ -53,11 +56,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as one JSON value on the last line.")
 @click.option("--record", is_flag=True, help="Keep each method's tau beside the head; later audits compare with it.")
 @click.option("--mutants", "plant", is_flag=True, help="Instead, plant known faults and see which layer notices each.")
+@cluster_options
 @include_option
 def command(
     model: str, names: tuple[str, ...], level: str, dtypes: tuple[str, ...], results: tuple[Path, ...],
     prompts_dir: Path | None, changes: tuple[str, ...], head: Path | None, threads: int | None, out: Path, as_json: bool,
-    record: bool, plant: bool, includes: tuple[Path, ...],
+    record: bool, plant: bool, includes: tuple[Path, ...], **cluster: Any,
 ) -> int:  # fmt: skip
     """Audit whether methods leave the output's distribution as it is, in layers: exact laws, logits, greedy ids, statistics.
 
@@ -67,6 +71,7 @@ def command(
     import methods
     from harness.audit.request import AuditRequest, FaultsRequest
 
+    over = cluster_request(cluster, includes)
     include_all(includes)
     request = AuditRequest(
         model=model, methods=names, level=level, dtypes=dtypes, ledgers=results, prompts_dir=prompts_dir, out=out, head=head,
@@ -75,26 +80,30 @@ def command(
     served = [name for name in names if name not in ("all", *methods.GROUPS) and methods.get(name).served]
     if served and not plant:
         _check_served(names, dtypes, record)
+        if over is not None:
+            raise UserError("an engine over HTTP is one machine: leave --ray out")
         return _audit_served(request, changes, as_json)
     if changes:
         raise UserError(f"--set {changes[0]} is for --method {SERVER}: other methods are audited at the options that tables show")
     if not plant:
-        return _audit(request, as_json)
+        return _audit(request, as_json, over)
+    if over is not None:
+        raise UserError("--mutants plants its faults in one process: leave --ray out")
     if names != ("all",) or dtypes or results or record:
         raise UserError("--mutants plants its own methods in float32: no --method, --dtype, --results or --record with it")
     return _plant(FaultsRequest(model=model, level=level, out=out, head=head, threads=threads), as_json)
 
 
-def _audit(request: AuditRequest, as_json: bool) -> int:
+def _audit(request: AuditRequest, as_json: bool, over: ClusterRequest | None) -> int:
     """Print the verdicts; tables and figures lie beside the findings. -> the exit status, 0: there is no other way to it.
 
     Raises:
         UserError: bad input, or a method did not pass (after everything was checked and printed).
     """
     from harness.audit import page
-    from harness.audit.audit import audit
+    from harness.audit.audit import audit, audit_over
 
-    report = audit(request)
+    report = audit(request) if over is None else audit_over(request, over)
     return _told(report, page.plain(report.rows, report.title, report.level), as_json)
 
 

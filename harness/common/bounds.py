@@ -30,6 +30,8 @@ BOUNDS: dict[str, Bound] = {
     "repeats": Bound(1000, "each measures every prompt again"),
     "seed": Bound(2**63 - 1, "torch takes none that is larger"),
     "conversations": Bound(100_000, "there are not so many held-out prompts"),
+    "shards": Bound(10**6, "no matrix has as many conversations"),
+    "gpus": Bound(1024, "no machine has as many"),
     "context": _CONTEXT,
     "tree": _TREE,
     "rows": _TREE,

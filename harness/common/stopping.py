@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -48,3 +48,31 @@ def stoppable(stop: Stop, line: str) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def draining(line: str) -> Iterator[Callable[[], bool]]:
+    """In the block the first signal is noted alone, and `line` printed: what is given says whether it came. The second does what
+    it did before the block. At the end of the block the first does so, too: what was under way is done by then."""
+    old = {int(n): handler for n in SIGNALS if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    came: list[int] = []
+
+    def before(number: int, frame: FrameType | None) -> None:
+        handler = old[number]
+        (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            before(number, frame)
+        came.append(number)
+        os.write(2, f"{line}\n".encode())
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if came:
+        before(came[0], None)

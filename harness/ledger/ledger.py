@@ -12,10 +12,10 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from harness.common.errors import UserError
 from harness.common.files import whole_file
@@ -24,6 +24,9 @@ from harness.common.write_lock import WriteLock
 from harness.ledger.checked import check_cell, env_of, record_of
 from harness.ledger.record import SCHEMA, Record, canonical_hash, conversation_key
 from harness.ledger.reduced import Reducer
+
+if TYPE_CHECKING:
+    from harness.ledger.trees import TreeStore
 
 RECORDS = "records.jsonl"
 MOST_TOLD = 5  # bad lines that are named one by one
@@ -241,6 +244,16 @@ class Ledger:
             raise UserError(f"{self.folder} holds conversation {record['sample_id']} of {record['task']} from another machine: "
                             f"{there}; this record is of {here}")  # fmt: skip
 
+    def trees(self, piece: Callable[[int], str]) -> TreeStore:
+        """The folder's drafted trees, open for adding. piece: token id -> its text."""
+        from harness.ledger.trees import TreeStore  # which takes numpy
+
+        return TreeStore(self.folder, piece)
+
+    def whole(self, keys: Collection[str]) -> dict[str, Record]:
+        """The records of these keys as they were written, with their traces; the file is read anew."""
+        return {r["key"]: r for r in read(self.folder, quiet=True) if r["key"] in keys}
+
     def check_machine(self, cell: str, env: Mapping[str, Any]) -> None:
         """Refuse to add to a cell that was measured on another machine; with several machines, nothing is refused here.
 
@@ -273,7 +286,7 @@ class Ledger:
 
 def write_env(folder: Path, env: Mapping[str, Any]) -> str:
     """Store an environment once and return its hash; see `Ledger.write_env`."""
-    name = canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
+    name = env_name(env)
     try:
         if read_env(folder, name) is None:
             with whole_file(_env_path(folder, name)) as tmp:
@@ -286,6 +299,11 @@ def write_env(folder: Path, env: Mapping[str, Any]) -> str:
 def lock_path(folder: Path) -> Path:
     """The file that says who writes to a ledger."""
     return Path(folder) / f".{RECORDS}.lock"
+
+
+def env_name(env: Mapping[str, Any]) -> str:
+    """The hash that names an environment; `created` is left out."""
+    return canonical_hash({key: value for key, value in env.items() if key not in ("created", "hash")})
 
 
 def has_records(folder: Path) -> bool:

@@ -5,7 +5,8 @@ For who writes records, which holds the ledger's lock meanwhile:
 - `add_cells(folder, cells)`: at the start of a run, how many generations of each cell it was asked for. The entries of earlier
   runs stay. Of one cell and part the larger number counts.
 - `set_parts(folder, parts)`: what a driver knows of the parts of its work (`Part`); those of the same name are replaced, and all
-  others stay. The file is written whole each time, so call it when a state changes, not once a record.
+  others stay. The file is written whole each time, so call it when a state changes, not once a record. `drop_parts(folder)`: when
+  it begins.
 
 For who reads: `read_plan(folder)`, which is empty where there is no such file, and `asked_of(cells)`.
 """
@@ -117,6 +118,17 @@ def set_parts(folder: Path, parts: Iterable[Part]) -> None:
     """
     plan = _there(folder)
     _write(folder, plan, Plan(plan.cells, tuple(({p.name: p for p in plan.parts} | {p.name: p for p in parts}).values())))
+
+
+def drop_parts(folder: Path) -> None:
+    """A driver begins: what an earlier one knew of the parts of its work is of no use.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    plan = _there(folder)
+    if plan.parts:
+        _write(folder, plan, Plan(plan.cells))
 
 
 def asked_of(cells: Iterable[PlannedCell]) -> dict[str, int]:

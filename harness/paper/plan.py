@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+from harness.cluster.request import ClusterRequest
 from harness.common.errors import UserError
 from harness.common.machine import usable_cores
 from harness.common.names import SIX_TASKS
@@ -19,7 +20,7 @@ from harness.metrics.pairing import by_machine
 from harness.paper.published import MEAN, Item, PaperCell, cells, stand_in
 from harness.paper.verdict import of_the_paper
 from harness.run.request import RunRequest
-from harness.run.session import measure, preflight_lines, run_spec, session
+from harness.run.session import carry_out, measure, preflight_lines, run_spec, session
 
 if TYPE_CHECKING:
     from harness.run.runner import Runner
@@ -176,8 +177,10 @@ def run_requests(
     return found
 
 
-def run_all(config: ModelConfig, runs: Sequence[RunRequest], request: ReproduceRequest) -> int:
-    """Measure what is missing of one model; -> the number of generations that failed.
+def run_all(
+    config: ModelConfig, runs: Sequence[RunRequest], request: ReproduceRequest, over: ClusterRequest | None = None
+) -> int:  # fmt: skip
+    """Measure what is missing of one model; -> the number of generations that failed. over: the cluster whose workers do it.
 
     Raises:
         UserError: something it needs is missing, for nothing is fetched here that takes hours; or the folder holds records of
@@ -188,6 +191,8 @@ def run_all(config: ModelConfig, runs: Sequence[RunRequest], request: ReproduceR
     import torch
 
     _check_environment(config, request)
+    if over is not None:
+        return carry_out(config, runs, over).n_failed
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
     names = (name for run in runs for name in run.methods)

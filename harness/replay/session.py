@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import methods
 import tasks
 from harness.audit.probe.ledger_pairs import LedgerPrompts
+from harness.cluster.request import ClusterRequest
 from harness.common.bounds import bounded
 from harness.common.errors import UserError, duration, say, unknown
 from harness.common.machine import keep_freed_memory, usable_cores
@@ -156,7 +157,7 @@ def arms_of(config: ModelConfig, request: ReplayRequest, temperature: float) -> 
     return found
 
 
-def answers_made(config: ModelConfig, request: ReplayRequest) -> None:
+def answers_made(config: ModelConfig, request: ReplayRequest, over: ClusterRequest | None = None) -> None:
     """Vanilla's answers, measured where they are not there yet."""
     requests = [
         RunRequest(methods=("vanilla",), tasks=request.tasks, model=config.given, temperature=t, limit=request.limit,
@@ -164,7 +165,7 @@ def answers_made(config: ModelConfig, request: ReplayRequest) -> None:
                    dtype=request.dtype, threads=request.threads, out=request.folder)
         for t in request.temperatures or (0.0,)
     ]  # fmt: skip
-    tell_failures(carry_out(config, requests).n_failed)
+    tell_failures(carry_out(config, requests, over).n_failed)
 
 
 def _chosen(records: Iterable[Record], request: ReplayRequest, model: str) -> list[Record]:
@@ -188,14 +189,14 @@ def _chosen(records: Iterable[Record], request: ReplayRequest, model: str) -> li
     return [r for r in own if (r["task"], r["sample_id"]) in kept]
 
 
-def _of_one_kind(answers: Iterable[Answered], folder: Path) -> None:
+def of_one_kind(answers: Iterable[Record], folder: Path) -> None:
     """
     Raises:
         UserError: answers to one task that were made in several ways: their means would be of neither.
     """
     by_task: dict[tuple[str, float], list[Record]] = {}
-    for a in answers:
-        by_task.setdefault((a.record["task"], a.record["temperature"]), []).append(a.record)
+    for r in answers:
+        by_task.setdefault((r["task"], r["temperature"]), []).append(r)
     for name, how in (("max_new_tokens", "name one with --max-new-tokens"), ("source", "name one with --source"),
                       ("top_p", "keep each in a ledger of its own"), ("seed", "keep each in a ledger of its own")):  # fmt: skip
         for (task, t), own in by_task.items():
@@ -269,18 +270,34 @@ def check_priced(prices: Mapping[str, Prices], kinds: Iterable[str]) -> None:
                                 "those of a model that has one")  # fmt: skip
 
 
-def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
-    """Replay what was not replayed before; -> all replays asked for, those that were there among them, and `prices_of`.
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a replay knows before a model is loaded. `request`: its dtype found; `records`: as `_chosen` has them; `asked`: the
+    temperatures; `arms`: by temperature; `kinds`: of the heads that they draft with."""
+
+    request: ReplayRequest
+    config: ModelConfig
+    records: Sequence[Record]
+    asked: Collection[float]
+    arms: Mapping[float, Sequence[Arm]]
+    kinds: Collection[str]
+    prices: dict[str, Prices]
+
+    @property
+    def threads(self) -> int:
+        return self.request.threads or usable_cores()
+
+
+def ready_for(request: ReplayRequest, over: ClusterRequest | None = None) -> Ready:
+    """Vanilla's answers, made where there are none, and what is to be replayed over them. over: the cluster that makes them.
 
     Raises:
-        UserError: bad input; the ledger, the rows or the replays cannot be read or written.
+        UserError: bad input, or the ledger cannot be read.
     """
-    keep_freed_memory()
-    torch.set_num_threads(request.threads or usable_cores())
     if request.results is None:
         made = model_config(request.model or "smollm2-135m")
         request = replace(request, max_new_tokens=request.max_new_tokens or made.max_new_tokens)
-        answers_made(made, request)
+        answers_made(made, request, over)
     there = list(read(request.results or request.folder))
     asked_for = [f"of {n} tokens" for n in (request.max_new_tokens,) if n] + [
         f"of source {s!r}" for s in (request.source,) if s != "auto"
@@ -299,31 +316,44 @@ def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
     dtypes = [r["dtype"] for r in records if r["method"] == VANILLA] or [r["dtype"] for r in records if not r.get("served")]
     if not dtypes:
         raise UserError(nothing)
-    dtype = request.dtype if request.dtype != "auto" else dtypes[0]
-    request = replace(request, dtype=dtype)
+    request = replace(request, dtype=request.dtype if request.dtype != "auto" else dtypes[0])
     arms = {t: arms_of(config, request, t) for t in {r["temperature"] for r in records} if t in asked}
     kinds = {arm.method.drafter or "" for of_temperature in arms.values() for arm in of_temperature}
     check_priced(prices, kinds)
-    say(f"loading {config.title} ...")
-    loaded = load(config, dtype, head=request.head, drafters=kinds & {*methods.HEADS})
-    own = [a for a in answered(records, loaded) if a.record["temperature"] in asked]
-    _of_one_kind(own, request.results or request.folder)
-    tell_other_heads([arm for of_temperature in arms.values() for arm in of_temperature], loaded)
+    return Ready(request, config, records, asked, arms, kinds & {*methods.HEADS}, prices)
+
+
+def replay(request: ReplayRequest) -> tuple[list[Replay], dict[str, Prices]]:
+    """Replay what was not replayed before; -> all replays asked for, those that were there among them, and `prices_of`.
+
+    Raises:
+        UserError: bad input; the ledger, the rows or the replays cannot be read or written.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(request.threads or usable_cores())
+    ready = ready_for(request)
+    request = ready.request
+    say(f"loading {ready.config.title} ...")
+    loaded = load(ready.config, request.dtype, head=request.head, drafters=ready.kinds)
+    own = [a for a in answered(ready.records, loaded) if a.record["temperature"] in ready.asked]
+    of_one_kind([a.record for a in own], request.results or request.folder)
+    tell_other_heads([arm for of_temperature in ready.arms.values() for arm in of_temperature], loaded)
     prompts, told = LedgerPrompts(request.prompts_dir), Told()
     found: list[Replay] = []
     with record.only_writer(request.folder), showing_progress("replay") as progress:
         done = {r.key: r for r in record.read(request.folder)}
         for answer in progress.each(own, "answer"):
-            found += _of_answer(loaded, answer, arms[answer.record["temperature"]], done, prompts, request, told)
+            found += of_answer(loaded, answer, ready.arms[answer.record["temperature"]], done, prompts, request, told)
     for line in told.lines:
         say(line)
-    return found, prices
+    return found, ready.prices
 
 
-def _of_answer(
+def of_answer(
     loaded: Loaded, answer: Answered, arms: Sequence[Arm], done: Mapping[record.Key, Replay], prompts: LedgerPrompts,
     request: ReplayRequest, told: Told,
 ) -> list[Replay]:  # fmt: skip
+    """The replays of one answer, one an arm; new ones are written, and so are the rows that they took."""
     r = answer.record
     params = replace(answer.params, stop_ids=frozenset(loaded.config.stop_ids))
     found: dict[int, Replay] = {}

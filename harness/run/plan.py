@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -76,6 +76,14 @@ class Step(NamedTuple):
     turn: int
 
 
+class Talk(NamedTuple):
+    """A conversation and its repeat: what one process measures whole, for its methods' times are paired."""
+
+    task: str
+    sample_id: str
+    repeat: int
+
+
 class Wanted(NamedTuple):
     """A generation, by what is known of it before its prompt is: a later turn's prompt holds an answer."""
 
@@ -100,27 +108,32 @@ class Plan:
         answers = {ps.task: _cell(spec, loaded, spec.base, ps, 0.0) for ps in spec.prompt_sets}
         return cls(spec, tuple(cells), answers)
 
+    @classmethod
+    def with_keys(cls, spec: RunSpec, keys: Sequence[str], answer_keys: Mapping[str, str]) -> Plan:
+        """The same without a model, where it is known what keys its cells have: in the order of `cells`, and by task."""
+        arms = ((ps, arm) for ps in spec.prompt_sets for arm in spec.measured_arms())
+        cells = tuple(Cell(arm, ps, spec.temperature, key) for (ps, arm), key in zip(arms, keys, strict=True))
+        answers = {ps.task: Cell(spec.base, ps, 0.0, answer_keys[ps.task]) for ps in spec.prompt_sets}
+        return cls(spec, cells, answers)
+
     def cells_written(self) -> list[Cell]:
         """Every cell that the run may add records to."""
         several_turns = [ps.task for ps in self.spec.prompt_sets if any(len(p.turns) > 1 for p in self.spec.conversations(ps))]
         return [*self.cells, *(self.answer_cells[task] for task in several_turns)]
 
-    def steps(self) -> Iterator[Step]:
-        """Prompt by prompt, repeat by repeat; later repeats have the prompts in an order drawn from the seed.
+    def steps(self, only: Collection[Talk] | None = None) -> Iterator[Step]:
+        """Conversation by conversation; only: these.
 
         The methods' order is drawn from the seed and the prompt, not from what was measured before or by another shard.
         """
-        for prompts in self.spec.prompt_sets:
+        for prompts, prompt, repeat in conversations(self.spec):
+            if only is not None and Talk(prompts.task, prompt.id, repeat) not in only:
+                continue
             mine = [cell for cell in self.cells if cell.prompts is prompts]
-            for repeat in range(self.spec.repeats):
-                ordered = list(self.spec.conversations(prompts))
-                if repeat:
-                    random.Random(f"{self.spec.seed} {prompts.task} {repeat}").shuffle(ordered)
-                for prompt in ordered:
-                    for turn in range(1, len(prompt.turns) + 1):
-                        order = list(mine)
-                        random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
-                        yield Step(tuple(order), self.answer_cells[prompts.task], prompts, prompt, repeat, turn)
+            for turn in range(1, len(prompt.turns) + 1):
+                order = list(mine)
+                random.Random(f"{self.spec.seed} {prompts.task} {prompt.id} {turn} {repeat}").shuffle(order)
+                yield Step(tuple(order), self.answer_cells[prompts.task], prompts, prompt, repeat, turn)
 
     def wanted(self, cell: Cell) -> set[Wanted]:
         """All generations of a cell."""
@@ -154,6 +167,16 @@ class Plan:
         """Generations of a method whose trees alone are missing."""
         keys = {cell.key for cell in self.cells if cell.arm.name == method}
         return sum(r["cell"] in keys for r in recorded.treeless.values())
+
+
+def conversations(spec: RunSpec) -> Iterator[tuple[PromptSet, Prompt, int]]:
+    """Prompt by prompt, repeat by repeat; later repeats have the prompts in an order drawn from the seed."""
+    for prompts in spec.prompt_sets:
+        for repeat in range(spec.repeats):
+            ordered = list(spec.conversations(prompts))
+            if repeat:
+                random.Random(f"{spec.seed} {prompts.task} {repeat}").shuffle(ordered)
+            yield from ((prompts, prompt, repeat) for prompt in ordered)
 
 
 @dataclass(slots=True)

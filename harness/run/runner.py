@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,13 +19,12 @@ import methods
 from harness.common import machine
 from harness.common.errors import UserError, in_one_line, say
 from harness.ledger.checked import record_of
-from harness.ledger.ledger import Ledger, read
 from harness.ledger.record import Record, ids_sha, sample_key, text_sha, warm_up_key
-from harness.ledger.trees import TreeStore
+from harness.ledger.sink import Sink
 from harness.load.model import Loaded
 from harness.run.arms import check_heads
 from harness.run.new_record import Clocked, RunFacts, measured, new_record
-from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step
+from harness.run.plan import Cell, Plan, Recorded, RunSpec, Step, Talk
 from harness.watch import originals
 from harness.watch.run import ModeChanged, built, names_of, settled
 from methods import Arm
@@ -61,14 +60,14 @@ class Turn:
 
 
 class Runner:
-    """Carries out a run's plan on one loaded model, into one ledger.
+    """Carries out a run's plan on one loaded model, into one ledger, or into what stands in for it.
 
     Raises:
         UserError: the loaded heads cannot draft an arm's tree, the ledger's cells are of another machine, or a user's file
             replaced code of this repository.
     """
 
-    def __init__(self, loaded: Loaded, spec: RunSpec, ledger: Ledger) -> None:
+    def __init__(self, loaded: Loaded, spec: RunSpec, ledger: Sink) -> None:
         check_heads(spec.arms, loaded)
         if replaced := originals.replaced():
             raise UserError(replaced[0])
@@ -76,7 +75,7 @@ class Runner:
         self.plan = Plan.of(spec, loaded)
         self.recorded: Recorded
         self._describe()
-        self._trees = TreeStore(ledger.folder, loaded.piece) if spec.trees else None
+        self._trees = ledger.trees(loaded.piece) if spec.trees else None
         self._whole: dict[str, Record] | None = None
         self.n_failed = 0
         self._longest = 0  # tokens of a prompt and its answer, at most
@@ -101,6 +100,7 @@ class Runner:
 
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
+        self._whole = None
         self.recorded = Recorded.of(self.ledger.records, self.spec, self._trees.keys if self._trees else None)
         return self.ledger.records
 
@@ -188,21 +188,28 @@ class Runner:
 
     # ---- the loop ----
 
-    def run(self, tick: Callable[[str], None], advance: Callable[[str], None]) -> int:
+    def run(
+        self, tick: Callable[[str], None], advance: Callable[[str], None], only: Collection[Talk] | None = None,
+        begins: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> int:  # fmt: skip
         """Measure everything missing; -> the number of generations that failed. Ctrl-C drops the one under way.
 
-        tick: called with a text before each generation. advance: called with the method's name after it.
+        tick: called with a text before each generation. advance: called with the method's name after it. only: these
+        conversations. begins: called with the records, still without numbers, of the generations that follow for a turn.
 
         Raises:
             UserError: a prompt that does not fit (on_overflow='error'), or the ledger cannot be written.
         """
         self.look()
         self.n_failed = 0
-        for step in self.plan.steps():
-            self._step(step, tick, advance)
+        for step in self.plan.steps(only):
+            self._step(step, tick, advance, begins)
         return self.n_failed
 
-    def _step(self, step: Step, tick: Callable[[str], None], advance: Callable[[str], None]) -> None:
+    def _step(
+        self, step: Step, tick: Callable[[str], None], advance: Callable[[str], None],
+        begins: Callable[[list[dict[str, Any]]], None] | None,
+    ) -> None:  # fmt: skip
         found = self._prompt_of(step)
         if found is None:
             return
@@ -213,6 +220,8 @@ class Runner:
         if not todo:
             return
         turn = Turn(step.prompt, step.turn, step.repeat, rendered, self._encoded(step.prompt, step.turn, rendered), turn1_sha)
+        if begins is not None:
+            begins([self._record(cell, turn) for cell in todo if keys[cell.key] not in recorded.keys])
         for cell in todo:
             tick(f"{step.prompts.task} {step.prompt.id} turn {step.turn}: {cell.arm.name}")
             if keys[cell.key] in recorded.keys:
@@ -284,7 +293,7 @@ class Runner:
         identical."""
         assert self._trees is not None
         if self._whole is None:  # what the ledger holds in memory has no traces
-            self._whole = {r["key"]: r for r in read(self.ledger.folder, quiet=True) if r["key"] not in self._trees.keys}
+            self._whole = self.ledger.whole({record["key"], *self.recorded.treeless})
         params = self._params(
             record["max_new_tokens"], record["sample_id"], record["turn"], record["repeat"], cell.temperature, self.spec.trees
         )

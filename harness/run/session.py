@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import methods
 import tasks
+from harness.cluster.request import ClusterRequest
 from harness.common.errors import UserError, duration, say
 from harness.common.hints import hinted
 from harness.common.machine import keep_freed_memory, usable_cores
@@ -25,7 +26,7 @@ from harness.run.request import RunRequest
 from harness.run.tuned import find_tuned, keep_beside
 
 if TYPE_CHECKING:  # these import torch
-    from harness.run.plan import RunSpec
+    from harness.run.plan import Plan, Recorded, RunSpec
     from harness.run.runner import Runner
 
 
@@ -132,10 +133,11 @@ class Done:
     n_failed: int
 
 
-def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
+def carry_out(config: ModelConfig, requests: Sequence[RunRequest], over: ClusterRequest | None = None) -> Done:
     """Measure what is missing of several requests on one model, in one process, with one estimate for all of it.
 
-    The requests differ in what is measured; folder, dtype, threads and head are the first one's.
+    The requests differ in what is measured; folder, dtype, threads and head are the first one's. over: the cluster whose workers
+    measure it, in place of this process.
 
     Raises:
         UserError: bad input, or the ledger cannot be written. Generations that fail are counted, not raised.
@@ -144,12 +146,23 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest]) -> Done:
 
     specs = [run_spec(config, request) for request in requests]
     check_given(requests[0].head, (arm.method for spec in specs for arm in spec.arms))
-    with session(config, requests[0], specs) as runners:
-        for request, spec in zip(requests, specs, strict=True):
-            keep_beside(config, request, spec.arms)
-        n_failed = measure(runners)
-        cells = [(cell, cell.arm in run.spec.arms, run.spec) for run in runners for cell in run.plan.cells]
-        recorded = runners[0].ledger.records
+    if over is not None:
+        from harness.run.spread import measure_over
+
+        if specs[0].is_served:
+            raise UserError("--ray shares out work that decodes here; an engine over HTTP is one machine: leave --ray out")
+        with Ledger(requests[0].out, several_machines=True) as ledger:
+            for request, spec in zip(requests, specs, strict=True):
+                keep_beside(config, request, spec.arms)
+            plans, n_failed = measure_over(config, requests[0], specs, over, ledger)
+            recorded = ledger.records
+    else:
+        with session(config, requests[0], specs) as runners:
+            for request, spec in zip(requests, specs, strict=True):
+                keep_beside(config, request, spec.arms)
+            n_failed = measure(runners)
+            plans, recorded = [run.plan for run in runners], runners[0].ledger.records
+    cells = [(cell, cell.arm in plan.spec.arms, plan.spec) for plan in plans for cell in plan.cells]
     wanted = {(cell.key, prompt.id) for cell, _, spec in cells for prompt in spec.conversations(cell.prompts)}
     records = [r for r in recorded if (r["cell"], r["sample_id"]) in wanted]
     return Done(records, frozenset(cell.key for cell, is_asked, _ in cells if is_asked), n_failed)
@@ -171,7 +184,7 @@ def measure(runners: Sequence[Runner]) -> int:
         return 0
     how = "" if runners[0].spec.is_served else f" in {runners[0].loaded.dtype}"
     say(f"{total} generations to measure{how}; warming up each method ...")
-    _tell_apart(runners, missing)
+    tell_apart([run.plan for run in runners], [run.recorded for run in runners], missing)
     failed = 0
     with interruptible():
         costs: list[dict[str, float]] = []  # seconds a generation, by method
@@ -198,14 +211,15 @@ def _advance(advance: Callable[[Work], None], run: int, method: str) -> None:
     advance((run, method))
 
 
-def _tell_apart(runners: Sequence[Runner], missing: Sequence[dict[str, int]]) -> None:
+def tell_apart(plans: Sequence[Plan], recorded: Sequence[Recorded], missing: Sequence[dict[str, int]]) -> None:
     """Before hours are spent: speeds beside a baseline from an earlier process are worth little."""
     late = sorted({
-        name for run, m in zip(runners, missing, strict=True) if run.spec.baseline and not m.get(run.spec.base.name)
-        for name, n in m.items() if n > run.plan.n_treeless(run.recorded, name)
+        name for plan, there, m in zip(plans, recorded, missing, strict=True)
+        if plan.spec.baseline and not m.get(plan.spec.base.name)
+        for name, n in m.items() if n > plan.n_treeless(there, name)
     })  # fmt: skip
     if late:
-        base = runners[0].spec.base.name
+        base = plans[0].spec.base.name
         say(f"note: {base} on these prompts is in the ledger already, from another process: speedups of {', '.join(late)} "
             "will be marked ≈ and not judged; methods whose speeds are to be compared are measured by one command")  # fmt: skip
 
