@@ -2,13 +2,13 @@
 
     python scripts/pack.py LEDGER ... [--no-trees]
 
-records.jsonl, replays.jsonl, audit.jsonl and acceptance.csv become .gz, drafted trees .xz (or go, with --no-trees). To go on
-measuring into a packed ledger: `gunzip LEDGER/records.jsonl.gz`.
+records.jsonl, replays.jsonl, audit.jsonl, acceptance.csv and drafted trees become .xz (or trees go, with --no-trees). To go on
+measuring into a packed ledger: `unxz LEDGER/records.jsonl.xz`.
 """
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import sys
 from pathlib import Path
 
@@ -27,10 +27,10 @@ def replaced(old: Path, new: Path, data: bytes) -> None:
 def pack(ledger: Path, keep_trees: bool) -> None:
     """Pack one ledger in place."""
     for name in ("records.jsonl", "replays.jsonl", "audit/audit.jsonl", "tables/acceptance.csv"):
-        file, archive = ledger / name, ledger / f"{name}.gz"
+        file, archive = ledger / name, ledger / f"{name}.xz"
         if file.exists():
-            before = gzip.decompress(archive.read_bytes()) if archive.exists() and name.startswith("audit") else b""
-            replaced(file, archive, gzip.compress(before + file.read_bytes(), mtime=0))
+            before = lzma.decompress(archive.read_bytes()) if archive.exists() and name.startswith("audit") else b""
+            replaced(file, archive, lzma.compress(before + file.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
     for file in sorted((ledger / FOLDER).glob("*.jsonl.gz")):
         if keep_trees:
             replaced(file, file.with_suffix(".xz"), packed(file))

@@ -2,16 +2,15 @@
 
 `line_sha` tells whether a line is as it was written; findings of earlier versions lack it.
 
-What `scripts/pack.py` packed lies in `audit.jsonl.gz`. It is read first; new findings go to `audit.jsonl` beside it.
+What `scripts/pack.py` packed lies in `audit.jsonl.xz`. It is read first; new findings go to `audit.jsonl` beside it.
 """
 
 from __future__ import annotations
 
 import errno
-import gzip
 import json
+import lzma
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from harness.common.errors import UserError
 from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash, text_sha
 
-FILE, PACKED, LOCK = "audit.jsonl", "audit.jsonl.gz", "audit.jsonl.lock"
+FILE, PACKED, LOCK = "audit.jsonl", "audit.jsonl.xz", "audit.jsonl.lock"
 
 
 def _sha_of(finding: Mapping[str, Any]) -> str:
@@ -56,9 +55,9 @@ class Store:
         packed = self.path.with_name(PACKED)
         if packed.exists():
             try:
-                self._take(packed, gzip.decompress(packed.read_bytes()).splitlines(keepends=True))
-            except (OSError, EOFError, zlib.error) as e:
-                raise UserError(f"{packed} is no whole gzip file ({e})") from None
+                self._take(packed, lzma.decompress(packed.read_bytes()).splitlines(keepends=True))
+            except (OSError, EOFError, lzma.LZMAError) as e:
+                raise UserError(f"{packed} is no whole xz file ({e})") from None
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):  # torn by a kill: it is made again
             os.ftruncate(self._fd, sum(map(len, lines[:-1])))

@@ -7,11 +7,10 @@ that is not what a run writes (`checked`) is left out, named, and counted below 
 from __future__ import annotations
 
 import errno
-import gzip
 import json
+import lzma
 import os
 import sys
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 MOST_TOLD = 5  # bad lines that are named one by one
-PACKED = f"{RECORDS}.gz"  # a finished ledger may be kept packed; it is read like the other, and unpacked before it is added to
+PACKED = f"{RECORDS}.xz"  # a finished ledger may be kept packed; it is read like the other, and unpacked before it is added to
 
 
 def machine_keys(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class RecordsFile:
         self._folder = Path(folder)
         self.path = self._folder / RECORDS
         if not self.path.exists() and (self._folder / PACKED).exists():
-            raise UserError(f"{self._folder} is packed: `gunzip {self._folder / PACKED}` to add to it, or choose another --out")
+            raise UserError(f"{self._folder} is packed: `unxz {self._folder / PACKED}` to add to it, or choose another --out")
         self._lock = WriteLock(lock_path(self._folder))
         self._fd = -1
         try:
@@ -441,7 +440,7 @@ class Lines:
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         try:
-            with gzip.open(self.path) if self.path.name == PACKED else self.path.open("rb") as file:
+            with lzma.open(self.path) if self.path.name == PACKED else self.path.open("rb") as file:
                 for self.number, line in enumerate(file, start=1):
                     whole = line.endswith(b"\n")
                     if not whole and _is_torn(line):
@@ -450,8 +449,8 @@ class Lines:
                     self.n_whole += len(line)
                     self.lacks_newline = not whole
                     yield self.number, line.removesuffix(b"\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{self.path} is no whole gzip file ({error})") from error
+        except (EOFError, lzma.LZMAError) as error:
+            raise UserError(f"{self.path} is no whole xz file ({error})") from error
         except OSError as error:
             raise UserError(f"no records in {self.path.parent}: {self.path} cannot be read ({error.strerror})") from error
 

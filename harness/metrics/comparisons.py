@@ -40,7 +40,7 @@ class Comparison:
 
 
 def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> list[Comparison]:
-    """EAGLE-2 against EAGLE-1 at every preset of its own, and against each ablation at equal presets.
+    """EAGLE-2 against EAGLE-1 at every preset of its own, and against each ablation and EAGLE-3 against it at equal presets.
 
     And each method that stops early against itself at the same options without.
     """
@@ -51,6 +51,7 @@ def comparisons(records: Iterable[Record], summaries: Iterable[CellSummary]) -> 
         options = {s.variant: s.options for s in cells}
         pairs = [(a, b) for a in names for b in names
                  if (a[0] == FULL and b[0] in COUNTERPARTS and (b[0] == "eagle1" or a[1] == b[1]))
+                 or (a[0] == "eagle3" and b[0] == FULL and a[1] == b[1])
                  or (a[0] == b[0] and a[3:] == b[3:] and _stops_where_it_did_not(options[a], options[b]))]  # fmt: skip
         for a, b in pairs:
             sides = arms.side(setting, a), arms.side(setting, b)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import lzma
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash
 
 FILE = "replays.jsonl"
-PACKED = f"{FILE}.gz"  # as `gzip` leaves it: finished replays may be kept so, and are read like the others
+PACKED = f"{FILE}.xz"  # as `xz` leaves it: finished replays may be kept so, and are read like the others
 _Counts = list[Annotated[int, pydantic.Field(ge=0)]]
 Key = tuple[str, str, str, str, str | None]
 """Of an answer, method, hash of options, hash of code, and what decides what the drafter drafts."""
@@ -86,7 +85,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: somebody does, or the folder cannot be written; or its replays are packed.
     """
     if (folder / PACKED).exists():
-        raise UserError(f"the replays of {folder} are packed: `gunzip {folder / PACKED}` to add to them, or choose another --out")
+        raise UserError(f"the replays of {folder} are packed: `unxz {folder / PACKED}` to add to them, or choose another --out")
     lock = WriteLock(folder / f".{FILE}.lock", "replays")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +106,8 @@ def read(folder: Path) -> list[Replay]:
     packed = folder / PACKED
     found: dict[Key, Replay] = {}
     try:
-        text = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes()) if packed.is_file() else b""
-    except (OSError, EOFError, zlib.error) as e:
+        text = path.read_bytes() if path.is_file() else lzma.decompress(packed.read_bytes()) if packed.is_file() else b""
+    except (OSError, EOFError, lzma.LZMAError) as e:
         raise UserError(f"{packed} cannot be read: {in_one_line(e)}") from None
     lines = text.split(b"\n")
     for i, line in enumerate(lines[:-1], start=1):

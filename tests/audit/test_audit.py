@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -738,7 +738,7 @@ def test_packed_findings_are_found_and_new_ones_go_beside_them(tmp_path: Path) -
     with Store(tmp_path) as store:
         store.add(first, {"n": 1})
     file = tmp_path / "audit.jsonl"
-    (tmp_path / "audit.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    (tmp_path / "audit.jsonl.xz").write_bytes(lzma.compress(file.read_bytes()))
     file.unlink()
     with Store(tmp_path) as store:
         assert store.get(first) is not None and store.get(second) is None
@@ -746,6 +746,6 @@ def test_packed_findings_are_found_and_new_ones_go_beside_them(tmp_path: Path) -
     with Store(tmp_path) as store:
         assert {f["case"] for f in store} == {"a", "b"}
     assert len(file.read_text().splitlines()) == 1
-    (tmp_path / "audit.jsonl.gz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no whole gzip file"):
+    (tmp_path / "audit.jsonl.xz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="no whole xz file"):
         Store(tmp_path)

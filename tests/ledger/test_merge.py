@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -83,7 +83,7 @@ def test_the_parts_of_a_ledger_are_the_ledger_in_any_order(tmp_path: Path) -> No
 
 def test_what_stands_in_two_is_one_and_packed_ledgers_are_read(tmp_path: Path) -> None:
     a, b = ledger(tmp_path / "a", SIMULATED[:60]), ledger(tmp_path / "b", SIMULATED[40:])
-    (b / PACKED).write_bytes(gzip.compress((b / RECORDS).read_bytes()))
+    (b / PACKED).write_bytes(lzma.compress((b / RECORDS).read_bytes()))
     (b / RECORDS).unlink()
     done = merge([a, b], tmp_path / "out")
     assert done == Merged(len(SIMULATED), 20, 0, 0) and len(read(tmp_path / "out")) == len(SIMULATED)

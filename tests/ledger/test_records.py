@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import json
+import lzma
 import os
 import random
 import re
@@ -82,15 +82,15 @@ def test_a_packed_ledger_is_read_and_not_added_to(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.append(record(0, env=ledger.write_env(ENV)))
     before, plain = read(tmp_path), tmp_path / RECORDS
-    packed = tmp_path / f"{RECORDS}.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    packed = tmp_path / f"{RECORDS}.xz"
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
     plain.unlink()
     assert read(tmp_path) == before and has_records(tmp_path) and not has_records(tmp_path / "none")
-    with pytest.raises(UserError, match="gunzip"):
+    with pytest.raises(UserError, match="unxz"):
         Ledger(tmp_path)
     assert not plain.exists()
     packed.write_bytes(packed.read_bytes()[:-9])
-    with pytest.raises(UserError, match="no whole gzip file"):
+    with pytest.raises(UserError, match="no whole xz file"):
         read(tmp_path)
 
 

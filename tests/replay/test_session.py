@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import shutil
 from dataclasses import replace
 from hashlib import sha256
@@ -195,11 +195,11 @@ def test_pools_of_another_head_are_refused(ledger: Path, tmp_path: Path) -> None
     assert "over another answer than the ledger's" in refused(*own, "--policy", "opt-tree")
     files[0].unlink()
     assert harness("replay", *own, "--policy", "opt-tree").code == 0
-    (tmp_path / record.PACKED).write_bytes(gzip.compress((tmp_path / record.FILE).read_bytes()))
+    (tmp_path / record.PACKED).write_bytes(lzma.compress((tmp_path / record.FILE).read_bytes()))
     kept = record.read(tmp_path)
     (tmp_path / record.FILE).unlink()
     assert record.read(tmp_path) == kept
-    assert "are packed: `gunzip" in refused(*own, "--policy", "opt-tree")
+    assert "are packed: `unxz" in refused(*own, "--policy", "opt-tree")
     (tmp_path / record.PACKED).unlink()
     (tmp_path / record.FILE).write_text('{"answer": "x"}\n')
     assert "is no replay" in refused(*own, "--policy", "opt-tree")

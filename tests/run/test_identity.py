@@ -168,10 +168,10 @@ def test_outputs_are_paired_with_the_vanilla_they_were_measured_beside(tmp_path:
 
 def test_a_ledger_of_the_old_schema_is_read_said_and_not_added_to(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "results/hf-bfloat16", tmp_path / "old")
-    import gzip
+    import lzma
 
-    packed = tmp_path / "old/records.jsonl.gz"
-    (tmp_path / "old" / RECORDS).write_bytes(gzip.decompress(packed.read_bytes()))
+    packed = tmp_path / "old/records.jsonl.xz"
+    (tmp_path / "old" / RECORDS).write_bytes(lzma.decompress(packed.read_bytes()))
     packed.unlink()
     records = read(tmp_path / "old")
     assert {r["schema"] for r in records} == {2} and {r["target_id"] for r in records} == {None}

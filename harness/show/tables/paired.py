@@ -32,6 +32,7 @@ _PAIRED_NOTE = one_line("""
     eagle2 against another method on the same prompts, or a method with `stop_early` against itself without; 95 % intervals.
     The difference in τ is the first's less the other's; ratios are the first's over the other's. No loops: outputs where neither
     arm looped.""")
+_EAGLE3_NOTE = "eagle3 against eagle2: each with its own head, whose training may differ."
 _DIVERGENCES_NOTE = one_line("""
     Outputs at T = 0 that are not vanilla's: the first token that differs, by token id. What follows it is not comparable.""")
 
@@ -39,9 +40,9 @@ _DIVERGENCES_NOTE = one_line("""
 def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) -> Table:
     """EAGLE-2 against EAGLE-1 and each ablation on the same prompts, per task and as the six-task mean.
 
-    Ablations are compared at equal presets. Against EAGLE-1 every preset of EAGLE-2 stands, since trees of equal size need one
-    that is not the paper's. A method with `stop_early` stands against itself without. Differences are the first's value less the
-    other's.
+    Ablations are compared at equal presets, and so is EAGLE-3 against EAGLE-2. Against EAGLE-1 every preset of EAGLE-2
+    stands, since trees of equal size need one that is not the paper's. A method with `stop_early` stands against itself
+    without. Differences are the first's value less the other's.
     """
     summaries = shown_cells(summaries)
     found = comparisons(records, summaries)
@@ -50,7 +51,8 @@ def paired_table(records: Iterable[Record], summaries: Iterable[CellSummary]) ->
         rows[c.setting].append(_comparison_row(c))
     sections = [Section(setting.title(), facts(group), pd.DataFrame(rows[setting]))
                 for setting, group in by_setting(summaries) if setting in rows]  # fmt: skip
-    return Table("paired", tuple(sections), (_PAIRED_NOTE, *notes_of(summaries)), _paired_numbers(found))
+    notes = (_PAIRED_NOTE, *([_EAGLE3_NOTE] if any("eagle3" in c.names for c in found) else []), *notes_of(summaries))
+    return Table("paired", tuple(sections), notes, _paired_numbers(found))
 
 
 def _paired_numbers(found: Iterable[Comparison]) -> pd.DataFrame:
