@@ -205,17 +205,23 @@ class Ledger:
         return self._keys | self._skipped if with_skipped else set(self._keys)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record: in the file as a whole line, on the disk when this returns.
+        """Add one record: `extend` with it alone."""
+        self.extend([record])
+
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records: all of them in the file as whole lines, on the disk when this returns, or none.
 
         Raises:
-            UserError: the line could not be written; what was there of it is taken away again. With several machines, also: its
-                conversation was measured on another one, or its env file is not there.
+            UserError: the lines could not be written; what was there of them is taken away again. With several machines, also: a
+                record's conversation was measured on another one, or its env file is not there.
         """
         if self.several_machines:
-            self._check_conversation(record)
-        self._file.append(json.dumps(record, allow_nan=False).encode() + b"\n")
-        added = cast(Record, record)
-        self._remember(self._reduced(added) if self._reduced else added)
+            for record in records:
+                self._check_conversation(record)
+        self._file.append(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))
+        for record in records:
+            added = cast(Record, record)
+            self._remember(self._reduced(added) if self._reduced else added)
 
     def write_env(self, env: Mapping[str, Any]) -> str:
         """Store the environment once and return its hash, which leaves out `created`: equal runs share a file.

@@ -172,8 +172,7 @@ class RunDesk:
         self._write(item)
         begun = [record for kind, records in self._held[item] if kind == BEGINS for record in records]
         failed = [r for r in {r["key"]: r for r in begun}.values() if r["key"] not in self._known]
-        for record in failed:
-            self._append({**record, "status": "error", "error": why})
+        self._add([{**record, "status": "error", "error": why} for record in failed])
         self.n_failed += max(len(failed), 1)
         where = f"{item.talk.task} {item.talk.sample_id}, T = {self._specs[i].temperature:g}"
         say(f"{where}: given up: {why}; {len(failed)} generations are recorded with status 'error', "
@@ -218,7 +217,8 @@ class RunDesk:
                 advance((part.spec, name))
 
     def _write(self, item: Item) -> None:
-        """The part of a conversation that is whole now: each generation's trees before its record."""
+        """The part of a conversation that is whole now, at once: trees first, then all records or none."""
+        records = dict[str, dict[str, Any]]()
         for kind, body in self._held[item]:
             if kind == TREES and self._trees is not None:
                 cell, key, token_ids, trees, pieces = body
@@ -229,16 +229,19 @@ class RunDesk:
                 for recorded in self.recorded:
                     recorded.treeless.pop(key, None)
             elif kind == RECORD and body["key"] not in self._known:
-                self._append(body)
+                records[body["key"]] = body
+        self._add(list(records.values()))
 
-    def _append(self, record: dict[str, Any]) -> None:
-        self._ledger.append(record)
-        added = self._ledger.records[-1]
-        self._remember(added)
-        for recorded in self.recorded:
-            recorded.add(added)
-        if record["status"] in ("ok", "skipped"):
-            self._known.add(record["key"])
+    def _add(self, records: Sequence[dict[str, Any]]) -> None:
+        if not records:
+            return
+        self._ledger.extend(records)
+        for added in self._ledger.records[-len(records) :]:
+            self._remember(added)
+            for recorded in self.recorded:
+                recorded.add(added)
+            if added["status"] in ("ok", "skipped"):
+                self._known.add(added["key"])
 
     def _remember(self, record: Record) -> None:
         if record["model"] == self._config.name and not record["is_warmup"]:

@@ -193,6 +193,17 @@ def test_a_full_disk_is_reported_and_leaves_the_ledger_whole(tmp_path: Path, mon
     assert [r["sample_id"] for r in read(tmp_path)] == ["0", "1"]
 
 
+def test_records_that_belong_together_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(tmp_path) as ledger:
+        monkeypatch.setattr(os, "write", lambda fd, data: _WRITE(fd, data[: len(data) * 3 // 4]))  # the first line is whole
+        with pytest.raises(UserError, match="No space left"):
+            ledger.extend([record(0), record(1)])
+        assert (tmp_path / RECORDS).read_bytes() == b"" and not ledger.keys() and not ledger.records
+        monkeypatch.undo()
+        ledger.extend([record(0), record(1)])
+    assert [r["sample_id"] for r in read(tmp_path)] == ["0", "1"]
+
+
 def test_a_line_that_cannot_reach_the_disk_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

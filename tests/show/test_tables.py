@@ -210,6 +210,16 @@ def test_ablations_are_paired_at_equal_presets_and_eagle1_with_every_preset() ->
     assert (table["tau_difference_low"] <= table["tau_difference_high"]).all()
 
 
+def test_eagle3_is_paired_with_eagle2_at_equal_presets() -> None:
+    records = read(FOLDER)
+    for r in records:
+        r["method"] = "eagle3" if r["method"] == "eagle2-no-value" else r["method"]
+    table = paired_table(records, summarise(records))
+    assert ("eagle3", "eagle2") in set(zip(table.numbers["method"], table.numbers["against"], strict=True))
+    assert set(table.numbers.loc[table.numbers["method"] == "eagle3", "against"]) == {"eagle2"}
+    assert any(note.startswith("eagle3 against eagle2") for note in table.notes)
+
+
 def test_csv_leaves_empty_what_does_not_apply() -> None:
     frame = pd.read_csv(io.StringIO(csv(cells_table(summarise(read(FOLDER))))))
     hf = frame[frame["method"] == "hf-generate"].iloc[0]
