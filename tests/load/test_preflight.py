@@ -101,7 +101,7 @@ def test_a_dry_run_of_a_gated_70b_says_all_that_is_missing_and_writes_nothing(
         "weights of llama2-chat-70b (meta-llama/Llama-2-70b-chat-hf@e9149a12)",
         "licence and token for meta-llama/Llama-2-70b-chat-hf: accept it at https://huggingface.co/meta-llama/Llama-2-70b-chat-hf",
         "draft head of llama2-chat-70b (yuhuili/EAGLE-llama2-chat-70B@main)",
-        "disk: up to 146.9 GB to fetch",
+        "disk: up to 148.0 GB to fetch",
         "memory: 141.4 GB needed in float16, 16.0 GB free on this machine, which has no GPU",
     ):
         assert sum(line.startswith(f"missing: {part}") for line in missing) == 1, missing
