@@ -313,7 +313,7 @@ class Samples:
         self._file, self._began, self._every = file.open("a", encoding="utf-8"), began, every
         self._n = self._n_there = 0
         self._fsync_s = 0.0
-        self._append, self._fsync, self._open = Ledger.append, os.fsync, Ledger.__init__
+        self._extend, self._fsync, self._open = Ledger.extend, os.fsync, Ledger.__init__
         samples = self
 
         def opened(ledger: Ledger, *given: Any, **named: Any) -> None:
@@ -321,18 +321,18 @@ class Samples:
             samples._n_there = len(ledger.records)
             samples._write("opened")
 
-        def append(ledger: Ledger, record: Any) -> None:
-            samples._append(ledger, record)
-            samples._n += 1
-            if samples._n == 1 or samples._n % samples._every == 0:
-                samples._write("first" if samples._n == 1 else "")
+        def extend(ledger: Ledger, records: Any) -> None:
+            samples._extend(ledger, records)
+            before, samples._n = samples._n, samples._n + len(records)
+            if not before or samples._n // samples._every > before // samples._every:
+                samples._write("" if before else "first")
 
         def fsync(fd: int) -> None:
             at = time.perf_counter()
             samples._fsync(fd)
             samples._fsync_s += time.perf_counter() - at
 
-        self._patches = [patch.object(Ledger, "__init__", opened), patch.object(Ledger, "append", append),
+        self._patches = [patch.object(Ledger, "__init__", opened), patch.object(Ledger, "extend", extend),
                          patch.object(ledgers, "os", SimpleNamespace(**vars(os) | {"fsync": fsync}))]  # fmt: skip
 
     def __enter__(self) -> Samples:
