@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.errors import UserError
+from harness.common.files import check_packed_by_xz
 from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash, text_sha
 
@@ -52,6 +53,7 @@ class Store:
             raise
 
     def _read(self) -> None:
+        check_packed_by_xz(self.path)
         packed = self.path.with_name(PACKED)
         if packed.exists():
             try:

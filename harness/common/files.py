@@ -54,6 +54,16 @@ def hub_folder(repo: str, revision: str) -> Path:
         return place(root / "snapshots", "revision", *parts)
 
 
+def check_packed_by_xz(file: Path) -> None:
+    """
+    Raises:
+        UserError: what earlier versions packed by gzip is there, which is not read any more.
+    """
+    old = file.with_name(f"{file.name}.gz")
+    if old.exists():
+        raise UserError(f"{old} was packed by an earlier version: `gunzip {old}`, and it is read (scripts/pack.py packs it anew)")
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

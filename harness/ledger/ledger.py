@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from harness.common.errors import UserError
-from harness.common.files import whole_file
+from harness.common.files import check_packed_by_xz, whole_file
 from harness.common.plain_names import place
 from harness.common.write_lock import WriteLock
 from harness.ledger.checked import check_cell, env_of, record_of
@@ -90,6 +90,7 @@ class RecordsFile:
     def __init__(self, folder: Path, lock_timeout_s: float = 2.0) -> None:
         self._folder = Path(folder)
         self.path = self._folder / RECORDS
+        check_packed_by_xz(self.path)
         if not self.path.exists() and (self._folder / PACKED).exists():
             raise UserError(f"{self._folder} is packed: `unxz {self._folder / PACKED}` to add to it, or choose another --out")
         self._lock = WriteLock(lock_path(self._folder))
@@ -312,6 +313,7 @@ def env_name(env: Mapping[str, Any]) -> str:
 
 
 def has_records(folder: Path) -> bool:
+    check_packed_by_xz(Path(folder) / RECORDS)
     return any((file := Path(folder) / name).exists() and file.stat().st_size for name in (RECORDS, PACKED))
 
 
@@ -426,6 +428,7 @@ def _placed(record: Record, envs: Envs) -> Record:
 def path_of(folder: Path) -> Path:
     """The file of records, packed where only that is there."""
     path = folder / RECORDS
+    check_packed_by_xz(path)
     return packed if not path.exists() and (packed := folder / PACKED).exists() else path
 
 

@@ -12,6 +12,7 @@ import pydantic
 
 import methods
 from harness.common.errors import UserError, in_one_line
+from harness.common.files import check_packed_by_xz
 from harness.common.write_lock import WriteLock
 from harness.ledger.record import canonical_hash
 
@@ -84,6 +85,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: somebody does, or the folder cannot be written; or its replays are packed.
     """
+    check_packed_by_xz(folder / FILE)
     if (folder / PACKED).exists():
         raise UserError(f"the replays of {folder} are packed: `unxz {folder / PACKED}` to add to them, or choose another --out")
     lock = WriteLock(folder / f".{FILE}.lock", "replays")
@@ -104,6 +106,7 @@ def read(folder: Path) -> list[Replay]:
     """
     path = folder / FILE
     packed = folder / PACKED
+    check_packed_by_xz(path)
     found: dict[Key, Replay] = {}
     try:
         text = path.read_bytes() if path.is_file() else lzma.decompress(packed.read_bytes()) if packed.is_file() else b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import lzma
@@ -416,3 +417,21 @@ def test_a_repeated_sentence_loops_and_a_count_does_not() -> None:
 def test_nothing_right_of_the_records_imports_torch() -> None:
     code = "import sys, harness.show.plots.all, harness.show.tables.all; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_what_an_earlier_version_packed_by_gzip_is_refused_and_not_taken_for_nothing(tmp_path: Path) -> None:
+    from harness.audit.store import Store
+    from harness.replay import record as replays
+
+    for name, use in (
+        ("records.jsonl", read), ("records.jsonl", Ledger), ("records.jsonl", has_records), ("replays.jsonl", replays.read),
+        ("audit.jsonl", Store),
+    ):  # fmt: skip
+        folder = tmp_path / f"{name}-{use.__name__}"
+        folder.mkdir()
+        (folder / f"{name}.gz").write_bytes(b"packed")
+        with pytest.raises(UserError, match=f"`gunzip .*{name}.gz`"):
+            use(folder)
+        (folder / f"{name}.gz").unlink()
+        with contextlib.suppress(UserError):  # `read`: there are no records
+            use(folder)
