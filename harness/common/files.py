@@ -59,7 +59,7 @@ def check_packed_by_xz(file: Path) -> None:
     Raises:
         UserError: what earlier versions packed by gzip is there, which is not read any more.
     """
-    old = file.with_name(f"{file.name}.gz")
+    old = file.with_suffix(f"{file.suffix}.gz")
     if old.exists():
         raise UserError(f"{old} was packed by an earlier version: `gunzip {old}`, and it is read (scripts/pack.py packs it anew)")
 
