@@ -36,6 +36,8 @@ def users_code() -> Iterator[None]:
     except (Exception, KeyboardInterrupt, Stopped):
         raise
     except BaseException as e:
+        if isinstance(e, GeneratorExit) and e.__traceback__ and e.__traceback__.tb_next is None:  # Ctrl-C closes this very block
+            raise
         raise TriedToExit(f"{in_one_line(e)} would have ended the command") from e
 
 

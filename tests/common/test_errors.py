@@ -61,3 +61,11 @@ def test_any_error_is_told_in_one_short_line() -> None:
 def test_ctrl_c_while_an_error_is_told_passes() -> None:
     with pytest.raises(Stopped):
         in_one_line(IsStopped())
+
+
+def test_a_block_of_users_code_that_a_signal_closes_is_no_users_exit() -> None:
+    block = users_code().gen  # type: ignore[attr-defined]
+    next(block)
+    block.close()
+    with pytest.raises(TriedToExit, match="GeneratorExit"), users_code():
+        raise GeneratorExit
