@@ -1,12 +1,11 @@
-"""`plan.json` of a ledger: what was asked for, and how far the parts of a cluster's work are. `harness status` reads it.
+"""`plan.json` of a ledger: what was asked for; and `parts.json`: how far the parts of a cluster's work are. `harness status` reads both.
 
 For who writes records, which holds the ledger's lock meanwhile:
 
 - `add_cells(folder, cells)`: at the start of a run, how many generations of each cell it was asked for. The entries of earlier
   runs stay. Of one cell and part the larger number counts.
-- `set_parts(folder, parts)`: what a driver knows of the parts of its work (`Part`); those of the same name are replaced, and all
-  others stay. The file is written whole each time, so call it when a state changes, not once a record. `drop_parts(folder)`: when
-  it begins.
+- `set_parts(folder, parts)`: the parts of a driver's work (`Part`), all of them, in place of those that are there. The file is
+  written whole each time, so call it when a state changes, not once a record.
 
 For who reads: `read_plan(folder)`, which is empty where there is no such file, and `asked_of(cells)`.
 """
@@ -14,40 +13,39 @@ For who reads: `read_plan(folder)`, which is empty where there is no such file, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from harness.common.errors import UserError, say
 from harness.common.files import read_json, write_file
 
-FILE = "plan.json"
+FILE, PARTS = "plan.json", "parts.json"
 SCHEMA = 1
 STATES = ("waiting", "running", "done", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedCell:
+class PlannedCell(NamedTuple):
     """How many generations of a cell a run, or its part `shard` (`I/N`), was asked for: every turn and repeat is one."""
 
-    cell: str
-    model: str
-    method: str
-    preset: str
-    task: str
-    source: str
-    temperature: float
-    generations: int
+    cell: str = ""
+    model: str = ""
+    method: str = ""
+    preset: str = ""
+    task: str = ""
+    source: str = ""
+    temperature: float = 0.0
+    generations: int = 0
     shard: str = "1/1"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A part of a cluster's work. `since`: when it came into that state, as ISO 8601; `said`: why it failed, or whatever is to be
     told of it in a line."""
 
-    name: str
-    state: str  # one of STATES
+    name: str = ""
+    state: str = "waiting"  # one of STATES
     machine: str = ""
     since: str = ""
     said: str = ""
@@ -62,29 +60,33 @@ class Plan:
 def read_plan(folder: Path) -> Plan:
     """
     Raises:
-        UserError: the file is something else.
+        UserError: a file of the two is something else.
     """
-    path = Path(folder) / FILE
+    return Plan(_cells(folder), tuple(Part(**one) for one in _entries(Path(folder) / PARTS, "parts", Part())))
+
+
+def _cells(folder: Path) -> tuple[PlannedCell, ...]:
+    return tuple(PlannedCell(**one) for one in _entries(Path(folder) / FILE, "cells", PlannedCell()))
+
+
+def _entries(path: Path, what: str, like: PlannedCell | Part) -> Sequence[Mapping[str, Any]]:
+    """What a file holds under a name, each entry checked against one of that kind."""
     if not path.exists():
-        return Plan()
+        return ()
     found = read_json(path)
-    try:
-        cells = tuple(PlannedCell(**one) for one in found["cells"])
-        parts = tuple(Part(**one) for one in found["parts"])
-        told = (*map(asdict, cells), *map(asdict, parts))
-        texts = [value for one in told for name, value in one.items() if name not in _NUMBERS]
-        numbers = [(c.temperature, c.generations) for c in cells]
-        is_right = found["schema"] == SCHEMA and all(type(text) is str for text in texts)
-        is_right &= all(type(t) in (int, float) and type(n) is int and n >= 0 for t, n in numbers)
-        is_right &= all(part.state in STATES for part in parts)
-    except (KeyError, TypeError, AttributeError):
-        is_right = False
-    if not is_right:
+    is_right = type(found) is dict and found.get("schema") == SCHEMA and type(found.get(what)) is list
+    if not is_right or not all(_is_like(one, like._asdict()) for one in found[what]):
         raise UserError(f"{path} is not what a run writes; remove it, and the next run makes it anew")
-    return Plan(cells, parts)
+    entries: Sequence[Mapping[str, Any]] = found[what]
+    return entries
 
 
-_NUMBERS = ("temperature", "generations")
+def _is_like(entry: object, like: Mapping[str, Any]) -> bool:
+    if type(entry) is not dict or entry.keys() != like.keys():
+        return False
+    kinds = all(type(value) is type(like[name]) or (type(like[name]), type(value)) == (float, int)
+                for name, value in entry.items())  # fmt: skip
+    return kinds and entry.get("generations", 0) >= 0 and entry.get("state", "done") in STATES
 
 
 def add_cells(folder: Path, cells: Iterable[PlannedCell]) -> None:
@@ -92,13 +94,15 @@ def add_cells(folder: Path, cells: Iterable[PlannedCell]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    plan = _there(folder)
-    known = {(c.cell, c.shard): c for c in plan.cells}
+    there = _cells_if_any(folder)
+    known = {(c.cell, c.shard): c for c in there}
     for one in cells:
         old = known.get((one.cell, one.shard))
         if old is None or old.generations < one.generations:
             known[one.cell, one.shard] = one
-    _write(folder, plan, Plan(tuple(known[key] for key in sorted(known)), plan.parts))
+    new = tuple(known[key] for key in sorted(known))
+    if new != there or not (Path(folder) / FILE).exists():
+        _write(Path(folder) / FILE, "cells", new)
 
 
 def add_from(folders: Iterable[Path], out: Path) -> None:
@@ -107,7 +111,7 @@ def add_from(folders: Iterable[Path], out: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    if cells := [cell for folder in folders for cell in _there(folder).cells]:
+    if cells := [cell for folder in folders for cell in _cells_if_any(folder)]:
         add_cells(out, cells)
 
 
@@ -116,19 +120,9 @@ def set_parts(folder: Path, parts: Iterable[Part]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    plan = _there(folder)
-    _write(folder, plan, Plan(plan.cells, tuple(({p.name: p for p in plan.parts} | {p.name: p for p in parts}).values())))
-
-
-def drop_parts(folder: Path) -> None:
-    """A driver begins: what an earlier one knew of the parts of its work is of no use.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    plan = _there(folder)
-    if plan.parts:
-        _write(folder, plan, Plan(plan.cells))
+    path = Path(folder) / PARTS
+    if (told := list(parts)) or path.exists():
+        _write(path, "parts", told)
 
 
 def asked_of(cells: Iterable[PlannedCell]) -> dict[str, int]:
@@ -143,15 +137,14 @@ def asked_of(cells: Iterable[PlannedCell]) -> dict[str, int]:
     return asked
 
 
-def _there(folder: Path) -> Plan:
+def _cells_if_any(folder: Path) -> tuple[PlannedCell, ...]:
     """What is there; nothing where the file cannot be read: a run does not end for it."""
     try:
-        return read_plan(folder)
+        return _cells(folder)
     except UserError as error:
         say(f"note: {error}")
-        return Plan()
+        return ()
 
 
-def _write(folder: Path, old: Plan, new: Plan) -> None:
-    if new != old or not (Path(folder) / FILE).exists():
-        write_file(Path(folder) / FILE, json.dumps({"schema": SCHEMA, **asdict(new)}, indent=1) + "\n")
+def _write(path: Path, what: str, entries: Iterable[PlannedCell | Part]) -> None:
+    write_file(path, json.dumps({"schema": SCHEMA, what: [one._asdict() for one in entries]}, indent=1) + "\n")

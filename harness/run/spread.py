@@ -24,7 +24,7 @@ from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import UserError, duration, say
 from harness.common.stopping import draining
 from harness.ledger.ledger import Ledger
-from harness.ledger.planned import Part, add_cells, drop_parts, set_parts
+from harness.ledger.planned import Part, add_cells, set_parts
 from harness.ledger.record import Record
 from harness.load.config import ModelConfig
 from harness.run.bench import BEGINS, ENV, RATES, RECORD, TREES, WHOLE, Job, Opened, Setup, WarmUp, Whole
@@ -78,7 +78,7 @@ class RunDesk:
         self._missing: list[dict[str, int]] = []
         self._progress: Progress | None = None
         self._parts: dict[str, Part] = {}
-        drop_parts(ledger.folder)
+        set_parts(ledger.folder, ())  # an earlier driver's
         self._held: dict[Item, list[Message]] = {}  # of the part under way
         self._left: dict[Item, list[int]] = {}  # specs of an item under way that are not done
 

@@ -18,7 +18,7 @@ from harness.common.errors import UserError
 from harness.common.write_lock import Holder, WriteLock
 from harness.ledger.ledger import RECORDS, lock_path, machine_label
 from harness.ledger.merge import merge
-from harness.ledger.planned import FILE, Part, PlannedCell, add_cells, asked_of, read_plan, set_parts
+from harness.ledger.planned import FILE, PARTS, Part, PlannedCell, add_cells, asked_of, read_plan, set_parts
 from harness.show.status import status_table
 
 
@@ -115,14 +115,14 @@ def test_a_run_writes_what_it_was_asked_for_and_its_parts_add_up(tmp_path: Path)
 
 def test_of_one_cell_the_larger_run_counts_and_parts_are_not_added_to_it() -> None:
     cell = planned(measured("eagle2", 0, [1]), 10)
-    parts = [replace(cell, generations=n, shard=shard) for n, shard in ((3, "1/3"), (3, "2/3"), (2, "3/3"), (5, "1/2"))]
+    parts = [cell._replace(generations=n, shard=shard) for n, shard in ((3, "1/3"), (3, "2/3"), (2, "3/3"), (5, "1/2"))]
     assert asked_of([cell, *parts]) == {cell.cell: 10}
     assert asked_of(parts) == {cell.cell: 8}
 
 
 def test_the_parts_of_a_clusters_work_are_told(tmp_path: Path) -> None:
     write_ledger(tmp_path, [measured("eagle2", 0, [1])])
-    set_parts(tmp_path, [Part(f"toy T=0 {i}/9", "waiting") for i in range(1, 10)])
+    set_parts(tmp_path, [Part("of an earlier driver", "waiting")])
     set_parts(tmp_path, [Part("toy T=0 1/9", "running", "node1", "2026-12-01T13:00:00+00:00"), Part("toy T=0 2/9", "done"),
                          *(Part(f"toy T=0 {i}/9", "failed", "node2", said="out of memory") for i in range(3, 10))])  # fmt: skip
     said = told(tmp_path)
@@ -134,9 +134,7 @@ def test_the_parts_of_a_clusters_work_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", "{}", '{"schema": 2, "cells": [], "parts": []}', '{"schema": 1, "cells": [{}], "parts": []}',
-    '{"schema": 1, "cells": [], "parts": [{"name": "a", "state": "lost"}]}',
-    '{"schema": 1, "cells": [], "parts": [{"name": 1, "state": "done"}]}',
+    "{", "[]", "{}", '{"schema": 2, "cells": []}', '{"schema": 1, "cells": [{}]}', '{"schema": 1, "cells": {}}',
 ])  # fmt: skip
 def test_a_plan_that_is_none_is_named_and_a_run_makes_it_anew(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -147,6 +145,15 @@ def test_a_plan_that_is_none_is_named_and_a_run_makes_it_anew(
     add_cells(tmp_path, [planned(measured("eagle2", 0, [1]), 1)])
     assert str(tmp_path / FILE) in capsys.readouterr().err
     assert rows(tmp_path)["eagle2", machine_label(ENV)]["state"] == "done"
+
+
+@pytest.mark.parametrize("one", [{"state": "lost"}, {"name": 1}, {"more": ""}])
+def test_parts_that_are_none_are_named_and_the_next_driver_makes_them_anew(one: dict[str, object], tmp_path: Path) -> None:
+    write_ledger(tmp_path, [measured("eagle2", 0, [1])])
+    (tmp_path / PARTS).write_text(json.dumps({"schema": 1, "parts": [Part("a", "done")._asdict() | one]}))
+    refused(harness("status", tmp_path), str(tmp_path / PARTS))
+    set_parts(tmp_path, ())
+    assert "Parts" not in told(tmp_path)
 
 
 def test_a_folder_of_nothing_is_refused_and_lines_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
