@@ -21,7 +21,7 @@ from harness.common.errors import say
 from harness.common.files import write_file
 from harness.forms.figure import save_figure
 from harness.forms.table import write_forms
-from harness.replay import choose, regions
+from harness.replay import choices, regions
 from harness.replay.record import Replay
 from harness.replay.saved import as_often_as, saving_table
 from harness.replay.session import ReplayRequest, choose_options, replay
@@ -74,19 +74,19 @@ def main() -> None:
         save_figure(regions.figure(drawn), given.results / "tables" / "regions")
 
 
-def _as_it_is(replays: Sequence[Replay], temperature: float, costs: str) -> Iterator[choose.Choice]:
+def _as_it_is(replays: Sequence[Replay], temperature: float, costs: str) -> Iterator[choices.Choice]:
     """EAGLE-2 at the paper's options, which nobody chose, beside what was chosen under some costs; nothing without answers."""
     for options in [r.options for r in replays if (r.method, r.preset, r.temperature) == ("eagle2", "paper", temperature)][:1]:
-        yield choose.Choice("eagle2", temperature, costs, options, float("nan"), float("nan"), 1, 0)
+        yield choices.Choice("eagle2", temperature, costs, options, float("nan"), float("nan"), 1, 0)
 
 
-def _choices(request: ReplayRequest, file: Path, conversations: int) -> list[choose.Choice]:
+def _choices(request: ReplayRequest, file: Path, conversations: int) -> list[choices.Choice]:
     """Made, or read where they were made before."""
     if file.exists():
         say(f"{file} is there already: its choices are taken")
     else:
-        choose.save(choose_options(request, conversations), file)
-    return choose.read(file)
+        choices.save(choose_options(request, conversations), file)
+    return choices.read(file)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def command(
     from harness.forms.table import json_rows, write_forms
     from harness.forms.terminal import print_table
     from harness.ledger.ledger import read
-    from harness.replay import choose as chosen
+    from harness.replay import choices as chosen
     from harness.replay.beside import beside, faults
     from harness.replay.session import ReplayRequest, choose_options, replay
     from harness.replay.spread import replay_over

@@ -9,8 +9,8 @@ from functools import cache
 from typing import NamedTuple
 
 import methods
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable, Figure, Sum
-from harness.costs.work import StepWork
 
 
 class Range(NamedTuple):

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from harness.common.files import write_file
 from harness.costs.price import step_costs
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable
-from harness.costs.work import StepWork
 from harness.forms.figure import RC, save_figure
 
 TAU = 3.0  # accepted tokens that the head runs over after a step: that costs hardly more or less with another number

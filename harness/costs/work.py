@@ -17,34 +17,13 @@ from torch import Tensor
 
 import methods
 from harness.common.errors import UserError
+from harness.costs.step import StepWork
 from methods.base import SamplerParams
 from methods.engine.tree import Tree
 
 VOCAB, HIDDEN, TOKENS = 256, 4, 6
 REPEATED = 6  # tokens that a text which repeats is made of
 ONE_ROW = ("medusa",)  # drafters of which all nodes of a level have the same children
-
-
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """Of one step. `rows`: of the target's forward. `levels`: of each of the drafter's, the rows; `root`: how often the logits
-    after the root are asked for. `is_plain`: a step of plain decoding, not a tree of one node. `drafter`: its kind."""
-
-    rows: int
-    levels: tuple[int, ...] = ()
-    root: int = 0
-    is_plain: bool = False
-    drafter: str = methods.EAGLE
-
-    @property
-    def nodes(self) -> int:
-        """Drafted nodes that are verified."""
-        return self.rows - 1
-
-    @property
-    def depth(self) -> int:
-        """Calls of the drafter, after each of which children are picked."""
-        return self.root + len(self.levels)
 
 
 @dataclass(slots=True)

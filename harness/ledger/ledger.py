@@ -442,14 +442,16 @@ class Lines:
         UserError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, begin: int = 0, end: int | None = None) -> None:
+        """begin, end: bytes at which lines begin, where only those between them are to be read; their numbers are from 1, too."""
+        self.path, self._begin, self._end = path, begin, end
         self.number = self.n_whole = self.n_torn = 0
         self.lacks_newline = False
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         try:
             with lzma.open(self.path) if self.path.name == PACKED else self.path.open("rb") as file:
+                file.seek(self._begin)
                 for self.number, line in enumerate(file, start=1):
                     whole = line.endswith(b"\n")
                     if not whole and _is_torn(line):
@@ -458,6 +460,8 @@ class Lines:
                     self.n_whole += len(line)
                     self.lacks_newline = not whole
                     yield self.number, line.removesuffix(b"\n")
+                    if self._begin + self.n_whole == self._end:
+                        return
         except (EOFError, lzma.LZMAError) as error:
             raise UserError(f"{self.path} is no whole xz file ({error})") from error
         except OSError as error:
@@ -491,30 +495,48 @@ def each_record(
 ) -> Iterator[tuple[int, Record]]:  # fmt: skip
     """The records of whole lines with the lines' numbers, as they are read. Lines that hold none, or a second measurement of one
     generation, go into `bad`."""
+    return _once(checked_lines(lines, imported, envs, bad), bad)
+
+
+def checked_lines(
+    lines: Iterable[tuple[int, bytes]], imported: bool, envs: Envs, bad: list[BadLine]
+) -> Iterator[tuple[int, Record]]:  # fmt: skip
+    """The same, each line checked by itself: a generation may be in it twice."""
     cells: dict[str, tuple[Any, ...]] = {}
-    first_of: dict[str, int] = {}  # the line of what was measured, by key
     for number, line in lines:
         try:
             record = record_of(line, imported)
             if not imported and (env := envs.get(record["env"])) is not None:
                 check_cell(record, env.get("system", "paper"), cells)
-            if record["status"] == "ok" and not record["is_warmup"]:
-                first = first_of.setdefault(record["key"], number)
-                if first != number:
-                    raise ValueError(f"measured already in line {first}")
         except ValueError as error:
             bad.append(BadLine(number, str(error)))
         else:
             yield number, record
 
 
-def _parsed(
-    lines: Iterable[tuple[int, bytes]], imported: bool, envs: Envs, reduced: Reducer | None
-) -> tuple[list[Record], list[BadLine]]:
-    """All of them, and the bad lines."""
+def _once(found: Iterable[tuple[int, Record]], bad: list[BadLine]) -> Iterator[tuple[int, Record]]:
+    """Those of them that are no second measurement of one generation."""
+    first_of: dict[str, int] = {}  # the line of what was measured, by key
+    for number, record in found:
+        is_measured = record["status"] == "ok" and not record["is_warmup"]
+        if is_measured and (first := first_of.setdefault(record["key"], number)) != number:
+            bad.append(BadLine(number, f"measured already in line {first}"))
+        else:
+            yield number, record
+
+
+def _parsed(lines: Lines, imported: bool, envs: Envs, reduced: Reducer | None) -> tuple[list[Record], list[BadLine]]:
+    """All of them, and the bad lines. Reduced ones of a large file are read by several processes."""
     bad: list[BadLine] = []
-    records = [reduced(record) if reduced else record for _, record in each_record(lines, imported, envs, bad)]
-    return records, bad
+    if reduced is None:
+        return [record for _, record in each_record(lines, imported, envs, bad)], bad
+    from harness.ledger.in_parts import parts_of, records_in
+
+    parts = parts_of(lines.path, imported, reduced.with_text)
+    if len(parts) == 1:
+        return [reduced(record) for _, record in each_record(lines, imported, envs, bad)], bad
+    records = [record for _, record in _once(records_in(parts, lines, envs, reduced, bad), bad)]
+    return records, sorted(bad)
 
 
 def _check_any(path: Path, records: Sequence[Record], bad: Sequence[BadLine]) -> None:

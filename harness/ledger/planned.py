@@ -1,4 +1,4 @@
-"""`plan.json` of a ledger: what was asked for; and `parts.json`: how far the parts of a cluster's work are. `harness status` reads both.
+"""`plan.json` of a ledger: what was asked for. `parts.json`: how far the parts of a cluster's work are. For `harness status`.
 
 For who writes records, which holds the ledger's lock meanwhile:
 

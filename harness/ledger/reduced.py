@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
 from harness.ledger.record import Record, StoredRecord, StoredTrace
@@ -60,8 +61,9 @@ class Reducer:
     """
 
     def __init__(self, *, with_text: bool = False) -> None:
+        self.with_text = with_text
         self._kept = (*_KEPT, "text") if with_text else _KEPT
-        self._held: dict[Any, Any] = {}  # texts, token ids as bytes, options as a tuple of their text: none is another's key
+        self._held: dict[Any, Any] = {}  # texts, token ids by their hash, options by a tuple of their text: none is another's key
 
     def __call__(self, record: Record) -> Record:
         hold = self._held.setdefault
@@ -70,7 +72,7 @@ class Reducer:
                  for name in self._kept}  # fmt: skip
         small |= {name: whole[name] for name in _OPTIONAL if name in whole}
         ids, options = array("I", record["token_ids"]), record["options"]
-        small["token_ids"] = hold(ids.tobytes(), ids)  # greedy outputs are mostly vanilla's own
+        small["token_ids"] = hold(blake2b(ids.tobytes(), digest_size=16).digest(), ids)  # greedy outputs are mostly vanilla's own
         small["options"] = hold((repr(options),), options) if type(options) is dict else options
         small["steps"] = steps_of(record)
         return cast(Record, small)

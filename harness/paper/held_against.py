@@ -14,8 +14,9 @@ from typing import Any
 import methods
 from harness.common.names import SIX_TASKS, method_order
 from harness.costs.price import Prices, near
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable
-from harness.costs.work import StepWork, work_of
+from harness.costs.work import work_of
 from harness.ledger.record import Record, canonical_hash
 from harness.metrics.definitions import totals
 

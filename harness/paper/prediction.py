@@ -17,8 +17,9 @@ from typing import NamedTuple
 import methods
 from harness.common.errors import UserError
 from harness.costs.price import Range, StepCosts, step_costs
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable
-from harness.costs.work import StepWork, work_of
+from harness.costs.work import work_of
 from harness.load.config import ModelConfig, model_config, paper_models
 from harness.paper.published import ITEMS, Item, PaperCell, cells, numbers
 

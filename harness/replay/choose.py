@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 
 import methods
 from harness.common.errors import UserError, say
-from harness.common.files import read_json, write_file
 from harness.common.progress import showing_progress
 from harness.ledger.record import canonical_hash
 from harness.load.model import Loaded
+from harness.replay.choices import Choice
 from harness.replay.known import KnownText
 from harness.replay.price import Prices, looks_of
 from harness.replay.prompts import LONGEST, Answer, Prompt, held_out_key, held_out_prompts, params, vanilla_answers
@@ -26,20 +25,6 @@ from harness.replay.texts import went_on
 from harness.run.arms import tell_other_heads
 from methods import Arm
 from tasks.overlap import checked_prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A policy's options under some costs, and what they gave on the held-out conversations. `tried`: sets of options."""
-
-    method: str
-    temperature: float
-    costs: str
-    options: Mapping[str, Any]
-    speedup: float
-    tau: float
-    tried: int
-    conversations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +146,3 @@ def _replayed(loaded: Loaded, arm: Arm, h: _Held, t: float) -> Replayed:
     how = params(loaded, h.answer.prompt, t, max(len(h.answer.ids), 1))
     with loaded.target.decoding():
         return replayed(arm, h.text, how, drafter)
-
-
-def save(choices: Sequence[Choice], path: Path) -> Path:
-    """Write choices, to be read by `read`."""
-    return write_file(path, json.dumps([asdict(c) for c in choices], indent=1) + "\n")
-
-
-def read(path: Path) -> list[Choice]:
-    """
-    Raises:
-        UserError: the file holds no choices, or of a method that is not here.
-    """
-    try:
-        found = [Choice(**row) for row in read_json(path)]
-        for c in found:
-            methods.get(c.method)
-        return found
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{path} holds no choices of `harness replay --choose`: {e}") from None

@@ -10,8 +10,8 @@ import methods
 from harness.costs.price import Prices as _OfTable
 from harness.costs.price import near
 from harness.costs.relative import named, table_of
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable
-from harness.costs.work import StepWork
 from methods.engine.relative_costs import RelativeCosts, relative_costs
 from methods.engine.stop_net import LOOK_MS
 

@@ -16,7 +16,7 @@ import methods
 from harness.forms.figure import AS_WRITTEN
 from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
-from harness.replay.choose import Choice
+from harness.replay.choices import Choice
 from harness.replay.price import prices_named
 from harness.replay.record import Replay, of_methods
 from harness.replay.tables import CONTROL, costs, faster, speedup, strata

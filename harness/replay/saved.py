@@ -14,7 +14,7 @@ from harness.forms.table import Section, Table, bracketed, number
 from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, Statistic
-from harness.replay.choose import Choice
+from harness.replay.choices import Choice
 from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay, of_methods
 from harness.replay.tables import CONTROL

@@ -28,7 +28,8 @@ from harness.load.kinds import drafter_kind
 from harness.load.model import Loaded, load
 from harness.load.preflight import architecture
 from harness.replay import record
-from harness.replay.choose import Choice, choose, head_of
+from harness.replay.choices import Choice
+from harness.replay.choose import choose, head_of
 from harness.replay.known import KnownText
 from harness.replay.price import Prices, prices_named
 from harness.replay.record import Replay

@@ -16,7 +16,7 @@ from harness.ledger.record import canonical_hash
 from harness.metrics.definitions import Estimate, estimated
 from harness.metrics.intervals import Array, holm
 from harness.replay.beside import Beside
-from harness.replay.choose import Choice
+from harness.replay.choices import Choice
 from harness.replay.price import Prices, looks_of
 from harness.replay.record import Replay, of_methods
 

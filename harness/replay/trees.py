@@ -20,8 +20,8 @@ import methods
 from harness.common.errors import UserError, say
 from harness.costs.price import Prices
 from harness.costs.session import ROOM, Wanted, given_table, machine_of, measured_of
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable
-from harness.costs.work import StepWork
 from harness.load.model import Loaded
 from harness.replay.pools import TOTALS, answer_ranks, drafter_over, replayed_tau
 from harness.replay.prompts import Answer

@@ -21,10 +21,10 @@ from harness.costs import ceiling as module
 from harness.costs.ceiling import ceiling
 from harness.costs.price import step_costs
 from harness.costs.show import three_digits
+from harness.costs.step import StepWork
 from harness.costs.steps import ACCEPTED, GROWTH, LOOP, MASK, TARGET, Profile, outside, profiled
 from harness.costs.sweep import TAU
 from harness.costs.table import read
-from harness.costs.work import StepWork
 from methods import Arm, get
 from methods.base import SamplerParams
 

@@ -17,8 +17,9 @@ import methods
 from harness.common.errors import UserError
 from harness.costs.price import step_costs
 from harness.costs.splits import checked, points
+from harness.costs.step import StepWork
 from harness.costs.table import Outside, as_json
-from harness.costs.work import StepWork, work_of
+from harness.costs.work import work_of
 from harness.load.config import model_config
 from harness.paper import held_against
 from harness.paper.held_against import against

@@ -8,7 +8,7 @@ from made_up_replays import replay
 
 import methods
 from harness.replay import saved
-from harness.replay.choose import Choice
+from harness.replay.choices import Choice
 from harness.replay.price import RelativePrices, looks_of, prices_named
 from harness.replay.record import Replay
 from methods.engine.relative_costs import RelativeCosts

@@ -23,8 +23,8 @@ import methods
 from harness.common.errors import UserError
 from harness.costs import measure, outside
 from harness.costs.price import step_costs
+from harness.costs.step import StepWork
 from harness.costs.table import CostTable, OfDrafter, Outside, read
-from harness.costs.work import StepWork
 from harness.ledger import ledger as records
 from harness.ledger.tuned_presets import Entry, Key, save, stored
 from harness.load.config import model_config

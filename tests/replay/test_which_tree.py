@@ -9,7 +9,7 @@ import pytest
 from made_up_replays import replay
 
 import methods
-from harness.replay.choose import Choice
+from harness.replay.choices import Choice
 from harness.replay.price import prices_named
 from harness.replay.record import Replay
 from harness.replay.regions import PLANE, figure, regions, rows_of

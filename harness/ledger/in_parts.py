@@ -1,0 +1,130 @@
+"""A large file of records read by several processes: each checks and reduces the lines of a part of it.
+
+The others are started as `python -m harness.ledger.in_parts`, with a pickled `Part` on their standard input. What they found they
+write to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.common.machine import usable_cores
+from harness.ledger.ledger import PACKED, BadLine, Envs, Lines, checked_lines
+from harness.ledger.record import Record
+from harness.ledger.reduced import Reducer
+
+LEAST_BYTES, MOST_PARTS = 32 << 20, 8  # below that a process costs more than it saves
+AT_ONCE = 1000  # records in one pickle, which holds all of its bytes until it is read
+
+
+class Part(NamedTuple):
+    """The lines of a file from byte `begin` to byte `end`, None for all that follow. with_text: as `Reducer` takes it."""
+
+    path: Path
+    begin: int
+    end: int | None
+    imported: bool
+    with_text: bool
+
+
+class Found(NamedTuple):
+    """What is in a part; the first of its lines has number 1. The last three: of its `Lines`, at their end."""
+
+    records: list[tuple[int, Record]]
+    bad: list[BadLine]
+    number: int
+    n_whole: int
+    n_torn: int
+    lacks_newline: bool
+
+
+def parts_of(path: Path, imported: bool, with_text: bool) -> list[Part]:
+    """The parts in which a file is to be read: one, where it is small or packed, or this process may use one core."""
+    size = path.stat().st_size if path.name != PACKED and path.exists() else 0
+    n = min(size // LEAST_BYTES, MOST_PARTS, usable_cores()) if sys.executable else 1
+    begins = [0]
+    if n > 1:
+        with path.open("rb") as file:
+            for i in range(1, n):
+                file.seek(size * i // n)
+                file.readline()
+                begins.append(file.tell())
+    begins = [begin for begin in dict.fromkeys(begins) if begin < size] or [0]
+    return [Part(path, begin, end, imported, with_text) for begin, end in zip(begins, [*begins[1:], None], strict=True)]
+
+
+def records_in(
+    parts: Sequence[Part], lines: Lines, envs: Envs, reduced: Reducer, bad: list[BadLine]
+) -> Iterator[tuple[int, Record]]:
+    """The reduced records of a whole file with their lines' numbers; bad lines go into `bad`, part by part.
+
+    lines: of the file, not read yet; at the end it tells what it tells of a file that was read from it.
+    """
+    with ExitStack() as stack:
+        others = [_started(part, stack) for part in parts[1:]]
+        for part, process in zip(parts, [None, *others], strict=True):
+            found = (process and _told(process)) or found_in(part, envs, reduced)
+            before, lines.number = lines.number, lines.number + found.number
+            lines.n_whole += found.n_whole
+            lines.n_torn, lines.lacks_newline = found.n_torn, found.lacks_newline
+            bad += [BadLine(before + number, why) for number, why in found.bad]
+            yield from ((before + number, record) for number, record in found.records)
+
+
+def found_in(part: Part, envs: Envs, reduced: Reducer) -> Found:
+    """Read a part in this process."""
+    lines, bad = Lines(part.path, part.begin, part.end), list[BadLine]()
+    records = [(number, reduced(record)) for number, record in checked_lines(lines, part.imported, envs, bad)]
+    return Found(records, bad, lines.number, lines.n_whole, lines.n_torn, lines.lacks_newline)
+
+
+def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pickle.dump(part, pipe)
+    except OSError:  # it is dead: `_told` finds nothing
+        pass
+    return process
+
+
+def _told(process: subprocess.Popen[bytes]) -> Found | None:
+    """What it found; None where it died."""
+    assert process.stdout is not None
+    records: list[tuple[int, Record]] = []
+    try:
+        while type(found := pickle.load(process.stdout)) is list:
+            records += found
+    except (EOFError, pickle.UnpicklingError, OSError):
+        return None
+    assert type(found) is Found
+    return found._replace(records=records)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the process that started this one, which ends it
+    part = pickle.load(sys.stdin.buffer)
+    found = found_in(part, Envs(part.path.parent), Reducer(with_text=part.with_text))
+    for first in range(0, len(found.records), AT_ONCE):
+        pickle.dump(found.records[first : first + AT_ONCE], sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+    pickle.dump(found._replace(records=[]), sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    from harness.ledger import in_parts  # under its own name, by which the other process knows what it is told
+
+    in_parts.main()
