@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from harness.common.bounds import bounded
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError
-from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.machine import keep_freed_memory
 from harness.ledger import ledger
 from harness.ledger.record import Record, StoredRecord
 from harness.load.config import model_config

@@ -156,7 +156,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    from harness.common.machine import cpu_name, usable_cores
+    from harness.common.cores import usable_cores
+    from harness.common.machine import cpu_name
 
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True).stdout.strip()

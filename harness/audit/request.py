@@ -8,8 +8,8 @@ from pathlib import Path
 import methods
 from harness.audit.levels import LEVELS
 from harness.common.bounds import bounded
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, unknown
-from harness.common.machine import usable_cores
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 ALL = "all"

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from harness.cluster.host import Host, Message
 from harness.cluster.request import LOCAL
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, in_one_line
-from harness.common.machine import usable_cores
 
 ANSWERS_IN = 20.0  # seconds that a cluster has to answer
 OBJECT_STORE = 150 << 20  # bytes on this machine for `--ray local`: records under way, of 10 to 100 kB each

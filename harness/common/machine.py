@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.common.cores import usable_cores
+
 # Settings of the environment by which libraries choose other kernels or memory.
 KERNELS = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "KMP_", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD", "NVIDIA_", "CUBLAS_", "CUDNN_",
            "PYTORCH_", "TORCH_")  # fmt: skip
@@ -27,26 +29,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """The cores this process may use: its affinity mask, and the CPU quota of its control group if that is smaller."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota(Path("/sys/fs/cgroup"))
-    return max(1, min(cores, round(quota))) if quota else cores
-
-
-def _cpu_quota(root: Path) -> float | None:
-    """CPUs' worth of time that the control group may use (version 2 or 1); None without a limit."""
-
-    def numbers(name: str) -> list[float]:
-        try:
-            return [float(word) for word in (root / name).read_text().split()]
-        except (OSError, ValueError):  # no such file, or `max`: no limit
-            return []
-
-    both = numbers("cpu.max") or numbers("cpu/cpu.cfs_quota_us") + numbers("cpu/cpu.cfs_period_us")
-    return both[0] / both[1] if len(both) == 2 and both[0] > 0 and both[1] > 0 else None
 
 
 def describe(

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import methods
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, say
-from harness.common.machine import commit_here, cpu_name, keep_freed_memory, usable_cores
+from harness.common.machine import commit_here, cpu_name, keep_freed_memory
 from harness.common.plain_names import place
 from harness.costs.measure import OTHERS, ROWS, Plan, inside, n_levels, outside
 from harness.costs.random_weights import LEAST_LAYERS, Stand, free_bytes, layers_that_fit, published, random_target

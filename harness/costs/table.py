@@ -16,7 +16,6 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
-from scipy.stats import binom
 
 import methods
 from harness.common.errors import UserError, in_one_line
@@ -33,6 +32,8 @@ class Figure(NamedTuple):
     @classmethod
     def of(cls, rounds: Sequence[float]) -> Figure:
         """Of one figure a round. The interval is that of order statistics, which presumes no law; of few rounds, all of them."""
+        from scipy.stats import binom  # 50 MB, and claims and tables read costs that are there
+
         n, ordered = len(rounds), sorted(rounds)
         outside = int(binom.ppf(0.025, n, 0.5))  # at the most so many of n lie beyond each end
         first = max(outside - 1, 0)

@@ -1,7 +1,8 @@
 """A large file of records read by several processes: each checks and reduces the lines of a part of it.
 
-The others are started as `python -m harness.ledger.in_parts`, with a pickled `Part` on their standard input. What they found they
-write to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one.
+They are started as `python -m harness.ledger.in_parts`, with a pickled `Part` on their standard input. What they found they write
+to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one. Other parts
+are not: whole records leave its memory in holes, and all that it does later would be slower.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.common.machine import usable_cores
+from harness.common.cores import usable_cores
 from harness.ledger.ledger import PACKED, BadLine, Envs, Lines, checked_lines
 from harness.ledger.record import Record
 from harness.ledger.reduced import Reducer
@@ -69,9 +70,9 @@ def records_in(
     lines: of the file, not read yet; at the end it tells what it tells of a file that was read from it.
     """
     with ExitStack() as stack:
-        others = [_started(part, stack) for part in parts[1:]]
-        for part, process in zip(parts, [None, *others], strict=True):
-            found = (process and _told(process)) or found_in(part, envs, reduced)
+        processes = [_started(part, stack) for part in parts]
+        for part, process in zip(parts, processes, strict=True):
+            found = _told(process) or found_in(part, envs, reduced)
             before, lines.number = lines.number, lines.number + found.number
             lines.n_whole += found.n_whole
             lines.n_torn, lines.lacks_newline = found.n_torn, found.lacks_newline

@@ -71,8 +71,16 @@ class Reducer:
         small = {name: hold(value, value) if type(value := whole[name]) is str and name not in _OWN else value
                  for name in self._kept}  # fmt: skip
         small |= {name: whole[name] for name in _OPTIONAL if name in whole}
-        ids, options = array("I", record["token_ids"]), record["options"]
+        ids, options = _compact(record["token_ids"]), record["options"]
         small["token_ids"] = hold(blake2b(ids.tobytes(), digest_size=16).digest(), ids)  # greedy outputs are mostly vanilla's own
         small["options"] = hold((repr(options),), options) if type(options) is dict else options
         small["steps"] = steps_of(record)
         return cast(Record, small)
+
+
+def _compact(ids: list[int]) -> array[int]:
+    """Token ids as 2 bytes each where all are below 65,536, as most vocabularies are."""
+    try:
+        return array("H", ids)
+    except OverflowError:
+        return array("I", ids)

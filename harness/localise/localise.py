@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 import tasks
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, say
-from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.machine import keep_freed_memory
 from harness.common.progress import showing_progress
 from harness.forms.table import Table
 from harness.load.config import ModelConfig, model_config

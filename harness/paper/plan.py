@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from harness.cluster.request import ClusterRequest
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError
-from harness.common.machine import usable_cores
 from harness.common.names import SIX_TASKS
 from harness.ledger.ledger import Records, has_records, machine_label, read
 from harness.ledger.record import Record

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from harness.common.bounds import bounded
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, say
 from harness.common.files import whole_file
-from harness.common.machine import usable_cores
 from harness.forms.table import Section, Table
 from harness.replay.round_times import RoundTimes, round_times
 from harness.replay.rounds import Rounds, recorded

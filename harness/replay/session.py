@@ -15,8 +15,9 @@ import tasks
 from harness.audit.probe.ledger_pairs import LedgerPrompts
 from harness.cluster.request import ClusterRequest
 from harness.common.bounds import bounded
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, duration, say, unknown
-from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.machine import keep_freed_memory
 from harness.common.names import VANILLA
 from harness.common.options import parse_changes
 from harness.common.progress import showing_progress

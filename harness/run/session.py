@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import methods
 import tasks
 from harness.cluster.request import ClusterRequest
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, duration, say
 from harness.common.hints import hinted
-from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.machine import keep_freed_memory
 from harness.common.options import parse_changes
 from harness.ledger.ledger import Ledger, read
 from harness.ledger.planned import add_cells

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import methods
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file
 from harness.common.hints import hinted
-from harness.common.machine import cpu_name, usable_cores
+from harness.common.machine import cpu_name
 from harness.common.plain_names import place
 from harness.ledger import tuned_presets
 from harness.ledger.tuned_presets import Entry, Key, stored

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 import tasks
+from harness.common.cores import usable_cores
 from harness.common.errors import UserError, say
 from harness.common.files import cache_dir, sha256_file, whole_file
 from harness.common.hints import hinted
-from harness.common.machine import keep_freed_memory, usable_cores
+from harness.common.machine import keep_freed_memory
 from harness.common.plain_names import made_plain, place
 from harness.ledger.record import canonical_hash
 from harness.load.config import model_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.common import machine
+from harness.common import cores
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ def test_the_quota_of_a_control_group_is_read_in_both_versions(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
-    assert machine._cpu_quota(tmp_path) == quota
+    assert cores._cpu_quota(tmp_path) == quota
 
 
 def test_usable_cores_are_those_of_the_affinity_mask_and_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    monkeypatch.setattr(machine, "_cpu_quota", lambda root: None)
-    assert machine.usable_cores() == 3
-    monkeypatch.setattr(machine, "_cpu_quota", lambda root: 0.2)
-    assert machine.usable_cores() == 1
-    monkeypatch.setattr(machine, "_cpu_quota", lambda root: 2.0)
-    assert machine.usable_cores() == 2
+    monkeypatch.setattr(cores, "_cpu_quota", lambda root: None)
+    assert cores.usable_cores() == 3
+    monkeypatch.setattr(cores, "_cpu_quota", lambda root: 0.2)
+    assert cores.usable_cores() == 1
+    monkeypatch.setattr(cores, "_cpu_quota", lambda root: 2.0)
+    assert cores.usable_cores() == 2

@@ -76,7 +76,7 @@ def test_a_part_whose_process_dies_is_read_all_the_same(folder: Path, monkeypatc
     monkeypatch.setattr(in_parts.subprocess, "Popen", Killed)
     found = read(folder, reduced=True, quiet=True)
     assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
-    assert [process.returncode for process in started] == [-signal.SIGKILL] * 3
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 4
 
 
 def test_a_reading_that_is_broken_off_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +88,10 @@ def test_a_reading_that_is_broken_off_leaves_no_process(folder: Path, monkeypatc
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_parts, "found_in", interrupted)
+    monkeypatch.setattr(in_parts, "_told", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(folder, reduced=True, quiet=True)
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+    assert len(started) == 4 and all(process.poll() is not None for process in started)
 
 
 def test_where_every_line_is_bad_it_is_no_ledger_in_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,12 @@ def test_a_reduced_record_is_the_whole_one_without_its_trace_and_text() -> None:
         assert plain == {name: value for name, value in whole.items() if name not in ("trace", "text")}
 
 
+@given(st.lists(st.integers(0, 2**31), max_size=30))
+def test_token_ids_stay_what_they_are_in_two_bytes_or_four(ids: list[int]) -> None:
+    record = output_of(METHODS["eagle2"], base_record(METHODS["eagle2"], "gsm8k", 0.0), [1]) | {"token_ids": ids}
+    assert list(Reducer()(cast(Record, record))["token_ids"]) == ids
+
+
 @given(st.lists(st.integers(0, 6), max_size=30))
 def test_steps_are_those_counted_forward_by_forward(accepted: list[int]) -> None:
     sizes, seconds = [2 * n + 1 for n in accepted], [0.1 * n for n in accepted]
