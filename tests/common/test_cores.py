@@ -1,4 +1,4 @@
-"""What a machine is: the cores that a process may use."""
+"""The cores that a process may use."""
 
 from __future__ import annotations
 
