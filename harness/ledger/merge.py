@@ -2,7 +2,7 @@
 
 Records of one key are one where they are equal. Measured ones that differ are refused before anything is written, and so are
 trees and presets. What failed or was skipped gives way to the same key measured; else all of it is kept, as warm-ups are, whose
-key is of the run. Two passes: the first notes a digest a record, the second copies lines as they are.
+key is of the run. Two passes over each input: the first notes a digest a record, the second copies lines as they are.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ def check_inputs(folders: Sequence[Path]) -> None:
             raise UserError(
                 f"{folder} holds records of answer files: they are not merged; `harness import` reads the files again"
             )
-        if (holder := holder_of(lock_path(folder))) is not None and not holder.is_gone:
-            say(f"note: {folder} is being written to by {holder}; what it holds now is merged")
 
 
 def merge(folders: Sequence[Path], out: Path) -> Merged:
@@ -105,11 +103,17 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
     """
     folders = list({folder.resolve(): folder for folder in map(Path, folders) if folder.resolve() != out.resolve()}.values())
     check_inputs(folders)
-    if is_new(out):
-        _agreeing(folders)  # before there is a folder
+    for folder in folders:
+        if (holder := holder_of(lock_path(folder))) is not None and not holder.is_gone:
+            say(f"note: {folder} is being written to by {holder}; what it holds now is merged")
+    found = _agreeing(folders) if is_new(out) else None  # before there is a folder
     file = RecordsFile(out)
     try:
-        found = _agreeing([out, *folders], file)
+        if found is not None and not has_records(out) and not trees.has_trees(out):
+            found.lines.insert(0, {})
+            found.keys.insert(0, set())
+        else:  # it was there, or somebody began it meanwhile
+            found = _agreeing([out, *folders], file)
         planned.add_from(folders, out)
         for name, folder in sorted(found.envs.items()):
             if folder != out and (env := read_env(folder, name)) is not None:

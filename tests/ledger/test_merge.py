@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from command_line import harness, isolate
@@ -153,7 +154,21 @@ def test_bad_lines_are_named_and_not_copied(tmp_path: Path, capsys: pytest.Captu
     err = capsys.readouterr().err
     assert f"{a / RECORDS}:6: not merged: " in err and f"{a / RECORDS}:7: not merged: measured already in line 1" in err
     assert f"{a / RECORDS}:8: not merged: a torn last line" in err
+    assert len(err.splitlines()) == 4  # each once, and the env file that is missing
     assert content(tmp_path / "out") == content(ledger(tmp_path / "w", SIMULATED))
+
+
+def test_inputs_of_a_new_ledger_are_read_once_and_a_writer_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = ledger(tmp_path / "a", part(0, 2)), ledger(tmp_path / "b", part(1, 2))
+    monkeypatch.setattr(merging, "each_record", read := Mock(side_effect=merging.each_record))
+    with Ledger(a):
+        done = harness("merge", a, b, "--out", tmp_path / "out")
+    assert done.code == 0 and done.err.count("is being written to by") == 1, done.err
+    assert read.call_count == 2
+    merge([a], tmp_path / "out")
+    assert read.call_count == 4  # what is there, and what is added
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
