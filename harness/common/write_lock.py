@@ -73,7 +73,8 @@ class Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Whether this machine has that process no more. A later one with its number started at another time."""
+        """Whether this machine has that process no more, or only until its parent asks how it ended. A later one with its number
+        started at another time."""
         if self.is_elsewhere:
             return False
         if self.boot is not None and _boot() not in (None, self.boot):
@@ -84,6 +85,8 @@ class Holder:
             return True
         except OSError:  # another user's
             pass
+        if _stat(self.pid)[:1] == ["Z"]:
+            return True
         return self.started is not None and _started(self.pid) not in (None, self.started)
 
     def __str__(self) -> str:
@@ -275,9 +278,17 @@ def _write(fd: int) -> None:
 def _started(pid: int) -> int | None:
     """When a process started, in ticks since boot; None where /proc does not tell."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+        return int(_stat(pid)[19])
+    except (ValueError, IndexError):
         return None
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc tells of a process from its state on (proc_pid_stat(5)); empty where it does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _boot() -> str | None:

@@ -84,6 +84,15 @@ def test_a_lock_of_a_killed_process_is_named_and_taken_over(path: Path, capsys: 
         assert holder_of(path).pid == os.getpid()  # type: ignore[union-attr]
 
 
+def test_a_killed_process_whose_parent_did_not_notice_is_gone(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with process(path, "time.sleep(60)") as child:
+        assert child.stdout is not None and child.stdout.readline().startswith("held")
+        child.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
+        WriteLock(path).acquire(0).release()
+        assert f"process {child.pid} on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)", "os._exit(1)"])
 def test_however_a_process_ends_the_next_one_gets_it(path: Path, how: str) -> None:
     with process(path, how) as child:
