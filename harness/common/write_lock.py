@@ -34,6 +34,7 @@ from harness.common.errors import UserError, say
 
 LEFT_BEHIND_S = 60.0  # a file that was to become a lock and is older than this is of a process that was killed
 _LONGEST = 200  # characters of a command
+_MOST_PID = 2**31 - 1  # a C int
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -65,7 +66,7 @@ class Holder:
             is_right = all(type(x) is str for x in texts) and type(found.pid) is int and type(number) in (int, type(None))
         except (ValueError, TypeError, RecursionError):
             return None
-        return found if is_right and found.pid > 0 else None
+        return found if is_right and 0 < found.pid <= _MOST_PID else None
 
     @property
     def is_elsewhere(self) -> bool:

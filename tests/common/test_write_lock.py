@@ -128,8 +128,8 @@ def test_another_machines_lock_is_refused_and_says_what_to_delete(path: Path) ->
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", json.dumps(asdict(HERE)).encode()[:40], b"\xff" * 9,
-                                  json.dumps(asdict(HERE) | {"pid": "1"}).encode(), b'{"pid": 1}', b"[" * 9999],
-                         ids=range(9))  # fmt: skip
+                                  json.dumps(asdict(HERE) | {"pid": "1"}).encode(), b'{"pid": 1}', b"[" * 9999,
+                                  json.dumps(asdict(HERE) | {"pid": 2**31}).encode()], ids=range(10))  # fmt: skip
 def test_a_lock_file_that_cannot_be_read_is_nobodys_unless_it_is_locked(path: Path, text: bytes) -> None:
     path.write_bytes(text)
     assert holder_of(path) is None
