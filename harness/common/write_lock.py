@@ -35,7 +35,8 @@ from harness.common.errors import UserError, say
 LEFT_BEHIND_S = 60.0  # a file that was to become a lock and is older than this is of a process that was killed
 _LONGEST = 200  # characters of a command
 _MOST_PID = 2**31 - 1  # a C int
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# EBADF: NFS, of a file that this process may only read (flock(2))
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 

@@ -169,6 +169,10 @@ def test_file_systems_without_links_or_locks(path: Path, monkeypatch: pytest.Mon
         assert f"process {os.getpid()}" in refused(path)
     left_behind(path, DEAD)
     WriteLock(path).acquire(0).release()
+    monkeypatch.setattr(write_lock.fcntl, "flock", _no(errno.EBADF))
+    left_behind(path, replace(DEAD, host="node7"))
+    assert f"process {DEAD.pid} on node7" in refused(path)
+    path.unlink()
     monkeypatch.setattr(write_lock.fcntl, "flock", _no(errno.ENOLCK))
     with WriteLock(path).acquire(0):
         assert f"process {os.getpid()}" in refused(path)
