@@ -14,7 +14,7 @@ from harness.common.errors import UserError, duration
 from harness.common.names import label, method_order, preset_order, task_order
 from harness.common.write_lock import holder_of
 from harness.forms.table import NOTHING, Section, Table
-from harness.ledger.ledger import Records, has_records, lock_path, path_of, read
+from harness.ledger.ledger import Records, check_is_no_file, has_records, lock_path, path_of, read
 from harness.ledger.planned import STATES, Part, PlannedCell, asked_of, read_plan
 from harness.ledger.record import Record
 
@@ -48,10 +48,11 @@ def status_table(folder: Path) -> Table:
         UserError: neither records nor a plan; or a file that cannot be read.
     """
     folder = Path(folder)
+    check_is_no_file(folder)
     plan = read_plan(folder)
     records = read(folder, reduced=True, quiet=True) if has_records(folder) else Records()
     if not records and not plan.cells and not plan.parts:
-        raise UserError(f"no records in {folder}")
+        raise UserError(f"no records in {folder}{'' if folder.is_dir() else ': there is no such folder'}")
     named: dict[str, PlannedCell | Record] = {}
     counts: dict[str, dict[str, _Counts]] = defaultdict(lambda: defaultdict(_Counts))
     for r in records:

@@ -159,8 +159,9 @@ def test_parts_that_are_none_are_named_and_the_next_driver_makes_them_anew(one: 
 def test_a_folder_of_nothing_is_refused_and_lines_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no records in"):
         status_table(tmp_path / "none")
-    refused(harness("status", tmp_path / "none"), "no records in")
+    refused(harness("status", tmp_path / "none"), "no records in", "there is no such folder")
     write_ledger(tmp_path, [measured("eagle2", 0, [1])])
+    refused(harness("status", tmp_path / RECORDS), "is a file; a ledger is named by its folder")
     with (tmp_path / RECORDS).open("a") as file:
         file.write("{}\n")
     assert "1 line of" in status_table(tmp_path).notes[0]
