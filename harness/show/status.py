@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,9 @@ def status_table(folder: Path) -> Table:
                                task_order(row["task"]), row["source"], row["cell"], row["machine"] or ""))  # fmt: skip
     facts = [*_total(rows, asked), who, *_age(folder), *_parts(plan.parts)]
     facts += [f"Machine {i}: {machine}" for i, machine in enumerate(machines, start=1)] if len(machines) > 1 else []
-    shown = pd.DataFrame([_shown(row, machines) for row in rows])
+    alike = Counter(tuple(_names(row).values()) for row in {row["cell"]: row for row in rows}.values())
+    with_cell = any(n > 1 for n in alike.values())  # of other budgets, dtypes, weights or codes
+    shown = pd.DataFrame([_shown(row, machines, with_cell) for row in rows])
     return Table("status", (Section(str(folder), tuple(facts), shown),), records.footnotes, pd.DataFrame(rows))
 
 
@@ -96,12 +98,18 @@ def _state(asked: int | None, n_ended: int, n_failed: int, is_held: bool) -> str
     return FAILED if n_failed else STOPPED if asked is not None else UNKNOWN
 
 
-def _shown(row: dict[str, Any], machines: list[str]) -> dict[str, str]:
+def _names(row: dict[str, Any]) -> dict[str, str]:
+    return {"model": row["model"], "method": label(row["method"], row["preset"]), "task": f"{row['task']} ({row['source']})",
+            "T": f"{row['temperature']:g}"}  # fmt: skip
+
+
+def _shown(row: dict[str, Any], machines: list[str], with_cell: bool) -> dict[str, str]:
+    """with_cell: the cell's key too, where names do not tell one from another."""
     several = {"machine": str(1 + machines.index(row["machine"])) if row["machine"] else NOTHING} if len(machines) > 1 else {}
     return {
-        "model": row["model"], "method": label(row["method"], row["preset"]), "task": f"{row['task']} ({row['source']})",
-        "T": f"{row['temperature']:g}", **several, "ok": str(row["ok"]), "failed": str(row["failed"]),
-        "skipped": str(row["skipped"]), "asked": NOTHING if row["asked"] is None else str(row["asked"]), "state": row["state"],
+        **_names(row), **({"cell": row["cell"]} if with_cell else {}), **several, "ok": str(row["ok"]),
+        "failed": str(row["failed"]), "skipped": str(row["skipped"]),
+        "asked": NOTHING if row["asked"] is None else str(row["asked"]), "state": row["state"],
     }  # fmt: skip
 
 

@@ -83,6 +83,16 @@ def test_each_machine_has_a_row(tmp_path: Path) -> None:
     assert f"Machine 1: {machine_label(ENV)}\nMachine 2: {machine_label(other)}" in told(tmp_path)
 
 
+def test_cells_whose_names_are_alike_have_their_keys(tmp_path: Path) -> None:
+    few = measured("eagle2", 0, [1])
+    many = measured("eagle2", 0, [1], max_new_tokens=2 * few["max_new_tokens"])
+    write_ledger(tmp_path, [few, measured("vanilla", 0, [0])])
+    assert "cell" not in status_table(tmp_path).sections[0].shown
+    write_ledger(tmp_path, [many])
+    cells = status_table(tmp_path).sections[0].shown["cell"]
+    assert len(cells) == 3 and {few["cell"], many["cell"]} < {*cells}
+
+
 def test_who_wrote_last_and_when(tmp_path: Path) -> None:
     write_ledger(tmp_path, [measured("eagle2", 0, [1])])
     os.utime(tmp_path / RECORDS, (0, os.stat(tmp_path / RECORDS).st_mtime - 600))
