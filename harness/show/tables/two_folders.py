@@ -207,7 +207,7 @@ def _setting_title(setting: tuple[Any, ...]) -> str:
 
 # Cells that differ in these are not paired at all.
 _PAIRED_ON = {"model": "model", "temperature": "temperature", "top_p": "top-p", "dtype": "dtype", "threads": "threads",
-              "max_new_tokens": "budget (max_new_tokens)", "seed": "seed"}  # fmt: skip
+              "max_new_tokens": "budget (max_new_tokens)", "seed": "seed", "machine": "machine"}  # fmt: skip
 # Paired cells may differ in these; what is then not to be compared.
 _REPORTED = {
     "target_sha": ("target weights", "neither speed nor τ tells of the method alone"),
@@ -225,7 +225,7 @@ def _differences(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -
     """A line for each setting in which the folders differ: its values and what follows."""
     lines = []
     for name, said in _PAIRED_ON.items():
-        a, b = ({getattr(key, name) for key in cells} for cells in (cells_a, cells_b))
+        a, b = ({getattr(key, name) for key in cells} - {""} for cells in (cells_a, cells_b))  # "": a machine that is not told
         if a != b:
             follows = "no cell is in both" if not a & b else "only cells with the same value are compared"
             lines.append(f"Differs: {said}: {_listed(a)} in A, {_listed(b)} in B; {follows}")
@@ -253,7 +253,7 @@ def _differ(name: str, a: _Cell, b: _Cell) -> bool:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(v)[:100] for v in values))
+    return ", ".join(sorted(str(v)[:300] for v in values))  # a machine's name may have 200 characters
 
 
 def _one_sided(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -> list[str]:
