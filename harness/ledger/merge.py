@@ -180,11 +180,13 @@ def _refuse(found: _Found, drafted: Sequence[str], folders: Sequence[Path]) -> N
     if found.conflicts:
         named = [_named(key, [folders[i] for i in pair]) for key, pair in found.conflicts.items()]
         more = f"; and {found.n_conflicts - len(named)} more" if found.n_conflicts > len(named) else ""
-        raise UserError(f"nothing is merged: of these records there are two that differ: {'; '.join(named)}{more}")
+        raise UserError(f"nothing is merged: of these records there are two that differ: {'; '.join(named)}{more}. Leave "
+                        "one of the folders out, or measure what it holds into the other (--out)")  # fmt: skip
     if drafted:
         more = f"; and {len(drafted) - MOST_TOLD} more" if len(drafted) > MOST_TOLD else ""
         raise UserError(
-            f"nothing is merged: of these drafted trees there are two that differ: {'; '.join(drafted[:MOST_TOLD])}{more}"
+            f"nothing is merged: of these drafted trees there are two that differ: {'; '.join(drafted[:MOST_TOLD])}{more}. "
+            f"Remove their cell's file in {trees.FOLDER} of one of them: `--trees` makes it again"
         )
 
 

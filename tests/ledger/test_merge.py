@@ -109,14 +109,18 @@ def test_two_measurements_of_one_key_are_refused_and_named(tmp_path: Path, chang
     b = ledger(tmp_path / "b", [measured[0] | change | ({"n_text_tokens": 8} if "token_ids" in change else {}), *measured[1:]])
     said = refused(a, b, out=tmp_path / "out")
     assert said.startswith("nothing is merged: of these records there are two that differ: hf-generate (paper) on gsm8k 0, key ")
-    assert measured[0]["key"] in said and f": {named}" in said and f"in {a} and {b}" in said and "more" not in said
+    assert measured[0]["key"] in said and f": {named}" in said and f"in {a} and {b}. Leave" in said and " more" not in said
 
 
 def test_another_machines_measurements_of_the_same_are_refused_up_to_five_named(tmp_path: Path) -> None:
     measured = [r for r in SIMULATED if r["method"] == "eagle1"]
     a, b = ledger(tmp_path / "a", measured), ledger(tmp_path / "b", measured, ELSEWHERE)
     said = refused(a, b, out=tmp_path / "out")
-    assert said.count("key ") == 5 and said.endswith(f"; and {len(measured) - 5} more") and ": machine in" in said
+    assert (
+        said.count("key ") == 5
+        and f"; and {len(measured) - 5} more. Leave one of the folders out" in said
+        and ": machine in" in said
+    )
     said = refused(b, out=a)
     assert said.count("key ") == 5
 
@@ -228,7 +232,8 @@ def test_trees_are_copied_with_the_texts_of_their_tokens(tmp_path: Path) -> None
     c = ledger(tmp_path / "c", [x])
     TreeStore(c, str).add(x["cell"], x["key"], [1], [tree([5, 4, 6])])
     said = refused(a, c, out=tmp_path / "new")
-    assert said == f"nothing is merged: of these drafted trees there are two that differ: {x['key']} in {a} and {c}"
+    differ = f"nothing is merged: of these drafted trees there are two that differ: {x['key']} in {a} and {c}. "
+    assert said == differ + "Remove their cell's file in trees of one of them: `--trees` makes it again"
 
 
 def test_presets_replays_and_pools_are_merged_and_compared(tmp_path: Path) -> None:
