@@ -132,7 +132,10 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
 def _agreeing(folders: Sequence[Path], out: RecordsFile | None = None) -> _Found:
     """What the ledgers hold, if they can be merged. out: the first one's records, to be mended as opening a ledger does."""
     found = _found(folders, out)
-    drafted = trees.unlike(list(zip(folders, found.keys, strict=True)))
+    keys = list(found.keys)
+    if out is not None:  # its trees stand, those too of a record that a kill prevented and that another folder has
+        keys[0] = set(found.measured)
+    drafted = trees.unlike(list(zip(folders, keys, strict=True)))
     _check_presets(folders)
     _refuse(found, drafted, folders)
     return found

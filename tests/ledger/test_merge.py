@@ -229,6 +229,7 @@ def test_trees_are_copied_with_the_texts_of_their_tokens(tmp_path: Path) -> None
         assert {k: d.tokens.tolist() for k, d in drafts.items()} == {r["key"]: [4, 5, int(r["sample_id"]) + 6] for r in (x, y, z)}
         assert read_pieces(out) == {x["cell"]: {i: f"<{i}>" for i in range(1, 9)}}
         assert merge(order, out).n_trees == 0
+    assert refused(b, out=a).startswith(f"nothing is merged: of these drafted trees there are two that differ: {z['key']} in {a}")
     c = ledger(tmp_path / "c", [x])
     TreeStore(c, str).add(x["cell"], x["key"], [1], [tree([5, 4, 6])])
     said = refused(a, c, out=tmp_path / "new")
