@@ -33,7 +33,8 @@ def pack(ledger: Path, keep_trees: bool) -> None:
             replaced(file, archive, lzma.compress(before + file.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
     for file in sorted((ledger / FOLDER).glob("*.jsonl.gz")):
         if keep_trees:
-            replaced(file, file.with_suffix(".xz"), packed(file))
+            archive = file.with_suffix(".xz")  # of a ledger that was unpacked and added to
+            replaced(file, archive, (archive.read_bytes() if archive.exists() else b"") + packed(file))
         else:
             file.unlink()
     if (ledger / FOLDER).is_dir() and not any((ledger / FOLDER).iterdir()):

@@ -25,9 +25,9 @@ import methods
 from harness.audit.probe.stand_ins import FakeDrafter
 from harness.common.errors import UserError
 from harness.ledger.ledger import RECORDS, read
-from harness.ledger.trees import FOLDER, read_drafts, read_pieces
+from harness.ledger.trees import FOLDER, TreeStore, read_drafts, read_pieces
 from harness.show.plots.all import write_plots
-from methods.base import SamplerParams, Trace
+from methods.base import DraftedTree, SamplerParams, Trace
 from methods.engine.grow import dynamic_tree, prompt_lookup, static_tree
 from methods.engine.loop import Grow
 from methods.engine.tree import Tree
@@ -221,6 +221,14 @@ def test_a_tree_of_one_confidence_has_no_slope_and_is_drawn_all_the_same(tmp_pat
     line = json.dumps(TWO_TREES | {"key": record["key"]}).encode()
     (tmp_path / FOLDER / "c.jsonl.gz").write_bytes(gzip.compress(line))
     assert any("calibration" in path.name for path in write_plots(tmp_path))
+
+
+def test_trees_that_came_after_a_ledger_was_packed_are_packed_beside_the_others(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "scripts" / "pack.py"), str(tmp_path)]
+    for key in ("first", "second"):
+        TreeStore(tmp_path, str).add("cell", key, [1], [DraftedTree([4], [0], None, [1], False)])
+        subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert set(read_drafts(tmp_path)) == {"first", "second"} and os.listdir(tmp_path / FOLDER) == ["cell.jsonl.xz"]
 
 
 def test_a_packed_ledger_is_read_as_it_was(tmp_path: Path) -> None:
