@@ -165,6 +165,8 @@ def _found(folders: Sequence[Path], out: RecordsFile | None) -> _Found:
                 found.n_conflicts += 1
                 if len(found.conflicts) < MOST_TOLD:
                     found.conflicts[record["key"]] = other, i
+        if bad and not own and not measured:  # whatever it is, it is no ledger: nothing is added to it, or taken from it
+            raise UserError(f"no line of {lines.path} can be read, line {bad[0].number}: {bad[0].why}")
         if out is not None and i == 0:
             out.repair(lines)
         elif lines.n_torn:

@@ -190,6 +190,16 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
         assert "another process writes to" in refused(a, out=tmp_path / "busy")
 
 
+def test_a_file_without_any_record_is_no_ledger_to_add_to_or_to_take_from(tmp_path: Path) -> None:
+    a, other = ledger(tmp_path / "a", SIMULATED[:5]), tmp_path / "other"
+    other.mkdir()
+    (other / RECORDS).write_text("hello\n{}\n")
+    assert f"no line of {other / RECORDS} can be read, line 1: not JSON" in refused(a, other, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert f"no line of {other / RECORDS} can be read" in refused(a, out=other)
+    assert (other / RECORDS).read_text() == "hello\n{}\n"
+
+
 def test_ledgers_of_two_machines_are_one_with_two_machines(tmp_path: Path) -> None:
     """A conversation on one machine, however many there are; of one that both have half of, no ratio is made."""
     ok = [r for r in SIMULATED if r["status"] == "ok" and not r["is_warmup"] and r["method"] in ("vanilla", "eagle2")
