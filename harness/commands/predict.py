@@ -109,7 +109,10 @@ def _against_ledger(costs: Path | None, results: Path, out: Path | None, as_json
     shown = []
     for wanted, own in tables.items():
         if mine := [r for r in records if (r["model"], r["dtype"], r["threads"], *where[r["env"]]) == wanted]:
-            shown += [(own[0], against(own, of_one)) for of_one in by_machine(mine).values()]
+            of_machines = by_machine(mine)
+            shown += [
+                (own[0], against(own, of_one), name if len(of_machines) > 1 else "") for name, of_one in of_machines.items()
+            ]
     if not shown:
         raise UserError(f"{costs or 'the shipped tables'}: no costs of what {results} was measured on; `harness costs` with its "
                         "--model, --dtype and --threads measures them")  # fmt: skip

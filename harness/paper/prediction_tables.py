@@ -136,13 +136,16 @@ def splits_table(found: Sequence[Checked]) -> Table:
     return Table("splits", (Section("Published times beside the model's", (), shown, (said,)),), (_SPLITS,), numbers)
 
 
-def held_table(found: Sequence[tuple[CostTable, Sequence[Held]]]) -> Table:
-    """A ledger's decode speedups beside those that its tau and trees and costs give, a section a target on a machine."""
-    sections, numbers = zip(*(_held(table, held) for table, held in found), strict=True)
+def held_table(found: Sequence[tuple[CostTable, Sequence[Held], str]]) -> Table:
+    """A ledger's decode speedups beside those that its tau and trees and costs give, a section a target on a machine.
+
+    found: with the machine of the ledger's records, where the table's costs are held against those of several.
+    """
+    sections, numbers = zip(*(_held(*one) for one in found), strict=True)
     return Table("held", tuple(sections), (_HELD,), pd.concat(numbers, ignore_index=True))
 
 
-def _held(table: CostTable, found: Sequence[Held]) -> tuple[Section, pd.DataFrame]:
+def _held(table: CostTable, found: Sequence[Held], measured_on: str) -> tuple[Section, pd.DataFrame]:
     shown = pd.DataFrame([
         {"method": label(h.method, h.preset), "T": f"{h.temperature:g}", "τ": number(h.tau), "measured": times(h.measured),
          "predicted": times(h.predicted), "off": NOTHING if h.error is None else f"{h.error:+.1%}",
@@ -152,13 +155,15 @@ def _held(table: CostTable, found: Sequence[Held]) -> tuple[Section, pd.DataFram
     judged = [h for h in found if h.error is not None and h.method != VANILLA]
     n = sum(abs(h.error or 0) <= WITHIN for h in judged)
     said = f"{n} of {len(judged)} decode speedups are within 5% of what is predicted." if judged else ""
+    where = {"measured_on": measured_on} if measured_on else {}
     numbers = pd.DataFrame([
-        {"model": table.model, "machine": table.machine.label, "method": h.method, "preset": h.preset,
+        {"model": table.model, "machine": table.machine.label, **where, "method": h.method, "preset": h.preset,
          "temperature": h.temperature, "tau": h.tau, "measured": h.measured, "predicted": h.predicted, "error": h.error,
          **{f"c_{p}_{w}": (v := getattr(h, p)) and v[i] for p in ("verify", "draft", "other") for i, w in
             enumerate(("measured", "predicted"))}, "why": h.why} for h in found
     ])  # fmt: skip
-    return Section(f"{table.model} on {table.machine.label}", (), shown, (said,) if said else ()), numbers
+    facts = (f"Measured on: {measured_on}",) if measured_on else ()
+    return Section(f"{table.model} on {table.machine.label}", facts, shown, (said,) if said else ()), numbers
 
 
 def _pair(pair: tuple[float, float] | None) -> str:

@@ -20,6 +20,7 @@ from harness.costs.splits import checked, points
 from harness.costs.step import StepWork
 from harness.costs.table import Outside, as_json
 from harness.costs.work import work_of
+from harness.ledger.ledger import RECORDS, write_env
 from harness.load.config import model_config
 from harness.paper import held_against
 from harness.paper.held_against import against
@@ -359,7 +360,7 @@ def test_a_ledger_that_took_what_the_table_says_is_predicted_and_another_is_not(
     assert cut_off.measured == pytest.approx(10 / 3 * plain_s / ((20 + drafting + other) / 1e3))
     slower = against([t], [vanilla, record("eagle2", [(25, drafting, other)] * 3, 3)])[1]
     assert slower.error is not None and slower.error > 0.1 and slower.most_off == "c_verify -0.50"
-    text = held_table([(t, [*found, slower]), (t, found)])
+    text = held_table([(t, [*found, slower], ""), (t, found, "")])
     assert len(text.sections) == 2 and len(text.numbers) == 5  # one file holds both
     assert list(text.sections[0].shown["verdict"]) == ["within 5%", "within 5%", "missed: c_verify -0.50"]
     assert text.sections[0].conclusions == ("1 of 2 decode speedups are within 5% of what is predicted.",)
@@ -382,3 +383,15 @@ def test_the_command_holds_a_ledger_against_the_costs_of_the_same_machine(tmp_pa
     assert held.code == 0, held.err
     assert "decode speedups are within 5%" in held.out and (tmp_path / "out/held.csv").exists()
     refused(harness("predict", "--results", folder), "the shipped tables: no costs of what", "`harness costs` with its --model")
+    other = tmp_path / "other"
+    assert run(other, "--method eagle2 --task gsm8k --limit 2 --shard 2/2").code == 0
+    (file,) = other.glob("env-*.json")
+    env = json.loads(file.read_text())
+    env["packages"]["torch"] = "0.1"
+    file.unlink()
+    lines = (other / RECORDS).read_text()
+    (other / RECORDS).write_text(lines.replace(file.stem.removeprefix("env-"), write_env(other, env)))
+    assert harness("merge", other, "--out", folder).code == 0
+    held = harness("predict", "--costs", tmp_path / "costs", "--results", folder, "--out", tmp_path / "out")
+    assert held.code == 0 and held.out.count("Measured on: ") == 2 and "torch 0.1, " in held.out, held.out + held.err
+    assert len(set(pd.read_csv(tmp_path / "out/held.csv")["measured_on"])) == 2
