@@ -177,7 +177,9 @@ def test_two_folders_are_compared_machine_by_machine(ledgers: Folders, tmp_path:
         assert {(on, side) for on, side in zip(one["machine"], one["in"], strict=True)} == {
             (name, "both" if name == machine else "A") for name in alone
         }
-        said = f"Differs: machine: {', '.join(sorted(alone))} in A, {machine} in B; only cells with the same value are compared"
+        said = (
+            f"Differs: machine: {' and '.join(sorted(alone))} in A, {machine} in B; only cells with the same value are compared"
+        )
         assert said in comparison_table(both, folder).sections[0].facts
     assert "Differs: nothing" in " ".join(comparison_table(both, both).sections[0].facts)
 

@@ -253,7 +253,9 @@ def _differ(name: str, a: _Cell, b: _Cell) -> bool:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(v)[:300] for v in values))  # a machine's name may have 200 characters
+    """Each cut at 300 characters: a machine's name, which holds commas, may have 200."""
+    names = sorted(str(v)[:300] for v in values)
+    return (" and " if any(", " in name for name in names) else ", ").join(names)
 
 
 def _one_sided(cells_a: Mapping[_Key, _Cell], cells_b: Mapping[_Key, _Cell]) -> list[str]:
