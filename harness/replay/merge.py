@@ -20,7 +20,8 @@ def lacking(folders: Sequence[Path], out: Path) -> tuple[list[Replay], Mapping[P
     """What `out` lacks of the folders: replays, and the files of pools with their places in it.
 
     Raises:
-        UserError: two folders have another replay, or another file, of one key; or a file cannot be read.
+        UserError: two folders have another replay, or another file, of one key; a file cannot be read; or `out` holds packed
+            replays, to which none can be added.
     """
     known: dict[Key, tuple[Replay, Path]] = {}
     missing: dict[Key, Replay] = {}
@@ -41,6 +42,8 @@ def lacking(folders: Sequence[Path], out: Path) -> tuple[list[Replay], Mapping[P
                 raise UserError(f"nothing is merged: {first_file} and {file} differ: delete one of them, and it is drafted anew")
             if first_file is file and folder != out:
                 files[file] = place(out / store.FOLDER, "pool", file.parent.name, file.stem, suffix=".safetensors")
+    if missing or files:
+        record.check_not_packed(out)
     return list(missing.values()), files
 
 

@@ -78,6 +78,13 @@ class Replay(pydantic.BaseModel, extra="forbid", frozen=True):
         return self
 
 
+def check_not_packed(folder: Path) -> None:
+    """Raises UserError where nothing can be added to a folder's replays, because they are packed."""
+    check_packed_by_xz(folder / FILE)
+    if (folder / PACKED).exists():
+        raise UserError(f"the replays of {folder} are packed: `unxz {folder / PACKED}` to add to them, or choose another --out")
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Nobody else adds replays to a folder meanwhile.
@@ -85,9 +92,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: somebody does, or the folder cannot be written; or its replays are packed.
     """
-    check_packed_by_xz(folder / FILE)
-    if (folder / PACKED).exists():
-        raise UserError(f"the replays of {folder} are packed: `unxz {folder / PACKED}` to add to them, or choose another --out")
+    check_not_packed(folder)
     lock = WriteLock(folder / f".{FILE}.lock", "replays")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -269,6 +269,10 @@ def test_presets_replays_and_pools_are_merged_and_compared(tmp_path: Path) -> No
     assert sorted(p.read_text() for p in (out / POOLS).rglob("*.safetensors")) == ["x", "y", "z"]
     again = harness("merge", b, a, "--out", out)
     assert again.code == 0 and f"0 records are added to {out}, {len(SIMULATED)} were there already" in again.err
+    there = ledger(tmp_path / "there", [])
+    (there / replay_record.PACKED).write_bytes(lzma.compress((a / replay_record.FILE).read_bytes()))
+    said = harness("merge", b, "--out", there)
+    assert said.code == 2 and "replays.jsonl.xz` to add to them" in said.err and not content(there)  # before any record
     (b / POOLS / "tiny-h" / "y.safetensors").write_text("other")
     new = tmp_path / "new"
     assert "y.safetensors differ: delete one of them" in harness("merge", a, b, "--out", new).err and not new.exists()
