@@ -21,7 +21,7 @@ OURS = {
     "harness/audit/keeper.py": {"probe / f'{name}.py'"},  # our own modules
     "harness/commands/verify.py": {"request.out / f'served-{n}'"},  # a number
     "harness/common/files.py": {"kept.with_name(f'{kept.name}.sha256')", "Path(name)"},  # beside a place; a temporary file
-    "harness/common/machine.py": {"root / name"},  # the kernel's files
+    "harness/common/cores.py": {"root / name"},  # the kernel's files
     "harness/common/plain_names.py": {
         "folder.joinpath(*(plain_name(kind, name) for name in names))",
         "path.with_name(path.name + suffix)",
