@@ -138,6 +138,7 @@ class Pool:
             if self._is_draining():
                 return 0
             self._turn()
+            self._look()
         self._check_any()
         return self.room
 

@@ -198,6 +198,21 @@ def test_a_node_that_goes_costs_no_item_a_try() -> None:
     assert sorted(desk.did) == list(range(40)) and not desk.given_up
 
 
+def test_a_node_that_goes_before_it_told_what_it_is_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "LOOKS_AGAIN", 0.0)
+
+    @dataclass
+    class Going(Pretended):
+        def call(self, worker: int, function: str, *given: Any) -> None:
+            super().call(worker, function, *given)
+            if function == "hello" and self.started[worker][0] == "b":
+                self.given = TWO[:1]
+                self.calls[worker] = iter([Lost("its node is gone")])
+
+    cluster, asked = Going(list(TWO)), iter(range(100))
+    assert sorted(done(cluster, is_draining=lambda: next(asked) < 0).did) == list(range(10))
+
+
 def test_draining_gives_nothing_more() -> None:
     desk = Counter()
     done(Pretended(TWO), items=40, desk=desk, is_draining=lambda: len(desk.did) >= 3)
