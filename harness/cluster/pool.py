@@ -203,6 +203,8 @@ class Pool:
         least = min(rooms, key=lambda why: rooms[why])
         if not rooms[least]:
             return self._refuse(place, f"it takes {least}")
+        if wanted and self._has_opened and not any(p.gpus for p in self._places.values()):
+            return self._refuse(place, "it came to a run on CPUs, and has GPUs: on those a model has other cells")
         place.room, place.gpus = rooms[least], wanted
         first = self._n_slots.get(facts.host, 0)
         self._n_slots[facts.host] = first + place.room

@@ -272,6 +272,21 @@ def test_gpus_are_as_many_as_the_model_needs_on_that_node() -> None:
         done(Pretended(both[1:], facts), needs=replace(NEEDS, gpus=8))
 
 
+def test_a_node_with_gpus_that_comes_to_a_run_on_cpus_is_the_one_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pools, "LOOKS_AGAIN", 0.0)
+    cluster, desk = Pretended(TWO[:1]), Counter()
+
+    def at(worker: int, item: Any) -> list[Event] | None:
+        cluster.given = [TWO[0], Node("b", "b", 16, 4, 0)]
+        return None
+
+    cluster.at = at
+    assert sorted(done(cluster, items=40, desk=desk).did) == list(range(40)) and not desk.n_lost
+    assert "node b (b) is left out: it came to a run on CPUs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("needs", "words"),
     [({"threads": 8}, r"8 cores a worker \(--threads\), and it has 4"), ({"memory": 9 * 10**9}, "9.0 GB a worker")],
