@@ -294,9 +294,9 @@ class Pool:
                 self._give(worker)
         now = time.monotonic()
         for worker in list(self._workers.values()):
-            allowed = self._desk.timeout if worker.doing == "do" else LOADS_IN
+            allowed, of = (self._desk.timeout, " (--worker-timeout)") if worker.doing == "do" else (LOADS_IN, "")
             if worker.doing != "idle" and now - worker.heard > allowed:
-                self._lose(worker, f"no message in {duration(allowed)} (--worker-timeout)")
+                self._lose(worker, f"no message in {duration(allowed)}{of}")
 
     def _take(self, worker: _Worker, message: Message) -> None:
         kind, body = message

@@ -184,6 +184,16 @@ def test_a_worker_that_says_nothing_is_ended_and_its_item_given_again(monkeypatc
     assert sorted(desk.did) == list(range(10)) and desk.n_lost == 1 and hung[0] in cluster.killed
 
 
+def test_a_worker_that_never_begins_is_ended_by_no_option_of_the_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    clock = iter(range(10**6))
+    monkeypatch.setattr(pools.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(UserError, match="3 workers could not begin there; the last: no message in 30 min$"):
+        done(Pretended(TWO[:1], opens=lambda worker: []))
+    assert "--worker-timeout" not in capsys.readouterr().err
+
+
 def test_a_node_that_goes_costs_no_item_a_try() -> None:
     cluster = Pretended(list(TWO))
 
