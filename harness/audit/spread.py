@@ -74,7 +74,7 @@ class AuditDesk:
 
     def _say_how_far(self) -> None:
         now = time.monotonic()
-        if now - self._last > (30.0 if self._last > self._began else 5.0):
+        if self._done and now - self._last > (30.0 if self._last > self._began else 5.0):
             self._last, spent = now, now - self._began
             left = spent * (self._n - self._done) / self._done
             self._tell(f"{self._done}/{self._n} findings, {duration(spent)} spent, about {duration(left)} left")
