@@ -144,9 +144,9 @@ class AuditBench:
 
     def do(self, given: Given, send: Send) -> None:
         stage, rows = self._parts[given.piece], list[Verdict]()
-        loaded = self._in(stage.dtype, rows) if stage.dtype else self._loaded
+        loaded = self._in(stage.dtype, rows) if stage.dtype else None
         keeper = Keeper(StandIn(given.stored, send))
-        if loaded is not None:
+        if loaded is not None or not stage.dtype:
             loop = Loop(keeper, _Silent([], Rates()), (), lambda text: send(LINE, text))
             rows += loop.run(stage, loaded)
         send(DONE, Came(tuple(f["key"] for f in keeper.touched), tuple(rows)))

@@ -34,7 +34,8 @@ class Loop:
         return any(self.keeper.found(job) is None for job in expected([s for s in plan if s.dtype == dtype], self.keeper.found))
 
     def run(self, stage: Stage, loaded: Loaded | None) -> list[Verdict]:
-        """Make what is missing of a stage; -> the rows that need no finding. `loaded`: None if nothing is missing."""
+        """Make what is missing of a stage; -> the rows that need no finding. `loaded`: None if nothing is missing, or the stage
+        runs no model."""
         if stage.dtype == self._broken:
             self._drop(expected([stage], self.keeper.found))
             return []
@@ -58,7 +59,7 @@ class Loop:
         return None if found is None else self.keeper.touch(found)
 
     def _made(self, job: Job, loaded: Loaded | None) -> Finding:
-        assert loaded is not None
+        assert loaded is not None or not job.work.dtype
         model = (loaded,) if job.work.dtype else ()
         beside = {} if job.beside is None else {"vanilla": self._vanilla(job.beside, loaded)}
         started = time.perf_counter()
