@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 from harness.audit.bench import DONE, FINDING, Came, Given, Opened, Piece, Setup
 from harness.audit.keeper import Finding
@@ -20,7 +22,7 @@ from harness.cluster.request import ClusterRequest
 from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import duration
 from harness.common.stopping import draining
-from harness.load.config import ModelConfig
+from harness.load.config import SUFFIXES, ModelConfig
 
 BENCH = "harness.audit.bench:AuditBench"
 Tell = Callable[[str], None]
@@ -34,7 +36,7 @@ class AuditDesk:
         self.told: Opened | None = None
         self.came: dict[Piece, Came] = {}
         self.lost_rows: list[Verdict] = []
-        self._setup, self._store, self._tell = setup, store, tell
+        self._setup, self._store, self._tell = setup._replace(request=_placed(setup.request)), store, tell
         self._n = self._done = 0
         self._began = self._last = time.monotonic()
 
@@ -102,6 +104,17 @@ class AuditDesk:
         assert self.told is not None
         of_pieces = [row for piece, _, _ in self.told.pieces if piece in self.came for row in self.came[piece].rows]
         return list(dict.fromkeys([*self.told.rows, *of_pieces, *self.lost_rows]))
+
+
+def _placed(request: AuditRequest) -> AuditRequest:
+    """The same with paths that hold in any folder: a worker's is not the driver's."""
+    return replace(
+        request,
+        model=str(Path(request.model).resolve()) if request.model.endswith(SUFFIXES) else request.model,
+        ledgers=tuple(path.resolve() for path in request.ledgers),
+        prompts_dir=request.prompts_dir and request.prompts_dir.resolve(),
+        head=request.head and request.head.resolve(),
+    )
 
 
 def found_over(

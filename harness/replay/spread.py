@@ -110,7 +110,8 @@ class ReplayDesk:
         import pickle
 
         request = ready.request
-        placed = replace(request, head=request.head and request.head.resolve())
+        head, prompts = request.head and request.head.resolve(), request.prompts_dir and request.prompts_dir.resolve()
+        placed = replace(request, head=head, prompts_dir=prompts)  # a worker's folder is not the driver's
         work = pickle.dumps((ready.config, placed, dict(ready.arms), set(ready.kinds)))
         self.timeout = over.worker_timeout or LOADS_IN
         self.told, self.given_up = Told(), list[str]()

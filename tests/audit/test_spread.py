@@ -48,3 +48,14 @@ def test_a_law_needs_no_model_and_is_found_by_a_worker_that_could_not_load_its_l
     assert [(kind, body.touched, [row.why for row in body.rows]) for kind, body in sent] == [(DONE, (), ["no room"])]
     bench.do(Given(law, ()), lambda kind, body: sent.append((kind, body)))
     assert law.dtype == "" and len(sent[-1][1].touched) == n == sum(kind == FINDING for kind, _ in sent)
+
+
+def test_a_worker_is_given_paths_that_hold_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = AuditRequest(model="mine.yaml", ledgers=(Path("runs"),), prompts_dir=Path("prompts"), head=Path("head"))
+    with Store(tmp_path) as store:
+        desk = AuditDesk(Setup(given, ()), ClusterRequest(address="local"), store, lambda text: None)
+    request = desk.setup().request
+    assert [Path(request.model), *request.ledgers, request.prompts_dir, request.head] == [
+        tmp_path / name for name in ("mine.yaml", "runs", "prompts", "head")
+    ]
