@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -97,7 +98,7 @@ class Rays:
         except StopIteration:
             found = End()
         except self._ray.exceptions.RayError as e:
-            found = Lost(" ".join(in_one_line(e).removeprefix("ActorDiedError: ").split()))
+            found = Lost(why_lost(e))
         if not isinstance(found, Message):
             self._calls.pop(sent)
         return found
@@ -107,6 +108,21 @@ class Rays:
         self._calls = {sent: of for sent, of in self._calls.items() if of is not worker}
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(worker, no_restart=True)
+
+
+def why_lost(error: BaseException) -> str:
+    """What Ray's error says of a worker's end, in a few words: the text itself is many lines, with hints for every cause."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    if "low on memory" in text:
+        return "its node ran low on memory, and Ray ended it"
+    if found := re.search(r"The actor is dead because (?:it|its) (.+?)\.(?:\s|$)", text):
+        return f"its {found[1]}" if found[0].startswith("The actor is dead because its") else f"it {found[1]}"
+    if type(error).__name__ == "ActorUnavailableError":
+        return "nothing comes from it any more"
+    if "raised in its creation task" in text:  # a traceback; its last error is the cause
+        errors = [line for line in text.splitlines() if re.match(r"[\w.]+: ", line)]
+        return in_one_line(RuntimeError(errors[-1])).removeprefix("RuntimeError: ") if errors else "it could not be made"
+    return in_one_line(error)
 
 
 @contextmanager
@@ -130,6 +146,8 @@ def connected(address: str) -> Iterator[Rays]:
         given |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     else:
         _check_answers(ray, address)
+    # it prints there, on stdout, what it has to say of a worker that died: the driver does that, in a line
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**given, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")

@@ -183,6 +183,8 @@ def test_a_killed_worker_a_killed_raylet_and_a_node_of_other_versions_change_no_
     outcome = run(out, ODD, "--include", file, "--ray", nodes.address, "--shards 6")
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "raylet killed").exists() and outcome.err.count("is given again") == 2, outcome.err
+    assert "is lost (its worker process has died)" in outcome.err
+    assert not {line for line in outcome.out.splitlines() if "Worker ID" in line}, "Ray's own words are on stdout"
     assert "is left out: it has transformers 9.9.9, the driver" in outcome.err
     records = counted(out)
     assert len(records) == 2 * (2 + 4) == len(results(records)) and all(r["status"] == "ok" for r in records)
