@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.audit import page, recorded_taus
 from harness.audit.jobs import Plan
@@ -144,12 +145,28 @@ def audit_over(request: AuditRequest, over: ClusterRequest, tell: Tell = say) ->
         desk = found_over(request, config, kinds_of(subjects), over, store, tell)
         told, touched = desk.told, desk.touched()
         assert told is not None
-        recorded = recorded_taus.recorded(head, touched)
-        rows = in_order([*desk.rows(), *said_on(judged(touched, level.score_tokens, recorded), told.cuts)])
-        if request.record and head is not None:
-            _record(head, touched, rows, tell)
+        rows = [*desk.rows(), *_judged(touched, level, head, told.cuts)]
+        return _reported(request, config, head, subjects, rows, touched, told.facts, told.cuts, tell)
+
+
+def _judged(touched: Sequence[Finding], level: Level, head: Path | None, cuts: Mapping[str, str]) -> list[Verdict]:
+    return said_on(judged(touched, level.score_tokens, recorded_taus.recorded(head, touched)), cuts)
+
+
+def _reported(
+    request: AuditRequest, config: ModelConfig, head: Path | None, subjects: Sequence[Subject], rows: Sequence[Verdict],
+    touched: Sequence[Finding], facts: Mapping[str, Any], cuts: Mapping[str, str], tell: Tell,
+) -> Report:  # fmt: skip
+    """The end of an audit, wherever its findings were made: tables and figures, taus kept if asked for, and whether it holds.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    rows, recorded = in_order(rows), recorded_taus.recorded(head, touched)
+    if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
+        _record(head, touched, rows, tell)
     inexact = {s.name for s in subjects if not s.exact}
-    written = page.write(request.out, rows, touched, recorded, told.facts, config.title, request.level, inexact, told.cuts)
+    written = page.write(request.out, rows, touched, recorded, facts, config.title, request.level, inexact, cuts)
     return Report(config.title, request.level, rows, overall(rows, {s.name: s.exact for s in subjects} | {"all": True}), written)
 
 
@@ -172,11 +189,9 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
         keeper = Keeper(store)
 
         def judge() -> list[Verdict]:
-            found = judged(keeper.touched, level.score_tokens, recorded_taus.recorded(head, keeper.touched))
-            return said_on(found, cuts)
+            return _judged(keeper.touched, level, head, cuts)
 
-        inexact = {s.name for s in subjects if not s.exact}
-        fails = _Failures(inexact, tell)
+        fails = _Failures({s.name for s in subjects if not s.exact}, tell)
         plan: Plan = ()
         origin, loop = None, None
         for dtype in ready.dtypes:
@@ -200,16 +215,10 @@ def audit(request: AuditRequest, tell: Tell = say) -> Report:
             del loaded  # two models need not fit side by side
         if origin is None:
             raise UserError(rows[-1].why)
-        recorded = recorded_taus.recorded(head, keeper.touched)
         let_go()  # plain decoding's speed is taken by processes of their own, which load it too
         rows += _of_included(request, scope.score_dtype, cuts)
-        rows = in_order([*rows, *ready.not_asked_for(scope), *judge()])
-        if request.record and head is not None:  # after the verdicts: a tau is not compared with itself
-            _record(head, keeper.touched, rows, tell)
-    written = page.write(request.out, rows, keeper.touched, recorded, origin.facts, config.title, request.level, inexact,
-                         cuts)  # fmt: skip
-    problems = overall(rows, {s.name: s.exact for s in subjects} | {"all": True})
-    return Report(config.title, request.level, rows, problems, written)
+        rows = [*rows, *ready.not_asked_for(scope), *judge()]
+        return _reported(request, config, head, subjects, rows, keeper.touched, origin.facts, cuts, tell)
 
 
 def _of_included(request: AuditRequest, dtype: str, cuts: Mapping[str, str]) -> list[Verdict]:
