@@ -280,6 +280,20 @@ def test_an_audit_has_the_findings_and_verdicts_of_one_process(nodes: Any, tmp_p
 
 
 @pytest.mark.slow
+def test_a_reproduction_has_the_records_and_taus_of_one_process(nodes: Any, tmp_path: Path) -> None:
+    def made(out: Path, *words: object) -> tuple[list[Record], list[Any]]:
+        outcome = harness("reproduce --table 3 --source bundled --limit 1 --max-new-tokens 6 --dtype float32 --threads 1 --json",
+                          "--model", TINY, "--results", out, *words)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        return counted(out), [(row["task"], row["method"], row["temperature"], row["tau"]) for row in outcome.value]
+
+    shared, taus = made(tmp_path / "shared", "--ray", nodes.address)
+    alone, their_taus = made(tmp_path / "plain")
+    assert results(shared) == results(alone) and taus == their_taus and taus
+    one_process(shared)
+
+
+@pytest.mark.slow
 def test_a_replay_has_the_steps_and_rows_of_one_process(nodes: Any, plain: Path, tmp_path: Path) -> None:
     def replays(out: Path, *words: object) -> tuple[list[str], dict[str, list[list[float]]], str]:
         policies = "--policy eagle2 --policy eagle2+total=10+depth=3"
