@@ -80,8 +80,16 @@ class Host:
     def _messages(self, work: Callable[[], None], refusal: str) -> Iterator[Message]:
         """What `work` sends, what it prints, and what it ends with if not well; an error that users can mend is a `refusal`."""
 
+        taker = threading.get_ident()  # what it prints itself is no message: it would wait for itself to take it
+
+        def line(text: str) -> None:
+            if threading.get_ident() == taker:
+                print(text, file=sys.__stderr__)
+            else:
+                self._send(LINE, text)
+
         def guarded() -> None:
-            lines = _Lines(lambda text: self._send(LINE, text))
+            lines = _Lines(line)
             try:
                 with redirect_stdout(lines), redirect_stderr(lines):
                     work()

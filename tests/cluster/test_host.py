@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,21 @@ def test_messages_come_in_order_with_what_is_printed_and_one_at_a_time(host: Hos
         if message.kind == "did":
             assert len(ABench.sent_at) == message.body, "it went on before its message was taken"
     assert got == [Message(LINE, "doing 0"), Message("did", 0), Message(LINE, "doing 1"), Message("did", 1)]
+
+
+def test_whoever_takes_messages_may_print_meanwhile(host: Host) -> None:
+    opened(host)
+    got: list[Message] = []
+
+    def take() -> None:
+        for message in host.do(1):
+            print("a finaliser, say, of what was sent", file=sys.stderr)
+            got.append(message)
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(10)
+    assert got == [Message(LINE, "doing 0"), Message("did", 0)], "it waits for itself"
 
 
 def test_errors_are_messages(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
