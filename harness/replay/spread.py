@@ -19,9 +19,10 @@ from harness.cluster.rays import connected
 from harness.cluster.request import ClusterRequest
 from harness.cluster.shares import PER_WORKER, Share, cut
 from harness.common.errors import UserError, say
-from harness.common.files import whole_file
+from harness.common.files import write_file
 from harness.common.machine import keep_freed_memory
 from harness.common.names import VANILLA
+from harness.common.progress import Progress, showing_progress
 from harness.common.stopping import draining
 from harness.ledger.record import Record
 from harness.load.config import ModelConfig
@@ -115,6 +116,7 @@ class ReplayDesk:
         work = pickle.dumps((ready.config, placed, dict(ready.arms), set(ready.kinds)))
         self.timeout = over.worker_timeout or LOADS_IN
         self.told, self.given_up = Told(), list[str]()
+        self.progress = Progress("replay")
         self.found: dict[str, list[Replay]] = {}  # by the key of vanilla's record
         self._setup = Setup(over.includes, work, ready.threads)
         self._folder = request.folder
@@ -148,14 +150,13 @@ class ReplayDesk:
             return
         key, found, pools = message.body
         for path, content in pools.items():
-            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._folder / path) as fresh:
-                fresh.write_bytes(content)
+            write_file(self._folder / path, content)
         record.append(self._folder, [r for r in found if r.key not in self._done])
         self._done |= {r.key: r for r in found}
         self.found[key] = found
 
-    def ended(self, item: Talk) -> None: ...
+    def ended(self, item: Talk) -> None:
+        self.progress.step(f"after {' '.join(item)}")
 
     def lost(self, item: Talk) -> None: ...
 
@@ -185,7 +186,11 @@ def replay_over(request: ReplayRequest, over: ClusterRequest) -> tuple[list[Repl
             is_draining = work.enter_context(draining("stopping: conversations under way are finished; again drops them"))
             pool = Pool(cluster, needs, desk, facts_here(needs.asked), is_draining)
             say(f"{pool.survey()} workers of {ready.threads} threads at once")
-            pool.work(cut(list(desk.of), over.shards or PER_WORKER * pool.room, lambda item: item))
+            shares = cut(list(desk.of), over.shards or PER_WORKER * pool.room, lambda item: item)
+            desk.progress = work.enter_context(showing_progress("replay"))
+            desk.progress.expect(len(desk.of))
+            desk.progress.step("the first conversations")
+            pool.work(shares)
     for line in desk.told.lines:
         say(line)
     if desk.given_up:

@@ -23,3 +23,11 @@ def test_a_worker_is_given_a_prompts_folder_that_holds_in_its_own(tmp_path: Path
     monkeypatch.chdir(tmp_path)
     _, request, _, _ = pickle.loads(desk(tmp_path, Path("prompts")).setup().work)
     assert request.prompts_dir == tmp_path / "prompts"
+
+
+def test_it_tells_how_many_conversations_are_replayed_and_how_long_the_others_take(tmp_path: Path) -> None:
+    one = desk(tmp_path)
+    one.progress.expect(3)
+    one.progress.step("the first conversations")
+    one.ended(("mt_bench", "81"))
+    assert one.progress.line().startswith("replay: 1 of 3 steps, now after mt_bench 81; ") and " left" in one.progress.line()
