@@ -367,15 +367,15 @@ def only_worker_hangs(trial: Trial) -> None:
         driver.finish(0)
 
 
-@fault("head-killed", "`kill -9` of the driver's own raylet and of the server of Ray (GCS), which it waits 10 s for; the same "
-       "command on a new cluster", r"Failed to connect to GCS within \d+ seconds")  # fmt: skip
+@fault("head-killed", "`kill -9` of the driver's own raylet and of the server of Ray (GCS), which Ray waits 30 s for; the "
+       "same command on a new cluster", r"error: Ray's server \(GCS\) at \S+ is gone")  # fmt: skip
 def head_killed(trial: Trial) -> None:
     with cluster(1, 1) as nodes:
-        driver = trial.driver("--ray", nodes.address, env={"RAY_gcs_rpc_server_reconnect_timeout_s": "10"})
+        driver = trial.driver("--ray", nodes.address, env={"RAY_gcs_rpc_server_reconnect_timeout_s": "30"})
         driver.midway()
         end(nodes.gcs, signal.SIGKILL)
         end(nodes.raylets[0], signal.SIGKILL)
-        driver.finish(1)  # Ray ends the process
+        driver.finish(2)  # its own end, before Ray ends the process
     with cluster(1) as nodes:
         trial.run("--ray", nodes.address)
 

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 from harness.cluster.host import Host, Message
 from harness.cluster.request import LOCAL
 from harness.common.cores import usable_cores
-from harness.common.errors import UserError, in_one_line
+from harness.common.errors import UserError, in_one_line, say
 
 ANSWERS_IN = 20.0  # seconds that a cluster has to answer
 OBJECT_STORE = 150 << 20  # bytes on this machine for `--ray local`: records under way, of 10 to 100 kB each
+ASKS_EVERY = 2.0  # seconds after which Ray's server is asked whether it is there
+GONE_FOR = 0.7  # of the time that Ray waits for it
 FETCHED_IN = 60.0  # seconds that a message may be on its way
 INSTALL = "--ray needs Ray: pip install 'draft-tree-harness[ray]'"
 
@@ -157,9 +159,40 @@ def connected(address: str) -> Iterator[Rays]:
         for number, handler in handlers.items():  # it puts its own there
             signal.signal(number, handler)
     try:
-        yield Rays(ray)
+        with _while_answering(ray):
+            yield Rays(ray)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _while_answering(ray: Any) -> Iterator[None]:
+    """In the block the process ends, in a line and with status 2, when Ray's server (GCS) has been gone for `GONE_FOR` of the
+    time after which Ray would end it with words of its own. Calls of Ray's wait for that server without end, signals unseen, so
+    that no error could be raised instead. What is written is whole, as after `kill -9`."""
+    allowed = GONE_FOR * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60))
+    address, over = ray.get_runtime_context().gcs_address, threading.Event()
+    server = ray._raylet.GcsClient(address=address)
+
+    def watch() -> None:
+        gone_at = None
+        while not over.wait(ASKS_EVERY):
+            asked = time.monotonic()
+            try:
+                server.check_alive([], timeout=2.0)
+                gone_at = None
+            except Exception:
+                gone_at = gone_at or asked
+                if time.monotonic() - gone_at > allowed:
+                    say(f"error: Ray's server (GCS) at {address} is gone; what is written is whole, and the same command goes on "
+                        "from here on a new cluster")  # fmt: skip
+                    os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _check_answers(ray: Any, address: str) -> None:

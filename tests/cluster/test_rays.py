@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from harness.cluster import rays
 from harness.cluster.rays import why_lost
 
 
@@ -36,3 +42,32 @@ CREATED = "The actor died because of an error raised in its creation task, \x1b[
 )  # fmt: skip
 def test_why_a_worker_is_lost_is_a_few_words(error: Exception, words: str) -> None:
     assert why_lost(error) == words
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["back", "gone"])
+def test_a_driver_ends_by_itself_when_rays_server_stays_away(
+    comes_back: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rays, "ASKS_EVERY", 0.01)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "0.3")
+    ended, asked = threading.Event(), list[float]()
+
+    def end(status: int) -> None:
+        assert status == 2
+        ended.set()
+
+    class Server:
+        def __init__(self, address: str) -> None:
+            assert address == "head:6379"
+
+        def check_alive(self, nodes: list[Any], timeout: float) -> None:
+            asked.append(time.monotonic())
+            if not comes_back or len(asked) % 3:
+                raise RuntimeError("RPC error")
+
+    monkeypatch.setattr(rays.os, "_exit", end)
+    told = SimpleNamespace(gcs_address="head:6379")
+    with rays._while_answering(SimpleNamespace(get_runtime_context=lambda: told, _raylet=SimpleNamespace(GcsClient=Server))):
+        assert ended.wait(1.0) is not comes_back
+    said = capsys.readouterr().err
+    assert ("error: Ray's server (GCS) at head:6379 is gone" in said) is not comes_back and len(asked) > 3
