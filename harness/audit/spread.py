@@ -85,6 +85,8 @@ class AuditDesk:
 
     def lost(self, item: Piece) -> None: ...
 
+    def unplaced(self, item: Piece) -> None: ...
+
     def gave_up(self, item: Piece, why: str) -> None:
         assert self.told is not None
         name = next(name for piece, name, _ in self.told.pieces if piece == item)

@@ -19,6 +19,7 @@ from harness.common.errors import UserError, duration, say
 
 MOST_DEATHS = 3
 LOADS_IN = 1800.0  # seconds in which a worker must have begun
+NOT_HERE = object()  # in place of an item with what a worker needs: another machine has to do it
 LOOKS_AGAIN = 5.0  # seconds after which nodes are looked for anew
 
 
@@ -50,12 +51,19 @@ class Desk(Protocol):
         ...
 
     def given(self, item: Any, told: Any) -> Any:
-        """An item with all that a worker needs to do it; None where nothing of it is to be done. told: by the worker's bench."""
+        """An item with all that a worker needs to do it; None where nothing of it is to be done, `NOT_HERE` where not by this
+        worker's machine. told: by the worker's bench."""
         ...
 
     def took(self, item: Any, message: Message) -> None: ...
 
-    def ended(self, item: Any) -> None: ...
+    def ended(self, item: Any) -> Any:
+        """It is done; -> what of it another machine has to do, or None."""
+        ...
+
+    def unplaced(self, item: Any) -> None:
+        """It is not for any machine of the cluster."""
+        ...
 
     def lost(self, item: Any) -> None:
         """Its worker died: it is given again."""
@@ -232,18 +240,34 @@ class Pool:
         """Workers for the shards that wait, and `n` more. The first of all begins alone: what it finds holds for the others."""
         self._look()
         self._check_any()
+        self._drop_unplaced()
         begun = [w for w in self._workers.values() if w.slot >= 0]
         idle = [w for w in begun if w.doing == "idle"]
         for worker in idle:
             self._give(worker)
-        n += len(self._waiting) - sum(w.doing in ("open", "begin", "idle") for w in begun)
+        n += len(self._waiting) - sum(w.doing in ("open", "begin") for w in begun)  # who idles may do none of those
         if self._is_draining() or (not self._has_opened and begun):
             return
-        while n > 0 and (free := [place for place in self._places.values() if place.free and not place.why]):
+        while n > 0 and (free := [place for place in self._places.values() if place.free and self._is_for(place)]):
             n, place, needs = n - 1, max(free, key=lambda place: len(place.free)), self._needs
             self._start(place, "open", needs.maker, self._desk.setup(), place.free[0], needs.threads, dict(needs.env))
             if not self._has_opened:
                 return
+
+    def _is_for(self, place: _Place) -> bool:
+        """Whether a worker there may have something to do."""
+        return not place.why and (not self._waiting or any(place.node.id not in share.not_on for share in self._waiting))
+
+    def _drop_unplaced(self) -> None:
+        """Shards of which every node said that what is left is not for it."""
+        usable = {id for id, place in self._places.items() if not place.why}
+        for share in [share for share in self._waiting if share.items and usable <= share.not_on]:
+            self._waiting.remove(share)
+            for item in share.items:
+                self._desk.unplaced(item)
+            share.n_given_up += len(share.items)
+            share.items.clear()
+            self._mark(share, "failed", "")
 
     def _start(self, place: _Place, function: str, *given: Any) -> None:
         has = {"cpus": self._needs.threads, "gpus": place.gpus, "memory": 0 if place.gpus else self._needs.memory}
@@ -257,19 +281,26 @@ class Pool:
         worker.doing, worker.item = "idle", None
         while not self._is_draining():
             if worker.shard is None:
-                if not self._waiting:
+                worker.shard = next((share for share in self._waiting if worker.place.node.id not in share.not_on), None)
+                if worker.shard is None:
                     return
-                worker.shard = self._waiting.popleft()
+                self._waiting.remove(worker.shard)
                 self._mark(worker.shard, "running", worker.place.node.name)
             while worker.shard.items:
                 item = worker.shard.items.popleft()
                 given = self._desk.given(item, worker.told)
-                if given is not None:
+                if given is NOT_HERE:
+                    worker.shard.aside.append(item)
+                elif given is not None:
                     worker.item, worker.doing, worker.heard = item, "do", time.monotonic()
                     self._cluster.call(worker.actor, "do", given)
                     return
-            self._mark(worker.shard, "failed" if worker.shard.n_given_up else "done", worker.place.node.name)
-            worker.shard = None
+            shard, worker.shard = worker.shard, None
+            if shard.aside:
+                shard.not_on.add(worker.place.node.id)
+                self._put_back(shard)
+            else:
+                self._mark(shard, "failed" if shard.n_given_up else "done", worker.place.node.name)
 
     def _turn(self) -> None:
         """Take what came, and end workers that hang."""
@@ -290,7 +321,8 @@ class Pool:
             elif worker.doing in ("open", "begin"):
                 worker.place.deaths, worker.doing = 0, "idle"
             elif worker.doing == "do":
-                self._desk.ended(worker.item)
+                if (left := self._desk.ended(worker.item)) is not None and worker.shard is not None:
+                    worker.shard.items.append(left)
                 self._give(worker)
         now = time.monotonic()
         for worker in list(self._workers.values()):
@@ -346,8 +378,14 @@ class Pool:
                 if left is not None:
                     shard.items.appendleft(left)
         if shard is not None:
-            self._waiting.appendleft(shard)
-            self._mark(shard, "waiting", "")
+            self._put_back(shard)
+
+    def _put_back(self, shard: Share) -> None:
+        """First in line, with whatever it has left."""
+        shard.items.extend(shard.aside)
+        shard.aside.clear()
+        self._waiting.appendleft(shard)
+        self._mark(shard, "waiting", "")
 
     def _end(self, worker: _Worker) -> None:
         self._cluster.kill(worker.actor)

@@ -10,9 +10,10 @@ from typing import Any
 PER_WORKER = 4  # shards: while one worker does its last, little is left to the others
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Share:
-    """`items`: those that no worker has yet, of `n`; `where`: the node that has it, or had it."""
+    """`items`: those that no worker has yet, of `n`; `where`: the node that has it, or had it. `aside`: items that are not for
+    the machine of the worker that has it; `not_on`: ids of the nodes that all items left are not for."""
 
     name: str
     items: deque[Any]
@@ -20,6 +21,8 @@ class Share:
     state: str = "waiting"  # then running, done or, with items given up, failed
     where: str = ""
     n_given_up: int = 0
+    aside: list[Any] = field(default_factory=list)
+    not_on: set[str] = field(default_factory=set)
     deaths: Counter[Any] = field(default_factory=Counter)  # of workers, by the item that they were at
 
 

@@ -160,6 +160,8 @@ class ReplayDesk:
 
     def lost(self, item: Talk) -> None: ...
 
+    def unplaced(self, item: Talk) -> None: ...
+
     def gave_up(self, item: Talk, why: str) -> None:
         self.given_up.append(f"{' '.join(item)}: {why}")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from harness.cluster.facts import facts_here
 from harness.cluster.host import Message
 from harness.cluster.needs import needs_of
-from harness.cluster.pool import LOADS_IN, Pool
+from harness.cluster.pool import LOADS_IN, NOT_HERE, Pool
 from harness.cluster.rays import connected
 from harness.cluster.request import ClusterRequest
 from harness.cluster.shares import PER_WORKER, Share, cut
@@ -81,6 +81,7 @@ class RunDesk:
         set_parts(ledger.folder, ())  # an earlier driver's
         self._held: dict[Item, list[Message]] = {}  # of the part under way
         self._left: dict[Item, list[int]] = {}  # specs of an item under way that are not done
+        self._elsewhere: dict[Item, list[int]] = {}  # and those that another machine began
 
     # ---- what workers are told ----
 
@@ -108,16 +109,14 @@ class RunDesk:
         specs = tuple(i for i, m in enumerate(self._missing) if any(m.values()))
         return WarmUp(specs) if specs else None
 
-    def given(self, item: Item, told: Opened) -> Job | None:
+    def given(self, item: Item, told: Opened) -> Job | object | None:
         specs = [i for i in item.specs if self._lacks(i, item.talk)]
         records = self._of[item.talk.task, item.talk.sample_id]
         elsewhere = [i for i in specs if self._is_elsewhere(i, records, item.talk, told.machine)]
-        for i in elsewhere:
-            specs.remove(i)
-            self.n_elsewhere += 1
+        specs = [i for i in specs if i not in elsewhere]
         if not specs:
-            return None
-        self._held[item], self._left[item] = [], specs
+            return NOT_HERE if elsewhere else None
+        self._held[item], self._left[item], self._elsewhere[item] = [], specs, elsewhere
         keys = {r["key"] for r in records}
         with_trees = frozenset(keys & self._trees.keys) if self._trees else frozenset()
         whole = {key: self._whole[key] for key in keys & self._whole.keys()}
@@ -156,8 +155,13 @@ class RunDesk:
             assert item is not None
             self._held[item].append(message)
 
-    def ended(self, item: Item) -> None:
+    def ended(self, item: Item) -> Item | None:
         del self._held[item], self._left[item]
+        elsewhere = self._elsewhere.pop(item)
+        return Item(item.talk, tuple(elsewhere)) if elsewhere else None
+
+    def unplaced(self, item: Item) -> None:
+        self.n_elsewhere += 1
 
     def lost(self, item: Item) -> None:
         """What there is of the part under way is measured anew; `gave_up` may still want it."""
@@ -165,8 +169,7 @@ class RunDesk:
     def gave_up(self, item: Item, why: str) -> Item | None:
         """Write what the last worker made of the part, and an error for whatever else of it was begun."""
         if not self._left[item]:  # it was done but for the end
-            self.ended(item)
-            return None
+            return self.ended(item)
         i, *left = self._left[item]
         before = len(self._known)
         self._write(item)
@@ -177,6 +180,7 @@ class RunDesk:
         where = f"{item.talk.task} {item.talk.sample_id}, T = {self._specs[i].temperature:g}"
         say(f"{where}: given up: {why}; {len(failed)} generations are recorded with status 'error', "
             f"{len(self._known) - before} were measured")  # fmt: skip
+        left += self._elsewhere[item]
         self.ended(item)
         return Item(item.talk, tuple(left)) if left else None
 

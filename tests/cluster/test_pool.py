@@ -11,7 +11,7 @@ import pytest
 from harness.cluster import pool as pools
 from harness.cluster.facts import Asked, Facts
 from harness.cluster.host import CRASHED, FACTS, FAILED, OPENED, REFUSED, Message
-from harness.cluster.pool import Needs, Pool
+from harness.cluster.pool import NOT_HERE, Needs, Pool
 from harness.cluster.rays import End, Lost, Node
 from harness.cluster.request import ClusterRequest
 from harness.cluster.shares import Share, cut
@@ -78,6 +78,7 @@ class Counter:
     given_up: list[tuple[Any, str]] = field(default_factory=list)
     n_lost: int = 0
     refuses: str | None = None
+    nowhere: list[Any] = field(default_factory=list)
 
     def opened(self, told: Any) -> str | None:
         return self.refuses
@@ -94,7 +95,11 @@ class Counter:
     def took(self, item: Any, message: Message) -> None:
         self.did.append(message.body)
 
-    def ended(self, item: Any) -> None: ...
+    def ended(self, item: Any) -> Any:
+        return None
+
+    def unplaced(self, item: Any) -> None:
+        self.nowhere.append(item)
 
     def lost(self, item: Any) -> None:
         self.n_lost += 1
@@ -280,6 +285,41 @@ def test_gpus_are_as_many_as_the_model_needs_on_that_node() -> None:
         done(Pretended(both[1:], facts), needs=replace(NEEDS, gpus_of=lambda free: None))
     with pytest.raises(UserError, match="it takes 8 GPUs a worker, and it has 4"):
         done(Pretended(both[1:], facts), needs=replace(NEEDS, gpus=8))
+
+
+class Choosy(Counter):
+    """Has items that begin with a node's name for that node alone; an item `ab` has a part for each."""
+
+    def opened(self, told: Any) -> str | None:
+        return None
+
+    def given(self, item: Any, told: Any) -> Any:
+        return item if item.startswith(told) else NOT_HERE
+
+    def ended(self, item: Any) -> Any:
+        return item[1:] if item == "ab" else None
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 7])
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_one_machine_began_is_left_to_it(n_shards: int, dies: bool) -> None:
+    cluster, desk, died = Pretended(TWO), Choosy(), list[int]()
+    cluster.opens = lambda worker: [Message(OPENED, cluster.started[worker][0]), End()]
+
+    def at(worker: int, item: Any) -> list[Event] | None:
+        if dies and item == "a3" and not died:
+            died.append(worker)
+            return [Lost("killed")]
+        return None
+
+    cluster.at = at
+    items = ["ab", *(f"{node}{i}" for i in range(6) for node in "abc")]
+    pool = Pool(cluster, NEEDS, desk, HERE, lambda: False)
+    pool.survey()
+    pool.work(cut(items, n_shards, lambda item: item))
+    assert sorted(desk.did) == sorted([*(item for item in items if item[0] != "c"), "b"])
+    assert sorted(desk.nowhere) == [f"c{i}" for i in range(6)], "no node of the cluster is it"
+    assert not desk.given_up and desk.n_lost == dies
 
 
 def test_a_node_with_gpus_that_comes_to_a_run_on_cpus_is_the_one_left_out(
