@@ -250,7 +250,9 @@ class Pool:
             return
         while n > 0 and (free := [place for place in self._places.values() if place.free and self._is_for(place)]):
             n, place, needs = n - 1, max(free, key=lambda place: len(place.free)), self._needs
-            self._start(place, "open", needs.maker, self._desk.setup(), place.free[0], needs.threads, dict(needs.env))
+            # Ray leaves a worker without GPUs those of its node: several would be timed on one
+            env = {**needs.env, **({} if place.gpus else {"CUDA_VISIBLE_DEVICES": ""})}
+            self._start(place, "open", needs.maker, self._desk.setup(), place.free[0], needs.threads, env)
             if not self._has_opened:
                 return
 

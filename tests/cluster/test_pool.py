@@ -31,6 +31,7 @@ class Pretended:
     opens: Callable[[int], list[Event]] = lambda worker: [Message(OPENED, "keys"), End()]
     started: list[tuple[str, int, int]] = field(default_factory=list)  # node, cores, GPUs
     slots: list[int] = field(default_factory=list)
+    envs: list[dict[str, str]] = field(default_factory=list)
     calls: dict[int, Iterator[Event]] = field(default_factory=dict)
     killed: list[int] = field(default_factory=list)
 
@@ -47,6 +48,7 @@ class Pretended:
             events: list[Event] = [Message(FACTS, self.facts.get(node, replace(HERE, host=node))), End()]
         elif function == "open":
             self.slots.append(given[2])
+            self.envs.append(given[4])
             events = self.opens(worker)
         else:
             odd = self.at(worker, given[0])
@@ -281,6 +283,10 @@ def test_gpus_are_as_many_as_the_model_needs_on_that_node() -> None:
     cluster = Pretended(both, facts)
     done(cluster, needs=replace(NEEDS, gpus_of=lambda free: 2 if sum(free[:2]) >= 160 else None))
     assert {place for place in cluster.started if place[1]} == {("b", 2, 2)}, "a node without GPUs is left out beside one with"
+    assert all("CUDA_VISIBLE_DEVICES" not in env for env in cluster.envs), "Ray says which"
+    on_cpu = Pretended(both[1:], facts)
+    done(on_cpu, needs=replace(NEEDS, gpus=0, env={"MINE": "1"}))
+    assert on_cpu.envs and all(env == {"MINE": "1", "CUDA_VISIBLE_DEVICES": ""} for env in on_cpu.envs), "--gpus 0 is on a CPU"
     with pytest.raises(UserError, match="the model does not fit on its 4 GPUs"):
         done(Pretended(both[1:], facts), needs=replace(NEEDS, gpus_of=lambda free: None))
     with pytest.raises(UserError, match="it takes 8 GPUs a worker, and it has 4"):
