@@ -200,8 +200,11 @@ def _check_answers(ray: Any, address: str) -> None:
     Raises:
         UserError: no cluster is at an address.
     """
-    if address == "auto":
-        return
+    if address == "auto":  # $RAY_ADDRESS, or where the last `ray start` here was: Ray itself waits minutes for what is gone
+        try:
+            address = ray._private.services.canonicalize_bootstrap_address(address)
+        except Exception:
+            return  # it finds none, and says so at once when it is asked to connect
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWERS_IN / 2).close()

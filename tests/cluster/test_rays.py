@@ -1,4 +1,4 @@
-"""What is told of Ray's own errors."""
+"""What is told of Ray's own errors, and when Ray does not answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from harness.cluster import rays
 from harness.cluster.rays import why_lost
+from harness.common.errors import UserError
 
 
 class ActorUnavailableError(Exception):
@@ -71,3 +72,9 @@ def test_a_driver_ends_by_itself_when_rays_server_stays_away(
         assert ended.wait(1.0) is not comes_back
     said = capsys.readouterr().err
     assert ("error: Ray's server (GCS) at head:6379 is gone" in said) is not comes_back and len(asked) > 3
+
+
+def test_auto_finds_out_whether_anything_answers_where_it_leads() -> None:
+    found = SimpleNamespace(canonicalize_bootstrap_address=lambda address: "127.0.0.1:9" if address == "auto" else None)
+    with pytest.raises(UserError, match="--ray 127.0.0.1:9: nothing answers there"):
+        rays._check_answers(SimpleNamespace(_private=SimpleNamespace(services=found)), "auto")
