@@ -152,17 +152,18 @@ def connected(address: str) -> Iterator[Rays]:
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**given, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")
-    except Exception as e:
-        raise UserError(f"--ray {address}: {' '.join(str(e).split()) or type(e).__name__}") from e
-    finally:
-        for number, handler in handlers.items():  # it puts its own there
-            signal.signal(number, handler)
-    try:
+        try:
+            ray.init(**given, log_to_driver=False, logging_level=logging.ERROR, namespace="harness")
+        except Exception as e:
+            said = " ".join(str(e).split()) or type(e).__name__  # it may hold a traceback
+            raise UserError(f"--ray {address}: {said if len(said) <= 400 else said[:397] + '...'}") from e
+        finally:
+            for number, handler in handlers.items():  # it puts its own there
+                signal.signal(number, handler)
         with _while_answering(ray):
             yield Rays(ray)
     finally:
-        ray.shutdown()
+        ray.shutdown()  # also of what an interrupted beginning left
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -78,3 +79,18 @@ def test_auto_finds_out_whether_anything_answers_where_it_leads() -> None:
     found = SimpleNamespace(canonicalize_bootstrap_address=lambda address: "127.0.0.1:9" if address == "auto" else None)
     with pytest.raises(UserError, match="--ray 127.0.0.1:9: nothing answers there"):
         rays._check_answers(SimpleNamespace(_private=SimpleNamespace(services=found)), "auto")
+
+
+def test_a_ray_that_does_not_begin_is_told_of_in_a_line_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    def init(**given: Any) -> None:
+        raise RuntimeError("Failed to start GCS.\n" + "  File node.py, line 996, in _init_gcs_client\n" * 99)
+
+    stub = SimpleNamespace(init=init, shutdown=lambda: ended.append(True), _private=SimpleNamespace(worker=SimpleNamespace()))
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")  # what it sets is unset at the end
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    with pytest.raises(UserError, match="--ray local: Failed to start GCS. File node.py") as told, rays.connected("local"):
+        pass
+    assert len(str(told.value)) < 450 and ended
