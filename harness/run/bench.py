@@ -79,13 +79,14 @@ class StandIn:
     folder: Path
     records: list[Record]
     send: Send
-    traced: Mapping[str, Record] = field(default_factory=dict)
+    traced: dict[str, Record] = field(default_factory=dict)
     with_trees: set[str] = field(default_factory=set)
 
     def append(self, record: Mapping[str, Any]) -> None:
         self.send(RECORD, dict(record))
         if not record["is_warmup"]:
             self.records.append(cast(Record, record))
+            self.traced[record["key"]] = cast(Record, record)  # another spec of the job may want its trees
 
     def write_env(self, env: Mapping[str, Any]) -> str:
         self.send(ENV, dict(env))
@@ -114,6 +115,7 @@ class StandInTrees:
 
     def add(self, cell: str, key: str, token_ids: Sequence[int], trees: Sequence[DraftedTree]) -> None:
         pieces = {t: self.piece(t) for t in {*token_ids, *(t for tree in trees for t in tree.tokens)}}
+        self.of.with_trees.add(key)
         self.of.send(TREES, (cell, key, list(token_ids), list(trees), pieces))
 
 
@@ -154,7 +156,7 @@ class RunBench:
                 self._runners[i].check_prompts()
             send(RATES, {i: self._runners[i].warm_up() for i in job.specs})
             return
-        sink.records, sink.traced, sink.with_trees = list(job.records), job.whole, set(job.with_trees)
+        sink.records, sink.traced, sink.with_trees = list(job.records), dict(job.whole), set(job.with_trees)
         for i in job.specs:
             measured: list[str] = []
             n_failed = self._runners[i].run(lambda _: None, measured.append, {job.talk}, lambda records: send(BEGINS, records))

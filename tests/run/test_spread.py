@@ -15,7 +15,7 @@ from harness.cluster.pool import NOT_HERE
 from harness.cluster.request import ClusterRequest
 from harness.ledger.ledger import Ledger
 from harness.load.config import model_config
-from harness.run.bench import Job, RunBench
+from harness.run.bench import RECORD, TREES, WHOLE, Job, RunBench
 from harness.run.plan import Talk
 from harness.run.request import RunRequest
 from harness.run.session import run_spec
@@ -56,3 +56,26 @@ def test_a_conversation_that_a_machine_began_is_for_no_other_and_what_it_did_not
     assert sorted((r["method"], r["temperature"]) for r in counted(out)) == [
         (method, t) for method in ("pld", "vanilla") for t in (0.0, 1.0)
     ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_trees_that_two_specs_ask_for_are_made_once(first: bool, tmp_path: Path) -> None:
+    """The same cell in two specs of a run, of which the first may keep no trees: a worker measures it once."""
+    config = model_config(str(TINY))
+    request = RunRequest(methods=("eagle2",), tasks=("gsm8k",), model=str(TINY), source="bundled", limit=1, max_new_tokens=8,
+                         dtype="float32", threads=1, trees=True, out=tmp_path / "out")  # fmt: skip
+    with Ledger(request.out, several_machines=True) as ledger, ExitStack() as work:
+        specs = [replace(run_spec(config, request), trees=first), run_spec(config, request)]
+        desk = RunDesk(config, request, specs, ClusterRequest(address="local"), ledger, work)
+        bench = RunBench(desk.setup())
+        desk.opened(bench.opened)
+        item = Item(Talk("gsm8k", specs[0].prompt_sets[0].prompts[0].id, 0), (0, 1))
+        job, sent = desk.given(item, bench.opened), list[str]()
+        assert isinstance(job, Job)
+
+        def send(kind: str, body: object) -> None:
+            sent.append(kind)
+            desk.took(item, Message(kind, body))
+
+        bench.do(job, send)
+    assert (sent.count(RECORD), sent.count(TREES), sent.count(WHOLE)) == (2, 1, 2)
