@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import methods
 from harness.cluster.request import ClusterRequest
@@ -21,9 +22,6 @@ from harness.paper.published import MEAN, Item, PaperCell, cells, stand_in
 from harness.paper.verdict import of_the_paper
 from harness.run.request import RunRequest
 from harness.run.session import carry_out, measure, preflight_lines, run_spec, session
-
-if TYPE_CHECKING:
-    from harness.run.runner import Runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +87,12 @@ def _check_environment(config: ModelConfig, request: ReproduceRequest) -> None:
     _same_environment(config, there, asked, request.results)
 
 
-def _check_loaded(config: ModelConfig, run: Runner, results: Path) -> None:
-    """The same of what shows on loading only: machine and weights, seed and top-p. Said before the first prompt."""
+def _check_loaded(config: ModelConfig, results: Path, shown: Mapping[str | None, Mapping[str, Any]], **more: Any) -> None:
+    """The same of what shows on loading only: weights, and `more`. Said before the first prompt. shown: as `Runner` has it."""
     there = _there(config, results)
-    loaded, spec = run.loaded, run.spec
-    here = {"machine": machine_label(run.env), "target_sha": loaded.target_sha, "target_id": loaded.identity.id,
-            "dtype": loaded.dtype, "seed": spec.seed,
-            "top_p": spec.top_p}  # fmt: skip
-    _same_environment(config, there, here, results)
-    for kind in methods.DRAFTERS:
-        drafted = [r for r in there if methods.get(r["method"]).drafter == kind]
-        if loaded.sha_of(kind) is not None:
-            here = {"head_sha": loaded.sha_of(kind), "head_id": loaded.drafter_id(kind)}
-            _same_environment(config, drafted, here, results)
+    for kind, own in shown.items():
+        drafted = there if kind is None else [r for r in there if methods.get(r["method"]).drafter == kind]
+        _same_environment(config, drafted, {**({} if kind else more), **own}, results)
 
 
 def _same_environment(config: ModelConfig, there: Sequence[Record], asked: Mapping[str, Any], results: Path) -> None:
@@ -192,7 +183,7 @@ def run_all(
 
     _check_environment(config, request)
     if over is not None:
-        return carry_out(config, runs, over).n_failed
+        return carry_out(config, runs, over, partial(_check_loaded, config, request.results)).n_failed
     gc.collect()
     torch.cuda.empty_cache()  # what an earlier model held is free, and is to be seen as such; does nothing without a GPU
     names = (name for run in runs for name in run.methods)
@@ -201,5 +192,7 @@ def run_all(
     if missing != ["nothing"]:
         raise UserError("missing: " + "; ".join(missing))
     with session(config, runs[0], [run_spec(config, run) for run in runs]) as runners:
-        _check_loaded(config, runners[0], request.results)
+        run = runners[0]
+        more = {"machine": machine_label(run.env), "seed": run.spec.seed, "top_p": run.spec.top_p}
+        _check_loaded(config, request.results, run.shown, **more)
         return measure(runners)

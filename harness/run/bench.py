@@ -40,11 +40,13 @@ class Setup:
 
 
 class Opened(NamedTuple):
-    """What a worker's bench tells. `keys`: of the cells of each spec, and of the cells of its answers, by task."""
+    """What a worker's bench tells. `keys`: of the cells of each spec, and of the cells of its answers, by task. `shown`: see
+    `Runner`."""
 
     keys: tuple[tuple[tuple[str, ...], Mapping[str, str]], ...]
     dtype: str
     machine: str
+    shown: Mapping[str | None, Mapping[str, Any]] = {}
 
 
 class Job(NamedTuple):
@@ -143,7 +145,7 @@ class RunBench:
             (tuple(cell.key for cell in run.plan.cells), {task: cell.key for task, cell in run.plan.answer_cells.items()})
             for run in self._runners
         )
-        self.opened = Opened(keys, loaded.dtype, machine_label(self._runners[0].env))
+        self.opened = Opened(keys, loaded.dtype, machine_label(self._runners[0].env), self._runners[0].shown)
 
     def do(self, job: Job | WarmUp, send: Send) -> None:
         sink = self._sink

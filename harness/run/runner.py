@@ -98,6 +98,16 @@ class Runner:
             self.ledger.check_machine(cell.key, self.env)
         self._facts = RunFacts(uuid.uuid4().hex[:12], self.ledger.write_env(self.env))
 
+    @property
+    def shown(self) -> dict[str | None, dict[str, Any]]:
+        """What shows on loading only, as records have it: of the target under None, of each drafter under its kind."""
+        loaded = self.loaded
+        target = {"target_sha": loaded.target_sha, "target_id": loaded.identity.id, "dtype": loaded.dtype}
+        heads: dict[str | None, dict[str, Any]]
+        heads = {kind: {"head_sha": loaded.sha_of(kind), "head_id": loaded.drafter_id(kind)}
+                 for kind in methods.DRAFTERS if loaded.sha_of(kind) is not None}  # fmt: skip
+        return {None: target, **heads}
+
     def look(self) -> list[Record]:
         """Take in what the ledger holds now, and return it: another run of the same process may have added to it."""
         self._whole = None

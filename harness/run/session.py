@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import methods
 import tasks
@@ -134,11 +134,17 @@ class Done:
     n_failed: int
 
 
-def carry_out(config: ModelConfig, requests: Sequence[RunRequest], over: ClusterRequest | None = None) -> Done:
+Check = Callable[[Mapping[str | None, Mapping[str, Any]]], None]
+"""Whether what shows on loading (`Runner.shown`) may be measured; raises UserError if not."""
+
+
+def carry_out(
+    config: ModelConfig, requests: Sequence[RunRequest], over: ClusterRequest | None = None, check: Check | None = None
+) -> Done:  # fmt: skip
     """Measure what is missing of several requests on one model, in one process, with one estimate for all of it.
 
     The requests differ in what is measured; folder, dtype, threads and head are the first one's. over: the cluster whose workers
-    measure it, in place of this process.
+    measure it, in place of this process; check: of the first of them, before anything is measured.
 
     Raises:
         UserError: bad input, or the ledger cannot be written. Generations that fail are counted, not raised.
@@ -155,7 +161,7 @@ def carry_out(config: ModelConfig, requests: Sequence[RunRequest], over: Cluster
         with Ledger(requests[0].out, several_machines=True) as ledger:
             for request, spec in zip(requests, specs, strict=True):
                 keep_beside(config, request, spec.arms)
-            plans, n_failed = measure_over(config, requests[0], specs, over, ledger)
+            plans, n_failed = measure_over(config, requests[0], specs, over, ledger, check)
             recorded = ledger.records
     else:
         with session(config, requests[0], specs) as runners:

@@ -31,7 +31,7 @@ from harness.run.bench import BEGINS, ENV, RATES, RECORD, TREES, WHOLE, Job, Ope
 from harness.run.plan import Plan, Recorded, RunSpec, Talk, Wanted, conversations, drafters_of
 from harness.run.progress import Progress, Work, progress
 from harness.run.request import RunRequest
-from harness.run.session import tell_apart
+from harness.run.session import Check, tell_apart
 
 BENCH = "harness.run.bench:RunBench"
 SLOWEST = 20  # times the warm-up's pace, at which a generation of the whole budget counts as hung
@@ -50,8 +50,9 @@ class RunDesk:
 
     def __init__(
         self, config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec], over: ClusterRequest, ledger: Ledger,
-        work: ExitStack,
+        work: ExitStack, check: Check | None = None,
     ) -> None:  # fmt: skip
+        self._check = check
         self.n_failed = self.n_elsewhere = 0
         self.plans: list[Plan] = []
         self.timeout = over.worker_timeout or LOADS_IN
@@ -90,6 +91,8 @@ class RunDesk:
 
     def opened(self, told: Opened) -> str | None:
         if self._opened is None:
+            if self._check is not None:
+                self._check(told.shown)
             self._opened = told
             self._setup = replace(self._setup, dtype=told.dtype)
             self.plans = [Plan.with_keys(spec, *keys) for spec, keys in zip(self._specs, told.keys, strict=True)]
@@ -253,9 +256,10 @@ class RunDesk:
 
 
 def measure_over(
-    config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec], over: ClusterRequest, ledger: Ledger
+    config: ModelConfig, request: RunRequest, specs: Sequence[RunSpec], over: ClusterRequest, ledger: Ledger,
+    check: Check | None = None,
 ) -> tuple[list[Plan], int]:  # fmt: skip
-    """Measure everything missing on a cluster; -> the plans, and the number of generations that failed.
+    """Measure everything missing on a cluster; -> the plans, and the number of generations that failed. check: as `carry_out`.
 
     Raises:
         UserError: no cluster, no node that can do it, or the ledger cannot be written.
@@ -265,7 +269,7 @@ def measure_over(
         for prompts, prompt, repeat in conversations(spec):
             items.setdefault(Talk(prompts.task, prompt.id, repeat), []).append(i)
     with connected(over.address) as cluster, ExitStack() as work:
-        desk = RunDesk(config, request, specs, over, ledger, work)
+        desk = RunDesk(config, request, specs, over, ledger, work, check)
         needs = needs_of(BENCH, config, over, threads=specs[0].threads, dtype=request.dtype, head=request.head,
                          kinds=drafters_of(specs))  # fmt: skip
         stops = "stopping: conversations under way are finished and written; again drops them"

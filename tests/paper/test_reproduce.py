@@ -677,6 +677,16 @@ def test_another_head_is_refused_before_anything_is_measured(reproduced: tuple[P
     assert (reproduced[0] / "records.jsonl").read_bytes() == before
 
 
+def test_another_head_is_refused_on_a_cluster_too(reproduced: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def carry_out(config: Any, runs: Any, over: Any, check: Any) -> None:
+        check({None: {"dtype": "float32"}, "eagle": {"head_sha": "another"}})  # as a worker tells it when it is there
+        raise AssertionError("it is measured")
+
+    monkeypatch.setattr(command, "carry_out", carry_out)
+    done = harness(f"reproduce --table 3 {SMALL} --limit 6 --ray local --results", reproduced[0])
+    assert done.code == 2 and "with head_sha" in done.err and "cannot be judged together" in done.err
+
+
 def test_every_task_and_method_of_the_paper_that_is_here_is_named_as_here() -> None:
     assert tuple(published.TASKS.values()) == SIX_TASKS
     assert set(published.METHODS.values()) <= set(methods.names())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import counted, isolate, run
@@ -13,6 +15,7 @@ from places import TINY
 from harness.cluster.host import Message
 from harness.cluster.pool import NOT_HERE
 from harness.cluster.request import ClusterRequest
+from harness.common.errors import UserError
 from harness.ledger.ledger import Ledger
 from harness.load.config import model_config
 from harness.run.bench import RECORD, TREES, WHOLE, Job, RunBench
@@ -79,3 +82,19 @@ def test_trees_that_two_specs_ask_for_are_made_once(first: bool, tmp_path: Path)
 
         bench.do(job, send)
     assert (sent.count(RECORD), sent.count(TREES), sent.count(WHOLE)) == (2, 1, 2)
+
+
+def test_a_first_worker_that_may_not_measure_ends_the_run_before_a_cell_is_planned(tmp_path: Path) -> None:
+    config = model_config(str(TINY))
+    request = RunRequest(methods=("eagle2",), tasks=("gsm8k",), model=str(TINY), source="bundled", limit=1, max_new_tokens=8,
+                         dtype="float32", threads=1, out=tmp_path / "out")  # fmt: skip
+
+    def check(shown: Mapping[str | None, Mapping[str, Any]]) -> None:
+        raise UserError(f"another head: {sorted(shown['eagle'])}, {shown[None]['dtype']}")
+
+    with Ledger(request.out, several_machines=True) as ledger, ExitStack() as work:
+        over = ClusterRequest(address="local")
+        desk = RunDesk(config, request, [run_spec(config, request)], over, ledger, work, check)
+        with pytest.raises(UserError, match=r"another head: \['head_id', 'head_sha'\], float32"):
+            desk.opened(RunBench(desk.setup()).opened)
+    assert not (request.out / "plan.json").exists()
