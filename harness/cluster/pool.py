@@ -19,6 +19,7 @@ from harness.common.errors import UserError, duration, say
 
 MOST_DEATHS = 3
 LOADS_IN = 1800.0  # seconds in which a worker must have begun
+SAYS_IN = 300.0  # seconds in which a node must have told what it is
 NOT_HERE = object()  # in place of an item with what a worker needs: another machine has to do it
 LOOKS_AGAIN = 5.0  # seconds after which nodes are looked for anew
 
@@ -328,7 +329,9 @@ class Pool:
                 self._give(worker)
         now = time.monotonic()
         for worker in list(self._workers.values()):
-            allowed, of = (self._desk.timeout, " (--worker-timeout)") if worker.doing == "do" else (LOADS_IN, "")
+            allowed, of = SAYS_IN if worker.doing == "hello" else LOADS_IN, ""
+            if worker.doing == "do":
+                allowed, of = self._desk.timeout, " (--worker-timeout)"
             if worker.doing != "idle" and now - worker.heard > allowed:
                 self._lose(worker, f"no message in {duration(allowed)}{of}")
 

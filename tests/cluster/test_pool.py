@@ -27,6 +27,7 @@ class Pretended:
 
     given: list[Node]
     facts: dict[str, Facts] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()  # nodes that never tell what they are
     at: Callable[[int, Any], list[Event] | None] = lambda worker, item: None
     opens: Callable[[int], list[Event]] = lambda worker: [Message(OPENED, "keys"), End()]
     started: list[tuple[str, int, int]] = field(default_factory=list)  # node, cores, GPUs
@@ -45,7 +46,8 @@ class Pretended:
     def call(self, worker: int, function: str, *given: Any) -> None:
         node = self.started[worker][0]
         if function == "hello":
-            events: list[Event] = [Message(FACTS, self.facts.get(node, replace(HERE, host=node))), End()]
+            tells: list[Event] = [Message(FACTS, self.facts.get(node, replace(HERE, host=node))), End()]
+            events = [] if node in self.silent else tells
         elif function == "open":
             self.slots.append(given[2])
             self.envs.append(given[4])
@@ -199,6 +201,15 @@ def test_a_worker_that_never_begins_is_ended_by_no_option_of_the_users(
     with pytest.raises(UserError, match="3 workers could not begin there; the last: no message in 30 min$"):
         done(Pretended(TWO[:1], opens=lambda worker: []))
     assert "--worker-timeout" not in capsys.readouterr().err
+
+
+def test_a_node_that_never_says_what_it_is_holds_the_others_up_for_minutes_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    clock = iter(range(10**6))
+    monkeypatch.setattr(pools.time, "monotonic", lambda: float(next(clock)))
+    desk = done(Pretended(list(TWO), silent=(TWO[1].id,)))
+    assert sorted(desk.did) == list(range(10)) and "no message in 5 min" in capsys.readouterr().err
 
 
 def test_a_node_that_goes_costs_no_item_a_try() -> None:
