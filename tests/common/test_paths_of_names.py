@@ -17,6 +17,7 @@ OURS = {
     "harness/audit/faults/bench.py": {"request.out / name"},  # mutants.md, mutants.csv
     "harness/audit/figures.py": {"out / name"},  # l1-law ... l5-acceptance
     "harness/audit/served.py": {"out / AUDIT.name"},
+    "harness/audit/spread.py": {"Path(request.model)"},  # --model: the path of a file
     "harness/audit/page.py": {"out / AUDIT.name"},  # lossless.json
     "harness/audit/keeper.py": {"probe / f'{name}.py'"},  # our own modules
     "harness/commands/verify.py": {"request.out / f'served-{n}'"},  # a number

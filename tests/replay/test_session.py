@@ -208,6 +208,7 @@ def test_pools_of_another_head_are_refused(ledger: Path, tmp_path: Path) -> None
 def test_choosing_and_replaying_what_was_chosen(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On held-out prompts the chosen options are the fastest of the candidates; they are what the table has."""
     import harness.replay.choose as choose_module
+    from harness.replay.choices import read
     from harness.replay.price import prices_named
 
     prompts = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22, 23, 24]]
@@ -219,7 +220,7 @@ def test_choosing_and_replaying_what_was_chosen(ledger: Path, tmp_path: Path, mo
         f"--conversations 2 --max-new-tokens 12 --choose {file} --out {tmp_path}",
     )
     assert made.code == 0, made.out + made.err
-    choices = choose_module.read(file)
+    choices = read(file)
     assert {(c.method, c.costs) for c in choices} == {
         (m, c) for m in ("opt-tree", "eagle2-grid") for c in ("gpu-radar", "call=0.3,verify=1.5")
     }
