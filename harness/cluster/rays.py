@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cluster.host import Host, Message
@@ -139,6 +140,8 @@ def connected(address: str) -> Iterator[Rays]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # this makes it listen on loopback alone
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # its own default here, without the warning
         os.environ.setdefault("RAY_worker_niceness", "0")  # of 15 by default: any other work would come first
+    elif _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does; a cluster without one takes it as well
     try:
         import ray
     except ImportError:
@@ -164,6 +167,16 @@ def connected(address: str) -> Iterator[Rays]:
             yield Rays(ray)
     finally:
         ray.shutdown()  # also of what an interrupted beginning left
+
+
+def _has_token() -> bool:
+    """Whether this user has a token that clusters begun by Ray itself ask for: `--ray local` makes one, too."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    with suppress(RuntimeError):  # of a user without a home
+        return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
+    return False
 
 
 @contextmanager

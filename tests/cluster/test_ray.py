@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from command_line import SMALL, Outcome, counted, harness, isolate, refused, run
-from places import TINY
+from places import ROOT, TINY
 
+from harness.ledger.ledger import read
 from harness.ledger.record import Record
 from harness.ledger.trees import read_drafts
 from harness.replay.store import read_pool
@@ -331,6 +332,34 @@ def test_what_cannot_be_is_told_in_a_line(nodes: Any, tmp_path: Path, monkeypatc
     served = "--method server --set url=http://127.0.0.1:9 --set baseline_url=http://127.0.0.1:8"
     refused(harness("run", "--model", TINY, "--source bundled --task gsm8k", served, "--out", tmp_path / "served", "--ray local"),
             "an engine over HTTP is one machine")  # fmt: skip
+
+
+HEAD = """
+from ray.cluster_utils import Cluster
+has = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
+print(Cluster(True, head_node_args=has).address, flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_this_users_token_is_given_it(tmp_path: Path) -> None:
+    """As one that `ray start` begins where `--ray local` was used before, which leaves a token in the user's home."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("5" * 64)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    head = subprocess.Popen([sys.executable, "-c", HEAD], env=env | {"RAY_AUTH_MODE": "token"}, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True)  # fmt: skip
+    with head:
+        assert head.stdout is not None
+        measures = ["run", "--model", str(TINY), "--method", "eagle2", "--task", "gsm8k", "--source", "bundled", "--limit", "2",
+                    "--threads", "1", "--max-new-tokens", "8", "--ray", head.stdout.readline().strip(),
+                    "--out", str(tmp_path / "out")]  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "harness", *measures], env=env, capture_output=True, text=True, timeout=240)
+        head.communicate("end\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(not r["is_warmup"] for r in read(tmp_path / "out", quiet=True)) == 4
 
 
 def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
