@@ -17,9 +17,9 @@ from methods.engine.llama import is_plain_llama
 class BatchedLlama:
     """The target's packed layers, as decoding uses them, with a slot for each of many conversations.
 
-    Keys and values are [layers, slots, kv_heads, width, head_dim], exactly `width` long and contiguous: batched matmuls over a
-    strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64. A step is of the first
-    slots. All conversations begin with the tokens of `prefix`, which are run once.
+    Keys and values are of each layer [slots, kv_heads, width, head_dim], exactly `width` long and contiguous: batched matmuls over
+    a strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64, layer by layer, so that
+    little is held twice. A step is of the first slots. All conversations begin with the tokens of `prefix`, which are run once.
     """
 
     def __init__(self, model: LlamaForCausalLM, n_slots: int, prefix: list[int], aux_layers: Sequence[int] = ()):
@@ -35,8 +35,8 @@ class BatchedLlama:
         self.norm = Norm(model.model.norm.weight, c.rms_norm_eps)
         self.embedding: torch.Tensor = model.model.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, model.dtype
-        self.shape = (len(self.layers), n_slots, self.kv_heads, 0, self.head_dim)
-        self.keys = self.values = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        self.width, self.n_slots = 0, n_slots  # tokens that a slot has room for
+        self.keys, self.values = ([self._room(0) for _ in self.layers] for _ in range(2))
         self.aux_layers = aux_layers
         self._rotary_of = model.model.rotary_emb
         self._cos = self._sin = torch.empty(0)
@@ -44,14 +44,13 @@ class BatchedLlama:
         self.n_prefix, self._prefix_features = 0, torch.zeros(0, wide, dtype=self.dtype, device=self.device)
         if prefix:
             self._prefix_features = self.prefill([0], [prefix])[0]
-            self.keys[:, 1:, :, : len(prefix)] = self.keys[:, :1, :, : len(prefix)]
-            self.values[:, 1:, :, : len(prefix)] = self.values[:, :1, :, : len(prefix)]
+            for kept in (*self.keys, *self.values):
+                kept[1:, :, : len(prefix)] = kept[:1, :, : len(prefix)]
             self.n_prefix = len(prefix)
 
-    @property
-    def width(self) -> int:
-        """Tokens that a slot has room for."""
-        return self.keys.shape[3]
+    def _room(self, width: int) -> torch.Tensor:
+        """For keys or values of a layer."""
+        return torch.zeros(self.n_slots, self.kv_heads, width, self.head_dim, dtype=self.dtype, device=self.device)
 
     def fit(self, longest: int) -> None:
         """Make slots hold `longest` tokens, and not many more."""
@@ -59,19 +58,16 @@ class BatchedLlama:
             return
         width = -(-longest // 64) * 64
         kept = min(width, self.width)
-
-        def remade(old: torch.Tensor) -> torch.Tensor:
-            new = torch.zeros(*self.shape[:3], width, self.shape[4], dtype=old.dtype, device=old.device)
-            new[:, :, :, :kept] = old[:, :, :, :kept]
-            return new
-
-        self.keys = remade(self.keys)  # one after the other: the old one is let go of in between
-        self.values = remade(self.values)
+        for of_layers in (self.keys, self.values):
+            for i, old in enumerate(of_layers):
+                of_layers[i] = self._room(width)
+                of_layers[i][:, :, :kept] = old[:, :, :kept]
+        self.width = width
 
     def move(self, source: int, to: int, n: int) -> None:
         """Copy the first n keys and values of one slot over another's."""
-        for kept in (self.keys, self.values):
-            kept[:, to, :, :n] = kept[:, source, :, :n]
+        for kept in (*self.keys, *self.values):
+            kept[to, :, :n] = kept[source, :, :n]
 
     def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         most = int(positions.max()) + 1
@@ -105,8 +101,8 @@ class BatchedLlama:
             out = []
             for slot, n, end, mask in zip(slots, sizes, ends, masks, strict=True):
                 here, there = slice(end - n, end), slice(skip, skip + n)
-                self.keys[i, slot, :, there], self.values[i, slot, :, there] = k[:, here], v[:, here]
-                keys, values = (x[i, slot, :, : skip + n].repeat_interleave(group, 0) for x in (self.keys, self.values))
+                self.keys[i][slot, :, there], self.values[i][slot, :, there] = k[:, here], v[:, here]
+                keys, values = (x[i][slot, :, : skip + n].repeat_interleave(group, 0) for x in (self.keys, self.values))
                 found = F.scaled_dot_product_attention(
                     q[None, :, here], keys[None], values[None], attn_mask=mask, is_causal=mask is None
                 )
@@ -144,7 +140,7 @@ class BatchedLlama:
         scale = self.head_dim**-0.5
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self.keys[i, :n], self.values[i, :n]
+            keys, values = self.keys[i][:n], self.values[i][:n]
             keys[rows, :, here], values[rows, :, here] = k.transpose(0, 1), v.transpose(0, 1)
             grouped = (q.transpose(0, 1) * scale).reshape(n, self.kv_heads, group, self.head_dim)
             weights = torch.matmul(grouped, keys.transpose(-1, -2)).add_(mask).softmax(-1)
