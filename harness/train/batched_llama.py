@@ -17,9 +17,9 @@ from methods.engine.llama import is_plain_llama
 class BatchedLlama:
     """The target's packed layers, as decoding uses them, with a slot for each of many conversations.
 
-    Keys and values are of each layer [slots, kv_heads, width, head_dim], exactly `width` long and contiguous: batched matmuls over
-    a strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64, layer by layer, so that
-    little is held twice. A step is of the first slots. All conversations begin with the tokens of `prefix`, which are run once.
+    Keys and values are of each layer [slots, kv_heads, width, head_dim], exactly `width` long and contiguous: batched matmuls
+    over a strided slice of a longer buffer cost 2.5 times as much on a CPU. They are remade in steps of 64, layer by layer, so
+    that little is held twice. A step is of the first slots. All conversations begin with the tokens of `prefix`, run once.
     """
 
     def __init__(self, model: LlamaForCausalLM, n_slots: int, prefix: list[int], aux_layers: Sequence[int] = ()):
