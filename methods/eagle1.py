@@ -32,3 +32,15 @@ SMALL = ("0 1 00", "0 00 000", "0 1", "0 1 2 3", "0 1 00 000", "0 1 00 01 10")
 )
 def eagle1(shape: str = SHAPE) -> Decode:
     return speculative(static_tree(paths_of(shape)), rejection)
+
+
+@method(
+    "eagle1-top",
+    line="Control: EAGLE-1's tree of the likeliest drafts at any temperature, verified as EAGLE-2's is",
+    drafter="eagle",
+    group="policies",
+    small=[{"shape": shape} for shape in SMALL],
+)
+def eagle1_top(shape: str = SHAPE) -> Decode:
+    """At T > 0 EAGLE-1 and EAGLE-2 differ in two things: the tree, and whether drafts are sampled. This differs from each in one."""
+    return speculative(static_tree(paths_of(shape), sampled=False))
