@@ -42,5 +42,5 @@ def eagle1(shape: str = SHAPE) -> Decode:
     small=[{"shape": shape} for shape in SMALL],
 )
 def eagle1_top(shape: str = SHAPE) -> Decode:
-    """At T > 0 EAGLE-1 and EAGLE-2 differ in two things: the tree, and whether drafts are sampled. This differs from each in one."""
+    """At T > 0 EAGLE-1 and EAGLE-2 differ in their trees and in whether drafts are sampled. This differs from each in one."""
     return speculative(static_tree(paths_of(shape), sampled=False))

@@ -12,6 +12,9 @@ from harness.metrics.pairing import Side, one_environment, one_source, side_of
 from harness.paper import published
 
 DYNAMIC, STATIC, NO_VALUE, NO_RERANK = "eagle2", "eagle1", "eagle2-no-value", "eagle2-no-rerank"
+LIKELIEST = (
+    "eagle1-top"  # at T > 0 EAGLE-1's drafts are sampled, EAGLE-2's are not: this has the tree of one, the drafts of the other
+)
 
 BEST = "tuned"  # the preset of `harness tune`
 
@@ -26,7 +29,7 @@ class ClaimArms:
     """
 
     def __init__(self, records: Iterable[Record], where: object):
-        tested = {VANILLA, *published.METHODS.values()}
+        tested = {VANILLA, LIKELIEST, *published.METHODS.values()}
         found = [r for r in records if r["method"] in tested]
         others = [r for r in found if r["preset"] != "paper" and r["method"] == DYNAMIC]
         published_trees = [r for r in found if r["preset"] == "paper"]

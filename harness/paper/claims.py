@@ -30,7 +30,7 @@ from harness.metrics.groups import MEAN, weights_line
 from harness.metrics.pairing import Side, by_machine, is_row_invariant, without_loops
 from harness.metrics.steps import identical
 from harness.paper import published
-from harness.paper.claim_arms import BEST, DYNAMIC, NO_RERANK, NO_VALUE, STATIC, ClaimArms
+from harness.paper.claim_arms import BEST, DYNAMIC, LIKELIEST, NO_RERANK, NO_VALUE, STATIC, ClaimArms
 from harness.paper.contrast import (
     NOT_JUDGED,
     NOT_MEASURED,
@@ -92,6 +92,12 @@ def rows_of(
         own, base, other = (m.side_of(name, temperature) for name in (DYNAMIC, VANILLA, STATIC))
         if temperature:
             rows += _both("the gain over EAGLE-1 holds at T = 1", "EAGLE-2 over EAGLE-1", temperature, own, other)
+            if likeliest := m.side_of(LIKELIEST, temperature):
+                alike = "dynamic trees beat static ones at T = 1, the likeliest drafts in both"
+                for preset in ("paper", *m.presets):
+                    named = f" ({preset.removeprefix('paper+')})" if preset != "paper" else ""
+                    rows += _both(alike + named, "EAGLE-2 over EAGLE-1's tree", temperature,
+                                  m.side_of(DYNAMIC, temperature, preset), likeliest)  # fmt: skip
         rows.append(_mean("it is faster than plain decoding", "speed over vanilla, less 1", temperature,
                           Contrast(own, base, faster, True), SIX_TASKS))  # fmt: skip
         over_vanilla, over_static = Contrast(own, base, faster, True), Contrast(own, other, faster, True)

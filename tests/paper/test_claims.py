@@ -259,6 +259,17 @@ def test_the_gain_over_eagle_1_is_held_against_20_to_40_percent() -> None:
     assert {r.claim: r.all.verdict for r in rows if r.temperature == 1}["the gain over EAGLE-1 holds at T = 1: speed"] == SHOWN
 
 
+def test_at_t_1_the_tree_is_judged_apart_from_how_drafts_are_chosen() -> None:
+    """EAGLE-1 samples its drafts there, and EAGLE-2 does not: of a loss to it the tree may be innocent."""
+    claim = "dynamic trees beat static ones at T = 1, the likeliest drafts in both: τ"
+    records = made({"vanilla": 0, "eagle1": 5, "eagle2": 3}, FASTER, temperature=1.0)
+    assert not any(r.claim == claim for r in ledger(records))
+    control = made({"eagle1-top": 2}, {"eagle1-top": 1.5}, temperature=1.0)
+    rows = ledger([*records, *control])
+    assert verdict(rows, claim, 1.0) == SHOWN
+    assert verdict(rows, "the gain over EAGLE-1 holds at T = 1: τ", 1.0) == OPPOSITE
+
+
 def test_what_depends_on_the_model_is_not_comparable_on_another() -> None:
     speeds = {**FASTER, "eagle2": 3.6}
     headline = "speedups of 3.05-4.26"
