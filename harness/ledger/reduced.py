@@ -63,7 +63,8 @@ class Reducer:
     def __init__(self, *, with_text: bool = False) -> None:
         self.with_text = with_text
         self._kept = (*_KEPT, "text") if with_text else _KEPT
-        self._held: dict[Any, Any] = {}  # texts, token ids by their hash, options by a tuple of their text: none is another's key
+        # texts; token ids by their width and hash; options by a tuple of their text: none is another's key
+        self._held: dict[Any, Any] = {}
 
     def __call__(self, record: Record) -> Record:
         hold = self._held.setdefault
@@ -72,7 +73,8 @@ class Reducer:
                  for name in self._kept}  # fmt: skip
         small |= {name: whole[name] for name in _OPTIONAL if name in whole}
         ids, options = _compact(record["token_ids"]), record["options"]
-        small["token_ids"] = hold(blake2b(ids.tobytes(), digest_size=16).digest(), ids)  # greedy outputs are mostly vanilla's own
+        by = ids.typecode, blake2b(ids.tobytes(), digest_size=16).digest()  # two narrow ids may have the bytes of a wide one
+        small["token_ids"] = hold(by, ids)  # greedy outputs are mostly vanilla's own
         small["options"] = hold((repr(options),), options) if type(options) is dict else options
         small["steps"] = steps_of(record)
         return cast(Record, small)

@@ -40,6 +40,12 @@ def test_token_ids_stay_what_they_are_in_two_bytes_or_four(ids: list[int]) -> No
     assert list(Reducer()(cast(Record, record))["token_ids"]) == ids
 
 
+def test_token_ids_of_the_same_bytes_in_another_width_stay_apart() -> None:
+    reduce, base = Reducer(), output_of(METHODS["eagle2"], base_record(METHODS["eagle2"], "gsm8k", 0.0), [1])
+    found = [list(reduce(cast(Record, base | {"token_ids": ids}))["token_ids"]) for ids in ([0, 1], [1 << 16])]
+    assert found == [[0, 1], [1 << 16]]
+
+
 @given(st.lists(st.integers(0, 6), max_size=30))
 def test_steps_are_those_counted_forward_by_forward(accepted: list[int]) -> None:
     sizes, seconds = [2 * n + 1 for n in accepted], [0.1 * n for n in accepted]
