@@ -1,13 +1,12 @@
 """A large file of records read by several processes: each checks and reduces the lines of a part of it.
 
-They are started as `python -m harness.ledger.in_parts`, with a pickled `Part` on their standard input. What they found they write
-to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one. Other parts
-are not: whole records leave its memory in holes, and all that it does later would be slower.
+On their standard input they are given where this process finds its modules, and a `Part`, both pickled. What they found they
+write to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one. Other
+parts are not: whole records leave its memory in holes, and all that it does later would be slower.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -24,6 +23,13 @@ from harness.ledger.reduced import Reducer
 
 LEAST_BYTES, MOST_PARTS = 32 << 20, 8  # below that a process costs more than it saves
 AT_ONCE = 1000  # records in one pickle, which holds all of its bytes until it is read
+# What a process runs, with `-I`: without it another `harness` in the working directory would be taken for this one.
+PROGRAM = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from harness.ledger import in_parts
+in_parts.main()
+"""
 
 
 class Part(NamedTuple):
@@ -89,14 +95,14 @@ def found_in(part: Part, envs: Envs, reduced: Reducer) -> Found:
 
 def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
+        [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     stack.enter_context(process)
     stack.callback(process.kill)
     assert process.stdin is not None
     try:
         with process.stdin as pipe:
+            pickle.dump(sys.path, pipe)
             pickle.dump(part, pipe)
     except OSError:  # it is dead: `_told` finds nothing
         pass
@@ -123,9 +129,3 @@ def main() -> None:
     for first in range(0, len(found.records), AT_ONCE):
         pickle.dump(found.records[first : first + AT_ONCE], sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
     pickle.dump(found._replace(records=[]), sys.stdout.buffer)
-
-
-if __name__ == "__main__":
-    from harness.ledger import in_parts  # under its own name, by which the other process knows what it is told
-
-    in_parts.main()

@@ -79,6 +79,23 @@ def test_a_part_whose_process_dies_is_read_all_the_same(folder: Path, monkeypatc
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 4
 
 
+def test_a_process_takes_no_other_harness_for_this_one(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")  # another checkout, in which the command is given
+    (elsewhere / "harness" / "ledger").mkdir(parents=True)
+    for name in ("harness/__init__.py", "harness/ledger/__init__.py"):
+        (elsewhere / name).touch()
+    for name in ("harness/ledger/in_parts.py", "pickle.py"):
+        (elsewhere / name).write_text(f"open({str(elsewhere / 'was_run')!r}, 'w')")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    monkeypatch.setattr(in_parts, "found_in", None)  # the processes have it all
+    in_four(monkeypatch)
+    assert len(read(folder, reduced=True, quiet=True)) == N - 3
+    assert not (elsewhere / "was_run").exists()
+
+
 def test_a_reading_that_is_broken_off_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_four(monkeypatch)
     started = []
