@@ -1,8 +1,8 @@
 """A large file of records read by several processes: each checks and reduces the lines of a part of it.
 
 On their standard input they are given where this process finds its modules, and a `Part`, both pickled. What they found they
-write to their standard output: lists of records, then `Found` without them. A part whose process dies is read by this one. Other
-parts are not: whole records leave its memory in holes, and all that it does later would be slower.
+write to their standard output: lists of records, then `Found` without them. A part is read by this process where its own cannot
+be started or dies. Other parts are not: whole records leave its memory in holes, and all that it does later would be slower.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ def parts_of(path: Path, imported: bool, with_text: bool) -> list[Part]:
     n = min(size // LEAST_BYTES, MOST_PARTS, usable_cores()) if sys.executable else 1
     begins = [0]
     if n > 1:
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:  # who reads the part says why it cannot be read
             for i in range(1, n):
                 file.seek(size * i // n)
                 file.readline()
@@ -78,7 +78,7 @@ def records_in(
     with ExitStack() as stack:
         processes = [_started(part, stack) for part in parts]
         for part, process in zip(parts, processes, strict=True):
-            found = _told(process) or found_in(part, envs, reduced)
+            found = (process and _told(process)) or found_in(part, envs, reduced)
             before, lines.number = lines.number, lines.number + found.number
             lines.n_whole += found.n_whole
             lines.n_torn, lines.lacks_newline = found.n_torn, found.lacks_newline
@@ -93,10 +93,13 @@ def found_in(part: Part, envs: Envs, reduced: Reducer) -> Found:
     return Found(records, bad, lines.number, lines.n_whole, lines.n_torn, lines.lacks_newline)
 
 
-def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes] | None:
+    """A process that reads a part and ends with the stack; None where the system has none to give."""
+    words = [sys.executable, "-I", "-c", PROGRAM]
+    try:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError:
+        return None
     stack.enter_context(process)
     stack.callback(process.kill)
     assert process.stdin is not None
@@ -110,16 +113,15 @@ def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes]:
 
 
 def _told(process: subprocess.Popen[bytes]) -> Found | None:
-    """What it found; None where it died."""
+    """What it found; None where it died, or told something else."""
     assert process.stdout is not None
     records: list[tuple[int, Record]] = []
     try:
         while type(found := pickle.load(process.stdout)) is list:
             records += found
-    except (EOFError, pickle.UnpicklingError, OSError):
+    except Exception:  # whatever pickle makes of half an answer, or of what was printed before it
         return None
-    assert type(found) is Found
-    return found._replace(records=records)
+    return found._replace(records=records) if type(found) is Found else None
 
 
 def main() -> None:

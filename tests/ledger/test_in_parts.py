@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -77,6 +78,43 @@ def test_a_part_whose_process_dies_is_read_all_the_same(folder: Path, monkeypatc
     found = read(folder, reduced=True, quiet=True)
     assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 4
+
+
+def test_a_file_is_read_where_no_process_can_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read(folder, reduced=True, quiet=True)
+    in_four(monkeypatch)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(in_parts.subprocess, "Popen", refused)
+    found = read(folder, reduced=True, quiet=True)
+    assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
+
+
+@pytest.mark.parametrize("printed", ["", "cos", "hello", "I", "N.", "]."])
+def test_what_a_process_prints_is_not_taken_for_an_answer(
+    folder: Path, printed: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read(folder, reduced=True, quiet=True)
+    in_four(monkeypatch)
+    python = tmp_path_factory.mktemp("python") / "python"
+    python.write_text(f"#!/bin/sh\necho '{printed}'; echo 'Warning'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(in_parts.sys, "executable", str(python))
+    found = read(folder, reduced=True, quiet=True)
+    assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
+
+
+def test_a_large_file_that_cannot_be_read_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_four(monkeypatch)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match="records.jsonl cannot be read .Permission denied."):
+        read(folder, reduced=True)
 
 
 def test_a_process_takes_no_other_harness_for_this_one(
