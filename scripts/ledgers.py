@@ -5,8 +5,8 @@
     python scripts/ledgers.py --table [--check]      # fill the table of results/README.md, or only say whether it is filled
 
 A command that was run stands in `made.json` of its folder with the commit, the machine and the time. Remove its entry to run it
-anew. Nothing is run while tracked files are changed: what is measured is the code of a commit. `{out}` in a command is its
-ledger's folder.
+anew. Nothing is run while tracked files are changed, but for those that such commands write: what is measured is the code of a
+commit. `{out}` in a command is its ledger's folder.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.common.machine import commit_here, cpu_name  # noqa: E402
+from harness.common.machine import cpu_name  # noqa: E402
 
 RESULTS = ROOT / "results"
+WRITTEN = ("results", "models/*.tuned.json")  # by the commands; no code
 BLOCK = re.compile(r"(?<=<!-- begin ledgers -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -72,6 +73,17 @@ def ledgers() -> list[Ledger]:
             for name, about in found.items()]  # fmt: skip
 
 
+def code_commit() -> str | None:
+    """The commit of this checkout; None where it is none, or tracked files are changed that no command here writes."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in WRITTEN))
+    return git("rev-parse", "HEAD") if changed == "" else None
+
+
 def _line(text: str) -> str:
     return " ".join(text.split())
 
@@ -85,8 +97,8 @@ def make(ledger: Ledger) -> None:
         made = ledger.made()
         if command in made:
             continue
-        commit = commit_here() or ""
-        if not commit or commit.endswith("-dirty"):
+        commit = code_commit()
+        if commit is None:
             raise SystemExit(f"{ledger.name}: tracked files are changed, or this is no checkout: commit, then start again")
         print(f"{ledger.name}: {command}", flush=True)
         (RESULTS / ledger.name).mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import ledgers as script  # noqa: E402
 
 sys.path.pop(0)
+CODE_COMMIT = script.code_commit
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "results" / "README.md").write_text("head\n<!-- begin ledgers -->\nold\n<!-- end -->\nfoot\n")
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(script, "commit_here", lambda: "0123456789")
+    monkeypatch.setattr(script, "code_commit", lambda: "0123456789")
     return tmp_path
 
 
@@ -57,11 +59,30 @@ def test_a_command_that_fails_ends_it_and_those_before_are_not_run_again(own: Pa
     assert run(monkeypatch, "--table", "--check") == 1
 
 
-def test_nothing_is_measured_of_code_that_is_in_no_commit(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "commit_here", lambda: "0123456789-dirty")
+def test_what_the_commands_write_is_no_change_of_the_code(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "code_commit", CODE_COMMIT)
+    (own / "models").mkdir()
+    (own / "methods").mkdir()
+    (own / "results" / "one").mkdir()
+    for name in ("results/one/go", "results/one/a", "models/tiny.tuned.json", "methods/eagle1.py"):
+        (own / name).touch()
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", own, "-c", "user.name=a", "-c", "user.email=a@b.example", *words], check=True)
+
+    with pytest.raises(SystemExit, match="this is no checkout"):
+        run(monkeypatch, "one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    (own / "methods" / "eagle1.py").write_text("pass")
     with pytest.raises(SystemExit, match="tracked files are changed"):
         run(monkeypatch, "one")
-    assert not (own / "results" / "one").exists()
+    assert not (own / "results" / "one" / "made.json").exists()
+    (own / "methods" / "eagle1.py").write_text("")
+    (own / "models" / "tiny.tuned.json").write_text("[]")  # by the command before
+    assert run(monkeypatch, "one") == 0
+    assert (own / "results" / "one" / "a").read_text() == "a\n"
 
 
 def test_a_ledger_that_is_none_is_named(
