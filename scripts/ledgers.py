@@ -148,7 +148,9 @@ def main() -> int:
     if asked.table:
         page = RESULTS / "README.md"
         before = page.read_text(encoding="utf-8")
-        after = BLOCK.sub(lambda _: table(found), before)
+        after, n_filled = BLOCK.subn(lambda _: table(found), before)
+        if not n_filled:
+            raise SystemExit(f"{page} has no place for it: a line <!-- begin ledgers -->, then one <!-- end -->")
         if asked.check:
             return int(before != after)
         page.write_text(after, encoding="utf-8")

@@ -85,6 +85,14 @@ def test_what_the_commands_write_is_no_change_of_the_code(own: Path, monkeypatch
     assert (own / "results" / "one" / "a").read_text() == "a\n"
 
 
+def test_a_page_without_a_place_for_the_table_is_told_of(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own / "results" / "README.md").write_text("no place\n")
+    for words in (["--table"], ["--table", "--check"]):
+        with pytest.raises(SystemExit, match=r"README.md has no place for it"):
+            run(monkeypatch, *words)
+    assert (own / "results" / "README.md").read_text() == "no place\n"
+
+
 def test_a_ledger_that_is_none_is_named(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
