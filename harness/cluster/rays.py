@@ -174,7 +174,7 @@ def _has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    with suppress(RuntimeError):  # of a user without a home
+    with suppress(RuntimeError, OSError):  # of a user without a home, or whose home this one may not read
         return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
     return False
 

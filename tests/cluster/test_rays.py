@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,3 +95,17 @@ def test_a_ray_that_does_not_begin_is_told_of_in_a_line_and_ended(monkeypatch: p
     with pytest.raises(UserError, match="--ray local: Failed to start GCS. File node.py") as told, rays.connected("local"):
         pass
     assert len(str(told.value)) < 450 and ended
+
+
+def test_this_users_token_is_found_where_ray_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not rays._has_token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").touch()
+    assert rays._has_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ("x" * 5000)))  # which the system refuses to look at
+    assert not rays._has_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a")
+    assert rays._has_token()
