@@ -15,7 +15,7 @@ from make_ledger import ENV, METHODS, base_record, output_of
 
 from harness.common.errors import UserError
 from harness.ledger import in_parts
-from harness.ledger.ledger import RECORDS, Ledger, read, write_env
+from harness.ledger.ledger import RECORDS, Ledger, Lines, read, write_env
 
 N = 40
 NAMED = [METHODS["vanilla"], METHODS["eagle2"]]
@@ -115,6 +115,12 @@ def test_a_large_file_that_cannot_be_read_is_told_of(folder: Path, monkeypatch: 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(UserError, match="records.jsonl cannot be read .Permission denied."):
         read(folder, reduced=True)
+
+
+def test_a_part_ends_where_it_should_though_the_lines_have_changed(tmp_path: Path) -> None:
+    (tmp_path / RECORDS).write_bytes(b"aaa\nbbbbb\nccc\n")
+    part = Lines(tmp_path / RECORDS, 0, 8)  # the second line was shorter
+    assert list(part) == [(1, b"aaa"), (2, b"bbbbb")]
 
 
 def test_a_process_takes_no_other_harness_for_this_one(
