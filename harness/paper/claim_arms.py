@@ -12,9 +12,7 @@ from harness.metrics.pairing import Side, one_environment, one_source, side_of
 from harness.paper import published
 
 DYNAMIC, STATIC, NO_VALUE, NO_RERANK = "eagle2", "eagle1", "eagle2-no-value", "eagle2-no-rerank"
-LIKELIEST = (
-    "eagle1-top"  # at T > 0 EAGLE-1's drafts are sampled, EAGLE-2's are not: this has the tree of one, the drafts of the other
-)
+LIKELIEST = "eagle1-top"  # EAGLE-1's tree with EAGLE-2's drafts: at T > 0 EAGLE-1 samples its own
 
 BEST = "tuned"  # the preset of `harness tune`
 
