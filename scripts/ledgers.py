@@ -29,6 +29,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from harness.common.files import write_file  # noqa: E402
 from harness.common.machine import cpu_name  # noqa: E402
 
 RESULTS = ROOT / "results"
@@ -38,7 +39,7 @@ BLOCK = re.compile(r"(?<=<!-- begin ledgers -->\n).*?(?=<!-- end -->)", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A command that was run. `seconds`: how long it took; `began`: ISO 8601."""
+    """A command that was run. `seconds`: how long its last start took; `began`: ISO 8601."""
 
     command: str
     commit: str
@@ -105,11 +106,16 @@ def make(ledger: Ledger) -> None:
         began, at = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         words = command.replace("{out}", shlex.quote(str((RESULTS / ledger.name).relative_to(ROOT))))
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", words], cwd=ROOT, env={**os.environ, "PATH": path})
-        if done.returncode:
-            raise SystemExit(f"{ledger.name}: status {done.returncode} of: {command}")
+        with subprocess.Popen(["bash", "-euo", "pipefail", "-c", words], cwd=ROOT, env={**os.environ, "PATH": path}) as shell:
+            try:
+                status = shell.wait()
+            except KeyboardInterrupt:  # the command has it, too, and ends as it does on Ctrl-C
+                shell.wait()
+                raise SystemExit(130) from None
+        if status:
+            raise SystemExit(f"{ledger.name}: status {status} of: {command}")
         entry = Made(command, commit[:7], cpu_name(), began, round(time.monotonic() - at, 1))
-        ledger.file.write_text(json.dumps([*map(asdict, made.values()), asdict(entry)], indent=1) + "\n", encoding="utf-8")
+        write_file(ledger.file, json.dumps([*map(asdict, made.values()), asdict(entry)], indent=1) + "\n")
 
 
 def table(found: Sequence[Ledger]) -> str:

@@ -530,12 +530,12 @@ def _parsed(lines: Lines, imported: bool, envs: Envs, reduced: Reducer | None) -
     bad: list[BadLine] = []
     if reduced is None:
         return [record for _, record in each_record(lines, imported, envs, bad)], bad
-    from harness.ledger.in_parts import parts_of, records_in
+    from harness.ledger.chunks import chunks_of, records_in
 
-    parts = parts_of(lines.path, imported, reduced.with_text)
-    if len(parts) == 1:
+    chunks = chunks_of(lines.path, imported, reduced.with_text)
+    if len(chunks) == 1:
         return [reduced(record) for _, record in each_record(lines, imported, envs, bad)], bad
-    records = [record for _, record in _once(records_in(parts, lines, envs, reduced, bad), bad)]
+    records = [record for _, record in _once(records_in(chunks, lines, envs, reduced, bad), bad)]
     return records, sorted(bad)
 
 

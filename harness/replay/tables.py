@@ -22,6 +22,7 @@ from harness.replay.record import Replay, of_methods
 
 NAME, CHOSEN_NAME = "replay", "which-tree-pays"
 CONTROL = "eagle2-grid"
+CONTROLS = (CONTROL, "eagle1-top")  # what is compared with, not a rival
 Summed = Mapping[tuple[str, str], Array]
 """By (task, conversation) the sums of its replays."""
 
@@ -152,7 +153,7 @@ def chosen_table(replays: Sequence[Replay], choices: Sequence[Choice], prices: M
                 mine = costs(rs, price)
                 against = estimated(list(strata([mine, control]).values()), faster, 0.0) if control else None
                 made.append((c, rs, _estimates(strata([mine]), speedup), against))
-            rivals = [i for i, (c, *_) in enumerate(made) if c.method != CONTROL and not methods.get(c.method).replay_only]
+            rivals = [i for i, (c, *_) in enumerate(made) if c.method not in CONTROLS and not methods.get(c.method).replay_only]
             p = dict(zip(rivals, adjusted([made[i][3] for i in rivals]), strict=True))
             rows = []
             order = sorted(range(len(made)), key=lambda i: -(made[i][2]["mean"].value or 0.0))

@@ -55,9 +55,9 @@ def test_all_parts_merged_are_the_ledger_of_one_run(n: int, whole: list[Record],
     assert outputs(merged) == outputs(whole)
     drafted = {r["key"] for r in merged if r["trace"] and any(r["trace"]["tree_size"])}
     assert drafted and read_drafts(tmp_path / "merged").keys() == drafted
-    in_parts = [orders(counted(folder)) for folder in parts[:3] if n > 1 or folder == parts[0]]
-    assert {key: order for part in in_parts for key, order in part.items()} == orders(whole)
-    assert sum(len(part) for part in in_parts) == len(orders(whole)), "no conversation is in two parts"
+    chunks = [orders(counted(folder)) for folder in parts[:3] if n > 1 or folder == parts[0]]
+    assert {key: order for part in chunks for key, order in part.items()} == orders(whole)
+    assert sum(len(part) for part in chunks) == len(orders(whole)), "no conversation is in two parts"
 
 
 def test_a_parts_conversations_are_every_nth_of_each_task(tmp_path: Path, whole: list[Record]) -> None:

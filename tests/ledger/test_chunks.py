@@ -14,7 +14,7 @@ import pytest
 from make_ledger import ENV, METHODS, base_record, output_of
 
 from harness.common.errors import UserError
-from harness.ledger import in_parts
+from harness.ledger import chunks
 from harness.ledger.ledger import RECORDS, Ledger, Lines, read, write_env
 
 N = 40
@@ -38,8 +38,8 @@ def record(i: int, **changes: Any) -> dict[str, Any]:
 
 
 def in_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_parts, "LEAST_BYTES", 100)
-    monkeypatch.setattr(in_parts, "usable_cores", lambda: 4)
+    monkeypatch.setattr(chunks, "LEAST_BYTES", 100)
+    monkeypatch.setattr(chunks, "usable_cores", lambda: 4)
 
 
 @pytest.mark.parametrize("with_text", [False, True])
@@ -57,7 +57,7 @@ def test_parts_hold_what_the_whole_holds(
     before = (folder / RECORDS).read_bytes()
     whole = found()
     in_four(monkeypatch)
-    parts = in_parts.parts_of(folder / RECORDS, False, with_text)
+    parts = chunks.chunks_of(folder / RECORDS, False, with_text)
     assert [part.end for part in parts] == [*(part.begin for part in parts[1:]), None] and len(parts) == 4
     assert found() == whole
     assert len(whole[0]) == N - 3 and "measured already in line 2" in whole[-1] and "torn last line" in whole[-1]
@@ -74,7 +74,7 @@ def test_a_part_whose_process_dies_is_read_all_the_same(folder: Path, monkeypatc
             started.append(self)
             os.kill(self.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(in_parts.subprocess, "Popen", Killed)
+    monkeypatch.setattr(chunks.subprocess, "Popen", Killed)
     found = read(folder, reduced=True, quiet=True)
     assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 4
@@ -87,7 +87,7 @@ def test_a_file_is_read_where_no_process_can_be_started(folder: Path, monkeypatc
     def refused(*_: Any, **__: Any) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(in_parts.subprocess, "Popen", refused)
+    monkeypatch.setattr(chunks.subprocess, "Popen", refused)
     found = read(folder, reduced=True, quiet=True)
     assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
 
@@ -101,7 +101,7 @@ def test_what_a_process_prints_is_not_taken_for_an_answer(
     python = tmp_path_factory.mktemp("python") / "python"
     python.write_text(f"#!/bin/sh\necho '{printed}'; echo 'Warning'\n")
     python.chmod(0o755)
-    monkeypatch.setattr(in_parts.sys, "executable", str(python))
+    monkeypatch.setattr(chunks.sys, "executable", str(python))
     found = read(folder, reduced=True, quiet=True)
     assert (list(found), found.footnotes) == (list(whole), whole.footnotes)
 
@@ -130,11 +130,11 @@ def test_a_process_takes_no_other_harness_for_this_one(
     (elsewhere / "harness" / "ledger").mkdir(parents=True)
     for name in ("harness/__init__.py", "harness/ledger/__init__.py"):
         (elsewhere / name).touch()
-    for name in ("harness/ledger/in_parts.py", "pickle.py"):
+    for name in ("harness/ledger/chunks.py", "pickle.py"):
         (elsewhere / name).write_text(f"open({str(elsewhere / 'was_run')!r}, 'w')")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("PYTHONPATH", str(elsewhere))
-    monkeypatch.setattr(in_parts, "found_in", None)  # the processes have it all
+    monkeypatch.setattr(chunks, "found_in", None)  # the processes have it all
     in_four(monkeypatch)
     assert len(read(folder, reduced=True, quiet=True)) == N - 3
     assert not (elsewhere / "was_run").exists()
@@ -144,12 +144,12 @@ def test_a_reading_that_is_broken_off_leaves_no_process(folder: Path, monkeypatc
     in_four(monkeypatch)
     started = []
     popen = subprocess.Popen
-    monkeypatch.setattr(in_parts.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(chunks.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_parts, "_told", interrupted)
+    monkeypatch.setattr(chunks, "_told", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(folder, reduced=True, quiet=True)
     assert len(started) == 4 and all(process.poll() is not None for process in started)
@@ -166,5 +166,5 @@ def test_where_every_line_is_bad_it_is_no_ledger_in_parts_too(tmp_path: Path, mo
 def test_a_small_file_is_one_part(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / RECORDS).write_bytes(b"x" * size)
     in_four(monkeypatch)
-    (part,) = in_parts.parts_of(tmp_path / RECORDS, False, False)
+    (part,) = chunks.chunks_of(tmp_path / RECORDS, False, False)
     assert (part.begin, part.end) == (0, None)

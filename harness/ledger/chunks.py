@@ -1,8 +1,8 @@
-"""A large file of records read by several processes: each checks and reduces the lines of a part of it.
+"""A large file of records read by several processes: each checks and reduces the lines of a chunk of it.
 
-On their standard input they are given where this process finds its modules, and a `Part`, both pickled. What they found they
-write to their standard output: lists of records, then `Found` without them. A part is read by this process where its own cannot
-be started or dies. Other parts are not: whole records leave its memory in holes, and all that it does later would be slower.
+On their standard input they are given where this process finds its modules, and a `Chunk`, both pickled. What they found they
+write to their standard output: lists of records, then `Checked` without them. This process reads a chunk only where its own cannot
+be started or dies: whole records leave its memory in holes, and all that it does later would be slower.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from harness.ledger.ledger import PACKED, BadLine, Envs, Lines, checked_lines
 from harness.ledger.record import Record
 from harness.ledger.reduced import Reducer
 
-LEAST_BYTES, MOST_PARTS = 32 << 20, 8  # below that a process costs more than it saves
+LEAST_BYTES, MOST_CHUNKS = 32 << 20, 8  # below that a process costs more than it saves
 AT_ONCE = 1000  # records in one pickle, which holds all of its bytes until it is read
 # What a process runs, with `-I`: without it another `harness` in the working directory would be taken for this one.
 PROGRAM = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
-from harness.ledger import in_parts
-in_parts.main()
+from harness.ledger.chunks import main
+main()
 """
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """The lines of a file from byte `begin` to byte `end`, None for all that follow. with_text: as `Reducer` takes it."""
 
     path: Path
@@ -42,8 +42,8 @@ class Part(NamedTuple):
     with_text: bool
 
 
-class Found(NamedTuple):
-    """What is in a part; the first of its lines has number 1. The last three: of its `Lines`, at their end."""
+class Checked(NamedTuple):
+    """What is in a chunk; the first of its lines has number 1. The last three: of its `Lines`, at their end."""
 
     records: list[tuple[int, Record]]
     bad: list[BadLine]
@@ -53,32 +53,32 @@ class Found(NamedTuple):
     lacks_newline: bool
 
 
-def parts_of(path: Path, imported: bool, with_text: bool) -> list[Part]:
-    """The parts in which a file is to be read: one, where it is small or packed, or this process may use one core."""
+def chunks_of(path: Path, imported: bool, with_text: bool) -> list[Chunk]:
+    """The chunks in which a file is to be read: one, where it is small or packed, or this process may use one core."""
     size = path.stat().st_size if path.name != PACKED and path.exists() else 0
-    n = min(size // LEAST_BYTES, MOST_PARTS, usable_cores()) if sys.executable else 1
+    n = min(size // LEAST_BYTES, MOST_CHUNKS, usable_cores()) if sys.executable else 1
     begins = [0]
     if n > 1:
-        with suppress(OSError), path.open("rb") as file:  # who reads the part says why it cannot be read
+        with suppress(OSError), path.open("rb") as file:  # who reads the chunk says why it cannot be read
             for i in range(1, n):
                 file.seek(size * i // n)
                 file.readline()
                 begins.append(file.tell())
     begins = [begin for begin in dict.fromkeys(begins) if begin < size] or [0]
-    return [Part(path, begin, end, imported, with_text) for begin, end in zip(begins, [*begins[1:], None], strict=True)]
+    return [Chunk(path, begin, end, imported, with_text) for begin, end in zip(begins, [*begins[1:], None], strict=True)]
 
 
 def records_in(
-    parts: Sequence[Part], lines: Lines, envs: Envs, reduced: Reducer, bad: list[BadLine]
+    chunks: Sequence[Chunk], lines: Lines, envs: Envs, reduced: Reducer, bad: list[BadLine]
 ) -> Iterator[tuple[int, Record]]:
-    """The reduced records of a whole file with their lines' numbers; bad lines go into `bad`, part by part.
+    """The reduced records of a whole file with their lines' numbers; bad lines go into `bad`, chunk by chunk.
 
     lines: of the file, not read yet; at the end it tells what it tells of a file that was read from it.
     """
     with ExitStack() as stack:
-        processes = [_started(part, stack) for part in parts]
-        for part, process in zip(parts, processes, strict=True):
-            found = (process and _told(process)) or found_in(part, envs, reduced)
+        processes = [_started(chunk, stack) for chunk in chunks]
+        for chunk, process in zip(chunks, processes, strict=True):
+            found = (process and _told(process)) or found_in(chunk, envs, reduced)
             before, lines.number = lines.number, lines.number + found.number
             lines.n_whole += found.n_whole
             lines.n_torn, lines.lacks_newline = found.n_torn, found.lacks_newline
@@ -86,15 +86,15 @@ def records_in(
             yield from ((before + number, record) for number, record in found.records)
 
 
-def found_in(part: Part, envs: Envs, reduced: Reducer) -> Found:
-    """Read a part in this process."""
-    lines, bad = Lines(part.path, part.begin, part.end), list[BadLine]()
-    records = [(number, reduced(record)) for number, record in checked_lines(lines, part.imported, envs, bad)]
-    return Found(records, bad, lines.number, lines.n_whole, lines.n_torn, lines.lacks_newline)
+def found_in(chunk: Chunk, envs: Envs, reduced: Reducer) -> Checked:
+    """Read a chunk in this process."""
+    lines, bad = Lines(chunk.path, chunk.begin, chunk.end), list[BadLine]()
+    records = [(number, reduced(record)) for number, record in checked_lines(lines, chunk.imported, envs, bad)]
+    return Checked(records, bad, lines.number, lines.n_whole, lines.n_torn, lines.lacks_newline)
 
 
-def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes] | None:
-    """A process that reads a part and ends with the stack; None where the system has none to give."""
+def _started(chunk: Chunk, stack: ExitStack) -> subprocess.Popen[bytes] | None:
+    """A process that reads a chunk and ends with the stack; None where the system has none to give."""
     words = [sys.executable, "-I", "-c", PROGRAM]
     try:
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -106,13 +106,13 @@ def _started(part: Part, stack: ExitStack) -> subprocess.Popen[bytes] | None:
     try:
         with process.stdin as pipe:
             pickle.dump(sys.path, pipe)
-            pickle.dump(part, pipe)
+            pickle.dump(chunk, pipe)
     except OSError:  # it is dead: `_told` finds nothing
         pass
     return process
 
 
-def _told(process: subprocess.Popen[bytes]) -> Found | None:
+def _told(process: subprocess.Popen[bytes]) -> Checked | None:
     """What it found; None where it died, or told something else."""
     assert process.stdout is not None
     records: list[tuple[int, Record]] = []
@@ -121,13 +121,13 @@ def _told(process: subprocess.Popen[bytes]) -> Found | None:
             records += found
     except Exception:  # whatever pickle makes of half an answer, or of what was printed before it
         return None
-    return found._replace(records=records) if type(found) is Found else None
+    return found._replace(records=records) if type(found) is Checked else None
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the process that started this one, which ends it
-    part = pickle.load(sys.stdin.buffer)
-    found = found_in(part, Envs(part.path.parent), Reducer(with_text=part.with_text))
+    chunk = pickle.load(sys.stdin.buffer)
+    found = found_in(chunk, Envs(chunk.path.parent), Reducer(with_text=chunk.with_text))
     for first in range(0, len(found.records), AT_ONCE):
         pickle.dump(found.records[first : first + AT_ONCE], sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
     pickle.dump(found._replace(records=[]), sys.stdout.buffer)
