@@ -1,8 +1,8 @@
 """A large file of records read by several processes: each checks and reduces the lines of a chunk of it.
 
 On their standard input they are given where this process finds its modules, and a `Chunk`, both pickled. What they found they
-write to their standard output: lists of records, then `Checked` without them. This process reads a chunk only where its own cannot
-be started or dies: whole records leave its memory in holes, and all that it does later would be slower.
+write to their standard output: lists of records, then `Checked` without them. This process reads a chunk only where its own
+cannot be started or dies: whole records leave its memory in holes, and all that it does later would be slower.
 """
 
 from __future__ import annotations
