@@ -355,7 +355,7 @@ def ledger(measured_ledger: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ("--method eagel2", ["unknown method 'eagel2'; did you mean 'eagle2'? known: ", "eagle1, eagle2"]),
+        ("--method eagel2", ["unknown method 'eagel2'; did you mean 'eagle2'? known: ", "eagle1, eagle1-top, eagle2"]),
         ("--task gsm8", ["unknown task 'gsm8'; did you mean 'gsm8k'? known: alpaca"]),
         ("--model smolm2-135m", ["unknown model 'smolm2-135m'; did you mean 'smollm2-135m'?", "known: "]),
         ("--model nowhere.yaml", ["cannot read nowhere.yaml"]),
