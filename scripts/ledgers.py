@@ -119,7 +119,9 @@ def make(ledger: Ledger) -> None:
 
 
 def table(found: Sequence[Ledger]) -> str:
-    """Markdown: folder, what it holds, commit, machine, date and hours of each; then its commands."""
+    """Markdown: folder, what it holds, commit, machine, date and hours of each that was begun; then its commands."""
+    if not any(ledger.made() for ledger in found):
+        return "None of them has been made yet.\n"
     lines = ["| folder | what it holds | commit | machine | date | hours |", "|:--|:--|:--|:--|:--|--:|"]
     for ledger in found:
         if made := list(ledger.made().values()):

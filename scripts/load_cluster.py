@@ -161,14 +161,11 @@ def bench_of(setup: Setup) -> SleepingBench:
 Event = tuple[int, Message | End]
 
 
-class Inline:
-    """A cluster in the driver's own process, where work is done when its messages are asked for: for counting, not for clocks."""
+class Numbered:
+    """Nodes that are all there from the beginning, and workers that are numbers from 1."""
 
     def __init__(self, workers: int) -> None:
-        self._nodes = nodes(workers)
-        self._calls: dict[int, Iterator[Message | End]] = {}
-        self._benches: dict[int, SleepingBench] = {}
-        self._n = 0
+        self._nodes, self._n = nodes(workers), 0
 
     def nodes(self) -> list[Node]:
         return self._nodes
@@ -176,6 +173,15 @@ class Inline:
     def start(self, node: Node, **_: int) -> int:
         self._n += 1
         return self._n
+
+
+class Inline(Numbered):
+    """A cluster in the driver's own process, where work is done when its messages are asked for: for counting, not for clocks."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._calls: dict[int, Iterator[Message | End]] = {}
+        self._benches: dict[int, SleepingBench] = {}
 
     def call(self, worker: int, function: str, *given: Any) -> None:
         self._calls[worker] = iter([*carried_out(self._benches, worker, function, given), End()])
@@ -191,11 +197,12 @@ class Inline:
         self._calls.pop(worker, None)
 
 
-class Pipes:
+class Pipes(Numbered):
     """Workers as threads of a few processes: each of their messages comes through a pipe. One whose driver is gone ends."""
 
     def __init__(self, workers: int) -> None:
-        self._nodes, self._n, self._dropped = nodes(workers), 0, set[int]()
+        super().__init__(workers)
+        self._dropped = set[int]()
         self._pipes: list[Any] = []
         forked = get_context("fork")  # nothing is imported again
         for _ in range(min(PROCESSES, workers)):
@@ -203,13 +210,6 @@ class Pipes:
             self._pipes.append(here)
             forked.Process(target=serve, args=(there, self._pipes), daemon=True).start()
             there.close()
-
-    def nodes(self) -> list[Node]:
-        return self._nodes
-
-    def start(self, node: Node, **_: int) -> int:
-        self._n += 1
-        return self._n
 
     def call(self, worker: int, function: str, *given: Any) -> None:
         self._pipes[worker % len(self._pipes)].send((worker, function, given))

@@ -101,6 +101,10 @@ def test_a_ledger_that_is_none_is_named(
     assert "no ledger two; there are: one" in capsys.readouterr().err
 
 
+def test_the_table_is_that_of_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "--table", "--check") == 0, "run `python scripts/ledgers.py --table`"
+
+
 def test_the_lists_commands_are_the_harnesss() -> None:
     """Their names and options: hours after the start is too late to learn of a slip."""
     for ledger in script.ledgers():
