@@ -461,7 +461,7 @@ class Lines:
                     self.lacks_newline = not whole
                     yield self.number, line.removesuffix(b"\n")
                     if self._end is not None and self._begin + self.n_whole >= self._end:
-                        return  # or past it, where the file was written anew meanwhile: what follows is in the next part
+                        return  # or past it, where the file was written anew meanwhile: what follows is in the next chunk
         except (EOFError, lzma.LZMAError) as error:
             raise UserError(f"{self.path} is no whole xz file ({error})") from error
         except OSError as error:
